@@ -1,0 +1,1 @@
+"""Backends: one circuit, run, simulated, priced or recorded."""

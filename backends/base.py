@@ -1,0 +1,217 @@
+"""The Evaluator: the few primitives that kernels are written against, and the rules that every backend keeps.
+
+Kernels call the public methods. They check levels, noise degrees, exact scales and rotation keys, derive the state of
+the result, and then call the hooks (`_add`, `_rotate`, ...) that a backend implements on its own payloads. So a program
+that breaks a rule fails in the same way on every backend, before OpenFHE sees it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from olac.errors import MissingKeyError, VerificationError
+from olac.ir.types import CipherState
+from olac.parameters import FIXED, Parameters
+
+Array = npt.NDArray[np.float64]
+C = TypeVar("C")
+P = TypeVar("P")
+
+SCALE_TOLERANCE = 1e-9
+"""Largest relative difference of two scales that may be added; far below the noise of any sensible scale."""
+
+
+@dataclass(frozen=True)
+class Ciphertext(Generic[C]):
+    """A backend's payload and what olac knows of it."""
+
+    payload: C
+    state: CipherState
+
+
+@dataclass(frozen=True)
+class Plaintext(Generic[P]):
+    """Encoded slots, made for ciphertexts of one level."""
+
+    payload: P
+    level: int
+    scale: float
+
+
+class Evaluator(ABC, Generic[C, P]):
+    """CKKS primitives over ciphertexts of `parameters.slots` slots.
+
+    Args:
+        parameters: ring, chain and scaling technique.
+        rotations: steps that keys exist for, or None where any step may be taken.
+    """
+
+    def __init__(self, parameters: Parameters, rotations: Iterable[int] | None = None) -> None:
+        self.parameters = parameters
+        self.slots = parameters.slots
+        self._rotations = None if rotations is None else frozenset(rotations)
+
+    # Plaintexts ------------------------------------------------------------------------------------------------------
+
+    def encode(self, values: Callable[[], Array], level: int, scale: float) -> Plaintext[P]:
+        """Encode slots (a function that gives them, shape (slots,)) for ciphertexts of a level, at an exact scale."""
+        if not 0 <= level <= self.parameters.depth:
+            raise VerificationError(f"encode for level {level} of {self.parameters.depth}")
+        return Plaintext(self._encode(values, level, scale), level, scale)
+
+    # Sums ------------------------------------------------------------------------------------------------------------
+
+    def add(self, a: Ciphertext[C], b: Ciphertext[C]) -> Ciphertext[C]:
+        """a + b; levels, noise degrees and scales must agree."""
+        self._same("add", a.state, b.state)
+        return Ciphertext(self._add(a.payload, b.payload, a.state), a.state)
+
+    def add_plain(self, a: Ciphertext[C], p: Plaintext[P]) -> Ciphertext[C]:
+        """a + p for a of noise degree 1 and p encoded at a's level and scale."""
+        self._degree_one("add_plain", a.state)
+        self._same("add_plain", a.state, CipherState(p.level, 1, p.scale))
+        return Ciphertext(self._add_plain(a.payload, p.payload, a.state), a.state)
+
+    def add_scalar(self, a: Ciphertext[C], value: float) -> Ciphertext[C]:
+        """a + value in every slot, for a of noise degree 1."""
+        self._degree_one("add_scalar", a.state)
+        return Ciphertext(self._add_scalar(a.payload, value, a.state), a.state)
+
+    # Products --------------------------------------------------------------------------------------------------------
+
+    def multiply_plain(self, a: Ciphertext[C], p: Plaintext[P]) -> Ciphertext[C]:
+        """a * p, of noise degree 2; normalize after the products are summed."""
+        self._degree_one("multiply_plain", a.state)
+        if p.level != a.state.level:
+            raise VerificationError(f"multiply_plain: plaintext for level {p.level}, ciphertext at {a.state.level}")
+        state = CipherState(a.state.level, 2, a.state.scale * p.scale)
+        return Ciphertext(self._multiply_plain(a.payload, p.payload, a.state), state)
+
+    def multiply(self, a: Ciphertext[C], b: Ciphertext[C]) -> Ciphertext[C]:
+        """a * b, relinearised, of noise degree 2."""
+        self._degree_one("multiply", a.state)
+        self._degree_one("multiply", b.state)
+        if a.state.level != b.state.level:
+            raise VerificationError(f"multiply at levels {a.state.level} and {b.state.level}")
+        state = CipherState(a.state.level, 2, a.state.scale * b.state.scale)
+        return Ciphertext(self._multiply(a.payload, b.payload, a.state), state)
+
+    def normalize(self, a: Ciphertext[C]) -> Ciphertext[C]:
+        """From noise degree 2 to 1, one level down: a rescale, whatever the scaling technique calls it."""
+        if a.state.noise_degree != 2:
+            raise VerificationError(f"normalize of noise degree {a.state.noise_degree}")
+        if a.state.level < 1:
+            raise VerificationError("normalize at level 0: the program takes more levels than the chain has")
+        state = CipherState(a.state.level - 1, 1, a.state.scale / self.parameters.primes[a.state.level])
+        return Ciphertext(self._normalize(a.payload, a.state), state)
+
+    def drop(self, a: Ciphertext[C], level: int) -> Ciphertext[C]:
+        """Give up levels without changing the value."""
+        if level == a.state.level:
+            return a
+        self._degree_one("drop", a.state)
+        if not 0 <= level < a.state.level:
+            raise VerificationError(f"drop from level {a.state.level} to {level}")
+        scale = a.state.scale if self.parameters.technique == FIXED else self.parameters.scale(level)
+        return Ciphertext(self._drop(a.payload, a.state, level), CipherState(level, 1, scale))
+
+    # Rotations -------------------------------------------------------------------------------------------------------
+
+    def rotate(self, a: Ciphertext[C], step: int) -> Ciphertext[C]:
+        """Slot i of the result is slot i + step of a."""
+        step = self._step(step)
+        return a if step == 0 else Ciphertext(self._rotate(a.payload, step, a.state), a.state)
+
+    def rotate_hoisted(self, a: Ciphertext[C], steps: Sequence[int]) -> Mapping[int, Ciphertext[C]]:
+        """a rotated by each step, the decomposition into digits shared (hoisting)."""
+        wanted = sorted({self._step(step) for step in steps})
+        moved = [step for step in wanted if step]
+        if len(moved) <= 1:
+            return {step: self.rotate(a, step) for step in wanted}
+        digits = self._hoist(a.payload, a.state)
+        out = {0: a} if 0 in wanted else {}
+        for step in moved:
+            out[step] = Ciphertext(self._hoisted_rotate(a.payload, digits, step, a.state), a.state)
+        return out
+
+    def rotate_sum(self, terms: Sequence[tuple[Ciphertext[C], int]]) -> Ciphertext[C]:
+        """The sum of terms, each rotated by its step; one division by P for all of them.
+
+        Noise degree 2 is welcome: the noise of key switching vanishes in the rescale that follows.
+        """
+        still = [a for a, step in terms if self._step(step) == 0]
+        moved = [(a, self._step(step)) for a, step in terms if self._step(step) != 0]
+        state = terms[0][0].state
+        for a, _ in terms[1:]:
+            self._same("rotate_sum", state, a.state)
+        parts = [a.payload for a in still]
+        if len(moved) == 1:
+            parts.append(self._rotate(moved[0][0].payload, moved[0][1], state))
+        elif moved:
+            extended = (
+                self._extended_rotate(a.payload, self._hoist(a.payload, state), step, state) for a, step in moved
+            )
+            summed = functools.reduce(lambda x, y: self._extended_add(x, y, state), extended)
+            parts.append(self._key_switch_down(summed, state))
+        return Ciphertext(functools.reduce(lambda x, y: self._add(x, y, state), parts), state)
+
+    # Rules -----------------------------------------------------------------------------------------------------------
+
+    def _step(self, step: int) -> int:
+        step %= self.slots
+        if step and self._rotations is not None and step not in self._rotations:
+            raise MissingKeyError(f"there is no rotation key for step {step}")
+        return step
+
+    @staticmethod
+    def _degree_one(primitive: str, state: CipherState) -> None:
+        if state.noise_degree != 1:
+            raise VerificationError(
+                f"{primitive} on a ciphertext of noise degree {state.noise_degree}: normalize it first"
+            )
+
+    @staticmethod
+    def _same(primitive: str, a: CipherState, b: CipherState) -> None:
+        if a.level != b.level or a.noise_degree != b.noise_degree:
+            raise VerificationError(f"{primitive} of {a} and {b}")
+        if not math.isclose(a.scale, b.scale, rel_tol=SCALE_TOLERANCE):
+            raise VerificationError(f"{primitive} of different scales: {a} and {b}")
+
+    # Hooks: `state` is the state of the (first) operand --------------------------------------------------------------
+
+    @abstractmethod
+    def _encode(self, values: Callable[[], Array], level: int, scale: float) -> P: ...
+    @abstractmethod
+    def _add(self, a: C, b: C, state: CipherState) -> C: ...
+    @abstractmethod
+    def _add_plain(self, a: C, p: P, state: CipherState) -> C: ...
+    @abstractmethod
+    def _add_scalar(self, a: C, value: float, state: CipherState) -> C: ...
+    @abstractmethod
+    def _multiply_plain(self, a: C, p: P, state: CipherState) -> C: ...
+    @abstractmethod
+    def _multiply(self, a: C, b: C, state: CipherState) -> C: ...
+    @abstractmethod
+    def _normalize(self, a: C, state: CipherState) -> C: ...
+    @abstractmethod
+    def _drop(self, a: C, state: CipherState, level: int) -> C: ...
+    @abstractmethod
+    def _rotate(self, a: C, step: int, state: CipherState) -> C: ...
+    @abstractmethod
+    def _hoist(self, a: C, state: CipherState) -> C: ...
+    @abstractmethod
+    def _hoisted_rotate(self, a: C, digits: C, step: int, state: CipherState) -> C: ...
+    @abstractmethod
+    def _extended_rotate(self, a: C, digits: C, step: int, state: CipherState) -> C: ...
+    @abstractmethod
+    def _extended_add(self, a: C, b: C, state: CipherState) -> C: ...
+    @abstractmethod
+    def _key_switch_down(self, a: C, state: CipherState) -> C: ...

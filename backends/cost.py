@@ -1,0 +1,49 @@
+"""Prices a program: the recorder's stream of primitives times the cost table."""
+
+from __future__ import annotations
+
+from olac.backends.recorder import RecorderEvaluator
+from olac.costs import CiphertextShape, CostTable
+from olac.parameters import Parameters
+
+
+class CostEvaluator(RecorderEvaluator):
+    """Adds up predicted seconds as a program runs on no data.
+
+    Args:
+        parameters: of the program.
+        table: seconds of each primitive.
+        threads: that OpenFHE may use.
+        encoded: whether plaintexts were encoded before, so that encoding is free.
+    """
+
+    def __init__(self, parameters: Parameters, table: CostTable, threads: int = 2, encoded: bool = False) -> None:
+        super().__init__(parameters)
+        self.table = table
+        self.threads = threads
+        self.encoded = encoded
+        self.seconds = 0.0
+        self._known: dict[tuple[str, int], float] = {}
+
+    def price(self, primitive: str, level: int) -> float:
+        """Seconds of one primitive on an operand at a level."""
+        key = (primitive, level)
+        if key not in self._known:
+            self._known[key] = self.table.seconds(primitive, shape(self.parameters, level), self.threads)
+        return self._known[key]
+
+    def _record(self, primitive: str, level: int, step: int = 0) -> None:
+        super()._record(primitive, level, step)
+        if not (self.encoded and primitive == "encode"):
+            self.seconds += self.price(primitive, level)
+
+
+def shape(parameters: Parameters, level: int) -> CiphertextShape:
+    """What the cost table wants to know of a ciphertext at a level."""
+    return CiphertextShape(
+        parameters.log_ring,
+        level + 1,
+        parameters.digit_limbs,
+        len(parameters.special_primes),
+        parameters.technique,
+    )

@@ -1,0 +1,1 @@
+"""The real backend, and the only package that imports openfhe."""

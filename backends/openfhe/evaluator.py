@@ -1,0 +1,159 @@
+"""The Evaluator on OpenFHE ciphertexts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.backends.openfhe.library import load
+from olac.costs import plaintext_bytes
+from olac.errors import VerificationError
+from olac.ir.types import CipherState
+from olac.parameters import FIXED, Parameters
+
+
+class PlaintextCache:
+    """Plaintexts of a program in the order in which it encodes them, kept from one run to the next.
+
+    A program encodes the same sequence every time, so the place in the sequence is the key. What does not fit in
+    `budget` bytes is encoded anew in every run.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.bytes = 0
+        self._kept: dict[int, Any] = {}
+        self._next = 0
+
+    def restart(self) -> None:
+        """Begin a run."""
+        self._next = 0
+
+    def get(self, size: int, make: Callable[[], Any]) -> Any:
+        """The next plaintext, of `size` bytes, made where it isn't kept."""
+        place, self._next = self._next, self._next + 1
+        if place in self._kept:
+            return self._kept[place]
+        made = make()
+        if self.bytes + size <= self.budget:
+            self._kept[place] = made
+            self.bytes += size
+        return made
+
+
+class OpenFHEEvaluator(Evaluator[Any, Any]):
+    """Args:
+    context: from `make_context(parameters)`, with the evaluation keys loaded.
+    rotations: steps that there are keys for.
+    cache: keeps plaintexts between runs; None encodes anew every time.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        parameters: Parameters,
+        rotations: Iterable[int] | None = None,
+        cache: PlaintextCache | None = None,
+    ) -> None:
+        super().__init__(parameters, rotations)
+        self._context = context
+        self._cache = cache
+        self._fixed = parameters.technique == FIXED
+        self._order = 4 * parameters.slots
+
+    # Between olac's levels, which remain, and OpenFHE's, which are used up.
+
+    def used_levels(self, level: int) -> int:
+        """OpenFHE's level of a ciphertext that has `level` left."""
+        return self.parameters.depth - level
+
+    def wrap(self, payload: Any) -> Ciphertext[Any]:
+        """A ciphertext that came from outside, with the state that OpenFHE reports."""
+        level = self.parameters.depth - payload.GetLevel()
+        return Ciphertext(payload, CipherState(level, payload.GetNoiseScaleDeg(), self.parameters.scale(level)))
+
+    def encrypt(self, key: Any, slots: Array, level: int) -> Ciphertext[Any]:
+        """Encrypt with the secret key (100 times less noise than with the public one) or the public key."""
+        scale = self.parameters.scale(level)
+        return Ciphertext(self._context.Encrypt(key, self._make(slots, level, scale)), CipherState(level, 1, scale))
+
+    def decrypt(self, key: Any, a: Ciphertext[Any]) -> Array:
+        """The slots, shape (slots,). For clients only."""
+        plain = self._context.Decrypt(key, a.payload)
+        plain.SetLength(self.slots)
+        values: Array = plain.GetRealPackedValueArray()
+        return values[: self.slots] * (self.parameters.scale(a.state.level) / a.state.scale)
+
+    def _make(self, slots: Array, level: int, scale: float) -> Any:
+        # OpenFHE encodes at its nominal scale of the level; an exact scale beside it is a factor on the values.
+        values = slots * (scale / self.parameters.scale(level))
+        return self._context.MakeCKKSPackedPlaintext(values, 1, self.used_levels(level))
+
+    def _encode(self, values: Callable[[], Array], level: int, scale: float) -> Any:
+        if self._cache is None:
+            return self._make(values(), level, scale)
+        size = plaintext_bytes(self.parameters.log_ring, level + 1)
+        return self._cache.get(size, lambda: self._make(values(), level, scale))
+
+    def _add(self, a: Any, b: Any, state: CipherState) -> Any:
+        return self._context.EvalAdd(a, b)
+
+    def _add_plain(self, a: Any, p: Any, state: CipherState) -> Any:
+        return self._context.EvalAdd(a, p)
+
+    def _add_scalar(self, a: Any, value: float, state: CipherState) -> Any:
+        return self._context.EvalAdd(a, value * state.scale / self.parameters.scale(state.level))
+
+    def _multiply_plain(self, a: Any, p: Any, state: CipherState) -> Any:
+        return self._context.EvalMult(a, p)
+
+    def _multiply(self, a: Any, b: Any, state: CipherState) -> Any:
+        return self._context.EvalSquare(a) if a is b else self._context.EvalMult(a, b)
+
+    def _normalize(self, a: Any, state: CipherState) -> Any:
+        # In FLEXIBLEAUTO Rescale does nothing; Compress rescales, and keeps all limbs when asked for at least as many.
+        out = self._context.Rescale(a) if self._fixed else self._context.Compress(a, state.level + 1)
+        if out.GetLevel() != self.used_levels(state.level - 1) or out.GetNoiseScaleDeg() != 1:
+            raise VerificationError(
+                f"a rescale from {state} gave OpenFHE level {out.GetLevel()}, degree {out.GetNoiseScaleDeg()}"
+            )
+        return out
+
+    def _drop(self, a: Any, state: CipherState, level: int) -> Any:
+        if self._fixed:
+            return self._context.LevelReduce(a, None, state.level - level)
+        # Compress alone would keep the old scale, which products then take for the new level's. So: a product with the
+        # ratio of the scales, truncated to one level above the target, and the rescale that brings it there.
+        parameters = self.parameters
+        ratio = parameters.scale(level) * parameters.primes[level + 1] / (state.scale * a.GetScalingFactor())
+        out = self._context.EvalMult(a, ratio)
+        if state.level > level + 1:
+            out = self._context.Compress(out, level + 2, 2)
+        out = self._context.Compress(out, level + 1)
+        out.SetScalingFactor(parameters.scale(level))
+        return out
+
+    def _rotate(self, a: Any, step: int, state: CipherState) -> Any:
+        return self._context.EvalRotate(a, step)
+
+    def _hoist(self, a: Any, state: CipherState) -> Any:
+        return self._context.EvalFastRotationPrecompute(a)
+
+    def _hoisted_rotate(self, a: Any, digits: Any, step: int, state: CipherState) -> Any:
+        return self._context.EvalFastRotation(a, step, self._order, digits)
+
+    def _extended_rotate(self, a: Any, digits: Any, step: int, state: CipherState) -> Any:
+        return self._context.EvalFastRotationExt(a, step, digits, True)
+
+    def _extended_add(self, a: Any, b: Any, state: CipherState) -> Any:
+        self._context.EvalAddInPlaceNoCheck(a, b)
+        return a
+
+    def _key_switch_down(self, a: Any, state: CipherState) -> Any:
+        return self._context.KeySwitchDown(a)
+
+
+def library_version() -> str:
+    """Version of the openfhe package, "unknown" where it has none."""
+    return str(getattr(load(), "__version__", "unknown"))

@@ -1,0 +1,134 @@
+"""Key pairs and sets of evaluation keys that live in this process.
+
+OpenFHE keeps evaluation keys in static maps of the process, by the tag of their secret key. Every set here has a tag of
+its own, so that clients and servers in one process don't touch each other's keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from olac.backends.openfhe.library import load
+from olac.backends.openfhe.wire import Words, new_tag, wire
+from olac.errors import BackendError
+from olac.parameters import Parameters
+
+KEYS_AT_A_TIME = 8
+"""OpenFHE makes the keys of one call in parallel."""
+
+
+@dataclass
+class KeySet:
+    """Evaluation keys that OpenFHE can use, under `tag`."""
+
+    parameters: Parameters
+    tag: str
+    steps: tuple[int, ...]
+    relinearisation: Any = None
+    _maps: list[tuple[tuple[int, ...], Any]] = field(default_factory=list)
+
+    def words(self) -> Iterator[Words]:
+        """The relinearisation key, where there is one, and then the rotation keys in the order of `steps`.
+
+        Only for sets that were made here; one key is in memory twice at a time.
+        """
+        ready = wire(self.parameters)
+        if self.relinearisation is not None:
+            yield ready.relinearisation_key_words(self.relinearisation)
+        index = {step: ready.context.FindAutomorphismIndex(step) for step in self.steps}
+        for steps, keys in self._maps:
+            by_index = sorted(steps, key=index.__getitem__)
+            words = dict(zip(by_index, ready.rotation_key_words(keys, len(steps)), strict=True))
+            for step in steps:
+                yield words[step]
+
+
+def new_secret_key(parameters: Parameters) -> Any:
+    """A uniform ternary secret key under a tag of its own."""
+    key = wire(parameters).context.KeyGen().secretKey
+    key.SetKeyTag(new_tag())
+    return key
+
+
+def make_keys(
+    parameters: Parameters,
+    secret_key: Any,
+    steps: Sequence[int],
+    relinearise: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> KeySet:
+    """Evaluation keys of a secret key; `progress(done, total)` is called as they come."""
+    context = wire(parameters).context
+    fhe = load()
+    total, done = len(steps) + int(relinearise), 0
+    tag = secret_key.GetKeyTag()
+    made = KeySet(parameters, tag, tuple(steps))
+
+    def report(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, total)
+
+    try:
+        if relinearise:
+            context.EvalMultKeyGen(secret_key)
+            made.relinearisation = fhe.CryptoContext.GetEvalMultKeyVector(tag)[0]
+            report(1)
+        for chunk in _chunks(steps):
+            keys = context.EvalAutomorphismKeyGen(secret_key, [context.FindAutomorphismIndex(s) for s in chunk])
+            if not made._maps:
+                # OpenFHE takes the first map as its own and puts the later keys into it: a copy stays as it is.
+                keys = fhe.DeserializeEvalKeyMapString(fhe.Serialize(keys, fhe.BINARY), fhe.BINARY)
+            made._maps.append((tuple(chunk), keys))
+            report(len(chunk))
+    except RuntimeError as error:
+        raise BackendError(f"OpenFHE can't make the evaluation keys: {error}") from error
+    _check(made)
+    return made
+
+
+def install_keys(
+    parameters: Parameters,
+    steps: Sequence[int],
+    relinearise: bool,
+    words: Iterator[Words],
+    progress: Callable[[int, int], None] | None = None,
+) -> KeySet:
+    """Keys from words that came from outside, in the order of `KeySet.words`, under a new tag.
+
+    Raises:
+        ArtifactError: words that are no residues; whatever `words` raises.
+    """
+    ready = wire(parameters)
+    fhe = load()
+    total = len(steps) + int(relinearise)
+    made = KeySet(parameters, new_tag(), tuple(steps))
+    if relinearise:
+        made.relinearisation = ready.relinearisation_key(next(words), made.tag)
+        fhe.CryptoContext.InsertEvalMultKey([made.relinearisation], made.tag)
+    for done, step in enumerate(steps, 1 + int(relinearise)):
+        key = ready.rotation_key(next(words), ready.context.FindAutomorphismIndex(step), made.tag)
+        fhe.CryptoContext.InsertEvalAutomorphismKey(key, made.tag)
+        if progress is not None:
+            progress(done, total)
+    _check(made)
+    return made
+
+
+def _check(made: KeySet) -> None:
+    """OpenFHE must hold exactly the keys of the set under its tag."""
+    context = wire(made.parameters).context
+    wanted = sorted(context.FindAutomorphismIndex(step) for step in made.steps)
+    held = sorted(load().CryptoContext.GetExistingEvalAutomorphismKeyIndices(made.tag)) if made.steps else []
+    if held != wanted:
+        raise BackendError(f"OpenFHE holds {len(held)} rotation keys, expected {len(wanted)}")
+
+
+def _chunks(steps: Sequence[int]) -> Iterable[Sequence[int]]:
+    if steps:
+        yield steps[:1]
+    for start in range(1, len(steps), KEYS_AT_A_TIME):
+        yield steps[start : start + KEYS_AT_A_TIME]

@@ -1,0 +1,240 @@
+"""Coefficient words into and out of OpenFHE objects, without ever parsing bytes from outside.
+
+OpenFHE's parser crashes, allocates without bound or accepts nonsense where bytes are hostile. So what travels between
+processes is only coefficients: arrays of uint64 words. The receiver makes an object of the same kind itself, with a
+key pair that it throws away, serialises it, and puts the received words, each checked to be less than its prime, in
+place of its own. Every other byte that reaches the parser was written by this process.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from olac.backends.openfhe.context import make_context
+from olac.backends.openfhe.library import load
+from olac.errors import ArtifactError, BackendError
+from olac.parameters import Parameters
+
+Words = npt.NDArray[np.uint64]
+WORD_BYTES = 8
+MAX_STRUCTURE_BYTES = 1 << 16
+UNIFORM_BITS = 8
+"""The largest of a block's words has at most so many bits less than the prime; by chance, less than 2^-1000."""
+TAG_PATTERN = re.compile(rb"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Template:
+    """OpenFHE's bytes of one kind of object, with holes where the coefficient words go.
+
+    Attributes:
+        pieces: the bytes around the holes, one more than there are holes.
+        primes: what the words of each hole must stay below.
+        length: words in a hole.
+        tag: the key tag that stands in the pieces.
+    """
+
+    pieces: tuple[bytes, ...]
+    primes: tuple[int, ...]
+    length: int
+    tag: str
+
+    def fill(self, words: Words, tag: str) -> bytes:
+        """The bytes of an object with these words, shape (holes, length), under another key tag."""
+        check_words(words, self.primes, self.length)
+        raw = np.ascontiguousarray(words, dtype="<u8")
+        old, new = self.tag.encode(), tag.encode()
+        out = [self.pieces[0].replace(old, new)]
+        for block, piece in zip(raw, self.pieces[1:], strict=True):
+            out += [block.tobytes(), piece.replace(old, new)]
+        return b"".join(out)
+
+
+def check_words(words: Words, primes: Sequence[int], length: int) -> None:
+    """Raise `ArtifactError` unless words have shape (primes, length) and could be residues of an encryption."""
+    if words.shape != (len(primes), length):
+        raise ArtifactError(f"coefficients of shape {words.shape}, expected {(len(primes), length)}")
+    bounds = np.array(primes, dtype=np.uint64)
+    highest = words.max(axis=1)
+    wrong = np.flatnonzero(highest >= bounds)
+    if len(wrong):
+        raise ArtifactError(
+            f"coefficients that are not less than their prime, in {len(wrong)} of {len(primes)} limbs: it was not "
+            "made by olac, or for other parameters"
+        )
+    # Thousands of uniform words come close to their prime. All zeros, say, would be an encryption that hides nothing.
+    if np.any(highest < bounds >> np.uint64(UNIFORM_BITS)):
+        raise ArtifactError("coefficients that are not uniform: it is no encryption")
+
+
+def holes(data: bytes, primes: Sequence[int], length: int) -> tuple[int, ...]:
+    """Where the coefficients lie in bytes that OpenFHE made in this process: an offset for each of `primes`.
+
+    A block is the number of words as 8 bytes and then the words, each less than its prime.
+    """
+    mark = length.to_bytes(WORD_BYTES, "little")
+    out: list[int] = []
+    at = 0
+    while len(out) < len(primes):
+        at = data.find(mark, at)
+        start = at + WORD_BYTES
+        if at < 0 or start + WORD_BYTES * length > len(data):
+            raise BackendError(f"OpenFHE's bytes hold {len(out)} blocks of {length} words, expected {len(primes)}")
+        words = np.frombuffer(data, "<u8", length, start)
+        # The ring dimension itself stands in the bytes as well; what follows it is no block of residues.
+        if int(words.max()) < primes[len(out)] and int(words.max()) >= primes[len(out)] >> UNIFORM_BITS:
+            out.append(start)
+            at = start + WORD_BYTES * length
+        else:
+            at += 1
+    rest = len(data) - WORD_BYTES * length * len(primes)
+    if rest > MAX_STRUCTURE_BYTES + 64 * len(primes):
+        raise BackendError(f"OpenFHE's bytes hold {rest} more than the coefficients")
+    return tuple(out)
+
+
+def extract(data: bytes, primes: Sequence[int], length: int) -> Words:
+    """The words, shape (primes, length), of bytes that OpenFHE made in this process."""
+    offsets = holes(data, primes, length)
+    return np.stack([np.frombuffer(data, "<u8", length, at) for at in offsets]).astype(np.uint64, copy=False)
+
+
+def template(data: bytes, primes: Sequence[int], length: int, tag: str) -> Template:
+    """A template from bytes that OpenFHE made in this process."""
+    pieces, last = [], 0
+    for at in holes(data, primes, length):
+        pieces.append(data[last:at])
+        last = at + WORD_BYTES * length
+    pieces.append(data[last:])
+    if not any(tag.encode() in piece for piece in pieces):
+        raise BackendError("OpenFHE's bytes don't hold the key tag")
+    return Template(tuple(pieces), tuple(primes), length, tag)
+
+
+def new_tag() -> str:
+    """A key tag that nobody outside this process knows: OpenFHE keeps all evaluation keys in one static map."""
+    return secrets.token_hex(16)
+
+
+class Wire:
+    """Words of ciphertexts and keys for one set of parameters.
+
+    Use `wire(parameters)`: it makes one for a process.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+        self.context = make_context(parameters)
+        self.length = parameters.ring_dimension
+        self.key_primes = parameters.primes + parameters.special_primes
+        self._fhe = load()
+        self._templates: dict[str, Template] = {}
+
+    # Ciphertexts -----------------------------------------------------------------------------------------------------
+
+    def ciphertext_words(self, ciphertext: Any, level: int) -> Words:
+        """The words, shape (2, level + 1, N), of a ciphertext at a level of olac's."""
+        primes = self.parameters.primes[: level + 1]
+        data = self._fhe.Serialize(ciphertext, self._fhe.BINARY)
+        return extract(data, primes * 2, self.length).reshape(2, level + 1, self.length)
+
+    def ciphertext(self, words: Words, level: int, tag: str) -> Any:
+        """A ciphertext of noise degree 1 and its level's canonical scale; words of shape (2, level + 1, N)."""
+        data = self._ciphertext_template(level).fill(words.reshape(-1, self.length), tag)
+        return self._fhe.DeserializeCiphertextString(data, self._fhe.BINARY)
+
+    def _ciphertext_template(self, level: int) -> Template:
+        name = f"ciphertext {level}"
+        if name not in self._templates:
+            zeros = [0.0] * self.parameters.slots
+            plain = self.context.MakeCKKSPackedPlaintext(zeros, 1, self.parameters.depth - level)
+            ciphertext = self.context.Encrypt(self._spare, plain)
+            data = self._fhe.Serialize(ciphertext, self._fhe.BINARY)
+            primes = self.parameters.primes[: level + 1] * 2
+            self._templates[name] = template(data, primes, self.length, self._spare.GetKeyTag())
+        return self._templates[name]
+
+    # Secret keys -----------------------------------------------------------------------------------------------------
+
+    def secret_key_words(self, key: Any) -> Words:
+        """The words, shape (limbs, N), of a secret key."""
+        return extract(self._fhe.Serialize(key, self._fhe.BINARY), self.parameters.primes, self.length)
+
+    def secret_key(self, words: Words, tag: str) -> Any:
+        """A secret key from words of shape (limbs, N)."""
+        name = "secret key"
+        if name not in self._templates:
+            data = self._fhe.Serialize(self._spare, self._fhe.BINARY)
+            self._templates[name] = template(data, self.parameters.primes, self.length, self._spare.GetKeyTag())
+        return self._fhe.DeserializePrivateKeyString(self._templates[name].fill(words, tag), self._fhe.BINARY)
+
+    # Evaluation keys -------------------------------------------------------------------------------------------------
+
+    @property
+    def evaluation_key_primes(self) -> tuple[int, ...]:
+        """What the words of one evaluation key stay below, block by block: 2 polynomials for each digit."""
+        return self.key_primes * (2 * self.parameters.digits)
+
+    def relinearisation_key_words(self, key: Any) -> Words:
+        """The words, shape (2 digits (limbs + special limbs), N), of an EvalKey."""
+        return extract(self._fhe.Serialize(key, self._fhe.BINARY), self.evaluation_key_primes, self.length)
+
+    def relinearisation_key(self, words: Words, tag: str) -> Any:
+        """An EvalKey from such words."""
+        name = "relinearisation key"
+        if name not in self._templates:
+            self.context.EvalMultKeyGen(self._spare)
+            spare_tag = self._spare.GetKeyTag()
+            key = self._fhe.CryptoContext.GetEvalMultKeyVector(spare_tag)[0]
+            data = self._fhe.Serialize(key, self._fhe.BINARY)
+            self._templates[name] = template(data, self.evaluation_key_primes, self.length, spare_tag)
+        return self._fhe.DeserializeEvalKeyString(self._templates[name].fill(words, tag), self._fhe.BINARY)
+
+    def rotation_key_words(self, keys: Any, count: int) -> list[Words]:
+        """The words of each of the `count` keys in an EvalKeyMap, by increasing automorphism index."""
+        data = self._fhe.Serialize(keys, self._fhe.BINARY)
+        words = extract(data, self.evaluation_key_primes * count, self.length)
+        return list(words.reshape(count, -1, self.length))
+
+    def rotation_key(self, words: Words, index: int, tag: str) -> Any:
+        """An EvalKeyMap with one key, for an automorphism index, from the words of one key."""
+        spare_index = self.context.FindAutomorphismIndex(1)
+        name = "rotation key"
+        if name not in self._templates:
+            keys = self.context.EvalAutomorphismKeyGen(self._spare, [spare_index])
+            data = self._fhe.Serialize(keys, self._fhe.BINARY)
+            made = template(data, self.evaluation_key_primes, self.length, self._spare.GetKeyTag())
+            if made.pieces[0].count(_entry(spare_index)) != 1:
+                raise BackendError("OpenFHE's bytes of a rotation key don't hold its index")
+            self._templates[name] = made
+        ready = self._templates[name]
+        first = ready.pieces[0].replace(_entry(spare_index), _entry(index))
+        data = Template((first, *ready.pieces[1:]), ready.primes, ready.length, ready.tag).fill(words, tag)
+        return self._fhe.DeserializeEvalKeyMapString(data, self._fhe.BINARY)
+
+    @functools.cached_property
+    def _spare(self) -> Any:
+        """A secret key that protects nothing: templates are made with it."""
+        key = self.context.KeyGen().secretKey
+        if TAG_PATTERN.fullmatch(key.GetKeyTag().encode()) is None:
+            raise BackendError(f"OpenFHE gave the key tag {key.GetKeyTag()!r}, expected 32 hexadecimal digits")
+        return key
+
+
+def _entry(index: int) -> bytes:
+    """How a map with one element begins: the number of elements and the index."""
+    return (1).to_bytes(8, "little") + index.to_bytes(4, "little")
+
+
+@functools.lru_cache(maxsize=4)
+def wire(parameters: Parameters) -> Wire:
+    """The wire of this process for these parameters."""
+    return Wire(parameters)

@@ -1,0 +1,89 @@
+"""Runs a program on no data and keeps the stream of primitives: for golden files, rotation keys and costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.ir.types import CipherState
+from olac.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class Event:
+    """One primitive: its name, the level of its operand, and the step of a rotation."""
+
+    primitive: str
+    level: int
+    step: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.primitive} level {self.level}" + (f" step {self.step}" if self.step else "")
+
+
+class RecorderEvaluator(Evaluator[None, None]):
+    """Payloads are None; `events` grows with every primitive, in the order in which a real run takes them."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        super().__init__(parameters)
+        self.events: list[Event] = []
+
+    def fresh(self, level: int) -> Ciphertext[None]:
+        """A ciphertext as the client sends it."""
+        return Ciphertext(None, CipherState(level, 1, self.parameters.scale(level)))
+
+    @property
+    def rotations(self) -> tuple[int, ...]:
+        """All steps that were taken, sorted."""
+        return tuple(sorted({event.step for event in self.events if event.step}))
+
+    def counts(self) -> Counter[tuple[str, int]]:
+        """How often each primitive ran at each level."""
+        return Counter((event.primitive, event.level) for event in self.events)
+
+    def _record(self, primitive: str, level: int, step: int = 0) -> None:
+        self.events.append(Event(primitive, level, step))
+
+    def _encode(self, values: Callable[[], Array], level: int, scale: float) -> None:
+        self._record("encode", level)
+
+    def _add(self, a: None, b: None, state: CipherState) -> None:
+        self._record("add", state.level)
+
+    def _add_plain(self, a: None, p: None, state: CipherState) -> None:
+        self._record("add_plain", state.level)
+
+    def _add_scalar(self, a: None, value: float, state: CipherState) -> None:
+        self._record("add_scalar", state.level)
+
+    def _multiply_plain(self, a: None, p: None, state: CipherState) -> None:
+        self._record("multiply_plain", state.level)
+
+    def _multiply(self, a: None, b: None, state: CipherState) -> None:
+        self._record("multiply", state.level)
+
+    def _normalize(self, a: None, state: CipherState) -> None:
+        self._record("normalize", state.level)
+
+    def _drop(self, a: None, state: CipherState, level: int) -> None:
+        self._record("drop", state.level)
+
+    def _rotate(self, a: None, step: int, state: CipherState) -> None:
+        self._record("rotate", state.level, step)
+
+    def _hoist(self, a: None, state: CipherState) -> None:
+        self._record("hoist", state.level)
+
+    def _hoisted_rotate(self, a: None, digits: None, step: int, state: CipherState) -> None:
+        self._record("hoisted_rotate", state.level, step)
+
+    def _extended_rotate(self, a: None, digits: None, step: int, state: CipherState) -> None:
+        self._record("ext_rotate", state.level, step)
+
+    def _extended_add(self, a: None, b: None, state: CipherState) -> None:
+        self._record("ext_add", state.level)
+
+    def _key_switch_down(self, a: None, state: CipherState) -> None:
+        self._record("key_switch_down", state.level)

@@ -1,0 +1,88 @@
+"""The definition of the primitives: numpy slots, exact arithmetic, optional noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.ir.types import CipherState
+from olac.parameters import Parameters
+
+
+class SimulatorEvaluator(Evaluator[Array, Array]):
+    """Payloads are slots times their scale, as in a real ciphertext, so that a wrong scale gives a wrong value.
+
+    Args:
+        noise: standard deviation of the error that each rescale adds to a slot, in units of the encoded integer
+            (2^11.4 is typical of ring 2^14); 0 for exact arithmetic.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        rotations: Iterable[int] | None = None,
+        noise: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(parameters, rotations)
+        self._noise = noise
+        self._random = np.random.default_rng(seed)
+
+    def encrypt(self, slots: Array, level: int) -> Ciphertext[Array]:
+        """A fresh ciphertext of shape (slots,) at a level."""
+        scale = self.parameters.scale(level)
+        return Ciphertext(np.asarray(slots) * scale, CipherState(level, 1, scale))
+
+    def decrypt(self, a: Ciphertext[Array]) -> Array:
+        """The slots, shape (slots,)."""
+        return a.payload / a.state.scale
+
+    def _encode(self, values: Callable[[], Array], level: int, scale: float) -> Array:
+        return np.asarray(values()) * scale
+
+    def _add(self, a: Array, b: Array, state: CipherState) -> Array:
+        return a + b
+
+    def _add_plain(self, a: Array, p: Array, state: CipherState) -> Array:
+        return a + p
+
+    def _add_scalar(self, a: Array, value: float, state: CipherState) -> Array:
+        return a + value * state.scale
+
+    def _multiply_plain(self, a: Array, p: Array, state: CipherState) -> Array:
+        return a * p
+
+    def _multiply(self, a: Array, b: Array, state: CipherState) -> Array:
+        return a * b
+
+    def _normalize(self, a: Array, state: CipherState) -> Array:
+        result = a / self.parameters.primes[state.level]
+        if self._noise:
+            result = result + self._random.normal(0.0, self._noise, result.shape)
+        return result
+
+    def _drop(self, a: Array, state: CipherState, level: int) -> Array:
+        if self.parameters.technique == "FIXEDMANUAL":
+            return a
+        return a * (self.parameters.scale(level) / state.scale)
+
+    def _rotate(self, a: Array, step: int, state: CipherState) -> Array:
+        return np.roll(a, -step)
+
+    def _hoist(self, a: Array, state: CipherState) -> Array:
+        return a
+
+    def _hoisted_rotate(self, a: Array, digits: Array, step: int, state: CipherState) -> Array:
+        return np.roll(digits, -step)
+
+    def _extended_rotate(self, a: Array, digits: Array, step: int, state: CipherState) -> Array:
+        return np.roll(digits, -step)
+
+    def _extended_add(self, a: Array, b: Array, state: CipherState) -> Array:
+        return a + b
+
+    def _key_switch_down(self, a: Array, state: CipherState) -> Array:
+        return a

@@ -1,0 +1,52 @@
+"""olac compiles trained PyTorch models into CKKS programs that OpenFHE runs on encrypted inputs.
+
+    program = olac.compile(model, calibration_loader)
+    program.save("model.olac")
+
+`import olac` loads neither torch nor openfhe: a server needs no torch, a compiler needs no openfhe.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from olac.compiler import CompileOptions, approximate, compile
+    from olac.frontend import check
+    from olac.polynomials.fit import FitOptions
+    from olac.program import ApproximatedModel, CompiledProgram
+    from olac.runtime import Client, Server
+
+_HOMES = {
+    "compile": "olac.compiler",
+    "approximate": "olac.compiler",
+    "CompileOptions": "olac.compiler",
+    "FitOptions": "olac.polynomials.fit",
+    "check": "olac.frontend",
+    "ApproximatedModel": "olac.program",
+    "CompiledProgram": "olac.program",
+    "Client": "olac.runtime",
+    "Server": "olac.runtime",
+}
+
+__all__ = [
+    "ApproximatedModel",
+    "Client",
+    "CompileOptions",
+    "CompiledProgram",
+    "FitOptions",
+    "Server",
+    "__version__",
+    "approximate",
+    "check",
+    "compile",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'olac' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,380 @@
+"""Compiled programs as files: one safetensors file with the constants as tensors and the rest as a JSON manifest.
+
+Nothing in a file is executed and nothing is taken on trust: every field has the type that its dataclass declares, every
+invariant of the compiler is checked again, and the fingerprint must come out as the one that is written down.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import types
+import typing
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from olac import __version__
+from olac.envelope import MAGIC, Source, write_file
+from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
+from olac.ir.graph import Diagonals, Graph, Node, Origin
+from olac.ir.ops import OPS, Activation, Array, Conv2d, Op, Polynomial, SparseLinear
+from olac.ir.types import Stage, ValueType
+from olac.ir.verify import verify
+from olac.parameters import Parameters, is_prime
+from olac.passes.assign_levels import levels_of
+from olac.program import CompiledProgram, Report
+
+FORMAT = "olac-program"
+VERSION = 1
+MAX_HEADER_BYTES = 100_000_000
+MAX_INTEGER = 1 << 62
+MAX_CIPHERTEXTS = 1 << 14
+REMAKE = "Compile the model again and save it anew."
+RANKS = {
+    "conv2d": {"weight": 4, "bias": 1},
+    "linear": {"weight": 2, "bias": 1},
+    "sparse_linear": {"rows": 1, "columns": 1, "values": 1, "bias": 1},
+    "average_pool": {"rows": 2, "columns": 2},
+    "polynomial": {"coefficients": 2},
+}
+"""Axes of constants, where the op's shape rule takes them for granted."""
+
+
+def save_program(program: CompiledProgram, path: str | Path) -> None:
+    """Write a program to one file, completely or not at all.
+
+    Raises:
+        ArtifactError: the file can't be written.
+        VerificationError: the program would not come back as it is.
+    """
+    from safetensors.numpy import save
+
+    manifest = json.dumps(_manifest(program))
+    again = _program(json.loads(manifest), program.graph.constants)
+    if again.fingerprint != program.fingerprint:
+        raise VerificationError("the program holds values that a file can't hold, such as numpy scalars in types")
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "manifest": manifest,
+        "sha256": hashlib.sha256(manifest.encode()).hexdigest(),
+    }
+    # ascontiguousarray would give scalars an axis, and safetensors writes strided arrays in the wrong order.
+    tensors = {name: np.asarray(a, dtype="<f8", order="C") for name, a in program.graph.constants.items()}
+    write_file(path, [save(tensors, metadata=metadata)])
+
+
+def load_program(path: str | Path) -> CompiledProgram:
+    """Read a program and check all of it.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, of another kind or a newer version, or its program is not valid.
+        SecurityError: its parameters don't have the security that they claim.
+    """
+    source = Source.of_file(path)
+    metadata, constants = _read(source)
+    manifest = _checked_manifest(source, metadata)
+    try:
+        program = _program(manifest, constants)
+        _check(program)
+        found = program.fingerprint
+    except SecurityError as error:
+        raise SecurityError(f"{source.name}: {error}") from error
+    except (OlacError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise ArtifactError(f"{source.name}: not a valid program: {error}. {REMAKE}") from error
+    if found != manifest["fingerprint"]:
+        raise ArtifactError(
+            f"{source.name}: its content has the fingerprint {found[:16]}..., it claims "
+            f"{str(manifest['fingerprint'])[:16]}...: it was damaged or changed. Get it again from who made it."
+        )
+    if program.parameters.security == 0:
+        warnings.warn(
+            f"{source.name} was compiled without security, for tests: its ciphertexts hide nothing", stacklevel=3
+        )
+    return program
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+def _read(source: Source) -> tuple[dict[str, str], dict[str, Array]]:
+    from safetensors import SafetensorError, safe_open
+
+    with source.open() as stream:
+        start = stream.read(8)
+    if start[:4] == MAGIC:
+        raise ArtifactError(f"{source.name}: it holds keys or ciphertexts, not a program. Give the program file.")
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(MAX_HEADER_BYTES, source.size - 8):
+        raise ArtifactError(
+            f"{source.name}: not a program of olac, or cut short ({source.size} bytes). "
+            "Check the path, or get it again."
+        )
+    try:
+        with safe_open(str(source.path), framework="np") as opened:
+            metadata = opened.metadata() or {}
+            if metadata.get("format") == FORMAT:
+                _check_version(source, metadata)
+                constants = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            else:
+                constants = {}
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{source.name}: not a program of olac, or damaged: {error}. Get it again.") from error
+    if metadata.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{source.name}: a safetensors file, but not a program of olac. "
+            "Give a file that CompiledProgram.save wrote."
+        )
+    for name, array in constants.items():
+        if array.dtype != np.float64:
+            raise ArtifactError(
+                f"{source.name}: the tensor {name} is of type {array.dtype}, expected float64. {REMAKE}"
+            )
+    return metadata, constants
+
+
+def _check_version(source: Source, metadata: Mapping[str, str]) -> None:
+    version = metadata.get("version", "")
+    if version != str(VERSION):
+        newer = version.isdigit() and len(version) < 10 and int(version) > VERSION
+        advice = "Update olac." if newer else REMAKE
+        raise ArtifactError(
+            f"{source.name}: format version {version[:20]!r}, this olac ({__version__}) reads version {VERSION}. "
+            f"{advice}"
+        )
+
+
+def _checked_manifest(source: Source, metadata: Mapping[str, str]) -> dict[str, Any]:
+    text = metadata.get("manifest", "")
+    if hashlib.sha256(text.encode()).hexdigest() != metadata.get("sha256"):
+        raise ArtifactError(f"{source.name}: the hash of its manifest is wrong: it was damaged. Get it again.")
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{source.name}: its manifest is not JSON: {error}. {REMAKE}") from error
+    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report"}
+    if not isinstance(manifest, dict) or set(manifest) != wanted:
+        raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
+    return manifest
+
+
+# The manifest --------------------------------------------------------------------------------------------------------
+
+
+def _manifest(program: CompiledProgram) -> dict[str, Any]:
+    graph = program.graph
+    return {
+        "olac": __version__,
+        "fingerprint": program.fingerprint,
+        "graph": {
+            "nodes": [
+                {
+                    "id": node.id,
+                    "op": node.op.name,
+                    "attributes": _encode(node.op.attributes()),
+                    "inputs": _encode(node.inputs),
+                    "type": _encode(node.type),
+                    "origin": _encode(node.origin),
+                    "lowering": _encode(node.lowering),
+                }
+                for node in graph.nodes
+            ],
+            "outputs": _encode(graph.outputs),
+            "stage": graph.stage.name,
+        },
+        "parameters": _encode(program.parameters),
+        "rotations": _encode(program.rotations),
+        "report": _encode(program.report),
+    }
+
+
+def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> CompiledProgram:
+    graph = _object(manifest["graph"], {"nodes", "outputs", "stage"}, "graph")
+    if graph["stage"] != Stage.LEVELLED.name:
+        raise ValueError(f"the graph is at stage {graph['stage']!r}, expected {Stage.LEVELLED.name}")
+    if not isinstance(graph["nodes"], list):
+        raise ValueError("graph.nodes is not a list")
+    nodes = tuple(_node(data, f"node {i}") for i, data in enumerate(graph["nodes"]))
+    return CompiledProgram(
+        Graph(nodes, _decode(graph["outputs"], tuple[str, ...], "outputs"), constants, Stage.LEVELLED),
+        _decode(manifest["parameters"], Parameters, "parameters"),
+        _decode(manifest["rotations"], tuple[int, ...], "rotations"),
+        _decode(manifest["report"], Report, "report"),
+    )
+
+
+def _node(data: Any, where: str) -> Node:
+    parts = _object(data, {"id", "op", "attributes", "inputs", "type", "origin", "lowering"}, where)
+    node_id = _decode(parts["id"], str, f"{where}.id")
+    where = f"{where} ({node_id[:60]})"
+    name = parts["op"]
+    if not isinstance(name, str) or name not in OPS or OPS[name] is Activation:
+        raise ValueError(f"{where}: unknown op {str(name)[:60]!r}: a newer olac or an extension made it")
+    return Node(
+        node_id,
+        typing.cast(Op, _decode(parts["attributes"], OPS[name], f"{where}.attributes")),
+        _decode(parts["inputs"], tuple[str, ...], f"{where}.inputs"),
+        _decode(parts["type"], ValueType, f"{where}.type"),
+        _decode(parts["origin"], Origin, f"{where}.origin"),
+        _decode(parts["lowering"], typing.Optional[Diagonals], f"{where}.lowering"),  # noqa: UP045
+    )
+
+
+def _encode(value: Any) -> Any:
+    """Dataclasses as objects, tuples as lists, numbers as Python's own."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _encode(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _encode(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(v) for v in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+@functools.lru_cache(maxsize=64)
+def _hints(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _object(data: Any, names: set[str], where: str) -> dict[str, Any]:
+    if not isinstance(data, dict) or set(data) != names:
+        found = sorted(data)[:20] if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"{where} is {found}, expected the fields {sorted(names)}")
+    return data
+
+
+def _decode(data: Any, kind: Any, where: str) -> Any:
+    """JSON as the declared type, with nothing converted but lists to tuples and integers to floats."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if data is None and type(None) in arguments:
+            return None
+        (kind,) = (a for a in arguments if a is not type(None))
+        return _decode(data, kind, where)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise ValueError(f"{where} is a {type(data).__name__}, expected a list")
+        parts = (arguments[0],) * len(data) if arguments[1:] == (...,) else arguments
+        if len(parts) != len(data):
+            raise ValueError(f"{where} has {len(data)} elements, expected {len(parts)}")
+        return tuple(_decode(d, a, f"{where}[{i}]") for i, (d, a) in enumerate(zip(data, parts, strict=True)))
+    if is_dataclass(kind):
+        hints = _hints(typing.cast(type, kind))
+        given = _object(data, set(hints), where)
+        made = {name: _decode(given[name], hint, f"{where}.{name}") for name, hint in hints.items()}
+        try:
+            return typing.cast(Any, kind)(**made)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    if kind is float and type(data) in (int, float):
+        # Reports may say that an error was infinite; nothing that is computed with may.
+        unbounded = type(data) is int and abs(data) > MAX_INTEGER
+        if unbounded or not (math.isfinite(data) or where.startswith("report")):
+            raise ValueError(f"{where} = {data} is not a finite number")
+        return float(data)
+    if type(data) is not kind:
+        raise ValueError(f"{where} is a {type(data).__name__}, expected {getattr(kind, '__name__', kind)}")
+    if kind is int and abs(data) > MAX_INTEGER:
+        raise ValueError(f"{where} is too large")
+    return data
+
+
+# Checks --------------------------------------------------------------------------------------------------------------
+
+
+def _check(program: CompiledProgram) -> None:
+    """All that the compiler promises of its programs; ValueError or an error of olac's where it doesn't hold."""
+    parameters, graph = program.parameters, program.graph
+    _check_chain_exists(parameters)
+    parameters.check_security()
+    named = {name for node in graph.nodes for name in node.op.constant_names()}
+    if named != set(graph.constants):
+        raise ValueError(f"constants {sorted(named ^ set(graph.constants))[:5]} are named or stored, not both")
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise ValueError(f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs, expected one of each")
+    for node in graph.nodes:
+        _check_node(program, node)
+    verify(graph)
+    for node in graph.nodes:
+        _check_level(program, node)
+    steps = program.rotations
+    if list(steps) != sorted(set(steps)) or any(not 0 < step < parameters.slots for step in steps):
+        raise ValueError(f"rotation steps must increase within 1 ... {parameters.slots - 1}")
+
+
+def _check_chain_exists(parameters: Parameters) -> None:
+    """Small primes run out at large rings; the search for them would not end."""
+    order, found = 2 * parameters.ring_dimension, 0
+    candidate = (1 << parameters.scale_bits) + 1
+    while candidate > order and found < parameters.depth + 2:
+        candidate -= order
+        found += is_prime(candidate)
+    if found < parameters.depth + 2:
+        raise ValueError(f"there are not {parameters.depth + 1} primes of {parameters.scale_bits} bits for the ring")
+
+
+def _check_node(program: CompiledProgram, node: Node) -> None:
+    """Sizes first: what is checked later allocates by them."""
+    layout, shape = node.type.layout, node.type.shape
+    if layout is None or node.type.state is None:
+        raise ValueError(f"{node.id} has no layout or no level")
+    if not shape or min(shape) < 1 or min(layout.grid) < 1 or min(layout.padded) < 1 or node.type.batch < 1:
+        raise ValueError(f"{node.id} has an empty shape")
+    if layout.slots != program.parameters.slots:
+        raise ValueError(f"{node.id} is laid out in {layout.slots} slots, the ring has {program.parameters.slots}")
+    if layout.ciphertexts > MAX_CIPHERTEXTS or math.prod(shape) > MAX_CIPHERTEXTS * layout.slots:
+        raise ValueError(f"{node.id} takes {layout.ciphertexts} ciphertexts, more than {MAX_CIPHERTEXTS}")
+    if node.type.batch != program.batch:
+        raise ValueError(f"{node.id} is for {node.type.batch} images, the program for {program.batch}")
+    for field, rank in RANKS.get(node.op.name, {}).items():
+        name = getattr(node.op, field)
+        if name is not None and program.graph.constants[name].ndim != rank:
+            raise ValueError(f"{node.id}: {field} has {program.graph.constants[name].ndim} axes, expected {rank}")
+    constants = program.graph.constants
+    if isinstance(node.op, Conv2d):
+        small = (*node.op.stride, *node.op.dilation, node.op.groups)
+        if min(small) < 1 or min(node.op.padding) < 0 or len(constants[node.op.weight]) % node.op.groups:
+            raise ValueError(f"{node.id}: strides, padding or groups make no sense")
+    bias = getattr(node.op, "bias", None)
+    if bias is not None and hasattr(node.op, "weight") and len(constants[bias]) != len(constants[node.op.weight]):
+        raise ValueError(f"{node.id}: {len(constants[bias])} biases for {len(constants[node.op.weight])} outputs")
+    if isinstance(node.op, Polynomial) and constants[node.op.coefficients].shape[1] < 1:
+        raise ValueError(f"{node.id}: a polynomial without coefficients")
+    if isinstance(node.op, SparseLinear):
+        _check_sparse(program, node, node.op)
+    if node.lowering is not None:
+        modulus, baby = node.lowering.modulus, node.lowering.baby
+        if modulus < 1 or modulus & (modulus - 1) or not 1 <= baby <= modulus or modulus > layout.slots:
+            raise ValueError(f"{node.id}: no such lowering as {node.lowering}")
+
+
+def _check_sparse(program: CompiledProgram, node: Node, op: SparseLinear) -> None:
+    constants = program.graph.constants
+    rows, columns, values, bias = (constants[n] for n in (op.rows, op.columns, op.values, op.bias))
+    if not len(rows) == len(columns) == len(values):
+        raise ValueError(f"{node.id}: {len(rows)} rows, {len(columns)} columns and {len(values)} values")
+    elements = math.prod(program.graph[node.inputs[0]].type.shape) if node.inputs else 0
+    for name, index, bound in (("rows", rows, len(bias)), ("columns", columns, elements)):
+        if not np.all((index >= 0) & (index < bound) & (index == np.floor(index))):
+            raise ValueError(f"{node.id}: {name} are not all indices below {bound}")
+
+
+def _check_level(program: CompiledProgram, node: Node) -> None:
+    state, parameters = node.type.state, program.parameters
+    assert state is not None
+    operands = [program.graph[i].type.state for i in node.inputs]
+    highest = min((o.level for o in operands if o is not None), default=parameters.depth)
+    if not 0 <= state.level <= highest - levels_of(program.graph, node):
+        raise ValueError(f"{node.id} is at level {state.level}, its operands allow {highest}")
+    if not math.isclose(math.log2(state.scale), math.log2(parameters.scale(state.level)), abs_tol=1.0):
+        raise ValueError(f"{node.id} has the scale {state.scale}, its level {parameters.scale(state.level)}")

@@ -1,0 +1,343 @@
+"""The route from a PyTorch model to a program, in one readable direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from olac.backends.cost import shape
+from olac.backends.recorder import RecorderEvaluator
+from olac.calibration import calibrate, first_batch
+from olac.costs import CostTable
+from olac.errors import InfeasibleError, SecurityError, VerificationError
+from olac.estimate import GB
+from olac.frontend import check, lift, trace
+from olac.ir.graph import Graph, Node
+from olac.ir.ops import Array, Input, LinearOp, Multiply, Polynomial
+from olac.kernels.base import Value
+from olac.kernels.execute import build_kernels, execute
+from olac.parameters import FIXED, Parameters, candidates, require_candidates
+from olac.passes.assign_levels import multiplicative_depth
+from olac.passes.base import Pass, PassContext, PassManager
+from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
+from olac.polynomials.fit import FitOptions
+from olac.polynomials.statistics import Calibration
+from olac.program import ApproximatedModel, CompiledProgram, Report, SelfCheck
+from olac.threads import usable_threads
+
+INTEGER_BITS = 7
+"""Bits of the first prime beyond the scale: slots up to 2^6 decrypt, where calibrated ones stay within 1."""
+STRUCTURE_TOLERANCE = 1e-3
+"""Largest relative difference of the lifted graph from the model: torch computes in single precision."""
+PROBE_SCALE_BITS = 30
+NOISE_MARGIN_BITS = 2.0
+
+Stages = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Everything that a caller may choose; the defaults choose for them.
+
+    Attributes:
+        fit: how activations become polynomials.
+        precision: largest error of the outputs by the noise of encryption, relative to their calibrated range.
+        security: 128, 192 or 256 bits.
+        insecure: waive the check of security, for tests at small rings; every output says so.
+        technique: OpenFHE's scaling technique.
+        log_ring: pin log2 of the ring dimension; None takes the smallest that fits.
+        scale_bits: pin the bits of the scale; None takes the fewest that meet `precision`.
+        max_memory: bytes that the server process may take, or None for no limit.
+        batch: images in one set of ciphertexts.
+        threads: that the server will use; None for all cores.
+        dump_after, dump: passes after which `dump(name, text)` gets the graph.
+    """
+
+    fit: FitOptions = field(default_factory=FitOptions)
+    precision: float = 1e-3
+    security: int = 128
+    insecure: bool = False
+    technique: str = FIXED
+    log_ring: int | None = None
+    scale_bits: int | None = None
+    max_memory: float | None = None
+    batch: int = 1
+    threads: int | None = None
+    dump_after: Sequence[str] = ()
+    dump: Callable[[str, str], None] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.precision < 1:
+            raise ValueError(f"precision {self.precision} is outside 0 ... 1")
+        if self.batch < 1:
+            raise ValueError(f"batch {self.batch} is below 1")
+
+
+def approximate(
+    model: Any,
+    calib_loader: Iterable[Any],
+    options: CompileOptions | None = None,
+    *,
+    pipeline: Sequence[Pass] | None = None,
+    progress: Stages | None = None,
+) -> ApproximatedModel:
+    """Replace a model's activations by fitted polynomials; stops before any choice of CKKS parameters.
+
+    Args:
+        model: a torch.nn.Module; it is not changed.
+        calib_loader: yields tensors or tuples whose first item is a batch of images; labels are not needed.
+        options: see `CompileOptions`.
+        pipeline: other passes from stage TRACED to POLYNOMIAL.
+        progress: called with a line of text as each step begins.
+
+    Raises:
+        UnsupportedModelError: with every node that can't be compiled.
+        CalibrationError: an empty loader, NaN, batches that don't fit the model.
+    """
+    approximated, _ = _approximate(model, calib_loader, options or CompileOptions(), pipeline, progress)
+    return approximated
+
+
+def compile(
+    model: Any,
+    calib_loader: Iterable[Any],
+    options: CompileOptions | None = None,
+    *,
+    pipeline: Sequence[Pass] | None = None,
+    lowering: Sequence[Pass] | None = None,
+    progress: Stages | None = None,
+    **choices: Any,
+) -> CompiledProgram:
+    """Compile a trained model into a program that OpenFHE runs on encrypted inputs.
+
+    Args:
+        model, calib_loader, pipeline, progress: as in `approximate`.
+        options: see `CompileOptions`.
+        lowering: other passes from stage POLYNOMIAL to LEVELLED.
+        choices: single fields of `CompileOptions` or `FitOptions`, e.g. degree=7, security=192.
+
+    Raises:
+        UnsupportedModelError, CalibrationError: as in `approximate`.
+        InfeasibleError: no parameters meet depth, precision, security and max_memory; says which limit fails.
+        SecurityError: pinned parameters are below the security asked for.
+    """
+    chosen = _with_choices(options or CompileOptions(), choices)
+    approximated, calibration = _approximate(model, calib_loader, chosen, pipeline, progress)
+    return lower(approximated, calibration, chosen, lowering, progress)
+
+
+def _with_choices(options: CompileOptions, choices: dict[str, Any]) -> CompileOptions:
+    fit = {k: v for k, v in choices.items() if k in FitOptions.__dataclass_fields__}
+    rest = {k: v for k, v in choices.items() if k not in fit}
+    unknown = sorted(set(rest) - set(CompileOptions.__dataclass_fields__))
+    if unknown:
+        raise TypeError(f"compile() has no option {', '.join(unknown)}")
+    return replace(options, fit=replace(options.fit, **fit), **rest)
+
+
+def _approximate(
+    model: Any,
+    loader: Iterable[Any],
+    options: CompileOptions,
+    pipeline: Sequence[Pass] | None,
+    progress: Stages | None,
+) -> tuple[ApproximatedModel, Calibration]:
+    say = progress or (lambda line: None)
+    say("tracing the model")
+    example, batches = first_batch(loader)
+    traced = trace(model, example)
+    graph = lift(traced)
+    say("calibrating")
+    calibration = calibrate(traced, graph, batches, progress=lambda images: say(f"calibrating: {images} images"))
+    structure = _structure_error(graph, calibration)
+    say("fitting polynomials")
+    context = PassContext(calibration=calibration, threads=options.threads or usable_threads())
+    manager = PassManager(pipeline or approximation_pipeline(options.fit), options.dump_after, options.dump)
+    result = manager.run(_with_bounds(graph, calibration), context)
+    report = Report(
+        fits=tuple(context.fits),
+        check=_self_check(result, calibration, structure),
+        pass_seconds=tuple((timing.name, timing.seconds) for timing in manager.timings),
+    )
+    return ApproximatedModel(result, report), calibration
+
+
+def _with_bounds(graph: Graph, calibration: Calibration) -> Graph:
+    """Calibrated ranges into the types."""
+    return graph.rewrite(
+        lambda node, builder, inputs: builder.keep(
+            node, inputs, type=replace(node.type, bound=calibration.ranges.get(node.id))
+        ),
+        by="calibrate",
+    )
+
+
+def _structure_error(graph: Graph, calibration: Calibration) -> float:
+    """The lifted graph against the model, before anything is approximated: a difference is a bug of ours."""
+    ours, theirs = graph.evaluate(calibration.held_out), calibration.held_out_outputs
+    size = max(1e-6, float(np.max(np.abs(theirs))))
+    error = float(np.max(np.abs(ours.reshape(theirs.shape) - theirs))) / size
+    if not error <= STRUCTURE_TOLERANCE:
+        raise VerificationError(
+            f"the lifted graph differs from the model by {error:.2g} of its largest output: a bug in the frontend"
+        )
+    return error
+
+
+def _self_check(graph: Graph, calibration: Calibration, structure: float) -> SelfCheck:
+    ours = graph.evaluate(calibration.held_out).reshape(len(calibration.held_out), -1)
+    theirs = calibration.held_out_outputs.reshape(len(ours), -1)
+    error = np.abs(ours - theirs)
+    return SelfCheck(
+        images=len(ours),
+        agreement=float(np.mean(ours.argmax(1) == theirs.argmax(1))),
+        max_error=float(error.max()),
+        mean_error=float(error.mean()),
+        structure_error=structure,
+    )
+
+
+def lower(
+    approximated: ApproximatedModel,
+    calibration: Calibration,
+    options: CompileOptions,
+    pipeline: Sequence[Pass] | None = None,
+    progress: Stages | None = None,
+) -> CompiledProgram:
+    """Choose parameters for an approximated model and lower it to ciphertexts."""
+    say = progress or (lambda line: None)
+    say("choosing parameters")
+    graph = approximated.graph
+    depth = multiplicative_depth(graph)
+    costs = CostTable.default()
+    threads = options.threads or usable_threads()
+    limits: list[str] = []
+    for parameters in _parameter_choices(graph, calibration, depth, options, costs, threads):
+        say(f"lowering at ring 2^{parameters.log_ring}")
+        context = PassContext(
+            calibration=calibration, parameters=parameters, costs=costs, threads=threads, batch=options.batch
+        )
+        manager = PassManager(pipeline or lowering_pipeline(), options.dump_after, options.dump)
+        lowered = manager.run(graph, context)
+        program = CompiledProgram(
+            lowered,
+            parameters,
+            _rotations(lowered, parameters),
+            replace(
+                approximated.report,
+                pass_seconds=approximated.report.pass_seconds
+                + tuple((timing.name, timing.seconds) for timing in manager.timings),
+                notes=_notes(approximated.report, options),
+            ),
+        )
+        if options.max_memory is None:
+            return program
+        needed = program.estimate(threads).server_gb
+        if needed * GB <= options.max_memory:
+            return program
+        limits.append(f"{parameters.describe()}: {needed:.2f} GB")
+    raise InfeasibleError(
+        f"no parameters fit in max_memory = {(options.max_memory or 0) / GB:.2f} GB:\n  "
+        + "\n  ".join(limits)
+        + "\nAllow more memory, or lower the degrees of the activations."
+    )
+
+
+def _parameter_choices(
+    graph: Graph,
+    calibration: Calibration,
+    depth: int,
+    options: CompileOptions,
+    costs: CostTable,
+    threads: int,
+) -> list[Parameters]:
+    """Parameters worth trying, the smallest ring first and in each ring the fastest key switching first."""
+    rings = (12, 13, 14, 15, 16) if options.log_ring is None else (options.log_ring,)
+    found: list[Parameters] = []
+    security = 0 if options.insecure else options.security
+    bits = 0
+    for log_ring in rings:
+        noise_bits = _scale_bits(graph, calibration, log_ring, options.precision)
+        bits = options.scale_bits or max(noise_bits, log_ring + 6)
+        if bits > 50:
+            continue
+        same_ring = candidates(
+            depth,
+            bits,
+            min(60, bits + INTEGER_BITS),
+            technique=options.technique,
+            security=security,
+            log_rings=(log_ring,),
+        )
+        found += sorted(same_ring, key=lambda p: _key_switch_price(p, costs, threads))[: 3 if found else 4]
+        if found and options.max_memory is None:
+            return found[:1]
+    if options.log_ring is not None and not found and not options.insecure:
+        raise SecurityError(
+            f"ring 2^{options.log_ring} does not hold {depth} levels of {bits} bits at {security}-bit security. "
+            "Leave log_ring open, lower the degrees of the activations, or pass insecure=True for experiments."
+        )
+    return require_candidates(found, depth, bits, security)
+
+
+def _key_switch_price(parameters: Parameters, costs: CostTable, threads: int) -> float:
+    """Seconds of key switching over the chain: what the number of digits decides."""
+    return sum(
+        costs.seconds(primitive, shape(parameters, level), threads)
+        for level in range(1, parameters.depth + 1)
+        for primitive in ("rotate", "multiply")
+    )
+
+
+def _scale_bits(graph: Graph, calibration: Calibration, log_ring: int, precision: float) -> int:
+    """Fewest bits of scale that keep the noise of the outputs below `precision`, by simulation with noise.
+
+    Each linear op and polynomial adds the noise of a rescale (and of rotations, by the margin) to every slot; noise is
+    proportional to 2^-bits, so one simulation tells.
+    """
+    ring = 2.0**log_ring
+    rescale = math.sqrt((1 + 2 * ring / 3) / 12 * ring / 2)
+    sigma = rescale * 2.0 ** (NOISE_MARGIN_BITS - PROBE_SCALE_BITS)
+    random = np.random.default_rng(0)
+    images = calibration.held_out
+
+    def disturb(node: Node, value: Array) -> Array | None:
+        if isinstance(node.op, Input | LinearOp | Polynomial | Multiply):
+            return value + random.normal(0.0, sigma, value.shape)
+        return None
+
+    clean = graph.evaluate(images)
+    error = float(np.max(np.abs(graph.evaluate(images, disturb) - clean)))
+    size = max(float(np.max(np.abs(clean))), 1e-12)
+    return PROBE_SCALE_BITS + math.ceil(math.log2(max(error, 1e-30) / (precision * size)))
+
+
+def _rotations(graph: Graph, parameters: Parameters) -> tuple[int, ...]:
+    """Rotation steps that the program takes, by recording it."""
+    recorder = RecorderEvaluator(parameters)
+    inputs: dict[str, Value] = {}
+    for node in graph.inputs:
+        assert node.type.state is not None and node.type.layout is not None
+        inputs[node.id] = (recorder.fresh(node.type.state.level),) * node.type.layout.ciphertexts
+    execute(graph, build_kernels(graph), recorder, inputs)
+    return recorder.rotations
+
+
+def _notes(report: Report, options: CompileOptions) -> tuple[str, ...]:
+    notes = []
+    if options.insecure:
+        notes.append("NOT SECURE: the security check was waived")
+    check_result = report.check
+    if check_result is not None and check_result.agreement < 0.9:
+        notes.append(
+            f"on {check_result.images} unseen calibration images the program agrees with the model on "
+            f"{check_result.agreement:.0%} only: raise the degrees or lower the tolerance"
+        )
+    return tuple(notes)
+
+
+__all__ = ["CompileOptions", "approximate", "check", "compile", "lower"]

@@ -1,0 +1,443 @@
+"""What a CKKS primitive costs: seconds from a measured table, and sizes in bytes.
+
+`CostTable` prices one call of one OpenFHE primitive on one machine. A price is a nonnegative combination of amounts of
+physical work (number-theoretic transforms, products of residues, a constant), which `work` counts from the shape of the
+ciphertext; `benchmarks/measure_costs.py` measures a grid of shapes and fits the factors. So shapes between the measured
+ones have a price too, and a ciphertext with more limbs never costs less.
+
+Limbs are the primes that an operand holds now; a chain has depth + 1 of them at the start. Key switching is hybrid
+(Han and Ki, "Better bootstrapping for approximate homomorphic encryption", 2019): the limbs are cut into digits of
+`digit_limbs` primes each, and each digit is lifted to all limbs and to `special_limbs` further primes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+FORMAT = 1
+TECHNIQUES = ("FIXEDMANUAL", "FLEXIBLEAUTO")
+WORD_BYTES = 8
+MILLION = 1e-6  # work is counted in millions, so that the factors have readable sizes
+
+
+@dataclass(frozen=True)
+class CiphertextShape:
+    """What the price of a primitive depends on.
+
+    `limbs` is what the operand holds before the primitive; for key generation, set-up and keys as bytes it is the whole
+    chain.
+    """
+
+    log_ring: int
+    limbs: int
+    digit_limbs: int
+    special_limbs: int
+    technique: str = "FIXEDMANUAL"
+
+    def __post_init__(self) -> None:
+        for name in ("log_ring", "limbs", "digit_limbs", "special_limbs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.technique not in TECHNIQUES:
+            raise ValueError(f"unknown scaling technique {self.technique!r}; known: {', '.join(TECHNIQUES)}")
+
+    @property
+    def ring(self) -> int:
+        return 1 << self.log_ring
+
+    @property
+    def digit_sizes(self) -> tuple[int, ...]:
+        """Limbs in each digit that the operand still fills: all but the last are full."""
+        full, rest = divmod(self.limbs, self.digit_limbs)
+        return (self.digit_limbs,) * full + ((rest,) if rest else ())
+
+    @property
+    def digits(self) -> int:
+        return len(self.digit_sizes)
+
+
+# Sizes -------------------------------------------------------------------------------------------
+
+
+def ciphertext_bytes(log_ring: int, limbs: int, elements: int = 2) -> int:
+    """A ciphertext of `elements` polynomials, in memory and (within 2 kB) as bytes."""
+    return elements * limbs * WORD_BYTES << log_ring
+
+
+def plaintext_bytes(log_ring: int, limbs: int) -> int:
+    """An encoded plaintext in memory."""
+    return limbs * WORD_BYTES << log_ring
+
+
+def rotation_key_bytes(log_ring: int, total_limbs: int, digits: int, special_limbs: int) -> int:
+    """One rotation or relinearisation key: it doesn't shrink with the level of the ciphertext."""
+    return 2 * digits * (total_limbs + special_limbs) * WORD_BYTES << log_ring
+
+
+# Work --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Counter:
+    """Counts work of one shape; a loop over limbs is shared by `threads`, so it takes the longest share."""
+
+    shape: CiphertextShape
+    threads: int
+
+    def share(self, limbs: int) -> float:
+        return math.ceil(limbs / self.threads)
+
+    def per_residue(self, limbs: float) -> float:
+        return limbs * self.shape.ring * MILLION
+
+    def transforms(self, limbs: float) -> float:
+        return limbs * self.shape.ring * self.shape.log_ring * MILLION
+
+    # Key switching, step by step.
+
+    @property
+    def lift_transforms(self) -> float:
+        shape = self.shape
+        all_limbs = shape.limbs + shape.special_limbs
+        return self.transforms(
+            self.share(shape.limbs) + sum(self.share(all_limbs - size) for size in shape.digit_sizes)
+        )
+
+    @property
+    def lift_products(self) -> float:
+        shape = self.shape
+        all_limbs = shape.limbs + shape.special_limbs
+        return self.per_residue(sum(size * (all_limbs - size) for size in shape.digit_sizes))
+
+    @property
+    def key_products(self) -> float:
+        shape = self.shape
+        return self.per_residue(2 * shape.digits * self.share(shape.limbs + shape.special_limbs))
+
+    @property
+    def lower_transforms(self) -> float:
+        shape = self.shape
+        return self.transforms(2 * (self.share(shape.special_limbs) + self.share(shape.limbs)))
+
+    @property
+    def lower_products(self) -> float:
+        return self.per_residue(2 * self.shape.limbs * self.shape.special_limbs)
+
+
+Work = tuple[float, ...]
+
+
+def _pointwise(count: _Counter) -> Work:
+    limbs = count.shape.limbs
+    return (1.0, count.per_residue(limbs), count.per_residue(count.share(limbs)))
+
+
+def _extended_pointwise(count: _Counter) -> Work:
+    shape = count.shape
+    return (
+        1.0,
+        count.per_residue(shape.limbs),
+        count.per_residue(count.share(shape.limbs)),
+        count.per_residue(shape.special_limbs),
+    )
+
+
+def _transform(count: _Counter) -> Work:
+    limbs = count.shape.limbs
+    return (1.0, count.transforms(count.share(limbs)), count.per_residue(limbs))
+
+
+def _encode(count: _Counter) -> Work:
+    limbs = count.shape.limbs
+    return (1.0, count.transforms(1), count.transforms(count.share(limbs)), count.per_residue(limbs))
+
+
+def _decrypt(count: _Counter) -> Work:
+    limbs = count.shape.limbs
+    return (
+        1.0,
+        count.transforms(1),
+        count.per_residue(1.0 if limbs > 1 else 0.0),  # from two limbs on, coefficients are big integers
+        count.transforms(count.share(limbs)),
+        count.per_residue(limbs),
+        count.per_residue(limbs * limbs),
+    )
+
+
+def _hoist(count: _Counter) -> Work:
+    limbs = count.shape.digits * (count.shape.limbs + count.shape.special_limbs)
+    return (1.0, count.lift_transforms, count.lift_products, count.per_residue(limbs))
+
+
+def _extended_rotate(count: _Counter) -> Work:
+    limbs = count.shape.limbs + count.shape.special_limbs
+    return (1.0, count.key_products, count.per_residue(limbs))
+
+
+def _lower(count: _Counter) -> Work:
+    limbs = count.shape.limbs + count.shape.special_limbs
+    return (1.0, count.lower_transforms, count.lower_products, count.per_residue(limbs))
+
+
+def _hoisted_rotate(count: _Counter) -> Work:
+    return (*_lower(count), count.key_products)
+
+
+def _key_switch(count: _Counter) -> Work:
+    return (
+        1.0,
+        count.lift_transforms + count.lower_transforms,
+        count.lift_products,
+        count.lower_products,
+        count.key_products,
+        count.per_residue(count.shape.limbs),
+    )
+
+
+def _key_generation(count: _Counter) -> Work:
+    shape = count.shape
+    limbs = shape.limbs + shape.special_limbs
+    return (
+        1.0,
+        count.transforms(shape.digits * count.share(limbs)),
+        count.per_residue(shape.digits * limbs),
+    )
+
+
+def _setup(count: _Counter) -> Work:
+    shape = count.shape
+    limbs = shape.limbs + shape.special_limbs
+    return (1.0, count.per_residue(limbs), limbs * limbs, shape.limbs * limbs * shape.digits)
+
+
+def _key_as_bytes(count: _Counter) -> Work:
+    shape = count.shape
+    size = rotation_key_bytes(shape.log_ring, shape.limbs, shape.digits, shape.special_limbs)
+    return (1.0, size * MILLION)
+
+
+def _ciphertext_as_bytes(count: _Counter) -> Work:
+    return (1.0, ciphertext_bytes(count.shape.log_ring, count.shape.limbs) * MILLION)
+
+
+def _ciphertext_from_bytes(count: _Counter) -> Work:
+    # OpenFHE reads the context that every ciphertext carries, and makes its special primes anew.
+    return (*_ciphertext_as_bytes(count), count.per_residue(count.shape.special_limbs))
+
+
+_WORK: Mapping[str, Callable[[_Counter], Work]] = {
+    "encode": _encode,
+    "encrypt": _transform,  # with the secret key
+    "encrypt_public": _transform,
+    "decrypt": _decrypt,  # and decode
+    "add": _pointwise,
+    "add_plain": _pointwise,
+    "add_scalar": _pointwise,
+    "multiply_plain": _pointwise,
+    "multiply_scalar": _pointwise,
+    "multiply": _key_switch,  # relinearised
+    "square": _key_switch,  # relinearised
+    "multiply_no_relin": _pointwise,
+    "relinearize": _key_switch,
+    "normalize": _transform,  # Rescale, or Compress to degree 1
+    "drop": _transform,  # LevelReduce, or a product with the ratio of scales and a Compress
+    "rotate": _key_switch,
+    "hoist": _hoist,  # EvalFastRotationPrecompute
+    "hoisted_rotate": _hoisted_rotate,  # EvalFastRotation, from digits
+    "ext_rotate": _extended_rotate,  # EvalFastRotationExt, from digits
+    "ext_lift": _extended_pointwise,  # KeySwitchExt
+    "ext_add": _extended_pointwise,  # in place
+    "key_switch_down": _lower,
+    "rotation_keygen": _key_generation,  # one key
+    "relin_keygen": _key_generation,
+    "setup": _setup,  # GenCryptoContext
+    "serialize_key": _key_as_bytes,  # one rotation key
+    "deserialize_key": _key_as_bytes,
+    "serialize_ciphertext": _ciphertext_as_bytes,
+    "deserialize_ciphertext": _ciphertext_from_bytes,
+}
+
+PRIMITIVES = tuple(_WORK)
+# The price of these differs between the scaling techniques; all others run the same code in both.
+BY_TECHNIQUE = ("normalize", "drop")
+
+
+def work(primitive: str, shape: CiphertextShape, threads: int) -> Work:
+    """Amounts of work, one for each factor of the primitive's model; each grows, or stays, with the limbs."""
+    if primitive not in _WORK:
+        raise ValueError(f"unknown primitive {primitive!r}; known: {', '.join(PRIMITIVES)}")
+    return _WORK[primitive](_Counter(shape, threads))
+
+
+# The table ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MeasuredRow:
+    """One measurement: wall seconds of one call."""
+
+    primitive: str
+    shape: CiphertextShape
+    threads: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """Which factors price a call; `technique` is empty where both techniques cost the same."""
+
+    primitive: str
+    technique: str
+    log_ring: int
+    threads: int
+
+
+def model_key(primitive: str, shape: CiphertextShape, threads: int) -> ModelKey:
+    technique = shape.technique if primitive in BY_TECHNIQUE else ""
+    return ModelKey(primitive, technique, shape.log_ring, threads)
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Measured prices of OpenFHE's primitives on one machine."""
+
+    machine: str
+    openfhe: str
+    rows: tuple[MeasuredRow, ...]
+    factors: Mapping[ModelKey, tuple[float, ...]]
+
+    @classmethod
+    def default(cls) -> CostTable:
+        """The table that is installed with olac."""
+        return _default_table()
+
+    @classmethod
+    def load(cls, path: str | Path) -> CostTable:
+        """Reads what `benchmarks.measure_costs` wrote; a key that is missing raises a ValueError."""
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+    @classmethod
+    def from_json(cls, text: str) -> CostTable:
+        try:
+            document = json.loads(text)
+            if document["format"] != FORMAT:
+                raise ValueError(f"cost table of format {document['format']}, not {FORMAT}")
+            table = cls(
+                machine=document["machine"],
+                openfhe=document["openfhe"],
+                rows=tuple(_read_rows(document["rows"])),
+                factors=dict(_read_factors(document["factors"])),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this isn't a cost table: {type(error).__name__}: {error}") from error
+        table._check()
+        return table
+
+    def to_json(self) -> str:
+        """One line a shape and one line a model, so that a new measurement gives a readable diff."""
+        by_shape: dict[tuple[CiphertextShape, int], dict[str, float]] = {}
+        for row in self.rows:
+            by_shape.setdefault((row.shape, row.threads), {})[row.primitive] = float(f"{row.seconds:.4g}")
+        rows = [
+            json.dumps({**vars(shape), "threads": threads, "seconds": seconds})
+            for (shape, threads), seconds in by_shape.items()
+        ]
+        factors = [
+            json.dumps({**vars(key), "factors": [float(f"{factor:.5g}") for factor in factors]})
+            for key, factors in self.factors.items()
+        ]
+        head = {"format": FORMAT, "machine": self.machine, "openfhe": self.openfhe}
+        lines = [f'"{name}": {json.dumps(value)}' for name, value in head.items()]
+        lines += [_block("rows", rows), _block("factors", factors)]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @property
+    def log_rings(self) -> tuple[int, ...]:
+        """The measured rings, each as the logarithm of its dimension."""
+        return tuple(sorted({key.log_ring for key in self.factors}))
+
+    def seconds(self, primitive: str, shape: CiphertextShape, threads: int = 2) -> float:
+        """Wall seconds of one call that may use `threads` threads.
+
+        Raises ValueError for an unknown primitive and for a ring or a number of threads that wasn't measured.
+        """
+        amounts = work(primitive, shape, threads)
+        factors = self.factors.get(model_key(primitive, shape, threads))
+        if factors is None:
+            rings = ", ".join(f"2^{log_ring}" for log_ring in self.log_rings)
+            counts = ", ".join(str(count) for count in sorted({key.threads for key in self.factors}))
+            raise ValueError(
+                f"no measured price of {primitive} for ring 2^{shape.log_ring} with {threads} threads; "
+                f"measured: rings {rings} with {counts} threads"
+            )
+        return sum(factor * amount for factor, amount in zip(factors, amounts, strict=True))
+
+    def _check(self) -> None:
+        """Every primitive has a price for every ring and number of threads, and no factor is negative."""
+        for log_ring in self.log_rings:
+            for threads in {key.threads for key in self.factors}:
+                for primitive in PRIMITIVES:
+                    for technique in TECHNIQUES:
+                        shape = CiphertextShape(log_ring, 2, 1, 1, technique)
+                        key = model_key(primitive, shape, threads)
+                        factors = self.factors.get(key)
+                        if factors is None:
+                            raise ValueError(f"the cost table has no factors for {key}")
+                        if len(factors) != len(work(primitive, shape, threads)) or min(factors) < 0:
+                            raise ValueError(f"the cost table's factors for {key} don't fit the model")
+
+
+@functools.cache
+def _default_table() -> CostTable:
+    return CostTable.from_json(resources.files("olac").joinpath("data/costs.json").read_text(encoding="utf-8"))
+
+
+def _block(name: str, lines: list[str]) -> str:
+    return f'"{name}": [\n' + ",\n".join(lines) + "\n]"
+
+
+def _read_shape(document: Mapping[str, object]) -> CiphertextShape:
+    numbers = {name: document[name] for name in ("log_ring", "limbs", "digit_limbs", "special_limbs")}
+    technique = document["technique"]
+    if not isinstance(technique, str):
+        raise TypeError("a technique must be a string")
+    return CiphertextShape(**{name: _integer(value) for name, value in numbers.items()}, technique=technique)
+
+
+def _read_rows(documents: list[Mapping[str, object]]) -> list[MeasuredRow]:
+    rows = []
+    for document in documents:
+        shape, threads = _read_shape(document), _integer(document["threads"])
+        seconds = document["seconds"]
+        if not isinstance(seconds, dict):
+            raise TypeError("a row's seconds must be an object")
+        rows += [MeasuredRow(primitive, shape, threads, float(value)) for primitive, value in seconds.items()]
+    return rows
+
+
+def _read_factors(documents: list[Mapping[str, object]]) -> list[tuple[ModelKey, tuple[float, ...]]]:
+    models = []
+    for document in documents:
+        factors = document["factors"]
+        if not isinstance(factors, list):
+            raise TypeError("factors must be a list")
+        key = ModelKey(
+            primitive=str(document["primitive"]),
+            technique=str(document["technique"]),
+            log_ring=_integer(document["log_ring"]),
+            threads=_integer(document["threads"]),
+        )
+        models.append((key, tuple(float(factor) for factor in factors)))
+    return models
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is not an integer")
+    return value

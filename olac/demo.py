@@ -1,0 +1,251 @@
+"""`olac demo`: train a small CNN on real digits, compile it, run it encrypted, and write down what was measured."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+from torch import nn
+
+from olac.compiler import compile as compile_model
+from olac.ir.ops import Array
+from olac.memory import peak_rss_bytes
+from olac.program import CompiledProgram
+from olac.report import parameter_lines, plan_table
+from olac.runtime import Client, Progress, Server
+from olac.threads import usable_threads
+
+GB = 1e9
+SEED = 0
+HELD_OUT = 360
+CALIBRATION_IMAGES = 512
+REQUIRED_ACCURACY = 0.97
+
+
+class DigitsNet(nn.Module):
+    """Two convolutions with batch norm and ReLU, a residual add, pooling and a linear layer, for 8x8 images."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+        self.pool = nn.AvgPool2d(2)
+        self.linear = nn.Linear(channels * 16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.relu1(self.bn1(self.conv1(x)))
+        y = self.relu2(self.bn2(self.conv2(y)) + y)
+        return self.linear(self.pool(y).flatten(1))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's 8x8 digits, scaled to [0, 1], split by a seeded permutation."""
+
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+
+
+def load_digits() -> Digits:
+    """1,437 training and 360 held-out images of shape (1, 8, 8), held-out ones in the order of their index."""
+    from sklearn.datasets import load_digits as load
+
+    data = load()
+    images = torch.tensor(data.images[:, None] / 16.0, dtype=torch.float32)
+    labels = torch.tensor(data.target)
+    order = np.random.default_rng(SEED).permutation(len(images))
+    test, train = np.sort(order[:HELD_OUT]), order[HELD_OUT:]
+    return Digits(images[train], labels[train], images[test], labels[test])
+
+
+def train(digits: Digits, epochs: int = 25) -> DigitsNet:
+    """A trained network, the same every time on one machine."""
+    torch.manual_seed(SEED)
+    net = DigitsNet()
+    batches, size = len(digits.train_images) // 64, 64
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=epochs * batches)
+    for _ in range(epochs):
+        order = torch.randperm(len(digits.train_images))
+        for b in range(batches):
+            index = order[b * size : (b + 1) * size]
+            loss = nn.functional.cross_entropy(
+                net(digits.train_images[index]), digits.train_labels[index], label_smoothing=0.05
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return net.eval()
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image: classes and errors of the encrypted run."""
+
+    label: int
+    plain_class: int
+    encrypted_class: int
+    error: float
+    model_error: float
+    seconds: float
+
+
+def run_demo(output: Path, images: int = 10, console: Console | None = None, **choices: Any) -> dict[str, Any]:
+    """The whole demo; returns what it wrote to `output`.
+
+    Args:
+        output: the JSON file.
+        images: held-out images to encrypt, from the first.
+        choices: options for `olac.compile`.
+    """
+    begin = time.perf_counter()
+    out = console or Console()
+    with out.status("training a CNN on 8x8 digits"):
+        digits = load_digits()
+        net = train(digits)
+        with torch.no_grad():
+            logits = net(digits.test_images).double().numpy()
+    accuracy = float(np.mean(logits.argmax(1) == digits.test_labels.numpy()))
+    out.print(f"trained in {time.perf_counter() - begin:.1f} s: {accuracy:.2%} on {HELD_OUT} held-out images")
+    if accuracy < REQUIRED_ACCURACY:
+        out.print(f"[yellow]that is below {REQUIRED_ACCURACY:.0%}")
+
+    compile_begin = time.perf_counter()
+    with out.status("compiling") as status:
+        images_only = torch.utils.data.TensorDataset(digits.train_images[:CALIBRATION_IMAGES])
+        calibration: Any = torch.utils.data.DataLoader(images_only, batch_size=128)
+        program = compile_model(net, calibration, progress=status.update, **choices)
+    compile_seconds = time.perf_counter() - compile_begin
+    out.print(f"compiled in {compile_seconds:.1f} s")
+    for line in parameter_lines(program):
+        out.print(line)
+    estimate = program.estimate()
+    out.print(
+        f"predicted: {estimate.seconds_per_image:.2f} s an image on {usable_threads()} threads, "
+        f"{estimate.process_gb:.2f} GB, keys of {estimate.key_bytes / GB:.3f} GB"
+    )
+
+    client = Client(program)
+    keygen_begin = time.perf_counter()
+    with out.status(f"making {len(program.rotations)} rotation keys"):
+        keys = client.generate_keys()
+    keygen_seconds = time.perf_counter() - keygen_begin
+    with out.status("encoding weights"):
+        server = Server(program, keys)
+        server.prepare()
+    out.print(f"keys in {keygen_seconds:.1f} s")
+
+    test = digits.test_images[:images].double().numpy()
+    results, node_seconds = _encrypted(program, client, server, test, logits, digits, out)
+    out.print(_image_table(results))
+    out.print(plan_table(program, estimate.node_seconds, node_seconds))
+
+    encrypted = np.array([r.encrypted_class for r in results])
+    plain = np.array([r.plain_class for r in results])
+    labels = digits.test_labels[: len(results)].numpy()
+    report = {
+        "images": len(results),
+        "plain_accuracy": accuracy,
+        "encrypted_accuracy": float(np.mean(encrypted == labels)),
+        "agreement": float(np.mean(encrypted == plain)),
+        "max_abs_error": max(r.error for r in results),
+        "max_model_error": max(r.model_error for r in results),
+        "seconds_per_image": float(np.mean([r.seconds for r in results])),
+        "keygen_seconds": keygen_seconds,
+        "compile_seconds": compile_seconds,
+        "total_seconds": time.perf_counter() - begin,
+        "predicted_seconds": estimate.seconds_per_image,
+        "predicted_gb": estimate.process_gb,
+        "peak_rss_gb": peak_rss_bytes() / GB,
+        "key_bytes": keys.key_bytes,
+        "security_bits": program.parameters.security_bits,
+        "ring_dimension": program.parameters.ring_dimension,
+        "log_qp": program.parameters.log_qp,
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    out.print(
+        f"{report['agreement']:.0%} of {len(results)} encrypted images agree with PyTorch; "
+        f"{report['seconds_per_image']:.2f} s an image, {report['peak_rss_gb']:.2f} GB at the peak, "
+        f"{report['total_seconds']:.0f} s in all; written to {output}"
+    )
+    return report
+
+
+def _encrypted(
+    program: CompiledProgram,
+    client: Client,
+    server: Server,
+    test: Array,
+    logits: Array,
+    digits: Digits,
+    out: Console,
+) -> tuple[list[ImageResult], dict[str, float]]:
+    simulated = program.simulate(test)
+    results: list[ImageResult] = []
+    node_seconds: dict[str, float] = {}
+    with out.status("running encrypted") as status:
+        for i, image in enumerate(test):
+            encrypted = client.encrypt(image)
+            start = time.perf_counter()
+            result = server.run(encrypted, functools.partial(_show, status, f"image {i + 1} of {len(test)}"))
+            seconds = time.perf_counter() - start
+            answer = client.decrypt(result)[0]
+            for node, spent in server.last_run.items():
+                node_seconds[node] = node_seconds.get(node, 0.0) + spent / len(test)
+            results.append(
+                ImageResult(
+                    int(digits.test_labels[i]),
+                    int(logits[i].argmax()),
+                    int(answer.argmax()),
+                    float(np.max(np.abs(answer - simulated[i]))),
+                    float(np.max(np.abs(answer - logits[i]))),
+                    seconds,
+                )
+            )
+    return results, node_seconds
+
+
+def _show(status: Status, image: str, progress: Progress) -> None:
+    status.update(f"{image}: {progress.node} at level {progress.level}")
+
+
+def _image_table(results: list[ImageResult]) -> Table:
+    table = Table(title="encrypted images")
+    for name in (
+        "image",
+        "label",
+        "PyTorch",
+        "encrypted",
+        "error vs simulate()",
+        "error vs PyTorch",
+        "seconds",
+    ):
+        table.add_column(name, justify="right")
+    for i, r in enumerate(results):
+        table.add_row(
+            str(i),
+            str(r.label),
+            str(r.plain_class),
+            str(r.encrypted_class),
+            f"{r.error:.2e}",
+            f"{r.model_error:.2e}",
+            f"{r.seconds:.2f}",
+        )
+    return table

@@ -1,0 +1,299 @@
+"""The frame around keys and ciphertexts, as files and as bytes.
+
+    4 bytes   b"OLAC"
+    2 bytes   version of the format
+    16 bytes  kind, ASCII, padded with zeros
+    4 bytes   length of the header
+    8 bytes   length of the payload
+    header    JSON: fingerprints of the program and its parameters, and what the kind needs
+    payload   coefficient words, little-endian uint64
+    32 bytes  SHA-256 of all that comes before
+
+All integers are little-endian. The hash finds damage and mix-ups; it is no signature. Whoever can change a file can
+change its hash as well, so readers take nothing from the payload but words that they check one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from olac.errors import ArtifactError
+from olac.parameters import Parameters
+from olac.program import CompiledProgram
+
+MAGIC = b"OLAC"
+VERSION = 1
+SECRET_KEY = "secret-key"
+EVALUATION_KEYS = "evaluation-keys"
+INPUT = "input"
+RESULT = "result"
+KINDS = (SECRET_KEY, EVALUATION_KEYS, INPUT, RESULT)
+
+PREFIX = struct.Struct("<4sH16sIQ")
+DIGEST_BYTES = hashlib.sha256().digest_size
+MAX_HEADER_BYTES = 1 << 20
+CHUNK = 1 << 20
+
+
+def parameter_fingerprint(parameters: Parameters) -> str:
+    """SHA-256 of one set of parameters."""
+    return hashlib.sha256(json.dumps(asdict(parameters), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a frame is read from: a file, or bytes that somebody sent."""
+
+    path: Path | None = None
+    data: bytes = b""
+
+    @staticmethod
+    def of_file(path: str | Path) -> Source:
+        """A file; raises `ArtifactError` where there is none."""
+        given = Path(path)
+        if not given.is_file():
+            what = "is not a file" if given.exists() else "does not exist"
+            raise ArtifactError(f"{given}: {what}. Check the path.")
+        return Source(given)
+
+    @property
+    def name(self) -> str:
+        """How errors call it."""
+        return f"{self.path}" if self.path is not None else f"{len(self.data)} bytes received"
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return len(self.data) if self.path is None else self.path.stat().st_size
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """The stream from its beginning; problems of the file system become `ArtifactError`."""
+        try:
+            stream: BinaryIO = io.BytesIO(self.data) if self.path is None else self.path.open("rb")
+            with stream:
+                yield stream
+        except OSError as error:
+            raise ArtifactError(f"{self.name}: can't be read: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class Header:
+    """The checked beginning of a frame. `fields` are what the kind needs beside the fingerprints."""
+
+    source: Source
+    kind: str
+    fields: dict[str, Any]
+    payload_start: int
+    payload_bytes: int
+
+    def error(self, problem: str, advice: str) -> ArtifactError:
+        """An error that names the source."""
+        return ArtifactError(f"{self.source.name} ({self.kind}): {problem}. {advice}")
+
+    def integer(self, name: str, low: int, high: int) -> int:
+        """The field as an integer within [low, high]."""
+        value = self.fields.get(name)
+        if type(value) is not int or not low <= value <= high:
+            raise self.error(
+                f"the header says {name} = {_short(value)}, expected an integer in {low} ... {high}", DAMAGED
+            )
+        return value
+
+    def integers(self, name: str, allowed: Iterable[int]) -> tuple[int, ...]:
+        """The field as increasing integers out of `allowed`."""
+        value = self.fields.get(name)
+        if not isinstance(value, list) or any(type(v) is not int for v in value):
+            raise self.error(f"the header says {name} = {_short(value)}, expected a list of integers", DAMAGED)
+        strange = sorted(set(value) - set(allowed))
+        if strange or value != sorted(set(value)):
+            raise self.error(
+                f"{name} holds {_short(strange)} that the program has no use for" if strange else f"{name} repeats",
+                "Make the keys anew for this program.",
+            )
+        return tuple(value)
+
+    def flag(self, name: str) -> bool:
+        """The field as true or false."""
+        value = self.fields.get(name)
+        if type(value) is not bool:
+            raise self.error(f"the header says {name} = {_short(value)}, expected true or false", DAMAGED)
+        return value
+
+    def identity(self, name: str) -> str:
+        """The field as 32 hexadecimal digits."""
+        value = self.fields.get(name)
+        if not isinstance(value, str) or len(value) != 32 or set(value) - set("0123456789abcdef"):
+            raise self.error(f"the header says {name} = {_short(value)}, expected 32 hexadecimal digits", DAMAGED)
+        return value
+
+    def expect_payload(self, size: int) -> None:
+        """Raise `ArtifactError` unless the payload has `size` bytes."""
+        if self.payload_bytes != size:
+            raise self.error(f"the payload has {self.payload_bytes} bytes, expected {size}", DAMAGED)
+
+    @contextmanager
+    def payload(self) -> Iterator[Payload]:
+        """Read the payload; the hash of the whole frame is checked when all of it was read."""
+        with self.source.open() as stream:
+            yield Payload(self, stream)
+
+    def check_hash(self) -> None:
+        """Read everything once and compare the hash."""
+        with self.payload() as payload:
+            left = self.payload_bytes
+            while left:
+                left -= len(payload.read(min(CHUNK, left)))
+            payload.finish()
+
+
+DAMAGED = "The file was damaged or not written by olac: get it again from who made it."
+
+
+class Payload:
+    """A payload that is being read, and the hash so far."""
+
+    def __init__(self, header: Header, stream: BinaryIO) -> None:
+        self._header = header
+        self._stream = stream
+        start = stream.read(header.payload_start)
+        self._digest = hashlib.sha256(start)
+        self._left = header.payload_bytes
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes."""
+        data = self._stream.read(size)
+        if size > self._left or len(data) != size:
+            raise self._header.error(f"it ends {size - len(data)} bytes early", DAMAGED)
+        self._left -= size
+        self._digest.update(data)
+        return data
+
+    def finish(self) -> None:
+        """Compare the hash; only after the whole payload."""
+        found = self._stream.read(DIGEST_BYTES)
+        if self._left or found != self._digest.digest():
+            raise self._header.error(
+                f"its SHA-256 is {self._digest.hexdigest()[:16]}..., it claims {found.hex()[:16]}...", DAMAGED
+            )
+
+
+def read_header(source: Source, kind: str, program: CompiledProgram) -> Header:
+    """Parse the beginning of a frame and check all that can be checked without reading the payload.
+
+    Raises:
+        ArtifactError: another kind of file, a newer version, another program, or a length that is not right.
+    """
+    size = source.size
+    shortest = PREFIX.size + DIGEST_BYTES
+    with source.open() as stream:
+        prefix = stream.read(PREFIX.size)
+        if prefix[: len(MAGIC)] != MAGIC:
+            raise ArtifactError(
+                f"{source.name}: not a {kind} of olac (it begins with {prefix[:4]!r}, expected {MAGIC!r}). "
+                "Check that the right file was given."
+            )
+        if size < shortest:
+            raise ArtifactError(f"{source.name}: {size} bytes are too few for a {kind}. {DAMAGED}")
+        _, version, raw_kind, header_bytes, payload_bytes = PREFIX.unpack(prefix)
+        found = raw_kind.rstrip(b"\0").decode("ascii", "replace")
+        if version != VERSION:
+            advice = "Update olac." if version > VERSION else "Make it anew with this olac."
+            raise ArtifactError(f"{source.name}: format version {version}, this olac reads version {VERSION}. {advice}")
+        if found != kind:
+            what = f"it is of kind {found!r}" if found in KINDS else f"its kind {found!r} is unknown"
+            raise ArtifactError(f"{source.name}: {what}, expected {kind!r}. Check that the right file was given.")
+        if header_bytes > MAX_HEADER_BYTES or size != shortest + header_bytes + payload_bytes:
+            raise ArtifactError(
+                f"{source.name} ({kind}): it has {size} bytes, its header says "
+                f"{shortest + header_bytes + payload_bytes}. {DAMAGED}"
+            )
+        raw = stream.read(header_bytes)
+    try:
+        fields = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{source.name} ({kind}): its header is not JSON. {DAMAGED}") from error
+    if not isinstance(fields, dict):
+        raise ArtifactError(f"{source.name} ({kind}): its header is not an object. {DAMAGED}")
+    header = Header(source, kind, fields, PREFIX.size + header_bytes, payload_bytes)
+    wanted = (("parameters", parameter_fingerprint(program.parameters)), ("program", program.fingerprint))
+    for name, fingerprint in wanted:
+        if fields.get(name) != fingerprint:
+            raise header.error(
+                f"it belongs to {name} {_short(fields.get(name))}, expected {fingerprint[:16]}...",
+                "Use the program file that it was made with, or make it anew.",
+            )
+    return header
+
+
+def frame(
+    kind: str, program: CompiledProgram, fields: dict[str, Any], payload: Iterable[bytes], payload_bytes: int
+) -> Iterator[bytes]:
+    """The bytes of a frame, in pieces; `payload` must give `payload_bytes` bytes in all."""
+    full = {
+        "program": program.fingerprint,
+        "parameters": parameter_fingerprint(program.parameters),
+        **fields,
+    }
+    header = json.dumps(full, sort_keys=True).encode()
+    digest = hashlib.sha256()
+    start = PREFIX.pack(MAGIC, VERSION, kind.encode(), len(header), payload_bytes) + header
+    digest.update(start)
+    yield start
+    written = 0
+    for piece in payload:
+        digest.update(piece)
+        written += len(piece)
+        yield piece
+    if written != payload_bytes:
+        raise AssertionError(f"a {kind} of {written} bytes was announced with {payload_bytes}")
+    yield digest.digest()
+
+
+def write_file(path: str | Path, pieces: Iterable[bytes], *, mode: int = 0o644, overwrite: bool = True) -> None:
+    """Write a file that is there completely or not at all.
+
+    Raises:
+        ArtifactError: the folder doesn't exist or can't be written, or the file exists and must not be overwritten.
+    """
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise ArtifactError(f"{target}: exists already and is not overwritten. Choose another name, or delete it.")
+    temporary = None
+    try:
+        # mkstemp makes it readable for its owner alone from the first byte.
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        with os.fdopen(handle, "wb") as stream:
+            for piece in pieces:
+                stream.write(piece)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, mode)
+        if overwrite:
+            os.replace(temporary, target)
+        else:
+            os.link(temporary, target)  # fails where the file came to be in the meantime
+            os.unlink(temporary)
+        temporary = None
+    except FileExistsError as error:
+        raise ArtifactError(f"{target}: exists already and is not overwritten.") from error
+    except OSError as error:
+        raise ArtifactError(f"{target}: can't be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            os.unlink(temporary)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,72 @@
+"""Every error that olac raises on purpose.
+
+`UnsupportedModelError`, `CalibrationError`, `InfeasibleError`, `SecurityError` and `ArtifactError` are about what the
+caller gave; `BackendError` is about the machine; `VerificationError` is a bug of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class OlacError(Exception):
+    """Base class of all errors that olac raises on purpose."""
+
+
+@dataclass(frozen=True)
+class UnsupportedNode:
+    """One place in a model that olac can't take: module path, source line, what is wrong and what to do."""
+
+    path: str
+    source: str
+    problem: str
+    advice: str
+
+    def __str__(self) -> str:
+        where = f"{self.path or '(model)'}"
+        if self.source:
+            where += f" ({self.source})"
+        return f"{where}: {self.problem}. {self.advice}"
+
+
+class UnsupportedModelError(OlacError):
+    """The model holds operations that olac can't compile; `nodes` lists all of them."""
+
+    def __init__(self, nodes: Sequence[UnsupportedNode]) -> None:
+        self.nodes = tuple(nodes)
+        count = len(self.nodes)
+        lines = "\n".join(f"  {i}. {node}" for i, node in enumerate(self.nodes, 1))
+        super().__init__(f"{count} place{'s' if count != 1 else ''} in the model can't be compiled:\n{lines}")
+
+
+class CalibrationError(OlacError):
+    """The calibration data can't be used: empty, NaN, or shapes that don't fit the model."""
+
+
+class InfeasibleError(OlacError):
+    """No parameters satisfy the request; the message says which limit fails and what would do."""
+
+
+class SecurityError(OlacError):
+    """The parameters asked for are below the security asked for."""
+
+
+class ArtifactError(OlacError):
+    """A file or byte string is missing, damaged, of another kind, version or program."""
+
+
+class InputError(OlacError):
+    """An input given to a compiled program has the wrong shape or isn't finite."""
+
+
+class BackendError(OlacError):
+    """OpenFHE can't be loaded, or refused an operation."""
+
+
+class MissingKeyError(BackendError):
+    """An evaluation key that the program needs isn't in the key set."""
+
+
+class VerificationError(OlacError):
+    """An invariant of the compiler is broken: a bug in olac or in a pass from outside."""

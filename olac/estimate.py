@@ -1,0 +1,123 @@
+"""What a program will take: seconds, keys and memory, before any key is made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from olac.backends.base import Ciphertext
+from olac.backends.cost import CostEvaluator, shape
+from olac.costs import CostTable, ciphertext_bytes, plaintext_bytes, rotation_key_bytes
+from olac.ir.graph import Node
+from olac.kernels.base import Value
+from olac.kernels.execute import build_kernels, execute
+from olac.memory import current_rss_bytes
+from olac.program import CompiledProgram
+from olac.threads import usable_threads
+
+GB = 1e9
+LIBRARY_BYTES = 60e6
+"""OpenFHE's code and the precomputed tables of a context, beside the keys."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted costs of one program on one machine.
+
+    Attributes:
+        seconds_per_image: one encrypted run divided by the images in it, plaintexts encoded before.
+        first_seconds: the first run, which also encodes.
+        node_seconds: of one run, by node.
+        keygen_seconds: all keys.
+        key_bytes: relinearisation and rotation keys.
+        plaintext_bytes: all encoded weights, if they are kept.
+        ciphertext_bytes: the largest set of ciphertexts alive at once.
+        server_gb: peak memory of a server process that keeps its plaintexts.
+        client_gb: peak memory of a client process.
+        process_gb: peak memory of one process that is both, from what this process holds now.
+        counts: how often each primitive runs.
+    """
+
+    seconds_per_image: float
+    first_seconds: float
+    node_seconds: dict[str, float]
+    keygen_seconds: float
+    key_bytes: int
+    plaintext_bytes: int
+    ciphertext_bytes: int
+    server_gb: float
+    client_gb: float
+    process_gb: float
+    counts: dict[str, int]
+
+
+def estimate(program: CompiledProgram, threads: int | None = None, costs: CostTable | None = None) -> Estimate:
+    """Predict a program with the shipped table of costs, or another."""
+    used = threads or usable_threads()
+    table = costs or CostTable.default()
+    parameters = program.parameters
+    evaluator = CostEvaluator(parameters, table, used, encoded=True)
+    seconds: dict[str, float] = {}
+    spent = 0.0
+    alive: dict[str, int] = {}
+    peak = 0
+    last = {operand: node.id for node in program.graph.nodes for operand in node.inputs}
+
+    def after(node: Node, value: Value) -> None:
+        nonlocal spent, peak
+        seconds[node.id] = evaluator.seconds - spent
+        spent = evaluator.seconds
+        alive[node.id] = sum(ciphertext_bytes(parameters.log_ring, part.state.level + 1) for part in value)
+        peak = max(peak, sum(alive.values()) + _working_bytes(program, node))
+        for operand in node.inputs:
+            if last[operand] == node.id:
+                alive.pop(operand, None)
+
+    state = program.input.type.state
+    assert state is not None and program.input.type.layout is not None
+    fresh: Ciphertext[None] = evaluator.fresh(state.level)
+    value = (fresh,) * program.input.type.layout.ciphertexts
+    execute(program.graph, build_kernels(program.graph), evaluator, {program.input.id: value}, after)
+    encodes = Counter(event.level for event in evaluator.events if event.primitive == "encode")
+    encoding = sum(count * evaluator.price("encode", level) for level, count in encodes.items())
+    encoded = sum(count * plaintext_bytes(parameters.log_ring, level + 1) for level, count in encodes.items())
+    one_key = rotation_key_bytes(
+        parameters.log_ring, parameters.limbs, parameters.digits, len(parameters.special_primes)
+    )
+    keys = one_key * (len(program.rotations) + 1)
+    top = shape(parameters, parameters.depth)
+    keygen = table.seconds("relin_keygen", top, used) + len(program.rotations) * table.seconds(
+        "rotation_keygen", top, used
+    )
+    held = current_rss_bytes()
+    server = LIBRARY_BYTES + keys + encoded + peak
+    return Estimate(
+        seconds_per_image=evaluator.seconds / program.batch,
+        first_seconds=evaluator.seconds + encoding,
+        node_seconds=seconds,
+        keygen_seconds=keygen,
+        key_bytes=keys,
+        plaintext_bytes=encoded,
+        ciphertext_bytes=peak,
+        server_gb=(BARE_PROCESS_BYTES + server) / GB,
+        client_gb=(BARE_PROCESS_BYTES + LIBRARY_BYTES + 2 * keys) / GB,
+        process_gb=(held + server) / GB,
+        counts=dict(Counter(event.primitive for event in evaluator.events)),
+    )
+
+
+BARE_PROCESS_BYTES = 130e6
+"""Python with numpy, scipy and networkx loaded."""
+
+
+def _working_bytes(program: CompiledProgram, node: Node) -> int:
+    """Ciphertexts that a linear op holds beside its operand and result: the baby rotations, and digits."""
+    if node.lowering is None:
+        return 0
+    operand = program.graph[node.inputs[0]].type
+    assert operand.layout is not None and operand.state is not None
+    limbs = operand.state.level + 1
+    parameters = program.parameters
+    babies = min(node.lowering.baby, 64) * operand.layout.ciphertexts
+    digits = parameters.digits * (limbs + len(parameters.special_primes)) * 8 * parameters.ring_dimension
+    return babies * ciphertext_bytes(parameters.log_ring, limbs) + 2 * digits

@@ -1,0 +1,24 @@
+"""From PyTorch models to the IR: tracing, lifting, and what of a model can't be compiled."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from olac.errors import UnsupportedModelError, UnsupportedNode
+from olac.frontend.lift import Unsupported, lift, register_function, register_module
+from olac.frontend.trace import Traced, trace
+
+__all__ = ["Traced", "Unsupported", "check", "lift", "register_function", "register_module", "trace"]
+
+
+def check(model: nn.Module, example: torch.Tensor) -> list[UnsupportedNode]:
+    """Every place in a model that can't be compiled; empty where it can. `example` has shape (images, *image shape).
+
+    Raises CalibrationError where the model itself fails on the example.
+    """
+    try:
+        lift(trace(model, example))
+    except UnsupportedModelError as error:
+        return list(error.nodes)
+    return []

@@ -1,0 +1,583 @@
+"""Tracing: a model and an example become a torch.fx graph whose shapes are all concrete.
+
+Each proxy carries the value that the example gives, so sizes, shape arithmetic and branches on shapes are resolved as
+the model's own code runs. What changes a value in place is recorded as the operation that doesn't: the graph is purely
+functional.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import operator
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.fx.node import map_aggregate
+
+from olac.errors import CalibrationError, UnsupportedModelError, UnsupportedNode
+
+LEAVES: set[type[nn.Module]] = set()
+"""Module classes from outside torch.nn that have a lifting of their own, and so are not traced into."""
+
+BATCH = 2
+"""Images that a model is traced with: more than one, so that the batch axis can't pass for a dropped one."""
+
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_HERE = os.path.abspath(__file__)
+
+# Results of these aren't tensors, and depend on the data rather than on shapes.
+_READS_DATA = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__bool__", "__int__", "__float__"}
+_READS_DATA |= {"__index__", "__contains__", "__array__"}
+
+# Operations that keep elements in row-major order; recorded as a reshape that leaves the batch axis open.
+_RESHAPES = {"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "squeeze", "unsqueeze", "ravel"}
+
+_EXPANDS = {"expand", "expand_as", "broadcast_to"}
+_ARITHMETIC = {"add", "sub", "mul", "truediv", "div", "radd", "rsub", "rmul", "subtract", "multiply", "divide"}
+
+BRANCH_ADVICE = "Use shapes or constants to choose, or compute both sides and blend them"
+
+
+@dataclass
+class Traced:
+    """A traced model.
+
+    Each fx node has in its meta: "path", the qualified name of the module that owns it; "source", the user's file and
+    line ("model.py:12", or ""); "shape", a tuple with the batch axis first (None for results that aren't one tensor);
+    "called", the name of the operation where the node has another in its place.
+
+    Attributes:
+        module: the fx graph, in float32 on the CPU; runs on batches of any size.
+        example: (2, *input shape), the images that it was traced with.
+        problems: places that can't be compiled, found while tracing; `lift` reports them with its own.
+        batch_problem: what shows that images of a batch aren't independent; reported where nothing else is.
+        lifted: by fx node name the ids of the IR nodes made for it, in order; filled by `lift`.
+        results: by fx node name the id of its value (a tuple of ids where it has several); filled by `lift`.
+    """
+
+    module: fx.GraphModule
+    example: torch.Tensor
+    problems: tuple[UnsupportedNode, ...] = ()
+    batch_problem: UnsupportedNode | None = None
+    lifted: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return tuple(self.example.shape[1:])
+
+
+def trace(model: nn.Module, example: torch.Tensor) -> Traced:
+    """Trace a model on an example of shape (images, *image shape).
+
+    The model is left as it is: what is traced is a copy in evaluation mode, in float32 on the CPU. It may be in
+    training mode, in half precision or on a GPU.
+
+    Raises:
+        UnsupportedModelError: for several inputs, complex or integer inputs, and code that can't be traced. Single
+            operations that can't be compiled are found by `lift`.
+        CalibrationError: where the model itself fails on the example.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a torch.nn.Module is compiled, not {type(model).__name__}")
+    _check_model(model)
+    _check_example(example)
+    plain = evaluation_copy(model)
+    images = _distinct(example.detach().to("cpu", torch.float32), BATCH)
+    with torch.no_grad():
+        try:
+            plain(images)
+        except Exception as error:
+            raise CalibrationError(
+                f"the model fails on a batch of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
+            ) from error
+        batches = [_distinct(images, 3), images[-1:]]
+        try:
+            expected = [plain(batch) for batch in batches]
+        except Exception:
+            expected = []
+        _drop_hooks(plain)
+        tracer = _Tracer(images)
+        try:
+            graph = tracer.trace(plain)
+        except UnsupportedModelError:
+            raise
+        except Exception as error:
+            node = UnsupportedNode(
+                tracer.scope.module_path,
+                _source_of_error(error.__traceback__),
+                f"can't be traced ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+                "Keep forward to torch operations, with control flow on shapes and constants only",
+            )
+            raise UnsupportedModelError([*tracer.problems, node]) from error
+        _drop_dead(graph)
+        try:
+            module = fx.GraphModule(plain, graph)
+        except SyntaxError as error:
+            node = UnsupportedNode("", "", "a module's name is a Python keyword", "Rename it")
+            raise UnsupportedModelError([*tracer.problems, node]) from error
+        traced = Traced(module, images, tuple(tracer.problems))
+        traced.batch_problem = _compare(traced, batches, expected)
+    return traced
+
+
+def evaluation_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model in evaluation mode, in float32 on the CPU; the model itself isn't changed."""
+    try:
+        plain = copy.deepcopy(model)
+    except Exception as error:
+        raise UnsupportedModelError(
+            [UnsupportedNode("", "", f"the model can't be copied ({error})", "Make copy.deepcopy(model) work")]
+        ) from error
+    plain = plain.to("cpu").float().eval()
+    for module in plain.modules():
+        # Tensors held as plain attributes are no buffers, so nn.Module.to leaves them where they are.
+        for name, value in list(vars(module).items()):
+            if isinstance(value, torch.Tensor):
+                moved = value.detach().to("cpu")
+                vars(module)[name] = moved.float() if moved.is_floating_point() else moved
+    return plain
+
+
+def _check_model(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        node = UnsupportedNode("", "", "the model is a TorchScript module", "Give the original nn.Module")
+        raise UnsupportedModelError([node])
+    if isinstance(model, nn.DataParallel) or hasattr(model, "_orig_mod"):
+        node = UnsupportedNode(
+            "", "", f"the model is wrapped in {type(model).__name__}", "Give the module inside the wrapper"
+        )
+        raise UnsupportedModelError([node])
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    positional = [p for p in parameters if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+    if len(required) > 1 or not positional:
+        names = ", ".join(required) or "none"
+        node = UnsupportedNode(
+            "",
+            "",
+            f"forward takes {len(required)} inputs ({names}), and a compiled model has exactly one",
+            "Wrap the model in a module that takes the encrypted input and holds the others as buffers",
+        )
+        raise UnsupportedModelError([node])
+
+
+def _check_example(example: torch.Tensor) -> None:
+    if not isinstance(example, torch.Tensor):
+        raise TypeError(f"the example is a torch.Tensor, not {type(example).__name__}")
+    if example.dtype != torch.uint8 and not example.is_floating_point():
+        node = UnsupportedNode(
+            "x", "", f"inputs of type {example.dtype} are not supported", "Give real images, e.g. images.float()"
+        )
+        raise UnsupportedModelError([node])
+    if example.ndim < 2 or example.numel() == 0:
+        raise CalibrationError(
+            f"an example has shape (images, features) or (images, channels, height, width), not {tuple(example.shape)}"
+        )
+
+
+def _distinct(images: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` images; where there are fewer, further ones are scaled copies, so that no two are alike."""
+    rounds = -(-count // len(images))
+    return torch.cat([images * (1 - i / (rounds + 1)) for i in range(rounds)])[:count]
+
+
+def _drop_hooks(model: nn.Module) -> None:
+    """Remove forward hooks, which would see proxies; `_compare` finds whether one changed the outputs."""
+    for module in model.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+
+
+def _drop_dead(graph: fx.Graph) -> None:
+    for node in reversed(graph.nodes):
+        if node.op not in ("placeholder", "output") and not node.users:
+            graph.erase_node(node)
+
+
+def _compare(traced: Traced, batches: list[torch.Tensor], expected: list[Any]) -> UnsupportedNode | None:
+    """Run the traced module and the model on batches of other sizes; a problem where they differ."""
+    for batch, output in zip(batches, expected, strict=False):
+        if not isinstance(output, torch.Tensor):
+            return None
+        try:
+            got = traced.module(batch)
+        except Exception:
+            got = None
+        scale = float(output.nan_to_num(0.0, 0.0, 0.0).abs().max()) if output.numel() else 0.0
+        # A squeeze() drops the batch axis of a single image in the model, and never in the traced module.
+        same = (
+            isinstance(got, torch.Tensor)
+            and got.numel() == output.numel()
+            and got.squeeze().shape == output.squeeze().shape
+            and torch.allclose(
+                got.float().reshape(output.shape), output.float(), rtol=1e-3, atol=1e-4 * scale + 1e-12, equal_nan=True
+            )
+        )
+        if not same:
+            return UnsupportedNode(
+                "",
+                "",
+                "the outputs for an image depend on the size of its batch, on chance, or on a forward hook",
+                "Make forward treat each image alone, without randomness, and move what hooks do into modules",
+            )
+    return None
+
+
+def _is_user_file(name: str) -> bool:
+    path = os.path.abspath(name)
+    return not path.startswith(_TORCH) and path != _HERE and not name.startswith("<eval_with_key>")
+
+
+def _where(name: str, line: int) -> str:
+    return f"{os.path.basename(name)}:{line}"
+
+
+def _source_of_error(trace_back: TracebackType | None) -> str:
+    found = ""
+    while trace_back is not None:
+        name = trace_back.tb_frame.f_code.co_filename
+        if _is_user_file(name):
+            found = _where(name, trace_back.tb_lineno)
+        trace_back = trace_back.tb_next
+    return found
+
+
+def _source() -> str:
+    """File and line of the innermost frame of the model's own code, or "" where there is none."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not fx.Tracer.trace.__code__:
+        if _is_user_file(frame.f_code.co_filename):
+            return _where(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return ""
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one operation: a torch.nn module, or a subclass of one that keeps its forward."""
+    if "forward" in vars(module):
+        return False
+    for base in type(module).__mro__:
+        if base in LEAVES:
+            return True
+        if "forward" in vars(base):
+            container = base in (nn.Sequential, nn.Module)
+            return base.__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not container
+    return False
+
+
+class _Method:
+    """A method of a traced value, to be called."""
+
+    def __init__(self, proxy: _Value, name: str) -> None:
+        self._proxy, self._name = proxy, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._proxy.tracer.create_proxy("call_method", self._name, (self._proxy, *args), kwargs)
+
+
+class _Value(fx.Proxy):
+    """A traced value: an fx node, and the tensor that the example gives.
+
+    A change in place moves the proxy on to the node of the new value. `stale` marks views of what was changed.
+    """
+
+    tracer: _Tracer
+
+    def __init__(self, node: fx.Node, tracer: _Tracer, value: Any) -> None:
+        super().__init__(node, tracer)
+        self.value = value
+        self.stale = False
+
+    def __getattr__(self, name: str) -> Any:
+        if (name.startswith("__") and name.endswith("__")) or name in ("value", "node", "tracer", "stale"):
+            raise AttributeError(name)
+        attribute = getattr(self.value, name)
+        if callable(attribute) and not isinstance(attribute, torch.Tensor):
+            return _Method(self, name)
+        if isinstance(attribute, torch.Tensor):
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return attribute
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[i] for i in range(len(self.value))])  # type: ignore[index]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.problem("assigns to a part of a tensor", "Compute the parts and add them up, or use F.pad")
+
+    def _read(self, what: str) -> Any:
+        self.tracer.problem(f"the program depends on encrypted data ({what})", BRANCH_ADVICE)
+        return self.value
+
+    def __bool__(self) -> bool:
+        return bool(self._read("a branch on a tensor's value"))
+
+    def __int__(self) -> int:
+        return int(self._read("int() of a tensor"))
+
+    def __float__(self) -> float:
+        return float(self._read("float() of a tensor"))
+
+    def __index__(self) -> int:
+        return operator.index(self._read("a tensor as an index"))
+
+    def __contains__(self, item: Any) -> bool:
+        return bool(item in self._read("a test of what a tensor contains"))
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.asarray(self._read("a conversion to numpy"), dtype=dtype)
+
+
+def _add_in_place_operators() -> None:
+    def make(function: Callable[..., Any]) -> Callable[[_Value, Any], Any]:
+        def method(self: _Value, other: Any) -> Any:
+            result = self.tracer.create_proxy("call_function", function, (self, other), {})
+            return self.tracer.replace(self, result)
+
+        return method
+
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"):
+        setattr(_Value, f"__i{name.strip('_')}__", make(getattr(operator, name)))
+
+
+_add_in_place_operators()
+
+
+class _Tracer(fx.Tracer):
+    """Records what the model does with one input, and runs it on the example as it goes."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]
+        self.problems: list[UnsupportedNode] = []
+        self._images = images
+        self._running = False
+        self._alive: list[weakref.ref[_Value]] = []
+        self._in_place: set[str] = set()
+
+    def problem(self, problem: str, advice: str) -> None:
+        """Note a place that can't be compiled; tracing goes on with the example's value."""
+        node = UnsupportedNode(self.scope.module_path, _source(), problem, advice)
+        if node not in self.problems:
+            self.problems.append(node)
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        for name, module in root.named_modules():
+            if getattr(module, "inplace", False) is True:
+                self._in_place.add(name)
+                module.inplace = False
+        return super().trace(root, concrete_args)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_leaf(m)
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        try:
+            return super().path_of_module(mod)
+        except NameError:
+            # A module that the model's code makes on the fly, or keeps in a plain list.
+            name = f"_module_{len(list(self.root.children()))}"
+            self.root.add_module(name, mod.float().eval())
+            if self.submodule_paths is not None:
+                for inner, child in mod.named_modules(prefix=name):
+                    self.submodule_paths[child] = inner
+            return name
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self._running or not _has_value((args, kwargs)):
+            # Inside an operation that is being run on the example, or on constants only.
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        # Parameters stay tensors: what is computed of constants alone is constant.
+        return attr_val
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        node = self.create_node("placeholder", "x", (), {})
+        return root_fn, [self.root, self._wrap(node, self._images)]
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["path"] = self.scope.module_path
+        node.meta["source"] = _source()
+        node.meta["shape"] = tuple(self._images.shape) if node.op == "placeholder" else None
+        return node
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, _Value):
+            if a.stale:
+                self.problem(
+                    "reads a view of a tensor that was changed in place", "Use the operation that makes a new tensor"
+                )
+            return a.node
+        if isinstance(a, np.generic):
+            return a.item()
+        if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter):
+            for other, name in self.tensor_attrs.items():
+                if other is a:
+                    return self.create_node("get_attr", name, (), {})
+        return super().create_arg(a)
+
+    def _wrap(self, node: fx.Node, value: Any) -> _Value:
+        proxy = _Value(node, self, value)
+        if isinstance(value, torch.Tensor):
+            node.meta["shape"] = tuple(value.shape)
+        self._alive = [other for other in self._alive if other() is not None]
+        self._alive.append(weakref.ref(proxy))
+        return proxy
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any = None,
+        proxy_factory_fn: Any = None,
+    ) -> Any:
+        kind, target, kwargs, in_place = self._functional(kind, target, args, kwargs)
+        if in_place:
+            name = None
+        values = map_aggregate((args, kwargs), lambda a: a.value if isinstance(a, _Value) else a)
+        result = self._run(kind, target, *values)
+        called = target if isinstance(target, str) else getattr(target, "__name__", "")
+        named = ""
+        if not _tensors(result):
+            if called in _READS_DATA:
+                self.problem(f"the program depends on encrypted data ({called})", BRANCH_ADVICE)
+            return result
+        if kind != "call_module" and called in _RESHAPES and isinstance(result, torch.Tensor):
+            source = args[0] if args and isinstance(args[0], _Value) else None
+            if source is not None and source.value.shape[:1] == result.shape[:1] == self._images.shape[:1]:
+                kind, target, name, kwargs = "call_method", "reshape", None, {}
+                args = (source, (-1, *result.shape[1:]))
+                named = called
+        expanded = args[0] if called in _EXPANDS and isinstance(result, torch.Tensor) else None
+        if isinstance(expanded, _Value) and expanded.value.shape[:1] == result.shape[:1] == self._images.shape[:1]:
+            kind, target, name, kwargs = "call_method", "expand", None, {}
+            args = (expanded, -1, *result.shape[1:])
+        if called.strip("_") in _ARITHMETIC and len(args) == 2:
+            args = (self._one_for_all(args[0], args[1]), self._one_for_all(args[1], args[0]))
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
+        node.meta["called"] = named
+        if isinstance(result, torch.Tensor):
+            proxy = self._wrap(node, result)
+            return self.replace(args[0], proxy) if in_place else proxy
+        return self._items(node, result)
+
+    def _one_for_all(self, operand: Any, other: Any) -> Any:
+        """A constant made for the size of the example's batch, with the batch axis of length 1; others as they are."""
+        if not isinstance(operand, torch.Tensor) or not isinstance(other, _Value) or operand.ndim < 1:
+            return operand
+        made_for_batch = operand.ndim == other.value.ndim and len(operand) == len(self._images)
+        return operand[:1] if made_for_batch and bool((operand == operand[:1]).all()) else operand
+
+    def _items(self, node: fx.Node, result: Any) -> Any:
+        """The parts of a result that is a tuple or a list, each a proxy of its own."""
+        parts = []
+        for index, part in enumerate(result):
+            if _tensors(part):
+                item = self.create_node("call_function", operator.getitem, (node, index), {})
+                parts.append(self._wrap(item, part) if isinstance(part, torch.Tensor) else self._items(item, part))
+            else:
+                parts.append(part)
+        if isinstance(result, list):
+            return parts
+        plain = type(result) is tuple or hasattr(result, "_fields")
+        return tuple(parts) if plain else type(result)(parts)
+
+    def _functional(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[str, Any, dict[str, Any], bool]:
+        """The call that makes a new tensor, and whether the call that was made changes its first operand."""
+        if not args or not isinstance(args[0], _Value):
+            return kind, target, kwargs, False
+        if kind == "call_module":
+            return kind, target, kwargs, target in self._in_place
+        if kwargs.get("inplace") is True:
+            return kind, target, {**kwargs, "inplace": False}, True
+        called = target if isinstance(target, str) else getattr(target, "__name__", "")
+        if called.startswith("__i") and hasattr(operator, called):
+            return "call_function", getattr(operator, called.replace("__i", "__", 1)), kwargs, True
+        if called.endswith("_") and not called.endswith("__"):
+            plain = called[:-1]
+            if kind == "call_method" and hasattr(torch.Tensor, plain):
+                return kind, plain, kwargs, True
+            for place in (torch.nn.functional, torch):
+                if kind == "call_function" and hasattr(place, plain) and target is not getattr(place, plain):
+                    return kind, getattr(place, plain), kwargs, True
+        return kind, target, kwargs, False
+
+    def replace(self, proxy: _Value, result: Any) -> _Value:
+        """Let a proxy, and others of the very same tensor, go on as the result of a change in place."""
+        old = proxy.value
+        for reference in self._alive:
+            other = reference()
+            if other is None or other is result or not isinstance(other.value, torch.Tensor):
+                continue
+            if other.value.untyped_storage().data_ptr() != old.untyped_storage().data_ptr():
+                continue
+            if (other.value.data_ptr(), other.value.shape, other.value.stride()) == (
+                old.data_ptr(),
+                old.shape,
+                old.stride(),
+            ):
+                if other is not proxy:
+                    other.node, other.value = result.node, result.value
+            else:
+                other.stale = True
+        proxy.node, proxy.value, proxy.stale = result.node, result.value, False
+        return proxy
+
+    def _run(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with self._plain_calls():
+            if kind == "call_function":
+                return target(*args, **kwargs)
+            if kind == "call_method":
+                return getattr(args[0], target)(*args[1:], **kwargs)
+            module = self.root.get_submodule(target)
+            return module.forward(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _plain_calls(self) -> Iterator[None]:
+        before, self._running = self._running, True
+        try:
+            yield
+        finally:
+            self._running = before
+
+
+def _has_value(arguments: Any) -> bool:
+    found = False
+
+    def look(a: Any) -> Any:
+        nonlocal found
+        found = found or isinstance(a, _Value)
+        return a
+
+    map_aggregate(arguments, look)
+    return found
+
+
+def _tensors(result: Any) -> bool:
+    """Whether a result is a tensor, or a tuple or list that holds one."""
+    if isinstance(result, torch.Tensor):
+        return True
+    return isinstance(result, (tuple, list)) and any(_tensors(part) for part in result)

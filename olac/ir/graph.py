@@ -1,0 +1,275 @@
+"""Graphs: an immutable topological tuple of nodes and the constants that their ops name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import networkx as nx
+import numpy as np
+
+from olac.errors import VerificationError
+from olac.ir.ops import Array, Input, Op, ShapeError
+from olac.ir.types import Stage, ValueType
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a node comes from: module path, source line, and the passes that made it."""
+
+    path: str = ""
+    source: str = ""
+    passes: tuple[str, ...] = ()
+
+    def by(self, pass_name: str) -> Origin:
+        """The same origin, with one more pass."""
+        return self if self.passes[-1:] == (pass_name,) else replace(self, passes=(*self.passes, pass_name))
+
+    def __str__(self) -> str:
+        return f"{self.path or '(model)'} [{', '.join(self.passes)}]"
+
+
+@dataclass(frozen=True)
+class Diagonals:
+    """A lowering of a linear op: products with generalised diagonals, by baby and giant steps, one level.
+
+    Attributes:
+        modulus: diagonals are taken modulo this power of two; where it is less than the period of the operand, the
+            result is folded by log2(period / modulus) rotations.
+        baby: diagonal d is reached by a baby step of d mod baby and a giant step of d - d mod baby.
+    """
+
+    modulus: int
+    baby: int
+
+    def __str__(self) -> str:
+        return f"diagonals mod {self.modulus}, baby {self.baby}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One value of a graph and the op that gives it."""
+
+    id: str
+    op: Op
+    inputs: tuple[str, ...]
+    type: ValueType
+    origin: Origin = field(default=Origin(), compare=False)
+    lowering: Diagonals | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A program: nodes in topological order, the ids of the outputs, named arrays, and the stage reached."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    constants: Mapping[str, Array]
+    stage: Stage = Stage.TRACED
+
+    def __post_init__(self) -> None:
+        for array in self.constants.values():
+            array.setflags(write=False)
+        object.__setattr__(self, "constants", MappingProxyType(dict(self.constants)))
+        object.__setattr__(self, "_by_id", {node.id: node for node in self.nodes})
+
+    def __getitem__(self, node_id: str) -> Node:
+        node: Node = self._by_id[node_id]  # type: ignore[attr-defined]
+        return node
+
+    def __eq__(self, other: object) -> bool:
+        """Structural equality: nodes, outputs, stage and constants bit for bit; origins don't count."""
+        if not isinstance(other, Graph):
+            return NotImplemented
+        return (
+            self.nodes == other.nodes
+            and self.outputs == other.outputs
+            and self.stage == other.stage
+            and self.constants.keys() == other.constants.keys()
+            and all(np.array_equal(a, other.constants[k]) for k, a in self.constants.items())
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        """The input nodes, in order."""
+        return tuple(node for node in self.nodes if isinstance(node.op, Input))
+
+    def users(self) -> dict[str, list[Node]]:
+        """For each node the nodes that read it, once for each time that they do."""
+        users: dict[str, list[Node]] = {node.id: [] for node in self.nodes}
+        for node in self.nodes:
+            for operand in node.inputs:
+                users[operand].append(node)
+        return users
+
+    def rewrite(
+        self,
+        step: Callable[[Node, GraphBuilder, tuple[str, ...]], str | None],
+        *,
+        by: str,
+        stage: Stage | None = None,
+    ) -> Graph:
+        """A new graph, made by asking `step` for each node in order.
+
+        `step(node, builder, inputs)` adds what replaces the node to the builder, with operands given by their new ids,
+        and returns the id of the new value; None keeps the node as it is. What nothing reads any more is dropped.
+        """
+        builder = GraphBuilder(self.constants, by=by)
+        new: dict[str, str] = {}
+        for node in self.nodes:
+            inputs = tuple(new[i] for i in node.inputs)
+            made = step(node, builder, inputs)
+            new[node.id] = builder.keep(node, inputs) if made is None else made
+        return builder.build(
+            [new[o] for o in self.outputs],
+            stage=self.stage if stage is None else stage,
+            inputs=[new[i.id] for i in self.inputs],
+        )
+
+    def evaluate(
+        self,
+        images: Array,
+        observe: Callable[[Node, Array], Array | None] | None = None,
+    ) -> Array:
+        """Reference semantics in numpy over true polynomials; shape (images, *input shape) to (images, *output shape).
+
+        `observe(node, value)` sees every value, slot values rather than true ones where units differ from 1, and may
+        return another in its place. Values are dropped after their last use.
+        """
+        last = {operand: node.id for node in self.nodes for operand in node.inputs}
+        values: dict[str, Array] = {}
+        for node in self.nodes:
+            if isinstance(node.op, Input):
+                value = np.asarray(images, dtype=np.float64) / node.type.unit
+            else:
+                value = node.op.evaluate([values[i] for i in node.inputs], self.constants)
+            seen = observe(node, value) if observe is not None else None
+            values[node.id] = value if seen is None else seen
+            for operand in set(node.inputs):
+                if last[operand] == node.id and operand not in self.outputs:
+                    del values[operand]
+        output = self[self.outputs[0]]
+        return values[output.id] * output.type.unit
+
+    def to_networkx(self) -> nx.DiGraph[str]:
+        """The data flow as a directed graph of node ids, with the `Node` as attribute `node`."""
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        for node in self.nodes:
+            graph.add_node(node.id, node=node)
+            graph.add_edges_from((operand, node.id) for operand in node.inputs)
+        return graph
+
+    def text(self) -> str:
+        """A stable text form, one node a line."""
+        lines = [f"graph at stage {self.stage.name}"]
+        lines += [f"  {describe(node, self.constants)}" for node in self.nodes]
+        lines.append(f"  return {', '.join('%' + o for o in self.outputs)}")
+        return "\n".join(lines) + "\n"
+
+
+def describe(node: Node, constants: Mapping[str, Array]) -> str:
+    """One line for a node: id, shape, op with its attributes, operands, and what its type holds."""
+    parts = []
+    for name, value in node.op.attributes().items():
+        if name in node.op.constant_fields and value is not None and value in constants:
+            value = f"<{'x'.join(map(str, constants[value].shape)) or 'scalar'}>"
+        elif isinstance(value, float):
+            value = f"{value:.6g}"
+        parts.append(f"{name}={value}")
+    operands = ", ".join("%" + i for i in node.inputs)
+    line = f"%{node.id}: {'x'.join(map(str, node.type.shape))} = {node.op.name}({operands}) {' '.join(parts)}".rstrip()
+    if node.type.unit != 1.0:
+        line += f" unit {node.type.unit:.6g}"
+    if node.type.layout is not None:
+        line += f" | {node.type.layout}"
+    if node.lowering is not None:
+        line += f" | {node.lowering}"
+    if node.type.state is not None:
+        line += f" | {node.type.state}"
+    return line
+
+
+class GraphBuilder:
+    """Collects nodes and constants into a graph; ids stay unique and types are inferred."""
+
+    def __init__(self, constants: Mapping[str, Array] | None = None, by: str = "") -> None:
+        self._nodes: list[Node] = []
+        self._by_id: dict[str, Node] = {}
+        self._constants: dict[str, Array] = dict(constants or {})
+        self._by = by
+
+    @property
+    def constants(self) -> Mapping[str, Array]:
+        """All constants so far."""
+        return self._constants
+
+    def __getitem__(self, node_id: str) -> Node:
+        return self._by_id[node_id]
+
+    def constant(self, name: str, value: Any) -> str:
+        """Add an array as float64 and return the name that it got: `name`, or `name.2`, ... where that is taken."""
+        array = np.array(value, dtype=np.float64)
+        unique, count = name, 1
+        while unique in self._constants:
+            if np.array_equal(self._constants[unique], array):
+                return unique
+            count += 1
+            unique = f"{name}.{count}"
+        self._constants[unique] = array
+        return unique
+
+    def add(
+        self,
+        op: Op,
+        inputs: Iterable[str] = (),
+        *,
+        name: str,
+        origin: Origin | None = None,
+        type: ValueType | None = None,
+        lowering: Diagonals | None = None,
+    ) -> str:
+        """Append a node and return its id: `name`, or `name_2`, ... where that is taken.
+
+        The shape is inferred; what else `type` holds is taken over. Raises `ShapeError` for operands that don't fit.
+        """
+        operands = tuple(inputs)
+        shapes = [self._by_id[i].type.shape for i in operands]
+        if len(operands) != op.arity:
+            raise ShapeError(f"{op.name} takes {op.arity} operands, not {len(operands)}")
+        shape = op.infer(shapes, self._constants)
+        unique, count = name, 1
+        while unique in self._by_id:
+            count += 1
+            unique = f"{name}_{count}"
+        given = type or ValueType(shape)
+        made = (origin or Origin()).by(self._by) if self._by else (origin or Origin())
+        node = Node(unique, op, operands, replace(given, shape=shape), made, lowering)
+        self._nodes.append(node)
+        self._by_id[unique] = node
+        return unique
+
+    def keep(self, node: Node, inputs: tuple[str, ...], **changes: Any) -> str:
+        """Append a node as it is, on other operands, with the given fields changed."""
+        if node.id in self._by_id:
+            raise VerificationError(f"two nodes of the id {node.id}")
+        kept = replace(node, inputs=inputs, **changes)
+        if changes and self._by:
+            kept = replace(kept, origin=kept.origin.by(self._by))
+        self._nodes.append(kept)
+        self._by_id[kept.id] = kept
+        return kept.id
+
+    def build(self, outputs: Iterable[str], stage: Stage = Stage.TRACED, inputs: Iterable[str] = ()) -> Graph:
+        """The graph of what the outputs need; inputs stay even where nothing reads them."""
+        ends = tuple(outputs)
+        needed = {*ends, *inputs}
+        for node in reversed(self._nodes):
+            if node.id in needed:
+                needed.update(node.inputs)
+        nodes = tuple(node for node in self._nodes if node.id in needed)
+        names = {name for node in nodes for name in node.op.constant_names()}
+        return Graph(nodes, ends, {k: v for k, v in self._constants.items() if k in names}, stage)

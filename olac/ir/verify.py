@@ -1,0 +1,118 @@
+"""Invariants of graphs, by stage. Every one has a failing graph in tests/ir/test_verify.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from olac.errors import VerificationError
+from olac.ir.graph import Graph, Node, describe
+from olac.ir.ops import Activation, Add, Input, LinearOp, Multiply, Reshape, ShapeError
+from olac.ir.types import Stage
+
+
+def verify(graph: Graph) -> None:
+    """Raise `VerificationError` with every broken invariant, its node and its origin."""
+    problems = [*_structure(graph)]
+    if not problems:
+        for stage, check in (
+            (Stage.POLYNOMIAL, _polynomial),
+            (Stage.PACKED, _packed),
+            (Stage.LEVELLED, _levelled),
+        ):
+            if graph.stage >= stage:
+                problems += check(graph)
+    if problems:
+        text = "\n".join(
+            f"  {problem}" + (f"\n    {describe(node, graph.constants)}\n    from {node.origin}" if node else "")
+            for node, problem in problems
+        )
+        raise VerificationError(f"the graph at stage {graph.stage.name} is not valid:\n{text}")
+
+
+Problem = tuple[Node | None, str]
+
+
+def _structure(graph: Graph) -> Iterator[Problem]:
+    seen: dict[str, Node] = {}
+    for node in graph.nodes:
+        if node.id in seen:
+            yield node, f"the id {node.id} is given twice"
+        missing = [i for i in node.inputs if i not in seen]
+        if missing:
+            yield node, f"operands {missing} are not defined before their use"
+        unnamed = [name for name in node.op.constant_names() if name not in graph.constants]
+        if unnamed:
+            yield node, f"constants {unnamed} do not exist"
+        if len(node.inputs) != node.op.arity:
+            yield node, f"{node.op.name} takes {node.op.arity} operands, not {len(node.inputs)}"
+        elif not missing and not unnamed:
+            try:
+                shape = node.op.infer([seen[i].type.shape for i in node.inputs], graph.constants)
+                if shape != node.type.shape:
+                    yield node, f"the type says {node.type.shape}, the op gives {shape}"
+            except ShapeError as error:
+                yield node, str(error)
+        if not (np.isfinite(node.type.unit) and node.type.unit > 0):
+            yield node, f"unit {node.type.unit} is not a positive number"
+        seen[node.id] = node
+    for output in graph.outputs:
+        if output not in seen:
+            yield None, f"the output {output} does not exist"
+    if not graph.outputs:
+        yield None, "the graph has no output"
+    for name, array in graph.constants.items():
+        if not np.all(np.isfinite(array)):
+            yield None, f"the constant {name} holds values that are not finite"
+
+
+def _polynomial(graph: Graph) -> Iterator[Problem]:
+    for node in graph.nodes:
+        if isinstance(node.op, Activation):
+            yield node, f"the activation {node.op.function} is left at stage {graph.stage.name}"
+
+
+def _packed(graph: Graph) -> Iterator[Problem]:
+    slots = {node.type.layout.slots for node in graph.nodes if node.type.layout is not None}
+    if len(slots) > 1:
+        yield None, f"ciphertexts of different slot counts {sorted(slots)}"
+    for node in graph.nodes:
+        layout = node.type.layout
+        if layout is None:
+            yield node, "the value has no layout"
+            continue
+        if layout.shape != node.type.shape or layout.batch != node.type.batch:
+            yield node, f"layout of {layout.shape} x {layout.batch} on {node.type.shape} x {node.type.batch}"
+        operands = [graph[i].type.layout for i in node.inputs]
+        if isinstance(node.op, LinearOp):
+            if node.lowering is None:
+                yield node, "the linear op has no lowering"
+        elif isinstance(node.op, Reshape):
+            if operands[0] is not None and operands[0].reshaped(node.type.shape) != layout:
+                yield node, "a reshape moves elements"
+        elif not isinstance(node.op, Input) and any(operand != layout for operand in operands):
+            yield node, "operands and result have different layouts"
+    for node in graph.nodes:
+        units = [graph[i].type.unit for i in node.inputs]
+        if isinstance(node.op, Add | Reshape) and any(not np.isclose(u, node.type.unit, rtol=1e-12) for u in units):
+            yield node, f"units {units} and {node.type.unit} differ"
+        if isinstance(node.op, Multiply) and not np.isclose(units[0] * units[1], node.type.unit, rtol=1e-12):
+            yield node, f"units {units} do not multiply to {node.type.unit}"
+
+
+def _levelled(graph: Graph) -> Iterator[Problem]:
+    for node in graph.nodes:
+        state = node.type.state
+        if state is None:
+            yield node, "the value has no level"
+            continue
+        operands = [graph[i].type.state for i in node.inputs]
+        if state.level < 0:
+            yield node, f"level {state.level} is below zero"
+        if any(o is not None and o.level < state.level for o in operands):
+            yield node, "the level rises without a bootstrap"
+        if state.noise_degree != 1:
+            yield node, f"a value of noise degree {state.noise_degree} crosses nodes"
+        if isinstance(node.op, LinearOp) and any(o is not None and o.level <= state.level for o in operands):
+            yield node, f"{node.op.name} takes a level"

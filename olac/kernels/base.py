@@ -1,0 +1,31 @@
+"""What a kernel is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from olac.backends.base import Ciphertext, Evaluator
+
+Value = tuple[Ciphertext[Any], ...]
+"""One value of the graph: its ciphertexts, as many as its layout says, all in the same state."""
+
+
+class Kernel(ABC):
+    """One node of a graph, ready to run any number of times on any evaluator.
+
+    `depth` is the number of levels from the lowest operand to the result.
+    """
+
+    depth: int = 0
+
+    @abstractmethod
+    def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
+        """The result; every ciphertext of noise degree 1."""
+
+
+def common_level(evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> list[Value]:
+    """The operands, dropped to the lowest level among them."""
+    level = min(part.state.level for value in operands for part in value)
+    return [tuple(evaluator.drop(part, level) for part in value) for value in operands]

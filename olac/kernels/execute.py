@@ -1,0 +1,89 @@
+"""From a packed graph to kernels, and from kernels to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from olac.backends.base import Evaluator
+from olac.errors import MissingKeyError, VerificationError
+from olac.ir.graph import Graph, Node
+from olac.ir.layout import TensorLayout
+from olac.ir.ops import Add, Input, LinearOp, Multiply, Op, Polynomial, Reshape
+from olac.kernels.base import Kernel, Value
+from olac.kernels.elementwise import AddKernel, MultiplyKernel, ReshapeKernel
+from olac.kernels.linear import DiagonalKernel
+from olac.kernels.polynomial import PolynomialKernel
+
+KernelFactory = Callable[[Graph, Node], Kernel]
+
+
+def _layout(graph: Graph, node_id: str) -> TensorLayout:
+    layout = graph[node_id].type.layout
+    if layout is None:
+        raise VerificationError(f"{node_id} has no layout: kernels are made from stage PACKED on")
+    return layout
+
+
+def _linear(graph: Graph, node: Node) -> Kernel:
+    assert isinstance(node.op, LinearOp)
+    if node.lowering is None:
+        raise VerificationError(f"{node.id} has no lowering: kernels are made from stage PACKED on")
+    linear = node.op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
+    return DiagonalKernel(linear, _layout(graph, node.inputs[0]), _layout(graph, node.id), node.lowering)
+
+
+def _polynomial(graph: Graph, node: Node) -> Kernel:
+    assert isinstance(node.op, Polynomial)
+    if node.op.half_width != 1.0:
+        raise VerificationError(f"{node.id} is a polynomial on [-{node.op.half_width}, ...], not on [-1, 1]")
+    return PolynomialKernel(graph.constants[node.op.coefficients], _layout(graph, node.id))
+
+
+KERNELS: dict[type[Op], KernelFactory] = {
+    LinearOp: _linear,  # type: ignore[type-abstract]
+    Polynomial: _polynomial,
+    Add: lambda graph, node: AddKernel(),
+    Multiply: lambda graph, node: MultiplyKernel(),
+    Reshape: lambda graph, node: ReshapeKernel(),
+}
+"""By class of op, base classes included: how a node becomes a kernel."""
+
+
+def build_kernel(graph: Graph, node: Node) -> Kernel:
+    """The kernel of one node of a graph at stage PACKED or later."""
+    for base in type(node.op).__mro__:
+        if base in KERNELS:
+            return KERNELS[base](graph, node)
+    raise VerificationError(f"no kernel for {node.op.name}")
+
+
+def build_kernels(graph: Graph) -> dict[str, Kernel]:
+    """The kernels of all nodes but the inputs; made once, run any number of times."""
+    return {node.id: build_kernel(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
+
+
+def execute(
+    graph: Graph,
+    kernels: Mapping[str, Kernel],
+    evaluator: Evaluator[Any, Any],
+    inputs: Mapping[str, Value],
+    after: Callable[[Node, Value], None] | None = None,
+) -> tuple[Value, ...]:
+    """Run a graph; values are let go after their last use. `after(node, value)` is called behind every node."""
+    last = {operand: node.id for node in graph.nodes for operand in node.inputs}
+    values: dict[str, Value] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Input):
+            values[node.id] = inputs[node.id]
+        else:
+            try:
+                values[node.id] = kernels[node.id].run(evaluator, [values[i] for i in node.inputs])
+            except (MissingKeyError, VerificationError) as error:
+                raise type(error)(f"{error}, at {node.id} from {node.origin}") from error
+        if after is not None:
+            after(node, values[node.id])
+        for operand in set(node.inputs):
+            if last[operand] == node.id and operand not in graph.outputs:
+                del values[operand]
+    return tuple(values[output] for output in graph.outputs)

@@ -1,0 +1,208 @@
+"""Linear ops as sums of generalised diagonals, with baby steps, giant steps and hoisting: one level.
+
+z[i] = sum_d diagonal_d[i] * x[i + d] (Halevi and Shoup, "Algorithms in HElib", CRYPTO 2014); the diagonals d = g + j
+share baby steps j, taken from one hoisted decomposition of x, and giant steps g, taken after the products are summed:
+
+    z = sum_g rotate(sum_j rotate(diagonal_{g+j}, -g) * rotate(x, j), g)
+
+Where an operand repeats with a period, diagonals are counted modulo the period. Where the result is smaller than the
+operand, they may be counted modulo a still smaller number, and log2 rotations fold the partial sums.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.ir.graph import Diagonals
+from olac.ir.layout import TensorLayout
+from olac.ir.ops import LinearMap
+from olac.kernels.base import Kernel, Value
+
+Index = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PlacedEntries:
+    """Entries of a linear map as slots: value * x[source][(position + diagonal)] adds to z[target][position].
+
+    `width` is the period of positions.
+    """
+
+    target: Index
+    source: Index
+    diagonal: Index
+    position: Index
+    value: Array
+    width: int
+
+
+def place(linear: LinearMap, operand: TensorLayout, result: TensorLayout, modulus: int) -> PlacedEntries:
+    """Entries of `linear` between two layouts, diagonals counted modulo `modulus` (see `Diagonals`)."""
+    slots, period_in, period_out = operand.slots, operand.period, result.period
+    images = np.arange(operand.batch)[:, None]
+    a: Index = (operand.addresses[linear.columns][None, :] + images * operand.image_stride).reshape(-1)
+    b: Index = (result.addresses[linear.rows][None, :] + images * result.image_stride).reshape(-1)
+    value: Array = np.tile(linear.values, operand.batch)
+    source, a = np.divmod(a, slots)
+    target, b = np.divmod(b, slots)
+    repeats = max(1, modulus // period_out)
+    if repeats > 1:
+        # The result is to repeat with its own period, which is shorter than that of the partial sums.
+        shift = np.repeat(np.arange(repeats) * period_out, len(b))
+        a, b, value = np.tile(a, repeats), np.tile(b, repeats) + shift, np.tile(value, repeats)
+        source, target = np.tile(source, repeats), np.tile(target, repeats)
+    diagonal = (a - b) % modulus
+    position = b if period_out >= period_in else (a - diagonal) % period_in
+    return PlacedEntries(target, source, diagonal, position, value, max(period_in, period_out))
+
+
+def modulus_choices(operand: TensorLayout, result: TensorLayout) -> list[int]:
+    """Moduli for diagonals: the operand's period, and where the result is smaller, everything down to its period."""
+    choices = [operand.period]
+    if operand.batch == 1 and operand.ciphertexts == result.ciphertexts == 1:
+        while choices[-1] > max(1, result.period):
+            choices.append(choices[-1] // 2)
+    return choices
+
+
+def baby_choices(operand: TensorLayout, modulus: int) -> list[int]:
+    """Sizes of the baby step worth trying: powers of two, planes, rows."""
+    choices = {1 << k for k in range(modulus.bit_length())}
+    choices |= {operand.plane, operand.padded[1], operand.gap * operand.padded[1]}
+    return sorted(c for c in choices if 1 <= c <= modulus)
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What a choice of modulus and baby step costs."""
+
+    products: int
+    babies: int
+    giants: int
+    folds: int
+    sources: int
+
+
+def count_steps(entries: PlacedEntries, baby: int, folds: int) -> StepCounts:
+    """Products, rotations of each kind and hoisted decompositions for a baby step."""
+    modulus = int(entries.diagonal.max(initial=0)) + 1
+    triples = np.unique(
+        (entries.target * (entries.source.max(initial=0) + 1) + entries.source) * modulus + entries.diagonal
+    )
+    pair, d = np.divmod(triples, modulus)
+    target, source = np.divmod(pair, entries.source.max(initial=0) + 1)
+    j, g = d % baby, d - d % baby
+    babies = np.unique(np.stack([source, j])[:, j != 0], axis=1).shape[1]
+    giants = np.unique(np.stack([target, g])[:, g != 0], axis=1).shape[1]
+    return StepCounts(len(triples), babies, giants, folds, len(np.unique(source)))
+
+
+@dataclass(frozen=True)
+class _Product:
+    """One diagonal: baby step, and its entries, already rotated back by the giant step."""
+
+    source: int
+    baby: int
+    positions: Index
+    values: Array
+
+
+class DiagonalKernel(Kernel):
+    """A linear map between two layouts by diagonals."""
+
+    depth = 1
+
+    def __init__(self, linear: LinearMap, operand: TensorLayout, result: TensorLayout, lowering: Diagonals) -> None:
+        self._operand, self._result = operand, result
+        entries = place(linear, operand, result, lowering.modulus)
+        self._width = entries.width
+        self._folds = []
+        step = operand.period
+        while step > lowering.modulus:
+            step //= 2
+            self._folds.append(step)
+        self._plan = _group(entries, lowering.baby, result.ciphertexts)
+        self._bias = result.expand(linear.bias.reshape(result.shape)) if np.any(linear.bias) else None
+
+    def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
+        (x,) = operands
+        state = x[0].state
+        scale_out = evaluator.parameters.scale(state.level - 1) if state.level else 0.0
+        # The plaintext's scale makes the result's scale exactly the canonical one after the rescale.
+        scale = scale_out * evaluator.parameters.primes[state.level] / state.scale
+        steps: dict[int, set[int]] = {}
+        for giants in self._plan:
+            for products in giants.values():
+                for product in products:
+                    steps.setdefault(product.source, set()).add(product.baby)
+        babies = {s: evaluator.rotate_hoisted(x[s], sorted(needed)) for s, needed in steps.items()}
+        return tuple(self._one(evaluator, page, babies, x[0], scale) for page in range(len(self._plan)))
+
+    def _one(
+        self,
+        evaluator: Evaluator[Any, Any],
+        page: int,
+        babies: dict[int, Any],
+        like: Ciphertext[Any],
+        scale: float,
+    ) -> Ciphertext[Any]:
+        level = like.state.level
+        terms = []
+        for giant, products in self._plan[page].items():
+            inner: Ciphertext[Any] | None = None
+            for product in products:
+                diagonal = evaluator.encode(self._slots(product), level, scale)
+                term = evaluator.multiply_plain(babies[product.source][product.baby % self._operand.slots], diagonal)
+                inner = term if inner is None else evaluator.add(inner, term)
+            assert inner is not None
+            terms.append((inner, giant))
+        if not terms:  # a page of zeros
+            zero = evaluator.encode(lambda: np.zeros(evaluator.slots), level, scale)
+            terms = [(evaluator.multiply_plain(like, zero), 0)]
+        total = evaluator.rotate_sum(terms)
+        for step in self._folds:
+            # Folding at noise degree 2: the noise of these key switches vanishes in the rescale.
+            total = evaluator.rotate_sum([(total, 0), (total, step)])
+        result = evaluator.normalize(total)
+        if self._bias is not None:
+            bias = self._bias[page]
+            result = evaluator.add_plain(result, evaluator.encode(lambda: bias, result.state.level, result.state.scale))
+        return result
+
+    def _slots(self, product: _Product) -> Callable[[], Array]:
+        def make() -> Array:
+            diagonal = np.zeros(self._width)
+            diagonal[product.positions] = product.values
+            return np.tile(diagonal, self._operand.slots // self._width)
+
+        return make
+
+
+def _group(entries: PlacedEntries, baby: int, pages: int) -> list[dict[int, list[_Product]]]:
+    """For each ciphertext of the result: products by giant step."""
+    j, g = entries.diagonal % baby, entries.diagonal - entries.diagonal % baby
+    position = (entries.position + g) % entries.width
+    order = np.lexsort((position, j, entries.source, g, entries.target))
+    keys = np.stack([entries.target, g, entries.source, j, position])[:, order]
+    values = entries.value[order]
+    # Entries of the same slot of the same diagonal add up.
+    fresh = np.ones(len(values), dtype=bool)
+    fresh[1:] = np.any(keys[:, 1:] != keys[:, :-1], axis=0)
+    values = np.add.reduceat(values, np.flatnonzero(fresh)) if len(values) else values
+    keys = keys[:, fresh]
+    starts = np.ones(len(values), dtype=bool)
+    starts[1:] = np.any(keys[:4, 1:] != keys[:4, :-1], axis=0)
+    bounds = [*np.flatnonzero(starts), len(values)]
+    plan: list[dict[int, list[_Product]]] = [{} for _ in range(pages)]
+    for start, end in itertools.pairwise(bounds):
+        target, giant, source, step = (int(k) for k in keys[:4, start])
+        product = _Product(source, step, keys[4, start:end], values[start:end])
+        plan[target].setdefault(giant, []).append(product)
+    return plan

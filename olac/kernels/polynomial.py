@@ -1,0 +1,110 @@
+"""Polynomials at minimal depth, ceil(log2(degree + 1)) levels, with a coefficient for every slot.
+
+The recursion splits p = q T_n + r at a power of two n, all in the Chebyshev basis (as baby-step giant-step evaluation
+after Paterson and Stockmeyer does), so coefficients stay of the size of p on [-1, 1]. Each part is asked for at the
+level and the exact scale at which it is added, so nothing is rescaled twice and no scale drifts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.ir.layout import TensorLayout
+from olac.kernels.base import Kernel, Value
+
+
+def depth_of(degree: int) -> int:
+    """Levels of a polynomial of that degree with coefficients that aren't 1."""
+    return max(1, degree.bit_length())
+
+
+def divide(coefficients: Array, n: int) -> tuple[Array, Array]:
+    """q and r with p = q T_n + r in the Chebyshev basis, n <= degree < 2n; shapes (degree + 1, ...)."""
+    high = coefficients[n:]
+    quotient = 2.0 * high
+    quotient[0] = high[0]
+    remainder = coefficients[:n].copy()
+    for k in range(1, len(high)):  # T_n T_k = (T_{n+k} + T_{n-k}) / 2
+        remainder[n - k] -= high[k]
+    return quotient, remainder
+
+
+class PolynomialKernel(Kernel):
+    """p(x) in every slot, for x in [-1, 1]; slots that hold no element stay zero.
+
+    Args:
+        coefficients: Chebyshev coefficients, shape (channels or 1, degree + 1).
+        layout: of operand and result.
+    """
+
+    def __init__(self, coefficients: Array, layout: TensorLayout) -> None:
+        degree = coefficients.shape[1] - 1
+        while degree > 1 and not np.any(coefficients[:, degree]):
+            degree -= 1
+        self.depth = depth_of(degree)
+        shape = layout.shape
+        columns = coefficients[:, : degree + 1].T.reshape(degree + 1, -1, *(1,) * (len(shape) - 1))
+        expanded = [layout.expand(np.broadcast_to(column, shape)) for column in columns]
+        # shape (ciphertexts, degree + 1, slots)
+        self._coefficients = np.stack(expanded, axis=1)
+
+    def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
+        (x,) = operands
+        return tuple(
+            _evaluate(evaluator, part, coefficients, self.depth)
+            for part, coefficients in zip(x, self._coefficients, strict=True)
+        )
+
+
+def _evaluate(evaluator: Evaluator[Any, Any], x: Ciphertext[Any], coefficients: Array, depth: int) -> Ciphertext[Any]:
+    powers = [x]  # T_1, T_2, T_4, ...
+    while 2 ** len(powers) < len(coefficients):
+        square = evaluator.normalize(evaluator.multiply(powers[-1], powers[-1]))
+        powers.append(evaluator.add_scalar(evaluator.add(square, square), -1.0))
+    level = x.state.level - depth
+    scale = evaluator.parameters.scale(max(0, level))
+    return _finish(evaluator, *_raw(evaluator, powers, coefficients, level, scale))
+
+
+def _finish(evaluator: Evaluator[Any, Any], product: Ciphertext[Any], constant: Array) -> Ciphertext[Any]:
+    result = evaluator.normalize(product)
+    if not np.any(constant):
+        return result
+    state = result.state
+    return evaluator.add_plain(result, evaluator.encode(lambda: constant, state.level, state.scale))
+
+
+def _raw(
+    evaluator: Evaluator[Any, Any],
+    powers: list[Ciphertext[Any]],
+    coefficients: Array,
+    level: int,
+    scale: float,
+) -> tuple[Ciphertext[Any], Array]:
+    """p without its constant, before the rescale that brings it to `level` and `scale`; and the constant, by slot."""
+    prime = evaluator.parameters.primes[level + 1]
+    degree = len(coefficients) - 1
+    if degree <= 1:
+        x = evaluator.drop(powers[0], level + 1)
+        slope = evaluator.encode(lambda: coefficients[degree], level + 1, scale * prime / x.state.scale)
+        return evaluator.multiply_plain(x, slope), coefficients[0] if degree else np.zeros_like(coefficients[0])
+    k = degree.bit_length() - 1
+    quotient, remainder = divide(coefficients, 1 << k)
+    power = evaluator.drop(powers[k], level + 1)
+    quotient_scale = scale * prime / power.state.scale
+    if len(quotient) == 1:
+        factor = evaluator.encode(lambda: quotient[0], level + 1, quotient_scale)
+        product = evaluator.multiply_plain(power, factor)
+    else:
+        inner = _finish(evaluator, *_raw(evaluator, powers, quotient, level + 1, quotient_scale))
+        product = evaluator.multiply(inner, power)
+    if not np.any(remainder[1:]):
+        return product, remainder[0]
+    while not np.any(remainder[-1]):
+        remainder = remainder[:-1]
+    rest, constant = _raw(evaluator, powers, remainder, level, scale)
+    return evaluator.add(product, rest), constant

@@ -1,0 +1,288 @@
+"""CKKS parameters: rings, modulus chains, and what they are worth in bits of security.
+
+The primes are chosen here exactly as OpenFHE 1.6 chooses them, so that scales are exact at compile time and compiling
+needs no OpenFHE; a test on a machine that has it holds the two equal.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from olac.errors import InfeasibleError, SecurityError
+
+FIXED = "FIXEDMANUAL"
+FLEXIBLE = "FLEXIBLEAUTO"
+TECHNIQUES = (FIXED, FLEXIBLE)
+
+SECURITY_BOUNDS: dict[int, dict[int, int]] = {
+    128: {12: 109, 13: 218, 14: 438, 15: 881, 16: 1747, 17: 3523},
+    192: {12: 75, 13: 152, 14: 305, 15: 611, 16: 1199, 17: 2411},
+    256: {12: 58, 13: 118, 14: 237, 15: 476, 16: 929, 17: 1866},
+}
+"""Largest log2(QP) by security level and log2 of the ring, for uniform ternary secrets and classical attackers.
+
+The table of the Homomorphic Encryption Standard (2^12 to 2^15), as OpenFHE extends it to 2^17.
+"""
+
+SPECIAL_PRIME_BITS = 60
+DIGIT_HEAD_ROOM_BITS = 4
+ESTIMATE_HEAD_ROOM_BITS = 5  # OpenFHE's own acceptance check is a bit stricter than the chain it then makes.
+WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)  # decide primality below 3.3e24
+
+
+def is_prime(n: int) -> bool:
+    """Deterministic Miller-Rabin for n below 3.3e24."""
+    if n < 2:
+        return False
+    for p in WITNESSES:
+        if n % p == 0:
+            return n == p
+    d, s = n - 1, 0
+    while d % 2 == 0:
+        d, s = d // 2, s + 1
+    for a in WITNESSES:
+        x = pow(a, d, n)
+        if x in (1, n - 1):
+            continue
+        for _ in range(s - 1):
+            x = x * x % n
+            if x == n - 1:
+                break
+        else:
+            return False
+    return True
+
+
+def _step_to_prime(q: int, step: int) -> int:
+    q += step
+    while not is_prime(q):
+        q += step
+    return q
+
+
+def _flexible_middle(primes: list[int], order: int) -> None:
+    """Primes that keep the scale near its first value although each product squares the deviation."""
+    scale = float(primes[-1])
+    for count, i in enumerate(range(len(primes) - 2, 0, -1)):
+        scale = scale * scale / float(primes[i + 1])
+        rounded = math.floor(scale + 0.5)
+        step = -order if count % 2 == 0 else order
+        candidate = _step_to_prime(rounded - rounded % order + 1 + step, step)
+        while candidate in primes[i + 1 :]:
+            candidate = _step_to_prime(candidate, step)
+        primes[i] = candidate
+
+
+@lru_cache(maxsize=256)
+def modulus_chain(log_ring: int, depth: int, scale_bits: int, first_bits: int, technique: str) -> tuple[int, ...]:
+    """The primes q_0 ... q_depth; q_0 stays to the end, q_depth is dropped by the first rescale."""
+    order = 2 << log_ring
+    primes = [0] * (depth + 1)
+    first = (1 << scale_bits) + 1
+    primes[-1] = first if is_prime(first) else _step_to_prime(first, order)
+    if technique == FIXED:
+        below = above = primes[-1]
+        for count, i in enumerate(range(depth - 1, 0, -1)):
+            if count % 2 == 0:
+                below = primes[i] = _step_to_prime(below, -order)
+            else:
+                above = primes[i] = _step_to_prime(above, order)
+    else:
+        _flexible_middle(primes, order)
+    highest = max(primes[1:]) if depth else primes[-1]
+    if first_bits == scale_bits:
+        primes[0] = _step_to_prime(highest, order)
+    else:
+        primes[0] = _step_to_prime((1 << first_bits) + 1, -order)
+        if primes[0] in primes[1:]:
+            primes[0] = _step_to_prime(highest, order)
+    return tuple(primes)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """One set of CKKS parameters.
+
+    Attributes:
+        log_ring: log2 of the ring dimension N; a ciphertext has N/2 slots.
+        depth: levels of a fresh ciphertext, which has depth + 1 limbs.
+        scale_bits: bits of the scale and of every prime but the first.
+        first_bits: bits of the first prime; first_bits - scale_bits - 1 bound the integer part of results.
+        digits: digits of hybrid key switching (dnum).
+        technique: OpenFHE's scaling technique, FIXEDMANUAL or FLEXIBLEAUTO.
+        security: the level of security asked for, 128, 192 or 256; 0 asks for none.
+    """
+
+    log_ring: int
+    depth: int
+    scale_bits: int
+    first_bits: int
+    digits: int
+    technique: str = FIXED
+    security: int = 128
+
+    def __post_init__(self) -> None:
+        if self.technique not in TECHNIQUES:
+            raise ValueError(f"scaling technique {self.technique!r} is not one of {', '.join(TECHNIQUES)}")
+        if not 10 <= self.log_ring <= 17:
+            raise ValueError(f"log2 of the ring dimension {self.log_ring} is outside 10 ... 17")
+        if not (self.log_ring + 4 <= self.scale_bits <= 59 and self.scale_bits <= self.first_bits <= 60):
+            raise ValueError(f"scale of {self.scale_bits} bits with a first prime of {self.first_bits} bits")
+        if not 0 <= self.depth <= 100:
+            raise ValueError(f"depth {self.depth} is outside 0 ... 100")
+        if not self.valid_digits(self.depth, self.digits):
+            raise ValueError(f"{self.digits} digits do not divide {self.depth + 1} limbs")
+        if self.security not in (0, *SECURITY_BOUNDS):
+            raise ValueError(f"security {self.security} is not one of 0, {', '.join(map(str, SECURITY_BOUNDS))}")
+
+    @staticmethod
+    def valid_digits(depth: int, digits: int) -> bool:
+        """Whether every digit gets at least one prime."""
+        limbs = depth + 1
+        return 1 <= digits <= limbs and limbs - -(-limbs // digits) * (digits - 1) > 0
+
+    @property
+    def ring_dimension(self) -> int:
+        """N."""
+        return 1 << self.log_ring
+
+    @property
+    def slots(self) -> int:
+        """N / 2."""
+        return 1 << (self.log_ring - 1)
+
+    @property
+    def limbs(self) -> int:
+        """Primes of a fresh ciphertext."""
+        return self.depth + 1
+
+    @property
+    def digit_limbs(self) -> int:
+        """Primes of one key-switching digit."""
+        return -(-self.limbs // self.digits)
+
+    @cached_property
+    def primes(self) -> tuple[int, ...]:
+        """q_0 ... q_depth; a ciphertext at level l holds q_0 ... q_l."""
+        return modulus_chain(self.log_ring, self.depth, self.scale_bits, self.first_bits, self.technique)
+
+    @cached_property
+    def special_primes(self) -> tuple[int, ...]:
+        """The primes of P, into which key switching lifts a digit."""
+        size, primes = self.digit_limbs, self.primes
+        bits = max(math.prod(primes[i : i + size]).bit_length() for i in range(0, len(primes), size))
+        order, out = 2 * self.ring_dimension, []
+        first = (1 << SPECIAL_PRIME_BITS) + 1
+        p = first if is_prime(first) else _step_to_prime(first, order)
+        for _ in range(-(-(bits + DIGIT_HEAD_ROOM_BITS) // SPECIAL_PRIME_BITS)):
+            p = _step_to_prime(p, -order)
+            while p in primes:
+                p = _step_to_prime(p, -order)
+            out.append(p)
+        return tuple(out)
+
+    @cached_property
+    def log_qp(self) -> float:
+        """log2(Q P), which with the ring dimension and the secret decides the security."""
+        return math.log2(math.prod(self.primes) * math.prod(self.special_primes))
+
+    @cached_property
+    def log_qp_bound_use(self) -> int:
+        """The log2(Q P) that OpenFHE's check counts, never less than the real one."""
+        q = self.first_bits + self.depth * self.scale_bits
+        q += q != SPECIAL_PRIME_BITS
+        sizes = [self.first_bits] + [self.scale_bits] * self.depth
+        step = self.digit_limbs
+        digit = max(sum(sizes[i : i + step]) for i in range(0, len(sizes), step)) + ESTIMATE_HEAD_ROOM_BITS
+        return max(q + SPECIAL_PRIME_BITS * -(-digit // SPECIAL_PRIME_BITS), math.ceil(self.log_qp))
+
+    @property
+    def security_bits(self) -> float:
+        """Bits of security for a uniform ternary secret.
+
+        Linear in log2(QP) between the standard's points of 128, 192 and 256 bits at this ring; beyond them the nearest
+        segment's slope in 1 / log2(QP) is followed, and nothing above 256 is claimed.
+        """
+        points = sorted(
+            (bounds[self.log_ring], level) for level, bounds in SECURITY_BOUNDS.items() if self.log_ring in bounds
+        )
+        if not points:
+            return 0.0
+        used = self.log_qp
+        if used <= points[0][0]:
+            return float(points[0][1])
+        for (low, more), (high, less) in itertools.pairwise(points):
+            if used <= high:
+                return more + (less - more) * (used - low) / (high - low)
+        bound, level = points[-1]
+        return level * bound / used
+
+    def check_security(self) -> None:
+        """Raise `SecurityError` where log2(QP) exceeds what the asked-for security allows at this ring."""
+        if self.security == 0:
+            return
+        bound = SECURITY_BOUNDS[self.security].get(self.log_ring, 0)
+        if self.log_qp_bound_use > bound:
+            raise SecurityError(
+                f"log2(QP) = {self.log_qp_bound_use} at ring dimension {self.ring_dimension} exceeds the {bound} bits "
+                f"that {self.security}-bit security allows (about {self.security_bits:.0f} bits are left). "
+                "Take a larger ring, fewer levels or smaller scales; insecure=True waives the check."
+            )
+
+    def scale(self, level: int) -> float:
+        """The canonical exact scale of a ciphertext of noise degree 1 at a level."""
+        if self.technique == FIXED:
+            return float(1 << self.scale_bits)
+        return self._flexible_scales[level]
+
+    @cached_property
+    def _flexible_scales(self) -> tuple[float, ...]:
+        scales = [float(self.primes[-1])]
+        for level in range(self.depth, 0, -1):
+            scales.append(scales[-1] ** 2 / self.primes[level])
+        return tuple(reversed(scales))
+
+    def describe(self) -> str:
+        """One line for people."""
+        security = f"{self.security_bits:.0f}-bit security" if self.security else "NOT SECURE (asked for)"
+        return (
+            f"ring 2^{self.log_ring}, {self.depth} levels of {self.scale_bits} bits, first prime {self.first_bits} "
+            f"bits, {self.digits} digits, log2(QP) {self.log_qp:.0f}, {self.technique}, {security}"
+        )
+
+
+def candidates(
+    depth: int,
+    scale_bits: int,
+    first_bits: int,
+    *,
+    technique: str = FIXED,
+    security: int = 128,
+    log_rings: tuple[int, ...] = (12, 13, 14, 15, 16),
+) -> list[Parameters]:
+    """All sets of the given depth and precision that keep the security, the smallest ring first, few digits first."""
+    found = []
+    for log_ring in log_rings:
+        for digits in range(1, depth + 2):
+            if not Parameters.valid_digits(depth, digits) or scale_bits < log_ring + 4:
+                continue
+            parameters = Parameters(log_ring, depth, scale_bits, first_bits, digits, technique, security)
+            try:
+                parameters.check_security()
+            except SecurityError:
+                continue
+            found.append(parameters)
+    return found
+
+
+def require_candidates(found: list[Parameters], depth: int, scale_bits: int, security: int) -> list[Parameters]:
+    """The list itself, or `InfeasibleError` where it is empty."""
+    if not found:
+        raise InfeasibleError(
+            f"no ring up to 2^16 holds {depth} levels of {scale_bits} bits at {security}-bit security without "
+            "bootstrapping. Lower the degrees of the activations, or the precision."
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Univariate functions, their polynomial fits, and how polynomials are evaluated at minimal depth."""

@@ -1,0 +1,179 @@
+"""What olac makes of a model: an approximated model (plaintext only) or a compiled program (runs encrypted)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from olac.errors import InputError, VerificationError
+from olac.ir.graph import Graph, Node
+from olac.ir.ops import Array
+from olac.ir.types import Stage
+from olac.parameters import Parameters
+from olac.passes.base import FitReport
+
+if TYPE_CHECKING:
+    from olac.estimate import Estimate
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """The program's polynomials against the model itself, on calibration images that no fit has seen.
+
+    Attributes:
+        images: how many.
+        agreement: share of them with the same largest output.
+        max_error: largest difference of an output.
+        mean_error: mean difference of outputs.
+        structure_error: largest relative difference of the lifted graph, before any approximation, from the model.
+    """
+
+    images: int
+    agreement: float
+    max_error: float
+    mean_error: float
+    structure_error: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was decided and measured at compile time."""
+
+    fits: tuple[FitReport, ...] = ()
+    check: SelfCheck | None = None
+    pass_seconds: tuple[tuple[str, float], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for files."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Report:
+        """The inverse of `to_json`; raises KeyError or TypeError on other data."""
+        return Report(
+            tuple(FitReport(**fit) for fit in data["fits"]),
+            None if data["check"] is None else SelfCheck(**data["check"]),
+            tuple((str(name), float(seconds)) for name, seconds in data["pass_seconds"]),
+            tuple(str(note) for note in data["notes"]),
+        )
+
+
+def check_images(images: Any, shape: tuple[int, ...]) -> Array:
+    """Images as float64 of shape (n, *shape); one image may come without the batch axis.
+
+    Raises:
+        InputError: another shape, or values that are not finite.
+    """
+    try:
+        array = np.asarray(images, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"an input of type {type(images).__name__} is not an array of numbers") from error
+    if array.shape == shape:
+        array = array[None]
+    if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
+        raise InputError(
+            f"the program takes images of shape {shape} (or (n, {', '.join(map(str, shape))})), not {array.shape}"
+        )
+    if not np.all(np.isfinite(array)):
+        raise InputError("the input holds values that are not finite")
+    return array
+
+
+@dataclass(frozen=True)
+class ApproximatedModel:
+    """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters."""
+
+    graph: Graph
+    report: Report = field(default_factory=Report)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self.graph.inputs[0].type.shape
+
+    def simulate(self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None) -> Array:
+        """Outputs (n, *output shape) of the true polynomials in float64, for images (n, *input shape) or one image."""
+        return self.graph.evaluate(check_images(images, self.input_shape), observe)
+
+
+@dataclass(frozen=True)
+class CompiledProgram:
+    """A program for encrypted inputs: the levelled graph, the parameters, and the rotation steps that need keys.
+
+    It holds no secret, no torch and no openfhe object.
+    """
+
+    graph: Graph
+    parameters: Parameters
+    rotations: tuple[int, ...]
+    report: Report = field(default_factory=Report)
+
+    def __post_init__(self) -> None:
+        if self.graph.stage != Stage.LEVELLED:
+            raise VerificationError(f"a compiled program needs a levelled graph, not one at {self.graph.stage.name}")
+
+    @property
+    def input(self) -> Node:
+        """The node that the client encrypts; its type has the layout, level and unit."""
+        return self.graph.inputs[0]
+
+    @property
+    def output(self) -> Node:
+        """The node that the client decrypts."""
+        return self.graph[self.graph.outputs[0]]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self.input.type.shape
+
+    @property
+    def batch(self) -> int:
+        """Images in one set of ciphertexts."""
+        return self.input.type.batch
+
+    def simulate(self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None) -> Array:
+        """What an encrypted run would give without noise: outputs (n, *output shape) for images (n, *input shape)."""
+        return self.graph.evaluate(check_images(images, self.input_shape), observe)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides what the program computes and how; keys and ciphertexts carry it."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps(asdict(self.parameters), sort_keys=True).encode())
+        digest.update(json.dumps(self.rotations).encode())
+        digest.update(self.graph.text().encode())
+        for name in sorted(self.graph.constants):
+            array = self.graph.constants[name]
+            digest.update(f"{name} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+        for node in self.graph.nodes:
+            digest.update(repr((node.id, node.op, node.inputs, node.type, node.lowering)).encode())
+        return digest.hexdigest()
+
+    def estimate(self, threads: int | None = None) -> Estimate:
+        """Predicted seconds and memory, from the shipped table of costs."""
+        from olac.estimate import estimate
+
+        return estimate(self, threads=threads)
+
+    def save(self, path: str | Path) -> None:
+        """Write the program to one file (see `olac.artifact`)."""
+        from olac.artifact import save_program
+
+        save_program(self, Path(path))
+
+    @staticmethod
+    def load(path: str | Path) -> CompiledProgram:
+        """Read a program; raises `ArtifactError` for anything that isn't one."""
+        from olac.artifact import load_program
+
+        return load_program(Path(path))

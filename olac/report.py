@@ -1,0 +1,65 @@
+"""What a program is, for people: parameters, plan and fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.table import Table
+
+from olac.program import CompiledProgram
+
+
+def parameter_lines(program: CompiledProgram) -> list[str]:
+    """Ring, chain, security, keys and the self-check, a line each."""
+    parameters = program.parameters
+    lines = [
+        f"ring dimension {parameters.ring_dimension}, {parameters.depth} levels of {parameters.scale_bits} bits, "
+        f"{parameters.digits} key-switching digits, {parameters.technique}",
+        f"log2(QP) = {parameters.log_qp:.1f}: {parameters.security_bits:.0f}-bit security "
+        "(Homomorphic Encryption Standard, uniform ternary secret, classical attacker)",
+        f"{len(program.rotations)} rotation keys",
+    ]
+    check = program.report.check
+    if check is not None:
+        lines.append(
+            f"self-check on {check.images} unseen calibration images: {check.agreement:.1%} agree with the model, "
+            f"largest output error {check.max_error:.3g}"
+        )
+    return lines + list(program.report.notes)
+
+
+def plan_table(
+    program: CompiledProgram,
+    predicted: Mapping[str, float] | None = None,
+    measured: Mapping[str, float] | None = None,
+) -> Table:
+    """One row a node: op, degree, level of the result, ciphertexts, predicted and measured seconds."""
+    table = Table(title="plan")
+    table.add_column("layer")
+    table.add_column("op")
+    for name in ("shape", "degree", "level", "ciphertexts"):
+        table.add_column(name, justify="right")
+    table.add_column("lowering")
+    if predicted is not None:
+        table.add_column("predicted s", justify="right")
+    if measured is not None:
+        table.add_column("measured s", justify="right")
+    degrees = {fit.node: fit.degree for fit in program.report.fits}
+    for node in program.graph.nodes:
+        layout, state = node.type.layout, node.type.state
+        assert layout is not None and state is not None
+        row = [
+            node.id,
+            node.op.name,
+            "x".join(map(str, node.type.shape)),
+            str(degrees.get(node.id, "")),
+            str(state.level),
+            str(layout.ciphertexts),
+            str(node.lowering or ""),
+        ]
+        if predicted is not None:
+            row.append(f"{predicted.get(node.id, 0.0):.3f}")
+        if measured is not None:
+            row.append(f"{measured.get(node.id, 0.0):.3f}")
+        table.add_row(*row)
+    return table

@@ -1,0 +1,298 @@
+"""What client and server send each other: evaluation keys, encrypted inputs, encrypted results.
+
+Each holds either OpenFHE objects of this process, which are used as they are when client and server share a process,
+or a frame (see `olac.envelope`) that came from outside. None of them holds a secret key.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from olac import envelope
+from olac.backends.openfhe.keys import KeySet, install_keys
+from olac.backends.openfhe.wire import WORD_BYTES, Words, check_words, wire
+from olac.costs import ciphertext_bytes, rotation_key_bytes
+from olac.envelope import Header, Source, read_header, write_file
+from olac.errors import ArtifactError
+from olac.ir.ops import Multiply, Polynomial
+from olac.ir.types import ValueType
+from olac.program import CompiledProgram
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def new_identity() -> str:
+    """A random name for one key pair: what was made with it carries the name, so that mix-ups are found early."""
+    return secrets.token_hex(16)
+
+
+def needs_relinearisation(program: CompiledProgram) -> bool:
+    """Whether the program multiplies ciphertexts."""
+    return any(isinstance(node.op, Multiply | Polynomial) for node in program.graph.nodes)
+
+
+def one_key_bytes(program: CompiledProgram) -> int:
+    """Bytes of the coefficients of one evaluation key."""
+    p = program.parameters
+    return 2 * p.digits * (p.limbs + len(p.special_primes)) * p.ring_dimension * WORD_BYTES
+
+
+class EvaluationKeys:
+    """The public keys that a server needs: one for relinearisation and one for each rotation step.
+
+    Attributes:
+        identity: which key pair they belong to.
+        steps: rotation steps that there are keys for.
+        relinearisation: whether the relinearisation key is there.
+    """
+
+    def __init__(
+        self,
+        program: CompiledProgram,
+        identity: str,
+        steps: tuple[int, ...],
+        relinearisation: bool,
+        *,
+        live: KeySet | None = None,
+        header: Header | None = None,
+    ) -> None:
+        self.program = program
+        self.identity = identity
+        self.steps = steps
+        self.relinearisation = relinearisation
+        self._live = live
+        self._header = header
+
+    @property
+    def count(self) -> int:
+        """Keys in all."""
+        return len(self.steps) + int(self.relinearisation)
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes that the keys take in memory, and about as many in a file."""
+        p = self.program.parameters
+        return self.count * rotation_key_bytes(p.log_ring, p.limbs, p.digits, len(p.special_primes))
+
+    @property
+    def installed(self) -> bool:
+        """Whether OpenFHE holds them in this process."""
+        return self._live is not None
+
+    def install(self, progress: Callable[[int, int], None] | None = None) -> KeySet:
+        """The keys as OpenFHE uses them, read key by key where they came from outside.
+
+        Raises:
+            ArtifactError: the file changed after it was opened, or its words are no residues.
+        """
+        if self._live is None:
+            assert self._header is not None
+            header, size = self._header, one_key_bytes(self.program)
+            primes = wire(self.program.parameters).evaluation_key_primes
+            with header.payload() as payload:
+
+                def words() -> Iterator[Words]:
+                    for _ in range(self.count):
+                        yield np.frombuffer(payload.read(size), "<u8").reshape(len(primes), -1)
+
+                try:
+                    live = install_keys(self.program.parameters, self.steps, self.relinearisation, words(), progress)
+                except ArtifactError as error:
+                    raise _named(error, header) from error
+                payload.finish()
+            self._live = live
+        return self._live
+
+    def _pieces(self) -> Iterator[bytes]:
+        if self._header is not None:
+            with self._header.source.open() as stream:
+                while piece := stream.read(envelope.CHUNK):
+                    yield piece
+            return
+        assert self._live is not None
+        fields = {"keys": self.identity, "steps": list(self.steps), "relinearisation": self.relinearisation}
+        payload = (_raw(words) for words in self._live.words())
+        yield from envelope.frame(
+            envelope.EVALUATION_KEYS, self.program, fields, payload, self.count * one_key_bytes(self.program)
+        )
+
+    def to_bytes(self) -> bytes:
+        """One frame; large keys are better saved to a file, which takes no memory."""
+        return b"".join(self._pieces())
+
+    def save(self, path: str | Path) -> None:
+        """Write a file, key by key."""
+        write_file(path, self._pieces())
+
+    @classmethod
+    def from_bytes(cls, program: CompiledProgram, data: bytes) -> Self:
+        """Check a frame; raises `ArtifactError` for anything that is no set of evaluation keys of the program."""
+        return cls._read(program, Source(data=data))
+
+    @classmethod
+    def load(cls, program: CompiledProgram, path: str | Path) -> Self:
+        """Check a file, hash included; the keys themselves are read when a server takes them.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, or of another kind, version or program.
+        """
+        return cls._read(program, Source.of_file(path))
+
+    @classmethod
+    def _read(cls, program: CompiledProgram, source: Source) -> Self:
+        header = read_header(source, envelope.EVALUATION_KEYS, program)
+        steps = header.integers("steps", program.rotations)
+        keys = cls(program, header.identity("keys"), steps, header.flag("relinearisation"), header=header)
+        header.expect_payload(keys.count * one_key_bytes(program))
+        header.check_hash()
+        return keys
+
+
+class _Ciphertexts:
+    """The ciphertexts of one value, as they are sent: noise degree 1, canonical scale, level as in its type."""
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        program: CompiledProgram,
+        identity: str,
+        images: int,
+        *,
+        live: tuple[Any, ...] | None = None,
+        words: Words | None = None,
+        name: str = "",
+    ) -> None:
+        self.program = program
+        self.identity = identity
+        self.images = images
+        self._live = live
+        self._words = words
+        self._name = name
+
+    @classmethod
+    def _type(cls, program: CompiledProgram) -> ValueType:
+        raise NotImplementedError
+
+    @classmethod
+    def _shape(cls, program: CompiledProgram) -> tuple[int, int, int, int]:
+        """(ciphertexts, 2, limbs, N)."""
+        type_ = cls._type(program)
+        assert type_.layout is not None and type_.state is not None
+        return type_.layout.ciphertexts, 2, type_.state.level + 1, program.parameters.ring_dimension
+
+    @property
+    def ciphertext_bytes(self) -> int:
+        """Bytes of all ciphertexts, in memory and about as many in a file."""
+        count, _, limbs, _ = self._shape(self.program)
+        return count * ciphertext_bytes(self.program.parameters.log_ring, limbs)
+
+    def payloads(self, tag: str) -> tuple[Any, ...]:
+        """OpenFHE ciphertexts under a key tag of this process."""
+        ready = wire(self.program.parameters)
+        _, _, limbs, _ = self._shape(self.program)
+        if self._live is None:
+            assert self._words is not None
+            return tuple(ready.ciphertext(words, limbs - 1, tag) for words in self._words)
+        return tuple(_tagged(payload, tag) for payload in self._live)
+
+    def _pieces(self) -> Iterator[bytes]:
+        shape = self._shape(self.program)
+        if self._words is not None:
+            payload = (_raw(words) for words in self._words)
+        else:
+            assert self._live is not None
+            ready = wire(self.program.parameters)
+            payload = (_raw(ready.ciphertext_words(part, shape[2] - 1)) for part in self._live)
+        fields = {"keys": self.identity, "images": self.images, "ciphertexts": shape[0], "limbs": shape[2]}
+        yield from envelope.frame(
+            self.kind, self.program, fields, payload, int(np.prod(shape, dtype=np.int64)) * WORD_BYTES
+        )
+
+    def to_bytes(self) -> bytes:
+        """One frame."""
+        return b"".join(self._pieces())
+
+    def save(self, path: str | Path) -> None:
+        """Write one frame to a file."""
+        write_file(path, self._pieces())
+
+    @classmethod
+    def from_bytes(cls, program: CompiledProgram, data: bytes) -> Self:
+        """Check a frame; raises `ArtifactError` for anything that isn't right for the program."""
+        return cls._read(program, Source(data=data))
+
+    @classmethod
+    def load(cls, program: CompiledProgram, path: str | Path) -> Self:
+        """Read and check a file.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, or of another kind, version or program.
+        """
+        return cls._read(program, Source.of_file(path))
+
+    @classmethod
+    def _read(cls, program: CompiledProgram, source: Source) -> Self:
+        header = read_header(source, cls.kind, program)
+        shape = cls._shape(program)
+        header.integer("ciphertexts", shape[0], shape[0])
+        header.integer("limbs", shape[2], shape[2])
+        images = header.integer("images", 1, program.batch)
+        size = int(np.prod(shape, dtype=np.int64)) * WORD_BYTES
+        header.expect_payload(size)
+        with header.payload() as payload:
+            words = np.frombuffer(payload.read(size), "<u8").reshape(shape)
+            payload.finish()
+        try:
+            for part in words:
+                check_words(part.reshape(-1, shape[3]), program.parameters.primes[: shape[2]] * 2, shape[3])
+        except ArtifactError as error:
+            raise _named(error, header) from error
+        return cls(program, header.identity("keys"), images, words=words, name=source.name)
+
+    @property
+    def name(self) -> str:
+        """How errors call it."""
+        return self._name or f"the {self.kind}"
+
+
+class EncryptedInput(_Ciphertexts):
+    """A batch of encrypted images; `images` of them are given, the rest of the batch is zeros."""
+
+    kind = envelope.INPUT
+
+    @classmethod
+    def _type(cls, program: CompiledProgram) -> ValueType:
+        return program.input.type
+
+
+class EncryptedResult(_Ciphertexts):
+    """The encrypted outputs of a batch; those of `images` images count."""
+
+    kind = envelope.RESULT
+
+    @classmethod
+    def _type(cls, program: CompiledProgram) -> ValueType:
+        return program.output.type
+
+
+def _raw(words: Words) -> bytes:
+    return np.ascontiguousarray(words, dtype="<u8").tobytes()
+
+
+def _named(error: ArtifactError, header: Header) -> ArtifactError:
+    return header.error(str(error), "Nothing of it was used: get it again from who made it.")
+
+
+def _tagged(payload: Any, tag: str) -> Any:
+    if payload.GetKeyTag() == tag:
+        return payload
+    copy = payload.Clone()
+    copy.SetKeyTag(tag)
+    return copy

@@ -1,0 +1,1 @@
+"""Passes: one verb-named file each; `pipeline` holds their order."""

@@ -1,0 +1,77 @@
+"""Decide where every value lies in its slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import networkx as nx
+
+from olac.ir.graph import Graph, GraphBuilder, Node
+from olac.ir.layout import TensorLayout
+from olac.ir.ops import Input, LinearOp
+from olac.ir.types import Stage
+from olac.kernels.linear import count_steps, modulus_choices, place
+from olac.passes.base import Pass, PassContext
+
+
+@dataclass(frozen=True)
+class AssignLayouts(Pass):
+    """Given: types without layouts.  Result: every type has one; values that are added have the same.
+
+    Inputs and linear ops may put their result anywhere, all other ops leave it where it is. So values that meet in
+    sums form groups, and each group takes the layout that its first producer computes with the fewest diagonals: dense
+    planes, or the operand's planes with a larger gap, which is what a stride asks for.
+    """
+
+    name: ClassVar[str] = "assign_layouts"
+    requires: ClassVar[Stage] = Stage.POLYNOMIAL
+    ensures: ClassVar[Stage] = Stage.POLYNOMIAL
+
+    def run(self, graph: Graph, context: PassContext) -> Graph:
+        slots, batch = context.need_parameters().slots, context.batch
+        together: nx.Graph[str] = nx.Graph()
+        for node in graph.nodes:
+            together.add_node(node.id)
+            if not isinstance(node.op, LinearOp):
+                together.add_edges_from((node.id, operand) for operand in node.inputs)
+        groups = {i: frozenset(group) for group in nx.connected_components(together) for i in group}
+        chosen: dict[frozenset[str], TensorLayout] = {}
+        layouts: dict[str, TensorLayout] = {}
+        for node in graph.nodes:
+            group = groups[node.id]
+            if group not in chosen:
+                if isinstance(node.op, Input):
+                    chosen[group] = TensorLayout.dense(node.type.shape, slots, batch)
+                else:
+                    chosen[group] = _best(graph, node, layouts[node.inputs[0]])
+            layouts[node.id] = chosen[group].reshaped(node.type.shape)
+
+        def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str:
+            kind = replace(node.type, layout=layouts[node.id], batch=batch)
+            return builder.keep(node, inputs, type=kind)
+
+        return graph.rewrite(step, by=self.name)
+
+
+def _best(graph: Graph, node: Node, operand: TensorLayout) -> TensorLayout:
+    """The candidate with the fewest products for this op; the dense one first among equals."""
+    assert isinstance(node.op, LinearOp)
+    shape = node.type.shape
+    linear = node.op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
+    candidates = [TensorLayout.dense(shape, operand.slots, operand.batch)]
+    if len(shape) == 3 and operand.shape == operand.grid and min(shape[1:]) > 1:
+        strides = {max(1, round(operand.grid[axis] / shape[axis])) for axis in (1, 2)}
+        for stride in sorted(strides):
+            candidates.append(
+                TensorLayout.multiplexed(shape, operand.padded, operand.gap * stride, operand.slots, operand.batch)
+            )
+
+    def products(layout: TensorLayout) -> tuple[int, int]:
+        counts = min(
+            count_steps(place(linear, operand, layout, modulus), 1, 0).products
+            for modulus in modulus_choices(operand, layout)
+        )
+        return layout.ciphertexts, counts
+
+    return min(candidates, key=products)

@@ -1,0 +1,97 @@
+"""Give every value its level, noise degree and exact scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from olac.backends.base import Ciphertext
+from olac.backends.recorder import RecorderEvaluator
+from olac.errors import VerificationError
+from olac.ir.graph import Graph, GraphBuilder, Node
+from olac.ir.ops import Input, LinearOp, Multiply, Polynomial, Reshape
+from olac.ir.types import CipherState, Stage
+from olac.kernels.base import Value
+from olac.kernels.execute import build_kernels, execute
+from olac.kernels.polynomial import depth_of
+from olac.parameters import FIXED
+from olac.passes.base import Pass, PassContext
+
+
+def levels_of(graph: Graph, node: Node) -> int:
+    """Levels from the lowest operand of a node to its result."""
+    if isinstance(node.op, LinearOp | Multiply):
+        return 1
+    if isinstance(node.op, Polynomial):
+        coefficients = graph.constants[node.op.coefficients]
+        degree = coefficients.shape[1] - 1
+        while degree > 1 and not coefficients[:, degree].any():
+            degree -= 1
+        return depth_of(degree)
+    return 0
+
+
+def multiplicative_depth(graph: Graph) -> int:
+    """Levels that a fresh input needs; a graph at stage POLYNOMIAL or later."""
+    used: dict[str, int] = {}
+    for node in graph.nodes:
+        used[node.id] = max((used[i] for i in node.inputs), default=0) + levels_of(graph, node)
+    return max(used[output] for output in graph.outputs)
+
+
+@dataclass(frozen=True)
+class AssignLevels(Pass):
+    """Given: a packed graph.  Result: the same with the state of every ciphertext, the output at level 0 or above.
+
+    Levels go down from the fresh input; a sum is at the lower of its operands' levels. The states are then derived
+    anew by running the kernels on the recorder, and must agree.
+    """
+
+    name: ClassVar[str] = "assign_levels"
+    requires: ClassVar[Stage] = Stage.PACKED
+    ensures: ClassVar[Stage] = Stage.LEVELLED
+
+    def run(self, graph: Graph, context: PassContext) -> Graph:
+        parameters = context.need_parameters()
+        states: dict[str, CipherState] = {}
+
+        def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str:
+            operands = [states[i] for i in node.inputs]
+            if isinstance(node.op, Input):
+                level = parameters.depth
+            else:
+                level = min(o.level for o in operands) - levels_of(graph, node)
+            if level < 0:
+                raise VerificationError(f"{node.id} needs more than the {parameters.depth} levels of the chain")
+            scale = parameters.scale(level)
+            if isinstance(node.op, Multiply) and parameters.technique == FIXED:
+                scale = operands[0].scale * operands[1].scale / parameters.primes[level + 1]
+            elif isinstance(node.op, Reshape):
+                scale = operands[0].scale
+            states[node.id] = CipherState(level, 1, scale)
+            return builder.keep(node, inputs, type=replace(node.type, state=states[node.id]))
+
+        result = graph.rewrite(step, by=self.name, stage=Stage.LEVELLED)
+        check_states(result, RecorderEvaluator(parameters))
+        return result
+
+
+def check_states(graph: Graph, recorder: RecorderEvaluator) -> None:
+    """Derive all states by running the kernels; `VerificationError` where a type says otherwise."""
+
+    def compare(node: Node, value: Value) -> None:
+        layout, claimed = node.type.layout, node.type.state
+        assert layout is not None and claimed is not None
+        if len(value) != layout.ciphertexts:
+            raise VerificationError(f"{node.id} has {len(value)} ciphertexts, its layout says {layout.ciphertexts}")
+        for part in value:
+            same = part.state.level == claimed.level and part.state.noise_degree == claimed.noise_degree
+            if not same or abs(part.state.scale / claimed.scale - 1) > 1e-9:
+                raise VerificationError(f"{node.id} is at {part.state}, its type says {claimed}")
+
+    inputs: dict[str, Value] = {}
+    for node in graph.inputs:
+        assert node.type.layout is not None and node.type.state is not None
+        fresh: Ciphertext[None] = recorder.fresh(node.type.state.level)
+        inputs[node.id] = (fresh,) * node.type.layout.ciphertexts
+    execute(graph, build_kernels(graph), recorder, inputs, compare)

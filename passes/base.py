@@ -1,0 +1,149 @@
+"""Passes and the manager that runs and checks them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from olac.costs import CostTable
+from olac.errors import OlacError, VerificationError
+from olac.ir.graph import Graph
+from olac.ir.types import Stage
+from olac.ir.verify import verify
+from olac.parameters import Parameters
+from olac.polynomials.statistics import Calibration
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """How one activation became a polynomial.
+
+    `rmse` is the root mean square error under the calibrated distribution, relative to that of the function's values.
+    """
+
+    node: str
+    function: str
+    degree: int
+    depth: int
+    rmse: float
+    max_error: float
+    low: float
+    high: float
+
+
+@dataclass
+class PassContext:
+    """What passes may read beside the graph, and where they report.
+
+    Attributes:
+        calibration: what the layers really see; needed by passes that fit.
+        parameters: CKKS parameters; needed from packing on.
+        costs: prices of primitives, to choose between lowerings.
+        threads: that the server will use.
+        fits: reports of fitted activations, in order.
+    """
+
+    calibration: Calibration | None = None
+    parameters: Parameters | None = None
+    costs: CostTable | None = None
+    threads: int = 2
+    batch: int = 1
+    fits: list[FitReport] = field(default_factory=list)
+
+    def need_calibration(self) -> Calibration:
+        """The calibration, or an error of ours."""
+        if self.calibration is None:
+            raise VerificationError("this pass needs a calibration")
+        return self.calibration
+
+    def need_parameters(self) -> Parameters:
+        """The parameters, or an error of ours."""
+        if self.parameters is None:
+            raise VerificationError("this pass needs parameters")
+        return self.parameters
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A pure function from graph to graph; its fields are its options.
+
+    `requires` is the stage that it takes, `ensures` the stage that it gives.
+    """
+
+    name: ClassVar[str] = ""
+    requires: ClassVar[Stage] = Stage.TRACED
+    ensures: ClassVar[Stage] = Stage.TRACED
+
+    @abstractmethod
+    def run(self, graph: Graph, context: PassContext) -> Graph:
+        """The new graph."""
+
+
+@dataclass(frozen=True)
+class PassTiming:
+    """Seconds that one pass took, its check included."""
+
+    name: str
+    seconds: float
+
+
+class PassManager:
+    """Runs passes in order and checks the graph after each.
+
+    Args:
+        passes: the pipeline; refused with ValueError where one pass's stage does not lead to the next's.
+        dump_after: names of passes after which `dump(name, text)` gets the graph as text; "all" for every one.
+    """
+
+    def __init__(
+        self,
+        passes: Sequence[Pass],
+        dump_after: Iterable[str] = (),
+        dump: Callable[[str, str], None] | None = None,
+    ) -> None:
+        for before, after in itertools.pairwise(passes):
+            if before.ensures != after.requires:
+                raise ValueError(
+                    f"the pipeline does not chain: {before.name} ensures {before.ensures.name}, "
+                    f"{after.name} requires {after.requires.name}"
+                )
+        self.passes = tuple(passes)
+        self._dump_after = frozenset(dump_after)
+        self._dump = dump
+        self.timings: list[PassTiming] = []
+
+    def run(self, graph: Graph, context: PassContext) -> Graph:
+        """The graph after all passes."""
+        verify(graph)
+        for item in self.passes:
+            start = time.perf_counter()
+            if graph.stage != item.requires:
+                raise VerificationError(f"{item.name} requires {item.requires.name}, the graph is {graph.stage.name}")
+            try:
+                result = item.run(graph, context)
+                self._check(item, graph, result)
+            except VerificationError as error:
+                raise VerificationError(f"in pass {item.name}: {error}") from error
+            except OlacError:
+                raise
+            except Exception as error:
+                raise VerificationError(f"pass {item.name} failed: {type(error).__name__}: {error}") from error
+            graph = result
+            self.timings.append(PassTiming(item.name, time.perf_counter() - start))
+            if self._dump is not None and ({item.name, "all"} & self._dump_after):
+                self._dump(item.name, graph.text())
+        return graph
+
+    @staticmethod
+    def _check(item: Pass, before: Graph, after: Graph) -> None:
+        if after.stage != item.ensures:
+            raise VerificationError(f"it ensures {item.ensures.name} but gave {after.stage.name}")
+        if [(n.id, n.type.shape) for n in before.inputs] != [(n.id, n.type.shape) for n in after.inputs]:
+            raise VerificationError("it changed the inputs")
+        if [before[o].type.shape for o in before.outputs] != [after[o].type.shape for o in after.outputs]:
+            raise VerificationError("it changed the outputs")
+        verify(after)

@@ -1,0 +1,90 @@
+"""Compose linear ops that follow one another, so that pooling, padding and slicing cost no level of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from olac.ir.graph import Graph, GraphBuilder, Node
+from olac.ir.ops import (
+    Affine,
+    AveragePool,
+    Conv2d,
+    LinearMap,
+    LinearOp,
+    Pad,
+    Reshape,
+    Slice,
+    SparseLinear,
+)
+from olac.passes.base import Pass, PassContext
+
+STRUCTURAL = (AveragePool, Pad, Slice, Affine)
+
+
+@dataclass(frozen=True)
+class ComposeLinear(Pass):
+    """Given: %p = average_pool(%x); %f = reshape(%p); %y = linear(%f).  Result: %y = sparse_linear(%x).
+
+    Two linear ops, with reshapes between or not, become one where one of them is structural (pooling, padding,
+    slicing, an affine map by element) and nothing else reads the value between. Zero padding before a convolution
+    joins the convolution's own. A convolution is never composed with another: that would make it dense.
+
+    Options:
+        max_entries: a composed map with more entries is not made.
+    """
+
+    max_entries: int = 20_000_000
+    name: ClassVar[str] = "compose_linear"
+
+    def run(self, graph: Graph, context: PassContext) -> Graph:
+        users = graph.users()
+
+        def alone(node_id: str) -> bool:
+            return len(users[node_id]) == 1 and node_id not in graph.outputs
+
+        def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+            if not isinstance(node.op, LinearOp):
+                return None
+            old, new = node.inputs[0], inputs[0]
+            while isinstance(graph[old].op, Reshape) and alone(old):
+                old, new = graph[old].inputs[0], builder[new].inputs[0]
+            first = builder[new]
+            if not isinstance(first.op, LinearOp) or not alone(old):
+                return None
+            if not isinstance(first.op, STRUCTURAL) and not isinstance(node.op, STRUCTURAL):
+                return None
+            padded = _pad_into_convolution(first, node)
+            if padded is not None:
+                return builder.add(padded, first.inputs, name=node.id, origin=node.origin, type=node.type)
+            shape = builder[first.inputs[0]].type.shape
+            one = first.op.linear_map(shape, builder.constants)
+            two = node.op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
+            if len(two.values) * max(1, len(one.values) // max(1, len(one.bias))) > self.max_entries:
+                return None
+            op = sparse_linear(builder, node.id, two.after(one), node.type.shape)
+            return builder.add(op, first.inputs, name=node.id, origin=node.origin, type=node.type)
+
+        return graph.rewrite(step, by=self.name)
+
+
+def sparse_linear(builder: GraphBuilder, name: str, linear: LinearMap, shape: tuple[int, ...]) -> SparseLinear:
+    """An op for a linear map, its arrays added to the builder's constants."""
+    return SparseLinear(
+        rows=builder.constant(f"{name}.rows", linear.rows),
+        columns=builder.constant(f"{name}.columns", linear.columns),
+        values=builder.constant(f"{name}.values", linear.values),
+        bias=builder.constant(f"{name}.bias", linear.bias),
+        shape=shape,
+    )
+
+
+def _pad_into_convolution(first: Node, second: Node) -> Conv2d | None:
+    """The convolution with the zero padding before it taken in, where that is what the two are."""
+    if not isinstance(first.op, Pad) or not isinstance(second.op, Conv2d) or first.op.value != 0:
+        return None
+    channels, rows, columns = first.op.amounts
+    if channels != (0, 0) or min(*rows, *columns) < 0:
+        return None
+    top, bottom, left, right = second.op.padding
+    return replace(second.op, padding=(top + rows[0], bottom + rows[1], left + columns[0], right + columns[1]))

@@ -1,0 +1,23 @@
+"""The order of the passes, in one place."""
+
+from __future__ import annotations
+
+from olac.passes.assign_layouts import AssignLayouts
+from olac.passes.assign_levels import AssignLevels
+from olac.passes.base import Pass
+from olac.passes.choose_lowerings import ChooseLowerings
+from olac.passes.compose_linear import ComposeLinear
+from olac.passes.fit_activations import FitActivations
+from olac.passes.fold_affine import FoldAffine
+from olac.passes.normalize_units import NormalizeUnits
+from olac.polynomials.fit import FitOptions
+
+
+def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...]:
+    """TRACED to POLYNOMIAL: what the program computes."""
+    return (FoldAffine(), ComposeLinear(), FitActivations(options or FitOptions()), NormalizeUnits())
+
+
+def lowering_pipeline() -> tuple[Pass, ...]:
+    """POLYNOMIAL to LEVELLED: how it is computed on ciphertexts of given parameters."""
+    return (AssignLayouts(), ChooseLowerings(), AssignLevels())

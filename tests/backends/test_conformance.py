@@ -1,0 +1,291 @@
+"""One suite for all backends: the same primitives, the same rules, the same programs, in both scaling techniques."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.backends.cost import CostEvaluator
+from olac.backends.openfhe.context import make_context
+from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
+from olac.backends.recorder import RecorderEvaluator
+from olac.backends.simulator import SimulatorEvaluator
+from olac.costs import CostTable
+from olac.errors import MissingKeyError, VerificationError
+from olac.ir import Graph, Node
+from olac.kernels.base import Value
+from olac.kernels.execute import build_kernels, execute
+from olac.parameters import FIXED, FLEXIBLE, Parameters
+from olac.passes.base import PassContext, PassManager
+from olac.passes.pipeline import lowering_pipeline
+from tests.networks import images_for, normalized, residual_network
+
+STEPS = (1, 2, 5, 17)
+LOG_RING = 12
+SLOTS = 1 << (LOG_RING - 1)
+
+
+@dataclass
+class Backend:
+    """An evaluator, how to encrypt for it, and how to decrypt (None where it holds no values)."""
+
+    evaluator: Evaluator[Any, Any]
+    encrypt: Callable[[Array, int], Ciphertext[Any]]
+    decrypt: Callable[[Ciphertext[Any]], Array] | None
+    tolerance: float
+
+    def close(self, a: Ciphertext[Any], expected: Array) -> bool:
+        return self.decrypt is None or bool(np.max(np.abs(self.decrypt(a) - expected)) < self.tolerance)
+
+
+def parameters_for(technique: str, depth: int = 7) -> Parameters:
+    return Parameters(LOG_RING, depth, 35, 42, 4, technique, security=0)
+
+
+@functools.lru_cache(maxsize=2)
+def openfhe_keys(technique: str) -> tuple[Any, Any]:
+    context = make_context(parameters_for(technique))
+    keys = context.KeyGen()
+    context.EvalMultKeyGen(keys.secretKey)
+    return context, keys
+
+
+def make_backend(name: str, technique: str, steps: tuple[int, ...] = STEPS) -> Backend:
+    parameters = parameters_for(technique)
+    if name == "simulator":
+        simulator = SimulatorEvaluator(parameters, steps)
+        return Backend(simulator, simulator.encrypt, simulator.decrypt, 1e-9)
+    if name == "openfhe":
+        context, keys = openfhe_keys(technique)
+        context.EvalRotateKeyGen(keys.secretKey, list(steps))
+        evaluator = OpenFHEEvaluator(context, parameters, steps)
+        return Backend(
+            evaluator,
+            lambda slots, level: evaluator.encrypt(keys.secretKey, slots, level),
+            lambda a: evaluator.decrypt(keys.secretKey, a),
+            1e-3,
+        )
+    recorder = (
+        RecorderEvaluator(parameters) if name == "recorder" else CostEvaluator(parameters, CostTable.default(), 1)
+    )
+    recorder._rotations = frozenset(steps)
+    return Backend(recorder, lambda slots, level: recorder.fresh(level), None, 0.0)
+
+
+@pytest.fixture(params=["simulator", "openfhe", "cost", "recorder"])
+def name(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield request.param
+
+
+@pytest.fixture(params=[FIXED, FLEXIBLE])
+def backend(name: str, request: pytest.FixtureRequest) -> Iterator[Backend]:
+    yield make_backend(name, request.param)
+
+
+def slots(seed: int) -> Array:
+    return np.random.default_rng(seed).uniform(-1, 1, SLOTS)
+
+
+def plain(backend: Backend, values: Array, level: int, scale: float | None = None) -> Any:
+    chosen = backend.evaluator.parameters.scale(level) if scale is None else scale
+    return backend.evaluator.encode(lambda: values, level, chosen)
+
+
+def test_encrypt_and_decrypt(backend: Backend) -> None:
+    for level in (7, 3, 0):
+        a = backend.encrypt(slots(0), level)
+        assert a.state.level == level
+        assert a.state.noise_degree == 1
+        assert backend.close(a, slots(0))
+
+
+def test_sums(backend: Backend) -> None:
+    ev = backend.evaluator
+    a, b = backend.encrypt(slots(0), 5), backend.encrypt(slots(1), 5)
+    assert backend.close(ev.add(a, b), slots(0) + slots(1))
+    assert backend.close(ev.add_scalar(a, -0.75), slots(0) - 0.75)
+    assert backend.close(ev.add_plain(a, plain(backend, slots(2), 5)), slots(0) + slots(2))
+
+
+def test_products_and_normalize(backend: Backend) -> None:
+    ev = backend.evaluator
+    a, b = backend.encrypt(slots(0), 5), backend.encrypt(slots(1), 5)
+    for product, expected in (
+        (ev.multiply(a, b), slots(0) * slots(1)),
+        (ev.multiply(a, a), slots(0) ** 2),
+        (ev.multiply_plain(a, plain(backend, slots(2), 5)), slots(0) * slots(2)),
+    ):
+        assert product.state.noise_degree == 2
+        result = ev.normalize(product)
+        assert (result.state.level, result.state.noise_degree) == (4, 1)
+        assert backend.close(result, expected)
+
+
+def test_sums_of_products_are_normalized_once(backend: Backend) -> None:
+    ev = backend.evaluator
+    a = backend.encrypt(slots(0), 4)
+    terms = [ev.multiply_plain(a, plain(backend, slots(i), 4)) for i in range(1, 5)]
+    total = functools.reduce(ev.add, terms)
+    assert backend.close(ev.normalize(total), slots(0) * sum(slots(i) for i in range(1, 5)))
+
+
+def test_an_exact_scale_is_kept(backend: Backend) -> None:
+    """The plaintext's scale brings the product to the canonical scale, also after a square that drifted from it."""
+    ev = backend.evaluator
+    square = ev.normalize(ev.multiply(*[backend.encrypt(slots(0), 5)] * 2))
+    scale = ev.parameters.scale(3) * ev.parameters.primes[4] / square.state.scale
+    result = ev.normalize(ev.multiply_plain(square, plain(backend, slots(1), 4, scale)))
+    assert abs(result.state.scale / ev.parameters.scale(3) - 1) < 1e-12
+    assert backend.close(ev.add(result, backend.encrypt(slots(2), 3)), slots(0) ** 2 * slots(1) + slots(2))
+
+
+def test_drop_keeps_the_value(backend: Backend) -> None:
+    ev = backend.evaluator
+    a = backend.encrypt(slots(0), 7)
+    for level in (6, 4, 1):
+        low = ev.drop(a, level)
+        assert low.state.level == level
+        assert backend.close(low, slots(0))
+        assert backend.close(ev.add(low, backend.encrypt(slots(1), level)), slots(0) + slots(1))
+        product = ev.normalize(ev.multiply(low, backend.encrypt(slots(1), level)))
+        assert backend.close(product, slots(0) * slots(1))
+
+
+def test_rotations(backend: Backend) -> None:
+    ev = backend.evaluator
+    a, b = backend.encrypt(slots(0), 5), backend.encrypt(slots(1), 5)
+    assert backend.close(ev.rotate(a, 5), np.roll(slots(0), -5))
+    assert backend.close(ev.rotate(a, 5 - SLOTS), np.roll(slots(0), -5))
+    for steps in ((0, 1, 5), (2,), (0,)):
+        moved = ev.rotate_hoisted(a, steps)
+        assert set(moved) == set(steps)
+        assert all(backend.close(moved[step], np.roll(slots(0), -step)) for step in steps)
+    for terms in ([(a, 1), (b, 17), (a, 0)], [(a, 0)], [(b, 2)], [(a, 1), (b, 2)]):
+        expected = sum(np.roll(slots(0 if part is a else 1), -step) for part, step in terms)
+        assert backend.close(ev.rotate_sum(terms), np.asarray(expected))
+
+
+def test_rotations_at_noise_degree_two(backend: Backend) -> None:
+    ev = backend.evaluator
+    product = ev.multiply_plain(backend.encrypt(slots(0), 5), plain(backend, slots(1), 5))
+    total = ev.normalize(ev.rotate_sum([(product, 1), (product, 2), (product, 0)]))
+    value = slots(0) * slots(1)
+    assert backend.close(total, value + np.roll(value, -1) + np.roll(value, -2))
+
+
+def test_mistakes_are_refused_alike(backend: Backend) -> None:
+    ev = backend.evaluator
+    a, low = backend.encrypt(slots(0), 5), backend.encrypt(slots(1), 4)
+    product = ev.multiply(a, a)
+    drifted = ev.normalize(product)
+    bottom = backend.encrypt(slots(0), 0)
+    mistakes: list[tuple[type[Exception], str, Callable[[], object]]] = [
+        (VerificationError, "add of", lambda: ev.add(a, low)),
+        (VerificationError, "add of", lambda: ev.add(a, product)),
+        (VerificationError, "multiply at levels", lambda: ev.multiply(a, low)),
+        (VerificationError, "noise degree 2", lambda: ev.multiply(product, a)),
+        (VerificationError, "noise degree 2", lambda: ev.multiply_plain(product, plain(backend, slots(0), 5))),
+        (VerificationError, "plaintext for level", lambda: ev.multiply_plain(a, plain(backend, slots(0), 4))),
+        (VerificationError, "noise degree 2", lambda: ev.add_scalar(product, 1.0)),
+        (VerificationError, "add_plain", lambda: ev.add_plain(a, plain(backend, slots(0), 4))),
+        (VerificationError, "noise degree 1", lambda: ev.normalize(a)),
+        (VerificationError, "level 0", lambda: ev.normalize(ev.multiply(bottom, bottom))),
+        (VerificationError, "drop from level", lambda: ev.drop(low, 5)),
+        (VerificationError, "encode for level", lambda: plain(backend, slots(0), 8, 1.0)),
+        (MissingKeyError, "step 3", lambda: ev.rotate(a, 3)),
+        (MissingKeyError, "step 3", lambda: ev.rotate_hoisted(a, [1, 3])),
+        (MissingKeyError, "step 3", lambda: ev.rotate_sum([(a, 1), (a, 3)])),
+        (VerificationError, "rotate_sum of", lambda: ev.rotate_sum([(a, 1), (low, 2)])),
+    ]
+    if ev.parameters.technique == FIXED:
+        mistakes.append((VerificationError, "different scales", lambda: ev.add(drifted, low)))
+    for error, message, mistake in mistakes:
+        with pytest.raises(error, match=message):
+            mistake()
+
+
+@functools.lru_cache(maxsize=4)
+def program(technique: str, square: bool) -> tuple[Graph, Array, tuple[int, ...]]:
+    graph = residual_network(square=square)
+    graph, calibration = normalized(graph, images_for(graph, 6))
+    parameters = parameters_for(technique)
+    lowered = PassManager(lowering_pipeline()).run(graph, PassContext(calibration=calibration, parameters=parameters))
+    recorder = RecorderEvaluator(parameters)
+    run(lowered, Backend(recorder, lambda slots, level: recorder.fresh(level), None, 0.0), images_for(graph, 1))
+    return lowered, images_for(graph, 1), recorder.rotations
+
+
+def run(graph: Graph, backend: Backend, images: Array) -> tuple[Value, dict[str, Value]]:
+    source = graph.inputs[0].type
+    assert source.layout is not None and source.state is not None
+    level = source.state.level
+    value = tuple(backend.encrypt(page, level) for page in source.layout.pack(images / source.unit))
+    seen: dict[str, Value] = {}
+
+    def keep(node: Node, result: Value) -> None:
+        seen[node.id] = result
+
+    (output,) = execute(graph, build_kernels(graph), backend.evaluator, {graph.inputs[0].id: value}, keep)
+    return output, seen
+
+
+@pytest.mark.parametrize("square", [False, True])
+@pytest.mark.parametrize("technique", [FIXED, FLEXIBLE])
+def test_a_residual_network(name: str, technique: str, square: bool) -> None:
+    """Every value of the program, in every slot, against the reference semantics of the graph."""
+    graph, images, rotations = program(technique, square)
+    backend = make_backend(name, technique, rotations)
+    _, seen = run(graph, backend, images)
+    expected: dict[str, Array] = {}
+    graph.evaluate(images, lambda node, value: expected.update({node.id: value}))
+    for node in graph.nodes:
+        layout = node.type.layout
+        assert layout is not None
+        assert all(part.state.level == node.type.state.level for part in seen[node.id])  # type: ignore[union-attr]
+        for part, page in zip(seen[node.id], layout.pack(expected[node.id]), strict=True):
+            assert backend.close(part, page), node.id
+
+
+def test_cost_and_recorder_count_the_same() -> None:
+    graph, images, rotations = program(FIXED, False)
+    cost, recorder = make_backend("cost", FIXED, rotations), make_backend("recorder", FIXED, rotations)
+    for backend in (cost, recorder):
+        run(graph, backend, images)
+    assert isinstance(cost.evaluator, CostEvaluator)
+    assert isinstance(recorder.evaluator, RecorderEvaluator)
+    assert cost.evaluator.events == recorder.evaluator.events
+    total = sum(cost.evaluator.price(primitive, level) * n for (primitive, level), n in cost.evaluator.counts().items())
+    assert cost.evaluator.seconds == pytest.approx(total)
+
+
+def test_the_plaintext_cache_gives_the_same_result() -> None:
+    graph, images, rotations = program(FIXED, False)
+    backend = make_backend("openfhe", FIXED, rotations)
+    context, _ = openfhe_keys(FIXED)
+    for budget in (10**9, 10**6):
+        cache = PlaintextCache(budget)
+        cached = OpenFHEEvaluator(context, parameters_for(FIXED), rotations, cache)
+        results = []
+        for _ in range(2):
+            cache.restart()
+            (out,) = run(graph, Backend(cached, backend.encrypt, backend.decrypt, 1e-3), images)[0]
+            assert backend.decrypt is not None
+            results.append(backend.decrypt(out))
+        assert np.max(np.abs(results[0] - results[1])) < 1e-3
+        assert 0 < cache.bytes <= budget
+
+
+def test_simulated_noise_reaches_the_result() -> None:
+    graph, images, rotations = program(FIXED, False)
+    quiet = SimulatorEvaluator(parameters_for(FIXED), rotations)
+    noisy = SimulatorEvaluator(parameters_for(FIXED), rotations, noise=3000.0)
+    (a,), _ = run(graph, Backend(quiet, quiet.encrypt, quiet.decrypt, 0.0), images)
+    (b,), _ = run(graph, Backend(noisy, noisy.encrypt, noisy.decrypt, 0.0), images)
+    difference = np.max(np.abs(quiet.decrypt(a) - noisy.decrypt(b)))
+    assert 1e-9 < difference < 1e-4

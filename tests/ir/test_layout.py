@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from olac.ir.layout import TensorLayout
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> TensorLayout:
+    slots = 1 << draw(st.integers(5, 9))
+    gap = draw(st.sampled_from([1, 1, 2, 3, 4]))
+    shape = (draw(st.integers(1, 9)), draw(st.integers(1, 6)), draw(st.integers(1, 6)))
+    padded = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
+    layout = TensorLayout.multiplexed(shape, padded, gap, slots)
+    room = slots // layout.image_stride
+    return TensorLayout.multiplexed(shape, padded, gap, slots, draw(st.integers(1, max(1, room))))
+
+
+@settings(max_examples=200, deadline=None)
+@given(layouts(), st.integers(0, 2**31))
+def test_unpack_inverts_pack(layout: TensorLayout, seed: int) -> None:
+    images = np.random.default_rng(seed).normal(size=(layout.batch, *layout.shape))
+    slots = layout.pack(images)
+    assert slots.shape == (layout.ciphertexts, layout.slots)
+    assert np.array_equal(layout.unpack(slots), images)
+
+
+@settings(max_examples=200, deadline=None)
+@given(layouts())
+def test_addresses_are_distinct_and_content_repeats(layout: TensorLayout) -> None:
+    assert len(set(layout.addresses.tolist())) == np.prod(layout.shape)
+    assert layout.addresses.max() < layout.ciphertexts * layout.slots
+    slots = layout.expand(np.ones(layout.shape)).reshape(-1)
+    if layout.ciphertexts == 1:
+        assert np.array_equal(slots, np.roll(slots, layout.period))
+    copies = layout.slots // layout.period
+    assert slots.sum() == np.prod(layout.shape) * copies * layout.batch
+
+
+def test_a_reshape_moves_nothing() -> None:
+    layout = TensorLayout.multiplexed((4, 3, 2), (8, 8), 2, 256)
+    assert np.array_equal(layout.reshaped((24,)).addresses, layout.addresses)
+
+
+def test_multiplexed_addresses_follow_the_paper() -> None:
+    """Channel c, row y, column x of gap k lies at k^2 h w u + k w (k y + (c mod k^2) div k) + k x + c mod k."""
+    k, h, w = 2, 4, 4
+    layout = TensorLayout.multiplexed((8, h, w), (k * h, k * w), k, 1024)
+    c, y, x = np.meshgrid(np.arange(8), np.arange(h), np.arange(w), indexing="ij")
+    u = c // (k * k)
+    expected = k * k * h * w * u + k * w * (k * y + (c % (k * k)) // k) + k * x + c % k
+    assert np.array_equal(layout.addresses, expected.reshape(-1))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ((5,), (2, 1, 2), (1, 2), 1, 2, 16),  # sizes differ
+        ((4,), (1, 2, 2), (2, 1), 1, 4, 16),  # the grid does not fit in its plane
+        ((4,), (1, 2, 2), (3, 4), 2, 16, 16),  # a gap without whole cells
+        ((8,), (2, 2, 2), (2, 2), 1, 3, 16),  # planes overlap
+        ((4,), (1, 2, 2), (2, 2), 1, 4, 24),  # slots not a power of two
+    ],
+)
+def test_layouts_that_cannot_be_are_refused(arguments: tuple[object, ...]) -> None:
+    with pytest.raises(ValueError):
+        TensorLayout(*arguments)  # type: ignore[arg-type]
+
+
+def test_a_batch_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        TensorLayout.dense((3, 4, 4), 128, batch=3)
+
+
+def test_pack_refuses_another_shape() -> None:
+    with pytest.raises(ValueError, match="expected images"):
+        TensorLayout.dense((3, 4, 4), 128).pack(np.zeros((1, 3, 4, 5)))

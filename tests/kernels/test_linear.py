@@ -1,0 +1,110 @@
+"""Diagonal kernels against torch.nn.functional, over random shapes, strides, groups, gaps, pages and batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from olac.backends.recorder import RecorderEvaluator
+from olac.backends.simulator import SimulatorEvaluator
+from olac.ir.graph import Diagonals
+from olac.ir.layout import TensorLayout
+from olac.ir.ops import Conv2d, LinearMap
+from olac.kernels.linear import DiagonalKernel, baby_choices, count_steps, modulus_choices, place
+from olac.parameters import FIXED, FLEXIBLE, Parameters
+
+PARAMETERS = {t: Parameters(10, 3, 30, 36, 2, t, security=0) for t in (FIXED, FLEXIBLE)}
+SLOTS = 512
+
+
+def run(kernel: DiagonalKernel, operand: TensorLayout, images: np.ndarray, technique: str) -> np.ndarray:  # type: ignore[type-arg]
+    evaluator = SimulatorEvaluator(PARAMETERS[technique])
+    value = tuple(evaluator.encrypt(page, 3) for page in operand.pack(images))
+    result = kernel.run(evaluator, [value])
+    assert all(part.state.level == 2 and part.state.noise_degree == 1 for part in result)
+    assert all(part.state.scale == PARAMETERS[technique].scale(2) for part in result) or technique == FLEXIBLE
+    return np.stack([evaluator.decrypt(part) for part in result])
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_convolutions_match_torch(data: st.DataObject) -> None:
+    def draw(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    groups = data.draw(st.sampled_from([1, 1, 2, 3]))
+    c, out = groups * draw(1, 3), groups * draw(1, 3)
+    h, w, kh, kw = draw(3, 8), draw(3, 8), draw(1, 3), draw(1, 3)
+    stride, dilation = (draw(1, 3), draw(1, 3)), (draw(1, 2), draw(1, 2))
+    padding = (draw(0, 2), draw(0, 2), draw(0, 2), draw(0, 2))
+    random = np.random.default_rng(draw(0, 2**31))
+    if h + padding[0] + padding[1] < dilation[0] * (kh - 1) + 1:
+        return
+    if w + padding[2] + padding[3] < dilation[1] * (kw - 1) + 1:
+        return
+    weight, bias = random.normal(size=(out, c // groups, kh, kw)), random.normal(size=out)
+    op = Conv2d("w", "b", stride, padding, dilation, groups)
+    constants = {"w": weight, "b": bias}
+    operand = TensorLayout.multiplexed((c, h, w), (draw(1, 9), draw(1, 9)), data.draw(st.sampled_from([1, 2])), SLOTS)
+    shape = op.infer([(c, h, w)], constants)
+    room = min(2, SLOTS // operand.image_stride)
+    batch = draw(1, room) if room > 1 else 1
+    gap = data.draw(st.sampled_from([1, 2]))
+    result = TensorLayout.multiplexed(shape, operand.padded, gap, SLOTS)
+    if batch > 1 and batch * result.image_stride > SLOTS:
+        batch = 1
+    operand = TensorLayout.multiplexed((c, h, w), operand.padded, operand.gap, SLOTS, batch)
+    result = TensorLayout.multiplexed(shape, operand.padded, gap, SLOTS, batch)
+    modulus = data.draw(st.sampled_from(modulus_choices(operand, result)))
+    baby = data.draw(st.sampled_from(baby_choices(operand, modulus)))
+    images = random.normal(size=(batch, c, h, w))
+    kernel = DiagonalKernel(op.linear_map((c, h, w), constants), operand, result, Diagonals(modulus, baby))
+    slots = run(kernel, operand, images, data.draw(st.sampled_from([FIXED, FLEXIBLE])))
+    padded = np.pad(images, ((0, 0), (0, 0), padding[:2], padding[2:]))
+    x, w_, b_ = (torch.tensor(a) for a in (padded, weight, bias))
+    expected = torch.nn.functional.conv2d(x, w_, b_, stride=stride, dilation=dilation, groups=groups).numpy()
+    # The whole result, not only its elements: copies repeat, and slots that hold no element are zero.
+    assert np.allclose(slots, result.pack(expected), atol=1e-9)
+    assert np.allclose(op.evaluate([images], constants), expected, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**31), st.booleans())
+def test_dense_matrices_match_numpy(rows: int, columns: int, seed: int, folded: bool) -> None:
+    random = np.random.default_rng(seed)
+    matrix, x = random.normal(size=(rows, columns)), random.normal(size=(1, columns))
+    operand, result = TensorLayout.dense((columns,), SLOTS), TensorLayout.dense((rows,), SLOTS)
+    modulus = modulus_choices(operand, result)[-1 if folded else 0]
+    kernel = DiagonalKernel(
+        LinearMap.from_sparse(matrix, np.zeros(rows)), operand, result, Diagonals(modulus, max(1, modulus // 4))
+    )
+    assert np.allclose(run(kernel, operand, x, FIXED), result.pack(x @ matrix.T), atol=1e-9)
+
+
+def test_folding_replaces_products_by_log2_rotations() -> None:
+    operand, result = TensorLayout.dense((256,), SLOTS), TensorLayout.dense((8,), SLOTS)
+    linear = LinearMap.from_sparse(np.ones((8, 256)), np.zeros(8))
+    counts = {
+        modulus: count_steps(place(linear, operand, result, modulus), modulus, 0).products
+        for modulus in modulus_choices(operand, result)
+    }
+    assert counts == {256: 256, 128: 128, 64: 64, 32: 32, 16: 16, 8: 8}
+
+
+def test_counted_steps_are_the_recorded_ones() -> None:
+    """A 3x3 convolution of 16 channels at 8x8: 8 baby steps, hoisted, 15 giant steps and 144 products."""
+    operand = TensorLayout.dense((16, 8, 8), 1024)
+    weight = np.random.default_rng(0).normal(size=(16, 16, 3, 3))
+    op = Conv2d("w", None, (1, 1), (1, 1, 1, 1))
+    linear = op.linear_map((16, 8, 8), {"w": weight})
+    counts = count_steps(place(linear, operand, operand, 1024), 64, 0)
+    recorder = RecorderEvaluator(Parameters(11, 2, 30, 36, 3, security=0))
+    DiagonalKernel(linear, operand, operand, Diagonals(1024, 64)).run(recorder, [(recorder.fresh(2),)])
+    names = [event.primitive for event in recorder.events]
+    assert (counts.products, counts.babies, counts.giants) == (144, 8, 15)
+    assert names.count("multiply_plain") == counts.products
+    assert names.count("hoisted_rotate") == counts.babies
+    assert names.count("ext_rotate") == counts.giants
+    assert names.count("key_switch_down") == names.count("normalize") == 1
