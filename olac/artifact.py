@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import math
 import types
@@ -20,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from olac import __version__
 from olac.envelope import MAGIC, Source, write_file
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
 from olac.ir.graph import Diagonals, Graph, Node, Origin
@@ -60,12 +60,9 @@ def save_program(program: CompiledProgram, path: str | Path) -> None:
     again = _program(json.loads(manifest), program.graph.constants)
     if again.fingerprint != program.fingerprint:
         raise VerificationError("the program holds values that a file can't hold, such as numpy scalars in types")
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "manifest": manifest,
-        "sha256": hashlib.sha256(manifest.encode()).hexdigest(),
-    }
+    digest = hashlib.sha256(manifest.encode()).hexdigest()
+    # One entry, because safetensors writes several in any order: equal programs give equal files.
+    metadata = {FORMAT: json.dumps({"version": VERSION, "sha256": digest, "manifest": manifest})}
     # ascontiguousarray would give scalars an axis, and safetensors writes strided arrays in the wrong order.
     tensors = {name: np.asarray(a, dtype="<f8", order="C") for name, a in program.graph.constants.items()}
     write_file(path, [save(tensors, metadata=metadata)])
@@ -79,8 +76,11 @@ def load_program(path: str | Path) -> CompiledProgram:
         SecurityError: its parameters don't have the security that they claim.
     """
     source = Source.of_file(path)
-    metadata, constants = _read(source)
-    manifest = _checked_manifest(source, metadata)
+    text, constants = _read(source)
+    manifest = _parse(source, text, f"its manifest is not JSON. {REMAKE}")
+    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report"}
+    if set(manifest) != wanted:
+        raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
     try:
         program = _program(manifest, constants)
         _check(program)
@@ -104,7 +104,8 @@ def load_program(path: str | Path) -> CompiledProgram:
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def _read(source: Source) -> tuple[dict[str, str], dict[str, Array]]:
+def _read(source: Source) -> tuple[str, dict[str, Array]]:
+    """The text of the manifest and the constants."""
     from safetensors import SafetensorError, safe_open
 
     with source.open() as stream:
@@ -117,17 +118,17 @@ def _read(source: Source) -> tuple[dict[str, str], dict[str, Array]]:
             f"{source.name}: not a program of olac, or cut short ({source.size} bytes). "
             "Check the path, or get it again."
         )
+    text = None
+    constants = {}
     try:
         with safe_open(str(source.path), framework="np") as opened:
-            metadata = opened.metadata() or {}
-            if metadata.get("format") == FORMAT:
-                _check_version(source, metadata)
+            found = (opened.metadata() or {}).get(FORMAT)
+            if found is not None:
+                text = _manifest_text(source, found)
                 constants = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            else:
-                constants = {}
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise ArtifactError(f"{source.name}: not a program of olac, or damaged: {error}. Get it again.") from error
-    if metadata.get("format") != FORMAT:
+    if text is None:
         raise ArtifactError(
             f"{source.name}: a safetensors file, but not a program of olac. "
             "Give a file that CompiledProgram.save wrote."
@@ -137,41 +138,48 @@ def _read(source: Source) -> tuple[dict[str, str], dict[str, Array]]:
             raise ArtifactError(
                 f"{source.name}: the tensor {name} is of type {array.dtype}, expected float64. {REMAKE}"
             )
-    return metadata, constants
+    return text, constants
 
 
-def _check_version(source: Source, metadata: Mapping[str, str]) -> None:
-    version = metadata.get("version", "")
-    if version != str(VERSION):
-        newer = version.isdigit() and len(version) < 10 and int(version) > VERSION
-        advice = "Update olac." if newer else REMAKE
+def _manifest_text(source: Source, found: str) -> str:
+    outer = _parse(source, found, "its metadata is damaged. Get it again.")
+    version = outer.get("version")
+    if type(version) is not int or version != VERSION:
+        advice = "Update olac." if type(version) is int and version > VERSION else REMAKE
         raise ArtifactError(
-            f"{source.name}: format version {version[:20]!r}, this olac ({__version__}) reads version {VERSION}. "
-            f"{advice}"
+            f"{source.name}: format version {str(version)[:20]}, this olac ({_olac_version()}) reads "
+            f"version {VERSION}. {advice}"
         )
-
-
-def _checked_manifest(source: Source, metadata: Mapping[str, str]) -> dict[str, Any]:
-    text = metadata.get("manifest", "")
-    if hashlib.sha256(text.encode()).hexdigest() != metadata.get("sha256"):
+    text = outer.get("manifest")
+    if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != outer.get("sha256"):
         raise ArtifactError(f"{source.name}: the hash of its manifest is wrong: it was damaged. Get it again.")
+    return text
+
+
+def _parse(source: Source, text: str, problem: str) -> dict[str, Any]:
     try:
-        manifest = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{source.name}: its manifest is not JSON: {error}. {REMAKE}") from error
-    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report"}
-    if not isinstance(manifest, dict) or set(manifest) != wanted:
-        raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
-    return manifest
+        raise ArtifactError(f"{source.name}: {problem} ({error})") from error
+    if not isinstance(parsed, dict):
+        raise ArtifactError(f"{source.name}: {problem}")
+    return parsed
 
 
 # The manifest --------------------------------------------------------------------------------------------------------
 
 
+def _olac_version() -> str:
+    try:
+        return importlib.metadata.version("olac")
+    except importlib.metadata.PackageNotFoundError:  # run from a tree that isn't installed
+        return "unknown"
+
+
 def _manifest(program: CompiledProgram) -> dict[str, Any]:
     graph = program.graph
     return {
-        "olac": __version__,
+        "olac": _olac_version(),
         "fingerprint": program.fingerprint,
         "graph": {
             "nodes": [

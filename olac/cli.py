@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ from olac.errors import OlacError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 on success, 1 with a message for any of olac's errors, 2 for wrong usage."""
+    # Threads that spin at OpenMP's barriers make every primitive several times slower as soon as another process wants
+    # a core; threads that sleep cost a few percent. It has to be said before torch or OpenFHE load the library.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options) or 0)

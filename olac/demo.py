@@ -75,6 +75,15 @@ def load_digits() -> Digits:
 
 def train(digits: Digits, epochs: int = 25) -> DigitsNet:
     """A trained network, the same every time on one machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # Batches this small gain nothing from a second thread, and lose much on a busy machine.
+    try:
+        return _train(digits, epochs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(digits: Digits, epochs: int) -> DigitsNet:
     torch.manual_seed(SEED)
     net = DigitsNet()
     batches, size = len(digits.train_images) // 64, 64

@@ -282,8 +282,7 @@ def write_file(path: str | Path, pieces: Iterable[bytes], *, mode: int = 0o644, 
         if overwrite:
             os.replace(temporary, target)
         else:
-            os.link(temporary, target)  # fails where the file came to be in the meantime
-            os.unlink(temporary)
+            _rename_new(temporary, target)
         temporary = None
     except FileExistsError as error:
         raise ArtifactError(f"{target}: exists already and is not overwritten.") from error
@@ -292,6 +291,18 @@ def write_file(path: str | Path, pieces: Iterable[bytes], *, mode: int = 0o644, 
     finally:
         if temporary is not None:
             os.unlink(temporary)
+
+
+def _rename_new(temporary: str, target: Path) -> None:
+    """Rename; FileExistsError where the target came to be in the meantime."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: the check before has to do
+        os.replace(temporary, target)
+    else:
+        os.unlink(temporary)
 
 
 def _short(value: Any) -> str:

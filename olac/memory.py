@@ -1,4 +1,4 @@
-"""What this process may use: memory that is free, memory that it has taken, and threads."""
+"""Memory that this process may still take, and memory that it has taken."""
 
 from __future__ import annotations
 
@@ -31,14 +31,6 @@ def current_rss_bytes() -> int:
     except (OSError, ValueError, IndexError):
         return peak_rss_bytes()
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def usable_threads() -> int:
-    """Threads that OpenFHE's loops use: OMP_NUM_THREADS where it is a positive number, else all allowed cores."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdigit() and int(given) > 0:
-        return int(given)
-    return len(os.sched_getaffinity(0)) or 1
 
 
 def _meminfo(field: str) -> int | None:

@@ -14,9 +14,7 @@ from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import Words, new_tag, wire
 from olac.errors import BackendError
 from olac.parameters import Parameters
-
-KEYS_AT_A_TIME = 8
-"""OpenFHE makes the keys of one call in parallel."""
+from olac.threads import usable_threads
 
 
 @dataclass
@@ -32,7 +30,7 @@ class KeySet:
     def words(self) -> Iterator[Words]:
         """The relinearisation key, where there is one, and then the rotation keys in the order of `steps`.
 
-        Only for sets that were made here; one key is in memory twice at a time.
+        Only for sets that were made here. Copies of a few keys, as many as there are threads, are alive at a time.
         """
         ready = wire(self.parameters)
         if self.relinearisation is not None:
@@ -128,7 +126,9 @@ def _check(made: KeySet) -> None:
 
 
 def _chunks(steps: Sequence[int]) -> Iterable[Sequence[int]]:
+    """One step, then as many at a time as OpenFHE makes keys for in parallel."""
     if steps:
         yield steps[:1]
-    for start in range(1, len(steps), KEYS_AT_A_TIME):
-        yield steps[start : start + KEYS_AT_A_TIME]
+    size = usable_threads()
+    for start in range(1, len(steps), size):
+        yield steps[start : start + size]

@@ -34,7 +34,7 @@ class FitOptions:
     """
 
     degree: int | None = None
-    tolerance: float = 0.06
+    tolerance: float = 0.1
     max_degree: int = 15
     floor: float = 1e-3
     padding: float = 1.3

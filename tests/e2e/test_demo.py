@@ -1,0 +1,49 @@
+"""The demo at full security: one encrypted network, end to end, and what it writes."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from olac.demo import REQUIRED_ACCURACY, run_demo
+
+KEYS = {
+    "images",
+    "plain_accuracy",
+    "encrypted_accuracy",
+    "agreement",
+    "max_abs_error",
+    "max_model_error",
+    "seconds_per_image",
+    "keygen_seconds",
+    "compile_seconds",
+    "total_seconds",
+    "predicted_seconds",
+    "predicted_gb",
+    "peak_rss_gb",
+    "key_bytes",
+    "security_bits",
+    "ring_dimension",
+    "log_qp",
+}
+
+
+@pytest.mark.encrypted
+def test_demo(tmp_path: Path) -> None:
+    text = io.StringIO()
+    run_demo(tmp_path / "new" / "demo.json", images=2, console=Console(file=text, width=150))
+    report = json.loads((tmp_path / "new" / "demo.json").read_text())
+    assert set(report) == KEYS
+    assert report["images"] == 2
+    assert report["plain_accuracy"] >= REQUIRED_ACCURACY
+    assert report["agreement"] == 1.0
+    assert 0 < report["max_abs_error"] <= 0.05
+    assert report["security_bits"] >= 128
+    assert report["log_qp"] <= {8192: 218, 16384: 438, 32768: 881}[report["ring_dimension"]]
+    assert report["peak_rss_gb"] < 4
+    for word in ("relu1", "conv2d", "predicted s", "measured s", "bit security", "agree with PyTorch"):
+        assert word in text.getvalue()

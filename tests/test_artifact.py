@@ -1,0 +1,235 @@
+"""Programs as files: what comes back is what was saved, and what isn't a program is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save, save_file
+
+from olac.artifact import FORMAT, load_program, save_program
+from olac.errors import ArtifactError, SecurityError, VerificationError
+from olac.ir.graph import Graph
+from olac.ir.types import Range
+from olac.parameters import FLEXIBLE
+from olac.program import CompiledProgram
+from tests.runtime.small_program import images, small_program
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*compiled without security")
+
+
+@pytest.fixture(scope="module")
+def program() -> CompiledProgram:
+    return small_program(FLEXIBLE)
+
+
+@pytest.fixture
+def path(program: CompiledProgram, tmp_path: Path) -> Path:
+    target = tmp_path / "small.olac"
+    program.save(target)
+    return target
+
+
+def _outer(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    outer: dict[str, Any] = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][FORMAT])
+    return outer
+
+
+def _write(path: Path, outer: dict[str, Any], constants: dict[str, Any] | None = None) -> None:
+    save_file(load_file(path) if constants is None else constants, path, metadata={FORMAT: json.dumps(outer)})
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the manifest, as somebody would who can also write the right hash of it."""
+    outer = _outer(path)
+    manifest = json.loads(outer["manifest"])
+    change(manifest)
+    text = json.dumps(manifest)
+    _write(path, outer | {"manifest": text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
+
+
+def _refused(path: Path, *words: str) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        load_program(path)
+    message = str(caught.value)
+    assert str(path) in message
+    for word in words:
+        assert word in message
+
+
+def test_a_program_comes_back_as_it_was(program: CompiledProgram, path: Path) -> None:
+    loaded = CompiledProgram.load(path)
+    assert loaded.graph == program.graph
+    assert loaded.parameters == program.parameters
+    assert loaded.rotations == program.rotations
+    assert loaded.report == program.report
+    assert loaded.fingerprint == program.fingerprint
+    assert [node.origin for node in loaded.graph.nodes] == [node.origin for node in program.graph.nodes]
+    x = images(3)
+    np.testing.assert_array_equal(loaded.simulate(x), program.simulate(x))
+    again = path.with_name("again.olac")
+    loaded.save(again)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_strided_constants_and_scalars_are_stored_by_value(program: CompiledProgram, tmp_path: Path) -> None:
+    graph = program.graph
+    strided = {name: np.asfortranarray(a.copy()) for name, a in graph.constants.items()}
+    other = replace(program, graph=Graph(graph.nodes, graph.outputs, strided, graph.stage))
+    save_program(other, tmp_path / "p.olac")
+    assert load_program(tmp_path / "p.olac").graph == graph
+
+
+def test_saving_replaces_the_file_whole_or_not_at_all(program: CompiledProgram, path: Path, tmp_path: Path) -> None:
+    program.save(path)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    with pytest.raises(ArtifactError, match="can't be written"):
+        program.save(tmp_path / "no such folder" / "p.olac")
+
+
+def test_loading_an_insecure_program_warns(path: Path) -> None:
+    with pytest.warns(UserWarning, match="without security"):
+        load_program(path)
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    _refused(tmp_path / "missing.olac", "does not exist")
+    _refused(tmp_path, "is not a file")
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"\0" * 100, b"\xff" * 100, b"OLAC" + bytes(200), b"PK\x03\x04" * 50])
+def test_other_files(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(data)
+    _refused(path)
+
+
+def test_other_safetensors_files(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(save({"w": np.ones(3)}))
+    _refused(path, "not a program of olac")
+
+
+def test_every_truncation_is_refused(path: Path, tmp_path: Path) -> None:
+    data = path.read_bytes()
+    cut = tmp_path / "cut.olac"
+    for length in {*range(0, 40), *range(0, len(data), 97), len(data) - 1}:
+        cut.write_bytes(data[:length])
+        _refused(cut)
+    cut.write_bytes(data + b"\0")
+    _refused(cut)
+
+
+def test_every_bit_flip_is_refused(path: Path, tmp_path: Path) -> None:
+    data = path.read_bytes()
+    changed = tmp_path / "changed.olac"
+    rng = np.random.default_rng(0)
+    for at in {*range(0, 64), *(int(i) for i in rng.integers(len(data), size=150))}:
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << int(rng.integers(8))
+        changed.write_bytes(flipped)
+        _refused(changed)
+
+
+def test_a_newer_version_says_update(path: Path) -> None:
+    _write(path, _outer(path) | {"version": 2})
+    _refused(path, "version 2", "Update olac")
+
+
+def test_a_changed_constant_changes_the_fingerprint(path: Path) -> None:
+    constants = load_file(path)
+    constants["fc.weight"][0, 0] += 1e-9
+    _write(path, _outer(path), constants)
+    _refused(path, "fingerprint")
+
+
+def test_constants_of_another_type_missing_or_extra(path: Path) -> None:
+    outer, constants = _outer(path), load_file(path)
+    _write(path, outer, constants | {"fc.weight": constants["fc.weight"].astype(np.float32)})
+    _refused(path, "float32")
+    _write(path, outer, constants | {"extra": np.ones(2)})
+    _refused(path, "extra")
+    _write(path, outer, {k: v for k, v in constants.items() if k != "conv.bias"})
+    _refused(path)
+    _write(path, outer, constants | {"conv.bias": np.full(3, np.nan)})
+    _refused(path, "finite")
+    _write(path, outer, constants | {"mix.index": np.array([0.0, 1.0, 2.0, 3.0, 5.0])})
+    _refused(path, "indices")
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "unknown op": lambda m: m["graph"]["nodes"][1].update(op="bootstrap"),
+    "unhashable op": lambda m: m["graph"]["nodes"][1].update(op=["conv2d"]),
+    "no attributes": lambda m: m["graph"]["nodes"][1].update(attributes={}),
+    "extra attribute": lambda m: m["graph"]["nodes"][1]["attributes"].update(__class__="x"),
+    "stride 0": lambda m: m["graph"]["nodes"][1]["attributes"].update(stride=[0, 1]),
+    "three strides": lambda m: m["graph"]["nodes"][1]["attributes"].update(stride=[1, 1, 1]),
+    "stride true": lambda m: m["graph"]["nodes"][1]["attributes"].update(stride=[True, 1]),
+    "shape of strings": lambda m: m["graph"]["nodes"][1]["type"].update(shape=["3", 4, 4]),
+    "other shape": lambda m: m["graph"]["nodes"][1]["type"].update(shape=[3, 4, 5]),
+    "huge shape": lambda m: m["graph"]["nodes"][0]["attributes"].update(shape=[2, 1 << 40, 1 << 40]),
+    "unit 0": lambda m: m["graph"]["nodes"][1]["type"].update(unit=0.0),
+    "unit NaN": lambda m: m["graph"]["nodes"][1]["type"].update(unit=float("nan")),
+    "no layout": lambda m: m["graph"]["nodes"][1]["type"].update(layout=None),
+    "other slots": lambda m: m["graph"]["nodes"][1]["type"]["layout"].update(slots=1 << 40),
+    "gap 0": lambda m: m["graph"]["nodes"][1]["type"]["layout"].update(gap=0),
+    "level -1": lambda m: m["graph"]["nodes"][1]["type"]["state"].update(level=-1),
+    "level 99": lambda m: m["graph"]["nodes"][0]["type"]["state"].update(level=99),
+    "level kept": lambda m: m["graph"]["nodes"][1]["type"]["state"].update(level=5),
+    "scale 0": lambda m: m["graph"]["nodes"][1]["type"]["state"].update(scale=0),
+    "scale 2^60": lambda m: m["graph"]["nodes"][1]["type"]["state"].update(scale=2.0**60),
+    "operand unknown": lambda m: m["graph"]["nodes"][1].update(inputs=["nothing"]),
+    "operand of itself": lambda m: m["graph"]["nodes"][1].update(inputs=["conv"]),
+    "two operands": lambda m: m["graph"]["nodes"][1].update(inputs=["x", "x"]),
+    "no lowering": lambda m: m["graph"]["nodes"][1].update(lowering=None),
+    "baby 0": lambda m: m["graph"]["nodes"][1]["lowering"].update(baby=0),
+    "node twice": lambda m: m["graph"]["nodes"].append(m["graph"]["nodes"][1]),
+    "no nodes": lambda m: m["graph"].update(nodes=[]),
+    "nodes an object": lambda m: m["graph"].update(nodes={}),
+    "no output": lambda m: m["graph"].update(outputs=[]),
+    "output unknown": lambda m: m["graph"].update(outputs=["nothing"]),
+    "earlier stage": lambda m: m["graph"].update(stage="PACKED"),
+    "ring 2^40": lambda m: m["parameters"].update(log_ring=40),
+    "another ring": lambda m: m["parameters"].update(log_ring=13),
+    "digits 0": lambda m: m["parameters"].update(digits=0),
+    "no technique": lambda m: m["parameters"].update(technique="NORESCALE"),
+    "few primes": lambda m: m["parameters"].update(log_ring=17, scale_bits=21, first_bits=21, depth=100, digits=101),
+    "step 0": lambda m: m["rotations"].insert(0, 0),
+    "steps repeat": lambda m: m["rotations"].append(m["rotations"][-1]),
+    "step too large": lambda m: m["rotations"].append(1 << 20),
+    "a step fewer": lambda m: m["rotations"].pop(),
+    "no report": lambda m: m.update(report={}),
+    "fits of text": lambda m: m["report"].update(fits=["relu"]),
+    "more parts": lambda m: m.update(code="import os"),
+    "other fingerprint": lambda m: m.update(fingerprint="0" * 64),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_manifest_that_makes_no_sense(path: Path, name: str) -> None:
+    _rewrite(path, CHANGES[name])
+    _refused(path)
+
+
+def test_security_that_is_claimed_is_checked(path: Path) -> None:
+    _rewrite(path, lambda m: m["parameters"].update(security=128))
+    with pytest.raises(SecurityError, match=r"small\.olac.*exceeds"):
+        load_program(path)
+
+
+def test_what_a_file_cannot_hold_is_not_saved(program: CompiledProgram, tmp_path: Path) -> None:
+    graph = program.graph
+    type_ = replace(graph.nodes[0].type, bound=Range(-(1 << 80), 1 << 80))
+    nodes = (replace(graph.nodes[0], type=type_), *graph.nodes[1:])
+    other = replace(program, graph=Graph(nodes, graph.outputs, graph.constants, graph.stage))
+    with pytest.raises((VerificationError, ValueError)):
+        save_program(other, tmp_path / "p.olac")
+    assert not list(tmp_path.iterdir())
