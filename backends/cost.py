@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from olac.backends.recorder import RecorderEvaluator
 from olac.costs import CiphertextShape, CostTable
 from olac.parameters import Parameters
@@ -29,13 +31,25 @@ class CostEvaluator(RecorderEvaluator):
         """Seconds of one primitive on an operand at a level."""
         key = (primitive, level)
         if key not in self._known:
-            self._known[key] = self.table.seconds(primitive, shape(self.parameters, level), self.threads)
+            self._known[key] = predicted_seconds(self.table, primitive, self.parameters, level, self.threads)
         return self._known[key]
 
     def _record(self, primitive: str, level: int, step: int = 0) -> None:
         super()._record(primitive, level, step)
         if not (self.encoded and primitive == "encode"):
             self.seconds += self.price(primitive, level)
+
+
+def predicted_seconds(table: CostTable, primitive: str, parameters: Parameters, level: int, threads: int) -> float:
+    """Seconds of one primitive; rings and numbers of threads that weren't measured take the nearest that was.
+
+    More threads than measured are taken to bring nothing more, and work to grow with the ring.
+    """
+    at = shape(parameters, level)
+    counts = sorted({key.threads for key in table.factors})
+    used = max((count for count in counts if count <= threads), default=counts[0])
+    ring = min(max(at.log_ring, table.log_rings[0]), table.log_rings[-1])
+    return table.seconds(primitive, replace(at, log_ring=ring), used) * 2.0 ** (at.log_ring - ring)
 
 
 def shape(parameters: Parameters, level: int) -> CiphertextShape:

@@ -329,7 +329,7 @@ def machine_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure OpenFHE's primitives and fit olac's cost table.")
     parser.add_argument("--output", type=Path, help="where to write the table (JSON)")
-    parser.add_argument("--passes", type=int, default=2, help="times that the whole grid is measured")
+    parser.add_argument("--passes", type=int, default=1, help="times that the whole grid is measured")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure")
     parser.add_argument("--refit", type=Path, help="fit the rows of this table anew and measure nothing")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

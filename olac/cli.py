@@ -48,6 +48,30 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a compiled program is and what it will take")
     info.add_argument("program", type=Path)
     info.set_defaults(run=_info)
+
+    keygen = commands.add_parser(
+        "keygen", help="client: make secret.key (stays) and evaluation.keys (goes to the server)"
+    )
+    keygen.add_argument("program", type=Path)
+    keygen.add_argument("folder", type=Path)
+    keygen.add_argument("--overwrite", action="store_true", help="replace a secret key that is there already")
+    keygen.set_defaults(run=_keygen)
+
+    encrypt = commands.add_parser("encrypt", help="client: encrypt images from a .npy file")
+    for name in ("program", "secret_key", "images", "output"):
+        encrypt.add_argument(name, type=Path)
+    encrypt.set_defaults(run=_encrypt)
+
+    run = commands.add_parser("run", help="server: run a program on an encrypted input; needs no secret key")
+    for name in ("program", "evaluation_keys", "input", "output"):
+        run.add_argument(name, type=Path)
+    run.add_argument("--max-memory", type=float, metavar="GB", help="that this process may take")
+    run.set_defaults(run=_run)
+
+    decrypt = commands.add_parser("decrypt", help="client: decrypt a result into a .npy file")
+    for name in ("program", "secret_key", "result", "output"):
+        decrypt.add_argument(name, type=Path)
+    decrypt.set_defaults(run=_decrypt)
     return parser
 
 
@@ -75,6 +99,54 @@ def _info(options: argparse.Namespace) -> None:
         f"{estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB, client {estimate.client_gb:.2f} GB"
     )
     console.print(plan_table(program, estimate.node_seconds))
+
+
+def _keygen(options: argparse.Namespace) -> None:
+    from olac.program import CompiledProgram
+    from olac.runtime import commands
+
+    estimate = CompiledProgram.load(options.program).estimate()
+    console = Console()
+    console.print(
+        f"keys of {estimate.key_bytes / 1e9:.3f} GB, about {estimate.keygen_seconds:.0f} s and "
+        f"{estimate.client_gb:.2f} GB of memory"
+    )
+    with console.status("making keys") as status:
+        secret, evaluation = commands.keygen(
+            options.program,
+            options.folder,
+            overwrite=options.overwrite,
+            progress=lambda done, total: status.update(f"making keys: {done} of {total}"),
+        )
+    console.print(f"{secret}: keep it, whoever has it reads everything\n{evaluation}: for the server", soft_wrap=True)
+
+
+def _encrypt(options: argparse.Namespace) -> None:
+    from olac.runtime import commands
+
+    commands.encrypt(options.program, options.secret_key, options.images, options.output)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from olac.runtime import Progress, commands
+
+    with Console().status("loading keys") as status:
+
+        def show(progress: Progress) -> None:
+            status.update(f"{progress.done} of {progress.total}: {progress.node} at level {progress.level}")
+
+        limit = None if options.max_memory is None else options.max_memory * 1e9
+        commands.run(
+            options.program, options.evaluation_keys, options.input, options.output, max_memory=limit, progress=show
+        )
+
+
+def _decrypt(options: argparse.Namespace) -> None:
+    from olac.runtime import commands
+
+    values = commands.decrypt(options.program, options.secret_key, options.result, options.output)
+    for row in values.reshape(len(values), -1):
+        print(f"class {row.argmax()}: " + " ".join(f"{value:.4g}" for value in row))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from olac.backends.cost import shape
+from olac.backends.cost import predicted_seconds
 from olac.backends.recorder import RecorderEvaluator
 from olac.calibration import calibrate, first_batch
 from olac.costs import CostTable
@@ -287,7 +287,7 @@ def _parameter_choices(
 def _key_switch_price(parameters: Parameters, costs: CostTable, threads: int) -> float:
     """Seconds of key switching over the chain: what the number of digits decides."""
     return sum(
-        costs.seconds(primitive, shape(parameters, level), threads)
+        predicted_seconds(costs, primitive, parameters, level, threads)
         for level in range(1, parameters.depth + 1)
         for primitive in ("rotate", "multiply")
     )
@@ -306,7 +306,11 @@ def _scale_bits(graph: Graph, calibration: Calibration, log_ring: int, precision
     images = calibration.held_out
 
     def disturb(node: Node, value: Array) -> Array | None:
-        if isinstance(node.op, Input | LinearOp | Polynomial | Multiply):
+        if isinstance(node.op, Polynomial):
+            # Every term brings the noise of its power, times its coefficient.
+            largest = float(np.abs(graph.constants[node.op.coefficients]).sum(axis=1).max())
+            return value + random.normal(0.0, sigma * max(1.0, largest), value.shape)
+        if isinstance(node.op, Input | LinearOp | Multiply):
             return value + random.normal(0.0, sigma, value.shape)
         return None
 

@@ -189,10 +189,13 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=2) + "\n")
+    program.save(output.with_suffix(".olac"))
+    np.save(output.with_suffix(".npy"), test)
     out.print(
         f"{report['agreement']:.0%} of {len(results)} encrypted images agree with PyTorch; "
         f"{report['seconds_per_image']:.2f} s an image, {report['peak_rss_gb']:.2f} GB at the peak, "
-        f"{report['total_seconds']:.0f} s in all; written to {output}"
+        f"{report['total_seconds']:.0f} s in all; written to {output}, "
+        f"beside it the program (.olac) and the images (.npy) for `olac keygen`, `encrypt`, `run` and `decrypt`"
     )
     return report
 

@@ -10,7 +10,7 @@ from olac.backends.cost import CostEvaluator, shape
 from olac.costs import CostTable, ciphertext_bytes, plaintext_bytes, rotation_key_bytes
 from olac.ir.graph import Node
 from olac.kernels.base import Value
-from olac.kernels.execute import build_kernels, execute
+from olac.kernels.execute import execute
 from olac.memory import current_rss_bytes
 from olac.program import CompiledProgram
 from olac.threads import usable_threads
@@ -77,7 +77,7 @@ def estimate(program: CompiledProgram, threads: int | None = None, costs: CostTa
     assert state is not None and program.input.type.layout is not None
     fresh: Ciphertext[None] = evaluator.fresh(state.level)
     value = (fresh,) * program.input.type.layout.ciphertexts
-    execute(program.graph, build_kernels(program.graph), evaluator, {program.input.id: value}, after)
+    execute(program.graph, program.kernels, evaluator, {program.input.id: value}, after)
     encodes = Counter(event.level for event in evaluator.events if event.primitive == "encode")
     encoding = sum(count * evaluator.price("encode", level) for level, count in encodes.items())
     encoded = sum(count * plaintext_bytes(parameters.log_ring, level + 1) for level, count in encodes.items())
@@ -85,9 +85,8 @@ def estimate(program: CompiledProgram, threads: int | None = None, costs: CostTa
         parameters.log_ring, parameters.limbs, parameters.digits, len(parameters.special_primes)
     )
     keys = one_key * (len(program.rotations) + 1)
-    top = shape(parameters, parameters.depth)
-    keygen = table.seconds("relin_keygen", top, used) + len(program.rotations) * table.seconds(
-        "rotation_keygen", top, used
+    keygen = evaluator.price("relin_keygen", parameters.depth) + len(program.rotations) * evaluator.price(
+        "rotation_keygen", parameters.depth
     )
     held = current_rss_bytes()
     server = LIBRARY_BYTES + keys + encoded + peak
@@ -100,7 +99,7 @@ def estimate(program: CompiledProgram, threads: int | None = None, costs: CostTa
         plaintext_bytes=encoded,
         ciphertext_bytes=peak,
         server_gb=(BARE_PROCESS_BYTES + server) / GB,
-        client_gb=(BARE_PROCESS_BYTES + LIBRARY_BYTES + 2 * keys) / GB,
+        client_gb=(BARE_PROCESS_BYTES + LIBRARY_BYTES + keys + 4 * one_key) / GB,
         process_gb=(held + server) / GB,
         counts=dict(Counter(event.primitive for event in evaluator.events)),
     )

@@ -60,6 +60,10 @@ def _step_to_prime(q: int, step: int) -> int:
     q += step
     while not is_prime(q):
         q += step
+        if not abs(step) < q < 1 << 62:
+            raise InfeasibleError(
+                f"there are not enough primes 1 (mod {abs(step)}) for these sizes: take a larger scale"
+            )
     return q
 
 

@@ -16,6 +16,8 @@ from olac.errors import InputError, VerificationError
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Array
 from olac.ir.types import Stage
+from olac.kernels.base import Kernel
+from olac.kernels.execute import build_kernels
 from olac.parameters import Parameters
 from olac.passes.base import FitReport
 
@@ -64,6 +66,17 @@ class Report:
             tuple((str(name), float(seconds)) for name, seconds in data["pass_seconds"]),
             tuple(str(note) for note in data["notes"]),
         )
+
+
+def _canonical(value: Any) -> Any:
+    """Plain data in which equal numbers look alike, whatever their type."""
+    if isinstance(value, dict):
+        return {key: _canonical(value[key]) for key in sorted(value)}
+    if isinstance(value, tuple | list):
+        return [_canonical(item) for item in value]
+    if isinstance(value, str | bool) or value is None:
+        return value
+    return repr(float(value))
 
 
 def check_images(images: Any, shape: tuple[int, ...]) -> Array:
@@ -135,6 +148,11 @@ class CompiledProgram:
         """Shape of one image."""
         return self.input.type.shape
 
+    @cached_property
+    def kernels(self) -> dict[str, Kernel]:
+        """The kernels of all nodes, made once for estimates and runs."""
+        return build_kernels(self.graph)
+
     @property
     def batch(self) -> int:
         """Images in one set of ciphertexts."""
@@ -150,13 +168,16 @@ class CompiledProgram:
         digest = hashlib.sha256()
         digest.update(json.dumps(asdict(self.parameters), sort_keys=True).encode())
         digest.update(json.dumps(self.rotations).encode())
-        digest.update(self.graph.text().encode())
+        digest.update(json.dumps([self.graph.stage.name, self.graph.outputs]).encode())
         for name in sorted(self.graph.constants):
             array = self.graph.constants[name]
             digest.update(f"{name} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         for node in self.graph.nodes:
-            digest.update(repr((node.id, node.op, node.inputs, node.type, node.lowering)).encode())
+            attributes = {name: _canonical(value) for name, value in node.op.attributes().items()}
+            kind = _canonical(asdict(node.type))
+            lowering = None if node.lowering is None else _canonical(asdict(node.lowering))
+            digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, lowering]).encode())
         return digest.hexdigest()
 
     def estimate(self, threads: int | None = None) -> Estimate:

@@ -9,26 +9,17 @@ from olac.backends.base import Ciphertext
 from olac.backends.recorder import RecorderEvaluator
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Input, LinearOp, Multiply, Polynomial, Reshape
+from olac.ir.ops import Input, Multiply, Reshape
 from olac.ir.types import CipherState, Stage
 from olac.kernels.base import Value
 from olac.kernels.execute import build_kernels, execute
-from olac.kernels.polynomial import depth_of
 from olac.parameters import FIXED
 from olac.passes.base import Pass, PassContext
 
 
 def levels_of(graph: Graph, node: Node) -> int:
     """Levels from the lowest operand of a node to its result."""
-    if isinstance(node.op, LinearOp | Multiply):
-        return 1
-    if isinstance(node.op, Polynomial):
-        coefficients = graph.constants[node.op.coefficients]
-        degree = coefficients.shape[1] - 1
-        while degree > 1 and not coefficients[:, degree].any():
-            degree -= 1
-        return depth_of(degree)
-    return 0
+    return node.op.levels(graph.constants)
 
 
 def multiplicative_depth(graph: Graph) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from olac.backends.cost import shape
+from olac.backends.cost import predicted_seconds
 from olac.ir.graph import Diagonals, Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import LinearMap, LinearOp
@@ -60,11 +60,11 @@ def _prices(context: PassContext) -> _Prices:
     parameters = context.need_parameters()
     if context.costs is None:  # The ratios of ring 2^14 at 8 limbs.
         return _Prices(2.0, 0.5, 6.0, 7.0, 12.0, 14.0)
-    at = shape(parameters, max(1, parameters.depth // 2))
+    level = max(1, parameters.depth // 2)
 
     def cost(primitive: str) -> float:
         assert context.costs is not None
-        return context.costs.seconds(primitive, at, context.threads)
+        return predicted_seconds(context.costs, primitive, parameters, level, context.threads)
 
     return _Prices(
         cost("encode"),

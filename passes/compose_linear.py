@@ -6,20 +6,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import (
-    Affine,
-    AveragePool,
-    Conv2d,
-    LinearMap,
-    LinearOp,
-    Pad,
-    Reshape,
-    Slice,
-    SparseLinear,
-)
+from olac.ir.ops import Conv2d, LinearMap, LinearOp, Pad, Reshape, SparseLinear
 from olac.passes.base import Pass, PassContext
-
-STRUCTURAL = (AveragePool, Pad, Slice, Affine)
 
 
 @dataclass(frozen=True)
@@ -52,9 +40,9 @@ class ComposeLinear(Pass):
             first = builder[new]
             if not isinstance(first.op, LinearOp) or not alone(old):
                 return None
-            if not isinstance(first.op, STRUCTURAL) and not isinstance(node.op, STRUCTURAL):
+            if not first.op.structural and not node.op.structural:
                 return None
-            padded = _pad_into_convolution(first, node)
+            padded = _pad_into_convolution(first, node) if old == node.inputs[0] else None
             if padded is not None:
                 return builder.add(padded, first.inputs, name=node.id, origin=node.origin, type=node.type)
             shape = builder[first.inputs[0]].type.shape

@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Add, Affine, LinearOp, Multiply, Polynomial, Reshape
+from olac.ir.ops import Affine, LinearOp, Multiply, Polynomial, Reshape
 from olac.ir.types import Stage
 from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
@@ -21,8 +21,9 @@ class NormalizeUnits(Pass):
     """Given: %y = linear(%x) W, b;  %p = polynomial(%y) on [-B, B].
     Result: %y = linear(%x) (u_x / u_y) W, b / u_y;  %p = polynomial(%y) on [-1, 1]; types carry u_x, u_y, u_p.
 
-    Values that are added share a unit. It costs no level: linear ops and polynomials absorb any factor, the client
-    divides its input and multiplies its output.
+    Values that are added share a unit, as do operands and result of every op that is neither linear nor a polynomial
+    nor a product: such an op must commute with a common factor. It costs no level: linear ops and polynomials absorb
+    any factor, the client divides its input and multiplies its output.
 
     Options:
         padding: units are this much larger than the calibrated magnitudes.
@@ -64,7 +65,7 @@ class NormalizeUnits(Pass):
         together: nx.Graph[str] = nx.Graph()
         for node in graph.nodes:
             together.add_node(node.id)
-            if isinstance(node.op, Add | Reshape):
+            if not isinstance(node.op, LinearOp | Polynomial | Multiply):
                 together.add_edges_from((node.id, operand) for operand in node.inputs)
         units: dict[str, float] = {}
         for group in nx.connected_components(together):

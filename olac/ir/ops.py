@@ -78,6 +78,10 @@ class Op(ABC):
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
         """Reference semantics; operands and result have shape (images, *shape)."""
 
+    def levels(self, constants: Constants) -> int:
+        """Levels from the lowest operand to the result: the depth of the op's kernel."""
+        return 0
+
     def constant_names(self) -> tuple[str, ...]:
         """Names of the graph's constants that this op reads."""
         names = (getattr(self, field) for field in self.constant_fields)
@@ -89,7 +93,15 @@ class Op(ABC):
 
 
 class LinearOp(Op):
-    """An op whose result is an affine function of its one operand."""
+    """An op whose result is an affine function of its one operand.
+
+    A `structural` one only moves, drops or weighs elements: composed with another linear op it stays sparse.
+    """
+
+    structural: ClassVar[bool] = False
+
+    def levels(self, constants: Constants) -> int:
+        return 1
 
     @abstractmethod
     def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
@@ -302,6 +314,7 @@ class Affine(LinearOp):
     scale: str
     shift: str
     name: ClassVar[str] = "affine"
+    structural: ClassVar[bool] = True
     constant_fields: ClassVar[tuple[str, ...]] = ("scale", "shift")
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
@@ -339,6 +352,7 @@ class AveragePool(LinearOp):
     columns: str
     stride: tuple[int, int] = (0, 0)
     name: ClassVar[str] = "average_pool"
+    structural: ClassVar[bool] = True
     constant_fields: ClassVar[tuple[str, ...]] = ("rows", "columns")
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
@@ -368,6 +382,7 @@ class Pad(LinearOp):
     amounts: tuple[tuple[int, int], ...]
     value: float = 0.0
     name: ClassVar[str] = "pad"
+    structural: ClassVar[bool] = True
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         if len(self.amounts) != len(shapes[0]):
@@ -399,6 +414,7 @@ class Slice(LinearOp):
 
     slices: tuple[tuple[int, int, int], ...]
     name: ClassVar[str] = "slice"
+    structural: ClassVar[bool] = True
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         if len(self.slices) != len(shapes[0]):
@@ -468,6 +484,9 @@ class Multiply(Op):
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
         return operands[0] * operands[1]
 
+    def levels(self, constants: Constants) -> int:
+        return 1
+
 
 @register
 @dataclass(frozen=True)
@@ -509,3 +528,7 @@ class Polynomial(Op):
         c = constants[self.coefficients]
         c = c.T.reshape(c.shape[1], c.shape[0], *(1,) * (x.ndim - 2))
         return np.asarray(chebyshev.chebval(x, c, tensor=False))
+
+    def levels(self, constants: Constants) -> int:
+        """ceil(log2(degree + 1)) for the true degree, at least 1."""
+        return max(1, int(np.flatnonzero(constants[self.coefficients].any(axis=0)).max(initial=0)).bit_length())

@@ -8,7 +8,7 @@ import numpy as np
 
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node, describe
-from olac.ir.ops import Activation, Add, Input, LinearOp, Multiply, Reshape, ShapeError
+from olac.ir.ops import Activation, Input, LinearOp, Multiply, Polynomial, Reshape, ShapeError
 from olac.ir.types import Stage
 
 
@@ -95,7 +95,8 @@ def _packed(graph: Graph) -> Iterator[Problem]:
             yield node, "operands and result have different layouts"
     for node in graph.nodes:
         units = [graph[i].type.unit for i in node.inputs]
-        if isinstance(node.op, Add | Reshape) and any(not np.isclose(u, node.type.unit, rtol=1e-12) for u in units):
+        free = isinstance(node.op, LinearOp | Polynomial | Multiply)
+        if not free and any(not np.isclose(u, node.type.unit, rtol=1e-12) for u in units):
             yield node, f"units {units} and {node.type.unit} differ"
         if isinstance(node.op, Multiply) and not np.isclose(units[0] * units[1], node.type.unit, rtol=1e-12):
             yield node, f"units {units} do not multiply to {node.type.unit}"

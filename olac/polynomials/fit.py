@@ -18,6 +18,12 @@ from olac.polynomials.statistics import Histogram
 Array = npt.NDArray[np.float64]
 
 FLOOR_POINTS = 512
+RIDGE = 1e-6
+"""Weight of the coefficients' squares, in units of the function's mean square.
+
+Where the data fill a part of [-half_width, half_width] only, high degrees would else buy a little accuracy with
+coefficients of 1e6, which amplify the noise of encryption as much.
+"""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,9 @@ def fit(function: Function, histogram: Histogram, options: FitOptions) -> Fit:
         assert degree is not None
         basis = chebyshev.chebvander(points / half_width, degree)
         root = np.sqrt(weights)[:, None]
-        coefficients = np.linalg.lstsq(basis * root, target * root[:, 0], rcond=None)[0]
+        rows = np.concatenate([basis * root, np.sqrt(RIDGE) * np.eye(degree + 1)])
+        right = np.concatenate([target * root[:, 0], np.zeros(degree + 1)])
+        coefficients = np.linalg.lstsq(rows, right, rcond=None)[0]
         error = basis @ coefficients - target
         rmse = float(np.sqrt(np.sum(masses * error[: len(centres)] ** 2))) / size
         best = Fit(coefficients, half_width, rmse, float(np.max(np.abs(error[len(centres) :]))), low, high)

@@ -17,7 +17,7 @@ from olac.ir.graph import Node
 from olac.ir.ops import Array
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
-from olac.kernels.execute import build_kernels, execute
+from olac.kernels.execute import execute
 from olac.memory import available_bytes, current_rss_bytes
 from olac.program import CompiledProgram
 from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys, needs_relinearisation
@@ -77,7 +77,7 @@ class Server:
         room = self._check_memory(evaluation_keys, max_memory)
         self._identity = evaluation_keys.identity
         self._keys = evaluation_keys.install()
-        self._kernels = build_kernels(program.graph)
+        self._kernels = program.kernels
         self._cache = PlaintextCache(max(0, int(room)) if cache_bytes is None else cache_bytes)
         self._evaluator = OpenFHEEvaluator(
             wire(program.parameters).context, program.parameters, evaluation_keys.steps, self._cache

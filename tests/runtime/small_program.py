@@ -1,0 +1,64 @@
+"""A small program, insecure by its explicit parameters, that takes all kinds of kernels but is made without torch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from olac.backends.recorder import RecorderEvaluator
+from olac.ir.graph import GraphBuilder
+from olac.ir.ops import Array, Conv2d, Input, Linear, Polynomial, Reshape, SparseLinear
+from olac.ir.types import Range, Stage, ValueType
+from olac.kernels.execute import build_kernels, execute
+from olac.parameters import FIXED, Parameters
+from olac.passes.base import FitReport, PassContext, PassManager
+from olac.passes.pipeline import lowering_pipeline
+from olac.program import CompiledProgram, Report, SelfCheck
+
+SHAPE = (2, 4, 4)
+LIMIT = 2.0
+ERROR = 1e-3
+
+
+def small_program(technique: str = FIXED, batch: int = 1, seed: int = 0) -> CompiledProgram:
+    """Convolution, polynomial, reshape, linear and sparse linear, 5 outputs, ring 2^12."""
+    rng = np.random.default_rng(seed)
+    builder = GraphBuilder(by="test")
+
+    def typed(shape: tuple[int, ...], unit: float = 1.0) -> ValueType:
+        return ValueType(shape, unit=unit, batch=batch, bound=Range(-LIMIT, LIMIT))
+
+    x = builder.add(Input(SHAPE), name="x", type=typed(SHAPE, LIMIT))
+    weight = builder.constant("conv.weight", rng.normal(size=(3, 2, 3, 3)) / 6)
+    bias = builder.constant("conv.bias", rng.normal(size=3) / 10)
+    y = builder.add(Conv2d(weight, bias, padding=(1, 1, 1, 1)), [x], name="conv", type=typed((3, 4, 4)))
+    coefficients = builder.constant("act.coefficients", [[0.1, 0.5, 0.2, 0.05]])
+    y = builder.add(Polynomial(coefficients), [y], name="act", type=typed((3, 4, 4)))
+    y = builder.add(Reshape((48,)), [y], name="flat", type=typed((48,)))
+    y = builder.add(
+        Linear(builder.constant("fc.weight", rng.normal(size=(5, 48)) / 8)), [y], name="fc", type=typed((5,))
+    )
+    index = builder.constant("mix.index", np.arange(5.0))
+    values, shift = builder.constant("mix.values", rng.normal(size=5)), builder.constant("mix.bias", np.ones(5))
+    mix = SparseLinear(index, index, values, shift, (5,))
+    y = builder.add(mix, [y], name="mix", type=typed((5,), 3.0))
+    parameters = Parameters(12, 5, 32, 40, 2, technique, security=0)
+    graph = PassManager(lowering_pipeline()).run(
+        builder.build([y], stage=Stage.POLYNOMIAL), PassContext(parameters=parameters, batch=batch)
+    )
+    recorder = RecorderEvaluator(parameters)
+    type_ = graph.inputs[0].type
+    assert type_.layout is not None and type_.state is not None
+    fresh = (recorder.fresh(type_.state.level),) * type_.layout.ciphertexts
+    execute(graph, build_kernels(graph), recorder, {"x": fresh})
+    report = Report(
+        (FitReport("act", "relu", 3, 2, 0.01, float("inf"), -1.0, 1.0),),
+        SelfCheck(8, 1.0, 0.1, 0.05, 1e-7),
+        (("assign_levels", 0.25),),
+        ("a note",),
+    )
+    return CompiledProgram(graph, parameters, recorder.rotations, report)
+
+
+def images(count: int = 1, seed: int = 1) -> Array:
+    """Images within the calibrated range."""
+    return np.random.default_rng(seed).uniform(-LIMIT, LIMIT, size=(count, *SHAPE))
