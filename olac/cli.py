@@ -12,6 +12,7 @@ from rich.console import Console
 
 from olac import __version__
 from olac.errors import OlacError
+from olac.plugins import load_plugins
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     options = _parser().parse_args(arguments)
     try:
+        load_plugins()
         return int(options.run(options) or 0)
     except OlacError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 
 from olac.backends.cost import predicted_seconds
-from olac.backends.recorder import RecorderEvaluator
 from olac.calibration import calibrate, first_batch
 from olac.costs import CostTable
 from olac.errors import InfeasibleError, SecurityError, VerificationError
 from olac.estimate import GB
 from olac.frontend import check, lift, trace
 from olac.ir.graph import Graph, Node
-from olac.ir.ops import Array, Input, LinearOp, Multiply, Polynomial
-from olac.kernels.base import Value
-from olac.kernels.execute import build_kernels, execute
-from olac.parameters import FIXED, Parameters, candidates, require_candidates
+from olac.ir.layout import TensorLayout
+from olac.ir.ops import Array, Input, LinearOp, Polynomial
+from olac.kernels.record import record
+from olac.parameters import FIXED, SECURITY_BOUNDS, TECHNIQUES, Parameters, candidates, require_candidates
 from olac.passes.assign_levels import multiplicative_depth
 from olac.passes.base import Pass, PassContext, PassManager
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
+from olac.plugins import load_plugins
 from olac.polynomials.fit import FitOptions
 from olac.polynomials.statistics import Calibration
 from olac.program import ApproximatedModel, CompiledProgram, Report, SelfCheck
@@ -33,8 +33,12 @@ INTEGER_BITS = 7
 """Bits of the first prime beyond the scale: slots up to 2^6 decrypt, where calibrated ones stay within 1."""
 STRUCTURE_TOLERANCE = 1e-3
 """Largest relative difference of the lifted graph from the model: torch computes in single precision."""
+ROUNDING_MARGIN = 16.0
 PROBE_SCALE_BITS = 30
+TINY_OUTPUT = 1e-9
 NOISE_MARGIN_BITS = 2.0
+MAX_SCALE_BITS = 50
+MAX_DEPTH = 100
 
 Stages = Callable[[str], None]
 
@@ -75,6 +79,17 @@ class CompileOptions:
             raise ValueError(f"precision {self.precision} is outside 0 ... 1")
         if self.batch < 1:
             raise ValueError(f"batch {self.batch} is below 1")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads {self.threads} is below 1")
+        if self.security not in SECURITY_BOUNDS:
+            raise ValueError(f"security {self.security} is not one of {', '.join(map(str, SECURITY_BOUNDS))}")
+        if self.technique not in TECHNIQUES:
+            raise ValueError(f"scaling technique {self.technique!r} is not one of {', '.join(TECHNIQUES)}")
+        if self.log_ring is not None and not 10 <= self.log_ring <= 17:
+            raise ValueError(f"log2 of the ring dimension {self.log_ring} is outside 10 ... 17")
+        least = (self.log_ring or 12) + 4
+        if self.scale_bits is not None and not least <= self.scale_bits <= MAX_SCALE_BITS:
+            raise ValueError(f"a scale of {self.scale_bits} bits is outside {least} ... {MAX_SCALE_BITS}")
 
 
 def approximate(
@@ -147,6 +162,7 @@ def _approximate(
     progress: Stages | None,
 ) -> tuple[ApproximatedModel, Calibration]:
     say = progress or (lambda line: None)
+    load_plugins()
     say("tracing the model")
     example, batches = first_batch(loader)
     traced = trace(model, example)
@@ -181,11 +197,17 @@ def _structure_error(graph: Graph, calibration: Calibration) -> float:
     ours, theirs = graph.evaluate(calibration.held_out), calibration.held_out_outputs
     size = max(1e-6, float(np.max(np.abs(theirs))))
     error = float(np.max(np.abs(ours.reshape(theirs.shape) - theirs))) / size
-    if not error <= STRUCTURE_TOLERANCE:
+    if not error <= STRUCTURE_TOLERANCE + ROUNDING_MARGIN * _rounding_error(graph, calibration, ours) / size:
         raise VerificationError(
             f"the lifted graph differs from the model by {error:.2g} of its largest output: a bug in the frontend"
         )
     return error
+
+
+def _rounding_error(graph: Graph, calibration: Calibration, exact: Array) -> float:
+    """How far single precision alone takes the outputs: much, where large values cancel."""
+    rounded = graph.evaluate(calibration.held_out, lambda node, value: value.astype(np.float32).astype(np.float64))
+    return float(np.max(np.abs(rounded - exact)))
 
 
 def _self_check(graph: Graph, calibration: Calibration, structure: float) -> SelfCheck:
@@ -226,7 +248,7 @@ def lower(
         program = CompiledProgram(
             lowered,
             parameters,
-            _rotations(lowered, parameters),
+            record(lowered, parameters).rotations,
             replace(
                 approximated.report,
                 pass_seconds=approximated.report.pass_seconds
@@ -256,6 +278,11 @@ def _parameter_choices(
     threads: int,
 ) -> list[Parameters]:
     """Parameters worth trying, the smallest ring first and in each ring the fastest key switching first."""
+    if depth > MAX_DEPTH:
+        raise InfeasibleError(
+            f"the program takes {depth} levels, {MAX_DEPTH} at most are possible without bootstrapping. "
+            "Lower the degrees of the activations, or take a model of fewer layers."
+        )
     rings = (12, 13, 14, 15, 16) if options.log_ring is None else (options.log_ring,)
     found: list[Parameters] = []
     security = 0 if options.insecure else options.security
@@ -263,7 +290,7 @@ def _parameter_choices(
     for log_ring in rings:
         noise_bits = _scale_bits(graph, calibration, log_ring, options.precision)
         bits = options.scale_bits or max(noise_bits, log_ring + 6)
-        if bits > 50:
+        if bits > MAX_SCALE_BITS or not _holds_batch(graph, log_ring, options.batch):
             continue
         same_ring = candidates(
             depth,
@@ -276,12 +303,32 @@ def _parameter_choices(
         found += sorted(same_ring, key=lambda p: _key_switch_price(p, costs, threads))[: 3 if found else 4]
         if found and options.max_memory is None:
             return found[:1]
+    if not found and not _holds_batch(graph, rings[-1], options.batch):
+        raise InfeasibleError(
+            f"a batch of {options.batch} images does not fit in the {1 << (rings[-1] - 1)} slots of ring "
+            f"2^{rings[-1]}. Take a smaller batch" + ("." if options.log_ring is None else " or a larger ring.")
+        )
+    if not found and bits > MAX_SCALE_BITS:
+        raise InfeasibleError(
+            f"a precision of {options.precision:g} takes a scale of {bits} bits, {MAX_SCALE_BITS} at most are "
+            "supported. Ask for less precision, lower the degrees of the activations, or calibrate without outliers."
+        )
     if options.log_ring is not None and not found and not options.insecure:
         raise SecurityError(
             f"ring 2^{options.log_ring} does not hold {depth} levels of {bits} bits at {security}-bit security. "
             "Leave log_ring open, lower the degrees of the activations, or pass insecure=True for experiments."
         )
     return require_candidates(found, depth, bits, security)
+
+
+def _holds_batch(graph: Graph, log_ring: int, batch: int) -> bool:
+    """Whether every value of a batch, in dense planes, fits in one ciphertext."""
+    slots = 1 << (log_ring - 1)
+    return batch == 1 or all(
+        batch * TensorLayout.dense(node.type.shape, slots).image_stride <= slots
+        for node in graph.nodes
+        if isinstance(node.op, Input | LinearOp)
+    )
 
 
 def _key_switch_price(parameters: Parameters, costs: CostTable, threads: int) -> float:
@@ -310,25 +357,16 @@ def _scale_bits(graph: Graph, calibration: Calibration, log_ring: int, precision
             # Every term brings the noise of its power, times its coefficient.
             largest = float(np.abs(graph.constants[node.op.coefficients]).sum(axis=1).max())
             return value + random.normal(0.0, sigma * max(1.0, largest), value.shape)
-        if isinstance(node.op, Input | LinearOp | Multiply):
+        if isinstance(node.op, Input) or node.op.levels(graph.constants):
             return value + random.normal(0.0, sigma, value.shape)
         return None
 
     clean = graph.evaluate(images)
     error = float(np.max(np.abs(graph.evaluate(images, disturb) - clean)))
-    size = max(float(np.max(np.abs(clean))), 1e-12)
+    size, unit = float(np.max(np.abs(clean))), graph[graph.outputs[0]].type.unit
+    if size < TINY_OUTPUT * unit:
+        size = unit  # outputs that are always zero have no precision of their own
     return PROBE_SCALE_BITS + math.ceil(math.log2(max(error, 1e-30) / (precision * size)))
-
-
-def _rotations(graph: Graph, parameters: Parameters) -> tuple[int, ...]:
-    """Rotation steps that the program takes, by recording it."""
-    recorder = RecorderEvaluator(parameters)
-    inputs: dict[str, Value] = {}
-    for node in graph.inputs:
-        assert node.type.state is not None and node.type.layout is not None
-        inputs[node.id] = (recorder.fresh(node.type.state.level),) * node.type.layout.ciphertexts
-    execute(graph, build_kernels(graph), recorder, inputs)
-    return recorder.rotations
 
 
 def _notes(report: Report, options: CompileOptions) -> tuple[str, ...]:

@@ -260,6 +260,15 @@ def frame(
     yield digest.digest()
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise ArtifactError where a file could not be written at the end of a long run."""
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise ArtifactError(f"{path}: the folder {folder} doesn't exist. Make it, or choose another.")
+    if not os.access(folder, os.W_OK):
+        raise ArtifactError(f"{path}: the folder {folder} can't be written to.")
+
+
 def write_file(path: str | Path, pieces: Iterable[bytes], *, mode: int = 0o644, overwrite: bool = True) -> None:
     """Write a file that is there completely or not at all.
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from olac.backends.base import Ciphertext
-from olac.backends.cost import CostEvaluator, shape
+from olac.backends.cost import CostEvaluator
 from olac.costs import CostTable, ciphertext_bytes, plaintext_bytes, rotation_key_bytes
 from olac.ir.graph import Node
 from olac.kernels.base import Value
-from olac.kernels.execute import execute
+from olac.kernels.record import record
 from olac.memory import current_rss_bytes
 from olac.program import CompiledProgram
 from olac.threads import usable_threads
@@ -51,8 +50,18 @@ class Estimate:
     counts: dict[str, int]
 
 
-def estimate(program: CompiledProgram, threads: int | None = None, costs: CostTable | None = None) -> Estimate:
-    """Predict a program with the shipped table of costs, or another."""
+def estimate(
+    program: CompiledProgram,
+    threads: int | None = None,
+    costs: CostTable | None = None,
+    slowdown: float = 1.0,
+) -> Estimate:
+    """Predict a program with the shipped table of costs, or another.
+
+    Args:
+        threads: that OpenFHE will use; None for what this process has.
+        slowdown: of the machine against the table's (`olac.backends.openfhe.speed.slowdown` measures it).
+    """
     used = threads or usable_threads()
     table = costs or CostTable.default()
     parameters = program.parameters
@@ -73,11 +82,7 @@ def estimate(program: CompiledProgram, threads: int | None = None, costs: CostTa
             if last[operand] == node.id:
                 alive.pop(operand, None)
 
-    state = program.input.type.state
-    assert state is not None and program.input.type.layout is not None
-    fresh: Ciphertext[None] = evaluator.fresh(state.level)
-    value = (fresh,) * program.input.type.layout.ciphertexts
-    execute(program.graph, program.kernels, evaluator, {program.input.id: value}, after)
+    record(program.graph, parameters, program.kernels, recorder=evaluator, after=after)
     encodes = Counter(event.level for event in evaluator.events if event.primitive == "encode")
     encoding = sum(count * evaluator.price("encode", level) for level, count in encodes.items())
     encoded = sum(count * plaintext_bytes(parameters.log_ring, level + 1) for level, count in encodes.items())
@@ -91,10 +96,10 @@ def estimate(program: CompiledProgram, threads: int | None = None, costs: CostTa
     held = current_rss_bytes()
     server = LIBRARY_BYTES + keys + encoded + peak
     return Estimate(
-        seconds_per_image=evaluator.seconds / program.batch,
-        first_seconds=evaluator.seconds + encoding,
-        node_seconds=seconds,
-        keygen_seconds=keygen,
+        seconds_per_image=slowdown * evaluator.seconds / program.batch,
+        first_seconds=slowdown * (evaluator.seconds + encoding),
+        node_seconds={node: slowdown * value for node, value in seconds.items()},
+        keygen_seconds=slowdown * keygen,
         key_bytes=keys,
         plaintext_bytes=encoded,
         ciphertext_bytes=peak,

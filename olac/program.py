@@ -18,6 +18,7 @@ from olac.ir.ops import Array
 from olac.ir.types import Stage
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
+from olac.kernels.record import record
 from olac.parameters import Parameters
 from olac.passes.base import FitReport
 
@@ -153,6 +154,12 @@ class CompiledProgram:
         """The kernels of all nodes, made once for estimates and runs."""
         return build_kernels(self.graph)
 
+    @cached_property
+    def multiplies_ciphertexts(self) -> bool:
+        """Whether a run takes a product of ciphertexts, which needs the relinearisation key."""
+        events = record(self.graph, self.parameters, self.kernels).events
+        return any(event.primitive == "multiply" for event in events)
+
     @property
     def batch(self) -> int:
         """Images in one set of ciphertexts."""
@@ -180,11 +187,11 @@ class CompiledProgram:
             digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, lowering]).encode())
         return digest.hexdigest()
 
-    def estimate(self, threads: int | None = None) -> Estimate:
-        """Predicted seconds and memory, from the shipped table of costs."""
+    def estimate(self, threads: int | None = None, slowdown: float = 1.0) -> Estimate:
+        """Predicted seconds and memory, from the shipped table of costs (see `olac.estimate`)."""
         from olac.estimate import estimate
 
-        return estimate(self, threads=threads)
+        return estimate(self, threads=threads, slowdown=slowdown)
 
     def save(self, path: str | Path) -> None:
         """Write the program to one file (see `olac.artifact`)."""

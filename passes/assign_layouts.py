@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import networkx as nx
 
+from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import Input, LinearOp
@@ -42,7 +43,7 @@ class AssignLayouts(Pass):
             group = groups[node.id]
             if group not in chosen:
                 if isinstance(node.op, Input):
-                    chosen[group] = TensorLayout.dense(node.type.shape, slots, batch)
+                    chosen[group] = _dense(node, slots, batch)
                 else:
                     chosen[group] = _best(graph, node, layouts[node.inputs[0]])
             layouts[node.id] = chosen[group].reshaped(node.type.shape)
@@ -54,18 +55,29 @@ class AssignLayouts(Pass):
         return graph.rewrite(step, by=self.name)
 
 
+def _dense(node: Node, slots: int, batch: int) -> TensorLayout:
+    one = TensorLayout.dense(node.type.shape, slots)
+    if batch > 1 and batch * one.image_stride > slots:
+        raise InfeasibleError(
+            f"{batch} images do not fit in one ciphertext: {node.id} takes {one.image_stride} of {slots} slots for "
+            "each. Take a smaller batch or a larger ring."
+        )
+    return replace(one, batch=batch)
+
+
 def _best(graph: Graph, node: Node, operand: TensorLayout) -> TensorLayout:
     """The candidate with the fewest products for this op; the dense one first among equals."""
     assert isinstance(node.op, LinearOp)
     shape = node.type.shape
     linear = node.op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
-    candidates = [TensorLayout.dense(shape, operand.slots, operand.batch)]
+    candidates = [_dense(node, operand.slots, operand.batch)]
     if len(shape) == 3 and operand.shape == operand.grid and min(shape[1:]) > 1:
         strides = {max(1, round(operand.grid[axis] / shape[axis])) for axis in (1, 2)}
         for stride in sorted(strides):
-            candidates.append(
-                TensorLayout.multiplexed(shape, operand.padded, operand.gap * stride, operand.slots, operand.batch)
-            )
+            gap = operand.gap * stride
+            one = TensorLayout.multiplexed(shape, operand.padded, gap, operand.slots)
+            if operand.batch == 1 or operand.batch * one.image_stride <= operand.slots:
+                candidates.append(replace(one, batch=operand.batch))
 
     def products(layout: TensorLayout) -> tuple[int, int]:
         counts = min(

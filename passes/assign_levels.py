@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from olac.backends.base import Ciphertext
 from olac.backends.recorder import RecorderEvaluator
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Input, Multiply, Reshape
 from olac.ir.types import CipherState, Stage
 from olac.kernels.base import Value
-from olac.kernels.execute import build_kernels, execute
+from olac.kernels.record import record
 from olac.parameters import FIXED
 from olac.passes.base import Pass, PassContext
 
@@ -80,9 +79,4 @@ def check_states(graph: Graph, recorder: RecorderEvaluator) -> None:
             if not same or abs(part.state.scale / claimed.scale - 1) > 1e-9:
                 raise VerificationError(f"{node.id} is at {part.state}, its type says {claimed}")
 
-    inputs: dict[str, Value] = {}
-    for node in graph.inputs:
-        assert node.type.layout is not None and node.type.state is not None
-        fresh: Ciphertext[None] = recorder.fresh(node.type.state.level)
-        inputs[node.id] = (fresh,) * node.type.layout.ciphertexts
-    execute(graph, build_kernels(graph), recorder, inputs, compare)
+    record(graph, recorder.parameters, recorder=recorder, after=compare)

@@ -85,6 +85,7 @@ class NormalizeUnits(Pass):
 def _free_products(graph: Graph, by: str) -> Graph:
     """Put an affine identity behind a product whose unit must not be the product of its operands' units."""
     users = graph.users()
+    taken = {node.id for node in graph.nodes}
 
     def absorbed(node: Node) -> bool:
         """Whether every reader can take any unit."""
@@ -98,7 +99,10 @@ def _free_products(graph: Graph, by: str) -> Graph:
             return None
         if absorbed(node):
             return None
-        product = builder.add(node.op, inputs, name=f"{node.id}_product", origin=node.origin, type=node.type)
+        name = f"{node.id}_product"
+        while name in taken:
+            name += "_"
+        product = builder.add(node.op, inputs, name=name, origin=node.origin, type=node.type)
         op = Affine(builder.constant("one", np.ones(())), builder.constant("zero", np.zeros(())))
         return builder.add(op, [product], name=node.id, origin=node.origin, type=node.type)
 

@@ -115,5 +115,6 @@ def _levelled(graph: Graph) -> Iterator[Problem]:
             yield node, "the level rises without a bootstrap"
         if state.noise_degree != 1:
             yield node, f"a value of noise degree {state.noise_degree} crosses nodes"
-        if isinstance(node.op, LinearOp) and any(o is not None and o.level <= state.level for o in operands):
-            yield node, f"{node.op.name} takes a level"
+        taken = node.op.levels(graph.constants)
+        if taken and any(o is not None and o.level - taken < state.level for o in operands):
+            yield node, f"{node.op.name} takes {'a level' if taken == 1 else f'{taken} levels'}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ from olac.ir.ops import LinearMap
 from olac.kernels.base import Kernel, Value
 
 Index = npt.NDArray[np.int64]
+
+DENSE_KEYS = 1 << 26
+"""Up to as many possible diagonals they are marked in a table, beyond that sorted."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,23 @@ class PlacedEntries:
     value: Array
     width: int
 
+    @cached_property
+    def distinct(self) -> tuple[Index, Index, Index]:
+        """Target, source and number of each diagonal that is not zero, one entry each."""
+        targets, sources, diagonals = (
+            int(axis.max(initial=0)) + 1 for axis in (self.target, self.source, self.diagonal)
+        )
+        keys = (self.target * sources + self.source) * diagonals + self.diagonal
+        if targets * sources * diagonals <= DENSE_KEYS:
+            found = np.zeros(targets * sources * diagonals, dtype=bool)
+            found[keys] = True
+            keys = np.flatnonzero(found)
+        else:
+            keys = np.unique(keys)
+        pair, diagonal = np.divmod(keys, diagonals)
+        target, source = np.divmod(pair, sources)
+        return target, source, diagonal
+
 
 def place(linear: LinearMap, operand: TensorLayout, result: TensorLayout, modulus: int) -> PlacedEntries:
     """Entries of `linear` between two layouts, diagonals counted modulo `modulus` (see `Diagonals`)."""
@@ -50,16 +71,18 @@ def place(linear: LinearMap, operand: TensorLayout, result: TensorLayout, modulu
     a: Index = (operand.addresses[linear.columns][None, :] + images * operand.image_stride).reshape(-1)
     b: Index = (result.addresses[linear.rows][None, :] + images * result.image_stride).reshape(-1)
     value: Array = np.tile(linear.values, operand.batch)
-    source, a = np.divmod(a, slots)
-    target, b = np.divmod(b, slots)
+    # All of these are powers of two; divisions would take most of the time.
+    bits, mask = slots.bit_length() - 1, slots - 1
+    source, a = a >> bits, a & mask
+    target, b = b >> bits, b & mask
     repeats = max(1, modulus // period_out)
     if repeats > 1:
         # The result is to repeat with its own period, which is shorter than that of the partial sums.
         shift = np.repeat(np.arange(repeats) * period_out, len(b))
         a, b, value = np.tile(a, repeats), np.tile(b, repeats) + shift, np.tile(value, repeats)
         source, target = np.tile(source, repeats), np.tile(target, repeats)
-    diagonal = (a - b) % modulus
-    position = b if period_out >= period_in else (a - diagonal) % period_in
+    diagonal = (a - b) & (modulus - 1)
+    position = b if period_out >= period_in else (a - diagonal) & (period_in - 1)
     return PlacedEntries(target, source, diagonal, position, value, max(period_in, period_out))
 
 
@@ -92,16 +115,11 @@ class StepCounts:
 
 def count_steps(entries: PlacedEntries, baby: int, folds: int) -> StepCounts:
     """Products, rotations of each kind and hoisted decompositions for a baby step."""
-    modulus = int(entries.diagonal.max(initial=0)) + 1
-    triples = np.unique(
-        (entries.target * (entries.source.max(initial=0) + 1) + entries.source) * modulus + entries.diagonal
-    )
-    pair, d = np.divmod(triples, modulus)
-    target, source = np.divmod(pair, entries.source.max(initial=0) + 1)
-    j, g = d % baby, d - d % baby
-    babies = np.unique(np.stack([source, j])[:, j != 0], axis=1).shape[1]
-    giants = np.unique(np.stack([target, g])[:, g != 0], axis=1).shape[1]
-    return StepCounts(len(triples), babies, giants, folds, len(np.unique(source)))
+    target, source, d = entries.distinct
+    giant, j = np.divmod(d, baby)
+    babies = len(np.unique((source * baby + j)[j != 0]))
+    giants = len(np.unique((target * (giant.max(initial=0) + 1) + giant)[giant != 0]))
+    return StepCounts(len(d), babies, giants, folds, len(np.unique(source)))
 
 
 @dataclass(frozen=True)
@@ -187,22 +205,26 @@ class DiagonalKernel(Kernel):
 
 def _group(entries: PlacedEntries, baby: int, pages: int) -> list[dict[int, list[_Product]]]:
     """For each ciphertext of the result: products by giant step."""
-    j, g = entries.diagonal % baby, entries.diagonal - entries.diagonal % baby
-    position = (entries.position + g) % entries.width
-    order = np.lexsort((position, j, entries.source, g, entries.target))
-    keys = np.stack([entries.target, g, entries.source, j, position])[:, order]
-    values = entries.value[order]
+    giant, j = np.divmod(entries.diagonal, baby)
+    position = (entries.position + giant * baby) % entries.width
+    # One number for target, giant step, source, baby step and position, in this order of significance.
+    sources, giants = int(entries.source.max(initial=0)) + 1, int(giant.max(initial=0)) + 1
+    keys = (((entries.target * giants + giant) * sources + entries.source) * baby + j) * entries.width + position
+    order = np.argsort(keys, kind="stable")
+    keys, values = keys[order], entries.value[order]
     # Entries of the same slot of the same diagonal add up.
     fresh = np.ones(len(values), dtype=bool)
-    fresh[1:] = np.any(keys[:, 1:] != keys[:, :-1], axis=0)
+    fresh[1:] = keys[1:] != keys[:-1]
     values = np.add.reduceat(values, np.flatnonzero(fresh)) if len(values) else values
-    keys = keys[:, fresh]
+    products, positions = np.divmod(keys[fresh], entries.width)
     starts = np.ones(len(values), dtype=bool)
-    starts[1:] = np.any(keys[:4, 1:] != keys[:4, :-1], axis=0)
-    bounds = [*np.flatnonzero(starts), len(values)]
+    starts[1:] = products[1:] != products[:-1]
+    bounds = [*np.flatnonzero(starts).tolist(), len(values)]
     plan: list[dict[int, list[_Product]]] = [{} for _ in range(pages)]
     for start, end in itertools.pairwise(bounds):
-        target, giant, source, step = (int(k) for k in keys[:4, start])
-        product = _Product(source, step, keys[4, start:end], values[start:end])
-        plan[target].setdefault(giant, []).append(product)
+        rest, step = divmod(int(products[start]), baby)
+        rest, source = divmod(rest, sources)
+        target, block = divmod(rest, giants)
+        product = _Product(source, step, positions[start:end], values[start:end])
+        plan[target].setdefault(block * baby, []).append(product)
     return plan

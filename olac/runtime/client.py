@@ -129,7 +129,11 @@ class Client:
         type_ = program.input.type
         given = check_images(images, program.input_shape)
         if not 1 <= len(given) <= program.batch:
-            raise InputError(f"the program takes 1 to {program.batch} images at a time, not {len(given)}")
+            most = "one image" if program.batch == 1 else f"1 to {program.batch} images"
+            raise InputError(
+                f"the program takes {most} at a time, not {len(given)}. Encrypt them one after another, or compile "
+                "with a larger batch."
+            )
         self._warn(given)
         layout, state = type_.layout, type_.state
         assert layout is not None and state is not None

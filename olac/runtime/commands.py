@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from olac.envelope import write_file
+from olac.envelope import check_writable, write_file
 from olac.errors import ArtifactError, InputError
 from olac.ir.ops import Array
 from olac.program import CompiledProgram
@@ -56,6 +56,7 @@ def encrypt(program: str | Path, secret_key: str | Path, images: str | Path, out
         ArtifactError: a file is missing or damaged.
         InputError: the array has another shape, type, or values that are not finite.
     """
+    check_writable(output)
     compiled = CompiledProgram.load(program)
     array = read_npy(images)
     client = Client.load(compiled, secret_key)
@@ -79,6 +80,7 @@ def run(
         MissingKeyError: the evaluation keys don't hold what the program needs.
         InfeasibleError: there isn't memory enough.
     """
+    check_writable(output)
     compiled = CompiledProgram.load(program)
     given = EncryptedInput.load(compiled, encrypted)
     keys = EvaluationKeys.load(compiled, evaluation_keys)
@@ -95,6 +97,7 @@ def decrypt(program: str | Path, secret_key: str | Path, result: str | Path, out
         ArtifactError: a file is missing, damaged, or belongs to another program or key.
         BackendError: the result does not decrypt to numbers.
     """
+    check_writable(output)
     compiled = CompiledProgram.load(program)
     client = Client.load(compiled, secret_key)
     values = client.decrypt(EncryptedResult.load(compiled, result))

@@ -19,7 +19,6 @@ from olac.backends.openfhe.wire import WORD_BYTES, Words, check_words, wire
 from olac.costs import ciphertext_bytes, rotation_key_bytes
 from olac.envelope import Header, Source, read_header, write_file
 from olac.errors import ArtifactError
-from olac.ir.ops import Multiply, Polynomial
 from olac.ir.types import ValueType
 from olac.program import CompiledProgram
 
@@ -34,7 +33,7 @@ def new_identity() -> str:
 
 def needs_relinearisation(program: CompiledProgram) -> bool:
     """Whether the program multiplies ciphertexts."""
-    return any(isinstance(node.op, Multiply | Polynomial) for node in program.graph.nodes)
+    return program.multiplies_ciphertexts
 
 
 def one_key_bytes(program: CompiledProgram) -> int:

@@ -1,0 +1,147 @@
+"""Every worked example of CONTRIBUTING.md runs as it stands; what ops from outside rely on."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from olac.backends.base import Evaluator
+from olac.errors import VerificationError
+from olac.frontend.lift import FUNCTIONS, MODULES
+from olac.frontend.trace import LEAVES
+from olac.ir import Graph, GraphBuilder, Stage
+from olac.ir.ops import OPS, Array, Constants, Input, Linear, Op, Shape
+from olac.ir.verify import verify
+from olac.kernels.base import Kernel, Value
+from olac.kernels.execute import KERNELS
+from olac.parameters import Parameters
+from olac.passes.assign_levels import multiplicative_depth
+from olac.passes.base import PassContext, PassManager
+from olac.passes.pipeline import lowering_pipeline
+from tests.networks import images_for, normalized
+
+GUIDE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
+REGISTRIES: tuple[dict[Any, Any] | set[Any], ...] = (OPS, KERNELS, MODULES, FUNCTIONS, LEAVES)
+SECTIONS = (
+    "Add a pass",
+    "Add an op and its frontend handler",
+    "Add a kernel or a lowering",
+    "Add a backend",
+)
+
+
+def blocks() -> dict[str, tuple[int, str]]:
+    """The line and the source of each python block, by the heading above it; a second one gets a number."""
+    text = GUIDE.read_text(encoding="utf-8")
+    found: dict[str, tuple[int, str]] = {}
+    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        heading = re.findall(r"^## (.*)$", text[: match.start()], re.MULTILINE)[-1]
+        name = heading if heading not in found else f"{heading} ({len(found)})"
+        found[name] = text.count("\n", 0, match.start(1)), match[1]
+    return found
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Put back after the test what the registries held before it."""
+    kept = [registry.copy() for registry in REGISTRIES]
+    yield
+    for registry, before in zip(REGISTRIES, kept, strict=True):
+        registry.clear()
+        registry.update(before)
+
+
+def run_block(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Execute one block as a module of its own; tracebacks show the guide's lines."""
+    line, source = blocks()[name]
+    module = ModuleType("contributing_example")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look their module up
+    code = compile("\n" * line + source, str(GUIDE), "exec", dont_inherit=True)
+    exec(code, module.__dict__)
+    return module
+
+
+def test_every_section_has_an_example() -> None:
+    assert tuple(blocks()) == SECTIONS
+    assert all("assert " in source for _, source in blocks().values())
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_example(name: str, registries: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_block(name, monkeypatch)
+
+
+def test_examples_are_told_apart_from_olac(registries: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The op's and the kernel's example register something, once: a second time the name is taken."""
+    before = [len(registry) for registry in REGISTRIES]
+    run_block("Add an op and its frontend handler", monkeypatch)
+    run_block("Add a kernel or a lowering", monkeypatch)
+    ops, kernels, modules, functions, _ = (
+        len(registry) - count for registry, count in zip(REGISTRIES, before, strict=True)
+    )
+    assert (ops, kernels, modules, functions) == (2, 1, 1, 0)
+    with pytest.raises(ValueError, match="'roll' is empty or taken"):
+        run_block("Add a kernel or a lowering", monkeypatch)
+
+
+@dataclass(frozen=True)
+class Twice(Op):
+    """x + x: neither linear (it takes no level) nor a polynomial nor a product."""
+
+    name: ClassVar[str] = "twice"
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return 2 * operands[0]
+
+
+class TwiceKernel(Kernel):
+    def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
+        return tuple(evaluator.add(part, part) for part in operands[0])
+
+
+def twice_and_linear() -> Graph:
+    b = GraphBuilder()
+    x = b.add(Input((4,)), name="x")
+    y = b.add(Twice(), [x], name="twice")
+    y = b.add(Linear(b.constant("w", np.eye(3, 4))), [y], name="head")
+    return b.build([y], Stage.POLYNOMIAL)
+
+
+def test_an_op_from_outside_shares_its_unit_and_takes_no_level(registries: None) -> None:
+    KERNELS[Twice] = lambda graph, node: TwiceKernel()
+    images = images_for(twice_and_linear(), 3)
+    graph, calibration = normalized(twice_and_linear(), images)
+    assert graph["x"].type.unit == graph["twice"].type.unit
+    assert np.allclose(graph.evaluate(images), twice_and_linear().evaluate(images))
+    parameters = Parameters(12, multiplicative_depth(graph), 30, 36, 1, security=0)
+    assert parameters.depth == 1
+    lowered = PassManager(lowering_pipeline()).run(graph, PassContext(calibration=calibration, parameters=parameters))
+    assert [node.type.state.level for node in lowered.nodes if node.type.state] == [1, 1, 0]
+    other = lowered.rewrite(
+        lambda node, builder, inputs: (
+            builder.keep(node, inputs, type=replace(node.type, unit=2 * node.type.unit)) if node.id == "twice" else None
+        ),
+        by="test",
+    )
+    with pytest.raises(VerificationError, match=r"units .* differ"):
+        verify(other)
+
+
+def test_levels_of_an_op_are_held_against_its_kernel(registries: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    KERNELS[Twice] = lambda graph, node: TwiceKernel()
+    monkeypatch.setattr(Twice, "levels", lambda self, constants: 1)
+    graph, calibration = normalized(twice_and_linear(), images_for(twice_and_linear(), 3))
+    context = PassContext(calibration=calibration, parameters=Parameters(12, 2, 30, 36, 1, security=0))
+    with pytest.raises(VerificationError, match=r"twice is at level 2 .*, its type says level 1"):
+        PassManager(lowering_pipeline()).run(graph, context)
