@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich import box
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
@@ -245,7 +246,7 @@ def _show(status: Status, image: str, progress: Progress) -> None:
 
 
 def _image_table(results: list[ImageResult]) -> Table:
-    table = Table(title="encrypted images")
+    table = Table(title="encrypted images", box=box.SIMPLE, pad_edge=False)
     for name in (
         "image",
         "label",

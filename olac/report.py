@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich import box
 from rich.table import Table
 
 from olac.program import CompiledProgram
@@ -33,17 +34,19 @@ def plan_table(
     predicted: Mapping[str, float] | None = None,
     measured: Mapping[str, float] | None = None,
 ) -> Table:
-    """One row a node: op, degree, level of the result, ciphertexts, predicted and measured seconds."""
-    table = Table(title="plan")
-    table.add_column("layer")
-    table.add_column("op")
-    for name in ("shape", "degree", "level", "ciphertexts"):
-        table.add_column(name, justify="right")
-    table.add_column("lowering")
+    """One row a node: op, degree, level of the result, ciphertexts, predicted and measured seconds.
+
+    Diagonals are given as modulus / baby step (see `olac.ir.graph.Diagonals`).
+    """
+    table = Table(title="plan, seconds of one run", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table.add_column("layer", overflow="fold")
+    table.add_column("op", no_wrap=True)
+    for name in ("shape", "degree", "level", "ciphertexts", "diagonals"):
+        table.add_column(name.replace("ciphertexts", "cipher-\ntexts"), justify="right")
     if predicted is not None:
-        table.add_column("predicted s", justify="right")
+        table.add_column("predicted", justify="right")
     if measured is not None:
-        table.add_column("measured s", justify="right")
+        table.add_column("measured", justify="right")
     degrees = {fit.node: fit.degree for fit in program.report.fits}
     for node in program.graph.nodes:
         layout, state = node.type.layout, node.type.state
@@ -55,7 +58,7 @@ def plan_table(
             str(degrees.get(node.id, "")),
             str(state.level),
             str(layout.ciphertexts),
-            str(node.lowering or ""),
+            "" if node.lowering is None else f"{node.lowering.modulus}/{node.lowering.baby}",
         ]
         if predicted is not None:
             row.append(f"{predicted.get(node.id, 0.0):.3f}")

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from olac.backends.cost import shape
+from olac.backends.cost import predicted_seconds
 from olac.backends.openfhe.context import make_context
 from olac.costs import CostTable
 from olac.parameters import Parameters
@@ -28,5 +28,5 @@ def slowdown(parameters: Parameters, costs: CostTable, threads: int) -> float:
         start = time.perf_counter()
         context.MakeCKKSPackedPlaintext(values, 1, 0)
         seconds.append(time.perf_counter() - start)
-    tabled = costs.seconds("encode", shape(parameters, parameters.depth), threads)
+    tabled = predicted_seconds(costs, "encode", parameters, parameters.depth, threads)
     return float(np.clip(statistics.median(seconds[1:]) / tabled, LEAST, MOST))

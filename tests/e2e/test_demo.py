@@ -45,5 +45,5 @@ def test_demo(tmp_path: Path) -> None:
     assert report["security_bits"] >= 128
     assert report["log_qp"] <= {8192: 218, 16384: 438, 32768: 881}[report["ring_dimension"]]
     assert report["peak_rss_gb"] < 4
-    for word in ("relu1", "conv2d", "predicted s", "measured s", "bit security", "agree with PyTorch"):
+    for word in ("relu1", "conv2d", "predicted", "measured", "bit security", "agree with PyTorch"):
         assert word in text.getvalue()
