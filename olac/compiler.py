@@ -238,6 +238,7 @@ def lower(
     costs = CostTable.default()
     threads = options.threads or usable_threads()
     limits: list[str] = []
+    least = math.inf
     for parameters in _parameter_choices(graph, calibration, depth, options, costs, threads):
         say(f"lowering at ring 2^{parameters.log_ring}")
         context = PassContext(
@@ -262,10 +263,11 @@ def lower(
         if needed * GB <= options.max_memory:
             return program
         limits.append(f"{parameters.describe()}: {needed:.2f} GB")
+        least = min(least, math.ceil(needed * 100) / 100)
     raise InfeasibleError(
         f"no parameters fit in max_memory = {(options.max_memory or 0) / GB:.2f} GB:\n  "
         + "\n  ".join(limits)
-        + "\nAllow more memory, or lower the degrees of the activations."
+        + f"\nAllow at least {least:.2f} GB, or lower the degrees of the activations."
     )
 
 

@@ -1,0 +1,146 @@
+"""olac.compile: its options, what it refuses, and that it leaves the model alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import olac
+from olac.errors import InfeasibleError, InputError, SecurityError, UnsupportedModelError
+from olac.ir import Graph, Stage
+from olac.passes.base import Pass, PassContext
+from olac.passes.pipeline import approximation_pipeline
+
+
+def small_net(layers: int = 1) -> nn.Sequential:
+    torch.manual_seed(0)
+    parts: list[nn.Module] = []
+    for i in range(layers):
+        parts += [nn.Linear(6 if i == 0 else 8, 8), nn.Tanh()]
+    return nn.Sequential(*parts, nn.Linear(8, 3))
+
+
+def images(count: int = 64) -> torch.Tensor:
+    return torch.rand(count, 6, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_the_smallest_secure_ring_is_taken() -> None:
+    program = olac.compile(small_net(), [images()], degree=3)
+    parameters = program.parameters
+    assert parameters.security_bits >= 128
+    assert parameters.depth == 4
+    assert parameters.log_ring == 13
+    assert olac.compile(small_net(), [images()], degree=3, security=256).parameters.security_bits >= 256
+    finer = olac.compile(small_net(), [images()], degree=3, precision=1e-6).parameters
+    assert finer.scale_bits > parameters.scale_bits
+
+
+def test_more_levels_take_a_larger_ring() -> None:
+    rings = [olac.compile(small_net(n), [images()], degree=7).parameters.log_ring for n in (1, 2, 4)]
+    assert rings == sorted(rings)
+    assert rings[-1] > rings[0]
+
+
+def test_depth_without_end_is_refused_before_any_lowering() -> None:
+    with pytest.raises(InfeasibleError, match="without bootstrapping"):
+        olac.compile(small_net(20), [images()], degree=15)
+
+
+def test_a_pinned_ring_that_is_too_small_is_refused_and_insecure_waives_it() -> None:
+    with pytest.raises(SecurityError, match="insecure=True"):
+        olac.compile(small_net(), [images()], degree=7, log_ring=12)
+    program = olac.compile(small_net(), [images()], degree=7, log_ring=12, insecure=True)
+    assert program.parameters.log_ring == 12
+    assert any("NOT SECURE" in note for note in program.report.notes)
+
+
+def test_too_little_memory_says_what_is_needed() -> None:
+    with pytest.raises(InfeasibleError, match=r"(?s)max_memory = 0\.10 GB.*Allow at least 0\.[12]. GB"):
+        olac.compile(small_net(), [images()], degree=3, max_memory=1e8)
+    roomy = olac.compile(small_net(), [images()], degree=3, max_memory=4e9)
+    assert roomy.estimate().server_gb < 4
+
+
+def test_unknown_options_and_bad_values_are_named() -> None:
+    with pytest.raises(TypeError, match="no option degre"):
+        olac.compile(small_net(), [images()], degre=3)
+    choices: tuple[tuple[str, Any], ...] = (
+        ("degree", 0),
+        ("tolerance", -1.0),
+        ("precision", 0.0),
+        ("batch", 0),
+        ("padding", 0.5),
+    )
+    for name, value in choices:
+        with pytest.raises(ValueError, match=name):
+            olac.compile(small_net(), [images()], **{name: value})
+
+
+def test_all_unsupported_places_come_in_one_error_and_from_check() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.LayerNorm(18), nn.Linear(18, 2))
+    example = torch.rand(2, 1, 8, 8)
+    with pytest.raises(UnsupportedModelError) as caught:
+        olac.compile(net, [example])
+    assert [node.path for node in caught.value.nodes] == ["1", "3"]
+    assert tuple(olac.check(net, example)) == caught.value.nodes
+
+
+def test_the_self_check_reports_on_unseen_images() -> None:
+    program = olac.compile(small_net(2), [images(200)], degree=7)
+    check = program.report.check
+    assert check is not None
+    assert check.images == 25
+    assert check.agreement > 0.9
+    with torch.no_grad():
+        expected = small_net(2)(images(200)).double().numpy()
+    held_out = np.arange(0, 200, 8)
+    error = np.abs(program.simulate(images(200)[held_out].numpy()) - expected[held_out])
+    assert check.max_error == pytest.approx(error.max(), rel=1e-3)
+
+
+def test_approximate_and_compile_simulate_the_same() -> None:
+    approximated = olac.approximate(small_net(), [images()])
+    program = olac.compile(small_net(), [images()])
+    assert approximated.graph.stage == Stage.POLYNOMIAL
+    assert np.allclose(approximated.simulate(images().numpy()), program.simulate(images().numpy()), atol=1e-9)
+    for wrong in (np.zeros((2, 5)), np.full((1, 6), np.nan), np.zeros((1, 2, 6)), "image"):
+        with pytest.raises(InputError):
+            program.simulate(wrong)
+
+
+@dataclass(frozen=True)
+class Count(Pass):
+    """Counts nodes; a pass from outside."""
+
+    seen: tuple[int, ...] = ()
+    name: ClassVar[str] = "count"
+    counts: ClassVar[list[int]] = []
+
+    def run(self, graph: Graph, context: PassContext) -> Graph:
+        self.counts.append(len(graph.nodes))
+        return graph
+
+
+def test_a_changed_pipeline_and_dumps() -> None:
+    Count.counts.clear()
+    dumps: dict[str, str] = {}
+    options = olac.CompileOptions(dump_after=("all",), dump=dumps.__setitem__)
+    program = olac.compile(small_net(), [images()], options, pipeline=(Count(), *approximation_pipeline()))
+    assert Count.counts == [4]
+    assert next(iter(dumps)) == "count"
+    assert next(reversed(dumps)) == "assign_levels"
+    assert "graph at stage LEVELLED" in dumps["assign_levels"]
+    assert [name for name, _ in program.report.pass_seconds] == list(dumps)
+
+
+def test_progress_speaks_of_every_step() -> None:
+    lines: list[str] = []
+    olac.compile(small_net(), [images()], progress=lines.append)
+    text = "\n".join(lines)
+    for word in ("tracing", "calibrating", "fitting", "parameters", "lowering"):
+        assert word in text
