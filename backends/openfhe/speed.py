@@ -12,14 +12,15 @@ from olac.backends.openfhe.context import make_context
 from olac.costs import CostTable
 from olac.parameters import Parameters
 
-REPEATS = 7
+REPEATS = 31
 LEAST, MOST = 0.1, 30.0
 
 
 def slowdown(parameters: Parameters, costs: CostTable, threads: int) -> float:
-    """Measured over tabled seconds of encoding, the one heavy primitive that needs no key; takes a few hundredths.
+    """Measured over tabled seconds of encoding, the one heavy primitive that needs no key; takes a tenth of a second.
 
     A prediction times this number holds on other machines and on a busy one, as far as all primitives slow down alike.
+    The lower quartile of many is taken, so that a passing load does not count.
     """
     context = make_context(parameters)
     values = np.linspace(-1.0, 1.0, parameters.slots)
@@ -29,4 +30,4 @@ def slowdown(parameters: Parameters, costs: CostTable, threads: int) -> float:
         context.MakeCKKSPackedPlaintext(values, 1, 0)
         seconds.append(time.perf_counter() - start)
     tabled = predicted_seconds(costs, "encode", parameters, parameters.depth, threads)
-    return float(np.clip(statistics.median(seconds[1:]) / tabled, LEAST, MOST))
+    return float(np.clip(statistics.quantiles(seconds[1:], n=4)[0] / tabled, LEAST, MOST))
