@@ -37,6 +37,7 @@ from olac.costs import (
     ModelKey,
     model_key,
     plaintext_bytes,
+    read_rows,
     work,
 )
 
@@ -345,8 +346,8 @@ def main() -> None:
         parser.error("--output is needed")
 
     if arguments.refit:
-        old = CostTable.load(arguments.refit)
-        machine, version, measured = old.machine, old.openfhe, old.rows
+        old = json.loads(arguments.refit.read_text(encoding="utf-8"))
+        machine, version, measured = old["machine"], old["openfhe"], tuple(read_rows(old["rows"]))
     else:
         machine, version = machine_name(), importlib.metadata.version("openfhe")
         every_row: list[MeasuredRow] = []

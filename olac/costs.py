@@ -331,7 +331,7 @@ class CostTable:
             table = cls(
                 machine=document["machine"],
                 openfhe=document["openfhe"],
-                rows=tuple(_read_rows(document["rows"])),
+                rows=tuple(read_rows(document["rows"])),
                 factors=dict(_read_factors(document["factors"])),
             )
         except (KeyError, TypeError) as error:
@@ -410,7 +410,8 @@ def _read_shape(document: Mapping[str, object]) -> CiphertextShape:
     return CiphertextShape(**{name: _integer(value) for name, value in numbers.items()}, technique=technique)
 
 
-def _read_rows(documents: list[Mapping[str, object]]) -> list[MeasuredRow]:
+def read_rows(documents: list[Mapping[str, object]]) -> list[MeasuredRow]:
+    """The measurements of a table as read from JSON, whatever the models that its factors belong to."""
     rows = []
     for document in documents:
         shape, threads = _read_shape(document), _integer(document["threads"])
