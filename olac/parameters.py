@@ -286,7 +286,8 @@ def require_candidates(found: list[Parameters], depth: int, scale_bits: int, sec
     """The list itself, or `InfeasibleError` where it is empty."""
     if not found:
         raise InfeasibleError(
-            f"no ring up to 2^16 holds {depth} levels of {scale_bits} bits at {security}-bit security without "
-            "bootstrapping. Lower the degrees of the activations, or the precision."
+            f"no ring up to 2^16 holds {depth} levels of {scale_bits} bits "
+            + (f"at {security}-bit security " if security else "")
+            + "without bootstrapping. Lower the degrees of the activations, or the precision."
         )
     return found

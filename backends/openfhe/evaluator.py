@@ -7,6 +7,7 @@ from typing import Any
 
 from olac.backends.base import Array, Ciphertext, Evaluator
 from olac.backends.openfhe.library import load
+from olac.backends.openfhe.rounding import EXACT_PRODUCTS, Rounding
 from olac.costs import plaintext_bytes
 from olac.errors import VerificationError
 from olac.ir.types import CipherState
@@ -61,6 +62,7 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         self._cache = cache
         self._fixed = parameters.technique == FIXED
         self._order = 4 * parameters.slots
+        self._rounding = Rounding(parameters)
 
     # Between olac's levels, which remain, and OpenFHE's, which are used up.
 
@@ -135,13 +137,19 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return out
 
     def _rotate(self, a: Any, step: int, state: CipherState) -> Any:
-        return self._context.EvalRotate(a, step)
+        return self._rounded(self._context.EvalRotate(a, step), state)
 
     def _hoist(self, a: Any, state: CipherState) -> Any:
         return self._context.EvalFastRotationPrecompute(a)
 
     def _hoisted_rotate(self, a: Any, digits: Any, step: int, state: CipherState) -> Any:
-        return self._context.EvalFastRotation(a, step, self._order, digits)
+        return self._rounded(self._context.EvalFastRotation(a, step, self._order, digits), state)
+
+    def _rounded(self, a: Any, state: CipherState) -> Any:
+        """The result of a key switch without its bias; at noise degree 2 the rescale makes both vanish."""
+        if state.noise_degree == 1 and EXACT_PRODUCTS:
+            self._context.EvalAddInPlaceNoCheck(a, self._rounding.half(state.level, a.GetKeyTag()))
+        return a
 
     def _extended_rotate(self, a: Any, digits: Any, step: int, state: CipherState) -> Any:
         return self._context.EvalFastRotationExt(a, step, digits, True)

@@ -74,8 +74,9 @@ class Histogram:
         self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
         self.sums += x.sum(axis=(0, 2))
         self.squares += np.einsum("ncx,ncx->c", x, x)
-        # frexp gives |x| < 2^exponent strictly, so no value lies on the outer edge.
-        needed = np.frexp(np.maximum(np.abs(low), np.abs(high)))[1].astype(np.int64)
+        # frexp gives |x| < 2^exponent strictly, so no value lies on the outer edge; 0 needs no range of its own.
+        magnitude = np.maximum(np.abs(low), np.abs(high))
+        needed = np.where(magnitude > 0, np.frexp(magnitude)[1], _SMALLEST).astype(np.int64)
         self._grow(np.maximum(self._exponents, needed))
         scale = np.ldexp(float(_HALF), -self._exponents)
         bins = np.floor(x * scale[None, :, None]).astype(np.int64) + _HALF
