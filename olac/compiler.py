@@ -302,7 +302,7 @@ def _parameter_choices(
             security=security,
             log_rings=(log_ring,),
         )
-        found += sorted(same_ring, key=lambda p: _key_switch_price(p, costs, threads))[: 3 if found else 4]
+        found += sorted(same_ring, key=lambda p: _key_switch_price(p, costs, threads))[:3]
         if found and options.max_memory is None:
             return found[:1]
     if not found and not _holds_batch(graph, rings[-1], options.batch):
