@@ -38,10 +38,10 @@ def plan_table(
 
     Diagonals are given as modulus / baby step (see `olac.ir.graph.Diagonals`).
     """
-    table = Table(title="plan, seconds of one run", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table = Table(title="plan, seconds of one run", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", overflow="fold")
     table.add_column("op", no_wrap=True)
-    for name in ("shape", "degree", "level", "ciphertexts", "diagonals"):
+    for name in ("degree", "level", "ciphertexts", "diagonals"):
         table.add_column(name.replace("ciphertexts", "cipher-\ntexts"), justify="right")
     if predicted is not None:
         table.add_column("predicted", justify="right")
@@ -54,7 +54,6 @@ def plan_table(
         row = [
             node.id,
             node.op.name,
-            "x".join(map(str, node.type.shape)),
             str(degrees.get(node.id, "")),
             str(state.level),
             str(layout.ciphertexts),
