@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from olac.backends.recorder import RecorderEvaluator
 from olac.costs import CiphertextShape, CostTable
 from olac.parameters import Parameters
+
+LIGHT = frozenset({"add", "add_plain", "add_scalar", "multiply_plain", "multiply_scalar", "ext_add", "drop"})
+"""Primitives without a transform: short, so that waking a second thread is most of what they take."""
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """Seconds on a machine over those of the table, for light primitives and for all others."""
+
+    light: float = 1.0
+    heavy: float = 1.0
+
+    def of(self, primitive: str) -> float:
+        """The factor of one primitive."""
+        return self.light if primitive in LIGHT else self.heavy
 
 
 class CostEvaluator(RecorderEvaluator):
@@ -17,13 +32,22 @@ class CostEvaluator(RecorderEvaluator):
         table: seconds of each primitive.
         threads: that OpenFHE may use.
         encoded: whether plaintexts were encoded before, so that encoding is free.
+        slowdown: of the machine against the table's.
     """
 
-    def __init__(self, parameters: Parameters, table: CostTable, threads: int = 2, encoded: bool = False) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        table: CostTable,
+        threads: int = 2,
+        encoded: bool = False,
+        slowdown: Slowdown | None = None,
+    ) -> None:
         super().__init__(parameters)
         self.table = table
         self.threads = threads
         self.encoded = encoded
+        self.slowdown = slowdown or Slowdown()
         self.seconds = 0.0
         self._known: dict[tuple[str, int], float] = {}
 
@@ -31,7 +55,11 @@ class CostEvaluator(RecorderEvaluator):
         """Seconds of one primitive on an operand at a level."""
         key = (primitive, level)
         if key not in self._known:
-            self._known[key] = predicted_seconds(self.table, primitive, self.parameters, level, self.threads)
+            tabled = predicted_seconds(self.table, primitive, self.parameters, level, self.threads)
+            seconds = tabled * self.slowdown.of(primitive)
+            if primitive in ("rotate", "hoisted_rotate"):  # OpenFHE's backend adds what the key switch rounded away.
+                seconds += self.price("add", level)
+            self._known[key] = seconds
         return self._known[key]
 
     def _record(self, primitive: str, level: int, step: int = 0) -> None:

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import nn
 
 from olac.backends.openfhe.library import load as load_openfhe
-from olac.backends.openfhe.speed import slowdown
+from olac.backends.openfhe.speed import measure_slowdown
 from olac.compiler import compile as compile_model
 from olac.costs import CostTable
 from olac.ir.ops import Array
@@ -149,11 +149,12 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     out.print(f"compiled in {compile_seconds:.1f} s")
     for line in parameter_lines(program):
         out.print(line)
-    factor = slowdown(program.parameters, CostTable.default(), usable_threads())
+    factor = measure_slowdown(program.parameters, CostTable.default(), usable_threads())
     estimate = program.estimate(slowdown=factor)
     out.print(
         f"predicted: {estimate.seconds_per_image:.2f} s an image on {usable_threads()} threads (this machine "
-        f"takes {factor:.2f} times the table's seconds), {estimate.process_gb:.2f} GB, "
+        f"takes {factor.heavy:.2f} times the table's seconds, {factor.light:.2f} "
+        f"for sums), {estimate.process_gb:.2f} GB, "
         f"keys of {estimate.key_bytes / GB:.3f} GB"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from olac.backends.cost import CostEvaluator
+from olac.backends.cost import CostEvaluator, Slowdown
 from olac.costs import CostTable, ciphertext_bytes, plaintext_bytes, rotation_key_bytes
 from olac.ir.graph import Node
 from olac.kernels.base import Value
@@ -54,18 +54,18 @@ def estimate(
     program: CompiledProgram,
     threads: int | None = None,
     costs: CostTable | None = None,
-    slowdown: float = 1.0,
+    slowdown: Slowdown | None = None,
 ) -> Estimate:
     """Predict a program with the shipped table of costs, or another.
 
     Args:
         threads: that OpenFHE will use; None for what this process has.
-        slowdown: of the machine against the table's (`olac.backends.openfhe.speed.slowdown` measures it).
+        slowdown: of the machine against the table's (`olac.backends.openfhe.speed.measure_slowdown` measures it).
     """
     used = threads or usable_threads()
     table = costs or CostTable.default()
     parameters = program.parameters
-    evaluator = CostEvaluator(parameters, table, used, encoded=True)
+    evaluator = CostEvaluator(parameters, table, used, encoded=True, slowdown=slowdown)
     seconds: dict[str, float] = {}
     spent = 0.0
     alive: dict[str, int] = {}
@@ -96,10 +96,10 @@ def estimate(
     held = current_rss_bytes()
     server = LIBRARY_BYTES + keys + encoded + peak
     return Estimate(
-        seconds_per_image=slowdown * evaluator.seconds / program.batch,
-        first_seconds=slowdown * (evaluator.seconds + encoding),
-        node_seconds={node: slowdown * value for node, value in seconds.items()},
-        keygen_seconds=slowdown * keygen,
+        seconds_per_image=evaluator.seconds / program.batch,
+        first_seconds=evaluator.seconds + encoding,
+        node_seconds=seconds,
+        keygen_seconds=keygen * evaluator.slowdown.heavy,
         key_bytes=keys,
         plaintext_bytes=encoded,
         ciphertext_bytes=peak,

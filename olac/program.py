@@ -23,6 +23,7 @@ from olac.parameters import Parameters
 from olac.passes.base import FitReport
 
 if TYPE_CHECKING:
+    from olac.backends.cost import Slowdown
     from olac.estimate import Estimate
 
 
@@ -187,7 +188,7 @@ class CompiledProgram:
             digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, lowering]).encode())
         return digest.hexdigest()
 
-    def estimate(self, threads: int | None = None, slowdown: float = 1.0) -> Estimate:
+    def estimate(self, threads: int | None = None, slowdown: Slowdown | None = None) -> Estimate:
         """Predicted seconds and memory, from the shipped table of costs (see `olac.estimate`)."""
         from olac.estimate import estimate
 

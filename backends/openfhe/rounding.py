@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from olac.backends.openfhe.wire import Words, wire
-from olac.parameters import Parameters
+from olac.parameters import FIXED, Parameters
 
 Index = npt.NDArray[np.int64]
 
@@ -32,20 +32,31 @@ class Rounding:
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
-        self._words: Words | None = None
-        self._last: tuple[int, str, Any] | None = None
+        self._top: tuple[str, Any] | None = None
+        self._last: tuple[int, Any] | None = None
 
     def half(self, level: int, tag: str) -> Any:
         """A ciphertext of noise degree 1 under a key tag, to be added without regard to its scale."""
-        if self._last is None or self._last[:2] != (level, tag):
-            if self._words is None:
-                n, k = self._parameters.ring_dimension, len(self._parameters.special_primes)
-                lost = k // 2 + (k % 2) * rudin_shapiro(n)
-                self._words = np.stack([transform(lost, p, least_root(n, p)) for p in self._parameters.primes])
-            half = self._words[: level + 1]
-            # One level is kept: programs go down level by level, and all of them would take a lot of memory.
-            self._last = level, tag, wire(self._parameters).ciphertext(np.stack([half, half]), level, tag)
-        return self._last[2]
+        parameters = self._parameters
+        if self._top is None or self._top[0] != tag:
+            n, k = parameters.ring_dimension, len(parameters.special_primes)
+            lost = k // 2 + (k % 2) * rudin_shapiro(n)
+            words = np.stack([transform(lost, p, least_root(n, p)) for p in parameters.primes])
+            self._top = tag, wire(parameters).ciphertext(np.stack([words, words]), parameters.depth, tag)
+            self._last = None
+        if self._last is None or self._last[0] != level:
+            # The same polynomial modulo fewer primes. One level is kept: programs go down level by level.
+            self._last = level, self._truncated(self._top[1], level)
+        return self._last[1]
+
+    def _truncated(self, top: Any, level: int) -> Any:
+        parameters = self._parameters
+        if level == parameters.depth:
+            return top
+        context = wire(parameters).context
+        if parameters.technique == FIXED:
+            return context.LevelReduce(top, None, parameters.depth - level)
+        return context.Compress(top, level + 1)
 
 
 def rudin_shapiro(n: int) -> Index:

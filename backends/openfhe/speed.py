@@ -4,30 +4,59 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import numpy as np
 
-from olac.backends.cost import predicted_seconds
+from olac.backends.base import Array
+from olac.backends.cost import Slowdown, predicted_seconds
 from olac.backends.openfhe.context import make_context
+from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.costs import CostTable
 from olac.parameters import Parameters
 
-REPEATS = 31
+REPEATS = 15
 LEAST, MOST = 0.1, 30.0
 
 
-def slowdown(parameters: Parameters, costs: CostTable, threads: int) -> float:
-    """Measured over tabled seconds of encoding, the one heavy primitive that needs no key; takes a tenth of a second.
+def measure_slowdown(parameters: Parameters, costs: CostTable, threads: int) -> Slowdown:
+    """Measured over tabled seconds of primitives that need no evaluation key, half-way down the chain.
 
-    A prediction times this number holds on other machines and on a busy one, as far as all primitives slow down alike.
-    The lower quartile of many is taken, so that a passing load does not count.
+    Takes a fraction of a second to a few seconds, by the ring, and a key pair that is forgotten at once. Light
+    primitives suffer more than heavy ones where threads are slow to wake, so the two have factors of their own.
     """
+    level = max(1, parameters.depth // 2)
+    if parameters.depth < 1:
+        return Slowdown()
     context = make_context(parameters)
-    values = np.linspace(-1.0, 1.0, parameters.slots)
+    evaluator = OpenFHEEvaluator(context, parameters)
+    slots: Array = np.linspace(-1.0, 1.0, parameters.slots, dtype=np.float64)
+    a = evaluator.encrypt(context.KeyGen().secretKey, slots, level)
+    p = evaluator.encode(lambda: slots, level, parameters.scale(level))
+    product = evaluator.multiply_plain(a, p)
+
+    def factor(primitives: dict[str, Callable[[], object]]) -> float:
+        measured = sum(_seconds(call) for call in primitives.values())
+        tabled = sum(predicted_seconds(costs, name, parameters, level, threads) for name in primitives)
+        return float(np.clip(measured / tabled, LEAST, MOST))
+
+    return Slowdown(
+        light=factor({"multiply_plain": lambda: evaluator.multiply_plain(a, p), "add": lambda: evaluator.add(a, a)}),
+        heavy=factor(
+            {
+                "normalize": lambda: evaluator.normalize(product),
+                "hoist": lambda: evaluator._hoist(a.payload, a.state),
+                "encode": lambda: evaluator.encode(lambda: slots, level, parameters.scale(level)),
+            }
+        ),
+    )
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    call()
     seconds = []
-    for _ in range(REPEATS + 1):
+    for _ in range(REPEATS):
         start = time.perf_counter()
-        context.MakeCKKSPackedPlaintext(values, 1, 0)
+        call()
         seconds.append(time.perf_counter() - start)
-    tabled = predicted_seconds(costs, "encode", parameters, parameters.depth, threads)
-    return float(np.clip(statistics.quantiles(seconds[1:], n=4)[0] / tabled, LEAST, MOST))
+    return statistics.fmean(seconds)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from olac.backends.base import Array, Ciphertext, Evaluator
-from olac.backends.cost import CostEvaluator
+from olac.backends.cost import CostEvaluator, Slowdown
 from olac.backends.openfhe.context import make_context
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
+from olac.backends.openfhe.speed import measure_slowdown
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
 from olac.costs import CostTable
@@ -262,6 +263,23 @@ def test_cost_and_recorder_count_the_same() -> None:
     assert cost.evaluator.events == recorder.evaluator.events
     total = sum(cost.evaluator.price(primitive, level) * n for (primitive, level), n in cost.evaluator.counts().items())
     assert cost.evaluator.seconds == pytest.approx(total)
+
+
+def test_a_slower_machine_is_priced_by_its_factors() -> None:
+    parameters, table = parameters_for(FIXED), CostTable.default()
+    plain = CostEvaluator(parameters, table, 1)
+    slow = CostEvaluator(parameters, table, 1, slowdown=Slowdown(light=3.0, heavy=2.0))
+    for level in (1, 5):
+        for primitive in ("add", "multiply_plain", "drop"):
+            assert slow.price(primitive, level) == pytest.approx(3 * plain.price(primitive, level))
+        for primitive in ("multiply", "normalize", "hoist"):
+            assert slow.price(primitive, level) == pytest.approx(2 * plain.price(primitive, level))
+
+
+def test_the_machine_is_measured() -> None:
+    measured = measure_slowdown(parameters_for(FIXED), CostTable.default(), 1)
+    assert 0.1 <= measured.light <= 30
+    assert 0.1 <= measured.heavy <= 30
 
 
 def test_the_plaintext_cache_gives_the_same_result() -> None:
