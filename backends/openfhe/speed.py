@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from olac.backends.base import Array
+from olac.backends.base import Array, Ciphertext
 from olac.backends.cost import Slowdown, predicted_seconds
 from olac.backends.openfhe.context import make_context
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.costs import CostTable
 from olac.parameters import Parameters
 
-REPEATS = 15
+REPEATS = 40
+OPERANDS = 12
 LEAST, MOST = 0.1, 30.0
 
 
@@ -31,9 +34,14 @@ def measure_slowdown(parameters: Parameters, costs: CostTable, threads: int) -> 
     context = make_context(parameters)
     evaluator = OpenFHEEvaluator(context, parameters)
     slots: Array = np.linspace(-1.0, 1.0, parameters.slots, dtype=np.float64)
-    a = evaluator.encrypt(context.KeyGen().secretKey, slots, level)
-    p = evaluator.encode(lambda: slots, level, parameters.scale(level))
-    product = evaluator.multiply_plain(a, p)
+    key, scale = context.KeyGen().secretKey, parameters.scale(level)
+    # A program meets most operands for the first time in a while, so they take turns here, too, to leave the caches.
+    a = itertools.cycle([evaluator.encrypt(key, slots, level) for _ in range(OPERANDS)])
+    p = itertools.cycle([evaluator.encode(lambda: slots, level, scale) for _ in range(OPERANDS)])
+    products = itertools.cycle([evaluator.multiply_plain(next(a), next(p)) for _ in range(OPERANDS)])
+
+    def hoist(ciphertext: Ciphertext[Any]) -> Any:
+        return evaluator._hoist(ciphertext.payload, ciphertext.state)
 
     def factor(primitives: dict[str, Callable[[], object]]) -> float:
         measured = sum(_seconds(call) for call in primitives.values())
@@ -41,12 +49,17 @@ def measure_slowdown(parameters: Parameters, costs: CostTable, threads: int) -> 
         return float(np.clip(measured / tabled, LEAST, MOST))
 
     return Slowdown(
-        light=factor({"multiply_plain": lambda: evaluator.multiply_plain(a, p), "add": lambda: evaluator.add(a, a)}),
+        light=factor(
+            {
+                "multiply_plain": lambda: evaluator.multiply_plain(next(a), next(p)),
+                "add": lambda: evaluator.add(next(a), next(a)),
+            }
+        ),
         heavy=factor(
             {
-                "normalize": lambda: evaluator.normalize(product),
-                "hoist": lambda: evaluator._hoist(a.payload, a.state),
-                "encode": lambda: evaluator.encode(lambda: slots, level, parameters.scale(level)),
+                "normalize": lambda: evaluator.normalize(next(products)),
+                "hoist": lambda: hoist(next(a)),
+                "encode": lambda: evaluator.encode(lambda: slots, level, scale),
             }
         ),
     )
