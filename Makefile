@@ -10,6 +10,9 @@ SHELL = /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint clean venv
 
+# Threads that spin at barriers make everything several times slower on a machine that is not idle.
+export OMP_WAIT_POLICY ?= passive
+
 PYTHON ?=
 PIP_FLAGS ?= -q
 PYTEST_FLAGS ?=
