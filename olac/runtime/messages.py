@@ -7,6 +7,7 @@ or a frame (see `olac.envelope`) that came from outside. None of them holds a se
 from __future__ import annotations
 
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -153,7 +154,7 @@ class EvaluationKeys:
         return keys
 
 
-class _Ciphertexts:
+class _Ciphertexts(ABC):
     """The ciphertexts of one value, as they are sent: noise degree 1, canonical scale, level as in its type."""
 
     kind: ClassVar[str]
@@ -176,8 +177,9 @@ class _Ciphertexts:
         self._name = name
 
     @classmethod
+    @abstractmethod
     def _type(cls, program: CompiledProgram) -> ValueType:
-        raise NotImplementedError
+        """The type of the value in the program that these ciphertexts hold."""
 
     @classmethod
     def _shape(cls, program: CompiledProgram) -> tuple[int, int, int, int]:
