@@ -28,6 +28,8 @@ from olac.kernels.base import Kernel, Value
 
 Index = npt.NDArray[np.int64]
 
+MOST_REPEATS = 16
+
 DENSE_KEYS = 1 << 26
 """Up to as many possible diagonals they are marked in a table, beyond that sorted."""
 
@@ -87,12 +89,15 @@ def place(linear: LinearMap, operand: TensorLayout, result: TensorLayout, modulu
 
 
 def modulus_choices(operand: TensorLayout, result: TensorLayout) -> list[int]:
-    """Moduli for diagonals: the operand's period, and where the result is smaller, everything down to its period."""
+    """Moduli for diagonals: the operand's period, and where the result is smaller, everything down to its period.
+
+    Moduli far above the result's period only repeat the same entries and are left out.
+    """
     choices = [operand.period]
-    if operand.batch == 1 and operand.ciphertexts == result.ciphertexts == 1:
+    if operand.batch == 1 and result.ciphertexts == 1:
         while choices[-1] > max(1, result.period):
             choices.append(choices[-1] // 2)
-    return choices
+    return [modulus for modulus in choices if modulus <= MOST_REPEATS * result.period] or choices[-1:]
 
 
 def baby_choices(operand: TensorLayout, modulus: int) -> list[int]:
