@@ -28,7 +28,6 @@ from olac.ir.ops import OPS, Activation, Array, Conv2d, Op, Polynomial, SparseLi
 from olac.ir.types import Stage, ValueType
 from olac.ir.verify import verify
 from olac.parameters import Parameters, is_prime
-from olac.passes.assign_levels import levels_of
 from olac.program import CompiledProgram, Report
 
 FORMAT = "olac-program"
@@ -382,7 +381,7 @@ def _check_level(program: CompiledProgram, node: Node) -> None:
     assert state is not None
     operands = [program.graph[i].type.state for i in node.inputs]
     highest = min((o.level for o in operands if o is not None), default=parameters.depth)
-    if not 0 <= state.level <= highest - levels_of(program.graph, node):
+    if not 0 <= state.level <= highest - node.op.levels(program.graph.constants):
         raise ValueError(f"{node.id} is at level {state.level}, its operands allow {highest}")
     if not math.isclose(math.log2(state.scale), math.log2(parameters.scale(state.level)), abs_tol=1.0):
         raise ValueError(f"{node.id} has the scale {state.scale}, its level {parameters.scale(state.level)}")

@@ -16,16 +16,11 @@ from olac.parameters import FIXED
 from olac.passes.base import Pass, PassContext
 
 
-def levels_of(graph: Graph, node: Node) -> int:
-    """Levels from the lowest operand of a node to its result."""
-    return node.op.levels(graph.constants)
-
-
 def multiplicative_depth(graph: Graph) -> int:
     """Levels that a fresh input needs; a graph at stage POLYNOMIAL or later."""
     used: dict[str, int] = {}
     for node in graph.nodes:
-        used[node.id] = max((used[i] for i in node.inputs), default=0) + levels_of(graph, node)
+        used[node.id] = max((used[i] for i in node.inputs), default=0) + node.op.levels(graph.constants)
     return max(used[output] for output in graph.outputs)
 
 
@@ -50,7 +45,7 @@ class AssignLevels(Pass):
             if isinstance(node.op, Input):
                 level = parameters.depth
             else:
-                level = min(o.level for o in operands) - levels_of(graph, node)
+                level = min(o.level for o in operands) - node.op.levels(graph.constants)
             if level < 0:
                 raise VerificationError(f"{node.id} needs more than the {parameters.depth} levels of the chain")
             scale = parameters.scale(level)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from olac.backends.base import Array, Ciphertext, Evaluator
-from olac.backends.openfhe.library import load
 from olac.backends.openfhe.rounding import EXACT_PRODUCTS, Rounding
 from olac.costs import plaintext_bytes
 from olac.errors import VerificationError
@@ -160,8 +159,3 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
 
     def _key_switch_down(self, a: Any, state: CipherState) -> Any:
         return self._context.KeySwitchDown(a)
-
-
-def library_version() -> str:
-    """Version of the openfhe package, "unknown" where it has none."""
-    return str(getattr(load(), "__version__", "unknown"))
