@@ -42,6 +42,7 @@ RANKS = {
     "sparse_linear": {"rows": 1, "columns": 1, "values": 1, "bias": 1},
     "average_pool": {"rows": 2, "columns": 2},
     "polynomial": {"coefficients": 2},
+    "square": {"shift": 1},
 }
 """Axes of constants, where the op's shape rule takes them for granted."""
 

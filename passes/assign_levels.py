@@ -8,7 +8,7 @@ from typing import ClassVar
 from olac.backends.recorder import RecorderEvaluator
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Input, Multiply, Reshape
+from olac.ir.ops import Input, Multiply, Reshape, Square
 from olac.ir.types import CipherState, Stage
 from olac.kernels.base import Value
 from olac.kernels.record import record
@@ -49,8 +49,8 @@ class AssignLevels(Pass):
             if level < 0:
                 raise VerificationError(f"{node.id} needs more than the {parameters.depth} levels of the chain")
             scale = parameters.scale(level)
-            if isinstance(node.op, Multiply) and parameters.technique == FIXED:
-                scale = operands[0].scale * operands[1].scale / parameters.primes[level + 1]
+            if isinstance(node.op, Multiply | Square) and parameters.technique == FIXED:
+                scale = operands[0].scale * operands[-1].scale / parameters.primes[level + 1]
             elif isinstance(node.op, Reshape):
                 scale = operands[0].scale
             states[node.id] = CipherState(level, 1, scale)

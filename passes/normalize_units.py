@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,8 +10,8 @@ import networkx as nx
 import numpy as np
 
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Affine, LinearOp, Multiply, Polynomial, Reshape
-from olac.ir.types import Stage
+from olac.ir.ops import Affine, LinearOp, Multiply, Polynomial, Reshape, Square
+from olac.ir.types import Range, Stage
 from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
 from olac.polynomials.fit import rescaled
@@ -35,8 +36,9 @@ class NormalizeUnits(Pass):
     ensures: ClassVar[Stage] = Stage.POLYNOMIAL
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
-        graph = _free_products(graph, self.name)
-        units = self._units(graph, context)
+        ranges = context.need_calibration().ranges
+        graph = _free_products(graph, ranges, self.name)
+        units = self._units(graph, ranges)
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
             unit = units[node.id]
@@ -56,54 +58,71 @@ class NormalizeUnits(Pass):
                 made = rescaled(graph.constants[node.op.coefficients], node.op.half_width, units[node.inputs[0]], unit)
                 name = builder.constant(f"{node.id}.coefficients.scaled", made)
                 return builder.keep(node, inputs, op=Polynomial(name, 1.0), type=kind)
+            if isinstance(node.op, Square):
+                shift = builder.constant(f"{node.id}.shift.scaled", graph.constants[node.op.shift] / unit)
+                return builder.keep(node, inputs, op=Square(shift), type=kind)
             return builder.keep(node, inputs, type=kind)
 
         return graph.rewrite(step, by=self.name)
 
-    def _units(self, graph: Graph, context: PassContext) -> dict[str, float]:
-        ranges = context.need_calibration().ranges
+    def _units(self, graph: Graph, ranges: Mapping[str, Range]) -> dict[str, float]:
+        bounds = {node.id: _bound(node, ranges) for node in graph.nodes}
         together: nx.Graph[str] = nx.Graph()
         for node in graph.nodes:
             together.add_node(node.id)
-            if not isinstance(node.op, LinearOp | Polynomial | Multiply):
+            if not isinstance(node.op, LinearOp | Polynomial | Multiply | Square):
                 together.add_edges_from((node.id, operand) for operand in node.inputs)
         units: dict[str, float] = {}
         for group in nx.connected_components(together):
-            magnitude = max((ranges[i].magnitude for i in group if i in ranges), default=0.0) * self.padding
+            known = (bound.magnitude for bound in (bounds[i] for i in group) if bound is not None)
+            magnitude = max(known, default=0.0) * self.padding
             for user in graph.nodes:
                 if isinstance(user.op, Polynomial) and user.inputs[0] in group:
                     magnitude = max(magnitude, user.op.half_width)
             unit = magnitude if magnitude > 1e-12 else 1.0
             units.update((i, unit) for i in group)
         for node in graph.nodes:
-            if isinstance(node.op, Multiply):
-                product = units[node.inputs[0]] * units[node.inputs[1]]
+            if isinstance(node.op, Multiply | Square):
+                product = units[node.inputs[0]] * units[node.inputs[-1]]
                 units.update((i, product) for i in nx.node_connected_component(together, node.id))
         return units
 
 
-def _free_products(graph: Graph, by: str) -> Graph:
-    """Put an affine identity behind a product whose unit must not be the product of its operands' units."""
-    users = graph.users()
+def _free_products(graph: Graph, ranges: Mapping[str, Range], by: str) -> Graph:
+    """Put an affine identity between a product and what can't take its unit: sums and outputs, in the main.
+
+    A product's unit is that of its operands' units, and its scale is not the canonical one, which sums and the client
+    rely on. Linear ops, polynomials and other products take any unit and scale, so nothing comes between.
+    """
+    builder = GraphBuilder(graph.constants, by=by)
     taken = {node.id for node in graph.nodes}
+    new: dict[str, str] = {}
+    products: set[str] = set()
+    freed: dict[str, str] = {}
 
-    def absorbed(node: Node) -> bool:
-        """Whether every reader can take any unit."""
-        return node.id not in graph.outputs and all(
-            isinstance(user.op, LinearOp | Polynomial) or (isinstance(user.op, Reshape) and absorbed(user))
-            for user in users[node.id]
-        )
+    def free(value: str) -> str:
+        if value not in products:
+            return new[value]
+        if value not in freed:
+            name = f"{value}_unit"
+            while name in taken:
+                name += "_"
+            node = graph[value]
+            op = Affine(builder.constant("one", np.ones(())), builder.constant("zero", np.zeros(())))
+            kind = replace(node.type, bound=_bound(node, ranges))
+            freed[value] = builder.add(op, [new[value]], name=name, origin=node.origin, type=kind)
+        return freed[value]
 
-    def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
-        if not isinstance(node.op, Multiply):
-            return None
-        if absorbed(node):
-            return None
-        name = f"{node.id}_product"
-        while name in taken:
-            name += "_"
-        product = builder.add(node.op, inputs, name=name, origin=node.origin, type=node.type)
-        op = Affine(builder.constant("one", np.ones(())), builder.constant("zero", np.zeros(())))
-        return builder.add(op, [product], name=node.id, origin=node.origin, type=node.type)
+    for node in graph.nodes:
+        if isinstance(node.op, Multiply | Square) or (isinstance(node.op, Reshape) and node.inputs[0] in products):
+            products.add(node.id)
+        absorbs = isinstance(node.op, LinearOp | Polynomial | Multiply | Square | Reshape)
+        new[node.id] = builder.keep(node, tuple(new[i] if absorbs else free(i) for i in node.inputs))
+    return builder.build(
+        [free(output) for output in graph.outputs], stage=graph.stage, inputs=[new[i.id] for i in graph.inputs]
+    )
 
-    return graph.rewrite(step, by=by)
+
+def _bound(node: Node, ranges: Mapping[str, Range]) -> Range | None:
+    """What its type says, where a pass that changed the value put it; else the calibrated range."""
+    return ranges.get(node.id) if node.type.bound is None else node.type.bound

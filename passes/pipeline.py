@@ -9,13 +9,14 @@ from olac.passes.choose_lowerings import ChooseLowerings
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fit_activations import FitActivations
 from olac.passes.fold_affine import FoldAffine
+from olac.passes.fold_squares import FoldSquares
 from olac.passes.normalize_units import NormalizeUnits
 from olac.polynomials.fit import FitOptions
 
 
 def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...]:
     """TRACED to POLYNOMIAL: what the program computes."""
-    return (FoldAffine(), ComposeLinear(), FitActivations(options or FitOptions()), NormalizeUnits())
+    return (FoldAffine(), ComposeLinear(), FitActivations(options or FitOptions()), FoldSquares(), NormalizeUnits())
 
 
 def lowering_pipeline() -> tuple[Pass, ...]:

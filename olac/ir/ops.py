@@ -490,6 +490,32 @@ class Multiply(Op):
 
 @register
 @dataclass(frozen=True)
+class Square(Op):
+    """y = x^2 + shift: what is left of a quadratic whose other factors went into the linear ops around it.
+
+    shift: (channels,), or (1,) for all channels alike.
+    """
+
+    shift: str
+    name: ClassVar[str] = "square"
+    constant_fields: ClassVar[tuple[str, ...]] = ("shift",)
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        channels = len(constants[self.shift])
+        if channels not in (1, shapes[0][0]):
+            raise ShapeError(f"shifts for {channels} channels on {shapes[0]}")
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        x = operands[0]
+        return np.asarray(x * x + constants[self.shift].reshape(-1, *(1,) * (x.ndim - 2)))
+
+    def levels(self, constants: Constants) -> int:
+        return 1
+
+
+@register
+@dataclass(frozen=True)
 class Activation(Op):
     """A univariate function of each element, by its name in `olac.ir.functions`; stage TRACED only."""
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node, describe
-from olac.ir.ops import Activation, Input, LinearOp, Multiply, Polynomial, Reshape, ShapeError
+from olac.ir.ops import Activation, Input, LinearOp, Multiply, Polynomial, Reshape, ShapeError, Square
 from olac.ir.types import Stage
 
 
@@ -95,10 +95,11 @@ def _packed(graph: Graph) -> Iterator[Problem]:
             yield node, "operands and result have different layouts"
     for node in graph.nodes:
         units = [graph[i].type.unit for i in node.inputs]
-        free = isinstance(node.op, LinearOp | Polynomial | Multiply)
+        free = isinstance(node.op, LinearOp | Polynomial | Multiply | Square)
         if not free and any(not np.isclose(u, node.type.unit, rtol=1e-12) for u in units):
             yield node, f"units {units} and {node.type.unit} differ"
-        if isinstance(node.op, Multiply) and not np.isclose(units[0] * units[1], node.type.unit, rtol=1e-12):
+        product = isinstance(node.op, Multiply | Square)
+        if product and not np.isclose(units[0] * units[-1], node.type.unit, rtol=1e-12):
             yield node, f"units {units} do not multiply to {node.type.unit}"
 
 

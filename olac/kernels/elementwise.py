@@ -1,11 +1,14 @@
-"""Sums, products and reshapes of values that share a layout."""
+"""Sums, products, squares and reshapes of values that share a layout."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from olac.backends.base import Evaluator
+import numpy as np
+
+from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.ir.layout import TensorLayout
 from olac.kernels.base import Kernel, Value, common_level
 
 
@@ -27,6 +30,32 @@ class MultiplyKernel(Kernel):
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         a, b = common_level(evaluator, operands)
         return tuple(evaluator.normalize(evaluator.multiply(x, y)) for x, y in zip(a, b, strict=True))
+
+
+class SquareKernel(Kernel):
+    """x * x + shift: one level, and a scale as in a product. Slots that hold no element stay zero.
+
+    Args:
+        shift: shape (channels or 1,).
+        layout: of operand and result.
+    """
+
+    depth = 1
+
+    def __init__(self, shift: Array, layout: TensorLayout) -> None:
+        column = shift.reshape(-1, *(1,) * (len(layout.shape) - 1))
+        self._shift = layout.expand(np.broadcast_to(column, layout.shape))
+
+    def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
+        return tuple(_square(evaluator, x, shift) for x, shift in zip(operands[0], self._shift, strict=True))
+
+
+def _square(evaluator: Evaluator[Any, Any], x: Ciphertext[Any], shift: Array) -> Ciphertext[Any]:
+    result = evaluator.normalize(evaluator.multiply(x, x))
+    if not np.any(shift):
+        return result
+    state = result.state
+    return evaluator.add_plain(result, evaluator.encode(lambda: shift, state.level, state.scale))
 
 
 class ReshapeKernel(Kernel):

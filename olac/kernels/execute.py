@@ -9,9 +9,9 @@ from olac.backends.base import Evaluator
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Add, Input, LinearOp, Multiply, Op, Polynomial, Reshape
+from olac.ir.ops import Add, Input, LinearOp, Multiply, Op, Polynomial, Reshape, Square
 from olac.kernels.base import Kernel, Value
-from olac.kernels.elementwise import AddKernel, MultiplyKernel, ReshapeKernel
+from olac.kernels.elementwise import AddKernel, MultiplyKernel, ReshapeKernel, SquareKernel
 from olac.kernels.linear import DiagonalKernel
 from olac.kernels.polynomial import PolynomialKernel
 
@@ -40,11 +40,17 @@ def _polynomial(graph: Graph, node: Node) -> Kernel:
     return PolynomialKernel(graph.constants[node.op.coefficients], _layout(graph, node.id))
 
 
+def _square(graph: Graph, node: Node) -> Kernel:
+    assert isinstance(node.op, Square)
+    return SquareKernel(graph.constants[node.op.shift], _layout(graph, node.id))
+
+
 KERNELS: dict[type[Op], KernelFactory] = {
     LinearOp: _linear,  # type: ignore[type-abstract]
     Polynomial: _polynomial,
     Add: lambda graph, node: AddKernel(),
     Multiply: lambda graph, node: MultiplyKernel(),
+    Square: _square,
     Reshape: lambda graph, node: ReshapeKernel(),
 }
 """By class of op, base classes included: how a node becomes a kernel."""

@@ -209,11 +209,17 @@ def test_a_product_in_a_sum_gets_a_unit_of_its_own() -> None:
     b = GraphBuilder(by="test")
     x = b.add(Input((4,)), name="x")
     product = b.add(Multiply(), [x, x], name="square")
-    graph = b.build([b.add(Add(), [product, x], name="sum")], Stage.POLYNOMIAL)
+    total = b.add(Add(), [product, x], name="sum")
+    graph = b.build([b.add(Multiply(), [product, total], name="cube")], Stage.POLYNOMIAL)
     calibration = calibration_of(graph, 3 * images_for(graph, 20))
     result = apply(NormalizeUnits(), graph, PassContext(calibration=calibration))
-    assert kinds(result) == ["input", "multiply", "affine", "add"]
-    assert len({result[i].type.unit for i in ("x", "square", "sum")}) == 1
+    assert kinds(result) == ["input", "multiply", "affine", "add", "multiply", "affine"]
+    assert len({result[i].type.unit for i in ("x", "square_unit", "sum")}) == 1
+    assert result["cube"].inputs == ("square", "sum"), "products of products need no unit of their own"
+    assert result.outputs == ("cube_unit",), "outputs are sent at the canonical scale"
+    largest = {}
+    result.evaluate(3 * images_for(graph, 20), lambda n, v: largest.update({n.id: float(np.max(np.abs(v)))}))
+    assert max(largest.values()) <= 1.0
 
 
 def test_levels_fall_along_the_longest_path() -> None:

@@ -1,0 +1,400 @@
+"""Quadratics at one level: complete the square, and fold its factors into the linear ops around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+
+from olac.ir.graph import Graph, GraphBuilder, Node
+from olac.ir.ops import (
+    Add,
+    Affine,
+    Array,
+    AveragePool,
+    Conv2d,
+    Linear,
+    LinearOp,
+    Multiply,
+    Pad,
+    Polynomial,
+    Reshape,
+    Slice,
+    SparseLinear,
+    Square,
+)
+from olac.ir.types import Range, Stage
+from olac.passes.base import Pass, PassContext
+from olac.passes.compose_linear import sparse_linear
+
+
+@dataclass(frozen=True)
+class FoldSquares(Pass):
+    """Given: %y = conv2d(%x) W, b;  %p = polynomial(%y) a y^2 + b y + c in each channel;  %z = conv2d(%p) V.
+    Result: %y = conv2d(%x) alpha W, alpha b + beta;  %p = square(%y) + shift;  %z = conv2d(%p) s V.
+
+    a y^2 + b y + c = s (alpha y + beta)^2 + gamma with s = sign(a), alpha = sqrt(|a|), beta = s b / (2 alpha) and
+    gamma = c - s beta^2: two levels become one. alpha and beta go into the rows of the linear op before, through sums,
+    reshapes and pooling, where nothing else reads the values between. An operand of such a sum that can't take them,
+    as the identity of a residual block, gets an affine map of its own. s goes into the columns of all readers.
+
+    A quadratic stays a polynomial of two levels where
+    - that affine map would cost the level that the square saves;
+    - s is not 1 everywhere and a reader can't take it;
+    - all its readers are sums or outputs that are not folded themselves: they would need the level that it saves,
+      to bring the product to their unit;
+    - a channel is nearly linear (see `max_cancellation`).
+
+    Options:
+        max_cancellation: largest (alpha y + beta)^2 over the padded range, in units of the layer's largest result
+            there. The square and gamma cancel down to the result, so that many times the noise of encryption is
+            in it. 16 are four bits at this value, against a level of thirty bits and more; a rectifier's quadratic
+            is near 1.
+    """
+
+    max_cancellation: float = 16.0
+    name: ClassVar[str] = "fold_squares"
+    requires: ClassVar[Stage] = Stage.POLYNOMIAL
+    ensures: ClassVar[Stage] = Stage.POLYNOMIAL
+
+    def __post_init__(self) -> None:
+        if not self.max_cancellation >= 1:
+            raise ValueError(f"max_cancellation {self.max_cancellation} is below 1")
+
+    def run(self, graph: Graph, context: PassContext) -> Graph:
+        plan = _Plan(graph, context, self.max_cancellation)
+        polynomials = [node for node in graph.nodes if isinstance(node.op, Polynomial)]
+        folded = -1
+        while folded < len(plan.shifts):  # again, because folding a value's reader may be what makes the value foldable
+            folded = len(plan.shifts)
+            for node in polynomials:
+                plan.fold(node)
+        context.fits[:] = [replace(fit, depth=1) if fit.node in plan.shifts else fit for fit in context.fits]
+        return graph.rewrite(plan.rewritten, by=self.name)
+
+
+@dataclass(frozen=True)
+class _Completed:
+    """s (alpha x + beta)^2 + gamma, one of each a channel, and the largest |alpha x + beta| that slots must hold."""
+
+    sign: Array
+    alpha: Array
+    beta: Array
+    gamma: Array
+    largest: float
+
+
+@dataclass
+class _Changes:
+    """What folding does to a graph. Arrays have the shape of the value, one number an element.
+
+    Attributes:
+        rows: alpha and beta for the result of a linear op.
+        edges: alpha and beta of an affine map in front of a reader's operand, by reader and place.
+        signs: s for the operand of a linear op.
+        flipped: values between a square and the linear ops that take its sign.
+        scaled: values whose range changes.
+    """
+
+    rows: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    edges: dict[tuple[str, int], tuple[Array, Array]] = field(default_factory=dict)
+    signs: dict[str, Array] = field(default_factory=dict)
+    flipped: set[str] = field(default_factory=set)
+    scaled: set[str] = field(default_factory=set)
+
+
+class _Plan:
+    """What has been folded so far, and what the graph becomes by it."""
+
+    def __init__(self, graph: Graph, context: PassContext, max_cancellation: float) -> None:
+        self._graph, self._max_cancellation = graph, max_cancellation
+        self._calibration = context.calibration
+        self._users = graph.users()
+        self._levels = {node.id: node.op.levels(graph.constants) for node in graph.nodes}
+        self._changes = _Changes()
+        self._bounds: dict[str, Range] = {}
+        self.shifts: dict[str, Array] = {}
+
+    def fold(self, node: Node) -> None:
+        """Fold a polynomial where that is possible and saves its level."""
+        if node.id in self.shifts or not self._absorbed(node.id):
+            return
+        made = self._complete(node)
+        if made is None:
+            return
+        changes, shape = _Changes(), node.type.shape
+        alpha, beta, sign = (_elements(a, shape) for a in (made.alpha, made.beta, made.sign))
+        self._place(node.inputs[0], (node.id, 0), alpha, beta, changes)
+        if np.any(made.sign < 0) and not self._push_sign(node.id, sign, changes):
+            return
+        if self._depth(node.id, changes, {node.id}) < self._depth(node.id, _Changes(), set()):
+            self._commit(node, made, changes)
+
+    # The quadratic ---------------------------------------------------------------------------------------------------
+
+    def _complete(self, node: Node) -> _Completed | None:
+        """The square, or None where the polynomial is no quadratic or is nearly linear in some channel."""
+        assert isinstance(node.op, Polynomial)
+        coefficients, h = self._graph.constants[node.op.coefficients], node.op.half_width
+        if coefficients.shape[1] < 3 or np.any(coefficients[:, 3:]) or not np.any(coefficients[:, 2]):
+            return None
+        a, b, c = 2 * coefficients[:, 2] / h**2, coefficients[:, 1] / h, coefficients[:, 0] - coefficients[:, 2]
+        if np.any((a == 0) & (b != 0)):
+            return None
+        widths = self._half_widths(node, h)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            sign, alpha = np.where(a < 0, -1.0, 1.0), np.sqrt(np.abs(a))
+            beta = np.where(a == 0, 0.0, sign * b / (2 * alpha))
+            square = float(np.max((alpha * widths + np.abs(beta)) ** 2))
+            centre = np.clip(np.where(a == 0, 0.0, -b / (2 * a)), -widths, widths)
+            gamma = c - sign * beta**2
+        result = max(float(np.max(np.abs((a * x + b) * x + c))) for x in (-widths, centre, widths))
+        if not square <= self._max_cancellation * result:
+            return None
+        # The result shares the square's unit, so slots hold it only where the unit is large enough for both.
+        return _Completed(sign, alpha, beta, gamma, math.sqrt(max(square, result)))
+
+    def _half_widths(self, node: Node, half_width: float) -> Array:
+        """The padded range of each channel; that of the layer where channels were not told apart."""
+        channels = node.type.shape[0]
+        histogram = None if self._calibration is None else self._calibration.histograms.get(node.id)
+        if histogram is None or histogram.channels != channels:
+            return np.full(channels, half_width)
+        seen = np.maximum(np.abs(histogram.low), np.abs(histogram.high))
+        seen = np.where(np.isfinite(seen), seen, half_width)
+        return np.asarray(np.minimum(half_width, half_width * seen / max(float(seen.max()), 1e-300)))
+
+    # Before it -------------------------------------------------------------------------------------------------------
+
+    def _alone(self, value: str) -> bool:
+        return len(self._users[value]) == 1 and value not in self._graph.outputs
+
+    def _place(self, value: str, reader: tuple[str, int], alpha: Array, beta: Array, out: _Changes) -> None:
+        """Make `reader` see alpha * value + beta."""
+        node = self._graph[value]
+        if self._alone(value):
+            if isinstance(node.op, Reshape | Add):
+                out.scaled.add(value)
+                for i, operand in enumerate(node.inputs):
+                    shape = self._graph[operand].type.shape
+                    shift = beta if i == 0 else np.zeros_like(beta)
+                    self._place(operand, (value, i), alpha.reshape(shape), shift.reshape(shape), out)
+                return
+            if isinstance(node.op, LinearOp) and self._place_in_rows(node, alpha, beta, out):
+                return
+        out.edges[reader] = (alpha, beta)
+
+    def _place_in_rows(self, node: Node, alpha: Array, beta: Array, out: _Changes) -> bool:
+        """Scale the rows of a linear op, or of the one in front of a pooling, where that costs no level."""
+        op, operand = node.op, node.inputs[0]
+        if isinstance(op, Conv2d) and not (_by_channel(alpha) and _by_channel(beta)):
+            return False
+        if not isinstance(op, Conv2d | Linear | SparseLinear | Affine):
+            before, alone = self._graph[operand], self._alone(operand)
+            total = _window_sum(op, self._graph.constants) if isinstance(op, AveragePool) else None
+            if total and alone and isinstance(before.op, LinearOp) and _by_channel(alpha) and _by_channel(beta):
+                wide = [_elements(a.reshape(len(a), -1)[:, 0], before.type.shape) for a in (alpha, beta / total)]
+                if self._place_in_rows(before, wide[0], wide[1], out):
+                    out.scaled.add(node.id)
+                    return True
+            while isinstance(before.op, Reshape) and self._alone(before.id):
+                before = self._graph[before.inputs[0]]
+            if isinstance(op, LinearOp) and op.structural and alone and isinstance(before.op, LinearOp):
+                return False  # as a matrix of its own it could not be composed with the op before
+        out.rows[node.id] = (alpha, beta)
+        out.scaled.add(node.id)
+        return True
+
+    # Behind it -------------------------------------------------------------------------------------------------------
+
+    def _absorbed(self, value: str) -> bool:
+        """Whether some reader takes a product as it is."""
+        for node in self._users[value]:
+            places = [(node.id, i) for i, v in enumerate(node.inputs) if v == value]
+            takes = isinstance(node.op, LinearOp | Polynomial | Multiply) or not self._changes.edges.keys().isdisjoint(
+                places
+            )
+            if takes or (isinstance(node.op, Reshape) and self._absorbed(node.id)):
+                return True
+        return False
+
+    def _push_sign(self, value: str, sign: Array, out: _Changes) -> bool:
+        """Fold the sign of every element into all readers; False where one can't take it."""
+        if value in self._graph.outputs:
+            return False
+        out.flipped.add(value)
+        return all(self._push_sign_into(node, value, sign, out) for node in self._users[value])
+
+    def _push_sign_into(self, node: Node, value: str, sign: Array, out: _Changes) -> bool:
+        op = node.op
+        places = [(node.id, i) for i, v in enumerate(node.inputs) if v == value]
+        if all(place in self._changes.edges for place in places):
+            for place in places:
+                alpha, beta = self._changes.edges[place]
+                out.edges[place] = (alpha * sign, beta)
+            return True
+        if isinstance(op, Reshape):
+            return self._push_sign(node.id, sign.reshape(op.shape), out)
+        matrix = isinstance(op, Linear | SparseLinear | Affine) or node.id in self._changes.rows
+        if _by_channel(sign) if isinstance(op, Conv2d) else matrix:
+            out.signs[node.id] = sign
+            return True
+        if isinstance(op, AveragePool) and _by_channel(sign):
+            return self._push_sign(node.id, _elements(sign[:, 0, 0], node.type.shape), out)
+        if isinstance(op, Pad | Slice):
+            moved = replace(op, value=1.0) if isinstance(op, Pad) else op
+            return self._push_sign(node.id, moved.evaluate([sign[None]], {})[0], out)
+        return False
+
+    # Levels ----------------------------------------------------------------------------------------------------------
+
+    def _depth(self, value: str, changes: _Changes, squares: set[str]) -> int:
+        """Levels from the inputs to a value, as folded so far and with further changes."""
+        edges = {**self._changes.edges, **changes.edges}
+        folded = squares | self.shifts.keys()
+        used: dict[str, int] = {}
+        products: set[str] = set()
+        for node in self._graph.nodes:
+            takes_products = isinstance(node.op, LinearOp | Polynomial | Multiply | Reshape) or node.id in folded
+            used[node.id] = 1 if node.id in folded else self._levels[node.id]
+            used[node.id] += max(
+                # An affine map of ours, or the one that brings a product to the unit of a sum.
+                (
+                    used[v] + ((node.id, i) in edges or (v in products and not takes_products))
+                    for i, v in enumerate(node.inputs)
+                ),
+                default=0,
+            )
+            moved = isinstance(node.op, Reshape) and (node.inputs[0] in products) and (node.id, 0) not in edges
+            if node.id in folded or isinstance(node.op, Multiply) or moved:
+                products.add(node.id)
+            if node.id == value:
+                break
+        return used[value]
+
+    # The new graph ---------------------------------------------------------------------------------------------------
+
+    def _bound(self, value: str) -> Range | None:
+        known = self._graph[value].type.bound
+        if known is None and self._calibration is not None:
+            known = self._calibration.ranges.get(value)
+        return known
+
+    def _commit(self, node: Node, made: _Completed, changes: _Changes) -> None:
+        self.shifts[node.id] = made.sign * made.gamma
+        whole = self._bound(node.inputs[0])
+
+        def scaled(value: str) -> Range:
+            """Operands are taken to fill their channels as their sum does."""
+            part, ratio = self._bound(value), 1.0
+            if part is not None and whole is not None and whole.magnitude > 0:
+                ratio = max(1.0, part.magnitude / whole.magnitude)
+            return Range(-made.largest * ratio, made.largest * ratio)
+
+        self._bounds.update({value: scaled(value) for value in changes.scaled})
+        for (reader, i), (alpha, beta) in changes.edges.items():
+            if (reader, i) not in self._changes.edges:
+                self._bounds[f"{reader}.{i}"] = scaled(self._graph[reader].inputs[i])
+            self._changes.edges[reader, i] = (alpha, beta)
+        for value in changes.flipped:
+            bound = self._bound(value)
+            if bound is not None:
+                self._bounds[value] = Range(-bound.magnitude, bound.magnitude)
+        self._changes.rows.update(changes.rows)
+        self._changes.signs.update(changes.signs)
+
+    def rewritten(self, node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+        """The step of `Graph.rewrite`."""
+        operands = list(inputs)
+        for i, operand in enumerate(inputs):
+            if (node.id, i) in self._changes.edges:
+                source = builder[operand]
+                alpha, beta = self._changes.edges[node.id, i]
+                name = f"{node.id}_operand{i}"
+                op = Affine(
+                    builder.constant(f"{name}.scale", _compact(alpha)),
+                    builder.constant(f"{name}.shift", _compact(beta)),
+                )
+                kind = replace(source.type, bound=self._bounds[f"{node.id}.{i}"])
+                operands[i] = builder.add(op, [operand], name=self._free_name(name), origin=node.origin, type=kind)
+        changes: dict[str, object] = {}
+        if node.id in self._bounds:
+            changes["type"] = replace(node.type, bound=self._bounds[node.id])
+        if node.id in self.shifts:
+            changes["op"] = Square(builder.constant(f"{node.id}.shift", self.shifts[node.id]))
+        elif node.id in self._changes.rows or node.id in self._changes.signs:
+            assert isinstance(node.op, LinearOp)
+            changes["op"] = self._scaled(node, builder)
+        return builder.keep(node, tuple(operands), **changes) if changes or tuple(operands) != inputs else None
+
+    def _free_name(self, name: str) -> str:
+        taken = {node.id for node in self._graph.nodes}
+        while name in taken:
+            name += "_"
+        return name
+
+    def _scaled(self, node: Node, builder: GraphBuilder) -> LinearOp:
+        """diag(alpha) M diag(s) x + (alpha b + beta) for the op M x + b."""
+        constants, op = self._graph.constants, node.op
+        operand = self._graph[node.inputs[0]].type.shape
+        one, zero = np.ones(node.type.shape), np.zeros(node.type.shape)
+        alpha, beta = self._changes.rows.get(node.id, (one, zero))
+        sign = self._changes.signs.get(node.id, np.ones(operand))
+
+        def new(name: str, value: Array) -> str:
+            return builder.constant(f"{node.id}.{name}.folded", value)
+
+        if isinstance(op, Conv2d):
+            weight = constants[op.weight]
+            alpha, beta, sign = (a.reshape(len(a), -1)[:, 0] for a in (alpha, beta, sign))
+            columns = np.repeat(sign.reshape(op.groups, 1, -1), len(weight) // op.groups, axis=1)
+            columns = columns.reshape(weight.shape[:2])[:, :, None, None]
+            shifted = beta if op.bias is None else alpha * constants[op.bias] + beta
+            scaled = weight * alpha[:, None, None, None] * columns
+            bias = new("bias", shifted) if op.bias is not None or np.any(shifted) else None
+            return replace(op, weight=new("weight", scaled), bias=bias)
+        if isinstance(op, Linear):
+            shifted = beta if op.bias is None else alpha * constants[op.bias] + beta
+            scaled = constants[op.weight] * alpha[:, None] * sign[None, :]
+            bias = new("bias", shifted) if op.bias is not None or np.any(shifted) else None
+            return replace(op, weight=new("weight", scaled), bias=bias)
+        if isinstance(op, Affine):
+            scale, shift = (np.broadcast_to(constants[name], node.type.shape) for name in (op.scale, op.shift))
+            return Affine(new("scale", _compact(scale * alpha * sign)), new("shift", _compact(shift * alpha + beta)))
+        assert isinstance(op, LinearOp)
+        linear = op.linear_map(operand, constants)
+        values = linear.values * alpha.reshape(-1)[linear.rows] * sign.reshape(-1)[linear.columns]
+        bias_values = linear.bias * alpha.reshape(-1) + beta.reshape(-1)
+        if isinstance(op, SparseLinear):
+            return replace(op, values=new("values", values), bias=new("bias", bias_values))
+        return sparse_linear(
+            builder, f"{node.id}.folded", replace(linear, values=values, bias=bias_values), node.type.shape
+        )
+
+
+def _elements(by_channel: Array, shape: tuple[int, ...]) -> Array:
+    """One number a channel as one an element; (1,) serves all channels."""
+    return np.broadcast_to(by_channel.reshape(-1, *(1,) * (len(shape) - 1)), shape)
+
+
+def _by_channel(elements: Array) -> bool:
+    flat = elements.reshape(len(elements), -1)
+    return bool(np.all(flat == flat[:, :1]))
+
+
+def _compact(elements: Array) -> Array:
+    """One number a channel where that is all, in a shape that broadcasts."""
+    if not _by_channel(elements):
+        return np.array(elements)
+    return elements.reshape(len(elements), -1)[:, 0].reshape(-1, *(1,) * (elements.ndim - 1))
+
+
+def _window_sum(op: AveragePool, constants: Mapping[str, Array]) -> float | None:
+    """What a pooling makes of ones, where that is the same everywhere and not 0."""
+    rows, columns = constants[op.rows].sum(axis=1), constants[op.columns].sum(axis=1)
+    total = float(rows[0] * columns[0])
+    same = np.allclose(np.outer(rows, columns), total, rtol=1e-12, atol=0.0)
+    return total if same and total else None
