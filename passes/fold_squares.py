@@ -244,9 +244,14 @@ class _Plan:
             return True
         if isinstance(op, AveragePool) and _by_channel(sign):
             return self._push_sign(node.id, _elements(sign[:, 0, 0], node.type.shape), out)
-        if isinstance(op, Pad | Slice):
-            moved = replace(op, value=1.0) if isinstance(op, Pad) else op
-            return self._push_sign(node.id, moved.evaluate([sign[None]], {})[0], out)
+        if isinstance(op, Slice):
+            return self._push_sign(node.id, op.evaluate([sign[None]], {})[0], out)
+        if isinstance(op, Pad) and op.value == 0 and _by_channel(sign):  # zeros have any sign, that of their channel
+            first = sign.reshape(len(sign), -1)[:, 0]
+            padded = Pad(op.amounts[:1], 1.0).evaluate([first[None]], {})[0]
+            return self._push_sign(node.id, _elements(padded, node.type.shape), out)
+        if isinstance(op, Pad):
+            return self._push_sign(node.id, replace(op, value=1.0).evaluate([sign[None]], {})[0], out)
         return False
 
     # Levels ----------------------------------------------------------------------------------------------------------
