@@ -100,7 +100,7 @@ def _packed(graph: Graph) -> Iterator[Problem]:
             yield node, f"units {units} and {node.type.unit} differ"
         product = isinstance(node.op, Multiply | Square)
         if product and not np.isclose(units[0] * units[-1], node.type.unit, rtol=1e-12):
-            yield node, f"units {units} do not multiply to {node.type.unit}"
+            yield node, f"units {[*units, *units][:2]} do not multiply to {node.type.unit}"
 
 
 def _levelled(graph: Graph) -> Iterator[Problem]:

@@ -14,8 +14,9 @@ from olac.ir.ops import Activation, Add
 from olac.ir.verify import verify
 from olac.parameters import Parameters
 from olac.passes.base import PassContext, PassManager
+from olac.passes.fold_squares import FoldSquares
 from olac.passes.pipeline import lowering_pipeline
-from tests.networks import images_for, normalized, residual_network
+from tests.networks import images_for, normalized, residual_network, residual_quadratics
 
 
 def levelled() -> Graph:
@@ -120,6 +121,17 @@ def test_a_product_of_wrong_unit_is_refused() -> None:
     product = next(n.id for n in done.nodes if n.op.name == "multiply")
     with pytest.raises(VerificationError, match="do not multiply"):
         verify(change_type(done, product, unit=3.0))
+
+
+def test_a_square_of_wrong_unit_is_refused() -> None:
+    graph = PassManager([FoldSquares()]).run(residual_quadratics(blocks=1), PassContext())
+    graph, calibration = normalized(graph, images_for(graph, 4))
+    context = PassContext(calibration=calibration, parameters=Parameters(11, 8, 30, 36, 1, security=0))
+    done = PassManager(lowering_pipeline()).run(graph, context)
+    verify(done)
+    square = next(n.id for n in done.nodes if n.op.name == "square")
+    with pytest.raises(VerificationError, match="do not multiply"):
+        verify(change_type(done, square, unit=3.0))
 
 
 def test_the_sound_graph_passes() -> None:
