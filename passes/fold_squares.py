@@ -78,7 +78,7 @@ class FoldSquares(Pass):
 
 @dataclass(frozen=True)
 class _Completed:
-    """s (alpha x + beta)^2 + gamma, one of each a channel, and the largest |alpha x + beta| that slots must hold."""
+    """s (alpha x + beta)^2 + gamma, one of each a channel, and the largest value of alpha x + beta in calibration."""
 
     sign: Array
     alpha: Array
@@ -144,28 +144,33 @@ class _Plan:
         a, b, c = 2 * coefficients[:, 2] / h**2, coefficients[:, 1] / h, coefficients[:, 0] - coefficients[:, 2]
         if np.any((a == 0) & (b != 0)):
             return None
-        widths = self._half_widths(node, h)
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             sign, alpha = np.where(a < 0, -1.0, 1.0), np.sqrt(np.abs(a))
             beta = np.where(a == 0, 0.0, sign * b / (2 * alpha))
-            square = float(np.max((alpha * widths + np.abs(beta)) ** 2))
-            centre = np.clip(np.where(a == 0, 0.0, -b / (2 * a)), -widths, widths)
-            gamma = c - sign * beta**2
-        result = max(float(np.max(np.abs((a * x + b) * x + c))) for x in (-widths, centre, widths))
-        if not square <= self._max_cancellation * result:
-            return None
-        # The result shares the square's unit, so slots hold it only where the unit is large enough for both.
-        return _Completed(sign, alpha, beta, gamma, math.sqrt(max(square, result)))
+            vertex, gamma = np.where(a == 0, 0.0, -b / (2 * a)), c - sign * beta**2
 
-    def _half_widths(self, node: Node, half_width: float) -> Array:
-        """The padded range of each channel; that of the layer where channels were not told apart."""
-        channels = node.type.shape[0]
+            def largest(widths: Array) -> tuple[float, float]:
+                """Of the square and of the result, over all channels."""
+                points = (-widths, np.clip(vertex, -widths, widths), widths)
+                result = max(float(np.max(np.abs((a * x + b) * x + c))) for x in points)
+                return float(np.max((alpha * widths + np.abs(beta)) ** 2)), result
+
+            seen = self._seen(node, h)
+            square, result = largest(h * seen / seen.max())
+            if not square <= self._max_cancellation * result:
+                return None
+            # The result shares the square's unit, so slots hold it only where the unit is large enough for both.
+            return _Completed(sign, alpha, beta, gamma, math.sqrt(max(largest(seen))))
+
+    def _seen(self, node: Node, half_width: float) -> Array:
+        """The largest calibrated magnitude in each channel; less is known without a histogram."""
+        channels, bound = node.type.shape[0], self._bound(node.inputs[0])
+        layer = half_width if bound is None or not bound.magnitude > 0 else min(bound.magnitude, half_width)
         histogram = None if self._calibration is None else self._calibration.histograms.get(node.id)
         if histogram is None or histogram.channels != channels:
-            return np.full(channels, half_width)
-        seen = np.maximum(np.abs(histogram.low), np.abs(histogram.high))
-        seen = np.where(np.isfinite(seen), seen, half_width)
-        return np.asarray(np.minimum(half_width, half_width * seen / max(float(seen.max()), 1e-300)))
+            return np.full(channels, layer)
+        seen = np.minimum(np.maximum(np.abs(histogram.low), np.abs(histogram.high)), half_width)
+        return np.asarray(seen) if seen.max() > 0 else np.full(channels, layer)
 
     # Before it -------------------------------------------------------------------------------------------------------
 

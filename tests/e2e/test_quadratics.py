@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,8 +16,15 @@ from olac.artifact import save_program
 from olac.errors import ArtifactError
 from olac.ir.graph import Graph
 from olac.ir.ops import Polynomial, Square
+from olac.ir.types import Stage
 from olac.kernels.depth import activation_depth, circuit_depth
 from olac.parameters import FIXED, FLEXIBLE
+from olac.passes.compose_linear import ComposeLinear
+from olac.passes.fit_activations import FitActivations
+from olac.passes.fold_affine import FoldAffine
+from olac.passes.fold_squares import FoldSquares
+from olac.passes.normalize_units import NormalizeUnits
+from olac.passes.pipeline import approximation_pipeline
 from olac.program import CompiledProgram
 from tests.e2e.test_networks import CASES, ODD, SLOTS, Case, OptionA, batch_norm, in_slots, made, relative
 
@@ -143,3 +151,25 @@ def test_a_file_with_a_shift_of_another_shape_is_refused(tmp_path: Path) -> None
     save_program(other, tmp_path / "p.olac")
     with pytest.raises(ArtifactError, match="shift has 2 axes, expected 1"):
         CompiledProgram.load(tmp_path / "p.olac")
+
+
+@dataclass(frozen=True)
+class ComposeLater(ComposeLinear):
+    """Composition behind the fits instead of before them."""
+
+    name: ClassVar[str] = "compose_later"
+    requires: ClassVar[Stage] = Stage.POLYNOMIAL
+    ensures: ClassVar[Stage] = Stage.POLYNOMIAL
+
+
+@pytest.mark.parametrize("case", [RESIDUAL, Case("option A", OptionA, (3, 9, 9))], ids=lambda case: case.name)
+def test_squares_fold_before_linear_ops_are_composed_too(case: Case) -> None:
+    model, images = made(case)
+    options = olac.FitOptions(degree=2)
+    later = (FoldAffine(), FitActivations(options), FoldSquares(), ComposeLater(), NormalizeUnits())
+    graphs = [olac.approximate(model, [images], pipeline=p).graph for p in (approximation_pipeline(options), later)]
+    assert [n.op.name for n in graphs[0].nodes].count("square") == activation_depth(graphs[0])
+    assert circuit_depth(graphs[0]) == circuit_depth(graphs[1])
+    assert activation_depth(graphs[0]) == activation_depth(graphs[1])
+    given = images.double().numpy()
+    np.testing.assert_allclose(graphs[0].evaluate(given), graphs[1].evaluate(given), atol=1e-9)
