@@ -116,6 +116,7 @@ class _Plan:
         self._levels = {node.id: node.op.levels(graph.constants) for node in graph.nodes}
         self._changes = _Changes()
         self._bounds: dict[str, Range] = {}
+        self._edge_bounds: dict[tuple[str, int], Range] = {}
         self.shifts: dict[str, Array] = {}
 
     def fold(self, node: Node) -> None:
@@ -307,7 +308,7 @@ class _Plan:
         self._bounds.update({value: scaled(value) for value in changes.scaled})
         for (reader, i), (alpha, beta) in changes.edges.items():
             if (reader, i) not in self._changes.edges:
-                self._bounds[f"{reader}.{i}"] = scaled(self._graph[reader].inputs[i])
+                self._edge_bounds[reader, i] = scaled(self._graph[reader].inputs[i])
             self._changes.edges[reader, i] = (alpha, beta)
         for value in changes.flipped:
             bound = self._bound(value)
@@ -328,7 +329,7 @@ class _Plan:
                     builder.constant(f"{name}.scale", _compact(alpha)),
                     builder.constant(f"{name}.shift", _compact(beta)),
                 )
-                kind = replace(source.type, bound=self._bounds[f"{node.id}.{i}"])
+                kind = replace(source.type, bound=self._edge_bounds[node.id, i])
                 operands[i] = builder.add(op, [operand], name=self._free_name(name), origin=node.origin, type=kind)
         changes: dict[str, object] = {}
         if node.id in self._bounds:
