@@ -1,11 +1,13 @@
-"""Weighted least-squares polynomials under a layer's own input distribution.
+"""Weighted least-squares polynomials under a layer's own input distribution, from histograms alone.
 
-The distribution is the calibrated histogram plus a small uniform *floor* over the padded range, so that inputs which
-calibration never saw meet a polynomial that is still bounded there.
+The distribution is a calibrated histogram, or the normal density of its moments, plus a small uniform *floor* over a
+padded range, so that inputs which calibration never saw meet a polynomial that is still bounded there. Fits that look
+at whole images, to make up for the errors of earlier layers, are in `olac.approximation`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,88 +27,246 @@ Where the data fill a part of [-half_width, half_width] only, high degrees would
 coefficients of 1e6, which amplify the noise of encryption as much.
 """
 
+FITS = ("compensated", "channel", "empirical", "normal", "minimax", "quadratic")
+DEGREES = ("measured", "ola")
+MAX_DEGREE = 127
+NARROWEST = 0.1
+"""A channel's range counts as at least this share of the layer's: a constant channel has a polynomial, too."""
+NORMAL_REACH = 8.0
+"""Standard deviations, each stretched by r, up to which a normal density is integrated."""
+QUADRATIC = (0.1875, 0.5, 0.234375)
+"""The quadratic of leveled ResNets (Chielle et al., arXiv 2509.22857): least squares to ReLU on [-2, 2]."""
+
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How activations are fitted.
+    """How activations become polynomials: FIT x DEGREE.
 
     Attributes:
-        degree: of every polynomial, or None for the least that meets `tolerance`.
-        tolerance: largest root mean square error under the calibrated distribution, relative to the root mean square
-            of the function's values there.
-        max_degree: where to stop looking for it.
-        floor: share of the mass that is spread evenly over the padded range.
-        padding: the range is calibrated minimum to maximum, widened about its middle by this factor.
+        fit: "compensated" (per channel, in network order, making up for the errors before; the default), "channel"
+            (per channel, from histograms), "empirical" (one a layer, from histograms), "normal" (one a layer, under a
+            normal density: OLA's), "minimax" (compositions of minimax polynomials; ReLU and its relatives) or
+            "quadratic" (the fixed one of leveled ResNets, scaled to the layer; ReLU).
+        degree: one degree for all activations; None lets `degrees` or `tolerance` choose.
+        degrees: how degrees are chosen: "measured" (by what each does to the outputs) or "ola" (alpha_i E_i).
+        max_depth: most levels that all activations may take together, the sum over them.
+        min_agreement: least share of unseen calibration images on which the largest output stays the same; the
+            cheapest plan that has it is taken. 0.98 where neither this nor a limit is given.
+        max_latency: most seconds that the polynomials may take together, by the shipped table of costs.
+        tolerance: instead, for each activation alone the least degree whose root mean square error, relative to that
+            of the function's values, is within this.
+        max_degree: largest degree that is considered.
+        r: the normal density is r times as wide as the layer's own: larger is safer in the tails, smaller is closer
+            in the middle.
+        floor: share of the mass that is spread evenly over the padded range; None chooses.
+        padding: the range is calibrated minimum to maximum, widened about its middle by this factor; None chooses.
+        ridge: pull of re-fitted weights towards the trained ones, in units of the inputs' mean square; None chooses.
+        alpha: precision of minimax compositions: errors within 2^-alpha of the range.
+        refit: whether "compensated" also re-fits convolutions and linear layers, in closed form and without labels.
+        reconstruct: passes over the calibration images in which "compensated" then improves all coefficients and
+            weights together towards the model's own values; 0 for none.
     """
 
+    fit: str = "compensated"
     degree: int | None = None
-    tolerance: float = 0.1
+    degrees: str = "measured"
+    max_depth: int | None = None
+    min_agreement: float | None = None
+    max_latency: float | None = None
+    tolerance: float | None = None
     max_degree: int = 15
-    floor: float = 1e-3
-    padding: float = 1.3
+    r: float = 2.0
+    floor: float | None = None
+    padding: float | None = None
+    ridge: float | None = None
+    alpha: int = 10
+    refit: bool = True
+    reconstruct: int = 10
 
     def __post_init__(self) -> None:
-        if self.degree is not None and not 1 <= self.degree <= 127:
-            raise ValueError(f"degree {self.degree} is outside 1 ... 127")
-        if not 1 <= self.max_degree <= 127:
-            raise ValueError(f"max_degree {self.max_degree} is outside 1 ... 127")
-        if not self.tolerance > 0:
-            raise ValueError(f"tolerance {self.tolerance} is not positive")
-        if not 0 < self.floor < 1:
+        if self.fit not in FITS:
+            raise ValueError(f"fit {self.fit!r} is not one of {', '.join(FITS)}")
+        if self.degrees not in DEGREES:
+            raise ValueError(f"degrees {self.degrees!r} is not one of {', '.join(DEGREES)}")
+        for name in ("degree", "max_degree"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= MAX_DEGREE:
+                raise ValueError(f"{name} {value} is outside 1 ... {MAX_DEGREE}")
+        if self.max_depth is not None and self.max_depth < 1:
+            raise ValueError(f"max_depth {self.max_depth} is below 1")
+        if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
+            raise ValueError(f"min_agreement {self.min_agreement} is outside 0 ... 1")
+        for name in ("tolerance", "max_latency", "r"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} {value} is not positive")
+        if self.floor is not None and not 0 < self.floor < 1:
             raise ValueError(f"floor {self.floor} is outside 0 ... 1")
-        if not self.padding >= 1:
+        if self.padding is not None and not self.padding >= 1:
             raise ValueError(f"padding {self.padding} is below 1")
+        if self.ridge is not None and not self.ridge >= 0:
+            raise ValueError(f"ridge {self.ridge} is negative")
+        if not 4 <= self.alpha <= 14:
+            raise ValueError(f"alpha {self.alpha} is outside 4 ... 14")
+        if self.reconstruct < 0:
+            raise ValueError(f"reconstruct {self.reconstruct} is negative")
+
+    def tails(self, degree: int) -> tuple[float, float]:
+        """Floor and padding for a degree where nothing chooses them: higher degrees need more of both."""
+        floor, padding = (1e-4, 1.2) if degree <= 3 else (1e-3, 1.4)
+        return (floor if self.floor is None else self.floor, padding if self.padding is None else self.padding)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A polynomial sum_k c_k T_k(x / half_width) and how good it is.
+    """Polynomials sum_k c_k T_k(x / half_width) of one activation and how good they are.
 
-    `rmse` is relative to the root mean square of the function under the calibrated distribution; `max_error` is the
-    largest absolute error on the padded range [low, high].
+    Attributes:
+        coefficients: (channels or 1, degree + 1).
+        half_width: of the interval that the Chebyshev polynomials are for.
+        rmse: root mean square error under the calibrated distribution, relative to that of the function's values.
+        max_error: largest absolute error on the calibrated range.
+        outer_error: largest absolute error on the padded range around it.
+        low, high: the padded range, over all channels.
     """
 
     coefficients: Array
     half_width: float
     rmse: float
     max_error: float
+    outer_error: float
     low: float
     high: float
 
     @property
     def degree(self) -> int:
-        """Of the polynomial."""
-        return len(self.coefficients) - 1
+        """Of the polynomials."""
+        return self.coefficients.shape[1] - 1
 
 
-def fit(function: Function, histogram: Histogram, options: FitOptions) -> Fit:
-    """One polynomial for all channels, of the degree asked for or the least that meets the tolerance."""
-    centres, masses = histogram.density(None)
-    seen = histogram.range(None)
-    middle, half = (seen.low + seen.high) / 2, max((seen.high - seen.low) / 2, 1e-6)
-    low, high = middle - options.padding * half, middle + options.padding * half
-    half_width = max(abs(low), abs(high))
-    floor = np.linspace(low, high, FLOOR_POINTS)
-    points = np.concatenate([centres, floor])
-    weights = np.concatenate([(1 - options.floor) * masses, np.full(FLOOR_POINTS, options.floor / FLOOR_POINTS)])
-    target = function(points)
-    size = float(np.sqrt(np.sum(masses * function(centres) ** 2))) or 1.0
-    degrees = [options.degree] if options.degree is not None else range(1, options.max_degree + 1)
+def fit(functions: Sequence[Function], histogram: Histogram, options: FitOptions, degree: int | None = None) -> Fit:
+    """Fit one activation from its histogram.
+
+    Args:
+        functions: the function of each channel, or one for all.
+        histogram: of the activation's input.
+        options: `fit` is "channel", "empirical", "normal" or "quadratic".
+        degree: of the polynomials; None takes the least up to `max_degree` that meets `tolerance` (0.1 if not set).
+    """
+    if options.fit == "quadratic":
+        return quadratic_fit(functions, histogram)
+    tolerance = 0.1 if options.tolerance is None else options.tolerance
     best: Fit | None = None
-    for degree in degrees:
-        assert degree is not None
-        basis = chebyshev.chebvander(points / half_width, degree)
-        root = np.sqrt(weights)[:, None]
-        rows = np.concatenate([basis * root, np.sqrt(RIDGE) * np.eye(degree + 1)])
-        right = np.concatenate([target * root[:, 0], np.zeros(degree + 1)])
-        coefficients = np.linalg.lstsq(rows, right, rcond=None)[0]
-        error = basis @ coefficients - target
-        rmse = float(np.sqrt(np.sum(masses * error[: len(centres)] ** 2))) / size
-        best = Fit(coefficients, half_width, rmse, float(np.max(np.abs(error[len(centres) :]))), low, high)
-        if rmse <= options.tolerance:
+    for d in range(1, options.max_degree + 1) if degree is None else (degree,):
+        best = _per_channel(functions, histogram, options, d) if _by_channel(functions, options) else None
+        best = best or _one_for_all(functions[0], histogram, options, d)
+        if best.rmse <= tolerance:
             break
     assert best is not None
     return best
+
+
+def _by_channel(functions: Sequence[Function], options: FitOptions) -> bool:
+    # A function that differs between channels can't be one polynomial, whatever the fit.
+    return options.fit in ("channel", "compensated") or len(functions) > 1
+
+
+def _one_for_all(function: Function, histogram: Histogram, options: FitOptions, degree: int) -> Fit:
+    centres, masses = histogram.density(None)
+    seen = histogram.range(None)
+    floor, padding = options.tails(degree)
+    middle, half = (seen.low + seen.high) / 2, max((seen.high - seen.low) / 2, 1e-6)
+    low, high = middle - padding * half, middle + padding * half
+    if options.fit == "normal":
+        mean, deviation = histogram.mean(None), max(histogram.deviation(None), 1e-6) * options.r
+        points = mean + deviation * np.linspace(-NORMAL_REACH, NORMAL_REACH, 4097)
+        weights = np.exp(-0.5 * ((points - mean) / deviation) ** 2)
+        weights /= weights.sum()
+    else:
+        spread = np.linspace(low, high, FLOOR_POINTS)
+        points = np.concatenate([centres, spread])
+        weights = np.concatenate([(1 - floor) * masses, np.full(FLOOR_POINTS, floor / FLOOR_POINTS)])
+    half_width = max(abs(low), abs(high))
+    target = function(points)
+    basis = chebyshev.chebvander(points / half_width, degree)
+    root = np.sqrt(weights)[:, None]
+    rows = np.concatenate([basis * root, np.sqrt(RIDGE) * np.eye(degree + 1)])
+    right = np.concatenate([target * root[:, 0], np.zeros(degree + 1)])
+    coefficients = np.linalg.lstsq(rows, right, rcond=None)[0]
+    return measured([function], histogram, coefficients[None, :], half_width, padding)
+
+
+def _per_channel(functions: Sequence[Function], histogram: Histogram, options: FitOptions, degree: int) -> Fit:
+    floor, padding = options.tails(degree)
+    channels = histogram.channels
+    low, high = histogram.low, histogram.high
+    layer = float(np.maximum(np.abs(low), np.abs(high)).max(initial=0.0)) or 1.0
+    middle, half = (low + high) / 2, np.maximum((high - low) / 2, NARROWEST * layer)
+    half_width = float((np.abs(middle) + padding * half).max())
+    spread = np.linspace(-padding, padding, FLOOR_POINTS)
+    rows = []
+    for channel in range(channels):
+        function = functions[channel if len(functions) > 1 else 0]
+        centres, masses = histogram.density(channel)
+        t = np.concatenate([(centres[masses > 0] - middle[channel]) / half[channel], spread])
+        weights = np.concatenate([(1 - floor) * masses[masses > 0], np.full(FLOOR_POINTS, floor / FLOOR_POINTS)])
+        basis = chebyshev.chebvander(t, degree) * np.sqrt(weights)[:, None]
+        target = function(middle[channel] + half[channel] * t) * np.sqrt(weights)
+        rows.append(np.linalg.lstsq(basis, target, rcond=None)[0])
+    coefficients = recentred(np.array(rows), middle, half, half_width)
+    return measured(functions, histogram, coefficients, half_width, padding)
+
+
+def quadratic_fit(functions: Sequence[Function], histogram: Histogram) -> Fit:
+    """The quadratic of leveled ResNets, stretched from [-2, 2] to the calibrated magnitude: s q(x / s) ~ relu(x)."""
+    seen = histogram.range(None)
+    half_width = seen.magnitude or 1.0
+    c0, c1, c2 = QUADRATIC
+    s = half_width / 2
+    # In Chebyshev polynomials of x / half_width, where x^2 = half_width^2 (T_0 + T_2) / 2.
+    square = c2 / s * half_width**2 / 2
+    return measured(functions, histogram, np.array([[s * c0 + square, c1 * half_width, square]]), half_width, 1.0)
+
+
+def measured(
+    functions: Sequence[Function], histogram: Histogram, coefficients: Array, half_width: float, padding: float
+) -> Fit:
+    """A fit with its errors under a histogram: within the calibrated range, and on the padded range around it."""
+    squared = size = 0.0
+    inside = outside = 0.0
+    lows, highs = [], []
+    alike = len(functions) == 1 and len(coefficients) == 1
+    for channel in [None] if alike else range(histogram.channels):
+        function = functions[0 if channel is None or len(functions) == 1 else channel]
+        row = coefficients[0 if channel is None or len(coefficients) == 1 else channel]
+        centres, masses = histogram.density(channel)
+        exact = function(centres)
+        squared += float(np.sum(masses * (chebyshev.chebval(centres / half_width, row) - exact) ** 2))
+        size += float(np.sum(masses * exact**2))
+        seen = histogram.range(channel)
+        middle, half = (seen.low + seen.high) / 2, (seen.high - seen.low) / 2
+        low, high = middle - padding * half, middle + padding * half
+        grid = np.linspace(low, high, FLOOR_POINTS)
+        error = np.abs(chebyshev.chebval(grid / half_width, row) - function(grid))
+        within = (grid >= seen.low) & (grid <= seen.high)
+        inside = max(inside, float(error[within].max(initial=0.0)))
+        outside = max(outside, float(error[~within].max(initial=0.0)))
+        lows.append(low)
+        highs.append(high)
+    rmse = float(np.sqrt(squared / size)) if size > 0 else float(np.sqrt(squared))
+    return Fit(coefficients, half_width, rmse, inside, outside, min(lows), max(highs))
+
+
+def recentred(coefficients: Array, middle: Array, half: Array, half_width: float) -> Array:
+    """Coefficients on x / half_width of polynomials that are given per channel on (x - middle) / half.
+
+    Shape (channels, degree + 1) to the same; exact up to rounding, by interpolation at degree + 1 points.
+    """
+    degree = coefficients.shape[1] - 1
+    nodes = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
+    t = (half_width * nodes[None, :] - middle[:, None]) / half[:, None]
+    values = np.stack([chebyshev.chebval(x, c) for x, c in zip(t, coefficients, strict=True)])
+    return np.asarray(np.linalg.solve(chebyshev.chebvander(nodes, degree), values.T).T)
 
 
 def rescaled(coefficients: Array, half_width: float, unit_in: float, unit_out: float) -> Array:

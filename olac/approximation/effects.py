@@ -1,0 +1,85 @@
+"""What approximating one activation does to the outputs: measured (olac's own), and by gradients (OLA's alpha_i)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch.nn import functional as F
+
+from olac.approximation.common import output_error, readers
+from olac.ir.graph import Graph, Node
+from olac.ir.ops import Activation, Input, Polynomial
+from olac.polynomials.fit import Fit
+from olac.tensors import CHUNK, apply, run, tensors
+
+Tensor = torch.Tensor
+
+
+@torch.no_grad()
+def effects(
+    graph: Graph,
+    images: Tensor,
+    fits: Mapping[str, Sequence[Fit]],
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, list[float]]:
+    """For each activation and each of its fits: the error of the outputs with that one replaced, all others exact.
+
+    Args:
+        graph: at stage TRACED.
+        images: (n, *input shape), that the change is measured on; a few hundred.
+        fits: candidates, by activation.
+        progress: called with a line of text for each activation.
+
+    Returns:
+        Mean squared changes of the outputs, in units of their variance (see `output_error`).
+    """
+    weights = tensors(graph)
+    changed: dict[str, list[list[Tensor]]] = {name: [[] for _ in row] for name, row in fits.items()}
+    clean: list[Tensor] = []
+    behind: dict[str, list[Node]] = {name: readers(graph, graph[name]) for name in fits}
+    chunks = images.split(CHUNK)
+    for number, part in enumerate(chunks):
+        everything = frozenset(node.id for node in graph.nodes)
+        values = run(graph, weights, {graph.inputs[0].id: part}, keep=everything)
+        clean.append(values[graph.outputs[0]])
+        for count, (name, row) in enumerate(fits.items()):
+            x = values[graph[name].inputs[0]]
+            after = {node.id for node in behind[name]}
+            before = {i: v for i, v in values.items() if i not in after}
+            for k, candidate in enumerate(row):
+                node = Node(name, Polynomial("c", candidate.half_width), graph[name].inputs, graph[name].type)
+                made = apply(node, [x], {"c": torch.from_numpy(candidate.coefficients).float()}, {})
+                result = run(graph, weights, {**before, name: made}, behind[name])
+                changed[name][k].append(result[graph.outputs[0]])
+            if progress is not None:
+                progress(f"measuring activations: {number * len(fits) + count + 1} of {len(chunks) * len(fits)}")
+    whole = torch.cat(clean)
+    return {name: [output_error(torch.cat(parts), whole) for parts in row] for name, row in changed.items()}
+
+
+def sensitivities(graph: Graph, images: Tensor) -> dict[str, float]:
+    """OLA's alpha_i = sum_j E[(dL/da_ij)^2] for each activation's output a_i (Lee et al., arXiv 2310.10349).
+
+    L is the cross entropy of the outputs against the network's own class, as there are no labels. The paper's body was
+    not at hand: this is our reconstruction of its weights.
+    """
+    weights = tensors(graph)
+    totals: dict[str, float] = {}
+    order = [node for node in graph.nodes if not isinstance(node.op, Input)]
+    for part in images.split(CHUNK):
+        values: dict[str, Tensor] = {graph.inputs[0].id: part}
+        watched: dict[str, Tensor] = {}
+        for node in order:
+            value = apply(node, [values[i] for i in node.inputs], weights, graph.constants)
+            if isinstance(node.op, Activation):
+                value = value if value.requires_grad else value.detach().requires_grad_()
+                watched[node.id] = value
+            values[node.id] = value
+        outputs = values[graph.outputs[0]].flatten(1)
+        loss = F.cross_entropy(outputs, outputs.argmax(1), reduction="sum")
+        gradients = torch.autograd.grad(loss, list(watched.values()), allow_unused=True)
+        for name, gradient in zip(watched, gradients, strict=True):
+            if gradient is not None:
+                totals[name] = totals.get(name, 0.0) + float(gradient.square().sum())
+    return {name: total / len(images) for name, total in totals.items()}

@@ -1,0 +1,114 @@
+"""The fits that look at whole images, as passes reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from olac.approximation.common import agreement, fitting, output_error
+from olac.approximation.effects import effects, sensitivities
+from olac.approximation.reconstruct import reconstruct
+from olac.approximation.sweep import sweep
+from olac.ir.graph import Graph
+from olac.ir.ops import Array
+from olac.ir.types import Range
+from olac.polynomials.fit import Fit, FitOptions
+from olac.tensors import CHUNK, run, tensors
+
+EFFECT_IMAGES = 192
+"""Images that the effect of single activations is measured on."""
+
+
+@dataclass(frozen=True)
+class ImageFitter:
+    """Fits and measurements on calibration images.
+
+    Attributes:
+        images: (n, *input shape), that everything is fitted to.
+        held_out: (m, *input shape), that no fit sees and that choices are made by.
+        say: called with a line of text as work goes on.
+    """
+
+    images: Array
+    held_out: Array
+    say: Callable[[str], None] | None = None
+
+    def _fitted(self, graph: Graph, copies: int) -> torch.Tensor:
+        return fitting(graph, _tensor(self.images), copies)
+
+    def effects(self, graph: Graph, fits: Mapping[str, Sequence[Fit]]) -> dict[str, list[float]]:
+        """See `olac.approximation.effects`; on images that are held out and others, 192 in all."""
+        held = _tensor(self.held_out)[: EFFECT_IMAGES // 2]
+        others = _tensor(self.images)[: EFFECT_IMAGES - len(held)]
+        return effects(graph, fitting(graph, torch.cat([held, others]), 8), fits, self.say)
+
+    def sensitivities(self, graph: Graph) -> dict[str, float]:
+        """See `olac.approximation.effects`."""
+        return sensitivities(graph, _tensor(self.images)[:EFFECT_IMAGES])
+
+    def trial(
+        self, graph: Graph, degrees: Mapping[str, int], options: FitOptions, probes: Sequence[int] = ()
+    ) -> tuple[float, float, dict[str, dict[int, float]]]:
+        """A quick sweep, without re-fitted weights: error and agreement on held-out images, and effects of probes."""
+        quick = replace(options, refit=False)
+        made = sweep(
+            graph,
+            self._fitted(graph, 2)[::2],
+            _tensor(self.held_out),
+            degrees,
+            quick,
+            choose=False,
+            probes=probes,
+            progress=self.say,
+        )
+        return made.error, agreement(made.outputs, made.clean), made.effects
+
+    def compensate(self, graph: Graph, degrees: Mapping[str, int], options: FitOptions) -> Graph:
+        """All activations replaced, each layer making up for the errors before it; bounds of values in their types."""
+        images, held_out = self._fitted(graph, 2), _tensor(self.held_out)
+        made = sweep(graph, images, held_out, degrees, options, progress=self.say).graph
+        made = reconstruct(
+            graph, made, images, held_out, options.reconstruct, refit=options.refit, progress=self.say
+        )
+        return self.with_bounds(made)
+
+    def with_bounds(self, graph: Graph) -> Graph:
+        """The graph with each value's range, as seen on all images, joined to what its type says."""
+        weights, low, high = tensors(graph), dict[str, float](), dict[str, float]()
+        everything = frozenset(node.id for node in graph.nodes)
+        with torch.no_grad():
+            for part in torch.cat([_tensor(self.images), _tensor(self.held_out)]).split(CHUNK):
+                for name, value in run(graph, weights, {graph.inputs[0].id: part}, keep=everything).items():
+                    finite = value[torch.isfinite(value)]
+                    if len(finite):
+                        low[name] = min(low.get(name, np.inf), float(finite.min()))
+                        high[name] = max(high.get(name, -np.inf), float(finite.max()))
+        seen = {name: Range(low[name], high[name]) for name in low}
+        return graph.rewrite(
+            lambda node, builder, inputs: builder.keep(
+                node,
+                inputs,
+                type=replace(
+                    node.type,
+                    bound=seen[node.id] if node.type.bound is None else node.type.bound.union(seen[node.id]),
+                ),
+            )
+            if node.id in seen
+            else None,
+            by="fit_activations",
+        )
+
+    def error(self, original: Graph, approximated: Graph) -> tuple[float, float]:
+        """Error and agreement of an approximated graph on the held-out images."""
+        with torch.no_grad():
+            x = _tensor(self.held_out)
+            clean = run(original, tensors(original), {original.inputs[0].id: x})[original.outputs[0]]
+            ours = run(approximated, tensors(approximated), {approximated.inputs[0].id: x})[approximated.outputs[0]]
+        return output_error(ours, clean), agreement(ours, clean)
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

@@ -1,0 +1,260 @@
+"""Joint reconstruction: all polynomials and weights improve together towards the clean network's own values.
+
+Adam on the mean over activations of log(1 + relative squared error), plus the same for the outputs; no labels. The
+logarithm keeps one image that leaves a polynomial's range from deciding a step. Two things make it stable where plain
+gradients are not: each layer's parameters are *whitened* by the second moments of what they multiply, so that a step
+of given size changes its values by as much in every direction; and what was reached is kept only where images that no
+step has seen gain by it. The method is olac's own, in the line of block reconstruction for quantisation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from olac.approximation.common import functions_of, output_error
+from olac.approximation.sweep import batched, by_channel, patches
+from olac.ir.graph import Graph, GraphBuilder, Node
+from olac.ir.ops import Activation, Conv2d, Input, Linear, Polynomial
+from olac.tensors import apply, chebyshev, run, tensors
+
+Tensor = torch.Tensor
+
+RATE = 2e-3
+"""Of Adam, in units of a layer's own standard deviation."""
+BATCH = 32
+WARM_UP = 30
+STRESSED, MOST_CONTRAST = 0.25, 1.6
+"""Share of images whose contrast is raised, and by how much at most."""
+TAIL = 0.02
+"""Weight of the polynomials' errors over their padded ranges."""
+BOUND = 30.0
+"""Values of polynomials end here while steps are taken, in standard deviations of the clean ones."""
+LEAST_IMAGES = 64
+"""With fewer images nothing is reconstructed: there is too little to learn from."""
+MOMENTS_IMAGES = 96
+DAMPING = 0.1
+"""Of the whitening of weights: directions with less than this share of the mean variance are not amplified."""
+SPREAD = 0.05
+"""Weight of a uniform spread over the layer's typical values in the whitening of polynomials."""
+
+
+class _Whitened:
+    """The parameters that are trained: each is what it was plus a whitened step."""
+
+    def __init__(self, graph: Graph, weights: dict[str, Tensor], images: Tensor, refit: bool) -> None:
+        self.weights = weights
+        self.theta: dict[str, Tensor] = {}
+        self.map: dict[str, Tensor] = {}
+        self._groups: dict[str, int] = {}
+        live = {graph.inputs[0].id: images}
+        last = {operand: node.id for node in graph.nodes for operand in node.inputs}
+        for node in graph.nodes:
+            if isinstance(node.op, Input):
+                continue
+            operands = [live[i] for i in node.inputs]
+            live[node.id] = batched(node, operands, weights, graph)
+            if isinstance(node.op, Polynomial):
+                self._polynomial(node.op, operands[0], live[node.id])
+            elif isinstance(node.op, Conv2d | Linear) and refit:
+                self._linear(node.op, operands[0], live[node.id])
+            for i in set(node.inputs):
+                if last[i] == node.id:
+                    live.pop(i, None)
+
+    def _add(self, name: str, mapping: Tensor) -> None:
+        self.theta[name] = torch.zeros_like(self.weights[name], requires_grad=True)
+        self.map[name] = mapping.float()
+
+    def _polynomial(self, op: Polynomial, x: Tensor, y: Tensor) -> None:
+        degree = self.weights[op.coefficients].shape[1] - 1
+        shared = len(self.weights[op.coefficients]) == 1
+        t = (x.reshape(1, -1) if shared else by_channel(x)).double() / op.half_width
+        basis = torch.stack(chebyshev(t, degree), 1)
+        second = basis @ basis.mT / t.shape[1]
+        middle, spread = float(t.mean()), float(t.std().clamp_min(1e-6))
+        typical = torch.stack(chebyshev(torch.linspace(-1, 1, 65, dtype=torch.float64) * spread + middle, degree), 0)
+        second = second + SPREAD * typical @ typical.T / 65
+        size = second.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        lower = torch.linalg.cholesky(second + 1e-10 * size * torch.eye(degree + 1, dtype=torch.float64))
+        eye = torch.eye(degree + 1, dtype=torch.float64).expand_as(lower)
+        self._add(op.coefficients, torch.linalg.solve_triangular(lower.mT, eye, upper=True) * float(y.std()))
+
+    def _linear(self, op: Conv2d | Linear, x: Tensor, y: Tensor) -> None:
+        weight = self.weights[op.weight]
+        u = patches(op, x, weight)
+        u = u - u.mean(2, keepdim=True)
+        columns = u.shape[1]
+        gram = (u @ u.mT).double() / u.shape[2]
+        size = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
+        values, vectors = torch.linalg.eigh(gram / size)
+        root = vectors @ torch.diag_embed((values.clamp_min(0) + DAMPING) ** -0.5) @ vectors.mT
+        self._groups[op.weight] = op.groups if isinstance(op, Conv2d) else 1
+        self._add(op.weight, root * float(y.std()) / (size.sqrt() * math.sqrt(columns)))
+        if op.bias is not None:
+            self._add(op.bias, y.std())
+
+    def current(self) -> dict[str, Tensor]:
+        """All constants as they are now, differentiable in theta."""
+        made = dict(self.weights)
+        for name, theta in self.theta.items():
+            mapping = self.map[name]
+            if mapping.ndim == 0:
+                step = mapping * theta
+            elif name in self._groups:
+                step = (theta.reshape(self._groups[name], -1, mapping.shape[-1]) @ mapping).reshape(theta.shape)
+            else:
+                step = (mapping @ theta[:, :, None])[:, :, 0]
+            made[name] = self.weights[name] + step
+        return made
+
+
+def reconstruct(
+    original: Graph,
+    approximated: Graph,
+    images: Tensor,
+    held_out: Tensor,
+    epochs: int,
+    *,
+    refit: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Graph:
+    """The approximated graph with better coefficients and weights, or as it was where that is no gain.
+
+    Args:
+        original: with its activations; the ids of the approximated graph's polynomials are those of its activations.
+        approximated: at stage POLYNOMIAL.
+        images: (n, *input shape), that steps are taken on.
+        held_out: (m, *input shape), that decide what is kept.
+        epochs: passes over the images.
+        refit: whether weights are trained, too.
+        progress: called with a line of text for each epoch.
+    """
+    if len(images) < LEAST_IMAGES or epochs == 0:
+        return approximated
+    clean, start = tensors(original), tensors(approximated)
+    output = original.outputs[0]
+    ours = {node.id for node in approximated.nodes if isinstance(node.op, Polynomial)}
+    watched = frozenset(node.id for node in original.nodes if node.id in ours) | {output}
+    with torch.no_grad():
+        whitened = _Whitened(approximated, start, images[:MOMENTS_IMAGES], refit)
+        first = _values(original, clean, images[: 4 * BATCH], watched)
+        sizes = {name: first[name].var().clamp_min(1e-12) for name in watched}
+        wanted = torch.cat([_values(original, clean, part, watched)[output] for part in held_out.split(BATCH)])
+
+    def held_error(weights: dict[str, Tensor]) -> float:
+        with torch.no_grad():
+            parts = [_values(approximated, weights, part, frozenset({output}))[output] for part in held_out.split(BATCH)]
+        return output_error(torch.cat(parts), wanted)
+
+    tails = _Tails(original, approximated, sizes)
+    thetas = list(whitened.theta.values())
+    optimizer = torch.optim.Adam(thetas, lr=RATE, betas=(0.9, 0.99))
+    steps = epochs * math.ceil(len(images) / BATCH)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min(1.0, (s + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps)))
+    )
+    random = torch.Generator().manual_seed(0)
+    best, kept = held_error(start), start
+    for epoch in range(epochs):
+        for chosen in torch.randperm(len(images), generator=random).split(BATCH):
+            batch = stressed(images[chosen], random)
+            with torch.no_grad():
+                targets = _values(original, clean, batch, watched)
+            current = whitened.current()
+            values = _bounded_values(approximated, current, batch, watched, sizes)
+            errors = {
+                name: torch.log1p((values[name] - targets[name]).square().flatten(1).mean(1) / sizes[name]).mean()
+                for name in watched
+            }
+            loss = torch.stack(list(errors.values())).mean() + errors[output] + TAIL * tails(current)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(thetas, 1.0)
+            if torch.isfinite(norm):  # an image may overflow; its batch is left out
+                optimizer.step()
+            schedule.step()
+        now = {name: value.detach() for name, value in whitened.current().items()}
+        error = held_error(now)
+        if error < best:
+            best, kept = error, now
+        if progress is not None:
+            progress(f"reconstructing: pass {epoch + 1} of {epochs}, error {best:.3g}")
+    return _with(approximated, kept, set(whitened.theta)) if kept is not start else approximated
+
+
+def stressed(images: Tensor, random: torch.Generator) -> Tensor:
+    """Some of the images with their contrast changed, so that values leave the ranges that calibration saw."""
+    shape = (len(images), *(1,) * (images.ndim - 1))
+    factor = 1 + (MOST_CONTRAST - 1) * torch.rand(shape, generator=random)
+    factor = torch.where(torch.rand(shape, generator=random) < STRESSED, factor, torch.ones(()))
+    middle = images.mean(list(range(1, images.ndim)), keepdim=True)
+    return middle + factor * (images - middle)
+
+
+def _bounded_values(
+    graph: Graph, weights: dict[str, Tensor], images: Tensor, keep: frozenset[str], sizes: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """As `_values`, but polynomials' values end at a bound: an image that diverges must not stop the others."""
+    live, kept = {graph.inputs[0].id: images}, {}
+    last = {operand: node.id for node in graph.nodes for operand in node.inputs}
+    for node in graph.nodes:
+        if isinstance(node.op, Input):
+            continue
+        value = apply(node, [live[i] for i in node.inputs], weights, graph.constants)
+        if node.id in sizes and isinstance(node.op, Polynomial):
+            bound = BOUND * float(sizes[node.id].sqrt())
+            value = value.clamp(-bound, bound)
+        live[node.id] = value
+        if node.id in keep:
+            kept[node.id] = value
+        for i in set(node.inputs):
+            if last[i] == node.id:
+                del live[i]
+    return kept
+
+
+class _Tails:
+    """How far polynomials are from their functions over the ranges that their fits were padded to."""
+
+    def __init__(self, original: Graph, approximated: Graph, sizes: dict[str, Tensor]) -> None:
+        t = torch.linspace(-1, 1, 65)
+        self._parts = []
+        for node in approximated.nodes:
+            if isinstance(node.op, Polynomial) and node.id in sizes:
+                op = original[node.id].op
+                assert isinstance(op, Activation)
+                points = t.double().numpy() * node.op.half_width
+                target = torch.stack([torch.from_numpy(f(points)).float() for f in functions_of(op)])
+                count = approximated.constants[node.op.coefficients].shape[1]
+                basis = torch.stack(chebyshev(t, count - 1), 0)
+                self._parts.append((node.op.coefficients, basis, target, sizes[node.id]))
+
+    def __call__(self, weights: dict[str, Tensor]) -> Tensor:
+        errors = [
+            torch.log1p(((weights[name] @ basis - target).square() / size).mean(1)).mean()
+            for name, basis, target, size in self._parts
+        ]
+        return torch.stack(errors).mean()
+
+
+def _values(graph: Graph, weights: dict[str, Tensor], images: Tensor, keep: frozenset[str]) -> dict[str, Tensor]:
+    return run(graph, weights, {graph.inputs[0].id: images}, keep=keep)
+
+
+def _with(graph: Graph, weights: dict[str, Tensor], changed: set[str]) -> Graph:
+    def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+        names = {
+            field: builder.constant(f"{node.id}.{field}.reconstructed", weights[name].double().numpy())
+            for field in node.op.constant_fields
+            if (name := getattr(node.op, field)) in changed
+        }
+        return builder.keep(node, inputs, op=replace(node.op, **names)) if names else None
+
+    return graph.rewrite(step, by="reconstruct")
+
+
+__all__ = ["reconstruct"]

@@ -1,0 +1,371 @@
+"""The error-compensating sweep: one pass through the network, in order, over two runs of the same images.
+
+One run is clean, the other already has the approximations of all layers before. Each activation's polynomials, one a
+channel, regress the clean output on the disturbed input; each convolution and linear layer before it may be re-fitted
+by ridge regression of the clean pre-activation, less what a residual branch already gives, on its disturbed input.
+Floors, paddings and ridges are chosen for each layer by what they do to the outputs of images that no fit sees, with
+the rest of the network clean. The method is olac's own; it needs no labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from olac.approximation.common import functions_of, output_error
+from olac.ir.functions import Function
+from olac.ir.graph import Graph, GraphBuilder, Node
+from olac.ir.ops import Activation, Add, Conv2d, Input, Linear, Polynomial
+from olac.ir.types import Stage
+from olac.polynomials.fit import FLOOR_POINTS, NARROWEST, FitOptions, recentred
+from olac.tensors import CHUNK, apply, chebyshev, run, tensors
+
+Tensor = torch.Tensor
+
+RIDGES = (1e-3, 1e-2, 1e-1)
+"""Pulls towards the trained weights that are tried, beside leaving them alone."""
+MOST_COLUMNS = 6000
+"""Layers with more inputs to an output are not re-fitted: their normal equations take too long."""
+TOLERANCE = 1.03
+"""Of the tails within this factor of the best, the safest are taken."""
+
+
+def tails(degree: int) -> tuple[tuple[float, float], ...]:
+    """Floors and paddings that are tried for a degree, the safest last."""
+    if degree <= 3:
+        return (3e-5, 1.2), (1e-4, 1.2), (1e-3, 1.4)
+    if degree <= 7:
+        return (1e-4, 1.2), (3e-4, 1.6), (1e-3, 1.4), (3e-3, 1.6)
+    return (3e-4, 1.4), (1e-3, 1.6), (3e-3, 1.6), (1e-2, 2.0)
+
+
+@dataclass
+class Run:
+    """One set of images, run twice: the values that are still needed, clean and disturbed."""
+
+    clean: dict[str, Tensor]
+    disturbed: dict[str, Tensor]
+
+    @staticmethod
+    def of(graph: Graph, images: Tensor) -> Run:
+        """Before the first node; the two share what is still the same."""
+        name = graph.inputs[0].id
+        return Run({name: images}, {name: images})
+
+    def same(self, node: Node) -> bool:
+        """Whether nothing has disturbed a node's operands yet."""
+        return all(self.clean[i] is self.disturbed[i] for i in node.inputs)
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Let go of values."""
+        for name in names:
+            self.clean.pop(name, None)
+            self.disturbed.pop(name, None)
+
+
+@dataclass
+class Swept:
+    """What a sweep gives.
+
+    Attributes:
+        graph: at stage POLYNOMIAL, or with the activations that no degree was given for.
+        error: of the outputs on the held-out images (see `output_error`).
+        outputs, clean: on the held-out images.
+        effects: per activation and probed degree the error on the held-out images with the rest clean.
+    """
+
+    graph: Graph
+    error: float
+    outputs: Tensor
+    clean: Tensor
+    effects: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def sweep(
+    graph: Graph,
+    images: Tensor,
+    held_out: Tensor,
+    degrees: Mapping[str, int],
+    options: FitOptions,
+    *,
+    choose: bool = True,
+    probes: Sequence[int] = (),
+    progress: Callable[[str], None] | None = None,
+) -> Swept:
+    """Replace the activations that `degrees` names, in network order.
+
+    Args:
+        graph: at stage TRACED; its activations' ids are the keys of `degrees`.
+        images: (n, *input shape), that everything is fitted to.
+        held_out: (m, *input shape), that floors, paddings and ridges are chosen by.
+        options: `refit`, and `floor`, `padding`, `ridge` where they are not to be chosen.
+        choose: whether to choose them by the held-out images; else the options' own, or defaults by degree.
+        probes: further degrees whose effect at each activation is measured.
+        progress: called with a line of text for each activation.
+    """
+    original = tensors(graph)
+    weights = dict(original)
+    users = graph.users()
+    order = [node for node in graph.nodes if not isinstance(node.op, Input)]
+    last = {operand: node.id for node in graph.nodes for operand in node.inputs}
+    fitted, held = Run.of(graph, images), Run.of(graph, held_out)
+    clean_outputs = run(graph, original, {graph.inputs[0].id: held_out})[graph.outputs[0]]
+    effects: dict[str, dict[int, float]] = {}
+    new: dict[str, Node] = {}
+    done = 0
+
+    def rest(index: int, value: Tensor) -> float:
+        """Error of the outputs with this value at node `index` and everything behind it clean."""
+        values = {**held.disturbed, order[index].id: value}
+        outputs = run(graph, original, values, order[index + 1 :])[graph.outputs[0]]
+        return output_error(outputs, clean_outputs)
+
+    for index, node in enumerate(order):
+        for one in (fitted, held):
+            one.clean[node.id] = batched(node, [one.clean[i] for i in node.inputs], original, graph)
+        disturbed = not fitted.same(node)
+        if isinstance(node.op, Conv2d | Linear) and options.refit and disturbed:
+            kept = _refit(graph, node, weights, users[node.id], fitted, held, options, choose, index, rest)
+            new[node.id] = kept
+        elif isinstance(node.op, Activation) and node.id in degrees:
+            wanted = degrees[node.id]
+            found: dict[int, tuple[float, Tensor, float]] = {}
+            for degree in sorted({wanted, *probes}):
+                measure = (lambda v, i=index: rest(i, v)) if choose or probes else None  # type: ignore[misc]
+                found[degree] = _fit(node.op, node, fitted, held, degree, options, choose, measure)
+            effects[node.id] = {degree: error for degree, (error, _, _) in found.items()}
+            _, coefficients, half_width = found[wanted]
+            name = f"{node.id}.coefficients"
+            weights[name] = coefficients
+            new[node.id] = replace(node, op=Polynomial(name, half_width))
+            done += 1
+            if progress is not None:
+                progress(f"fitting polynomials: {done} of {len(degrees)}")
+        else:
+            new[node.id] = node
+        for one in (fitted, held):
+            if new[node.id].op is node.op and not disturbed:
+                one.disturbed[node.id] = one.clean[node.id]
+            else:
+                operands = [one.disturbed[i] for i in node.inputs]
+                one.disturbed[node.id] = batched(new[node.id], operands, weights, graph)
+            one.drop([i for i in set(node.inputs) if last[i] == node.id])
+    outputs = held.disturbed[graph.outputs[0]]
+    rebuilt = _rebuilt(graph, new, weights)
+    return Swept(rebuilt, output_error(outputs, clean_outputs), outputs, clean_outputs, effects)
+
+
+def batched(node: Node, operands: Sequence[Tensor], weights: Mapping[str, Tensor], graph: Graph) -> Tensor:
+    """The value of a node, a few images at a time."""
+    parts = zip(*(x.split(CHUNK) for x in operands), strict=True)
+    return torch.cat([apply(node, part, weights, graph.constants) for part in parts])
+
+
+def _rebuilt(graph: Graph, new: Mapping[str, Node], weights: Mapping[str, Tensor]) -> Graph:
+    def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+        made = new.get(node.id, node)
+        if made.op is node.op:
+            return None
+        names = {}
+        for name in made.op.constant_fields:
+            value = getattr(made.op, name)
+            if value is not None:
+                names[name] = builder.constant(f"{node.id}.{name}.fitted", weights[value].double().numpy())
+        return builder.add(replace(made.op, **names), inputs, name=node.id, origin=node.origin, type=node.type)
+
+    left = any(isinstance(n.op, Activation) and n.id not in new for n in graph.nodes)
+    left = left or any(isinstance(n.op, Activation) for n in new.values())
+    return graph.rewrite(step, by="fit_activations", stage=graph.stage if left else Stage.POLYNOMIAL)
+
+
+# Linear layers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Moments:
+    """Means and centred second moments of a linear layer's patches and targets, by group."""
+
+    gram: Tensor
+    cross: Tensor
+    patches: Tensor
+    targets: Tensor
+
+    def solve(self, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """Weights (groups, out, columns) and bias (groups, out) by ridge regression towards `weight`."""
+        columns = self.gram.shape[1]
+        size = self.gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        system = self.gram + (ridge * size + 1e-12) * torch.eye(columns, dtype=torch.float64)
+        step = torch.linalg.solve(system, (self.cross - weight @ self.gram).mT).mT
+        made = weight + step
+        return made, self.targets - (made @ self.patches[:, :, None])[:, :, 0]
+
+
+def patches(op: Conv2d | Linear, x: Tensor, weight: Tensor) -> Tensor:
+    """Rows of the layer as a product of matrices: (groups, columns, positions)."""
+    if isinstance(op, Linear):
+        return x.T[None]
+    top, bottom, left, right = op.padding
+    unfolded = F.unfold(
+        F.pad(x, (left, right, top, bottom)), list(weight.shape[2:]), dilation=op.dilation, stride=op.stride
+    )
+    columns = weight[0].numel()
+    return unfolded.reshape(len(x), op.groups, columns, -1).permute(1, 2, 0, 3).reshape(op.groups, columns, -1)
+
+
+def _moments(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> _Moments:
+    groups = op.groups if isinstance(op, Conv2d) else 1
+    out, columns = len(weight) // groups, weight[0].numel()
+    gram = torch.zeros(groups, columns, columns, dtype=torch.float64)
+    cross = torch.zeros(groups, out, columns, dtype=torch.float64)
+    mean_x = torch.zeros(groups, columns, dtype=torch.float64)
+    mean_y = torch.zeros(groups, out, dtype=torch.float64)
+    count = 0
+    for part, wanted in zip(x.split(CHUNK), target.split(CHUNK), strict=True):
+        u = patches(op, part, weight)
+        y = wanted.reshape(len(part), groups, out, -1).permute(1, 2, 0, 3).reshape(groups, out, -1)
+        gram += u @ u.mT
+        cross += y @ u.mT
+        mean_x += u.sum(2, dtype=torch.float64)
+        mean_y += y.sum(2, dtype=torch.float64)
+        count += u.shape[2]
+    mean_x, mean_y = mean_x / count, mean_y / count
+    gram = gram / count - mean_x[:, :, None] * mean_x[:, None, :]
+    cross = cross / count - mean_y[:, :, None] * mean_x[:, None, :]
+    return _Moments(gram, cross, mean_x, mean_y)
+
+
+def _refit(
+    graph: Graph,
+    node: Node,
+    weights: dict[str, Tensor],
+    users: Sequence[Node],
+    fitted: Run,
+    held: Run,
+    options: FitOptions,
+    choose: bool,
+    index: int,
+    rest: Callable[[int, Tensor], float],
+) -> Node:
+    """The node with re-fitted weights, put into `weights`; as it is where that is better for the held-out images."""
+    op = node.op
+    assert isinstance(op, Conv2d | Linear)
+    weight = weights[op.weight]
+    if weight[0].numel() > MOST_COLUMNS:
+        return node
+    target = fitted.clean[node.id]
+    if len(users) == 1 and isinstance(users[0].op, Add):
+        others = [i for i in users[0].inputs if i != node.id]
+        if others and others[0] in fitted.disturbed:
+            # What the other branch is off is made up for here.
+            target = target + (fitted.clean[others[0]] - fitted.disturbed[others[0]])
+    moments = _moments(op, fitted.disturbed[node.inputs[0]], target, weight)
+    groups = op.groups if isinstance(op, Conv2d) else 1
+    flat = weight.double().reshape(groups, len(weight) // groups, -1)
+    names = (f"{node.id}.weight.fitted", f"{node.id}.bias.fitted")
+    made = replace(node, op=replace(op, weight=names[0], bias=names[1]))
+    ridges = (options.ridge,) if options.ridge is not None else RIDGES if choose else (RIDGES[1],)
+    best: tuple[float, Tensor, Tensor] | None = None
+    for ridge in ridges:
+        w, b = moments.solve(flat, ridge)
+        weights[names[0]], weights[names[1]] = w.reshape(weight.shape).float(), b.reshape(-1).float()
+        if not choose:
+            return made
+        error = rest(index, batched(made, [held.disturbed[node.inputs[0]]], weights, graph))
+        if best is None or error < best[0]:
+            best = (error, weights[names[0]], weights[names[1]])
+    assert best is not None
+    if best[0] > rest(index, batched(node, [held.disturbed[node.inputs[0]]], weights, graph)):
+        return node
+    weights[names[0]], weights[names[1]] = best[1], best[2]
+    return made
+
+
+# Activations ---------------------------------------------------------------------------------------------------------
+
+
+def by_channel(x: Tensor) -> Tensor:
+    """(n, channels, ...) as (channels, n ...)."""
+    return x.transpose(0, 1).reshape(x.shape[1], -1)
+
+
+def _fit(
+    op: Activation,
+    node: Node,
+    fitted: Run,
+    held: Run,
+    degree: int,
+    options: FitOptions,
+    choose: bool,
+    measure: Callable[[Tensor], float] | None,
+) -> tuple[float, Tensor, float]:
+    """Error on the held-out images (nan if not measured), coefficients and half width of the best tails."""
+    x, y = fitted.disturbed[node.inputs[0]], fitted.clean[node.id]
+    axes = [0, *range(2, x.ndim)]
+    low, high = x.amin(axes).double().numpy(), x.amax(axes).double().numpy()
+    layer = max(float(np.abs(low).max()), float(np.abs(high).max())) or 1.0
+    middle, half = (low + high) / 2, np.maximum((high - low) / 2, NARROWEST * layer)
+    second, first = _sums(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
+    functions = functions_of(op)
+    best: tuple[float, Tensor, float] | None = None
+    given = options.floor is not None or options.padding is not None
+    candidates = (options.tails(degree),) if given or not choose else tails(degree)
+    for floor, padding in candidates:
+        rows = _solve(functions, second, first, middle, half, degree, floor, padding)
+        half_width = float((np.abs(middle) + padding * half).max())
+        made = torch.from_numpy(recentred(rows, middle, half, half_width)).float()
+        error = float("nan")
+        if measure is not None:
+            polynomial = replace(node, op=Polynomial("c", half_width))
+            value = batched(polynomial, [held.disturbed[node.inputs[0]]], {"c": made}, _NOTHING)
+            error = measure(value)
+        if best is None or error <= best[0] * TOLERANCE:
+            best = (min(error, best[0]) if best else error, made, half_width)
+    assert best is not None
+    return best
+
+
+_NOTHING = Graph((), (), {}, Stage.TRACED)
+
+
+def _sums(x: Tensor, y: Tensor, middle: Tensor, half: Tensor, degree: int) -> tuple[Tensor, Tensor]:
+    """Means of T_i T_j and of T_i y in each channel; they are sums over images, so any number may pass."""
+    channels = x.shape[1]
+    second = torch.zeros(channels, degree + 1, degree + 1, dtype=torch.float64)
+    first = torch.zeros(channels, degree + 1, dtype=torch.float64)
+    few = max(1, CHUNK * 4 // (degree + 1))
+    for part, wanted in zip(x.split(few), y.split(few), strict=True):
+        t = (by_channel(part).double() - middle[:, None]) / half[:, None]
+        basis = torch.stack(chebyshev(t, degree), 1)
+        second += basis @ basis.mT
+        first += (basis @ by_channel(wanted).double()[:, :, None])[:, :, 0]
+    count = x.numel() // channels
+    return second / count, first / count
+
+
+def _solve(
+    functions: Sequence[Function],
+    second: Tensor,
+    first: Tensor,
+    middle: np.ndarray,  # type: ignore[type-arg]
+    half: np.ndarray,  # type: ignore[type-arg]
+    degree: int,
+    floor: float,
+    padding: float,
+) -> np.ndarray:  # type: ignore[type-arg]
+    """Coefficients (channels, degree + 1) in Chebyshev polynomials of (x - middle) / half."""
+    t = torch.linspace(-padding, padding, FLOOR_POINTS, dtype=torch.float64)
+    points = middle[:, None] + half[:, None] * t.numpy()[None, :]
+    if len(functions) == 1:
+        target = functions[0](points)
+    else:
+        target = np.stack([f(x) for f, x in zip(functions, points, strict=True)])
+    basis = torch.stack(chebyshev(t, degree), 0)
+    spread_second, spread_first = basis @ basis.T / len(t), torch.from_numpy(target) @ basis.T / len(t)
+    system = (1 - floor) * second + floor * spread_second
+    right = (1 - floor) * first + floor * spread_first
+    return np.asarray(torch.linalg.solve(system, right).numpy())
