@@ -36,9 +36,11 @@ RUN_ELEMENTS = 1 << 18
 
 MARGIN = 4.0
 """Given functions are looked at in the calibrated range and so many half widths of it beyond, where fits may look."""
-OUTLIERS = 10.0
-OUTLIER_SHARE = 1e-4
-"""A note is made where a share of the values below this takes the range over so many times as far as all others."""
+OUTLIERS = ((1e-4, 10.0), (2e-2, 100.0))
+"""A note is made where this share of the values takes the range over so many times as far as all others.
+
+The second holds for few images, of which a single one has more than the first share of the values.
+"""
 
 
 def as_images(item: Any, where: str) -> torch.Tensor:
@@ -103,23 +105,24 @@ class _Observer(fx.Interpreter):
 
     def __init__(self, traced: Traced, graph: Graph) -> None:
         super().__init__(traced.module)
+        self.extra_traceback = False  # it would go into the messages of our own errors
         self._traced, self._graph = traced, graph
         self._nodes = {node.id: node for node in graph.nodes}
         self.histograms: dict[str, Histogram] = {}
         self.low: dict[str, float] = {}
         self.high: dict[str, float] = {}
         self.where = ""
-        self.observing = True
+        self.observing = self.looking = True
         known = {i for made in traced.lifted.values() for i in made}
         missing = [node.id for node in graph.nodes if node.id not in known]
         if missing:
             raise VerificationError(f"{', '.join(missing)}: no part of the traced model, so can't be calibrated")
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one fx node and observe the IR nodes that were made for it."""
+        """Run one fx node and observe the IR nodes that were made for it; where only `looking`, refuse NaN alone."""
         result = super().run_node(n)
         made = [i for i in self._traced.lifted.get(n.name, ()) if i in self._nodes]
-        if made and self.observing:
+        if made and self.looking:
             values: dict[str, torch.Tensor] = {}
             for argument in n.all_input_nodes:
                 _collect(self._traced.results.get(argument.name), self.env[argument], values)
@@ -136,11 +139,14 @@ class _Observer(fx.Interpreter):
         value = values[node.id]
         low, high = (float(v) for v in torch.aminmax(value))
         if not (np.isfinite(low) and np.isfinite(high)):
-            what = f"{node.origin.path or node.id} ({node.origin.source})" if node.origin.source else node.id
+            origin = [part for part in (node.origin.path, node.origin.source) if part]
+            what = f"{node.id} ({', '.join(origin)})" if origin else node.id
             if isinstance(node.op, Activation) and values[node.inputs[0]].shape == value.shape:
                 given = values[node.inputs[0]][~torch.isfinite(value)]
                 what += f", for the input {float(given[0]):.6g}"
             raise CalibrationError(f"{self.where}: the model gives NaN or infinite values at {what}")
+        if not self.observing:
+            return
         self.low[node.id] = min(low, self.low.get(node.id, low))
         self.high[node.id] = max(high, self.high.get(node.id, high))
         if isinstance(node.op, Activation):
@@ -383,14 +389,16 @@ def outlier_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
     notes = []
     for node_id, histogram in calibration.histograms.items():
         seen = histogram.range()
-        usual = max(abs(histogram.quantile(1 - OUTLIER_SHARE)), abs(histogram.quantile(OUTLIER_SHARE)))
-        if seen.magnitude > OUTLIERS * usual:
-            path = graph[node_id].origin.path or "model"
-            notes.append(
-                f"{node_id} ({path}): outliers stretch the range of its input to {seen.magnitude:.3g}, where all but "
-                f"{OUTLIER_SHARE:.2%} of the values stay below {usual:.3g}: polynomials on so wide a range are coarse. "
-                "Look for broken calibration images"
-            )
+        for share, times in OUTLIERS:
+            usual = max(abs(histogram.quantile(1 - share)), abs(histogram.quantile(share)))
+            if seen.magnitude > times * usual:
+                path = graph[node_id].origin.path or "model"
+                notes.append(
+                    f"{node_id} ({path}): outliers stretch the range of its input to {seen.magnitude:.3g}, where all "
+                    f"but {share:.2%} of the values stay below {usual:.3g}: polynomials on so wide a range are coarse. "
+                    "Look for broken calibration images"
+                )
+                break
     return tuple(notes)
 
 
@@ -399,13 +407,16 @@ def _array(tensor: torch.Tensor) -> Array:
 
 
 def _plain(observer: _Observer, images: torch.Tensor) -> torch.Tensor:
-    observer.observing = False
+    """The outputs for images that no statistic sees."""
+    observer.observing = observer.looking = False
     try:
         output: torch.Tensor = observer.run(images)
+        if not torch.isfinite(output).all():
+            observer.looking = True
+            observer.run(images)  # once more, to find the layer
+            raise CalibrationError(f"{observer.where}: the model's outputs are NaN or infinite")
     finally:
-        observer.observing = True
-    if not torch.isfinite(output).all():
-        raise CalibrationError(f"{observer.where}: the model's outputs are NaN or infinite")
+        observer.observing = observer.looking = True
     return output
 
 
