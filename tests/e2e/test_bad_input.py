@@ -226,6 +226,11 @@ def test_what_is_beyond_the_range_is_continued(function: Any) -> None:
     sound(model, approximated, x, 0.5)
 
 
+def test_prelu_of_one_slope() -> None:
+    model = net(nn.PReLU(init=-0.5))
+    sound(model, olac.approximate(model, images()), images(), 0.5)
+
+
 def test_no_state_is_left() -> None:
     approximated = olac.approximate(net(Snake()), images(), activations={Snake: None})
     assert approximated.report.fits[0].function == "Snake"
