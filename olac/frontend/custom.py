@@ -45,6 +45,10 @@ class Custom:
         self.classes: dict[type[nn.Module], Callable[[Any], Any] | None] = {}
         self.names: dict[str, Callable[[Any], Any] | None] = {}
         self.functions: dict[Any, Callable[[Any], Any] | None] = {}
+        if activations is not None and not isinstance(activations, Mapping):
+            raise TypeError(
+                f"activations is a {type(activations).__name__}, expected a mapping such as {{Snake: None}}"
+            )
         for key, given in (activations or {}).items():
             if given is not None and not callable(given):
                 raise TypeError(f"activations[{key!r}] is a {type(given).__name__}, expected a function or None")

@@ -286,7 +286,10 @@ class Calibration:
             self.fingerprint != other.fingerprint
             or self.ranges.keys() != other.ranges.keys()
             or self.histograms.keys() != other.histograms.keys()
-            or self.held_out.shape[1:] != other.held_out.shape[1:]
+            or any(
+                getattr(self, name).shape[1:] != getattr(other, name).shape[1:]
+                for name in ("held_out", "held_out_outputs", "sample")
+            )
             or any(h.channels != other.histograms[i].channels for i, h in self.histograms.items())
         ):
             raise CalibrationError("calibrations of different models can't be merged. Calibrate both with one model.")

@@ -231,6 +231,25 @@ def test_prelu_of_one_slope() -> None:
     sound(model, olac.approximate(model, images()), images(), 0.5)
 
 
+class Slopes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slopes = nn.Parameter(torch.tensor([-0.5, 0.0, 0.2, 1.0]).reshape(1, -1, 1, 1))
+
+    def forward(self, x: Any) -> Any:
+        return torch.where(x > 0, x, self.slopes * x)
+
+
+@pytest.mark.xfail(reason="until fits ask for the function of each channel", strict=False)
+@pytest.mark.parametrize("own", [False, True])
+def test_functions_for_each_channel(own: bool) -> None:
+    act = nn.PReLU(4)
+    act.load_state_dict({"weight": Slopes().slopes.detach().flatten()})
+    model = net(Slopes() if own else act)
+    approximated = olac.approximate(model, images(), activations={Slopes: None} if own else {})
+    sound(model, approximated, images(), 0.5)
+
+
 def test_no_state_is_left() -> None:
     approximated = olac.approximate(net(Snake()), images(), activations={Snake: None})
     assert approximated.report.fits[0].function == "Snake"

@@ -206,7 +206,7 @@ def test_what_is_not_elementwise(module: nn.Module, given: Any, message: str) ->
 
 
 def test_bad_keys() -> None:
-    wrong: list[Any] = [{1: None}, {Snake: 3}, {Snake(): None}, {int: None}]
+    wrong: list[Any] = [{1: None}, {Snake: 3}, {Snake(): None}, {int: None}, [Snake]]
     for bad in wrong:
         with pytest.raises(TypeError):
             trace(Snake(), images(), bad)
