@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from olac.compiler import CompileOptions, approximate, compile
+    from olac.compiler import CompileOptions, approximate, calibrate, compile
     from olac.frontend import check
     from olac.polynomials.fit import FitOptions
+    from olac.polynomials.statistics import Calibration
     from olac.program import ApproximatedModel, CompiledProgram
     from olac.runtime import Client, Server
 
 _HOMES = {
     "compile": "olac.compiler",
     "approximate": "olac.compiler",
+    "calibrate": "olac.compiler",
+    "Calibration": "olac.polynomials.statistics",
     "CompileOptions": "olac.compiler",
     "FitOptions": "olac.polynomials.fit",
     "check": "olac.frontend",
@@ -34,6 +37,7 @@ _HOMES = {
 
 __all__ = [
     "ApproximatedModel",
+    "Calibration",
     "Client",
     "CompileOptions",
     "CompiledProgram",
@@ -41,6 +45,7 @@ __all__ = [
     "Server",
     "__version__",
     "approximate",
+    "calibrate",
     "check",
     "compile",
 ]

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from olac.envelope import MAGIC, Source, write_file
+from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
+from olac.files import Source, write_file
 from olac.ir.graph import Diagonals, Graph, Node, Origin
 from olac.ir.ops import OPS, Activation, Array, Conv2d, Op, Polynomial, SparseLinear
 from olac.ir.types import Stage, ValueType

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +15,32 @@ from torch import fx
 
 from olac.errors import CalibrationError, VerificationError
 from olac.frontend.trace import Traced
-from olac.ir.graph import Graph, Node
+from olac.ir.functions import Definition, channel_function, define
+from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Array
 from olac.ir.types import Range
-from olac.polynomials.statistics import Calibration, Histogram
+from olac.polynomials.domain import singularity
+from olac.polynomials.statistics import (
+    HELD_OUT_MOST,
+    SAMPLE_BYTES,
+    SAMPLE_IMAGES,
+    Calibration,
+    Histogram,
+    SingleArray,
+    sample_limit,
+)
 
 HELD_OUT_EVERY = 8
-HELD_OUT_MOST = 64
+RUN_ELEMENTS = 1 << 18
+"""Input elements in one run of the model: the loader's batches are cut and joined to it."""
+
+MARGIN = 4.0
+"""Given functions are looked at in the calibrated range and so many half widths of it beyond, where fits may look."""
+OUTLIERS = ((1e-4, 10.0), (2e-2, 100.0))
+"""A note is made where this share of the values takes the range over so many times as far as all others.
+
+The second holds for few images, of which a single one has more than the first share of the values.
+"""
 
 
 def as_images(item: Any, where: str) -> torch.Tensor:
@@ -83,23 +105,24 @@ class _Observer(fx.Interpreter):
 
     def __init__(self, traced: Traced, graph: Graph) -> None:
         super().__init__(traced.module)
+        self.extra_traceback = False  # it would go into the messages of our own errors
         self._traced, self._graph = traced, graph
         self._nodes = {node.id: node for node in graph.nodes}
         self.histograms: dict[str, Histogram] = {}
         self.low: dict[str, float] = {}
         self.high: dict[str, float] = {}
         self.where = ""
-        self.observing = True
+        self.observing = self.looking = True
         known = {i for made in traced.lifted.values() for i in made}
         missing = [node.id for node in graph.nodes if node.id not in known]
         if missing:
             raise VerificationError(f"{', '.join(missing)}: no part of the traced model, so can't be calibrated")
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one fx node and observe the IR nodes that were made for it."""
+        """Run one fx node and observe the IR nodes that were made for it; where only `looking`, refuse NaN alone."""
         result = super().run_node(n)
         made = [i for i in self._traced.lifted.get(n.name, ()) if i in self._nodes]
-        if made and self.observing:
+        if made and self.looking:
             values: dict[str, torch.Tensor] = {}
             for argument in n.all_input_nodes:
                 _collect(self._traced.results.get(argument.name), self.env[argument], values)
@@ -116,8 +139,14 @@ class _Observer(fx.Interpreter):
         value = values[node.id]
         low, high = (float(v) for v in torch.aminmax(value))
         if not (np.isfinite(low) and np.isfinite(high)):
-            what = f"{node.origin.path or node.id} ({node.origin.source})" if node.origin.source else node.id
+            origin = [part for part in (node.origin.path, node.origin.source) if part]
+            what = f"{node.id} ({', '.join(origin)})" if origin else node.id
+            if isinstance(node.op, Activation) and values[node.inputs[0]].shape == value.shape:
+                given = values[node.inputs[0]][~torch.isfinite(value)]
+                what += f", for the input {float(given[0]):.6g}"
             raise CalibrationError(f"{self.where}: the model gives NaN or infinite values at {what}")
+        if not self.observing:
+            return
         self.low[node.id] = min(low, self.low.get(node.id, low))
         self.high[node.id] = max(high, self.high.get(node.id, high))
         if isinstance(node.op, Activation):
@@ -135,27 +164,102 @@ def _collect(ids: Any, value: Any, values: dict[str, torch.Tensor]) -> None:
         values[ids] = value
 
 
+class _Sample:
+    """Every so-manyth image of a stream, ever fewer of them, so that they stay few and evenly spread."""
+
+    def __init__(self, most: int) -> None:
+        self.every = 1
+        self._most, self._seen = most, 0
+        self._images: list[torch.Tensor] = []
+
+    def add(self, images: torch.Tensor) -> None:
+        """Go on with further images."""
+        for image in images:
+            if self._seen % self.every == 0:
+                if len(self._images) == self._most:
+                    self._images, self.every = self._images[::2], 2 * self.every
+                if self._seen % self.every == 0:
+                    self._images.append(image.clone())
+            self._seen += 1
+
+    def array(self) -> SingleArray:
+        """(n, *image shape)."""
+        return np.asarray(torch.stack(self._images).numpy(), dtype=np.float32)
+
+
+class _Queue:
+    """Images on their way to runs of one size, whatever the loader's batches are.
+
+    So equal images give equal numbers: what convolutions round depends on the size of the batch.
+    """
+
+    def __init__(self, size: int, run: Callable[[torch.Tensor, str], None]) -> None:
+        self._size, self._run = size, run
+        self._waiting: list[tuple[int, torch.Tensor]] = []
+        self._count = 0
+
+    def add(self, batch: int, images: torch.Tensor) -> None:
+        """Images of the loader's batch of that number."""
+        while len(images):
+            part = images[: self._size - self._count]
+            self._waiting.append((batch, part))
+            self._count += len(part)
+            images = images[len(part) :]
+            if self._count == self._size:
+                self.flush()
+
+    def flush(self) -> None:
+        """Run what waits."""
+        if self._waiting:
+            first, last = self._waiting[0][0], self._waiting[-1][0]
+            images = torch.cat([part for _, part in self._waiting])
+            self._waiting, self._count = [], 0
+            self._run(images, f"batch {first}" if first == last else f"batches {first} to {last}")
+
+
 def calibrate(
-    traced: Traced, graph: Graph, loader: Any, *, progress: Callable[[int], None] | None = None
+    traced: Traced,
+    graph: Graph,
+    loader: Any,
+    *,
+    progress: Callable[[int], None] | None = None,
+    sample_images: int = SAMPLE_IMAGES,
+    sample_bytes: int = SAMPLE_BYTES,
 ) -> Calibration:
     """Run a model over calibration images and collect the statistics of its values.
 
-    Every 8th image, from the first on and 64 at most, is held out of all statistics; a single image is both.
+    Every 8th image, from the first on and 256 at most, is held out of all statistics; a single image is both. Memory
+    doesn't grow with the number of images, and the result doesn't depend on the size of the batches.
 
     Args:
         traced: the traced model, already lifted.
         graph: what `lift(traced)` gave.
         loader: batches of images (n, *input shape), or tuples whose first item they are, or one batch.
         progress: called with the number of images so far after each batch.
+        sample_images, sample_bytes: bounds of the sample of images for fits.
 
     Raises:
         CalibrationError: for no images, NaN or infinite values, other shapes, and what can't be images.
     """
     expected = traced.input_shape
+    elements = max(1, traced.example[0].numel())
     observer = _Observer(traced, graph)
+    sample = _Sample(sample_limit(4 * elements, sample_images, sample_bytes))
     held: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
     kept = seen = fitted = 0
+
+    def observe(images: torch.Tensor, where: str) -> None:
+        observer.where = where
+        observer.run(images)
+
+    def keep(images: torch.Tensor, where: str) -> None:
+        observer.where = where
+        held.append(images)
+        outputs.append(_plain(observer, images))
+
+    size = max(1, min(64, RUN_ELEMENTS // elements))
+    to_fit, to_hold = _Queue(size, observe), _Queue(size, keep)
     _, stream = first_batch(loader)
     with torch.no_grad():
         for index, images in enumerate(stream):
@@ -163,30 +267,139 @@ def calibrate(
                 raise CalibrationError(
                     f"batch {index} has images of shape {tuple(images.shape[1:])}, and the model takes {expected}"
                 )
-            observer.where = f"batch {index}"
             out = (torch.arange(seen, seen + len(images)) % HELD_OUT_EVERY) == 0
             # Of what remains to be held out, the first ones are taken.
             out &= torch.cumsum(out, 0) <= HELD_OUT_MOST - kept
-            if out.any():
-                held.append(images[out])
-                outputs.append(_plain(observer, images[out]))
-                kept += int(out.sum())
-            if not out.all():
-                fitted += int((~out).sum())
-                observer.run(images[~out])
+            kept += int(out.sum())
+            fitted += int((~out).sum())
+            to_hold.add(index, images[out])
+            to_fit.add(index, images[~out])
+            sample.add(images[~out])
             seen += len(images)
             if progress is not None:
                 progress(seen)
+        to_hold.flush()
         if fitted == 0:
-            observer.run(held[0])
+            to_fit.add(0, held[0])
+            sample.add(held[0])
             fitted = 1
+        to_fit.flush()
     return Calibration(
         images=fitted,
         histograms=observer.histograms,
         ranges={i: Range(low, observer.high[i]) for i, low in observer.low.items()},
         held_out=_array(torch.cat(held)),
         held_out_outputs=_array(torch.cat(outputs)),
+        sample=sample.array(),
+        sample_every=sample.every,
+        fingerprint=fingerprint(graph),
     )
+
+
+def fingerprint(graph: Graph) -> str:
+    """SHA-256 of a lifted model: its ops, shapes and weights. Of functions that the caller gave, the names."""
+    digest = hashlib.sha256()
+    for node in graph.nodes:
+        attributes = {name: repr(value) for name, value in node.op.attributes().items()}
+        if isinstance(node.op, Activation) and node.op.definition is not None:
+            attributes["function"] = node.op.definition.label
+        digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, node.type.shape]).encode())
+    digest.update(json.dumps(graph.outputs).encode())
+    for name in sorted(graph.constants):
+        array = graph.constants[name]
+        digest.update(f"{name} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+    return digest.hexdigest()
+
+
+def check_calibration(calibration: Calibration, graph: Graph) -> None:
+    """Raise CalibrationError unless a calibration is of the model that a graph was lifted from."""
+    advice = "Calibrate this model (olac.calibrate), with these weights."
+    if calibration.fingerprint and calibration.fingerprint != fingerprint(graph):
+        raise CalibrationError(f"the calibration is of another model, or of other weights. {advice}")
+    missing = sorted({node.id for node in graph.nodes} - set(calibration.ranges))
+    if missing:
+        raise CalibrationError(f"the calibration has no range of {', '.join(missing[:5])}. {advice}")
+    for node in graph.nodes:
+        if isinstance(node.op, Activation):
+            histogram = calibration.histograms.get(node.id)
+            if histogram is None or histogram.channels != node.type.shape[0]:
+                raise CalibrationError(f"the calibration never saw the activation {node.id}. {advice}")
+    shape = graph.inputs[0].type.shape
+    if calibration.held_out.shape[1:] != shape or calibration.sample.shape[1:] not in ((), shape):
+        raise CalibrationError(f"the calibration has images of another shape than the model, {shape}. {advice}")
+
+
+def with_finite_functions(graph: Graph, calibration: Calibration) -> tuple[Graph, tuple[str, ...]]:
+    """Given functions that fits can use, and notes on those that are changed for it.
+
+    Where such a function isn't finite, or has a pole, beyond the calibrated range, it is constant from there on.
+    CalibrationError where it isn't finite within the range.
+    """
+    notes: list[str] = []
+
+    def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+        op = node.op
+        if not isinstance(op, Activation) or op.definition is None or node.id not in calibration.histograms:
+            return None
+        histogram, where = calibration.histograms[node.id], f"{node.id} ({node.origin.path or 'model'})"
+        outside: float | None = None
+        for channel in range(histogram.channels) if op.definition.channels else (None,):
+            function = channel_function(op.function, op.parameters, channel or 0)
+            seen = histogram.range(channel)
+            found = singularity(function, seen)
+            if found is not None:
+                raise CalibrationError(
+                    f"{where}: the function {op.definition.label} isn't finite or has a pole at {found:.6g}, within "
+                    f"the calibrated range {seen.low:.6g} ... {seen.high:.6g} of its input. No polynomial is near it; "
+                    "keep its input away from there"
+                )
+            reach = MARGIN * (seen.high - seen.low) / 2
+            if outside is None:
+                outside = singularity(function, Range(seen.low - reach, seen.high + reach))
+        if outside is None:
+            return None
+        notes.append(
+            f"{where}: the function {op.definition.label} isn't finite or has a pole at {outside:.6g}; beyond the "
+            "calibrated range of its input it is taken as constant"
+        )
+        definition = _clamped(op.definition, histogram)
+        made = replace(op, function=definition.name, definition=definition)
+        return builder.add(made, inputs, name=node.id, origin=node.origin, type=node.type)
+
+    return graph.rewrite(step, by="clamp", stage=graph.stage), tuple(notes)
+
+
+def _clamped(definition: Definition, histogram: Histogram) -> Definition:
+    """The given function, with inputs taken to the nearest end of the calibrated range."""
+    low, high = np.asarray(histogram.low.min()), np.asarray(histogram.high.max())
+    if definition.channels is not None:
+        shape = (-1, *(1,) * definition.trailing)
+        low, high = histogram.low.reshape(shape), histogram.high.reshape(shape)
+    return define(
+        f"{definition.label}_clamped",
+        lambda x: definition.function(np.clip(x, low, high)),
+        definition.channels,
+        definition.trailing,
+    )
+
+
+def outlier_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
+    """Activations whose range a few values stretch far beyond all others."""
+    notes = []
+    for node_id, histogram in calibration.histograms.items():
+        seen = histogram.range()
+        for share, times in OUTLIERS:
+            usual = max(abs(histogram.quantile(1 - share)), abs(histogram.quantile(share)))
+            if seen.magnitude > times * usual:
+                path = graph[node_id].origin.path or "model"
+                notes.append(
+                    f"{node_id} ({path}): outliers stretch the range of its input to {seen.magnitude:.3g}, where all "
+                    f"but {share:.2%} of the values stay below {usual:.3g}: polynomials on so wide a range are coarse. "
+                    "Look for broken calibration images"
+                )
+                break
+    return tuple(notes)
 
 
 def _array(tensor: torch.Tensor) -> Array:
@@ -194,14 +407,26 @@ def _array(tensor: torch.Tensor) -> Array:
 
 
 def _plain(observer: _Observer, images: torch.Tensor) -> torch.Tensor:
-    observer.observing = False
+    """The outputs for images that no statistic sees."""
+    observer.observing = observer.looking = False
     try:
         output: torch.Tensor = observer.run(images)
+        if not torch.isfinite(output).all():
+            observer.looking = True
+            observer.run(images)  # once more, to find the layer
+            raise CalibrationError(f"{observer.where}: the model's outputs are NaN or infinite")
     finally:
-        observer.observing = True
-    if not torch.isfinite(output).all():
-        raise CalibrationError(f"{observer.where}: the model's outputs are NaN or infinite")
+        observer.observing = observer.looking = True
     return output
 
 
-__all__ = ["Calibration", "as_images", "calibrate", "first_batch"]
+__all__ = [
+    "Calibration",
+    "as_images",
+    "calibrate",
+    "check_calibration",
+    "fingerprint",
+    "first_batch",
+    "outlier_notes",
+    "with_finite_functions",
+]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from olac import calibration as calibrations
 from olac.backends.cost import predicted_seconds
-from olac.calibration import calibrate, first_batch
+from olac.calibration import first_batch
 from olac.costs import CostTable
-from olac.errors import InfeasibleError, SecurityError, VerificationError
+from olac.errors import CalibrationError, InfeasibleError, SecurityError, VerificationError
 from olac.estimate import GB
-from olac.frontend import check, lift, trace
+from olac.frontend import Activations, Traced, check, lift, trace
 from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import Array, Input, LinearOp, Polynomial
@@ -25,7 +26,7 @@ from olac.passes.base import Pass, PassContext, PassManager
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
 from olac.plugins import load_plugins
 from olac.polynomials.fit import FitOptions
-from olac.polynomials.statistics import Calibration
+from olac.polynomials.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
 from olac.program import ApproximatedModel, CompiledProgram, Report, SelfCheck
 from olac.threads import usable_threads
 
@@ -39,6 +40,8 @@ TINY_OUTPUT = 1e-9
 NOISE_MARGIN_BITS = 2.0
 MAX_SCALE_BITS = 50
 MAX_DEPTH = 100
+CHECK_IMAGES = 64
+"""Held-out images that the structure and the noise are checked on; the agreement is measured on all of them."""
 
 Stages = Callable[[str], None]
 
@@ -58,6 +61,9 @@ class CompileOptions:
         max_memory: bytes that the server process may take, or None for no limit.
         batch: images in one set of ciphertexts.
         threads: that the server will use; None for all cores.
+        activations: own modules and functions that work elementwise and are to become polynomials, by module class, by
+            a module's qualified name or by the function itself; as a function over numpy arrays or torch tensors, or
+            None for what the model computes there.
         dump_after, dump: passes after which `dump(name, text)` gets the graph.
     """
 
@@ -71,6 +77,7 @@ class CompileOptions:
     max_memory: float | None = None
     batch: int = 1
     threads: int | None = None
+    activations: Mapping[Any, Callable[[Any], Any] | None] = field(default_factory=dict)
     dump_after: Sequence[str] = ()
     dump: Callable[[str, str], None] | None = None
 
@@ -92,11 +99,53 @@ class CompileOptions:
             raise ValueError(f"a scale of {self.scale_bits} bits is outside {least} ... {MAX_SCALE_BITS}")
 
 
-def approximate(
+def calibrate(
     model: Any,
     calib_loader: Iterable[Any],
+    *,
+    activations: Activations | None = None,
+    sample_images: int = SAMPLE_IMAGES,
+    sample_bytes: int = SAMPLE_BYTES,
+    progress: Stages | None = None,
+) -> Calibration:
+    """Run a model over calibration images; the result takes a loader's place in `approximate` and `compile`.
+
+    Args:
+        model, calib_loader, progress: as in `approximate`.
+        activations: as in `CompileOptions`; the same ones have to be given to `approximate` and `compile`.
+        sample_images, sample_bytes: bounds of the sample of images that is kept for fits.
+
+    Raises:
+        UnsupportedModelError, CalibrationError: as in `approximate`.
+    """
+    say = progress or (lambda line: None)
+    load_plugins()
+    say("tracing the model")
+    example, batches = first_batch(calib_loader)
+    traced = trace(model, example, activations)
+    return _calibrate(traced, lift(traced), batches, say, sample_images, sample_bytes)
+
+
+def _calibrate(
+    traced: Traced, graph: Graph, batches: Iterable[Any], say: Stages, sample_images: int, sample_bytes: int
+) -> Calibration:
+    say("calibrating")
+    return calibrations.calibrate(
+        traced,
+        graph,
+        batches,
+        progress=lambda images: say(f"calibrating: {images} images"),
+        sample_images=sample_images,
+        sample_bytes=sample_bytes,
+    )
+
+
+def approximate(
+    model: Any,
+    calib_loader: Iterable[Any] | Calibration,
     options: CompileOptions | None = None,
     *,
+    activations: Activations | None = None,
     pipeline: Sequence[Pass] | None = None,
     progress: Stages | None = None,
 ) -> ApproximatedModel:
@@ -104,22 +153,28 @@ def approximate(
 
     Args:
         model: a torch.nn.Module; it is not changed.
-        calib_loader: yields tensors or tuples whose first item is a batch of images; labels are not needed.
+        calib_loader: yields tensors or tuples whose first item is a batch of images; labels are not needed. Or what
+            `calibrate` gave for this model.
         options: see `CompileOptions`.
+        activations: see `CompileOptions`.
         pipeline: other passes from stage TRACED to POLYNOMIAL.
         progress: called with a line of text as each step begins.
 
     Raises:
         UnsupportedModelError: with every node that can't be compiled.
-        CalibrationError: an empty loader, NaN, batches that don't fit the model.
+        CalibrationError: an empty loader, NaN, batches that don't fit the model, a calibration of another model, a
+            given function that isn't finite in its calibrated range.
     """
-    approximated, _ = _approximate(model, calib_loader, options or CompileOptions(), pipeline, progress)
+    chosen = options or CompileOptions()
+    if activations is not None:
+        chosen = replace(chosen, activations=activations)
+    approximated, _ = _approximate(model, calib_loader, chosen, pipeline, progress)
     return approximated
 
 
 def compile(
     model: Any,
-    calib_loader: Iterable[Any],
+    calib_loader: Iterable[Any] | Calibration,
     options: CompileOptions | None = None,
     *,
     pipeline: Sequence[Pass] | None = None,
@@ -156,7 +211,7 @@ def _with_choices(options: CompileOptions, choices: dict[str, Any]) -> CompileOp
 
 def _approximate(
     model: Any,
-    loader: Iterable[Any],
+    loader: Iterable[Any] | Calibration,
     options: CompileOptions,
     pipeline: Sequence[Pass] | None,
     progress: Stages | None,
@@ -164,20 +219,27 @@ def _approximate(
     say = progress or (lambda line: None)
     load_plugins()
     say("tracing the model")
-    example, batches = first_batch(loader)
-    traced = trace(model, example)
-    graph = lift(traced)
-    say("calibrating")
-    calibration = calibrate(traced, graph, batches, progress=lambda images: say(f"calibrating: {images} images"))
-    structure = _structure_error(graph, calibration)
+    if isinstance(loader, Calibration):
+        calibration = loader
+        traced = trace(model, calibrations.as_images(calibration.held_out, "the calibration"), options.activations)
+        graph = lift(traced)
+        calibrations.check_calibration(calibration, graph)
+    else:
+        example, batches = first_batch(loader)
+        traced = trace(model, example, options.activations)
+        graph = lift(traced)
+        calibration = _calibrate(traced, graph, batches, say, SAMPLE_IMAGES, SAMPLE_BYTES)
+    structure = _structure_error(graph, calibration, given=isinstance(loader, Calibration))
+    bounded, clamped = calibrations.with_finite_functions(_with_bounds(graph, calibration), calibration)
     say("fitting polynomials")
     context = PassContext(calibration=calibration, threads=options.threads or usable_threads())
     manager = PassManager(pipeline or approximation_pipeline(options.fit), options.dump_after, options.dump)
-    result = manager.run(_with_bounds(graph, calibration), context)
+    result = manager.run(bounded, context)
     report = Report(
         fits=tuple(context.fits),
         check=_self_check(result, calibration, structure),
         pass_seconds=tuple((timing.name, timing.seconds) for timing in manager.timings),
+        notes=(*clamped, *calibrations.outlier_notes(graph, calibration)),
     )
     return ApproximatedModel(result, report), calibration
 
@@ -192,21 +254,31 @@ def _with_bounds(graph: Graph, calibration: Calibration) -> Graph:
     )
 
 
-def _structure_error(graph: Graph, calibration: Calibration) -> float:
-    """The lifted graph against the model, before anything is approximated: a difference is a bug of ours."""
-    ours, theirs = graph.evaluate(calibration.held_out), calibration.held_out_outputs
+def _structure_error(graph: Graph, calibration: Calibration, given: bool) -> float:
+    """The lifted graph against the model, before anything is approximated: a difference is a bug of ours.
+
+    Or the calibration was `given` and is of another model.
+    """
+    images, theirs = calibration.held_out[:CHECK_IMAGES], calibration.held_out_outputs[:CHECK_IMAGES]
+    ours = graph.evaluate(images)
+    if given and ours.size != theirs.size:
+        raise CalibrationError(f"the calibration has outputs of shape {theirs.shape[1:]}: it is of another model")
     size = max(1e-6, float(np.max(np.abs(theirs))))
     error = float(np.max(np.abs(ours.reshape(theirs.shape) - theirs))) / size
-    if not error <= STRUCTURE_TOLERANCE + ROUNDING_MARGIN * _rounding_error(graph, calibration, ours) / size:
+    if not error <= STRUCTURE_TOLERANCE + ROUNDING_MARGIN * _rounding_error(graph, images, ours) / size:
+        if given:
+            raise CalibrationError(
+                f"the calibration is of another model: its outputs differ by {error:.2g} of the largest from this one's"
+            )
         raise VerificationError(
             f"the lifted graph differs from the model by {error:.2g} of its largest output: a bug in the frontend"
         )
     return error
 
 
-def _rounding_error(graph: Graph, calibration: Calibration, exact: Array) -> float:
+def _rounding_error(graph: Graph, images: Array, exact: Array) -> float:
     """How far single precision alone takes the outputs: much, where large values cancel."""
-    rounded = graph.evaluate(calibration.held_out, lambda node, value: value.astype(np.float32).astype(np.float64))
+    rounded = graph.evaluate(images, lambda node, value: value.astype(np.float32).astype(np.float64))
     return float(np.max(np.abs(rounded - exact)))
 
 
@@ -254,7 +326,7 @@ def lower(
                 approximated.report,
                 pass_seconds=approximated.report.pass_seconds
                 + tuple((timing.name, timing.seconds) for timing in manager.timings),
-                notes=_notes(approximated.report, options),
+                notes=approximated.report.notes + _notes(approximated.report, options),
             ),
         )
         if options.max_memory is None:
@@ -352,7 +424,7 @@ def _scale_bits(graph: Graph, calibration: Calibration, log_ring: int, precision
     rescale = math.sqrt((1 + 2 * ring / 3) / 12 * ring / 2)
     sigma = rescale * 2.0 ** (NOISE_MARGIN_BITS - PROBE_SCALE_BITS)
     random = np.random.default_rng(0)
-    images = calibration.held_out
+    images = calibration.held_out[:CHECK_IMAGES]
 
     def disturb(node: Node, value: Array) -> Array | None:
         if isinstance(node.op, Polynomial):
@@ -384,4 +456,4 @@ def _notes(report: Report, options: CompileOptions) -> tuple[str, ...]:
     return tuple(notes)
 
 
-__all__ = ["CompileOptions", "approximate", "check", "compile", "lower"]
+__all__ = ["CompileOptions", "approximate", "calibrate", "check", "compile", "lower"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +17,7 @@ FLOATS = st.floats(-1e6, 1e6, width=32)
 ARRAYS = hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.just(2), st.integers(1, 4)), elements=FLOATS)
 
 
-def of(*parts: Array, channels: int = 2) -> Histogram:
+def of(*parts: npt.NDArray[Any], channels: int = 2) -> Histogram:
     histogram = Histogram(channels)
     for part in parts:
         histogram.add(part)
@@ -82,6 +85,25 @@ def test_powers_of_two_and_zero(value: float) -> None:
     histogram = of(np.full((3, 2), value))
     assert histogram.counts.sum() == 6 and histogram.range().magnitude == abs(value)
     assert_same(of(np.full((3, 2), value), np.full((1, 2), 64.0)), of(np.full((1, 2), 64.0), np.full((3, 2), value)))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-3, 1.0, 1e3, 1e30])
+def test_single_precision_is_binned_as_double(scale: float) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 2, 30)).astype(np.float32) * np.float32(scale)
+    x[0, 0, :4] = [-1e-45, 1e-45, -1e-38, 0.0]
+    x[1, 1, 0] = -7 * np.float32(scale)
+    assert x.dtype == np.float32
+    assert_same(of(x), of(x.astype(np.float64)))
+    assert_same(of(x, x[:, ::-1]), of(x.astype(np.float64), x[:, ::-1].astype(np.float64)))
+
+
+def test_from_parts_and_copies() -> None:
+    histogram = of(np.random.default_rng(0).normal(size=(9, 2, 5)))
+    names = ("counts", "exponents", "low", "high", "sums", "squares")
+    assert_same(Histogram.of(*(getattr(histogram, name) for name in names)), histogram)
+    other = histogram.copy()
+    other.add(np.full((1, 2), 99.0))
+    assert histogram.high.max() < 99 and other.count == histogram.count + 2
 
 
 def test_errors() -> None:

@@ -6,19 +6,22 @@ import torch
 from torch import nn
 
 from olac.errors import UnsupportedModelError, UnsupportedNode
+from olac.frontend.custom import Activations
 from olac.frontend.lift import Unsupported, lift, register_function, register_module
 from olac.frontend.trace import Traced, trace
 
-__all__ = ["Traced", "Unsupported", "check", "lift", "register_function", "register_module", "trace"]
+__all__ = ["Activations", "Traced", "Unsupported", "check", "lift", "register_function", "register_module", "trace"]
 
 
-def check(model: nn.Module, example: torch.Tensor) -> list[UnsupportedNode]:
-    """Every place in a model that can't be compiled; empty where it can. `example` has shape (images, *image shape).
+def check(model: nn.Module, example: torch.Tensor, activations: Activations | None = None) -> list[UnsupportedNode]:
+    """Every place in a model that can't be compiled; empty where it can.
+
+    `example` has shape (images, *image shape); `activations` are own modules and functions, as for `olac.compile`.
 
     Raises CalibrationError where the model itself fails on the example.
     """
     try:
-        lift(trace(model, example))
+        lift(trace(model, example, activations))
     except UnsupportedModelError as error:
         return list(error.nodes)
     return []

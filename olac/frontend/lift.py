@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from olac.errors import UnsupportedModelError, UnsupportedNode, VerificationError
+from olac.frontend.custom import NotElementwiseError, plain_name
 from olac.frontend.trace import LEAVES, Traced
+from olac.ir.functions import Definition
 from olac.ir.graph import Graph, GraphBuilder, Origin
 from olac.ir.ops import (
     Activation,
@@ -470,6 +472,8 @@ _plain_activation("hardsigmoid", [nn.Hardsigmoid], [F.hardsigmoid])
 _plain_activation("mish", [nn.Mish], [F.mish])
 _plain_activation("selu", [nn.SELU], [F.selu, torch.selu])
 _plain_activation("softsign", [nn.Softsign], [F.softsign])
+_plain_activation("log_sigmoid", [nn.LogSigmoid], [F.logsigmoid])
+_plain_activation("tanhshrink", [nn.Tanhshrink], [F.tanhshrink])
 
 
 @register_function(F.relu6)
@@ -485,6 +489,65 @@ def _hardtanh(lifter: Lifter, input: Value, min_val: float = -1.0, max_val: floa
 @register_module(nn.Hardtanh, nn.ReLU6)
 def _module_hardtanh(lifter: Lifter, m: nn.Hardtanh, x: Value) -> Any:
     return _activate(lifter, x, "hardtanh", m.min_val, m.max_val)
+
+
+@register_function(torch.clamp, torch.clip, "clamp", "clip")
+def _clamp(lifter: Lifter, input: Value, min: Any = None, max: Any = None) -> Any:
+    bounds = [b.item() if isinstance(b, torch.Tensor) and b.numel() == 1 else b for b in (min, max)]
+    if not all(b is None or isinstance(b, (int, float)) for b in bounds):
+        raise Unsupported("clamps by tensors", "Clamp by numbers")
+    low, high = bounds
+    return _activate(lifter, input, "hardtanh", -math.inf if low is None else low, math.inf if high is None else high)
+
+
+@register_function(torch.clamp_min, "clamp_min")
+def _clamp_min(lifter: Lifter, input: Value, min: Any) -> Any:
+    return _clamp(lifter, input, min=min)
+
+
+@register_function(torch.clamp_max, "clamp_max")
+def _clamp_max(lifter: Lifter, input: Value, max: Any) -> Any:
+    return _clamp(lifter, input, max=max)
+
+
+@register_function(F.threshold, torch.threshold)
+def _threshold(lifter: Lifter, input: Value, threshold: float, value: float, inplace: bool = False) -> Any:
+    return _activate(lifter, input, "threshold", threshold, value)
+
+
+@register_module(nn.Threshold)
+def _module_threshold(lifter: Lifter, m: nn.Threshold, x: Value) -> Any:
+    return _activate(lifter, x, "threshold", m.threshold, m.value)
+
+
+@register_function(F.softshrink)
+def _softshrink(lifter: Lifter, input: Value, lambd: float = 0.5) -> Any:
+    return _activate(lifter, input, "softshrink", lambd)
+
+
+@register_module(nn.Softshrink)
+def _module_softshrink(lifter: Lifter, m: nn.Softshrink, x: Value) -> Any:
+    return _activate(lifter, x, "softshrink", m.lambd)
+
+
+@register_function(F.hardshrink, torch.hardshrink, "hardshrink")
+def _hardshrink(lifter: Lifter, input: Value, lambd: float = 0.5) -> Any:
+    return _activate(lifter, input, "hardshrink", lambd)
+
+
+@register_module(nn.Hardshrink)
+def _module_hardshrink(lifter: Lifter, m: nn.Hardshrink, x: Value) -> Any:
+    return _activate(lifter, x, "hardshrink", m.lambd)
+
+
+@register_function(F.celu, torch.celu)
+def _celu(lifter: Lifter, input: Value, alpha: float = 1.0, inplace: bool = False) -> Any:
+    return _activate(lifter, input, "celu", alpha)
+
+
+@register_module(nn.CELU)
+def _module_celu(lifter: Lifter, m: nn.CELU, x: Value) -> Any:
+    return _activate(lifter, x, "celu", m.alpha)
 
 
 @register_function(F.elu)
@@ -515,6 +578,38 @@ def _leaky_relu(lifter: Lifter, input: Value, negative_slope: float = 0.01, inpl
 @register_module(nn.LeakyReLU)
 def _module_leaky_relu(lifter: Lifter, m: nn.LeakyReLU, x: Value) -> Any:
     return _activate(lifter, x, "leaky_relu", m.negative_slope)
+
+
+@register_function(F.rrelu, torch.rrelu)
+def _rrelu(
+    lifter: Lifter,
+    input: Value,
+    lower: float = 1.0 / 8,
+    upper: float = 1.0 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> Any:
+    if training:
+        raise Unsupported("rrelu that stays random in evaluation", "Pass training=self.training")
+    return _activate(lifter, input, "leaky_relu", (lower + upper) / 2)
+
+
+@register_module(nn.RReLU)
+def _module_rrelu(lifter: Lifter, m: nn.RReLU, x: Value) -> Any:
+    return _rrelu(lifter, x, m.lower, m.upper)
+
+
+@register_function(F.prelu, torch.prelu, "prelu")
+def _prelu(lifter: Lifter, input: Value, weight: Any) -> Any:
+    if not isinstance(weight, torch.Tensor):
+        raise Unsupported("prelu whose slopes are encrypted", "Use constant slopes")
+    slopes = weight.detach().cpu().double().reshape(-1).tolist()
+    return _activate(lifter, input, "prelu", *(slopes[:1] if len(set(slopes)) == 1 else slopes))
+
+
+@register_module(nn.PReLU)
+def _module_prelu(lifter: Lifter, m: nn.PReLU, x: Value) -> Any:
+    return _prelu(lifter, x, m.weight)
 
 
 @register_function(F.gelu)
@@ -855,7 +950,8 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     ("reflect|replicat|circular", "Pad with zeros"),
     (
         "abs|exp|log|sqrt|norm|div|reciprocal|std|var",
-        "Only polynomials can be computed on encrypted data; move it behind decryption or use a supported activation",
+        "Only polynomials can be computed on encrypted data; move it behind decryption, use a supported activation, or "
+        "name the elementwise module or function that it is a part of in activations=",
     ),
     ("rand|bernoulli|dropout", "Remove randomness from the forward pass"),
     ("copy_|fill_|zero_|index|scatter|gather", "Use operations that make new tensors, with constant slices"),
@@ -912,8 +1008,52 @@ def _find(value: Any, kind: type) -> bool:
     return isinstance(value, kind)
 
 
+_ELEMENTWISE = "An activation gives each element by itself, or by itself and its channel; see activations="
+
+
+def _lift_custom(lifter: Lifter, traced: Traced, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """The value of a module or function that the caller named as an activation; None for other nodes."""
+    custom = traced.custom
+    if custom is None:
+        return None
+    path = str(node.target)
+    module = traced.module.get_submodule(path) if node.op == "call_module" else None
+    key = custom.key_of(node.target) if module is None else None
+    if (module is None and key is None) or (module is not None and not custom.holds(module, path)):
+        return None
+    operands = [*args, *kwargs.values()]
+    values = [v for v in operands if isinstance(v, (Value, _Unknown))]
+    if len(values) != 1 or _find([v for v in operands if v is not values[0]], Value):
+        raise Unsupported(f"{_operation(node)} is called with {len(values)} values", _ELEMENTWISE)
+    x = values[0]
+    if isinstance(x, _Unknown):
+        return UNKNOWN
+
+    def call(function: Any, given: Any) -> Any:
+        return function(
+            *(given if a is x else a for a in args), **{k: given if a is x else a for k, a in kwargs.items()}
+        )
+
+    try:
+        if module is None:
+            made: Definition = custom.of_function(key, call, len(operands) == 1, x.shape)
+        elif len(operands) != 1:
+            raise Unsupported(
+                f"{type(module).__name__} with more than its input", "Call the module with one tensor only"
+            )
+        else:
+            made = custom.of_module(module, path, x.shape)
+    except NotElementwiseError as error:
+        what = plain_name(key) if module is None else type(module).__name__
+        raise Unsupported(f"{what} can't be an activation: {error}", _ELEMENTWISE) from error
+    return lifter.add(Activation(made.name, (), made), x)
+
+
 def _lift_node(lifter: Lifter, traced: Traced, node: fx.Node, args: Any, kwargs: Any) -> Any:
     operation = _operation(node)
+    own = _lift_custom(lifter, traced, node, args, kwargs)
+    if own is not None:
+        return own
     if node.op == "call_module":
         module = traced.module.get_submodule(str(node.target))
         handler = _handler_of(module)

@@ -25,6 +25,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from olac.errors import CalibrationError, UnsupportedModelError, UnsupportedNode
+from olac.frontend.custom import Activations, Custom, plain_name
 
 LEAVES: set[type[nn.Module]] = set()
 """Module classes from outside torch.nn that have a lifting of their own, and so are not traced into."""
@@ -33,7 +34,7 @@ BATCH = 2
 """Images that a model is traced with: more than one, so that the batch axis can't pass for a dropped one."""
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-_HERE = os.path.abspath(__file__)
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 # Results of these aren't tensors, and depend on the data rather than on shapes.
 _READS_DATA = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__bool__", "__int__", "__float__"}
@@ -60,6 +61,7 @@ class Traced:
         module: the fx graph, in float32 on the CPU; runs on batches of any size.
         example: (2, *input shape), the images that it was traced with.
         problems: places that can't be compiled, found while tracing; `lift` reports them with its own.
+        custom: the activations that the caller named; each of them is one node.
         batch_problem: what shows that images of a batch aren't independent; reported where nothing else is.
         lifted: by fx node name the ids of the IR nodes made for it, in order; filled by `lift`.
         results: by fx node name the id of its value (a tuple of ids where it has several); filled by `lift`.
@@ -69,6 +71,7 @@ class Traced:
     example: torch.Tensor
     problems: tuple[UnsupportedNode, ...] = ()
     batch_problem: UnsupportedNode | None = None
+    custom: Custom | None = None
     lifted: dict[str, tuple[str, ...]] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
 
@@ -78,8 +81,10 @@ class Traced:
         return tuple(self.example.shape[1:])
 
 
-def trace(model: nn.Module, example: torch.Tensor) -> Traced:
+def trace(model: nn.Module, example: torch.Tensor, activations: Activations | None = None) -> Traced:
     """Trace a model on an example of shape (images, *image shape).
+
+    `activations` are modules and functions that become one operation each (see `olac.frontend.custom`).
 
     The model is left as it is: what is traced is a copy in evaluation mode, in float32 on the CPU. It may be in
     training mode, in half precision or on a GPU.
@@ -88,11 +93,13 @@ def trace(model: nn.Module, example: torch.Tensor) -> Traced:
         UnsupportedModelError: for several inputs, complex or integer inputs, and code that can't be traced. Single
             operations that can't be compiled are found by `lift`.
         CalibrationError: where the model itself fails on the example.
+        TypeError, ValueError: where `activations` names no part of the model.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"a torch.nn.Module is compiled, not {type(model).__name__}")
     _check_model(model)
     _check_example(example)
+    custom = Custom(activations, model)
     plain = evaluation_copy(model)
     images = _distinct(example.detach().to("cpu", torch.float32), BATCH)
     with torch.no_grad():
@@ -108,9 +115,10 @@ def trace(model: nn.Module, example: torch.Tensor) -> Traced:
         except Exception:
             expected = []
         _drop_hooks(plain)
-        tracer = _Tracer(images)
+        tracer = _Tracer(images, custom)
         try:
-            graph = tracer.trace(plain)
+            with custom.patched():
+                graph = tracer.trace(plain)
         except UnsupportedModelError:
             raise
         except Exception as error:
@@ -127,7 +135,7 @@ def trace(model: nn.Module, example: torch.Tensor) -> Traced:
         except SyntaxError as error:
             node = UnsupportedNode("", "", "a module's name is a Python keyword", "Rename it")
             raise UnsupportedModelError([*tracer.problems, node]) from error
-        traced = Traced(module, images, tuple(tracer.problems))
+        traced = Traced(module, images, tuple(tracer.problems), custom=custom)
         traced.batch_problem = _compare(traced, batches, expected)
     return traced
 
@@ -237,7 +245,7 @@ def _compare(traced: Traced, batches: list[torch.Tensor], expected: list[Any]) -
 
 def _is_user_file(name: str) -> bool:
     path = os.path.abspath(name)
-    return not path.startswith(_TORCH) and path != _HERE and not name.startswith("<eval_with_key>")
+    return not path.startswith(_TORCH) and not path.startswith(_HERE) and not name.startswith("<eval_with_key>")
 
 
 def _where(name: str, line: int) -> str:
@@ -360,8 +368,9 @@ _add_in_place_operators()
 class _Tracer(fx.Tracer):
     """Records what the model does with one input, and runs it on the example as it goes."""
 
-    def __init__(self, images: torch.Tensor) -> None:
+    def __init__(self, images: torch.Tensor, custom: Custom) -> None:
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]
+        self._custom = custom
         self.problems: list[UnsupportedNode] = []
         self._images = images
         self._running = False
@@ -382,7 +391,7 @@ class _Tracer(fx.Tracer):
         return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_leaf(m)
+        return self._custom.holds(m, module_qualified_name) or is_leaf(m)
 
     def path_of_module(self, mod: nn.Module) -> str:
         try:
@@ -452,13 +461,18 @@ class _Tracer(fx.Tracer):
         type_expr: Any = None,
         proxy_factory_fn: Any = None,
     ) -> Any:
-        kind, target, kwargs, in_place = self._functional(kind, target, args, kwargs)
+        own = None if kind == "call_module" else self._custom.key_of(target)
+        in_place = False
+        if own is None:
+            kind, target, kwargs, in_place = self._functional(kind, target, args, kwargs)
         if in_place:
             name = None
         values = map_aggregate((args, kwargs), lambda a: a.value if isinstance(a, _Value) else a)
         result = self._run(kind, target, *values)
         called = target if isinstance(target, str) else getattr(target, "__name__", "")
         named = ""
+        if own is not None:
+            called, named = "", plain_name(own)
         if not _tensors(result):
             if called in _READS_DATA:
                 self.problem(f"the program depends on encrypted data ({called})", BRANCH_ADVICE)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +13,24 @@ from scipy import special
 
 Array = npt.NDArray[np.float64]
 Function = Callable[[Array], Array]
+Parameters = tuple[float, ...]
 
 
 def _leaky_relu(slope: float) -> Function:
     return lambda x: np.where(x > 0, x, slope * x)
+
+
+def _over_channels(values: Parameters, x: Array) -> Array:
+    """One value per channel, to broadcast against x of shape (n, channels, ...)."""
+    if len(values) == 1:
+        return np.asarray(values[0])
+    if x.ndim < 2 or x.shape[1] != len(values):
+        raise ValueError(f"a function of {len(values)} channels on values of shape {x.shape}")
+    return np.asarray(values).reshape(-1, *(1,) * (x.ndim - 2))
+
+
+def _prelu(*slopes: float) -> Function:
+    return lambda x: np.where(x > 0, x, _over_channels(slopes, x) * x)
 
 
 def _gelu(x: Array) -> Array:
@@ -53,9 +70,26 @@ def _selu(x: Array) -> Array:
     return scale * _elu(alpha)(x)
 
 
+def _celu(alpha: float) -> Function:
+    return lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0.0) / alpha))
+
+
+def _threshold(threshold: float, value: float) -> Function:
+    return lambda x: np.where(x > threshold, x, value)
+
+
+def _softshrink(width: float) -> Function:
+    return lambda x: x - np.clip(x, -width, width)
+
+
+def _hardshrink(width: float) -> Function:
+    return lambda x: np.where(np.abs(x) > width, x, 0.0)
+
+
 FUNCTIONS: dict[str, Callable[..., Function]] = {
     "relu": lambda: lambda x: np.maximum(x, 0.0),
     "leaky_relu": _leaky_relu,
+    "prelu": _prelu,
     "gelu": lambda: _gelu,
     "gelu_tanh": lambda: _gelu_tanh,
     "silu": lambda: _silu,
@@ -69,10 +103,85 @@ FUNCTIONS: dict[str, Callable[..., Function]] = {
     "mish": lambda: _mish,
     "selu": lambda: _selu,
     "softsign": lambda: lambda x: x / (1 + np.abs(x)),
+    "celu": _celu,
+    "log_sigmoid": lambda: lambda x: -np.logaddexp(0.0, -x),
+    "tanhshrink": lambda: lambda x: x - np.tanh(x),
+    "softshrink": _softshrink,
+    "hardshrink": _hardshrink,
+    "threshold": _threshold,
 }
 """By name: a function of the parameters that gives the function of x."""
 
+PER_CHANNEL = frozenset({"prelu"})
+"""Functions whose parameters are one for each channel, or a single one for all channels."""
 
-def activation(name: str, parameters: tuple[float, ...] = ()) -> Function:
-    """The function of that name, over float64 arrays of any shape. KeyError for a name that isn't registered."""
-    return FUNCTIONS[name](*parameters)
+
+@dataclass(frozen=True, eq=False)
+class Definition:
+    """A function that a caller gave, under the name that an `Activation` has for it.
+
+    Attributes:
+        name: finds it, for as long as an op holds it.
+        label: the name that it was given with.
+        function: takes float64 arrays of any shape, or of (n, channels, *trailing axes) where `channels` is given.
+    """
+
+    name: str
+    label: str
+    function: Function
+    channels: int | None = None
+    trailing: int = 0
+
+
+# A definition is found by its name for as long as an op of some graph holds it.
+_DEFINITIONS: weakref.WeakValueDictionary[str, Definition] = weakref.WeakValueDictionary()
+_LOCK = threading.Lock()
+
+
+def define(name: str, function: Function, channels: int | None = None, trailing: int = 0) -> Definition:
+    """Define a function for as long as the result is held, under a free name: `name`, or `name` and a number."""
+    with _LOCK:
+        free, number = name, 1
+        while free in FUNCTIONS or free in _DEFINITIONS:
+            number += 1
+            free = f"{name}_{number}"
+        made = Definition(free, name, function, channels, trailing)
+        _DEFINITIONS[free] = made
+    return made
+
+
+def activation(name: str, parameters: Parameters = ()) -> Function:
+    """The function of that name, over float64 arrays of any shape; of (n, channels, ...) where it is per channel.
+
+    KeyError for a name that is neither registered nor defined.
+    """
+    definition = _DEFINITIONS.get(name)
+    return FUNCTIONS[name](*parameters) if definition is None else definition.function
+
+
+def is_per_channel(name: str, parameters: Parameters = ()) -> bool:
+    """Whether channels have functions of their own."""
+    definition = _DEFINITIONS.get(name)
+    if definition is not None:
+        return definition.channels is not None
+    return name in PER_CHANNEL and len(parameters) > 1
+
+
+def channel_function(name: str, parameters: Parameters, channel: int) -> Function:
+    """The univariate function of one channel, over float64 arrays of any shape."""
+    definition = _DEFINITIONS.get(name)
+    if definition is None:
+        return activation(name, (parameters[channel],) if is_per_channel(name, parameters) else parameters)
+    return definition.function if definition.channels is None else _one_channel(definition, channel)
+
+
+def _one_channel(definition: Definition, channel: int) -> Function:
+    channels = definition.channels or 1
+
+    def function(x: Array) -> Array:
+        x = np.asarray(x, dtype=np.float64)
+        shape = (x.size, channels, *(1,) * definition.trailing)
+        every = np.broadcast_to(x.reshape(-1, *(1,) * (len(shape) - 1)), shape)
+        return definition.function(np.ascontiguousarray(every))[:, channel].reshape(x.shape)
+
+    return function

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from numpy.polynomial import chebyshev
 from scipy import sparse
 
-from olac.ir.functions import activation
+from olac.ir.functions import PER_CHANNEL, Definition, activation
 
 Array = npt.NDArray[np.float64]
 Shape = tuple[int, ...]
@@ -517,13 +517,26 @@ class Square(Op):
 @register
 @dataclass(frozen=True)
 class Activation(Op):
-    """A univariate function of each element, by its name in `olac.ir.functions`; stage TRACED only."""
+    """A univariate function of each element, by its name in `olac.ir.functions`; stage TRACED only.
+
+    Channels may have functions of their own: see `is_per_channel` and `channel_function` there. `definition` keeps a
+    function that the caller gave; the name finds it as long as an op holds it.
+    """
 
     function: str
     parameters: tuple[float, ...] = ()
+    definition: Definition | None = field(default=None, repr=False, compare=False)
     name: ClassVar[str] = "activation"
 
+    def attributes(self) -> dict[str, Any]:
+        return {"function": self.function, "parameters": self.parameters}
+
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        count = len(self.parameters) if self.function in PER_CHANNEL else 1
+        if self.definition is not None:
+            count = self.definition.channels or 1
+        if count not in (1, shapes[0][0]):
+            raise ShapeError(f"{self.function} for {count} channels on {shapes[0]}")
         return shapes[0]
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:

@@ -14,8 +14,9 @@ from olac import envelope
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.wire import WORD_BYTES, new_tag, wire
-from olac.envelope import Source, read_header, write_file
+from olac.envelope import read_header
 from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError
+from olac.files import Source, write_file
 from olac.ir.ops import Array
 from olac.memory import available_bytes, current_rss_bytes
 from olac.program import CompiledProgram, check_images

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from olac.envelope import check_writable, write_file
 from olac.errors import ArtifactError, InputError
+from olac.files import check_writable, write_file
 from olac.ir.ops import Array
 from olac.program import CompiledProgram
 from olac.runtime.client import Client

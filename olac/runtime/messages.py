@@ -18,8 +18,9 @@ from olac import envelope
 from olac.backends.openfhe.keys import KeySet, install_keys
 from olac.backends.openfhe.wire import WORD_BYTES, Words, check_words, wire
 from olac.costs import ciphertext_bytes, rotation_key_bytes
-from olac.envelope import Header, Source, read_header, write_file
+from olac.envelope import Header, read_header
 from olac.errors import ArtifactError
+from olac.files import Source, write_file
 from olac.ir.types import ValueType
 from olac.program import CompiledProgram
 

@@ -1,0 +1,207 @@
+"""Calibrations as files: one safetensors file with the arrays as tensors and the rest as a JSON manifest.
+
+As with programs, nothing in a file is executed or taken on trust. A calibration holds images: treat it as private data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from olac.errors import ArtifactError
+from olac.files import Source, write_file
+from olac.ir.types import Range
+from olac.polynomials.statistics import BINS, Calibration, Histogram
+
+FORMAT = "olac-calibration"
+VERSION = 1
+MAX_HEADER_BYTES = 100_000_000
+MAX_INTEGER = 1 << 52
+REMAKE = "Calibrate again and save it anew."
+
+_PARTS = ("low", "high", "sums", "squares")
+_TYPES: dict[str, np.dtype[Any]] = {
+    "ranges": np.dtype("<f8"),
+    "held_out": np.dtype("<f8"),
+    "held_out_outputs": np.dtype("<f8"),
+    "sample": np.dtype("<f4"),
+    "counts": np.dtype("<i8"),
+    "exponents": np.dtype("<i8"),
+    **{part: np.dtype("<f8") for part in _PARTS},
+}
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def save_calibration(calibration: Calibration, path: Path) -> None:
+    """Write a calibration to one file, completely or not at all. ArtifactError where it can't be written."""
+    from safetensors.numpy import save
+
+    histograms, ranges = calibration.histograms, calibration.ranges
+    arrays: dict[str, Any] = {
+        "ranges": [[seen.low, seen.high] for seen in ranges.values()],
+        "held_out": calibration.held_out,
+        "held_out_outputs": calibration.held_out_outputs,
+        "sample": calibration.sample,
+        "counts": _joined([h.counts for h in histograms.values()], BINS),
+        "exponents": _joined([h.exponents for h in histograms.values()]),
+        **{part: _joined([getattr(h, part) for h in histograms.values()]) for part in _PARTS},
+    }
+    tensors = {name: np.asarray(array, dtype=_TYPES[name], order="C") for name, array in arrays.items()}
+    manifest = json.dumps(
+        {
+            "images": calibration.images,
+            "sample_every": calibration.sample_every,
+            "fingerprint": calibration.fingerprint,
+            "nodes": list(ranges),
+            "activations": {name: histogram.channels for name, histogram in histograms.items()},
+        }
+    )
+    # One entry, because safetensors writes several in any order: equal calibrations give equal files.
+    entry = json.dumps({"version": VERSION, "sha256": _digest(manifest, tensors), "manifest": manifest})
+    write_file(path, [save(tensors, metadata={FORMAT: entry})])
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Read a calibration and check all of it.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, of another kind or version, or its numbers don't fit together.
+    """
+    source = Source.of_file(path)
+    outer, arrays = _read(source)
+    version = outer.get("version")
+    if type(version) is not int or version != VERSION:
+        advice = "Update olac." if type(version) is int and version > VERSION else REMAKE
+        raise ArtifactError(
+            f"{source.name}: format version {str(version)[:20]}, this olac reads version {VERSION}. {advice}"
+        )
+    text = outer.get("manifest")
+    if not isinstance(text, str) or _digest(text, arrays) != outer.get("sha256"):
+        raise ArtifactError(f"{source.name}: its hash is wrong: it was damaged or changed. Get it again.")
+    try:
+        return _calibration(_object(text), arrays)
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise ArtifactError(f"{source.name}: not a valid calibration: {error}. {REMAKE}") from error
+
+
+def _joined(parts: list[npt.NDArray[Any]], *shape: int) -> npt.NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros((0, *shape))
+
+
+def _digest(manifest: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """SHA-256 of the manifest and of every array with its name, type and shape."""
+    digest = hashlib.sha256(manifest.encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _read(source: Source) -> tuple[dict[str, Any], Arrays]:
+    """The entry of the metadata and the tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    with source.open() as stream:
+        start = stream.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(MAX_HEADER_BYTES, source.size - 8):
+        raise ArtifactError(
+            f"{source.name}: not a calibration of olac, or cut short ({source.size} bytes). "
+            "Check the path, or get it again."
+        )
+    try:
+        with safe_open(str(source.path), framework="np") as opened:
+            found = (opened.metadata() or {}).get(FORMAT)
+            if found is None:
+                raise ArtifactError(
+                    f"{source.name}: a safetensors file, but not a calibration of olac. "
+                    "Give a file that Calibration.save wrote."
+                )
+            names = set(opened.keys())
+            if names != set(_TYPES):
+                raise ValueError(f"tensors {sorted(names ^ set(_TYPES))[:5]} are missing or too many")
+            arrays = {name: opened.get_tensor(name) for name in sorted(names)}
+        outer = _object(found)
+    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{source.name}: not a calibration of olac, or damaged: {error}. Get it again.") from error
+    for name, array in arrays.items():
+        if array.dtype != _TYPES[name]:
+            raise ArtifactError(f"{source.name}: {name} is of type {array.dtype}, expected {_TYPES[name]}. {REMAKE}")
+    return outer, arrays
+
+
+def _object(text: str) -> dict[str, Any]:
+    parsed = json.loads(text)
+    if not isinstance(parsed, dict):
+        raise ValueError("its manifest is not an object")
+    return parsed
+
+
+def _integer(value: Any, name: str, low: int, high: int = MAX_INTEGER) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} = {str(value)[:20]} is not an integer in {low} ... {high}")
+    return value
+
+
+def _calibration(manifest: dict[str, Any], arrays: Arrays) -> Calibration:
+    wanted = {"images", "sample_every", "fingerprint", "nodes", "activations"}
+    if set(manifest) != wanted:
+        raise ValueError(f"the manifest does not have the parts {sorted(wanted)}")
+    nodes, channels, fingerprint = manifest["nodes"], manifest["activations"], manifest["fingerprint"]
+    if not isinstance(nodes, list) or not all(isinstance(node, str) for node in nodes) or len(set(nodes)) < len(nodes):
+        raise ValueError("nodes is not a list of different names")
+    if not isinstance(channels, dict) or not set(channels) <= set(nodes):
+        raise ValueError("activations is not an object with names among the nodes")
+    if (
+        not isinstance(fingerprint, str)
+        or len(fingerprint) not in (0, 64)
+        or set(fingerprint) - set("0123456789abcdef")
+    ):
+        raise ValueError("fingerprint is not a SHA-256")
+    every = _integer(manifest["sample_every"], "sample_every", 1)
+    if every & (every - 1):
+        raise ValueError(f"sample_every = {every} is not a power of two")
+    _check_shapes(arrays, len(nodes), sum(_integer(count, "channels", 1, 1 << 24) for count in channels.values()))
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+    histograms, start = {}, 0
+    for name, count in channels.items():
+        rows = slice(start, start + count)
+        start += count
+        histograms[name] = Histogram.of(
+            arrays["counts"][rows], arrays["exponents"][rows], *(arrays[part][rows] for part in _PARTS)
+        )
+    return Calibration(
+        images=_integer(manifest["images"], "images", 1),
+        histograms=histograms,
+        ranges={
+            node: Range(float(low), float(high)) for node, (low, high) in zip(nodes, arrays["ranges"], strict=True)
+        },
+        held_out=arrays["held_out"],
+        held_out_outputs=arrays["held_out_outputs"],
+        sample=arrays["sample"],
+        sample_every=every,
+        fingerprint=fingerprint,
+    )
+
+
+def _check_shapes(arrays: Arrays, nodes: int, channels: int) -> None:
+    """Sizes before anything is allocated by them."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    expected = {"ranges": (nodes, 2), "counts": (channels, BINS), "exponents": (channels,)}
+    for name, shape in (expected | dict.fromkeys(_PARTS, (channels,))).items():
+        if shapes[name] != shape:
+            raise ValueError(f"{name} has the shape {shapes[name]}, expected {shape}")
+    held, outputs, sample = shapes["held_out"], shapes["held_out_outputs"], shapes["sample"]
+    if len(held) < 2 or len(outputs) < 1 or held[0] < 1 or held[0] != outputs[0] or 0 in (*held, *outputs):
+        raise ValueError(f"{held} held-out images with outputs {outputs}")
+    if sample[0:1] != (0,) and (len(sample) < 2 or sample[1:] != held[1:]):
+        raise ValueError(f"a sample of shape {sample} beside held-out images of shape {held}")
