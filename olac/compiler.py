@@ -17,7 +17,7 @@ from olac.estimate import GB
 from olac.frontend import check, lift, trace
 from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Array, Input, LinearOp, Polynomial
+from olac.ir.ops import Array, Input, LinearOp, Polynomial, PolynomialProduct
 from olac.kernels.record import record
 from olac.parameters import FIXED, SECURITY_BOUNDS, TECHNIQUES, Parameters, candidates, require_candidates
 from olac.passes.assign_levels import multiplicative_depth
@@ -355,7 +355,7 @@ def _scale_bits(graph: Graph, calibration: Calibration, log_ring: int, precision
     images = calibration.held_out
 
     def disturb(node: Node, value: Array) -> Array | None:
-        if isinstance(node.op, Polynomial):
+        if isinstance(node.op, Polynomial | PolynomialProduct):
             # Every term brings the noise of its power, times its coefficient.
             largest = float(np.abs(graph.constants[node.op.coefficients]).sum(axis=1).max())
             return value + random.normal(0.0, sigma * max(1.0, largest), value.shape)

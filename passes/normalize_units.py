@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Affine, LinearOp, Multiply, Polynomial, Reshape
+from olac.ir.ops import Activation, Affine, LinearOp, Multiply, Polynomial, PolynomialProduct, Reshape
 from olac.ir.types import Stage
 from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
@@ -25,8 +25,11 @@ class NormalizeUnits(Pass):
     nor a product: such an op must commute with a common factor. It costs no level: linear ops and polynomials absorb
     any factor, the client divides its input and multiplies its output.
 
+    A value that a polynomial reads gets the polynomial's half width as unit, unless it (or what it is added to) is
+    larger: on a wider interval the coefficients of high degrees would grow without bound, and noise with them.
+
     Options:
-        padding: units are this much larger than the calibrated magnitudes.
+        padding: other units are this much larger than the calibrated magnitudes.
     """
 
     padding: float = 1.25
@@ -52,34 +55,45 @@ class NormalizeUnits(Pass):
                     names = {field: builder.constant(f"{node.id}.{field}.scaled", v) for field, v in constants.items()}
                     op = replace(node.op, **names)
                 return builder.keep(node, inputs, op=op, type=kind)
-            if isinstance(node.op, Polynomial):
-                made = rescaled(graph.constants[node.op.coefficients], node.op.half_width, units[node.inputs[0]], unit)
+            if isinstance(node.op, Polynomial | PolynomialProduct):
+                # A product's factor brings its own unit into the coefficients.
+                out = unit / units[node.inputs[0]] if isinstance(node.op, PolynomialProduct) else unit
+                made = rescaled(graph.constants[node.op.coefficients], node.op.half_width, units[node.inputs[-1]], out)
                 name = builder.constant(f"{node.id}.coefficients.scaled", made)
-                return builder.keep(node, inputs, op=Polynomial(name, 1.0), type=kind)
+                return builder.keep(node, inputs, op=replace(node.op, coefficients=name, half_width=1.0), type=kind)
             return builder.keep(node, inputs, type=kind)
 
         return graph.rewrite(step, by=self.name)
 
     def _units(self, graph: Graph, context: PassContext) -> dict[str, float]:
         ranges = context.need_calibration().ranges
-        together: nx.Graph[str] = nx.Graph()
-        for node in graph.nodes:
-            together.add_node(node.id)
-            if not isinstance(node.op, LinearOp | Polynomial | Multiply):
-                together.add_edges_from((node.id, operand) for operand in node.inputs)
+        groups = sharing_units(graph)
+        half_widths: dict[str, float] = {}
+        for user in graph.nodes:
+            if isinstance(user.op, Polynomial | PolynomialProduct):
+                half_widths[user.inputs[-1]] = max(user.op.half_width, half_widths.get(user.inputs[-1], 0.0))
         units: dict[str, float] = {}
-        for group in nx.connected_components(together):
-            magnitude = max((ranges[i].magnitude for i in group if i in ranges), default=0.0) * self.padding
-            for user in graph.nodes:
-                if isinstance(user.op, Polynomial) and user.inputs[0] in group:
-                    magnitude = max(magnitude, user.op.half_width)
-            unit = magnitude if magnitude > 1e-12 else 1.0
-            units.update((i, unit) for i in group)
+        for group in set(groups.values()):
+            bounds = (ranges.get(i) or graph[i].type.bound for i in group)
+            magnitude = max((bound.magnitude for bound in bounds if bound is not None), default=0.0)
+            half_width = max((half_widths[i] for i in group if i in half_widths), default=0.0)
+            unit = max(magnitude, half_width) if half_width else magnitude * self.padding
+            units.update((i, unit if unit > 1e-12 else 1.0) for i in group)
         for node in graph.nodes:
             if isinstance(node.op, Multiply):
                 product = units[node.inputs[0]] * units[node.inputs[1]]
-                units.update((i, product) for i in nx.node_connected_component(together, node.id))
+                units.update((i, product) for i in groups[node.id])
         return units
+
+
+def sharing_units(graph: Graph) -> dict[str, frozenset[str]]:
+    """For each node the values that must have the same unit, itself included."""
+    together: nx.Graph[str] = nx.Graph()
+    for node in graph.nodes:
+        together.add_node(node.id)
+        if not isinstance(node.op, LinearOp | Activation | Polynomial | PolynomialProduct | Multiply):
+            together.add_edges_from((node.id, operand) for operand in node.inputs)
+    return {i: group for group in map(frozenset, nx.connected_components(together)) for i in group}
 
 
 def _free_products(graph: Graph, by: str) -> Graph:
@@ -90,7 +104,8 @@ def _free_products(graph: Graph, by: str) -> Graph:
     def absorbed(node: Node) -> bool:
         """Whether every reader can take any unit."""
         return node.id not in graph.outputs and all(
-            isinstance(user.op, LinearOp | Polynomial) or (isinstance(user.op, Reshape) and absorbed(user))
+            isinstance(user.op, LinearOp | Polynomial | PolynomialProduct)
+            or (isinstance(user.op, Reshape) and absorbed(user))
             for user in users[node.id]
         )
 

@@ -8,7 +8,17 @@ import numpy as np
 
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node, describe
-from olac.ir.ops import Activation, Input, LinearOp, Multiply, Polynomial, Reshape, ShapeError
+from olac.ir.ops import (
+    Activation,
+    Input,
+    LinearOp,
+    MaxPool2d,
+    Multiply,
+    Polynomial,
+    PolynomialProduct,
+    Reshape,
+    ShapeError,
+)
 from olac.ir.types import Stage
 
 
@@ -71,6 +81,8 @@ def _polynomial(graph: Graph) -> Iterator[Problem]:
     for node in graph.nodes:
         if isinstance(node.op, Activation):
             yield node, f"the activation {node.op.function} is left at stage {graph.stage.name}"
+        if isinstance(node.op, MaxPool2d):
+            yield node, f"max-pooling is left at stage {graph.stage.name}"
 
 
 def _packed(graph: Graph) -> Iterator[Problem]:
@@ -95,7 +107,7 @@ def _packed(graph: Graph) -> Iterator[Problem]:
             yield node, "operands and result have different layouts"
     for node in graph.nodes:
         units = [graph[i].type.unit for i in node.inputs]
-        free = isinstance(node.op, LinearOp | Polynomial | Multiply)
+        free = isinstance(node.op, LinearOp | Polynomial | PolynomialProduct | Multiply)
         if not free and any(not np.isclose(u, node.type.unit, rtol=1e-12) for u in units):
             yield node, f"units {units} and {node.type.unit} differ"
         if isinstance(node.op, Multiply) and not np.isclose(units[0] * units[1], node.type.unit, rtol=1e-12):

@@ -267,7 +267,7 @@ class Fails(Silent):
 
 
 def test_a_pipeline_whose_stages_do_not_chain_is_refused_when_built() -> None:
-    with pytest.raises(ValueError, match=r"assign_levels ensures LEVELLED, fold_affine requires TRACED"):
+    with pytest.raises(ValueError, match=r"assign_levels ensures LEVELLED, expand_max_pool requires TRACED"):
         PassManager([*lowering_pipeline(), *approximation_pipeline()])
 
 
