@@ -52,7 +52,7 @@ class ExpandMaxPool(Pass):
         padding: of the calibrated width. Beyond B the composition grows without bound.
     """
 
-    alpha: int = 6
+    alpha: int = 7
     padding: float = 1.3
     name: ClassVar[str] = "expand_max_pool"
 

@@ -166,6 +166,7 @@ def report(node: Node, histogram: Histogram, alpha: int, half_width: float) -> F
     error = size = 0.0
     for channel, one in enumerate(slope):
         centres, masses = histogram.density(channel if len(slope) > 1 else None)
+        centres, masses = centres[masses > 0], masses[masses > 0]
         exact = activation("leaky_relu", (float(one),))(centres)
         made = centres * ((1 + one) / 2 + (1 - one) / 2 * composition(centres / half_width))
         error += float(np.sum(masses * (made - exact) ** 2))

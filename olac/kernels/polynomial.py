@@ -89,7 +89,9 @@ class PolynomialProductKernel(Kernel):
 
 
 def _in_slots(coefficients: Array, layout: TensorLayout) -> Array:
-    """Coefficients (channels or 1, degree + 1) without leading zeros, as (ciphertexts, degree + 1, slots)."""
+    """Coefficients (channels or 1, degree + 1) as (ciphertexts, degree + 1, slots), the degree the true one or 1."""
+    if coefficients.shape[1] == 1:
+        coefficients = np.pad(coefficients, ((0, 0), (0, 1)))
     degree = coefficients.shape[1] - 1
     while degree > 1 and not np.any(coefficients[:, degree]):
         degree -= 1

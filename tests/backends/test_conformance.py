@@ -25,7 +25,7 @@ from olac.kernels.execute import build_kernels, execute
 from olac.parameters import FIXED, FLEXIBLE, Parameters
 from olac.passes.base import PassContext, PassManager
 from olac.passes.pipeline import lowering_pipeline
-from tests.networks import images_for, normalized, residual_network
+from tests.networks import comparing_network, images_for, normalized, residual_network
 
 STEPS = (1, 2, 5, 17)
 LOG_RING = 12
@@ -211,9 +211,16 @@ def test_mistakes_are_refused_alike(backend: Backend) -> None:
             mistake()
 
 
-@functools.lru_cache(maxsize=4)
-def program(technique: str, square: bool) -> tuple[Graph, Array, tuple[int, ...]]:
-    graph = residual_network(square=square)
+NETWORKS: dict[str, Callable[[], Graph]] = {
+    "residual": residual_network,
+    "residual, square": lambda: residual_network(square=True),
+    "comparing": comparing_network,
+}
+
+
+@functools.lru_cache(maxsize=len(NETWORKS) * 2)
+def program(technique: str, network: str) -> tuple[Graph, Array, tuple[int, ...]]:
+    graph = NETWORKS[network]()
     graph, calibration = normalized(graph, images_for(graph, 6))
     parameters = parameters_for(technique)
     lowered = PassManager(lowering_pipeline()).run(graph, PassContext(calibration=calibration, parameters=parameters))
@@ -236,11 +243,11 @@ def run(graph: Graph, backend: Backend, images: Array) -> tuple[Value, dict[str,
     return output, seen
 
 
-@pytest.mark.parametrize("square", [False, True])
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("technique", [FIXED, FLEXIBLE])
-def test_a_residual_network(name: str, technique: str, square: bool) -> None:
+def test_a_network(name: str, technique: str, network: str) -> None:
     """Every value of the program, in every slot, against the reference semantics of the graph."""
-    graph, images, rotations = program(technique, square)
+    graph, images, rotations = program(technique, network)
     backend = make_backend(name, technique, rotations)
     _, seen = run(graph, backend, images)
     expected: dict[str, Array] = {}
@@ -254,7 +261,7 @@ def test_a_residual_network(name: str, technique: str, square: bool) -> None:
 
 
 def test_cost_and_recorder_count_the_same() -> None:
-    graph, images, rotations = program(FIXED, False)
+    graph, images, rotations = program(FIXED, "residual")
     cost, recorder = make_backend("cost", FIXED, rotations), make_backend("recorder", FIXED, rotations)
     for backend in (cost, recorder):
         run(graph, backend, images)
@@ -289,7 +296,7 @@ def test_the_machine_is_measured_against_the_table(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_plaintext_cache_gives_the_same_result() -> None:
-    graph, images, rotations = program(FIXED, False)
+    graph, images, rotations = program(FIXED, "residual")
     backend = make_backend("openfhe", FIXED, rotations)
     context, _ = openfhe_keys(FIXED)
     for budget in (10**9, 10**6):
@@ -306,7 +313,7 @@ def test_the_plaintext_cache_gives_the_same_result() -> None:
 
 
 def test_simulated_noise_reaches_the_result() -> None:
-    graph, images, rotations = program(FIXED, False)
+    graph, images, rotations = program(FIXED, "residual")
     quiet = SimulatorEvaluator(parameters_for(FIXED), rotations)
     noisy = SimulatorEvaluator(parameters_for(FIXED), rotations, noise=3000.0)
     (a,), _ = run(graph, Backend(quiet, quiet.encrypt, quiet.decrypt, 0.0), images)
