@@ -17,7 +17,7 @@ from olac.ir.types import Range, Stage
 from olac.kernels.polynomial import depth_of
 from olac.passes.base import FitReport, Pass, PassContext
 from olac.passes.normalize_units import sharing_units
-from olac.polynomials.minimax import Composition, sign_composition
+from olac.polynomials.minimax import Composition, check_precision, sign_composition
 from olac.polynomials.statistics import Histogram
 
 REPORT_POINTS = 4001
@@ -80,7 +80,7 @@ class ReplaceByMinimax(Pass):
 
 def check_minimax_options(alpha: int, padding: float) -> None:
     """ValueError for a precision that there is no composition for, and for a padding below 1."""
-    sign_composition(alpha)
+    check_precision(alpha)
     if not padding >= 1:
         raise ValueError(f"padding {padding} is below 1")
 

@@ -85,14 +85,19 @@ class Composition:
         return np.asarray(x, dtype=np.float64)
 
 
+def check_precision(alpha: int) -> None:
+    """ValueError for a precision in bits that there is no composition for."""
+    if alpha not in DEGREES:
+        raise ValueError(f"a precision of {alpha} bits is outside {min(DEGREES)} ... {max(DEGREES)}")
+
+
 @functools.lru_cache(maxsize=len(DEGREES))
 def sign_composition(alpha: int) -> Composition:
     """The composition p with |x (1 + p(x)) / 2 - relu(x)| <= 2^-alpha on [-1, 1], of the degrees in `DEGREES`.
 
     ValueError for alpha outside 4 ... 14.
     """
-    if alpha not in DEGREES:
-        raise ValueError(f"a precision of {alpha} bits is outside {min(DEGREES)} ... {max(DEGREES)}")
+    check_precision(alpha)
     # With a larger threshold the error below it grows and the error above it falls: they are equal at the best one.
     low, high = -16.0, -0.5
     best: tuple[float, Composition] | None = None
