@@ -67,7 +67,7 @@ def main() -> None:
         x, labels = benchmark.images(data["images"]), torch.from_numpy(data["labels"].astype(np.int64))
     with np.load(arguments.test) as data:
         x_test, labels_test = benchmark.images(data["images"]), torch.from_numpy(data["labels"].astype(np.int64))
-    model = benchmark.make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = benchmark.make().to(memory_format=torch.channels_last)
     average = copy.deepcopy(model)
     print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.rate, weight_decay=0.05)

@@ -25,7 +25,7 @@ from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
 from olac.files import Source, write_file
 from olac.ir.graph import Diagonals, Graph, Node, Origin
-from olac.ir.ops import OPS, Activation, Array, Conv2d, Op, Polynomial, SparseLinear
+from olac.ir.ops import OPS, Activation, Array, Conv2d, MaxPool2d, Op, Polynomial, PolynomialProduct, SparseLinear
 from olac.ir.types import Stage, ValueType
 from olac.ir.verify import verify
 from olac.parameters import Parameters, is_prime
@@ -44,6 +44,7 @@ RANKS = {
     "average_pool": {"rows": 2, "columns": 2},
     "polynomial": {"coefficients": 2},
     "square": {"shift": 1},
+    "polynomial_product": {"coefficients": 2},
 }
 """Axes of constants, where the op's shape rule takes them for granted."""
 
@@ -224,7 +225,7 @@ def _node(data: Any, where: str) -> Node:
     node_id = _decode(parts["id"], str, f"{where}.id")
     where = f"{where} ({node_id[:60]})"
     name = parts["op"]
-    if not isinstance(name, str) or name not in OPS or OPS[name] is Activation:
+    if not isinstance(name, str) or name not in OPS or OPS[name] in (Activation, MaxPool2d):
         raise ValueError(f"{where}: unknown op {str(name)[:60]!r}: a newer olac or an extension made it")
     return Node(
         node_id,
@@ -357,7 +358,7 @@ def _check_node(program: CompiledProgram, node: Node) -> None:
     bias = getattr(node.op, "bias", None)
     if bias is not None and hasattr(node.op, "weight") and len(constants[bias]) != len(constants[node.op.weight]):
         raise ValueError(f"{node.id}: {len(constants[bias])} biases for {len(constants[node.op.weight])} outputs")
-    if isinstance(node.op, Polynomial) and constants[node.op.coefficients].shape[1] < 1:
+    if isinstance(node.op, Polynomial | PolynomialProduct) and constants[node.op.coefficients].shape[1] < 1:
         raise ValueError(f"{node.id}: a polynomial without coefficients")
     if isinstance(node.op, SparseLinear):
         _check_sparse(program, node, node.op)

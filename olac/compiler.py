@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from olac import calibration as calibrations
+from olac.approximation import ImageFitter
 from olac.backends.cost import predicted_seconds
 from olac.calibration import first_batch
 from olac.costs import CostTable
@@ -18,7 +19,7 @@ from olac.estimate import GB
 from olac.frontend import Activations, Traced, check, lift, trace
 from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Array, Input, LinearOp, Polynomial
+from olac.ir.ops import Array, Input, LinearOp, Polynomial, PolynomialProduct
 from olac.kernels.record import record
 from olac.parameters import FIXED, SECURITY_BOUNDS, TECHNIQUES, Parameters, candidates, require_candidates
 from olac.passes.assign_levels import multiplicative_depth
@@ -148,6 +149,7 @@ def approximate(
     activations: Activations | None = None,
     pipeline: Sequence[Pass] | None = None,
     progress: Stages | None = None,
+    **choices: Any,
 ) -> ApproximatedModel:
     """Replace a model's activations by fitted polynomials; stops before any choice of CKKS parameters.
 
@@ -159,13 +161,15 @@ def approximate(
         activations: see `CompileOptions`.
         pipeline: other passes from stage TRACED to POLYNOMIAL.
         progress: called with a line of text as each step begins.
+        choices: single fields of `CompileOptions` or `FitOptions`, e.g. method="empirical", degree=7, max_depth=40.
 
     Raises:
         UnsupportedModelError: with every node that can't be compiled.
+        InfeasibleError: no plan is within `max_depth` or `max_latency`, or has `min_agreement`.
         CalibrationError: an empty loader, NaN, batches that don't fit the model, a calibration of another model, a
             given function that isn't finite in its calibrated range.
     """
-    chosen = options or CompileOptions()
+    chosen = _with_choices(options or CompileOptions(), choices)
     if activations is not None:
         chosen = replace(chosen, activations=activations)
     approximated, _ = _approximate(model, calib_loader, chosen, pipeline, progress)
@@ -188,7 +192,7 @@ def compile(
         model, calib_loader, pipeline, progress: as in `approximate`.
         options: see `CompileOptions`.
         lowering: other passes from stage POLYNOMIAL to LEVELLED.
-        choices: single fields of `CompileOptions` or `FitOptions`, e.g. degree=7, security=192.
+        choices: single fields of `CompileOptions` or `FitOptions`, e.g. max_depth=40, security=192.
 
     Raises:
         UnsupportedModelError, CalibrationError: as in `approximate`.
@@ -205,7 +209,7 @@ def _with_choices(options: CompileOptions, choices: dict[str, Any]) -> CompileOp
     rest = {k: v for k, v in choices.items() if k not in fit}
     unknown = sorted(set(rest) - set(CompileOptions.__dataclass_fields__))
     if unknown:
-        raise TypeError(f"compile() has no option {', '.join(unknown)}")
+        raise TypeError(f"there is no option {', '.join(unknown)}")
     return replace(options, fit=replace(options.fit, **fit), **rest)
 
 
@@ -232,11 +236,17 @@ def _approximate(
     structure = _structure_error(graph, calibration, given=isinstance(loader, Calibration))
     bounded, clamped = calibrations.with_finite_functions(_with_bounds(graph, calibration), calibration)
     say("fitting polynomials")
-    context = PassContext(calibration=calibration, threads=options.threads or usable_threads())
+    sample = calibration.sample if len(calibration.sample) else calibration.held_out
+    context = PassContext(
+        calibration=calibration,
+        threads=options.threads or usable_threads(),
+        images=ImageFitter(sample, calibration.held_out, say),
+    )
     manager = PassManager(pipeline or approximation_pipeline(options.fit), options.dump_after, options.dump)
     result = manager.run(bounded, context)
     report = Report(
         fits=tuple(context.fits),
+        front=tuple(context.front),
         check=_self_check(result, calibration, structure),
         pass_seconds=tuple((timing.name, timing.seconds) for timing in manager.timings),
         notes=(*clamped, *calibrations.outlier_notes(graph, calibration)),
@@ -427,7 +437,7 @@ def _scale_bits(graph: Graph, calibration: Calibration, log_ring: int, precision
     images = calibration.held_out[:CHECK_IMAGES]
 
     def disturb(node: Node, value: Array) -> Array | None:
-        if isinstance(node.op, Polynomial):
+        if isinstance(node.op, Polynomial | PolynomialProduct):
             # Every term brings the noise of its power, times its coefficient.
             largest = float(np.abs(graph.constants[node.op.coefficients]).sum(axis=1).max())
             return value + random.normal(0.0, sigma * max(1.0, largest), value.shape)

@@ -20,7 +20,7 @@ from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
 from olac.kernels.record import record
 from olac.parameters import Parameters
-from olac.passes.base import FitReport
+from olac.passes.base import FitReport, FrontPoint
 
 if TYPE_CHECKING:
     from olac.backends.cost import Slowdown
@@ -54,6 +54,7 @@ class Report:
     check: SelfCheck | None = None
     pass_seconds: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for files."""
@@ -67,6 +68,7 @@ class Report:
             None if data["check"] is None else SelfCheck(**data["check"]),
             tuple((str(name), float(seconds)) for name, seconds in data["pass_seconds"]),
             tuple(str(note) for note in data["notes"]),
+            tuple(FrontPoint(**{**point, "degrees": tuple(point["degrees"])}) for point in data["front"]),
         )
 
 

@@ -60,8 +60,8 @@ def polynomial(x: Tensor, coefficients: Tensor, half_width: float) -> Tensor:
     last, before = c[-1].expand_as(x), c[-2].expand_as(x)
     twice = 2 * t
     for k in range(len(c) - 3, -1, -1):
-        last, before = c[k] - last, before + twice * last
-    return last + before * t
+        last, before = before + twice * last, c[k] - last
+    return before + last * t
 
 
 def _conv2d(op: Conv2d, x: Sequence[Tensor], weights: Weights) -> Tensor:
@@ -80,7 +80,9 @@ def _linear(op: Linear, x: Sequence[Tensor], weights: Weights) -> Tensor:
 def _sparse_linear(op: SparseLinear, x: Sequence[Tensor], weights: Weights) -> Tensor:
     flat = x[0].reshape(len(x[0]), -1)
     index = torch.stack([weights[op.rows].long(), weights[op.columns].long()])
-    matrix = torch.sparse_coo_tensor(index, weights[op.values], (len(weights[op.bias]), flat.shape[1]))
+    matrix = torch.sparse_coo_tensor(
+        index, weights[op.values], (len(weights[op.bias]), flat.shape[1]), check_invariants=False
+    )
     out: Tensor = (matrix @ flat.T).T + weights[op.bias]
     return out.reshape(len(flat), *op.shape)
 
@@ -94,6 +96,11 @@ def _polynomial(op: Polynomial, x: Sequence[Tensor], weights: Weights) -> Tensor
     return polynomial(x[0], weights[op.coefficients], op.half_width)
 
 
+def _slice(op: Slice, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    window = [slice(None), *(slice(*s) for s in op.slices)]
+    return x[0][tuple(window)]
+
+
 def _average_pool(op: AveragePool, x: Sequence[Tensor], weights: Weights) -> Tensor:
     return weights[op.rows] @ x[0] @ weights[op.columns].T
 
@@ -105,7 +112,7 @@ TORCH_OPS: dict[type[Op], Callable[[Any, Sequence[Tensor], Weights], Tensor]] = 
     Affine: lambda op, x, weights: x[0] * weights[op.scale] + weights[op.shift],
     AveragePool: _average_pool,
     Pad: _pad,
-    Slice: lambda op, x, weights: x[0][(slice(None), *(slice(*s) for s in op.slices))],
+    Slice: _slice,
     Reshape: lambda op, x, weights: x[0].reshape(len(x[0]), *op.shape),
     Add: lambda op, x, weights: x[0] + x[1],
     Multiply: lambda op, x, weights: x[0] * x[1],

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from olac.costs import CostTable
 from olac.errors import OlacError, VerificationError
@@ -15,6 +15,7 @@ from olac.ir.graph import Graph
 from olac.ir.types import Stage
 from olac.ir.verify import verify
 from olac.parameters import Parameters
+from olac.polynomials.fit import Fit, FitOptions
 from olac.polynomials.statistics import Calibration
 
 
@@ -22,7 +23,14 @@ from olac.polynomials.statistics import Calibration
 class FitReport:
     """How one activation became a polynomial.
 
-    `rmse` is the root mean square error under the calibrated distribution, relative to that of the function's values.
+    Attributes:
+        node: id of the activation.
+        function: its name.
+        degree, depth: of its polynomials, and the levels that they take.
+        rmse: root mean square error under the calibrated distribution, relative to that of the function's values.
+        max_error: largest absolute error on the calibrated range.
+        low, high: the padded range.
+        outer_error: largest absolute error on the padded range outside the calibrated one.
     """
 
     node: str
@@ -33,6 +41,47 @@ class FitReport:
     max_error: float
     low: float
     high: float
+    outer_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One plan on the Pareto front of depth, or predicted time, against agreement.
+
+    Attributes:
+        price: levels, or seconds, of all activations together.
+        cost: what the additive model says of the change of the outputs.
+        degrees: of the activations, in network order.
+        agreement: share of held-out images with the same largest output, simulated; None where it was not.
+        chosen: whether it is the plan that was taken.
+    """
+
+    price: float
+    cost: float
+    degrees: tuple[int, ...]
+    agreement: float | None = None
+    chosen: bool = False
+
+
+class Images(Protocol):
+    """Fits and measurements on whole images; `olac.approximation.ImageFitter` is the one in torch."""
+
+    def effects(self, graph: Graph, fits: Mapping[str, Sequence[Fit]]) -> dict[str, list[float]]:
+        """For each activation and fit the change of the outputs with that one replaced."""
+
+    def sensitivities(self, graph: Graph) -> dict[str, float]:
+        """OLA's alpha_i for each activation."""
+
+    def trial(
+        self, graph: Graph, degrees: Mapping[str, int], options: FitOptions, probes: Sequence[int] = ()
+    ) -> tuple[float, float, dict[str, dict[int, float]]]:
+        """Error and agreement of a plan on held-out images after a quick fit, and the effects of other degrees."""
+
+    def error(self, original: Graph, approximated: Graph) -> tuple[float, float]:
+        """Error and agreement of an approximated graph on held-out images."""
+
+    def compensate(self, graph: Graph, degrees: Mapping[str, int], options: FitOptions) -> Graph:
+        """The graph at stage POLYNOMIAL, each layer making up for the errors before it."""
 
 
 @dataclass
@@ -44,7 +93,9 @@ class PassContext:
         parameters: CKKS parameters; needed from packing on.
         costs: prices of primitives, to choose between lowerings.
         threads: that the server will use.
+        images: fits and measurements on whole images; needed by the methods that look at them.
         fits: reports of fitted activations, in order.
+        front: plans that were considered, from the cheapest up.
     """
 
     calibration: Calibration | None = None
@@ -52,13 +103,21 @@ class PassContext:
     costs: CostTable | None = None
     threads: int = 2
     batch: int = 1
+    images: Images | None = None
     fits: list[FitReport] = field(default_factory=list)
+    front: list[FrontPoint] = field(default_factory=list)
 
     def need_calibration(self) -> Calibration:
         """The calibration, or an error of ours."""
         if self.calibration is None:
             raise VerificationError("this pass needs a calibration")
         return self.calibration
+
+    def need_images(self) -> Images:
+        """The images, or an error of ours."""
+        if self.images is None:
+            raise VerificationError("this pass needs calibration images")
+        return self.images
 
     def need_parameters(self) -> Parameters:
         """The parameters, or an error of ours."""

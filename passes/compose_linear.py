@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Conv2d, LinearMap, LinearOp, Pad, Reshape, SparseLinear
+from olac.ir.types import Stage
 from olac.passes.base import Pass, PassContext
 
 
@@ -24,6 +25,8 @@ class ComposeLinear(Pass):
 
     max_entries: int = 20_000_000
     name: ClassVar[str] = "compose_linear"
+    requires: ClassVar[Stage] = Stage.POLYNOMIAL
+    ensures: ClassVar[Stage] = Stage.POLYNOMIAL
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
         users = graph.users()

@@ -21,6 +21,7 @@ from olac.ir.ops import (
     Multiply,
     Pad,
     Polynomial,
+    PolynomialProduct,
     Reshape,
     Slice,
     SparseLinear,
@@ -220,9 +221,9 @@ class _Plan:
         """Whether some reader takes a product as it is."""
         for node in self._users[value]:
             places = [(node.id, i) for i, v in enumerate(node.inputs) if v == value]
-            takes = isinstance(node.op, LinearOp | Polynomial | Multiply) or not self._changes.edges.keys().isdisjoint(
-                places
-            )
+            takes = isinstance(
+                node.op, LinearOp | Polynomial | PolynomialProduct | Multiply
+            ) or not self._changes.edges.keys().isdisjoint(places)
             if takes or (isinstance(node.op, Reshape) and self._absorbed(node.id)):
                 return True
         return False
@@ -269,7 +270,9 @@ class _Plan:
         used: dict[str, int] = {}
         products: set[str] = set()
         for node in self._graph.nodes:
-            takes_products = isinstance(node.op, LinearOp | Polynomial | Multiply | Reshape) or node.id in folded
+            takes_products = (
+                isinstance(node.op, LinearOp | Polynomial | PolynomialProduct | Multiply | Reshape) or node.id in folded
+            )
             used[node.id] = 1 if node.id in folded else self._levels[node.id]
             used[node.id] += max(
                 # An affine map of ours, or the one that brings a product to the unit of a sum.

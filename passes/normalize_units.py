@@ -10,7 +10,7 @@ import networkx as nx
 import numpy as np
 
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Affine, LinearOp, Multiply, Polynomial, Reshape, Square
+from olac.ir.ops import Activation, Affine, LinearOp, Multiply, Polynomial, PolynomialProduct, Reshape, Square
 from olac.ir.types import Range, Stage
 from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
@@ -26,8 +26,11 @@ class NormalizeUnits(Pass):
     nor a product: such an op must commute with a common factor. It costs no level: linear ops and polynomials absorb
     any factor, the client divides its input and multiplies its output.
 
+    A value that a polynomial reads gets the polynomial's half width as unit, unless it (or what it is added to) is
+    larger: on a wider interval the coefficients of high degrees would grow without bound, and noise with them.
+
     Options:
-        padding: units are this much larger than the calibrated magnitudes.
+        padding: other units are this much larger than the calibrated magnitudes.
     """
 
     padding: float = 1.25
@@ -54,10 +57,12 @@ class NormalizeUnits(Pass):
                     names = {field: builder.constant(f"{node.id}.{field}.scaled", v) for field, v in constants.items()}
                     op = replace(node.op, **names)
                 return builder.keep(node, inputs, op=op, type=kind)
-            if isinstance(node.op, Polynomial):
-                made = rescaled(graph.constants[node.op.coefficients], node.op.half_width, units[node.inputs[0]], unit)
+            if isinstance(node.op, Polynomial | PolynomialProduct):
+                # A product's factor brings its own unit into the coefficients.
+                out = unit / units[node.inputs[0]] if isinstance(node.op, PolynomialProduct) else unit
+                made = rescaled(graph.constants[node.op.coefficients], node.op.half_width, units[node.inputs[-1]], out)
                 name = builder.constant(f"{node.id}.coefficients.scaled", made)
-                return builder.keep(node, inputs, op=Polynomial(name, 1.0), type=kind)
+                return builder.keep(node, inputs, op=replace(node.op, coefficients=name, half_width=1.0), type=kind)
             if isinstance(node.op, Square):
                 shift = builder.constant(f"{node.id}.shift.scaled", graph.constants[node.op.shift] / unit)
                 return builder.keep(node, inputs, op=Square(shift), type=kind)
@@ -66,26 +71,34 @@ class NormalizeUnits(Pass):
         return graph.rewrite(step, by=self.name)
 
     def _units(self, graph: Graph, ranges: Mapping[str, Range]) -> dict[str, float]:
+        groups = sharing_units(graph)
         bounds = {node.id: _bound(node, ranges) for node in graph.nodes}
-        together: nx.Graph[str] = nx.Graph()
-        for node in graph.nodes:
-            together.add_node(node.id)
-            if not isinstance(node.op, LinearOp | Polynomial | Multiply | Square):
-                together.add_edges_from((node.id, operand) for operand in node.inputs)
+        half_widths: dict[str, float] = {}
+        for user in graph.nodes:
+            if isinstance(user.op, Polynomial | PolynomialProduct):
+                half_widths[user.inputs[-1]] = max(user.op.half_width, half_widths.get(user.inputs[-1], 0.0))
         units: dict[str, float] = {}
-        for group in nx.connected_components(together):
+        for group in set(groups.values()):
             known = (bound.magnitude for bound in (bounds[i] for i in group) if bound is not None)
-            magnitude = max(known, default=0.0) * self.padding
-            for user in graph.nodes:
-                if isinstance(user.op, Polynomial) and user.inputs[0] in group:
-                    magnitude = max(magnitude, user.op.half_width)
-            unit = magnitude if magnitude > 1e-12 else 1.0
-            units.update((i, unit) for i in group)
+            magnitude = max(known, default=0.0)
+            half_width = max((half_widths[i] for i in group if i in half_widths), default=0.0)
+            unit = max(magnitude, half_width) if half_width else magnitude * self.padding
+            units.update((i, unit if unit > 1e-12 else 1.0) for i in group)
         for node in graph.nodes:
             if isinstance(node.op, Multiply | Square):
                 product = units[node.inputs[0]] * units[node.inputs[-1]]
-                units.update((i, product) for i in nx.node_connected_component(together, node.id))
+                units.update((i, product) for i in groups[node.id])
         return units
+
+
+def sharing_units(graph: Graph) -> dict[str, frozenset[str]]:
+    """For each node the values that must have the same unit, itself included."""
+    together: nx.Graph[str] = nx.Graph()
+    for node in graph.nodes:
+        together.add_node(node.id)
+        if not isinstance(node.op, LinearOp | Activation | Polynomial | PolynomialProduct | Multiply | Square):
+            together.add_edges_from((node.id, operand) for operand in node.inputs)
+    return {i: group for group in map(frozenset, nx.connected_components(together)) for i in group}
 
 
 def _free_products(graph: Graph, ranges: Mapping[str, Range], by: str) -> Graph:
@@ -116,7 +129,7 @@ def _free_products(graph: Graph, ranges: Mapping[str, Range], by: str) -> Graph:
     for node in graph.nodes:
         if isinstance(node.op, Multiply | Square) or (isinstance(node.op, Reshape) and node.inputs[0] in products):
             products.add(node.id)
-        absorbs = isinstance(node.op, LinearOp | Polynomial | Multiply | Square | Reshape)
+        absorbs = isinstance(node.op, LinearOp | Polynomial | PolynomialProduct | Multiply | Square | Reshape)
         new[node.id] = builder.keep(node, tuple(new[i] if absorbs else free(i) for i in node.inputs))
     return builder.build(
         [free(output) for output in graph.outputs], stage=graph.stage, inputs=[new[i.id] for i in graph.inputs]

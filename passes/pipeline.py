@@ -7,6 +7,7 @@ from olac.passes.assign_levels import AssignLevels
 from olac.passes.base import Pass
 from olac.passes.choose_lowerings import ChooseLowerings
 from olac.passes.compose_linear import ComposeLinear
+from olac.passes.expand_max_pool import ExpandMaxPool
 from olac.passes.fit_activations import FitActivations
 from olac.passes.fold_affine import FoldAffine
 from olac.passes.fold_squares import FoldSquares
@@ -16,7 +17,15 @@ from olac.polynomials.fit import FitOptions
 
 def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...]:
     """TRACED to POLYNOMIAL: what the program computes."""
-    return (FoldAffine(), ComposeLinear(), FitActivations(options or FitOptions()), FoldSquares(), NormalizeUnits())
+    chosen = options or FitOptions()
+    return (
+        ExpandMaxPool(chosen.alpha if chosen.method == "minimax" else ExpandMaxPool.alpha),
+        FoldAffine(),
+        FitActivations(chosen),
+        FoldSquares(),
+        ComposeLinear(),
+        NormalizeUnits(),
+    )
 
 
 def lowering_pipeline() -> tuple[Pass, ...]:

@@ -17,6 +17,7 @@ from olac.ir.ops import (
     Op,
     Pad,
     Polynomial,
+    PolynomialProduct,
     Reshape,
     Slice,
 )
@@ -60,6 +61,20 @@ def residual_network(seed: int = 0, shape: tuple[int, int, int] = (2, 5, 7), squ
     y = b.add(Reshape((size,)), [y], name="flat")
     y = b.add(Linear(weight("w4", 3, size), weight("b4", 3)), [y], name="head")
     return b.build([y], Stage.POLYNOMIAL)
+
+
+def comparing_network(seed: int = 0, shape: tuple[int, int, int] = (2, 4, 4)) -> Graph:
+    """conv, two compositions of polynomials whose products are added to each other; units not normalized."""
+    random = np.random.default_rng(seed)
+    b = GraphBuilder(by="test")
+    x = b.add(Input(shape), name="x")
+    w = b.constant("w", random.normal(size=(3, shape[0], 3, 3)) / 4)
+    y = b.add(Conv2d(w, None, (1, 1), (1, 1, 1, 1)), [x], name="conv")
+    odd = random.normal(size=(2, 1, 4)) * np.array([0, 1, 0, 1])
+    z = b.add(Polynomial(b.constant("odd", odd[0]), 4.0), [y], name="inner")
+    left = b.add(PolynomialProduct(b.constant("p", odd[1]), 3.0), [y, z], name="left")
+    right = b.add(PolynomialProduct(b.constant("q", random.normal(size=(3, 6))), 4.0), [z, y], name="right")
+    return b.build([b.add(Add(), [left, right], name="sum")], Stage.POLYNOMIAL)
 
 
 def normalized(graph: Graph, images: Array) -> tuple[Graph, Calibration]:

@@ -167,6 +167,10 @@ def test_constants_of_another_type_missing_or_extra(path: Path) -> None:
 
 CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "unknown op": lambda m: m["graph"]["nodes"][1].update(op="bootstrap"),
+    "max-pooling": lambda m: m["graph"]["nodes"][1].update(
+        op="max_pool2d",
+        attributes={"kernel": [1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "ceil_mode": False},
+    ),
     "unhashable op": lambda m: m["graph"]["nodes"][1].update(op=["conv2d"]),
     "no attributes": lambda m: m["graph"]["nodes"][1].update(attributes={}),
     "extra attribute": lambda m: m["graph"]["nodes"][1]["attributes"].update(__class__="x"),

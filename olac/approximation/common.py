@@ -5,15 +5,16 @@ from __future__ import annotations
 import networkx as nx
 import torch
 
-from olac.ir.functions import Function, activation
 from olac.ir.graph import Graph, Node
-from olac.ir.ops import Activation
 
 Tensor = torch.Tensor
 
+MOST_CONTRAST = 1.6
+"""Of stressed images."""
+
 MEMORY = 3e9
 """Bytes that the values of all images may take while a sweep runs; fewer images are used where they would take more."""
-WORST = 1e4
+WORST = 10.0
 """An image counts no more than this, in units of the outputs' variance: a wreck is a wreck."""
 
 
@@ -29,9 +30,17 @@ def agreement(outputs: Tensor, clean: Tensor) -> float:
     return float((outputs.flatten(1).argmax(1) == clean.flatten(1).argmax(1)).double().mean())
 
 
-def functions_of(op: Activation) -> list[Function]:
-    """The function of each channel, or one for all."""
-    return [activation(op.function, op.parameters)]
+def stressed(images: Tensor, random: torch.Generator, share: float = 1.0) -> Tensor:
+    """Images with their contrast raised, each by its own factor, or as they are for all but a share of them.
+
+    Unseen inputs take values out of the ranges that calibration saw, and polynomials grow fast there. These images do
+    the same on purpose: fits are pinned down by them, and choices are judged by them.
+    """
+    shape = (len(images), *(1,) * (images.ndim - 1))
+    factor = 1 + (MOST_CONTRAST - 1) * torch.rand(shape, generator=random)
+    factor = torch.where(torch.rand(shape, generator=random) < share, factor, torch.ones(()))
+    middle = images.mean(list(range(1, images.ndim)), keepdim=True)
+    return middle + factor * (images - middle)
 
 
 def live_bytes(graph: Graph) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from olac.approximation.common import agreement, fitting, output_error
@@ -13,7 +15,6 @@ from olac.approximation.effects import effects, sensitivities
 from olac.approximation.reconstruct import reconstruct
 from olac.approximation.sweep import sweep
 from olac.ir.graph import Graph
-from olac.ir.ops import Array
 from olac.ir.types import Range
 from olac.polynomials.fit import Fit, FitOptions
 from olac.tensors import CHUNK, run, tensors
@@ -32,8 +33,8 @@ class ImageFitter:
         say: called with a line of text as work goes on.
     """
 
-    images: Array
-    held_out: Array
+    images: npt.NDArray[np.floating[Any]]
+    held_out: npt.NDArray[np.floating[Any]]
     say: Callable[[str], None] | None = None
 
     def _fitted(self, graph: Graph, copies: int) -> torch.Tensor:
@@ -70,9 +71,7 @@ class ImageFitter:
         """All activations replaced, each layer making up for the errors before it; bounds of values in their types."""
         images, held_out = self._fitted(graph, 2), _tensor(self.held_out)
         made = sweep(graph, images, held_out, degrees, options, progress=self.say).graph
-        made = reconstruct(
-            graph, made, images, held_out, options.reconstruct, refit=options.refit, progress=self.say
-        )
+        made = reconstruct(graph, made, images, held_out, options.reconstruct, refit=options.refit, progress=self.say)
         return self.with_bounds(made)
 
     def with_bounds(self, graph: Graph) -> Graph:
@@ -88,16 +87,18 @@ class ImageFitter:
                         high[name] = max(high.get(name, -np.inf), float(finite.max()))
         seen = {name: Range(low[name], high[name]) for name in low}
         return graph.rewrite(
-            lambda node, builder, inputs: builder.keep(
-                node,
-                inputs,
-                type=replace(
-                    node.type,
-                    bound=seen[node.id] if node.type.bound is None else node.type.bound.union(seen[node.id]),
-                ),
-            )
-            if node.id in seen
-            else None,
+            lambda node, builder, inputs: (
+                builder.keep(
+                    node,
+                    inputs,
+                    type=replace(
+                        node.type,
+                        bound=seen[node.id] if node.type.bound is None else node.type.bound.union(seen[node.id]),
+                    ),
+                )
+                if node.id in seen
+                else None
+            ),
             by="fit_activations",
         )
 
@@ -110,5 +111,5 @@ class ImageFitter:
         return output_error(ours, clean), agreement(ours, clean)
 
 
-def _tensor(array: Array) -> torch.Tensor:
+def _tensor(array: npt.NDArray[np.floating[Any]]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

@@ -15,8 +15,9 @@ from dataclasses import replace
 
 import torch
 
-from olac.approximation.common import functions_of, output_error
+from olac.approximation.common import output_error, stressed
 from olac.approximation.sweep import batched, by_channel, patches
+from olac.ir.functions import channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Conv2d, Input, Linear, Polynomial
 from olac.tensors import apply, chebyshev, run, tensors
@@ -27,8 +28,8 @@ RATE = 2e-3
 """Of Adam, in units of a layer's own standard deviation."""
 BATCH = 32
 WARM_UP = 30
-STRESSED, MOST_CONTRAST = 0.25, 1.6
-"""Share of images whose contrast is raised, and by how much at most."""
+STRESSED = 0.25
+"""Share of images whose contrast is raised."""
 TAIL = 0.02
 """Weight of the polynomials' errors over their padded ranges."""
 BOUND = 30.0
@@ -147,7 +148,9 @@ def reconstruct(
 
     def held_error(weights: dict[str, Tensor]) -> float:
         with torch.no_grad():
-            parts = [_values(approximated, weights, part, frozenset({output}))[output] for part in held_out.split(BATCH)]
+            parts = [
+                _values(approximated, weights, part, frozenset({output}))[output] for part in held_out.split(BATCH)
+            ]
         return output_error(torch.cat(parts), wanted)
 
     tails = _Tails(original, approximated, sizes)
@@ -161,7 +164,7 @@ def reconstruct(
     best, kept = held_error(start), start
     for epoch in range(epochs):
         for chosen in torch.randperm(len(images), generator=random).split(BATCH):
-            batch = stressed(images[chosen], random)
+            batch = stressed(images[chosen], random, STRESSED)
             with torch.no_grad():
                 targets = _values(original, clean, batch, watched)
             current = whitened.current()
@@ -172,7 +175,7 @@ def reconstruct(
             }
             loss = torch.stack(list(errors.values())).mean() + errors[output] + TAIL * tails(current)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(thetas, 1.0)
             if torch.isfinite(norm):  # an image may overflow; its batch is left out
                 optimizer.step()
@@ -184,15 +187,6 @@ def reconstruct(
         if progress is not None:
             progress(f"reconstructing: pass {epoch + 1} of {epochs}, error {best:.3g}")
     return _with(approximated, kept, set(whitened.theta)) if kept is not start else approximated
-
-
-def stressed(images: Tensor, random: torch.Generator) -> Tensor:
-    """Some of the images with their contrast changed, so that values leave the ranges that calibration saw."""
-    shape = (len(images), *(1,) * (images.ndim - 1))
-    factor = 1 + (MOST_CONTRAST - 1) * torch.rand(shape, generator=random)
-    factor = torch.where(torch.rand(shape, generator=random) < STRESSED, factor, torch.ones(()))
-    middle = images.mean(list(range(1, images.ndim)), keepdim=True)
-    return middle + factor * (images - middle)
 
 
 def _bounded_values(
@@ -228,7 +222,8 @@ class _Tails:
                 op = original[node.id].op
                 assert isinstance(op, Activation)
                 points = t.double().numpy() * node.op.half_width
-                target = torch.stack([torch.from_numpy(f(points)).float() for f in functions_of(op)])
+                functions = channel_functions(op.function, op.parameters, node.type.shape[0])
+                target = torch.stack([torch.from_numpy(f(points)).float() for f in functions])
                 count = approximated.constants[node.op.coefficients].shape[1]
                 basis = torch.stack(chebyshev(t, count - 1), 0)
                 self._parts.append((node.op.coefficients, basis, target, sizes[node.id]))

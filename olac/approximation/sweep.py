@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from olac.approximation.common import functions_of, output_error
-from olac.ir.functions import Function
+from olac.approximation.common import output_error
+from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Add, Conv2d, Input, Linear, Polynomial
 from olac.ir.types import Stage
-from olac.polynomials.fit import FLOOR_POINTS, NARROWEST, FitOptions, recentred
+from olac.polynomials.fit import FLOOR_POINTS, RIDGE, TINY, FitOptions, centred, widening
 from olac.tensors import CHUNK, apply, chebyshev, run, tensors
 
 Tensor = torch.Tensor
@@ -136,7 +136,7 @@ def sweep(
             wanted = degrees[node.id]
             found: dict[int, tuple[float, Tensor, float]] = {}
             for degree in sorted({wanted, *probes}):
-                measure = (lambda v, i=index: rest(i, v)) if choose or probes else None  # type: ignore[misc]
+                measure = (lambda v, i=index: rest(i, v)) if choose or probes else None
                 found[degree] = _fit(node.op, node, fitted, held, degree, options, choose, measure)
             effects[node.id] = {degree: error for degree, (error, _, _) in found.items()}
             _, coefficients, half_width = found[wanted]
@@ -211,7 +211,7 @@ def patches(op: Conv2d | Linear, x: Tensor, weight: Tensor) -> Tensor:
         return x.T[None]
     top, bottom, left, right = op.padding
     unfolded = F.unfold(
-        F.pad(x, (left, right, top, bottom)), list(weight.shape[2:]), dilation=op.dilation, stride=op.stride
+        F.pad(x, (left, right, top, bottom)), (weight.shape[2], weight.shape[3]), dilation=op.dilation, stride=op.stride
     )
     columns = weight[0].numel()
     return unfolded.reshape(len(x), op.groups, columns, -1).permute(1, 2, 0, 3).reshape(op.groups, columns, -1)
@@ -307,17 +307,18 @@ def _fit(
     x, y = fitted.disturbed[node.inputs[0]], fitted.clean[node.id]
     axes = [0, *range(2, x.ndim)]
     low, high = x.amin(axes).double().numpy(), x.amax(axes).double().numpy()
-    layer = max(float(np.abs(low).max()), float(np.abs(high).max())) or 1.0
-    middle, half = (low + high) / 2, np.maximum((high - low) / 2, NARROWEST * layer)
+    middle, half = centred(low, high, degree)
+    size = RIDGE * max(float(y.square().mean()), TINY**2)
     second, first = _sums(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
-    functions = functions_of(op)
+    functions = channel_functions(op.function, op.parameters, x.shape[1])
     best: tuple[float, Tensor, float] | None = None
     given = options.floor is not None or options.padding is not None
     candidates = (options.tails(degree),) if given or not choose else tails(degree)
     for floor, padding in candidates:
-        rows = _solve(functions, second, first, middle, half, degree, floor, padding)
         half_width = float((np.abs(middle) + padding * half).max())
-        made = torch.from_numpy(recentred(rows, middle, half, half_width)).float()
+        mapping = torch.from_numpy(widening(middle, half, half_width, degree))
+        rows = _solve(functions, second + size * mapping.mT @ mapping, first, middle, half, degree, floor, padding)
+        made = (mapping @ rows[:, :, None])[:, :, 0].float()
         error = float("nan")
         if measure is not None:
             polynomial = replace(node, op=Polynomial("c", half_width))
@@ -356,7 +357,7 @@ def _solve(
     degree: int,
     floor: float,
     padding: float,
-) -> np.ndarray:  # type: ignore[type-arg]
+) -> Tensor:
     """Coefficients (channels, degree + 1) in Chebyshev polynomials of (x - middle) / half."""
     t = torch.linspace(-padding, padding, FLOOR_POINTS, dtype=torch.float64)
     points = middle[:, None] + half[:, None] * t.numpy()[None, :]
@@ -368,4 +369,5 @@ def _solve(
     spread_second, spread_first = basis @ basis.T / len(t), torch.from_numpy(target) @ basis.T / len(t)
     system = (1 - floor) * second + floor * spread_second
     right = (1 - floor) * first + floor * spread_first
-    return np.asarray(torch.linalg.solve(system, right).numpy())
+    solved: Tensor = torch.linalg.solve(system, right)
+    return solved

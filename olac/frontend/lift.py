@@ -32,6 +32,7 @@ from olac.ir.ops import (
     Conv2d,
     Input,
     Linear,
+    MaxPool2d,
     Multiply,
     Op,
     Pad,
@@ -708,6 +709,50 @@ def _module_adaptive_avg_pool2d(lifter: Lifter, m: nn.AdaptiveAvgPool2d, x: Valu
     return _adaptive_avg_pool2d(lifter, x, m.output_size)
 
 
+@register_function(F.max_pool2d, torch.max_pool2d)
+def _max_pool2d(
+    lifter: Lifter,
+    input: Value,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    if return_indices:
+        raise Unsupported("max-pooling that returns indices", "Leave return_indices out: indices are not polynomial")
+    _planes(input, "max-pooling")
+    kernel = _pair(kernel_size)
+    strides = kernel if stride is None or stride in ((), []) else _pair(stride)
+    op = MaxPool2d(kernel, strides, _pair(padding), _pair(dilation), bool(ceil_mode))
+    return input if (kernel, strides) == ((1, 1), (1, 1)) else lifter.add(op, input)
+
+
+@register_module(nn.MaxPool2d)
+def _module_max_pool2d(lifter: Lifter, m: nn.MaxPool2d, x: Value) -> Any:
+    return _max_pool2d(lifter, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices)
+
+
+@register_function(F.adaptive_max_pool2d)
+def _adaptive_max_pool2d(lifter: Lifter, input: Value, output_size: Any, return_indices: bool = False) -> Any:
+    sizes = _planes(input, "adaptive max-pooling")[1:]
+    wanted = (output_size, output_size) if output_size is None or isinstance(output_size, int) else output_size
+    counts = [size if out is None else int(out) for size, out in zip(sizes, wanted, strict=True)]
+    if any(size % count for size, count in zip(sizes, counts, strict=True)):
+        raise Unsupported(
+            f"adaptive max-pooling of {sizes[0]}x{sizes[1]} to {counts[0]}x{counts[1]}, by windows of several sizes",
+            "Use MaxPool2d, or an output size that divides the input's",
+        )
+    kernel = tuple(size // count for size, count in zip(sizes, counts, strict=True))
+    return _max_pool2d(lifter, input, kernel, return_indices=return_indices)
+
+
+@register_module(nn.AdaptiveMaxPool2d)
+def _module_adaptive_max_pool2d(lifter: Lifter, m: nn.AdaptiveMaxPool2d, x: Value) -> Any:
+    return _adaptive_max_pool2d(lifter, x, m.output_size, m.return_indices)
+
+
 def _reduce(lifter: Lifter, x: Value, dim: Any, keepdim: bool, mean: bool) -> Any:
     if dim is None or dim == () or dim == []:
         raise Unsupported("reduces over the whole batch", "Give the axes to reduce over, without the batch axis")
@@ -926,7 +971,7 @@ def _dropout(lifter: Lifter, input: Value, p: float = 0.5, training: bool = True
 
 # Advice, by a name within the operation's own; the first that fits is given.
 _ADVICE: tuple[tuple[str, str], ...] = (
-    ("maxpool|max_pool", "Use AvgPool2d of the same kernel and stride, and fine-tune; comparisons are not polynomial"),
+    ("maxpool|max_pool", "Use MaxPool2d, with a kernel (1, k) for sequences"),
     (
         "instance_?norm|layer_?norm|group_?norm|rms_?norm|local_?response",
         "Use BatchNorm2d or BatchNorm1d, whose statistics are constants in evaluation",

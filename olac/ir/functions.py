@@ -185,3 +185,10 @@ def _one_channel(definition: Definition, channel: int) -> Function:
         return definition.function(np.ascontiguousarray(every))[:, channel].reshape(x.shape)
 
     return function
+
+
+def channel_functions(name: str, parameters: Parameters, channels: int) -> list[Function]:
+    """The univariate function of each channel where they differ, else one for all."""
+    if is_per_channel(name, parameters):
+        return [channel_function(name, parameters, channel) for channel in range(channels)]
+    return [activation(name, parameters)]

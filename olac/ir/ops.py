@@ -376,6 +376,61 @@ class AveragePool(LinearOp):
 
 @register
 @dataclass(frozen=True)
+class MaxPool2d(Op):
+    """The largest element of each window in each channel, as torch.nn.functional.max_pool2d; stage TRACED only.
+
+    All but `ceil_mode` are for rows and columns. Padding adds no elements: windows end at the borders.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    ceil_mode: bool = False
+    name: ClassVar[str] = "max_pool2d"
+
+    def windows(self, size: int, axis: int) -> tuple[tuple[int, int], ...]:
+        """The windows along an axis of that size (0 rows, 1 columns): first index and number of elements.
+
+        Elements are `dilation` apart. ShapeError where there is no window.
+        """
+        kernel, stride, padding, dilation = (
+            field[axis] for field in (self.kernel, self.stride, self.padding, self.dilation)
+        )
+        reach = dilation * (kernel - 1) + 1
+        if min(kernel, stride, dilation) < 1 or not 0 <= padding <= reach // 2:
+            raise ShapeError(f"max_pool2d of windows {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
+        last = size + 2 * padding - reach
+        count = (-(-last // stride) if self.ceil_mode else last // stride) + 1
+        if self.ceil_mode and (count - 1) * stride >= size + padding:
+            count -= 1  # as torch: no window starts in the padding on the right
+        if count < 1:
+            raise ShapeError(f"max_pool2d window of {kernel} is larger than its padded input of {size}")
+        found = []
+        for start in range(-padding, -padding + count * stride, stride):
+            first = start if start >= 0 else start % dilation
+            taps = kernel - (first - start) // dilation
+            found.append((first, min(taps, -(-(size - first) // dilation))))
+        if min(length for _, length in found) < 1:
+            raise ShapeError(f"max_pool2d with a window of padding only, on {size} elements")
+        return tuple(found)
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        c, h, w = _grid(shapes, self.name)
+        return c, len(self.windows(h, 0)), len(self.windows(w, 1))
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        x = operands[0]
+        for axis in (0, 1):
+            windows = self.windows(x.shape[2 + axis], axis)
+            first, count = (np.array(column)[:, None] for column in zip(*windows, strict=True))
+            taps = first + np.minimum(np.arange(self.kernel[axis]), count - 1) * self.dilation[axis]
+            x = np.take(x, taps, axis=2 + axis).max(axis=3 + axis)
+        return x
+
+
+@register
+@dataclass(frozen=True)
 class Pad(LinearOp):
     """Constant padding: (before, after) elements on each axis of the shape."""
 
@@ -563,11 +618,50 @@ class Polynomial(Op):
         return shapes[0]
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
-        x = operands[0] / self.half_width
-        c = constants[self.coefficients]
-        c = c.T.reshape(c.shape[1], c.shape[0], *(1,) * (x.ndim - 2))
-        return np.asarray(chebyshev.chebval(x, c, tensor=False))
+        return _chebyshev(operands[0] / self.half_width, constants[self.coefficients])
 
     def levels(self, constants: Constants) -> int:
         """ceil(log2(degree + 1)) for the true degree, at least 1."""
-        return max(1, int(np.flatnonzero(constants[self.coefficients].any(axis=0)).max(initial=0)).bit_length())
+        return _depth(constants[self.coefficients])
+
+
+@register
+@dataclass(frozen=True)
+class PolynomialProduct(Op):
+    """x p(z) = x * sum_k c_k T_k(z / half_width) for operands x and z of the same shape, elementwise.
+
+    As one op, because p(z) is then evaluated at the very scale that brings the product to the canonical one.
+
+    coefficients: (channels, degree + 1), or (1, degree + 1) for all channels alike.
+    """
+
+    coefficients: str
+    half_width: float = 1.0
+    name: ClassVar[str] = "polynomial_product"
+    arity: ClassVar[int] = 2
+    constant_fields: ClassVar[tuple[str, ...]] = ("coefficients",)
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        channels = len(constants[self.coefficients])
+        if shapes[0] != shapes[1]:
+            raise ShapeError(f"polynomial_product of {shapes[0]} and {shapes[1]}")
+        if channels not in (1, shapes[0][0]):
+            raise ShapeError(f"coefficients for {channels} channels on {shapes[0]}")
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return operands[0] * _chebyshev(operands[1] / self.half_width, constants[self.coefficients])
+
+    def levels(self, constants: Constants) -> int:
+        """One more than the polynomial's."""
+        return _depth(constants[self.coefficients]) + 1
+
+
+def _chebyshev(x: Array, coefficients: Array) -> Array:
+    """sum_k c_k T_k(x) with coefficients (channels or 1, degree + 1), for x of shape (images, channels, ...)."""
+    c = coefficients.T.reshape(coefficients.shape[1], coefficients.shape[0], *(1,) * (x.ndim - 2))
+    return np.asarray(chebyshev.chebval(x, c, tensor=False))
+
+
+def _depth(coefficients: Array) -> int:
+    return max(1, int(np.flatnonzero(coefficients.any(axis=0)).max(initial=0)).bit_length())

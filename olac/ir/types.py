@@ -15,7 +15,7 @@ class Stage(IntEnum):
     TRACED = 0
     """Lifted from the model: any registered op."""
     POLYNOMIAL = 1
-    """No activation is left: additions, products and polynomials only."""
+    """No activation and no max-pooling is left: additions, products and polynomials only."""
     PACKED = 2
     """Every value has a layout, every linear op a lowering."""
     LEVELLED = 3

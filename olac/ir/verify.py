@@ -8,7 +8,18 @@ import numpy as np
 
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node, describe
-from olac.ir.ops import Activation, Input, LinearOp, Multiply, Polynomial, Reshape, ShapeError, Square
+from olac.ir.ops import (
+    Activation,
+    Input,
+    LinearOp,
+    MaxPool2d,
+    Multiply,
+    Polynomial,
+    PolynomialProduct,
+    Reshape,
+    ShapeError,
+    Square,
+)
 from olac.ir.types import Stage
 
 
@@ -71,6 +82,8 @@ def _polynomial(graph: Graph) -> Iterator[Problem]:
     for node in graph.nodes:
         if isinstance(node.op, Activation):
             yield node, f"the activation {node.op.function} is left at stage {graph.stage.name}"
+        if isinstance(node.op, MaxPool2d):
+            yield node, f"max-pooling is left at stage {graph.stage.name}"
 
 
 def _packed(graph: Graph) -> Iterator[Problem]:
@@ -95,7 +108,7 @@ def _packed(graph: Graph) -> Iterator[Problem]:
             yield node, "operands and result have different layouts"
     for node in graph.nodes:
         units = [graph[i].type.unit for i in node.inputs]
-        free = isinstance(node.op, LinearOp | Polynomial | Multiply | Square)
+        free = isinstance(node.op, LinearOp | Polynomial | PolynomialProduct | Multiply | Square)
         if not free and any(not np.isclose(u, node.type.unit, rtol=1e-12) for u in units):
             yield node, f"units {units} and {node.type.unit} differ"
         product = isinstance(node.op, Multiply | Square)

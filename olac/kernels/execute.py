@@ -9,11 +9,11 @@ from olac.backends.base import Evaluator
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Add, Input, LinearOp, Multiply, Op, Polynomial, Reshape, Square
+from olac.ir.ops import Add, Input, LinearOp, Multiply, Op, Polynomial, PolynomialProduct, Reshape, Square
 from olac.kernels.base import Kernel, Value
 from olac.kernels.elementwise import AddKernel, MultiplyKernel, ReshapeKernel, SquareKernel
 from olac.kernels.linear import DiagonalKernel
-from olac.kernels.polynomial import PolynomialKernel
+from olac.kernels.polynomial import PolynomialKernel, PolynomialProductKernel
 
 KernelFactory = Callable[[Graph, Node], Kernel]
 
@@ -34,10 +34,11 @@ def _linear(graph: Graph, node: Node) -> Kernel:
 
 
 def _polynomial(graph: Graph, node: Node) -> Kernel:
-    assert isinstance(node.op, Polynomial)
+    assert isinstance(node.op, Polynomial | PolynomialProduct)
     if node.op.half_width != 1.0:
         raise VerificationError(f"{node.id} is a polynomial on [-{node.op.half_width}, ...], not on [-1, 1]")
-    return PolynomialKernel(graph.constants[node.op.coefficients], _layout(graph, node.id))
+    kernel = PolynomialKernel if isinstance(node.op, Polynomial) else PolynomialProductKernel
+    return kernel(graph.constants[node.op.coefficients], _layout(graph, node.id))
 
 
 def _square(graph: Graph, node: Node) -> Kernel:
@@ -48,6 +49,7 @@ def _square(graph: Graph, node: Node) -> Kernel:
 KERNELS: dict[type[Op], KernelFactory] = {
     LinearOp: _linear,  # type: ignore[type-abstract]
     Polynomial: _polynomial,
+    PolynomialProduct: _polynomial,
     Add: lambda graph, node: AddKernel(),
     Multiply: lambda graph, node: MultiplyKernel(),
     Square: _square,

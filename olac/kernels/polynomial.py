@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.errors import VerificationError
 from olac.ir.layout import TensorLayout
 from olac.kernels.base import Kernel, Value
 
@@ -42,31 +43,71 @@ class PolynomialKernel(Kernel):
     """
 
     def __init__(self, coefficients: Array, layout: TensorLayout) -> None:
-        degree = coefficients.shape[1] - 1
-        while degree > 1 and not np.any(coefficients[:, degree]):
-            degree -= 1
-        self.depth = depth_of(degree)
-        shape = layout.shape
-        columns = coefficients[:, : degree + 1].T.reshape(degree + 1, -1, *(1,) * (len(shape) - 1))
-        expanded = [layout.expand(np.broadcast_to(column, shape)) for column in columns]
-        # shape (ciphertexts, degree + 1, slots)
-        self._coefficients = np.stack(expanded, axis=1)
+        self._coefficients = _in_slots(coefficients, layout)
+        self.depth = depth_of(self._coefficients.shape[1] - 1)
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         (x,) = operands
         return tuple(
-            _evaluate(evaluator, part, coefficients, self.depth)
+            _evaluate(evaluator, part, coefficients, level, evaluator.parameters.scale(max(0, level)))
             for part, coefficients in zip(x, self._coefficients, strict=True)
+            for level in (part.state.level - self.depth,)
         )
 
 
-def _evaluate(evaluator: Evaluator[Any, Any], x: Ciphertext[Any], coefficients: Array, depth: int) -> Ciphertext[Any]:
+class PolynomialProductKernel(Kernel):
+    """x p(z) in every slot, for z in [-1, 1]; slots that hold no element stay zero.
+
+    Args:
+        coefficients: Chebyshev coefficients, shape (channels or 1, degree + 1).
+        layout: of both operands and of the result.
+    """
+
+    def __init__(self, coefficients: Array, layout: TensorLayout) -> None:
+        self._coefficients = _in_slots(coefficients, layout)
+        self.depth = depth_of(self._coefficients.shape[1] - 1) + 1
+
+    def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
+        return tuple(
+            self._product(evaluator, x, z, coefficients)
+            for x, z, coefficients in zip(*operands, self._coefficients, strict=True)
+        )
+
+    def _product(
+        self, evaluator: Evaluator[Any, Any], x: Ciphertext[Any], z: Ciphertext[Any], coefficients: Array
+    ) -> Ciphertext[Any]:
+        parameters = evaluator.parameters
+        start = min(x.state.level, z.state.level)
+        level = start - self.depth
+        if level < 0:
+            raise VerificationError(f"a product with a polynomial takes {self.depth} levels, {start} are left")
+        factor = evaluator.drop(x, level + 1)
+        # The scale of p(z) makes up for whatever x's is, so that the rescale leaves the canonical one.
+        scale = parameters.scale(level) * parameters.primes[level + 1] / factor.state.scale
+        value = _evaluate(evaluator, evaluator.drop(z, start), coefficients, level + 1, scale)
+        return evaluator.normalize(evaluator.multiply(factor, value))
+
+
+def _in_slots(coefficients: Array, layout: TensorLayout) -> Array:
+    """Coefficients (channels or 1, degree + 1) as (ciphertexts, degree + 1, slots), the degree the true one or 1."""
+    if coefficients.shape[1] == 1:
+        coefficients = np.pad(coefficients, ((0, 0), (0, 1)))
+    degree = coefficients.shape[1] - 1
+    while degree > 1 and not np.any(coefficients[:, degree]):
+        degree -= 1
+    shape = layout.shape
+    columns = coefficients[:, : degree + 1].T.reshape(degree + 1, -1, *(1,) * (len(shape) - 1))
+    return np.stack([layout.expand(np.broadcast_to(column, shape)) for column in columns], axis=1)
+
+
+def _evaluate(
+    evaluator: Evaluator[Any, Any], x: Ciphertext[Any], coefficients: Array, level: int, scale: float
+) -> Ciphertext[Any]:
+    """p(x) at a level and a scale; coefficients (degree + 1, slots)."""
     powers = [x]  # T_1, T_2, T_4, ...
     while 2 ** len(powers) < len(coefficients):
         square = evaluator.normalize(evaluator.multiply(powers[-1], powers[-1]))
         powers.append(evaluator.add_scalar(evaluator.add(square, square), -1.0))
-    level = x.state.level - depth
-    scale = evaluator.parameters.scale(max(0, level))
     return _finish(evaluator, *_raw(evaluator, powers, coefficients, level, scale))
 
 

@@ -53,7 +53,9 @@ def _walk(taken: list[Array], prices: Sequence[npt.NDArray[np.int64]], budget: i
     return tuple(reversed(choices))
 
 
-def _whole(costs: Sequence[Sequence[float]], prices: Sequence[Sequence[int]]) -> tuple[list[Array], list[Array]]:
+def _whole(
+    costs: Sequence[Sequence[float]], prices: Sequence[Sequence[int]]
+) -> tuple[list[Array], list[npt.NDArray[np.int64]]]:
     if len(costs) != len(prices) or any(len(c) != len(p) or not len(c) for c, p in zip(costs, prices, strict=False)):
         raise ValueError("each activation needs a cost and a price for each of its choices, and at least one")
     whole = [np.asarray(p, dtype=np.int64) for p in prices]

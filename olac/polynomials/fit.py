@@ -7,6 +7,7 @@ at whole images, to make up for the errors of earlier layers, are in `olac.appro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,11 +28,13 @@ Where the data fill a part of [-half_width, half_width] only, high degrees would
 coefficients of 1e6, which amplify the noise of encryption as much.
 """
 
-FITS = ("compensated", "channel", "empirical", "normal", "minimax", "quadratic")
+METHODS = ("compensated", "channel", "empirical", "normal", "minimax", "quadratic")
 DEGREES = ("measured", "ola")
 MAX_DEGREE = 127
-NARROWEST = 0.1
-"""A channel's range counts as at least this share of the layer's: a constant channel has a polynomial, too."""
+NARROWEST, LARGEST = 0.1, 1e8
+"""A channel's range counts as at least this share of the layer's: a constant channel has a polynomial, too. And as so
+much that no Chebyshev polynomial on it exceeds LARGEST within the layer's."""
+TINY = 1e-6
 NORMAL_REACH = 8.0
 """Standard deviations, each stretched by r, up to which a normal density is integrated."""
 QUADRATIC = (0.1875, 0.5, 0.234375)
@@ -40,10 +43,10 @@ QUADRATIC = (0.1875, 0.5, 0.234375)
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How activations become polynomials: FIT x DEGREE.
+    """How activations become polynomials: a method of fitting x a choice of degrees.
 
     Attributes:
-        fit: "compensated" (per channel, in network order, making up for the errors before; the default), "channel"
+        method: "compensated" (per channel, in network order, making up for the errors before; the default), "channel"
             (per channel, from histograms), "empirical" (one a layer, from histograms), "normal" (one a layer, under a
             normal density: OLA's), "minimax" (compositions of minimax polynomials; ReLU and its relatives) or
             "quadratic" (the fixed one of leveled ResNets, scaled to the layer; ReLU).
@@ -67,7 +70,7 @@ class FitOptions:
             weights together towards the model's own values; 0 for none.
     """
 
-    fit: str = "compensated"
+    method: str = "compensated"
     degree: int | None = None
     degrees: str = "measured"
     max_depth: int | None = None
@@ -84,8 +87,8 @@ class FitOptions:
     reconstruct: int = 10
 
     def __post_init__(self) -> None:
-        if self.fit not in FITS:
-            raise ValueError(f"fit {self.fit!r} is not one of {', '.join(FITS)}")
+        if self.method not in METHODS:
+            raise ValueError(f"method {self.method!r} is not one of {', '.join(METHODS)}")
         if self.degrees not in DEGREES:
             raise ValueError(f"degrees {self.degrees!r} is not one of {', '.join(DEGREES)}")
         for name in ("degree", "max_degree"):
@@ -94,6 +97,8 @@ class FitOptions:
                 raise ValueError(f"{name} {value} is outside 1 ... {MAX_DEGREE}")
         if self.max_depth is not None and self.max_depth < 1:
             raise ValueError(f"max_depth {self.max_depth} is below 1")
+        if self.max_depth is not None and self.max_latency is not None:
+            raise ValueError("give max_depth or max_latency, not both")
         if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
             raise ValueError(f"min_agreement {self.min_agreement} is outside 0 ... 1")
         for name in ("tolerance", "max_latency", "r"):
@@ -150,10 +155,10 @@ def fit(functions: Sequence[Function], histogram: Histogram, options: FitOptions
     Args:
         functions: the function of each channel, or one for all.
         histogram: of the activation's input.
-        options: `fit` is "channel", "empirical", "normal" or "quadratic".
+        options: `method` is "channel", "empirical", "normal" or "quadratic".
         degree: of the polynomials; None takes the least up to `max_degree` that meets `tolerance` (0.1 if not set).
     """
-    if options.fit == "quadratic":
+    if options.method == "quadratic":
         return quadratic_fit(functions, histogram)
     tolerance = 0.1 if options.tolerance is None else options.tolerance
     best: Fit | None = None
@@ -168,7 +173,7 @@ def fit(functions: Sequence[Function], histogram: Histogram, options: FitOptions
 
 def _by_channel(functions: Sequence[Function], options: FitOptions) -> bool:
     # A function that differs between channels can't be one polynomial, whatever the fit.
-    return options.fit in ("channel", "compensated") or len(functions) > 1
+    return options.method in ("channel", "compensated") or len(functions) > 1
 
 
 def _one_for_all(function: Function, histogram: Histogram, options: FitOptions, degree: int) -> Fit:
@@ -177,9 +182,9 @@ def _one_for_all(function: Function, histogram: Histogram, options: FitOptions, 
     floor, padding = options.tails(degree)
     middle, half = (seen.low + seen.high) / 2, max((seen.high - seen.low) / 2, 1e-6)
     low, high = middle - padding * half, middle + padding * half
-    if options.fit == "normal":
+    if options.method == "normal":
         mean, deviation = histogram.mean(None), max(histogram.deviation(None), 1e-6) * options.r
-        points = mean + deviation * np.linspace(-NORMAL_REACH, NORMAL_REACH, 4097)
+        points = np.asarray(mean + deviation * np.linspace(-NORMAL_REACH, NORMAL_REACH, 4097), dtype=np.float64)
         weights = np.exp(-0.5 * ((points - mean) / deviation) ** 2)
         weights /= weights.sum()
     else:
@@ -200,9 +205,10 @@ def _per_channel(functions: Sequence[Function], histogram: Histogram, options: F
     floor, padding = options.tails(degree)
     channels = histogram.channels
     low, high = histogram.low, histogram.high
-    layer = float(np.maximum(np.abs(low), np.abs(high)).max(initial=0.0)) or 1.0
-    middle, half = (low + high) / 2, np.maximum((high - low) / 2, NARROWEST * layer)
+    middle, half = centred(low, high, degree)
     half_width = float((np.abs(middle) + padding * half).max())
+    mapping = widening(middle, half, half_width, degree)
+    size = RIDGE * _mean_square(functions, histogram)
     spread = np.linspace(-padding, padding, FLOOR_POINTS)
     rows = []
     for channel in range(channels):
@@ -212,9 +218,36 @@ def _per_channel(functions: Sequence[Function], histogram: Histogram, options: F
         weights = np.concatenate([(1 - floor) * masses[masses > 0], np.full(FLOOR_POINTS, floor / FLOOR_POINTS)])
         basis = chebyshev.chebvander(t, degree) * np.sqrt(weights)[:, None]
         target = function(middle[channel] + half[channel] * t) * np.sqrt(weights)
-        rows.append(np.linalg.lstsq(basis, target, rcond=None)[0])
-    coefficients = recentred(np.array(rows), middle, half, half_width)
-    return measured(functions, histogram, coefficients, half_width, padding)
+        stacked = np.concatenate([basis, math.sqrt(size) * mapping[channel]])
+        row = np.linalg.lstsq(stacked, np.concatenate([target, np.zeros(degree + 1)]), rcond=None)[0]
+        rows.append(mapping[channel] @ row)
+    return measured(functions, histogram, np.array(rows), half_width, padding)
+
+
+def centred(low: Array, high: Array, degree: int) -> tuple[Array, Array]:
+    """Middle and half width of each channel's range, as wide as its polynomials may be taken apart from the layer's."""
+    layer = max(float(np.maximum(np.abs(low), np.abs(high)).max(initial=0.0)), TINY)
+    share = max(NARROWEST, 1 / math.cosh(math.acosh(LARGEST) / max(1, degree)))
+    return (low + high) / 2, np.maximum((high - low) / 2, share * layer)
+
+
+def widening(middle: Array, half: Array, half_width: float, degree: int) -> Array:
+    """What takes Chebyshev coefficients on (x - middle) / half to those on x / half_width: a matrix for each channel.
+
+    Shape (channels, degree + 1, degree + 1); exact up to rounding, by interpolation at degree + 1 points. Least squares
+    penalise what comes out of it, as its size is what amplifies the noise of encryption.
+    """
+    nodes = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
+    t = (half_width * nodes[None, :] - middle[:, None]) / half[:, None]
+    return np.asarray(np.linalg.solve(chebyshev.chebvander(nodes, degree), chebyshev.chebvander(t, degree)))
+
+
+def _mean_square(functions: Sequence[Function], histogram: Histogram) -> float:
+    sizes = []
+    for channel in range(histogram.channels):
+        centres, masses = histogram.density(channel)
+        sizes.append(float(np.sum(masses * functions[channel if len(functions) > 1 else 0](centres) ** 2)))
+    return max(float(np.mean(sizes)), TINY**2)
 
 
 def quadratic_fit(functions: Sequence[Function], histogram: Histogram) -> Fit:
@@ -246,7 +279,7 @@ def measured(
         seen = histogram.range(channel)
         middle, half = (seen.low + seen.high) / 2, (seen.high - seen.low) / 2
         low, high = middle - padding * half, middle + padding * half
-        grid = np.linspace(low, high, FLOOR_POINTS)
+        grid = np.asarray(np.linspace(low, high, FLOOR_POINTS), dtype=np.float64)
         error = np.abs(chebyshev.chebval(grid / half_width, row) - function(grid))
         within = (grid >= seen.low) & (grid <= seen.high)
         inside = max(inside, float(error[within].max(initial=0.0)))
@@ -257,25 +290,20 @@ def measured(
     return Fit(coefficients, half_width, rmse, inside, outside, min(lows), max(highs))
 
 
-def recentred(coefficients: Array, middle: Array, half: Array, half_width: float) -> Array:
-    """Coefficients on x / half_width of polynomials that are given per channel on (x - middle) / half.
-
-    Shape (channels, degree + 1) to the same; exact up to rounding, by interpolation at degree + 1 points.
-    """
-    degree = coefficients.shape[1] - 1
-    nodes = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
-    t = (half_width * nodes[None, :] - middle[:, None]) / half[:, None]
-    values = np.stack([chebyshev.chebval(x, c) for x, c in zip(t, coefficients, strict=True)])
-    return np.asarray(np.linalg.solve(chebyshev.chebvander(nodes, degree), values.T).T)
-
-
 def rescaled(coefficients: Array, half_width: float, unit_in: float, unit_out: float) -> Array:
     """Coefficients of p(unit_in t) / unit_out on t in [-1, 1], for p given on [-half_width, half_width].
 
-    Shape (channels, degree + 1) to the same; exact up to rounding, by interpolation at degree + 1 points.
+    Shape (channels, degree + 1) to the same; exact up to rounding, by interpolation at degree + 1 points. The degrees
+    of the even and of the odd part stay what they are.
     """
+    if unit_in == half_width:
+        return coefficients / unit_out
     degree = coefficients.shape[1] - 1
     nodes = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
     values = chebyshev.chebval(nodes * unit_in / half_width, coefficients.T)
     basis = chebyshev.chebvander(nodes, degree)
-    return np.asarray(np.linalg.solve(basis, values.reshape(len(coefficients), -1).T).T) / unit_out
+    made = np.asarray(np.linalg.solve(basis, values.reshape(len(coefficients), -1).T).T) / unit_out
+    for parity in (0, 1):
+        used = np.flatnonzero(coefficients[:, parity::2].any(axis=0))
+        made[:, parity + 2 * (int(used.max(initial=-1)) + 1) :: 2] = 0.0
+    return made

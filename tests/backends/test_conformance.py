@@ -27,7 +27,7 @@ from olac.passes.base import PassContext, PassManager
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.pipeline import lowering_pipeline
-from tests.networks import images_for, normalized, residual_network, residual_quadratics
+from tests.networks import comparing_network, images_for, normalized, residual_network, residual_quadratics
 
 STEPS = (1, 2, 5, 17)
 LOG_RING = 12
@@ -213,13 +213,22 @@ def test_mistakes_are_refused_alike(backend: Backend) -> None:
             mistake()
 
 
-@functools.lru_cache(maxsize=6)
-def program(technique: str, activations: str) -> tuple[Graph, Array, tuple[int, ...]]:
-    if activations == "squares":
-        graph = PassManager([FoldSquares()]).run(residual_quadratics(blocks=1), PassContext())
-        graph = ComposeLinear().run(graph, PassContext())
-    else:
-        graph = residual_network(square=activations == "products")
+def _squares() -> Graph:
+    graph = PassManager([FoldSquares()]).run(residual_quadratics(blocks=1), PassContext())
+    return ComposeLinear().run(graph, PassContext())
+
+
+NETWORKS: dict[str, Callable[[], Graph]] = {
+    "residual": residual_network,
+    "residual, square": lambda: residual_network(square=True),
+    "comparing": comparing_network,
+    "squares": _squares,
+}
+
+
+@functools.lru_cache(maxsize=len(NETWORKS) * 2)
+def program(technique: str, network: str) -> tuple[Graph, Array, tuple[int, ...]]:
+    graph = NETWORKS[network]()
     graph, calibration = normalized(graph, images_for(graph, 6))
     parameters = parameters_for(technique)
     lowered = PassManager(lowering_pipeline()).run(graph, PassContext(calibration=calibration, parameters=parameters))
@@ -242,11 +251,11 @@ def run(graph: Graph, backend: Backend, images: Array) -> tuple[Value, dict[str,
     return output, seen
 
 
-@pytest.mark.parametrize("activations", ["polynomials", "products", "squares"])
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("technique", [FIXED, FLEXIBLE])
-def test_a_residual_network(name: str, technique: str, activations: str) -> None:
+def test_a_network(name: str, technique: str, network: str) -> None:
     """Every value of the program, in every slot, against the reference semantics of the graph."""
-    graph, images, rotations = program(technique, activations)
+    graph, images, rotations = program(technique, network)
     backend = make_backend(name, technique, rotations)
     _, seen = run(graph, backend, images)
     expected: dict[str, Array] = {}
@@ -260,7 +269,7 @@ def test_a_residual_network(name: str, technique: str, activations: str) -> None
 
 
 def test_cost_and_recorder_count_the_same() -> None:
-    graph, images, rotations = program(FIXED, "polynomials")
+    graph, images, rotations = program(FIXED, "residual")
     cost, recorder = make_backend("cost", FIXED, rotations), make_backend("recorder", FIXED, rotations)
     for backend in (cost, recorder):
         run(graph, backend, images)
@@ -295,7 +304,7 @@ def test_the_machine_is_measured_against_the_table(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_plaintext_cache_gives_the_same_result() -> None:
-    graph, images, rotations = program(FIXED, "polynomials")
+    graph, images, rotations = program(FIXED, "residual")
     backend = make_backend("openfhe", FIXED, rotations)
     context, _ = openfhe_keys(FIXED)
     for budget in (10**9, 10**6):
@@ -312,7 +321,7 @@ def test_the_plaintext_cache_gives_the_same_result() -> None:
 
 
 def test_simulated_noise_reaches_the_result() -> None:
-    graph, images, rotations = program(FIXED, "polynomials")
+    graph, images, rotations = program(FIXED, "residual")
     quiet = SimulatorEvaluator(parameters_for(FIXED), rotations)
     noisy = SimulatorEvaluator(parameters_for(FIXED), rotations, noise=3000.0)
     (a,), _ = run(graph, Backend(quiet, quiet.encrypt, quiet.decrypt, 0.0), images)

@@ -240,7 +240,6 @@ class Slopes(nn.Module):
         return torch.where(x > 0, x, self.slopes * x)
 
 
-@pytest.mark.xfail(reason="until fits ask for the function of each channel", strict=False)
 @pytest.mark.parametrize("own", [False, True])
 def test_functions_for_each_channel(own: bool) -> None:
     act = nn.PReLU(4)

@@ -185,6 +185,14 @@ CASES = [
     ),
     Case("pooling with ceil", lambda: nn.AvgPool2d((2, 3), 2, (1, 1), True, False), (3, 5, 7), batch=2),
     Case("odd adaptive pooling", lambda: nn.Sequential(nn.AdaptiveAvgPool2d((3, 4)), nn.GELU()), (2, 5, 7)),
+    Case("max-pooling 2x2", lambda: nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(2, 3, 2), nn.SiLU()), (2, 6, 5), 11),
+    Case(
+        "max-pooling 3x3, padded, several images",
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(18, 2)),
+        (1, 6, 5),
+        11,
+        batch=2,
+    ),
     Case("mean over space", lambda: Lambda(lambda x, fc: fc(x.mean((2, 3))), fc=nn.Linear(5, 3)), (5, 5, 7)),
     Case(
         "square, view and reshape",
@@ -333,6 +341,8 @@ def test_traced_and_packed(case: Case) -> None:
         ("conv groups", FLEXIBLE),
         ("batch norm of features", FIXED),
         ("sigmoid and pooling", FLEXIBLE),
+        ("max-pooling 2x2", FIXED),
+        ("max-pooling 3x3, padded, several images", FLEXIBLE),
         ("square, view and reshape", FIXED),
         ("option A", FIXED),
         ("option A, several images", FLEXIBLE),

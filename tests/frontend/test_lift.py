@@ -20,7 +20,7 @@ from olac.frontend import check, lift, register_function, register_module, trace
 from olac.frontend.lift import FUNCTIONS, MODULES
 from olac.frontend.trace import LEAVES
 from olac.ir.graph import Graph
-from olac.ir.ops import Activation, Affine, AveragePool, Conv2d, Input, Multiply, Reshape
+from olac.ir.ops import Activation, Affine, AveragePool, Conv2d, Input, MaxPool2d, Multiply, Reshape
 from olac.ir.types import Stage
 
 
@@ -448,12 +448,47 @@ def test_global_pooling_and_squares_are_one_node() -> None:
     assert graph["adaptive_avg_pool2d"].op.attributes()["stride"] == (0, 0)
 
 
+def test_max_pooling_is_one_node_in_every_spelling() -> None:
+    for spelling in (
+        nn.MaxPool2d((2, 3), (2, 1), (0, 1)),
+        Apply(lambda x: F.max_pool2d(x, (2, 3), (2, 1), (0, 1))),
+        Apply(lambda x: torch.max_pool2d(x, (2, 3), (2, 1), (0, 1))),
+    ):
+        graph = agrees(spelling, images(2, 5, 7))
+        assert [type(node.op) for node in graph.nodes] == [Input, MaxPool2d]
+        assert graph.nodes[-1].op == MaxPool2d((2, 3), (2, 1), (0, 1))
+    for adaptive in (nn.AdaptiveMaxPool2d((3, None)), Apply(lambda x: F.adaptive_max_pool2d(x, (3, 8)))):
+        graph = agrees(adaptive, images(2, 6, 8))
+        assert graph.nodes[-1].op == MaxPool2d((2, 1), (2, 1))
+    assert [type(node.op) for node in agrees(nn.AdaptiveMaxPool2d((5, 7)), images(2, 5, 7)).nodes] == [Input]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_max_pooling_of_any_windows(data: st.DataObject) -> None:
+    kernel, dilation, stride = (
+        data.draw(st.tuples(st.integers(1, most), st.integers(1, most)), name) for name, most in WINDOW_SIZES
+    )
+    padding = tuple(data.draw(st.integers(0, (d * (k - 1) + 1) // 2)) for k, d in zip(kernel, dilation, strict=True))
+    x = images(2, *data.draw(st.tuples(st.integers(1, 9), st.integers(1, 9))))
+    pool = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=data.draw(st.booleans()))
+    try:
+        expected = pool(x)
+    except RuntimeError:
+        return  # torch refuses it
+    if bool(torch.isfinite(expected).all()):
+        agrees(pool, x)
+
+
+WINDOW_SIZES = (("kernel", 5), ("dilation", 3), ("stride", 4))
+
+
 class Bad(nn.Module):
     """Many things that can't be compiled, and good ones in between."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.GroupNorm(2, 4), nn.ReLU())
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LPPool2d(2, 2), nn.GroupNorm(2, 4), nn.ReLU())
         self.reflect = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
         self.norm = nn.BatchNorm2d(4, track_running_stats=False)
         self.head = nn.Linear(4, 3)
@@ -474,7 +509,7 @@ def test_all_problems_are_listed_at_once() -> None:
     found = {(node.path, node.problem.split(" ")[0]) for node in caught.value.nodes}
     assert found == {
         ("", "the"),
-        ("features.1", "MaxPool2d"),
+        ("features.1", "LPPool2d"),
         ("features.2", "GroupNorm"),
         ("reflect", "Conv2d"),
         ("norm", "batch"),

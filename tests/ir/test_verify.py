@@ -10,7 +10,7 @@ import pytest
 
 from olac.errors import VerificationError
 from olac.ir import CipherState, Graph, Node, Stage
-from olac.ir.ops import Activation, Add
+from olac.ir.ops import Activation, Add, MaxPool2d
 from olac.ir.verify import verify
 from olac.parameters import Parameters
 from olac.passes.base import PassContext, PassManager
@@ -81,6 +81,10 @@ BROKEN: dict[str, tuple[Callable[[Graph], Graph], str]] = {
         "not finite",
     ),
     "an activation after its stage": (lambda g: change(g, "act1", op=Activation("relu")), "is left at stage"),
+    "a max-pooling after its stage": (
+        lambda g: change(g, "act1", op=MaxPool2d((1, 1), (1, 1))),
+        "max-pooling is left at stage",
+    ),
     "no layout": (lambda g: change_type(g, "head", layout=None), "no layout"),
     "different slot counts": (other_slots, "different slot counts"),
     "a layout of another shape": (lambda g: change_type(g, "head", layout=g["sum"].type.layout), "layout of"),

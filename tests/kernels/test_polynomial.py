@@ -10,8 +10,9 @@ from numpy.polynomial import chebyshev
 
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
+from olac.errors import VerificationError
 from olac.ir.layout import TensorLayout
-from olac.kernels.polynomial import PolynomialKernel, divide
+from olac.kernels.polynomial import PolynomialKernel, PolynomialProductKernel, divide
 from olac.parameters import FIXED, FLEXIBLE, Parameters
 
 
@@ -34,6 +35,50 @@ def test_every_degree_at_minimal_depth(degree: int, per_channel: bool, technique
     assert math.isclose(result.state.scale, parameters.scale(spare), rel_tol=1e-12)
     # All slots: those that hold no element stay zero although p(0) is not.
     assert np.allclose(evaluator.decrypt(result), layout.pack(expected)[0], atol=1e-7)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 31),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([FIXED, FLEXIBLE]),
+    st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    st.integers(0, 2**31),
+)
+def test_products_with_every_degree(
+    degree: int, odd: bool, per_channel: bool, technique: str, spare: tuple[int, int], seed: int
+) -> None:
+    """x p(z) lands on the canonical scale, wherever x and z are and although x's scale has drifted."""
+    random = np.random.default_rng(seed)
+    coefficients = random.normal(size=(3 if per_channel else 1, degree + 1))
+    if odd:
+        coefficients[:, 0::2] = 0
+    true_degree = int(np.flatnonzero(coefficients.any(axis=0)).max(initial=0))
+    depth = max(1, math.ceil(math.log2(true_degree + 1))) + 1
+    parameters = Parameters(10, depth + max(spare) + 1, 35, 41, 1, technique, security=0)
+    layout = TensorLayout.multiplexed((3, 2, 5), (4, 10), 2, 512)
+    x, z = random.uniform(-1, 1, size=(2, 1, 3, 2, 5))
+    evaluator = SimulatorEvaluator(parameters)
+    kernel = PolynomialProductKernel(coefficients, layout)
+    root = [evaluator.encrypt(page, depth + spare[0] + 1) for page in layout.pack(x)]
+    drifted = [evaluator.normalize(evaluator.multiply(part, part)) for part in root]
+    second = [evaluator.encrypt(page, depth + spare[1]) for page in layout.pack(z)]
+    (result,) = kernel.run(evaluator, [tuple(drifted), tuple(second)])
+    c = np.broadcast_to(coefficients, (3, degree + 1)).T[:, :, None, None]
+    expected = x**2 * chebyshev.chebval(z[0], c, tensor=False)[None]
+    assert kernel.depth == depth
+    assert result.state.level == min(spare)
+    assert result.state.noise_degree == 1
+    assert math.isclose(result.state.scale, parameters.scale(min(spare)), rel_tol=1e-12)
+    assert np.allclose(evaluator.decrypt(result), layout.pack(expected)[0], atol=1e-7)
+
+
+def test_a_product_beyond_the_last_level_is_refused() -> None:
+    recorder = RecorderEvaluator(Parameters(10, 2, 35, 41, 1, security=0))
+    kernel = PolynomialProductKernel(np.ones((1, 4)), TensorLayout.dense((4,), 512))
+    with pytest.raises(VerificationError, match="takes 3 levels, 2 are left"):
+        kernel.run(recorder, [(recorder.fresh(2),), (recorder.fresh(2),)])
 
 
 @given(st.integers(1, 5), st.data())

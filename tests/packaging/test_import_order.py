@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.backends.base", "olac.backends.recorder", "olac.backends.cost"),
     ("olac.kernels",),
     ("olac.passes",),
-    ("olac.frontend", "olac.calibration"),
+    ("olac.frontend", "olac.calibration", "olac.tensors", "olac.approximation"),
     ("olac.program", "olac.estimate", "olac.artifact", "olac.envelope"),
     ("olac.backends",),
     ("olac", "olac.compiler", "olac.report", "olac.runtime", "olac.cli", "olac.demo", "olac.__main__"),
@@ -36,7 +36,15 @@ EXACT = frozenset({"olac"})
 # Who may import what from outside. Nobody else may, in olac itself; tests and benchmarks are free.
 RESERVED: dict[str, tuple[str, ...]] = {
     "openfhe": ("olac.backends.openfhe",),
-    "torch": ("olac.frontend", "olac.calibration", "olac.compiler", "olac.demo", "olac.cli"),
+    "torch": (
+        "olac.frontend",
+        "olac.calibration",
+        "olac.tensors",
+        "olac.approximation",
+        "olac.compiler",
+        "olac.demo",
+        "olac.cli",
+    ),
 }
 
 # The folder in the tree that each import name is found in.

@@ -1,0 +1,178 @@
+"""Expand max-pooling into rounds of pairwise maxima."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from olac.errors import CalibrationError
+from olac.ir.graph import Graph, GraphBuilder, Node
+from olac.ir.ops import Add, LinearMap, MaxPool2d, Shape
+from olac.ir.types import Range
+from olac.passes.base import FitReport, Pass, PassContext
+from olac.passes.compose_linear import sparse_linear
+from olac.passes.replace_by_minimax import check_minimax_options, depth_of_product, times_sign
+from olac.polynomials.minimax import Composition, sign_composition
+
+Index = npt.NDArray[np.int64]
+
+REPORT_POINTS = 4001
+TINY = 1e-6
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of maxima: element i of the result is the larger of elements first[i] and second[i] of the operand.
+
+    Both are flat indices; where they are the same, the element is taken as it is. `shape` is the result's.
+    """
+
+    first: Index
+    second: Index
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class ExpandMaxPool(Pass):
+    """Given: %y = max_pool2d(%x).
+    Result: for each round %h = sparse_linear(%x), (a + b) / 2; %d = sparse_linear(%x), a - b; a composition of minimax
+    polynomials that gives %m, d sign(d) / 2; %y = add(%h, %m).
+
+    First along rows and then along columns, k elements in ceil(log2 k) rounds, each with an error of at most B 2^-alpha
+    where |d| <= B. B is `padding` times the width of the calibrated range of x, and grows from round to round by what
+    errors may add. All rounds but the last leave elements in their places; strides are taken in the last one.
+
+    Options:
+        alpha: precision in bits, 4 ... 14.
+        padding: of the calibrated width. Beyond B the composition grows without bound.
+    """
+
+    alpha: int = 7
+    padding: float = 1.3
+    name: ClassVar[str] = "expand_max_pool"
+
+    def __post_init__(self) -> None:
+        check_minimax_options(self.alpha, self.padding)
+
+    def run(self, graph: Graph, context: PassContext) -> Graph:
+        if not any(isinstance(node.op, MaxPool2d) for node in graph.nodes):
+            return graph
+        ranges = context.need_calibration().ranges
+
+        def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+            if not isinstance(node.op, MaxPool2d):
+                return None
+            bound = ranges.get(node.inputs[0]) or graph[node.inputs[0]].type.bound
+            if bound is None:
+                raise CalibrationError(f"calibration never reached the max-pooling {node.id} ({node.origin.path})")
+            rounds = list(rounds_of(node.op, graph[node.inputs[0]].type.shape))
+            value, width = inputs[0], self.padding * max(bound.high - bound.low, TINY)
+            for count, item in enumerate(rounds, 1):
+                last = count == len(rounds)
+                value = self._round(builder, node, value, item, width, bound, "" if last else f".round{count}")
+                width *= 1 + 2.0 ** (1 - self.alpha)
+            compared = sum(not np.array_equal(item.first, item.second) for item in rounds)
+            if compared:
+                context.fits.append(_report(node, sign_composition(self.alpha), compared, width))
+            return value
+
+        return graph.rewrite(step, by=self.name)
+
+    def _round(
+        self, builder: GraphBuilder, node: Node, x: str, item: Round, width: float, bound: Range, suffix: str
+    ) -> str:
+        kind = replace(node.type, bound=bound)
+        name, size = f"{node.id}{suffix}", builder[x].type.size
+
+        def linear(what: str, first: float, second: float, bound: Range) -> str:
+            rows = np.arange(len(item.first))
+            entries = LinearMap(
+                np.concatenate([rows, rows]),
+                np.concatenate([item.first, item.second]),
+                np.repeat([first, second], len(rows)),
+                np.zeros(len(rows)),
+                size,
+            )
+            # Through a matrix, so that the two entries of an element that is taken as it is become one, or none.
+            merged = LinearMap.from_sparse(entries.matrix(), entries.bias)
+            op = sparse_linear(builder, f"{name}{what}", merged, item.shape)
+            return builder.add(op, [x], name=f"{name}{what}", origin=node.origin, type=replace(kind, bound=bound))
+
+        if np.array_equal(item.first, item.second):
+            return linear("", 0.5, 0.5, bound)
+        half = linear(".mean", 0.5, 0.5, bound)
+        difference = linear(".difference", 1.0, -1.0, Range(-width, width))
+        # A node for the name, shape and bound of what is added: d sign(d) / 2.
+        like = replace(
+            node, id=f"{name}.excess", type=replace(kind, shape=item.shape, bound=Range(-width / 2, width / 2))
+        )
+        excess = times_sign(builder, like, difference, self.alpha, width, np.zeros(1), np.full(1, 0.5))
+        return builder.add(Add(), [half, excess], name=name, origin=node.origin, type=kind)
+
+
+def rounds_of(op: MaxPool2d, shape: Shape) -> Iterator[Round]:
+    """The rounds of maxima that a max-pooling of a value of that shape takes; one where it only selects."""
+    wanted = [np.arange(len(op.windows(size, axis))) * op.stride[axis] for axis, size in enumerate(shape[1:])]
+    steps = [
+        (axis, pair) for axis, size in enumerate(shape[1:]) for pair in _along(op, size, axis, int(wanted[axis][-1]))
+    ]
+    same = np.arange(shape[1])
+    for number, (axis, pair) in enumerate(steps or [(0, (same, same))], 1):
+        flat = []
+        for along in pair:
+            index: list[Index] = [np.arange(size) for size in shape]
+            index[1 + axis] = along
+            if number >= len(steps):
+                index[1:] = [kept[at] for kept, at in zip(index[1:], wanted, strict=True)]
+            flat.append(np.ravel_multi_index(np.ix_(*index), shape).astype(np.int64))
+        shape = flat[0].shape
+        yield Round(flat[0].reshape(-1), flat[1].reshape(-1), shape)
+
+
+def _along(op: MaxPool2d, size: int, axis: int, last: int) -> Iterator[tuple[Index, Index]]:
+    """Pairs of positions by round, along one axis of that size. After all rounds position i, up to `last` at least, has
+    the maximum of the window that starts at i - padding.
+
+    Before the last round, position i has the maximum of the elements from i on, their number cut off at the border.
+    Numbers go from 1 to the kernel's, each half of the next, rounded up. So in the last round two of them, from a
+    window's start and up to its end, fill the window: one that begins in the padding still has half of the kernel.
+    """
+    kernel, padding, dilation = op.kernel[axis], op.padding[axis], op.dilation[axis]
+    counts = [kernel]
+    while counts[0] > 1:
+        counts.insert(0, -(-counts[0] // 2))
+    positions = np.arange(size)
+    for count, more in itertools.pairwise(counts[:-1]):
+        ahead = positions + (more - count) * dilation
+        yield positions, np.where(ahead < size, ahead, positions)
+    if kernel > 1:
+        start = np.arange(max(size, last + 1)) - padding
+        first = np.where(start < 0, start % dilation, start)
+        taps = kernel - (first - start) // dilation
+        first = np.minimum(first, size - 1)  # where nothing is read
+        length = np.minimum(taps, -(-(size - first) // dilation))
+        yield first, first + np.maximum(length - counts[-2], 0) * dilation
+
+
+def _report(node: Node, composition: Composition, rounds: int, width: float) -> FitReport:
+    """The degree of one round, the depth and error of all together.
+
+    `rmse` is that of one round, for differences that are spread evenly over [-width, width].
+    """
+    t = np.linspace(0.0, 1.0, REPORT_POINTS)
+    error = t * np.abs(1 - composition(t)) / 2
+    return FitReport(
+        node.id,
+        "max_pool2d",
+        composition.degree + 1,
+        rounds * (depth_of_product(composition) + 1),
+        float(np.sqrt(np.mean(error**2) / np.mean(t**2))),
+        rounds * width * float(np.max(error)),
+        -width,
+        width,
+    )

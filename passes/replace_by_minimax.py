@@ -1,0 +1,186 @@
+"""Replace ReLU and its relatives by compositions of minimax polynomials."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+from numpy.polynomial import chebyshev
+
+from olac.errors import CalibrationError, UnsupportedModelError, UnsupportedNode
+from olac.ir.functions import activation
+from olac.ir.graph import Graph, GraphBuilder, Node
+from olac.ir.ops import Activation, Array, Polynomial, PolynomialProduct
+from olac.ir.types import Range, Stage
+from olac.kernels.polynomial import depth_of
+from olac.passes.base import FitReport, Pass, PassContext
+from olac.passes.normalize_units import sharing_units
+from olac.polynomials.minimax import Composition, check_precision, sign_composition
+from olac.polynomials.statistics import Histogram
+
+REPORT_POINTS = 4001
+TINY = 1e-6
+
+
+@dataclass(frozen=True)
+class ReplaceByMinimax(Pass):
+    """Given: %r = activation(%x) relu.
+    Result: %s = polynomial(%x); ... %r = polynomial_product(%x, %s), so that |r - relu(x)| <= B 2^-alpha on [-B, B].
+
+    For ReLU, leaky ReLU and PReLU: x (1 + s) / 2 + x sign(x) (1 - s) / 2 for a slope s, with the sign as a composition
+    of minimax polynomials. Where that is a single stage, all is one polynomial of degree one more. B is `padding` times
+    the largest calibrated magnitude of x and of what x is added to or is the sum of, which share its unit.
+
+    Options:
+        alpha: precision in bits, 4 ... 14.
+        padding: of the calibrated magnitude. Beyond B the composition grows without bound.
+    """
+
+    alpha: int = 8
+    padding: float = 1.3
+    name: ClassVar[str] = "replace_by_minimax"
+    ensures: ClassVar[Stage] = Stage.POLYNOMIAL
+
+    def __post_init__(self) -> None:
+        check_minimax_options(self.alpha, self.padding)
+
+    def run(self, graph: Graph, context: PassContext) -> Graph:
+        calibration = context.need_calibration()
+        refused = [
+            UnsupportedNode(
+                node.origin.path,
+                node.origin.source,
+                f"{node.id}: {node.op.function} can't be composed of minimax polynomials of the sign",
+                "Use ReLU, LeakyReLU or PReLU, or fit this model's activations",
+            )
+            for node in graph.nodes
+            if isinstance(node.op, Activation) and slopes(node.op) is None
+        ]
+        if refused:
+            raise UnsupportedModelError(refused)
+        groups = sharing_units(graph)
+
+        def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+            if not isinstance(node.op, Activation):
+                return None
+            if node.id not in calibration.histograms:
+                raise CalibrationError(f"calibration never reached the activation {node.id} ({node.origin.path})")
+            histogram = calibration.histograms[node.id]
+            seen = [calibration.ranges[i].magnitude for i in groups[node.inputs[0]] if i in calibration.ranges]
+            half_width = self.padding * max(histogram.range(None).magnitude, *seen, TINY)
+            slope = slopes(node.op)
+            assert slope is not None
+            context.fits.append(report(node, histogram, self.alpha, half_width))
+            return replace_relu(builder, node, inputs, self.alpha, half_width, slope)
+
+        return graph.rewrite(step, by=self.name, stage=Stage.POLYNOMIAL)
+
+
+def check_minimax_options(alpha: int, padding: float) -> None:
+    """ValueError for a precision that there is no composition for, and for a padding below 1."""
+    check_precision(alpha)
+    if not padding >= 1:
+        raise ValueError(f"padding {padding} is below 1")
+
+
+def slopes(op: Activation) -> Array | None:
+    """The slopes below 0 of a function that is x above 0, one or one per channel; None for any other function."""
+    if op.function == "relu":
+        return np.zeros(1)
+    if op.function in ("leaky_relu", "prelu"):
+        return np.array(op.parameters, dtype=np.float64)
+    return None
+
+
+def replace_relu(
+    builder: GraphBuilder,
+    node: Node,
+    inputs: tuple[str, ...],
+    alpha: int,
+    half_width: float,
+    slope: float | Array = 0.0,
+) -> str:
+    """Add max(x, 0) + slope min(x, 0) of the operand to a builder, as the value of `node`; returns its id.
+
+    Args:
+        builder: takes the nodes.
+        node: the activation; the result gets its id, type and origin.
+        inputs: the operand's id.
+        alpha: the error is at most |1 - slope| half_width 2^-alpha on [-half_width, half_width].
+        half_width: the largest magnitude of the operand.
+        slope: one, or one per channel.
+    """
+    slope = np.atleast_1d(np.asarray(slope, dtype=np.float64))
+    return times_sign(builder, node, inputs[0], alpha, half_width, (1 + slope) / 2, (1 - slope) / 2)
+
+
+def times_sign(
+    builder: GraphBuilder, node: Node, x: str, alpha: int, half_width: float, constant: Array, factor: Array
+) -> str:
+    """Add x (constant + factor sign(x)) to a builder, with the id, type and origin of `node`; returns the id.
+
+    Constants and factors are one, or one per channel, shape (1,) or (channels,).
+    """
+    composition = sign_composition(alpha)
+    last = composition.stages[-1]
+    coefficients = factor[:, None] * np.array(last.coefficients)[None, :]
+    coefficients[:, 0] += constant
+
+    def constants(array: Array, suffix: str) -> str:
+        return builder.constant(f"{node.id}.{suffix}", array)
+
+    if len(composition.stages) == 1:
+        # x p(x) is itself a polynomial, and takes no level more.
+        product = np.stack([half_width * chebyshev.chebmulx(row) for row in coefficients])
+        op = Polynomial(constants(product, "coefficients"), half_width)
+        return builder.add(op, [x], name=node.id, origin=node.origin, type=node.type)
+    value, scale = x, half_width
+    for count, (stage, after) in enumerate(itertools.pairwise(composition.stages), 1):
+        # A dot keeps these names apart from all that lifting gives.
+        value = builder.add(
+            Polynomial(constants(np.array([stage.coefficients]), f"sign{count}.coefficients"), scale),
+            [value],
+            name=f"{node.id}.sign{count}",
+            origin=node.origin,
+            type=replace(node.type, bound=Range(-after.half_width, after.half_width)),
+        )
+        scale = after.half_width
+    op_product = PolynomialProduct(constants(coefficients, "coefficients"), scale)
+    return builder.add(op_product, [x, value], name=node.id, origin=node.origin, type=node.type)
+
+
+def depth_of_product(composition: Composition) -> int:
+    """Levels of x p(x)."""
+    if len(composition.stages) == 1:
+        return depth_of(composition.degree + 1)
+    return sum(depth_of(stage.degree) for stage in composition.stages) + 1
+
+
+def report(node: Node, histogram: Histogram, alpha: int, half_width: float) -> FitReport:
+    """How good the approximation of a ReLU or relative is; its degree is that of x p(x) as one polynomial."""
+    assert isinstance(node.op, Activation)
+    composition, slope = sign_composition(alpha), slopes(node.op)
+    assert slope is not None
+    error = size = 0.0
+    for channel, one in enumerate(slope):
+        centres, masses = histogram.density(channel if len(slope) > 1 else None)
+        centres, masses = centres[masses > 0], masses[masses > 0]
+        exact = activation("leaky_relu", (float(one),))(centres)
+        made = centres * ((1 + one) / 2 + (1 - one) / 2 * composition(centres / half_width))
+        error += float(np.sum(masses * (made - exact) ** 2))
+        size += float(np.sum(masses * exact**2))
+    t = np.linspace(0.0, 1.0, REPORT_POINTS)
+    t = np.concatenate([t, composition.threshold * t])
+    largest = float(np.max(t * np.abs(1 - composition(t)))) * half_width * float(np.max(np.abs(1 - slope))) / 2
+    return FitReport(
+        node.id,
+        node.op.function,
+        composition.degree + 1,
+        depth_of_product(composition),
+        float(np.sqrt(error / size)) if size else 0.0,
+        largest,
+        -half_width,
+        half_width,
+    )
