@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.results import ResultsError, ResultsFile, markdown_table, plot, read_rows, require_plot, rich_table
-from benchmarks.strategies import parse_strategies
+from benchmarks.strategies import StrategyError, parse_strategies
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(given)
     try:
         return int(options.run(options, shlex.join(["python", "-m", "benchmarks", *given])))
-    except ValueError as error:
+    except (StrategyError, DataError, ResultsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -75,8 +76,6 @@ def _positive(text: str) -> int:
 
 
 def _accuracy(options: argparse.Namespace, command: str) -> int:
-    from benchmarks.data import data_folder, test_set, training_set
-
     # All that can be wrong with the command is found before anything is computed.
     strategies = parse_strategies(options.strategies)
     folder = data_folder(options.data)

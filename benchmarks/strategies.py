@@ -13,21 +13,25 @@ RELU = "relu"
 
 WITH_NUMBER: dict[str, tuple[str, Callable[[int], FitOptions]]] = {
     "uniform": ("DEGREE", lambda n: FitOptions(degree=n)),
-    "normal": ("DEGREE", lambda n: FitOptions(fit="normal", degree=n)),
-    "empirical": ("DEGREE", lambda n: FitOptions(fit="empirical", degree=n)),
-    "channel": ("DEGREE", lambda n: FitOptions(fit="channel", degree=n)),
-    "minimax": ("ALPHA", lambda n: FitOptions(fit="minimax", alpha=n)),
-    "ola": ("DEPTH", lambda n: FitOptions(fit="normal", degrees="ola", max_depth=n)),
+    "normal": ("DEGREE", lambda n: FitOptions(method="normal", degree=n)),
+    "empirical": ("DEGREE", lambda n: FitOptions(method="empirical", degree=n)),
+    "channel": ("DEGREE", lambda n: FitOptions(method="channel", degree=n)),
+    "minimax": ("ALPHA", lambda n: FitOptions(method="minimax", alpha=n)),
+    "ola": ("DEPTH", lambda n: FitOptions(method="normal", degrees="ola", max_depth=n)),
     "default": ("DEPTH", lambda n: FitOptions(max_depth=n)),
 }
 """By family: what its number means, and the options that it makes."""
 
 ALONE: dict[str, Callable[[], FitOptions | None]] = {
-    "quadratic": lambda: FitOptions(fit="quadratic"),
+    "quadratic": lambda: FitOptions(method="quadratic"),
     RELU: lambda: None,
 }
 
 FAMILIES = (*WITH_NUMBER, *ALONE)
+
+
+class StrategyError(ValueError):
+    """An item that is no strategy; the message names it and says what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,11 @@ def family_of(item: str) -> str:
 def parse_strategies(arguments: Sequence[str]) -> tuple[Strategy, ...]:
     """The strategies of a list with commas or spaces between its items, in order, each once.
 
-    Raises ValueError that names the first item that is none, and says what is allowed.
+    Raises StrategyError for the first item that is none.
     """
     items = [item for argument in arguments for item in re.split(r"[,\s]+", argument) if item]
     if not items:
-        raise ValueError(f"no strategy is given; {_allowed()}")
+        raise StrategyError(f"no strategy is given; {_allowed()}")
     return tuple(_parsed(item) for item in dict.fromkeys(items))
 
 
@@ -59,11 +63,11 @@ def _parsed(item: str) -> Strategy:
     if family in ALONE and not colon:
         return Strategy(item, ALONE[family]())
     if family not in WITH_NUMBER or not re.fullmatch(r"[0-9]{1,6}", number):
-        raise ValueError(f"strategy {item!r} is unknown; {_allowed()}")
+        raise StrategyError(f"strategy {item!r} is unknown; {_allowed()}")
     try:
         return Strategy(item, WITH_NUMBER[family][1](int(number)))
     except ValueError as error:
-        raise ValueError(f"strategy {item!r}: {error}") from error
+        raise StrategyError(f"strategy {item!r}: {error}") from error
 
 
 def _allowed() -> str:

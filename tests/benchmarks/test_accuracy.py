@@ -64,7 +64,7 @@ def run(folder: Path) -> Run:
             "model": "tiny",
             "weights": "weights.pt",
             "data": ".",
-            "strategies": "uniform:3",
+            "strategies": "empirical:3",
             "images": 100,
             "calibration": 40,
             "json": "rows.json",
@@ -113,8 +113,8 @@ def test_numbers_are_those_of_simulate(run: Run, folder: Path) -> None:
         first = "cifar10_train_first10k.npz"
         assert not np.array_equal(train["images"][:40], np.load(first)["images"][:40])
         calibration = benchmark.images(np.load(first)["images"][:40])  # the smaller file has enough
-    fit = olac.CompileOptions(fit=olac.FitOptions(degree=3))
-    classes = olac.approximate(model, [calibration], fit).simulate(images.numpy()).argmax(1)
+    options = olac.CompileOptions(fit=olac.FitOptions(method="empirical", degree=3))
+    classes = olac.approximate(model, [calibration], options).simulate(images.numpy()).argmax(1)
     with torch.no_grad():
         expected = model(images).argmax(1).numpy()
     (row,) = rows()
@@ -153,7 +153,7 @@ def test_falls_back_on_double_precision(
     assert run() == 0
     monkeypatch.setattr(tensors, "run", lambda graph, *_: {graph.outputs[0]: torch.full((64, 5), torch.nan)})
     assert run(json="other.json") == 0
-    assert "uniform:3: warning: single precision is off by" in capsys.readouterr().out
+    assert "empirical:3: warning: single precision is off by" in capsys.readouterr().out
     assert rows("other.json")[0]["agreement"] == rows()[0]["agreement"]
 
 
@@ -186,8 +186,8 @@ def test_the_file_is_whole_after_every_row(run: Run, monkeypatch: pytest.MonkeyP
         return approximate(*arguments, **options)
 
     monkeypatch.setattr(olac, "approximate", stopped)
-    assert run(strategies="uniform:1,uniform:3") == 130
-    assert [row["strategy"] for row in rows()] == ["uniform:1"]
+    assert run(strategies="empirical:1,empirical:3") == 130
+    assert [row["strategy"] for row in rows()] == ["empirical:1"]
 
 
 def test_a_strategy_that_fails_stops_no_other(
@@ -201,23 +201,23 @@ def test_a_strategy_that_fails_stops_no_other(
         return approximate(model, loader, options, **more)
 
     monkeypatch.setattr(olac, "approximate", refusing)
-    assert run(strategies="uniform:1,uniform:5,uniform:3") == 1
-    assert [row["strategy"] for row in rows()] == ["uniform:1", "uniform:3"]
+    assert run(strategies="empirical:1,uniform:5,empirical:3") == 1
+    assert [row["strategy"] for row in rows()] == ["empirical:1", "empirical:3"]
     assert "uniform:5: failed: InfeasibleError: too deep" in capsys.readouterr().out
 
 
 def test_append(run: Run) -> None:
-    assert run(strategies="uniform:1") == 0
+    assert run() == 0
     first = rows()
     assert run("--append", strategies="relu") == 0
     assert rows()[:1] == first
-    assert run("--append", strategies="uniform:1") == 0  # measured again
-    assert [row["strategy"] for row in rows()] == ["relu", "uniform:1"]
-    assert run("--append", strategies="uniform:1", images=50) == 0
+    assert run("--append") == 0  # measured again
+    assert [row["strategy"] for row in rows()] == ["relu", "empirical:3"]
+    assert run("--append", images=50) == 0
     assert [(row["strategy"], row["images"]) for row in rows()] == [
         ("relu", 100),
-        ("uniform:1", 100),
-        ("uniform:1", 50),
+        ("empirical:3", 100),
+        ("empirical:3", 50),
     ]
     assert len(json.loads(Path("rows.json").read_text())["command"].splitlines()) == 4
     assert run(strategies="relu") == 0
@@ -287,6 +287,15 @@ def test_other_files(run: Run, capsys: pytest.CaptureFixture[str], arrays: dict[
     assert "is not an .npz file" in capsys.readouterr().err
 
 
+def test_bugs_are_not_wrong_usage(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(olac, "approximate", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        run()
+
+
 def test_append_to_what_is_no_results(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     Path("rows.json").write_text('{"rows": [{}]}')
     assert run("--append") == 2
@@ -304,5 +313,5 @@ def test_numbers_that_are_none(run: Run, option: str, value: str) -> None:
 
 def test_plot_of_a_run(run: Run) -> None:
     pytest.importorskip("matplotlib")
-    assert run(strategies="relu,uniform:1", images=20, plot="plot.png") == 0
+    assert run(strategies="relu,empirical:1", images=20, plot="plot.png") == 0
     assert Path("plot.png").read_bytes().startswith(b"\x89PNG")
