@@ -127,7 +127,7 @@ class Measurement:
         plaintext = self.plaintext  # the first look at a test image, or one of an earlier strategy
         self.say("simulating")
         start = time.perf_counter()
-        outputs = evaluate(approximated, self.chunks, done, warn)
+        outputs, precision = evaluate(approximated, self.chunks, done, warn)
         seconds = time.perf_counter() - start
         bound = approximated.graph[approximated.graph.outputs[0]].type.bound
         magnitude = float(np.max(np.abs(plaintext))) if bound is None else bound.magnitude
@@ -141,7 +141,7 @@ class Measurement:
             depth,
             fit_seconds,
             seconds,
-        )
+        ) | {"precision": precision}
 
     def _row(
         self,
@@ -177,8 +177,8 @@ def evaluate(
     chunks: Callable[[Done], Iterator[torch.Tensor]],
     done: Done,
     warn: Callable[[str], None],
-) -> Array:
-    """Outputs (images, classes) in single precision, or by `simulate` where that is not precise enough."""
+) -> tuple[Array, str]:
+    """Outputs (images, classes) in "single" precision, or by `simulate` in "double" where that is not exact enough."""
     graph, weights = approximated.graph, tensors.tensors(approximated.graph)
     source, target = graph.inputs[0], graph[graph.outputs[0]]
 
@@ -187,17 +187,18 @@ def evaluate(
         return np.asarray((values.double() * target.type.unit).flatten(1).numpy())
 
     def exact(x: torch.Tensor) -> Array:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(approximated.simulate(x.numpy()).reshape(len(x), -1))
+        return np.asarray(approximated.simulate(x.numpy()).reshape(len(x), -1))
 
     with torch.no_grad():
         first = next(chunks(lambda n: None))[:CHECKED]
         error = _difference(single(first), exact(first))
-        if not error < TOLERANCE:
+        precise = error < TOLERANCE
+        if not precise:
             warn(
                 f"single precision is off by {error:.1e} of the largest output: simulating in double precision, slower"
             )
-        return np.concatenate([(single if error < TOLERANCE else exact)(x) for x in chunks(done)])
+        outputs = np.concatenate([(single if precise else exact)(x) for x in chunks(done)])
+    return outputs, "single" if precise else "double"
 
 
 def _difference(ours: Array, exact: Array) -> float:
@@ -244,7 +245,8 @@ def run(
 
             measurement.say = say
             try:
-                row = measurement.strategy(strategy, done, lambda line: tell(f"warning: {line}"))
+                with np.errstate(over="ignore", invalid="ignore"):  # polynomials that blow up show in the row
+                    row = measurement.strategy(strategy, done, lambda line: tell(f"warning: {line}"))
             except OlacError as error:
                 failed += 1
                 tell(f"failed: {type(error).__name__}: {error}")

@@ -154,6 +154,7 @@ def test_falls_back_on_double_precision(
     monkeypatch.setattr(tensors, "run", lambda graph, *_: {graph.outputs[0]: torch.full((64, 5), torch.nan)})
     assert run(json="other.json") == 0
     assert "empirical:3: warning: single precision is off by" in capsys.readouterr().out
+    assert [rows(path)[0]["precision"] for path in ("rows.json", "other.json")] == ["single", "double"]
     assert rows("other.json")[0]["agreement"] == rows()[0]["agreement"]
 
 
@@ -164,11 +165,11 @@ def test_wrecked_images_are_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_outputs_that_are_not_finite_are_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> npt.NDArray[np.float64]:
+    def broken(*_: object) -> tuple[npt.NDArray[np.float64], str]:
         outputs = np.zeros((30, 5))
         outputs[:10] = np.nan
         outputs[10:20, 0] = np.inf
-        return outputs
+        return outputs, "single"
 
     monkeypatch.setattr(accuracy, "evaluate", broken)
     assert run(images=30) == 0
