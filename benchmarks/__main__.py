@@ -1,0 +1,117 @@
+"""`python -m benchmarks`: accuracy by strategy, and tables and plots of the results."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.data import DataError, data_folder, test_set, training_set
+from benchmarks.results import ResultsError, ResultsFile, markdown_table, plot, read_rows, require_plot, rich_table
+from benchmarks.strategies import StrategyError, parse_strategies
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 on success, 1 where a strategy failed, 2 with a message for wrong usage."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    try:
+        return int(options.run(options, shlex.join(["python", "-m", "benchmarks", *given])))
+    except (StrategyError, DataError, ResultsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    accuracy = commands.add_parser("accuracy", help="top-1 of a model by strategy, in plaintext with true polynomials")
+    accuracy.add_argument(
+        "--model", required=True, metavar="NAME", help="resnet8, resnet20, ... (benchmarks/models.py)"
+    )
+    accuracy.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, .pt or .safetensors")
+    accuracy.add_argument("--data", type=Path, metavar="DIR", help="folder of the .npz files; else $OLAC_DATA")
+    accuracy.add_argument(
+        "--strategies",
+        nargs="+",
+        required=True,
+        metavar="LIST",
+        help="e.g. uniform:3,uniform:7,normal:7,minimax:10,quadratic,ola:40,default:40,relu",
+    )
+    accuracy.add_argument("--images", type=_positive, default=10_000, metavar="N", help="test images; default 10000")
+    accuracy.add_argument(
+        "--calibration", type=_positive, default=1024, metavar="N", help="training images; default 1024"
+    )
+    accuracy.add_argument("--threads", type=_positive, metavar="N", help="of torch; its own choice if left out")
+    accuracy.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the rows go")
+    accuracy.add_argument("--append", action="store_true", help="keep the rows that the file has already")
+    accuracy.add_argument("--plot", type=Path, metavar="FILE", help="draw all rows of the file: .svg or .png")
+    accuracy.set_defaults(run=_accuracy)
+
+    drawing = commands.add_parser("plot", help="total depth against top-1")
+    drawing.add_argument("--json", type=Path, nargs="+", required=True, metavar="FILE")
+    drawing.add_argument("--output", type=Path, required=True, metavar="FILE", help=".svg or .png")
+    drawing.set_defaults(run=_plot)
+
+    table = commands.add_parser("table", help="the rows as a table in Markdown")
+    table.add_argument("--json", type=Path, nargs="+", required=True, metavar="FILE")
+    table.set_defaults(run=_table)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _accuracy(options: argparse.Namespace, command: str) -> int:
+    # All that can be wrong with the command is found before anything is computed.
+    strategies = parse_strategies(options.strategies)
+    folder = data_folder(options.data)
+    training, test = training_set(folder, options.calibration), test_set(folder, options.images)
+    if options.plot is not None:
+        require_plot(options.plot)
+    results = ResultsFile.open(options.json, command, options.append)
+    try:
+        import torch
+
+        from benchmarks.accuracy import Measurement, load_model, run
+    except ModuleNotFoundError as error:
+        raise ResultsError(f"models need torch ({error}): pip install 'olac[torch]'") from error
+    benchmark, model = load_model(options.model, options.weights)
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    console = Console()
+    measurement = Measurement(options.model, benchmark, model, training, test, options.images, options.calibration)
+    rows, failed = run(measurement, strategies, results, console)
+    if rows:
+        console.print(rich_table(rows))
+    if rows and options.plot is not None:
+        plot(results.rows, options.plot)
+    return 1 if failed else 0
+
+
+def _plot(options: argparse.Namespace, command: str) -> int:
+    plot(read_rows(options.json), options.output)
+    return 0
+
+
+def _table(options: argparse.Namespace, command: str) -> int:
+    print(markdown_table(read_rows(options.json)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

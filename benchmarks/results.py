@@ -1,0 +1,197 @@
+"""Rows of results: the JSON file that holds them, and the tables and plots made of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from benchmarks.strategies import FAMILIES, RELU, family_of
+
+Row = dict[str, Any]
+
+PACKAGES = ("olac", "numpy", "scipy", "torch")
+SAME = ("model", "strategy", "images", "calibration_images")
+"""A new row takes the place of one that has these in common."""
+COLUMNS = ("model", "strategy", "total depth", "top-1", "agreement", "fit seconds", "degrees")
+PLOTS = (".svg", ".png")
+MARKERS = "osD^v<>PX*"
+
+
+class ResultsError(ValueError):
+    """A file of results that can't be read, or a plot that can't be drawn; the message says why."""
+
+
+def read_rows(paths: Iterable[Path]) -> list[Row]:
+    """All rows of some files of results."""
+    return [row for path in paths for row in _read(path)["rows"]]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        rows = data["rows"]
+        missing = {name for row in rows for name in (*SAME, "top1", "total_depth", "degrees") if name not in row}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"{path} is not a file of results: {type(error).__name__}: {error}") from error
+    if missing:
+        raise ResultsError(f"{path} has rows without {', '.join(sorted(missing))}")
+    return dict(data)
+
+
+@dataclass
+class ResultsFile:
+    """A JSON file that is whole after every row, so that a run which is stopped loses nothing that it had done."""
+
+    path: Path
+    rows: list[Row]
+    command: str
+
+    @staticmethod
+    def open(path: Path, command: str, append: bool) -> ResultsFile:
+        """Start a file; with `append`, with the rows and the commands that are in it already."""
+        if not path.parent.is_dir():
+            raise ResultsError(f"the folder of {path} does not exist")
+        if append and path.exists():
+            old = _read(path)
+            before = str(old.get("command", "")).splitlines()
+            return ResultsFile(path, list(old["rows"]), "\n".join([*(c for c in before if c != command), command]))
+        return ResultsFile(path, [], command)
+
+    def add(self, row: Row) -> None:
+        """Take a row in, in the place of an older one of the same measurement, and write the file."""
+        self.rows = [old for old in self.rows if any(old[name] != row[name] for name in SAME)] + [row]
+        data = {"rows": self.rows, "command": self.command, "versions": versions(), "machine": machine()}
+        part = self.path.with_name(self.path.name + ".part")
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self.path)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what the results depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> str:
+    """The processor, and how many of its cores this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        cores = len(os.sched_getaffinity(0))
+    except (OSError, StopIteration, AttributeError):
+        cores = os.cpu_count() or 1
+    return f"{name}, {cores} cores"
+
+
+def compressed(degrees: Sequence[int]) -> str:
+    """Degrees in network order, each with how often it comes in a row: 3, 3, 3, 7 is `3 (3), 7 (1)`."""
+    return ", ".join(f"{degree} ({len(list(group))})" for degree, group in groupby(degrees))
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    depth, seconds = row["total_depth"], row.get("fit_seconds")
+    return (
+        str(row["model"]),
+        str(row["strategy"]),
+        "" if depth is None else str(depth),
+        f"{row['top1']:.2%}",
+        f"{row['agreement']:.2%}" if "agreement" in row else "",
+        "" if seconds is None else f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}",
+        compressed(row["degrees"]),
+    )
+
+
+def rich_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """The rows for a terminal."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, name in enumerate(COLUMNS):
+        numeric = 2 <= index <= 5
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=index < 2)
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows in Markdown, with what they share below."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---:|---:|---|"]
+    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
+    notes: dict[str, None] = {}  # each once, in order
+    if any(row["degrees"] for row in rows):
+        notes["Degrees in network order: 3 (19) are 19 activations of degree 3."] = None
+    for row in rows:
+        if "plaintext_top1" in row:
+            note = f"{row['model']}: {row['plaintext_top1']:.2%} with its own activations"
+            notes[f"{note}, {row['images']} test images, {row['calibration_images']} for calibration."] = None
+    notes |= {
+        f"{row['model']}, {row['strategy']}: {row['wrecked']} images with outputs out of all bounds.": None
+        for row in rows
+        if row.get("wrecked")
+    }
+    return "\n".join([*lines, *(["", *(f"* {note}" for note in notes)] if notes else [])])
+
+
+def require_plot(output: Path) -> None:
+    """Raise ResultsError where no plot could be written: another suffix, no folder, no matplotlib."""
+    if output.suffix not in PLOTS:
+        raise ResultsError(f"a plot is a file with suffix {' or '.join(PLOTS)}, not {output}")
+    if not output.parent.is_dir():
+        raise ResultsError(f"the folder of {output} does not exist")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ResultsError(f"plots need matplotlib ({error}): pip install 'olac[benchmarks]'") from error
+
+
+def plot(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
+    """Total depth against top-1, a line for each family of strategies and a panel for each model."""
+    require_plot(output)
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    models = list(dict.fromkeys(str(row["model"]) for row in rows))
+    if not models:
+        raise ResultsError("there are no rows to plot")
+    figure = Figure(figsize=(6.4 * len(models), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(models), squeeze=False)[0]
+    for panel, model in zip(panels, models, strict=True):
+        own = [row for row in rows if row["model"] == model]
+        for index, family in enumerate(name for name in FAMILIES if name != RELU):
+            points = sorted(
+                (row["total_depth"], 100 * row["top1"])
+                for row in own
+                if family_of(row["strategy"]) == family and row["total_depth"] is not None
+            )
+            if points:
+                depths, accuracies = zip(*points, strict=True)
+                panel.plot(depths, accuracies, marker=MARKERS[index], color=f"C{index}", label=family)
+        for top1 in dict.fromkeys(row["plaintext_top1"] for row in own if "plaintext_top1" in row):
+            panel.axhline(100 * top1, linestyle="--", color="0.4", label=f"plaintext, {top1:.2%}")
+        counts = " or ".join(f"{n:,}" for n in sorted({row["images"] for row in own}))
+        panel.set(title=f"{model}, {counts} test images", xlabel="levels of all activations", ylabel="top-1 (%)")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.3)
+        panel.legend()
+    with matplotlib.rc_context({"svg.hashsalt": "olac"}):
+        figure.savefig(output, metadata={"Date": None} if output.suffix == ".svg" else None, dpi=150)

@@ -1,0 +1,75 @@
+"""What `--strategies` takes: items such as `uniform:7` or `ola:38`, each a way to approximate all activations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from olac.polynomials.fit import FitOptions
+
+RELU = "relu"
+"""The model as it is, with its own activations."""
+
+WITH_NUMBER: dict[str, tuple[str, Callable[[int], FitOptions]]] = {
+    "uniform": ("DEGREE", lambda n: FitOptions(degree=n)),
+    "normal": ("DEGREE", lambda n: FitOptions(method="normal", degree=n)),
+    "empirical": ("DEGREE", lambda n: FitOptions(method="empirical", degree=n)),
+    "channel": ("DEGREE", lambda n: FitOptions(method="channel", degree=n)),
+    "minimax": ("ALPHA", lambda n: FitOptions(method="minimax", alpha=n)),
+    "ola": ("DEPTH", lambda n: FitOptions(method="normal", degrees="ola", max_depth=n)),
+    "default": ("DEPTH", lambda n: FitOptions(max_depth=n)),
+}
+"""By family: what its number means, and the options that it makes."""
+
+ALONE: dict[str, Callable[[], FitOptions | None]] = {
+    "quadratic": lambda: FitOptions(method="quadratic"),
+    RELU: lambda: None,
+}
+
+FAMILIES = (*WITH_NUMBER, *ALONE)
+
+
+class StrategyError(ValueError):
+    """An item that is no strategy; the message names it and says what is allowed."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One item of the list; `fit` is None for the model as it is."""
+
+    item: str
+    fit: FitOptions | None
+
+
+def family_of(item: str) -> str:
+    """The part before the colon: what a plot draws as one line."""
+    return item.split(":", 1)[0]
+
+
+def parse_strategies(arguments: Sequence[str]) -> tuple[Strategy, ...]:
+    """The strategies of a list with commas or spaces between its items, in order, each once.
+
+    Raises StrategyError for the first item that is none.
+    """
+    items = [item for argument in arguments for item in re.split(r"[,\s]+", argument) if item]
+    if not items:
+        raise StrategyError(f"no strategy is given; {_allowed()}")
+    return tuple(_parsed(item) for item in dict.fromkeys(items))
+
+
+def _parsed(item: str) -> Strategy:
+    family, colon, number = item.partition(":")
+    if family in ALONE and not colon:
+        return Strategy(item, ALONE[family]())
+    if family not in WITH_NUMBER or not re.fullmatch(r"[0-9]{1,6}", number):
+        raise StrategyError(f"strategy {item!r} is unknown; {_allowed()}")
+    try:
+        return Strategy(item, WITH_NUMBER[family][1](int(number)))
+    except ValueError as error:
+        raise StrategyError(f"strategy {item!r}: {error}") from error
+
+
+def _allowed() -> str:
+    known = [*(f"{family}:{number}" for family, (number, _) in WITH_NUMBER.items()), *ALONE]
+    return f"allowed are {', '.join(known)}, with whole numbers for DEGREE, ALPHA and DEPTH"
