@@ -26,9 +26,11 @@ from olac.ir.ops import (
     Op,
     Pad,
     Polynomial,
+    PolynomialProduct,
     Reshape,
     Slice,
     SparseLinear,
+    Square,
 )
 
 Tensor = torch.Tensor
@@ -96,6 +98,14 @@ def _polynomial(op: Polynomial, x: Sequence[Tensor], weights: Weights) -> Tensor
     return polynomial(x[0], weights[op.coefficients], op.half_width)
 
 
+def _polynomial_product(op: PolynomialProduct, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    return x[0] * polynomial(x[1], weights[op.coefficients], op.half_width)
+
+
+def _square(op: Square, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    return x[0].square() + weights[op.shift].reshape(-1, *(1,) * (x[0].ndim - 2))
+
+
 def _slice(op: Slice, x: Sequence[Tensor], weights: Weights) -> Tensor:
     window = [slice(None), *(slice(*s) for s in op.slices)]
     return x[0][tuple(window)]
@@ -117,6 +127,8 @@ TORCH_OPS: dict[type[Op], Callable[[Any, Sequence[Tensor], Weights], Tensor]] = 
     Add: lambda op, x, weights: x[0] + x[1],
     Multiply: lambda op, x, weights: x[0] * x[1],
     Polynomial: _polynomial,
+    PolynomialProduct: _polynomial_product,
+    Square: _square,
 }
 """By class of op: its value in torch for operands and constants."""
 

@@ -20,17 +20,20 @@ from olac.approximation.sweep import batched, by_channel, patches
 from olac.ir.functions import channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Conv2d, Input, Linear, Polynomial
+from olac.polynomials.fit import SQUARE, TINY
 from olac.tensors import apply, chebyshev, run, tensors
 
 Tensor = torch.Tensor
 
-RATE = 2e-3
-"""Of Adam, in units of a layer's own standard deviation."""
+RATE, TYPICAL_ERROR = 2e-3, 0.07
+"""Of Adam, in units of a layer's own standard deviation, where the outputs' error is TYPICAL_ERROR to begin with; it
+grows with the root of that error, within the bounds RATES."""
+RATES = (4e-4, 3e-3)
 BATCH = 32
 WARM_UP = 30
 STRESSED = 0.25
 """Share of images whose contrast is raised."""
-TAIL = 0.02
+TAIL = 0.1
 """Weight of the polynomials' errors over their padded ranges."""
 BOUND = 30.0
 """Values of polynomials end here while steps are taken, in standard deviations of the clean ones."""
@@ -51,6 +54,7 @@ class _Whitened:
         self.theta: dict[str, Tensor] = {}
         self.map: dict[str, Tensor] = {}
         self._groups: dict[str, int] = {}
+        self._largest: dict[str, float] = {}
         live = {graph.inputs[0].id: images}
         last = {operand: node.id for node in graph.nodes for operand in node.inputs}
         for node in graph.nodes:
@@ -83,6 +87,8 @@ class _Whitened:
         lower = torch.linalg.cholesky(second + 1e-10 * size * torch.eye(degree + 1, dtype=torch.float64))
         eye = torch.eye(degree + 1, dtype=torch.float64).expand_as(lower)
         self._add(op.coefficients, torch.linalg.solve_triangular(lower.mT, eye, upper=True) * float(y.std()))
+        if degree == 2:
+            self._largest[op.coefficients] = max(float(y.abs().max()), TINY)
 
     def _linear(self, op: Conv2d | Linear, x: Tensor, y: Tensor) -> None:
         weight = self.weights[op.weight]
@@ -110,7 +116,17 @@ class _Whitened:
             else:
                 step = (mapping @ theta[:, :, None])[:, :, 0]
             made[name] = self.weights[name] + step
+            if name in self._largest:
+                made[name] = _folding(made[name], self._largest[name])
         return made
+
+
+def _folding(coefficients: Tensor, largest: float) -> Tensor:
+    """Quadratics with as much curvature as their squares need to fold; see `olac.polynomials.fit.quadratic`."""
+    constant, slope, curvature = coefficients.unbind(1)
+    least = (slope.square() / (8 * SQUARE * largest)).clamp_min(1e-9 * largest)
+    bent = torch.where(curvature < 0, -1.0, 1.0) * torch.maximum(curvature.abs(), least)
+    return torch.stack([constant, slope, bent], 1)
 
 
 def reconstruct(
@@ -155,13 +171,14 @@ def reconstruct(
 
     tails = _Tails(original, approximated, sizes)
     thetas = list(whitened.theta.values())
-    optimizer = torch.optim.Adam(thetas, lr=RATE, betas=(0.9, 0.99))
+    best, kept = held_error(start), start
+    rate = min(max(RATE * math.sqrt(best / TYPICAL_ERROR), RATES[0]), RATES[1])
+    optimizer = torch.optim.Adam(thetas, lr=rate, betas=(0.9, 0.99))
     steps = epochs * math.ceil(len(images) / BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min(1.0, (s + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps)))
     )
     random = torch.Generator().manual_seed(0)
-    best, kept = held_error(start), start
     for epoch in range(epochs):
         for chosen in torch.randperm(len(images), generator=random).split(BATCH):
             batch = stressed(images[chosen], random, STRESSED)

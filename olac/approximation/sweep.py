@@ -21,7 +21,7 @@ from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Add, Conv2d, Input, Linear, Polynomial
 from olac.ir.types import Stage
-from olac.polynomials.fit import FLOOR_POINTS, RIDGE, TINY, FitOptions, centred, widening
+from olac.polynomials.fit import FLOOR_POINTS, RIDGE, TINY, FitOptions, centred, quadratic, widening
 from olac.tensors import CHUNK, apply, chebyshev, run, tensors
 
 Tensor = torch.Tensor
@@ -39,8 +39,8 @@ def tails(degree: int) -> tuple[tuple[float, float], ...]:
     if degree <= 3:
         return (3e-5, 1.2), (1e-4, 1.2), (1e-3, 1.4)
     if degree <= 7:
-        return (1e-4, 1.2), (3e-4, 1.6), (1e-3, 1.4), (3e-3, 1.6)
-    return (3e-4, 1.4), (1e-3, 1.6), (3e-3, 1.6), (1e-2, 2.0)
+        return (1e-3, 1.4), (3e-3, 1.4), (3e-3, 1.6)
+    return (1e-3, 1.6), (3e-3, 1.6), (1e-2, 1.6)
 
 
 @dataclass
@@ -309,6 +309,7 @@ def _fit(
     low, high = x.amin(axes).double().numpy(), x.amax(axes).double().numpy()
     middle, half = centred(low, high, degree)
     size = RIDGE * max(float(y.square().mean()), TINY**2)
+    largest = max(float(y.abs().max()), TINY)
     second, first = _sums(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
     functions = channel_functions(op.function, op.parameters, x.shape[1])
     best: tuple[float, Tensor, float] | None = None
@@ -317,8 +318,16 @@ def _fit(
     for floor, padding in candidates:
         half_width = float((np.abs(middle) + padding * half).max())
         mapping = torch.from_numpy(widening(middle, half, half_width, degree))
-        rows = _solve(functions, second + size * mapping.mT @ mapping, first, middle, half, degree, floor, padding)
-        made = (mapping @ rows[:, :, None])[:, :, 0].float()
+        system, right = _system(functions, second, first, middle, half, degree, floor, padding)
+        if degree == 2:
+            inverse = torch.linalg.inv(mapping)
+            squares = inverse.mT @ system @ inverse + size * torch.eye(3, dtype=torch.float64)
+            products = (inverse.mT @ right[:, :, None])[:, :, 0]
+            parts = zip(squares.numpy(), products.numpy(), strict=True)
+            made = torch.from_numpy(np.array([quadratic(a, b, largest) for a, b in parts])).float()
+        else:
+            rows = torch.linalg.solve(system + size * mapping.mT @ mapping, right)
+            made = (mapping @ rows[:, :, None])[:, :, 0].float()
         error = float("nan")
         if measure is not None:
             polynomial = replace(node, op=Polynomial("c", half_width))
@@ -348,7 +357,7 @@ def _sums(x: Tensor, y: Tensor, middle: Tensor, half: Tensor, degree: int) -> tu
     return second / count, first / count
 
 
-def _solve(
+def _system(
     functions: Sequence[Function],
     second: Tensor,
     first: Tensor,
@@ -357,8 +366,8 @@ def _solve(
     degree: int,
     floor: float,
     padding: float,
-) -> Tensor:
-    """Coefficients (channels, degree + 1) in Chebyshev polynomials of (x - middle) / half."""
+) -> tuple[Tensor, Tensor]:
+    """Normal equations of each channel, floor included, in Chebyshev polynomials of (x - middle) / half."""
     t = torch.linspace(-padding, padding, FLOOR_POINTS, dtype=torch.float64)
     points = middle[:, None] + half[:, None] * t.numpy()[None, :]
     if len(functions) == 1:
@@ -369,5 +378,4 @@ def _solve(
     spread_second, spread_first = basis @ basis.T / len(t), torch.from_numpy(target) @ basis.T / len(t)
     system = (1 - floor) * second + floor * spread_second
     right = (1 - floor) * first + floor * spread_first
-    solved: Tensor = torch.linalg.solve(system, right)
-    return solved
+    return system, right

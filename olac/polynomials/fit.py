@@ -35,6 +35,8 @@ NARROWEST, LARGEST = 0.1, 1e8
 """A channel's range counts as at least this share of the layer's: a constant channel has a polynomial, too. And as so
 much that no Chebyshev polynomial on it exceeds LARGEST within the layer's."""
 TINY = 1e-6
+SQUARE = 5.0
+"""What completing the square of a quadratic may add to it, in units of the layer's largest value."""
 NORMAL_REACH = 8.0
 """Standard deviations, each stretched by r, up to which a normal density is integrated."""
 QUADRATIC = (0.1875, 0.5, 0.234375)
@@ -84,7 +86,7 @@ class FitOptions:
     ridge: float | None = None
     alpha: int = 10
     refit: bool = True
-    reconstruct: int = 10
+    reconstruct: int = 12
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -218,10 +220,43 @@ def _per_channel(functions: Sequence[Function], histogram: Histogram, options: F
         weights = np.concatenate([(1 - floor) * masses[masses > 0], np.full(FLOOR_POINTS, floor / FLOOR_POINTS)])
         basis = chebyshev.chebvander(t, degree) * np.sqrt(weights)[:, None]
         target = function(middle[channel] + half[channel] * t) * np.sqrt(weights)
+        if degree == 2:
+            inverse = np.linalg.inv(mapping[channel])
+            second, first = inverse.T @ basis.T @ basis @ inverse, inverse.T @ basis.T @ target
+            largest = max(abs(float(function(x)[0])) for x in np.array([[low[channel]], [high[channel]]]))
+            rows.append(quadratic(second + size * np.eye(3), first, max(largest, math.sqrt(size / RIDGE))))
+            continue
         stacked = np.concatenate([basis, math.sqrt(size) * mapping[channel]])
         row = np.linalg.lstsq(stacked, np.concatenate([target, np.zeros(degree + 1)]), rcond=None)[0]
         rows.append(mapping[channel] @ row)
     return measured(functions, histogram, np.array(rows), half_width, padding)
+
+
+def quadratic(second: Array, first: Array, largest: float) -> Array:
+    """Least squares of degree 2 whose completed square folds: (alpha x + beta)^2 + gamma without much cancellation.
+
+    With c_0 + c_1 T_1 + c_2 T_2 on x / half_width, beta^2 is c_1^2 / (8 |c_2|), which gamma cancels again. It stays
+    within SQUARE times the function's values, so a channel that is nearly linear gets more curvature than fits best.
+
+    Args:
+        second: (3, 3), mean of T_i T_j.
+        first: (3,), mean of T_i y.
+        largest: magnitude of the function's values.
+    """
+    found = np.linalg.solve(second, first)
+    for _ in range(8):
+        least = least_curvature(float(found[1]), largest)
+        if abs(found[2]) >= least * (1 - 1e-6):
+            break
+        bent = math.copysign(least, found[2])
+        found = np.append(np.linalg.solve(second[:2, :2], first[:2] - second[:2, 2] * bent), bent)
+    found[2] = math.copysign(max(abs(found[2]), least_curvature(float(found[1]), largest)), found[2])
+    return np.asarray(found, dtype=np.float64)
+
+
+def least_curvature(slope: float, largest: float) -> float:
+    """The least |c_2| for a c_1; see `quadratic`."""
+    return max(slope**2 / (8 * SQUARE * largest), 1e-9 * largest)
 
 
 def centred(low: Array, high: Array, degree: int) -> tuple[Array, Array]:
