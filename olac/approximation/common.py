@@ -25,6 +25,13 @@ def output_error(outputs: Tensor, clean: Tensor) -> float:
     return float(torch.nan_to_num(each, nan=WORST, posinf=WORST).clamp_max(WORST).mean())
 
 
+def wrecked(outputs: Tensor, clean: Tensor) -> float:
+    """Share of images whose outputs have changed by more than their standard deviation, or aren't finite."""
+    size = clean.var(correction=0).clamp_min(1e-12)
+    each = (outputs - clean).square().flatten(1).mean(1) / size
+    return float((~(each <= 1.0)).double().mean())
+
+
 def agreement(outputs: Tensor, clean: Tensor) -> float:
     """Share of images whose largest output is the same."""
     return float((outputs.flatten(1).argmax(1) == clean.flatten(1).argmax(1)).double().mean())

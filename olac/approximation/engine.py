@@ -21,6 +21,8 @@ from olac.tensors import CHUNK, run, tensors
 
 EFFECT_IMAGES = 192
 """Images that the effect of single activations is measured on."""
+FURTHEST = 4.0
+"""Bounds grow to this many times the clean magnitude at most."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,13 @@ class ImageFitter:
                         low[name] = min(low.get(name, np.inf), float(finite.min()))
                         high[name] = max(high.get(name, -np.inf), float(finite.max()))
         seen = {name: Range(low[name], high[name]) for name in low}
+        for node in graph.nodes:
+            if node.id in seen and node.type.bound is not None and node.type.bound.magnitude > 0:
+                # An image that diverges must not decide what all others are scaled by.
+                most = FURTHEST * node.type.bound.magnitude
+                one = seen[node.id]
+                low_end, high_end = (float(np.clip(v, -most, most)) for v in (one.low, one.high))
+                seen[node.id] = Range(low_end, high_end)
         return graph.rewrite(
             lambda node, builder, inputs: (
                 builder.keep(

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 
-from olac.approximation.common import output_error, stressed
+from olac.approximation.common import WORST, output_error, stressed, wrecked
 from olac.approximation.sweep import batched, by_channel, patches
 from olac.ir.functions import channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
@@ -33,13 +33,15 @@ BATCH = 32
 WARM_UP = 30
 STRESSED = 0.25
 """Share of images whose contrast is raised."""
-TAIL = 0.1
-"""Weight of the polynomials' errors over their padded ranges."""
+TAIL = 0.3
+"""Weight of what the polynomials' errors over their padded ranges have grown."""
 BOUND = 30.0
-"""Values of polynomials end here while steps are taken, in standard deviations of the clean ones."""
+"""Values of polynomials are compressed from here on while steps are taken, in standard deviations of the clean ones."""
 LEAST_IMAGES = 64
 """With fewer images nothing is reconstructed: there is too little to learn from."""
 MOMENTS_IMAGES = 96
+JUDGED = 256
+"""Of the images that steps are taken on, about so many are looked at for wrecks."""
 DAMPING = 0.1
 """Of the whitening of weights: directions with less than this share of the mean variance are not amplified."""
 SPREAD = 0.05
@@ -160,14 +162,18 @@ def reconstruct(
         whitened = _Whitened(approximated, start, images[:MOMENTS_IMAGES], refit)
         first = _values(original, clean, images[: 4 * BATCH], watched)
         sizes = {name: first[name].var().clamp_min(1e-12) for name in watched}
-        wanted = torch.cat([_values(original, clean, part, watched)[output] for part in held_out.split(BATCH)])
+
+    def outputs(graph: Graph, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([_values(graph, weights, part, frozenset({output}))[output] for part in x.split(BATCH)])
+
+    seen = images[:: max(1, len(images) // JUDGED)]
+    wanted, seen_wanted = outputs(original, clean, held_out), outputs(original, clean, seen)
 
     def held_error(weights: dict[str, Tensor]) -> float:
-        with torch.no_grad():
-            parts = [
-                _values(approximated, weights, part, frozenset({output}))[output] for part in held_out.split(BATCH)
-            ]
-        return output_error(torch.cat(parts), wanted)
+        """On unseen images; those that steps were taken on count where they are wrecked."""
+        made = outputs(approximated, weights, seen)
+        return output_error(outputs(approximated, weights, held_out), wanted) + WORST * wrecked(made, seen_wanted)
 
     tails = _Tails(original, approximated, sizes)
     thetas = list(whitened.theta.values())
@@ -209,7 +215,7 @@ def reconstruct(
 def _bounded_values(
     graph: Graph, weights: dict[str, Tensor], images: Tensor, keep: frozenset[str], sizes: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """As `_values`, but polynomials' values end at a bound: an image that diverges must not stop the others."""
+    """As `_values`, but polynomials' values are compressed: an image that diverges must not stop the others."""
     live, kept = {graph.inputs[0].id: images}, {}
     last = {operand: node.id for node in graph.nodes for operand in node.inputs}
     for node in graph.nodes:
@@ -217,8 +223,7 @@ def _bounded_values(
             continue
         value = apply(node, [live[i] for i in node.inputs], weights, graph.constants)
         if node.id in sizes and isinstance(node.op, Polynomial):
-            bound = BOUND * float(sizes[node.id].sqrt())
-            value = value.clamp(-bound, bound)
+            value = _compressed(value, BOUND * float(sizes[node.id].sqrt()))
         live[node.id] = value
         if node.id in keep:
             kept[node.id] = value
@@ -228,8 +233,14 @@ def _bounded_values(
     return kept
 
 
+def _compressed(x: Tensor, bound: float) -> Tensor:
+    """x within the bound, logarithms of it beyond, so that gradients still lead back."""
+    excess = (x.abs() / bound).nan_to_num(nan=1e30, posinf=1e30).clamp(1.0, 1e30)
+    return torch.where(excess > 1, x.sign().nan_to_num() * bound * (1 + excess.log()), x)
+
+
 class _Tails:
-    """How far polynomials are from their functions over the ranges that their fits were padded to."""
+    """How much further polynomials are from their functions than before, over the ranges that they were padded to."""
 
     def __init__(self, original: Graph, approximated: Graph, sizes: dict[str, Tensor]) -> None:
         t = torch.linspace(-1, 1, 65)
@@ -244,13 +255,20 @@ class _Tails:
                 count = approximated.constants[node.op.coefficients].shape[1]
                 basis = torch.stack(chebyshev(t, count - 1), 0)
                 self._parts.append((node.op.coefficients, basis, target, sizes[node.id]))
+        start = {name: torch.from_numpy(approximated.constants[name].copy()).float() for name, *_ in self._parts}
+        self._before = self._errors(start)
 
-    def __call__(self, weights: dict[str, Tensor]) -> Tensor:
-        errors = [
-            torch.log1p(((weights[name] @ basis - target).square() / size).mean(1)).mean()
+    def _errors(self, weights: dict[str, Tensor]) -> list[Tensor]:
+        return [
+            torch.log1p(((weights[name] @ basis - target).square() / size).mean(1))
             for name, basis, target, size in self._parts
         ]
-        return torch.stack(errors).mean()
+
+    def __call__(self, weights: dict[str, Tensor]) -> Tensor:
+        grown = [
+            (now - then).clamp_min(0).mean() for now, then in zip(self._errors(weights), self._before, strict=True)
+        ]
+        return torch.stack(grown).mean() if grown else torch.zeros(())
 
 
 def _values(graph: Graph, weights: dict[str, Tensor], images: Tensor, keep: frozenset[str]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Add, Conv2d, Input, Linear, Polynomial
 from olac.ir.types import Stage
-from olac.polynomials.fit import FLOOR_POINTS, RIDGE, TINY, FitOptions, centred, quadratic, widening
+from olac.polynomials.fit import CHANNEL_RIDGE, FLOOR_POINTS, TINY, FitOptions, centred, quadratic, widening
 from olac.tensors import CHUNK, apply, chebyshev, run, tensors
 
 Tensor = torch.Tensor
@@ -308,7 +308,7 @@ def _fit(
     axes = [0, *range(2, x.ndim)]
     low, high = x.amin(axes).double().numpy(), x.amax(axes).double().numpy()
     middle, half = centred(low, high, degree)
-    size = RIDGE * max(float(y.square().mean()), TINY**2)
+    size = CHANNEL_RIDGE * max(float(y.square().mean()), TINY**2)
     largest = max(float(y.abs().max()), TINY)
     second, first = _sums(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
     functions = channel_functions(op.function, op.parameters, x.shape[1])

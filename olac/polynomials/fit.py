@@ -21,11 +21,12 @@ from olac.polynomials.statistics import Histogram
 Array = npt.NDArray[np.float64]
 
 FLOOR_POINTS = 512
-RIDGE = 1e-6
+RIDGE, CHANNEL_RIDGE = 1e-6, 1e-9
 """Weight of the coefficients' squares, in units of the function's mean square.
 
 Where the data fill a part of [-half_width, half_width] only, high degrees would else buy a little accuracy with
-coefficients of 1e6, which amplify the noise of encryption as much.
+coefficients of 1e6, which amplify the noise of encryption as much. Polynomials of single channels have to be good on
+ranges that are narrow against the layer's, so their weight is less: at degree 7 ResNet-20 loses 0.8 points with 1e-6.
 """
 
 METHODS = ("compensated", "channel", "empirical", "normal", "minimax", "quadratic")
@@ -210,7 +211,7 @@ def _per_channel(functions: Sequence[Function], histogram: Histogram, options: F
     middle, half = centred(low, high, degree)
     half_width = float((np.abs(middle) + padding * half).max())
     mapping = widening(middle, half, half_width, degree)
-    size = RIDGE * _mean_square(functions, histogram)
+    size = CHANNEL_RIDGE * _mean_square(functions, histogram)
     spread = np.linspace(-padding, padding, FLOOR_POINTS)
     rows = []
     for channel in range(channels):
@@ -224,7 +225,7 @@ def _per_channel(functions: Sequence[Function], histogram: Histogram, options: F
             inverse = np.linalg.inv(mapping[channel])
             second, first = inverse.T @ basis.T @ basis @ inverse, inverse.T @ basis.T @ target
             largest = max(abs(float(function(x)[0])) for x in np.array([[low[channel]], [high[channel]]]))
-            rows.append(quadratic(second + size * np.eye(3), first, max(largest, math.sqrt(size / RIDGE))))
+            rows.append(quadratic(second + size * np.eye(3), first, max(largest, math.sqrt(size / CHANNEL_RIDGE))))
             continue
         stacked = np.concatenate([basis, math.sqrt(size) * mapping[channel]])
         row = np.linalg.lstsq(stacked, np.concatenate([target, np.zeros(degree + 1)]), rcond=None)[0]
