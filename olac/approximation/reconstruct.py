@@ -89,8 +89,9 @@ class _Whitened:
         lower = torch.linalg.cholesky(second + 1e-10 * size * torch.eye(degree + 1, dtype=torch.float64))
         eye = torch.eye(degree + 1, dtype=torch.float64).expand_as(lower)
         self._add(op.coefficients, torch.linalg.solve_triangular(lower.mT, eye, upper=True) * float(y.std()))
-        if degree == 2:
-            self._largest[op.coefficients] = max(float(y.abs().max()), TINY)
+        largest = max(float(y.abs().max()), TINY)
+        if degree == 2 and bool(_folds(self.weights[op.coefficients], largest).all()):
+            self._largest[op.coefficients] = largest
 
     def _linear(self, op: Conv2d | Linear, x: Tensor, y: Tensor) -> None:
         weight = self.weights[op.weight]
@@ -123,10 +124,19 @@ class _Whitened:
         return made
 
 
+def _least_curvature(slope: Tensor, largest: float) -> Tensor:
+    return (slope.square() / (8 * SQUARE * largest)).clamp_min(1e-9 * largest)
+
+
+def _folds(coefficients: Tensor, largest: float) -> Tensor:
+    """Which channels' quadratics fold as they are."""
+    return coefficients[:, 2].abs() >= 0.99 * _least_curvature(coefficients[:, 1], largest)
+
+
 def _folding(coefficients: Tensor, largest: float) -> Tensor:
     """Quadratics with as much curvature as their squares need to fold; see `olac.polynomials.fit.quadratic`."""
     constant, slope, curvature = coefficients.unbind(1)
-    least = (slope.square() / (8 * SQUARE * largest)).clamp_min(1e-9 * largest)
+    least = _least_curvature(slope, largest)
     bent = torch.where(curvature < 0, -1.0, 1.0) * torch.maximum(curvature.abs(), least)
     return torch.stack([constant, slope, bent], 1)
 

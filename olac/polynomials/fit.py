@@ -21,12 +21,13 @@ from olac.polynomials.statistics import Histogram
 Array = npt.NDArray[np.float64]
 
 FLOOR_POINTS = 512
-RIDGE, CHANNEL_RIDGE = 1e-6, 1e-9
-"""Weight of the coefficients' squares, in units of the function's mean square.
+RIDGE, NORMAL_RIDGE, CHANNEL_RIDGE = 1e-6, 1e-8, 1e-9
+"""Weight of the squares of the coefficients against that of the errors.
 
 Where the data fill a part of [-half_width, half_width] only, high degrees would else buy a little accuracy with
 coefficients of 1e6, which amplify the noise of encryption as much. Polynomials of single channels have to be good on
 ranges that are narrow against the layer's, so their weight is less: at degree 7 ResNet-20 loses 0.8 points with 1e-6.
+OLA's fits have none; theirs only keeps coefficients within 1e4 times the function's values.
 """
 
 METHODS = ("compensated", "channel", "empirical", "normal", "minimax", "quadratic")
@@ -36,6 +37,8 @@ NARROWEST, LARGEST = 0.1, 1e8
 """A channel's range counts as at least this share of the layer's: a constant channel has a polynomial, too. And as so
 much that no Chebyshev polynomial on it exceeds LARGEST within the layer's."""
 TINY = 1e-6
+BENDS = 160
+"""Curvatures that are tried on either side of 0 where the best one does not fold."""
 SQUARE = 5.0
 """What completing the square of a quadratic may add to it, in units of the layer's largest value."""
 NORMAL_REACH = 8.0
@@ -198,7 +201,8 @@ def _one_for_all(function: Function, histogram: Histogram, options: FitOptions, 
     target = function(points)
     basis = chebyshev.chebvander(points / half_width, degree)
     root = np.sqrt(weights)[:, None]
-    rows = np.concatenate([basis * root, np.sqrt(RIDGE) * np.eye(degree + 1)])
+    ridge = NORMAL_RIDGE if options.method == "normal" else RIDGE
+    rows = np.concatenate([basis * root, math.sqrt(ridge) * np.eye(degree + 1)])
     right = np.concatenate([target * root[:, 0], np.zeros(degree + 1)])
     coefficients = np.linalg.lstsq(rows, right, rcond=None)[0]
     return measured([function], histogram, coefficients[None, :], half_width, padding)
@@ -211,7 +215,7 @@ def _per_channel(functions: Sequence[Function], histogram: Histogram, options: F
     middle, half = centred(low, high, degree)
     half_width = float((np.abs(middle) + padding * half).max())
     mapping = widening(middle, half, half_width, degree)
-    size = CHANNEL_RIDGE * _mean_square(functions, histogram)
+    size = _root_mean_square(functions, histogram)
     spread = np.linspace(-padding, padding, FLOOR_POINTS)
     rows = []
     for channel in range(channels):
@@ -225,9 +229,9 @@ def _per_channel(functions: Sequence[Function], histogram: Histogram, options: F
             inverse = np.linalg.inv(mapping[channel])
             second, first = inverse.T @ basis.T @ basis @ inverse, inverse.T @ basis.T @ target
             largest = max(abs(float(function(x)[0])) for x in np.array([[low[channel]], [high[channel]]]))
-            rows.append(quadratic(second + size * np.eye(3), first, max(largest, math.sqrt(size / CHANNEL_RIDGE))))
+            rows.append(quadratic(second + CHANNEL_RIDGE * np.eye(3), first, max(largest, size)))
             continue
-        stacked = np.concatenate([basis, math.sqrt(size) * mapping[channel]])
+        stacked = np.concatenate([basis, math.sqrt(CHANNEL_RIDGE) * mapping[channel]])
         row = np.linalg.lstsq(stacked, np.concatenate([target, np.zeros(degree + 1)]), rcond=None)[0]
         rows.append(mapping[channel] @ row)
     return measured(functions, histogram, np.array(rows), half_width, padding)
@@ -238,6 +242,7 @@ def quadratic(second: Array, first: Array, largest: float) -> Array:
 
     With c_0 + c_1 T_1 + c_2 T_2 on x / half_width, beta^2 is c_1^2 / (8 |c_2|), which gamma cancels again. It stays
     within SQUARE times the function's values, so a channel that is nearly linear gets more curvature than fits best.
+    Where no curvature does that, the plain least squares are left, and take two levels.
 
     Args:
         second: (3, 3), mean of T_i T_j.
@@ -245,14 +250,18 @@ def quadratic(second: Array, first: Array, largest: float) -> Array:
         largest: magnitude of the function's values.
     """
     found = np.linalg.solve(second, first)
-    for _ in range(8):
-        least = least_curvature(float(found[1]), largest)
-        if abs(found[2]) >= least * (1 - 1e-6):
-            break
-        bent = math.copysign(least, found[2])
-        found = np.append(np.linalg.solve(second[:2, :2], first[:2] - second[:2, 2] * bent), bent)
-    found[2] = math.copysign(max(abs(found[2]), least_curvature(float(found[1]), largest)), found[2])
-    return np.asarray(found, dtype=np.float64)
+    if abs(found[2]) >= least_curvature(float(found[1]), largest):
+        return np.asarray(found, dtype=np.float64)
+    # For each curvature the best line below it; of those that fold, the one that fits best.
+    start = max(abs(float(found[2])), 1e-9 * largest)
+    curvatures = np.concatenate([sign * start * np.geomspace(1.0, 1e6, BENDS) for sign in (1.0, -1.0)])
+    lines = np.linalg.solve(second[:2, :2], first[:2, None] - second[:2, 2:] * curvatures[None, :])
+    tried = np.concatenate([lines, curvatures[None, :]])
+    errors = np.einsum("ik,ij,jk->k", tried, second, tried) - 2 * first @ tried
+    folds = np.array([abs(c) >= least_curvature(b, largest) for b, c in zip(tried[1], curvatures, strict=True)])
+    if not folds.any():
+        return np.asarray(found, dtype=np.float64)
+    return np.asarray(tried[:, np.argmin(np.where(folds, errors, np.inf))], dtype=np.float64)
 
 
 def least_curvature(slope: float, largest: float) -> float:
@@ -278,12 +287,12 @@ def widening(middle: Array, half: Array, half_width: float, degree: int) -> Arra
     return np.asarray(np.linalg.solve(chebyshev.chebvander(nodes, degree), chebyshev.chebvander(t, degree)))
 
 
-def _mean_square(functions: Sequence[Function], histogram: Histogram) -> float:
+def _root_mean_square(functions: Sequence[Function], histogram: Histogram) -> float:
     sizes = []
     for channel in range(histogram.channels):
         centres, masses = histogram.density(channel)
         sizes.append(float(np.sum(masses * functions[channel if len(functions) > 1 else 0](centres) ** 2)))
-    return max(float(np.mean(sizes)), TINY**2)
+    return max(math.sqrt(float(np.mean(sizes))), TINY)
 
 
 def quadratic_fit(functions: Sequence[Function], histogram: Histogram) -> Fit:
