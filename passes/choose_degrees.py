@@ -101,12 +101,12 @@ class _Search:
         """The largest degree of each depth, up to `max_degree`; at one level a square where it folds, else a line."""
         found = [2 if node.id in self.folds else 1]
         depth = 2
-        while (1 << depth) - 1 <= self.options.max_degree:
+        while (1 << depth) - 1 <= self.options.most:
             found.append((1 << depth) - 1)
             depth += 1
-        if self.options.max_degree > max(found) and self.options.max_degree not in found:
-            found.append(self.options.max_degree)
-        return [d for d in found if d <= self.options.max_degree] or [1]
+        if self.options.most > max(found) and self.options.most not in found:
+            found.append(self.options.most)
+        return [d for d in found if d <= self.options.most] or [1]
 
     def _depth(self, name: str, degree: int) -> int:
         return 1 if degree == 2 and name in self.folds else max(1, degree.bit_length())
@@ -203,7 +203,7 @@ class _Search:
         if agreement(high) < asked:
             if self.options.min_agreement is not None:
                 raise InfeasibleError(
-                    f"at degree {self.options.max_degree} the program agrees with the model on {agreement(high):.1%} "
+                    f"at degree {self.options.most} the program agrees with the model on {agreement(high):.1%} "
                     f"of unseen images, and {asked:.1%} are asked for. Raise max_degree, or ask for less."
                 )
             low = high  # no one asked: the best there is, and the report says how good
