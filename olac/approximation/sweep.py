@@ -308,7 +308,6 @@ def _fit(
     axes = [0, *range(2, x.ndim)]
     low, high = x.amin(axes).double().numpy(), x.amax(axes).double().numpy()
     middle, half = centred(low, high, degree)
-    size = RIDGE * max(float(y.square().mean()), TINY**2)
     largest = max(float(y.abs().max()), TINY)
     second, first = _sums(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
     functions = channel_functions(op.function, op.parameters, x.shape[1])
@@ -321,12 +320,12 @@ def _fit(
         system, right = _system(functions, second, first, middle, half, degree, floor, padding)
         if degree == 2:
             inverse = torch.linalg.inv(mapping)
-            squares = inverse.mT @ system @ inverse + size * torch.eye(3, dtype=torch.float64)
+            squares = inverse.mT @ system @ inverse + RIDGE * torch.eye(3, dtype=torch.float64)
             products = (inverse.mT @ right[:, :, None])[:, :, 0]
             parts = zip(squares.numpy(), products.numpy(), strict=True)
             made = torch.from_numpy(np.array([quadratic(a, b, largest) for a, b in parts])).float()
         else:
-            rows = torch.linalg.solve(system + size * mapping.mT @ mapping, right)
+            rows = torch.linalg.solve(system + RIDGE * mapping.mT @ mapping, right)
             made = (mapping @ rows[:, :, None])[:, :, 0].float()
         error = float("nan")
         if measure is not None:

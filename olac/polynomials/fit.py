@@ -21,11 +21,12 @@ from olac.polynomials.statistics import Histogram
 Array = npt.NDArray[np.float64]
 
 FLOOR_POINTS = 512
-RIDGE = 1e-6
-"""Weight of the coefficients' squares, in units of the function's mean square.
+RIDGE, NORMAL_RIDGE = 1e-6, 1e-8
+"""Weight of the squares of the coefficients against that of the errors.
 
 Where the data fill a part of [-half_width, half_width] only, high degrees would else buy a little accuracy with
-coefficients of 1e6, which amplify the noise of encryption as much.
+coefficients of 1e6, which amplify the noise of encryption as much. As OLA's fits have none, theirs is smaller: it only
+keeps coefficients within 1e4 times the function's values.
 """
 
 METHODS = ("compensated", "channel", "empirical", "normal", "minimax", "quadratic")
@@ -197,7 +198,8 @@ def _one_for_all(function: Function, histogram: Histogram, options: FitOptions, 
     target = function(points)
     basis = chebyshev.chebvander(points / half_width, degree)
     root = np.sqrt(weights)[:, None]
-    rows = np.concatenate([basis * root, np.sqrt(RIDGE) * np.eye(degree + 1)])
+    ridge = NORMAL_RIDGE if options.method == "normal" else RIDGE
+    rows = np.concatenate([basis * root, math.sqrt(ridge) * np.eye(degree + 1)])
     right = np.concatenate([target * root[:, 0], np.zeros(degree + 1)])
     coefficients = np.linalg.lstsq(rows, right, rcond=None)[0]
     return measured([function], histogram, coefficients[None, :], half_width, padding)
@@ -210,7 +212,7 @@ def _per_channel(functions: Sequence[Function], histogram: Histogram, options: F
     middle, half = centred(low, high, degree)
     half_width = float((np.abs(middle) + padding * half).max())
     mapping = widening(middle, half, half_width, degree)
-    size = RIDGE * _mean_square(functions, histogram)
+    size = _root_mean_square(functions, histogram)
     spread = np.linspace(-padding, padding, FLOOR_POINTS)
     rows = []
     for channel in range(channels):
@@ -224,9 +226,9 @@ def _per_channel(functions: Sequence[Function], histogram: Histogram, options: F
             inverse = np.linalg.inv(mapping[channel])
             second, first = inverse.T @ basis.T @ basis @ inverse, inverse.T @ basis.T @ target
             largest = max(abs(float(function(x)[0])) for x in np.array([[low[channel]], [high[channel]]]))
-            rows.append(quadratic(second + size * np.eye(3), first, max(largest, math.sqrt(size / RIDGE))))
+            rows.append(quadratic(second + RIDGE * np.eye(3), first, max(largest, size)))
             continue
-        stacked = np.concatenate([basis, math.sqrt(size) * mapping[channel]])
+        stacked = np.concatenate([basis, math.sqrt(RIDGE) * mapping[channel]])
         row = np.linalg.lstsq(stacked, np.concatenate([target, np.zeros(degree + 1)]), rcond=None)[0]
         rows.append(mapping[channel] @ row)
     return measured(functions, histogram, np.array(rows), half_width, padding)
@@ -277,12 +279,12 @@ def widening(middle: Array, half: Array, half_width: float, degree: int) -> Arra
     return np.asarray(np.linalg.solve(chebyshev.chebvander(nodes, degree), chebyshev.chebvander(t, degree)))
 
 
-def _mean_square(functions: Sequence[Function], histogram: Histogram) -> float:
+def _root_mean_square(functions: Sequence[Function], histogram: Histogram) -> float:
     sizes = []
     for channel in range(histogram.channels):
         centres, masses = histogram.density(channel)
         sizes.append(float(np.sum(masses * functions[channel if len(functions) > 1 else 0](centres) ** 2)))
-    return max(float(np.mean(sizes)), TINY**2)
+    return max(math.sqrt(float(np.mean(sizes))), TINY)
 
 
 def quadratic_fit(functions: Sequence[Function], histogram: Histogram) -> Fit:
