@@ -267,12 +267,17 @@ class _Search:
         """The front into the context, where it isn't there yet: without agreement, which nobody simulated."""
         if self.context.front:
             return
-        for one in front(costs, [[int(d) for d in self.depths[node.id]] for node in self.nodes]):
-            named = tuple(self._named(one).values())
-            self.context.front.append(FrontPoint(one.price, one.cost, named, None, one.choices == plan.choices))
-        if not any(point.chosen for point in self.context.front):
-            named = tuple(self._named(plan).values())
-            self.context.front.append(FrontPoint(plan.price, plan.cost, named, None, True))
+        prices = self._prices()
+
+        def point(choices: Sequence[int], chosen: bool) -> FrontPoint:
+            price, cost = (float(sum(row[k] for row, k in zip(rows, choices, strict=True))) for rows in (prices, costs))
+            degrees = tuple(self.degrees[node.id][k] for node, k in zip(self.nodes, choices, strict=True))
+            return FrontPoint(price, cost, degrees, None, chosen)
+
+        plans = front(costs, [[int(d) for d in self.depths[node.id]] for node in self.nodes])
+        points = [point(one.choices, False) for one in plans if one.choices != plan.choices]
+        points.append(point(plan.choices, True))
+        self.context.front.extend(sorted(points, key=lambda one: (one.price, -one.cost)))
 
 
 def _mean_square(node: Node, histogram: Histogram) -> float:

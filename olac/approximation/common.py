@@ -10,7 +10,7 @@ from olac.ir.graph import Graph, Node
 Tensor = torch.Tensor
 
 MOST_CONTRAST = 1.6
-"""Of stressed images."""
+"""Of stressed images: how far they may be moved, 1 being where they are."""
 
 MEMORY = 3e9
 """Bytes that the values of all images may take while a sweep runs; fewer images are used where they would take more."""
@@ -38,7 +38,7 @@ def agreement(outputs: Tensor, clean: Tensor) -> float:
 
 
 def stressed(images: Tensor, random: torch.Generator, share: float = 1.0) -> Tensor:
-    """Images with their contrast raised, each by its own factor, or as they are for all but a share of them.
+    """Images moved away from their own mean or from another image, each by its own factor; all but a share as they are.
 
     Unseen inputs take values out of the ranges that calibration saw, and polynomials grow fast there. These images do
     the same on purpose: fits are pinned down by them, and choices are judged by them.
@@ -46,8 +46,10 @@ def stressed(images: Tensor, random: torch.Generator, share: float = 1.0) -> Ten
     shape = (len(images), *(1,) * (images.ndim - 1))
     factor = 1 + (MOST_CONTRAST - 1) * torch.rand(shape, generator=random)
     factor = torch.where(torch.rand(shape, generator=random) < share, factor, torch.ones(()))
-    middle = images.mean(list(range(1, images.ndim)), keepdim=True)
-    return middle + factor * (images - middle)
+    others = images[torch.randperm(len(images), generator=random)]
+    flat = images.mean(list(range(1, images.ndim)), keepdim=True).expand_as(images)
+    away = torch.where(torch.rand(shape, generator=random) < 0.5, flat, others)
+    return away + factor * (images - away)
 
 
 def live_bytes(graph: Graph) -> int:

@@ -31,8 +31,8 @@ grows with the root of that error, within the bounds RATES."""
 RATES = (4e-4, 3e-3)
 BATCH = 32
 WARM_UP = 30
-STRESSED = 0.25
-"""Share of images whose contrast is raised."""
+STRESSED = 0.4
+"""Share of images that are moved out of the ranges that calibration saw."""
 TAIL = 0.3
 """Weight of what the polynomials' errors over their padded ranges have grown."""
 BOUND = 30.0
@@ -169,7 +169,10 @@ def reconstruct(
     ours = {node.id for node in approximated.nodes if isinstance(node.op, Polynomial)}
     watched = frozenset(node.id for node in original.nodes if node.id in ours) | {output}
     with torch.no_grad():
-        whitened = _Whitened(approximated, start, images[:MOMENTS_IMAGES], refit)
+        sound = _sound(approximated, start, original, clean, images[:MOMENTS_IMAGES])
+        if not len(sound):
+            return approximated
+        whitened = _Whitened(approximated, start, sound, refit)
         first = _values(original, clean, images[: 4 * BATCH], watched)
         sizes = {name: first[name].var().clamp_min(1e-12) for name in watched}
 
@@ -241,6 +244,19 @@ def _bounded_values(
             if last[i] == node.id:
                 del live[i]
     return kept
+
+
+def _sound(
+    approximated: Graph, weights: dict[str, Tensor], original: Graph, clean: dict[str, Tensor], images: Tensor
+) -> Tensor:
+    """The images whose values stay finite and whose outputs end up near the clean ones: the others have no moments."""
+    everything = frozenset(node.id for node in approximated.nodes)
+    output = original.outputs[0]
+    values = _values(approximated, weights, images, everything)
+    wanted = _values(original, clean, images, frozenset({output}))[output]
+    finite = torch.stack([value.flatten(1).isfinite().all(1) for value in values.values()]).all(0)
+    near = (values[output] - wanted).flatten(1).abs().amax(1) <= BOUND * wanted.std().clamp_min(1e-6)
+    return images[finite & near]
 
 
 def _compressed(x: Tensor, bound: float) -> Tensor:

@@ -64,8 +64,8 @@ class FitOptions:
         max_latency: most seconds that the polynomials may take together, by the shipped table of costs.
         tolerance: instead, for each activation alone the least degree whose root mean square error, relative to that
             of the function's values, is within this.
-        max_degree: largest degree that is considered; None for 7 where effects are measured (with higher ones more unseen
-            images diverge than accuracy is gained), 15 for `tolerance` and 31 for "ola".
+        max_degree: largest degree that is considered; None for 7 where effects are measured (higher ones make more
+            unseen images diverge than they gain in accuracy), 15 for `tolerance` and 31 for "ola".
         r: the normal density is r times as wide as the layer's own: larger is safer in the tails, smaller is closer
             in the middle.
         floor: share of the mass that is spread evenly over the padded range; None chooses.
@@ -91,7 +91,7 @@ class FitOptions:
     ridge: float | None = None
     alpha: int = 10
     refit: bool = True
-    reconstruct: int = 12
+    reconstruct: int = 16
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

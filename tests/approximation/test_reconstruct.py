@@ -1,0 +1,164 @@
+"""Reconstruction: it gains or leaves things alone, changes numbers only, and is the same each time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from olac.approximation.common import output_error
+from olac.approximation.reconstruct import LEAST_IMAGES, reconstruct
+from olac.approximation.sweep import sweep
+from olac.ir.graph import Graph, GraphBuilder, Node
+from olac.ir.ops import Conv2d, Linear, Polynomial
+from olac.polynomials.fit import SQUARE, FitOptions
+from olac.tensors import run, tensors
+from tests.approximation.nets import activations, error, from_histograms, images, residual, values
+
+TRAIN, HELD, UNSEEN = images(160, 1), images(50, 2), images(120, 3)
+NET = residual(1)
+
+
+def start(degree: int, graph: Graph = NET) -> Graph:
+    return from_histograms(graph, TRAIN, dict.fromkeys(activations(graph), degree))
+
+
+def spoilt(graph: Graph) -> Graph:
+    """Every polynomial off by some of its slope and constant."""
+
+    def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+        if not isinstance(node.op, Polynomial):
+            return None
+        c = graph.constants[node.op.coefficients] * 1.0
+        c[:, :2] *= 1.06
+        name = builder.constant(f"{node.id}.spoilt", c)
+        return builder.keep(node, inputs, op=replace(node.op, coefficients=name))
+
+    return graph.rewrite(step, by="test")
+
+
+def held_error(graph: Graph) -> float:
+    name = NET.inputs[0].id
+    ours, clean = (run(g, tensors(g), {name: HELD})[g.outputs[0]] for g in (graph, NET))
+    return output_error(ours, clean)
+
+
+@pytest.mark.parametrize("degree", [2, 3, 7])
+@pytest.mark.parametrize("refit", [False, True])
+def test_it_gains_on_images_not_seen(monkeypatch: pytest.MonkeyPatch, degree: int, refit: bool) -> None:
+    """Without what makes it safe at the price of accuracy, which the rest of this file leaves on."""
+    monkeypatch.setattr("olac.approximation.reconstruct.TAIL", 0.0)
+    monkeypatch.setattr("olac.approximation.reconstruct.STRESSED", 0.0)
+    before = start(degree)
+    after = reconstruct(NET, before, images(400, 9), HELD, 6, refit=refit)
+    assert held_error(after) < 0.9 * held_error(before)
+    assert error(NET, after, UNSEEN) < 0.97 * error(NET, before, UNSEEN)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_error_on_held_out_images_never_grows(seed: int) -> None:
+    """Even from a good start, with steps on images that have nothing to do with those held out."""
+    graph = residual(1, seed=seed)
+    held = images(40, 50 + seed)
+    swept = sweep(graph, images(90, 20), held, dict.fromkeys(activations(graph), 7), FitOptions()).graph
+    other = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 3
+    after = reconstruct(graph, swept, other, held, 2)
+    assert error(graph, after, held) <= error(graph, swept, held) * (1 + 1e-4)
+
+
+def test_a_bad_start_is_put_right() -> None:
+    bad = spoilt(start(3))
+    after = reconstruct(NET, bad, TRAIN, HELD, 25)
+    assert error(NET, after, UNSEEN) < 0.35 * error(NET, bad, UNSEEN)
+
+
+def test_what_does_not_gain_is_the_graph_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = start(3)
+    monkeypatch.setattr("olac.approximation.reconstruct.RATES", (0.0, 0.0))
+    assert reconstruct(NET, before, TRAIN, HELD, 2) is before
+    monkeypatch.setattr("olac.approximation.reconstruct.RATES", (30.0, 30.0))
+    assert reconstruct(NET, before, TRAIN, HELD, 2) is before
+
+
+def test_only_numbers_change() -> None:
+    before = start(3)
+    after = reconstruct(NET, before, TRAIN, HELD, 2)
+    assert after is not before and after.stage == before.stage and after.outputs == before.outputs
+    assert [(n.id, type(n.op), n.inputs, n.type) for n in after.nodes] == [
+        (n.id, type(n.op), n.inputs, n.type) for n in before.nodes
+    ]
+    for old, new in zip(before.nodes, after.nodes, strict=True):
+        changed = not all(
+            np.array_equal(before.constants[a], after.constants[b])
+            for a, b in zip(old.op.constant_names(), new.op.constant_names(), strict=True)
+        )
+        assert changed == isinstance(old.op, Polynomial | Conv2d | Linear), old.id
+        for a, b in zip(old.op.constant_names(), new.op.constant_names(), strict=True):
+            assert before.constants[a].shape == after.constants[b].shape
+        if isinstance(old.op, Polynomial):
+            assert isinstance(new.op, Polynomial) and new.op.half_width == old.op.half_width
+
+
+def test_without_refit_only_coefficients_change() -> None:
+    before = start(3)
+    after = reconstruct(NET, before, TRAIN, HELD, 2, refit=False)
+    for old, new in zip(before.nodes, after.nodes, strict=True):
+        if isinstance(old.op, Polynomial):
+            assert isinstance(new.op, Polynomial)
+            assert not np.array_equal(before.constants[old.op.coefficients], after.constants[new.op.coefficients])
+        else:
+            assert new.op == old.op
+            assert all(np.array_equal(before.constants[n], after.constants[n]) for n in old.op.constant_names())
+
+
+def test_two_runs_are_the_same() -> None:
+    before = start(3)
+    torch.manual_seed(1)
+    first = reconstruct(NET, before, TRAIN, HELD, 2)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert reconstruct(NET, before, TRAIN, HELD, 2) == first
+    assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers are left alone"
+
+
+def test_few_images_or_no_passes_leave_it_as_it_is() -> None:
+    before = start(3)
+    assert reconstruct(NET, before, TRAIN[: LEAST_IMAGES - 1], HELD, 6) is before
+    assert reconstruct(NET, before, TRAIN, HELD, 0) is before
+    assert reconstruct(NET, spoilt(before), TRAIN[:LEAST_IMAGES], HELD, 20) != spoilt(before)
+    assert LEAST_IMAGES == 64
+
+
+def test_quadratics_keep_the_bound_of_their_square() -> None:
+    before = start(2)
+    after = reconstruct(NET, before, TRAIN, HELD, 3)
+    largest = {name: float(np.abs(value).max()) for name, value in values(before, TRAIN[:96]).items()}
+    for node in after.nodes:
+        if isinstance(node.op, Polynomial):
+            _, c1, c2 = after.constants[node.op.coefficients].T
+            assert np.all(c1**2 / (8 * np.abs(c2)) <= SQUARE * largest[node.id] * (1 + 1e-4))
+
+
+def test_one_polynomial_for_a_layer() -> None:
+    before = from_histograms(NET, TRAIN, dict.fromkeys(activations(NET), 3), method="empirical")
+    after = reconstruct(NET, before, TRAIN, HELD, 25)
+    assert error(NET, after, UNSEEN) < 0.7 * error(NET, before, UNSEEN)
+    assert all(len(after.constants[n.op.coefficients]) == 1 for n in after.nodes if isinstance(n.op, Polynomial))
+
+
+def test_an_image_that_overflows_does_not_stop_it() -> None:
+    given = TRAIN.clone()
+    given[5] *= 1e6
+    before = start(7)
+    after = reconstruct(NET, before, given, HELD, 3)
+    assert all(np.isfinite(array).all() for array in after.constants.values())
+    assert held_error(after) <= held_error(before)
+
+
+def test_progress() -> None:
+    lines: list[str] = []
+    reconstruct(NET, start(3), TRAIN, HELD, 3, progress=lines.append)
+    assert [line.split(",")[0] for line in lines] == [f"reconstructing: pass {k} of 3" for k in (1, 2, 3)]
+    assert len(lines) == 3 and lines[-1].startswith("reconstructing: pass 3 of 3, error ")

@@ -1,0 +1,378 @@
+"""Which degree each activation gets: limits that hold in the circuit, and plans by hand where effects are known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import olac
+from olac.errors import InfeasibleError
+from olac.ir.graph import Graph
+from olac.ir.ops import Square
+from olac.kernels.depth import activation_depth
+from olac.passes.base import PassContext
+from olac.passes.choose_degrees import (
+    activation_seconds,
+    choose_degrees,
+    circuit_levels,
+    foldable,
+    folded_in,
+    functions,
+)
+from olac.polynomials.fit import Fit, FitOptions, fit
+from olac.polynomials.statistics import Calibration
+from olac.program import Report
+from tests.approximation.nets import Residual, activations, folded, histograms, images, residual
+
+IMAGES = images(40)
+NET = residual(2)
+NAMES = activations(NET)
+Degrees = Mapping[str, int]
+
+
+@dataclass
+class Known:
+    """Stands in for measurements on images: effects, errors and agreements are given."""
+
+    cost: Callable[[str, int], float]
+    agreement: Callable[[Degrees], float] = lambda degrees: 1.0
+    loss: Callable[[Degrees], float] = lambda degrees: 1.0
+    behind: Callable[[Degrees, str, int], float] | None = None
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    trials: list[dict[str, int]] = field(default_factory=list)
+
+    def effects(self, graph: Graph, fits: Mapping[str, Sequence[Fit]]) -> dict[str, list[float]]:
+        return {name: [self.cost(name, one.degree) for one in row] for name, row in fits.items()}
+
+    def sensitivities(self, graph: Graph) -> dict[str, float]:
+        return dict(self.alphas)
+
+    def trial(
+        self, graph: Graph, degrees: Degrees, options: FitOptions, probes: Sequence[int] = ()
+    ) -> tuple[float, float, dict[str, dict[int, float]]]:
+        self.trials.append(dict(degrees))
+        behind = self.behind or (lambda degrees, name, d: self.cost(name, d))
+        measured = {name: {d: behind(degrees, name, d) for d in {*probes, one}} for name, one in degrees.items()}
+        return self.loss(degrees), self.agreement(degrees), measured
+
+    def error(self, original: Graph, approximated: Graph) -> tuple[float, float]:
+        found = {
+            n.id: approximated.constants[n.op.coefficients].shape[1] - 1  # type: ignore[attr-defined]
+            for n in approximated.nodes
+            if n.id in activations(original)
+        }
+        self.trials.append(found)
+        return self.loss(found), self.agreement(found)
+
+    def compensate(self, graph: Graph, degrees: Degrees, options: FitOptions) -> Graph:
+        raise AssertionError("nothing is fitted here")
+
+
+def by_weight(weights: Sequence[float], names: Sequence[str] = NAMES) -> Callable[[str, int], float]:
+    """The effect of an activation falls with its degree, from a weight of its own."""
+    return lambda name, degree: weights[list(names).index(name)] / degree**2
+
+
+def context_for(known: Known, graph: Graph = NET, x: torch.Tensor = IMAGES) -> PassContext:
+    given = x.double().numpy()
+    calibration = Calibration(len(x), histograms(graph, x), {}, given[:2], graph.evaluate(given[:2]))
+    return PassContext(calibration=calibration, images=known)
+
+
+WEIGHTS = (3.0, 0.1, 1.0, 0.5, 2.0)
+CANDIDATES = (2, 3, 7, 15)
+LEVELS = {2: 1, 3: 2, 7: 3, 15: 4}
+
+
+def best(weights: Sequence[float], limit: int) -> float:
+    """Least total effect within a number of levels, by trying every plan."""
+    cost = by_weight(weights)
+    return min(
+        sum(cost(name, d) for name, d in zip(NAMES, plan, strict=True))
+        for plan in itertools.product(CANDIDATES, repeat=len(NAMES))
+        if sum(LEVELS[d] for d in plan) <= limit
+    )
+
+
+# Limits on depth ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["compensated", "channel", "empirical"])
+@pytest.mark.parametrize("limit", [5, 6, 8, 11, 14, 20, 50])
+def test_the_plan_is_the_best_within_the_levels(limit: int, method: str) -> None:
+    known = Known(by_weight(WEIGHTS))
+    context = context_for(known)
+    found = choose_degrees(NET, context, FitOptions(method=method, max_depth=limit))
+    assert list(found) == NAMES and set(found.values()) <= set(CANDIDATES)
+    assert sum(LEVELS[d] for d in found.values()) <= limit
+    assert circuit_levels(NET, found, context) <= limit
+    total = sum(known.cost(name, d) for name, d in found.items())
+    assert total == pytest.approx(best(WEIGHTS, limit))
+
+
+def test_the_activation_that_matters_gets_the_levels() -> None:
+    for favoured in NAMES:
+        known = Known(lambda name, d, f=favoured: (1000.0 if name == f else 1.0) / d)  # type: ignore[misc]
+        found = choose_degrees(NET, context_for(known), FitOptions(method="channel", max_depth=8))
+        assert found[favoured] == max(found.values()) > 3
+
+
+@pytest.mark.parametrize("limit", [1, 4])
+def test_too_few_levels_are_refused_with_the_number_that_would_do(limit: int) -> None:
+    known = Known(by_weight(WEIGHTS))
+    with pytest.raises(InfeasibleError, match=rf"5 activations take at least 5 levels together, and {limit} are"):
+        choose_degrees(NET, context_for(known), FitOptions(max_depth=limit))
+    assert choose_degrees(NET, context_for(known), FitOptions(max_depth=5)) == dict.fromkeys(NAMES, 2)
+
+
+def chain(*parts: nn.Module) -> Graph:
+    torch.manual_seed(1)
+    return folded(nn.Sequential(*parts), IMAGES[:2])
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (nn.ReLU(), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)),
+        (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.ReLU()),
+    ],
+)
+def test_quadratics_that_cannot_fold_are_never_planned_at_one_level(parts: tuple[nn.Module, ...]) -> None:
+    graph = chain(*parts)
+    names = activations(graph)
+    folds = foldable(graph, PassContext())
+    outer = names[0] if isinstance(parts[0], nn.ReLU) else names[1]
+    assert folds == set(names) - {outer}
+    for limit in (2, 3, 4, 6):
+        known = Known(by_weight((1.0, 1.0), names))
+        context = context_for(known, graph)
+        found = choose_degrees(graph, context, FitOptions(max_depth=limit))
+        assert circuit_levels(graph, found, context) <= limit
+        assert found[outer] != 2, "a cubic is as deep"
+        assert (found[outer] == 1) == (limit == 2)
+        price = sum(p.price for p in context.front if p.chosen)
+        assert price == circuit_levels(graph, found, context)
+
+
+class Across(nn.Module):
+    """A shortcut across a block, and an output that reads both ends: the last square folds beside another only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(5))
+
+    def forward(self, x: Any) -> Any:
+        first, second, across, *heads = self.convs
+        x = torch.relu(self.stem(x))
+        y = torch.relu(x + second(torch.relu(first(x))))
+        return heads[0](torch.relu(y + across(x))) + heads[1](y)
+
+
+def test_quadratics_that_fold_beside_others_only_are_counted_as_they_are() -> None:
+    graph = folded(Across(), IMAGES[:2])
+    names = activations(graph)
+    third, last = names[2:]
+    assert foldable(graph, PassContext()) == set(names)
+    assert circuit_levels(graph, dict.fromkeys(names, 2), PassContext()) == 4
+    assert circuit_levels(graph, {**dict.fromkeys(names, 2), third: 3}, PassContext()) == 6
+    moved = 0
+    for limit in range(4, 12):
+        context = context_for(Known(by_weight((0.1, 0.1, 50.0, 0.01), names)), graph)
+        found = choose_degrees(graph, context, FitOptions(method="channel", max_depth=limit))
+        (chosen,) = [p for p in context.front if p.chosen]
+        assert tuple(found.values()) == chosen.degrees
+        assert circuit_levels(graph, found, context) <= limit
+        folds = folded_in(graph, context, found)
+        counted = {n: 1 if n in folds else d.bit_length() for n, d in found.items()}
+        assert sum(counted.values()) <= limit
+        moved += found[last] == 3
+    assert moved, "a cubic is as deep as a square that does not fold"
+
+
+@pytest.mark.parametrize("limit", [5, 7, 9, 12, 16])
+@pytest.mark.parametrize("act", [torch.relu, nn.functional.gelu, torch.tanh, torch.sigmoid])
+def test_the_circuit_of_a_model_keeps_the_limit(act: Callable[[torch.Tensor], torch.Tensor], limit: int) -> None:
+    torch.manual_seed(0)
+    approximated = olac.approximate(Residual(2, act).eval(), images(80), max_depth=limit, reconstruct=1)
+    assert activation_depth(approximated.graph) <= limit
+    report = approximated.report
+    assert sum(one.depth for one in report.fits) <= limit
+    squares = {node.id for node in approximated.graph.nodes if isinstance(node.op, Square)}
+    assert {one.node for one in report.fits if one.depth == 1 and one.degree == 2} == squares
+    (chosen,) = [point for point in report.front if point.chosen]
+    assert chosen.degrees == tuple(one.degree for one in report.fits)
+    assert chosen.price == sum(one.depth for one in report.fits)
+
+
+# Agreement ------------------------------------------------------------------------------------------------------------
+
+
+def shallow(degrees: Degrees) -> float:
+    """Agreement that grows with the levels of a plan."""
+    return 1 - 0.5 ** sum(LEVELS[d] for d in degrees.values())
+
+
+@pytest.mark.parametrize("method", ["compensated", "channel"])
+@pytest.mark.parametrize("asked", [0.5, 0.99, 0.9999, 1 - 2.0**-18])
+def test_the_cheapest_plan_with_the_agreement_is_taken(asked: float, method: str) -> None:
+    known = Known(by_weight(WEIGHTS), agreement=shallow)
+    context = context_for(known)
+    found = choose_degrees(NET, context, FitOptions(method=method, min_agreement=asked))
+    levels = sum(LEVELS[d] for d in found.values())
+    assert levels == max(5, math.ceil(-math.log2(1 - asked) - 1e-9))
+    assert sum(known.cost(n, d) for n, d in found.items()) == pytest.approx(best(WEIGHTS, levels))
+    assert len(known.trials) <= 6, "the front is searched by halving"
+    (chosen,) = [p for p in context.front if p.chosen]
+    assert chosen.agreement == shallow(found) >= asked
+    assert all(p.agreement is not None and (p.agreement >= asked) == (p.price >= levels) for p in context.front)
+
+
+def test_agreement_that_nothing_has_is_refused() -> None:
+    known = Known(by_weight(WEIGHTS), agreement=lambda degrees: 0.7)
+    with pytest.raises(
+        InfeasibleError, match=r"at degree 15 .* on 70\.0% .*and 90\.0% are asked for\. Raise max_degree"
+    ):
+        choose_degrees(NET, context_for(known), FitOptions(min_agreement=0.9))
+
+
+def test_without_a_limit_the_best_there_is_will_do() -> None:
+    known = Known(by_weight(WEIGHTS), agreement=lambda degrees: 0.7)
+    context = context_for(known)
+    assert choose_degrees(NET, context, FitOptions()) == dict.fromkeys(NAMES, 15)
+    (point,) = context.front
+    assert point.chosen and point.agreement == 0.7
+    known = Known(by_weight(WEIGHTS), agreement=shallow)
+    found = choose_degrees(NET, context_for(known), FitOptions())
+    assert sum(LEVELS[d] for d in found.values()) == 6, "98 % are asked for"
+
+
+def test_depth_and_agreement_together() -> None:
+    known = Known(by_weight(WEIGHTS), agreement=shallow)
+    options = FitOptions(method="channel", max_depth=8, min_agreement=0.99)
+    assert sum(LEVELS[d] for d in choose_degrees(NET, context_for(known), options).values()) <= 8
+    known.agreement = lambda degrees: 0.8
+    with pytest.raises(InfeasibleError, match=r"the best plan within 8 agrees .* on 80\.0%.* 99\.0% are asked"):
+        choose_degrees(NET, context_for(known), options)
+
+
+# Latency --------------------------------------------------------------------------------------------------------------
+
+
+def seconds(context: PassContext, degrees: Degrees) -> float:
+    costs = olac.costs.CostTable.default()
+    return sum(activation_seconds(NET[n], d, d == 2, costs, context.threads) for n, d in degrees.items())
+
+
+def test_predicted_seconds_stay_within_the_limit() -> None:
+    known = Known(by_weight(WEIGHTS))
+    context = context_for(known)
+    least, most = (seconds(context, dict.fromkeys(NAMES, d)) for d in (2, 15))
+    assert least < most / 2
+    totals = []
+    for share in (0.01, 0.2, 0.5, 0.8, 1.1):
+        limit = least + share * (most - least)
+        context = context_for(known)
+        found = choose_degrees(NET, context, FitOptions(method="channel", max_latency=limit))
+        assert seconds(context, found) <= limit * (1 + 1e-9)
+        totals.append(sum(known.cost(n, d) for n, d in found.items()))
+        (chosen,) = [p for p in context.front if p.chosen]
+        assert chosen.price == pytest.approx(seconds(context, found))
+        assert [p.price for p in context.front] == sorted(p.price for p in context.front)
+    assert totals == sorted(totals, reverse=True) and totals[-1] < totals[0]
+    assert found == dict.fromkeys(NAMES, 15)
+    with pytest.raises(InfeasibleError, match=r"at least \S+ predicted seconds together"):
+        choose_degrees(NET, context_for(known), FitOptions(method="channel", max_latency=0.5 * least))
+
+
+# Refinement -----------------------------------------------------------------------------------------------------------
+
+
+def turned(degrees: Degrees, name: str, d: int) -> float:
+    """Behind a plan's errors, the second activation is the one that matters."""
+    return (1e6 if name == NAMES[1] else 1e-6) / d**2
+
+
+@pytest.mark.parametrize("gains", [False, True])
+def test_a_refined_plan_is_taken_where_the_trial_gains_by_it(gains: bool) -> None:
+    options = FitOptions(max_depth=9)
+    first = choose_degrees(NET, context_for(Known(by_weight(WEIGHTS))), options)
+
+    def loss(degrees: Degrees) -> float:
+        return 1.0 if dict(degrees) == first else 0.5 if gains else 1.5
+
+    known = Known(by_weight(WEIGHTS), behind=turned, loss=loss)
+    found = choose_degrees(NET, context_for(known), options)
+    assert known.trials[0] == first and len(known.trials) >= 2 and known.trials[1] != first
+    if gains:
+        assert found[NAMES[1]] > first[NAMES[1]]
+        assert circuit_levels(NET, found, PassContext()) <= 9
+    else:
+        assert found == first
+
+
+def test_a_trial_that_is_no_better_is_not_taken() -> None:
+    known = Known(by_weight(WEIGHTS), behind=turned)
+    found = choose_degrees(NET, context_for(known), FitOptions(max_depth=9))
+    assert found == choose_degrees(NET, context_for(Known(by_weight(WEIGHTS))), FitOptions(max_depth=9))
+
+
+def test_only_the_compensated_method_refines() -> None:
+    known = Known(by_weight(WEIGHTS), behind=turned, loss=lambda degrees: 0.0)
+    choose_degrees(NET, context_for(known), FitOptions(method="channel", max_depth=9))
+    assert not known.trials
+
+
+# Other choices, and the front ----------------------------------------------------------------------------------------
+
+
+def test_degrees_as_told() -> None:
+    known = Known(by_weight(WEIGHTS))
+    assert choose_degrees(NET, context_for(known), FitOptions(degree=5)) == dict.fromkeys(NAMES, 5)
+    assert choose_degrees(NET, context_for(known), FitOptions(method="quadratic")) == dict.fromkeys(NAMES, 2)
+    context = context_for(known)
+    found = choose_degrees(NET, context, FitOptions(method="channel", tolerance=0.05))
+    for name, degree in found.items():
+        seen = context.need_calibration().histograms[name]
+        errors = [fit(functions(NET[name]), seen, FitOptions(method="channel"), d).rmse for d in (degree - 1, degree)]
+        assert (errors[1] <= 0.05 or degree == 15) and errors[0] > 0.05
+
+
+def test_ola_weighs_errors_by_sensitivities() -> None:
+    for favoured in (NAMES[0], NAMES[3]):
+        known = Known(by_weight(WEIGHTS), alphas={n: 1e4 if n == favoured else 1e-3 for n in NAMES})
+        options = FitOptions(method="normal", degrees="ola", max_depth=9)
+        found = choose_degrees(NET, context_for(known), options)
+        assert found[favoured] == 15
+        assert not {2} & set(found.values()), "OLA's polynomials have no squares that fold"
+        assert sum(d.bit_length() for d in found.values()) <= 9
+
+
+@pytest.mark.parametrize("max_degree", [1, 2, 3, 5, 7, 15, 31])
+def test_no_degree_is_above_the_largest(max_degree: int) -> None:
+    known = Known(by_weight(WEIGHTS))
+    found = choose_degrees(NET, context_for(known), FitOptions(method="channel", max_degree=max_degree, max_depth=90))
+    assert set(found.values()) == {max_degree}
+
+
+@pytest.mark.parametrize("options", [{"max_depth": 9}, {"max_latency": 100.0}, {"min_agreement": 0.999}, {}])
+def test_the_front_is_sorted_and_has_one_chosen_plan_and_comes_back_from_json(options: dict[str, float]) -> None:
+    known = Known(by_weight(WEIGHTS), agreement=shallow, behind=turned, loss=lambda d: 1.0 / (1 + d[NAMES[1]]))
+    context = context_for(known)
+    found = choose_degrees(NET, context, FitOptions(**options))  # type: ignore[arg-type]
+    (chosen,) = [p for p in context.front if p.chosen]
+    assert chosen.degrees == tuple(found.values())
+    assert chosen.cost == pytest.approx(sum(known.cost(n, d) for n, d in found.items()))
+    assert [p.price for p in context.front] == sorted(p.price for p in context.front)
+    others = [p for p in context.front if not p.chosen]
+    assert all(a.cost > b.cost for a, b in itertools.pairwise(others))
+    report = Report(front=tuple(context.front))
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
