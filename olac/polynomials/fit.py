@@ -260,16 +260,22 @@ def quadratic(second: Array, first: Array, largest: float) -> Array:
     found = np.linalg.solve(second, first)
     if abs(found[2]) >= least_curvature(float(found[1]), largest):
         return np.asarray(found, dtype=np.float64)
-    # For each curvature the best line below it; of those that fold, the one that fits best.
+    # For each curvature the best line below it; of those that fold, the one that fits best, and what is just beside it.
     start = max(abs(float(found[2])), 1e-9 * largest)
-    curvatures = np.concatenate([sign * start * np.geomspace(1.0, 1e6, BENDS) for sign in (1.0, -1.0)])
-    lines = np.linalg.solve(second[:2, :2], first[:2, None] - second[:2, 2:] * curvatures[None, :])
-    tried = np.concatenate([lines, curvatures[None, :]])
-    errors = np.einsum("ik,ij,jk->k", tried, second, tried) - 2 * first @ tried
-    folds = np.array([abs(c) >= least_curvature(b, largest) for b, c in zip(tried[1], curvatures, strict=True)])
-    if not folds.any():
-        return np.asarray(found, dtype=np.float64)
-    return np.asarray(tried[:, np.argmin(np.where(folds, errors, np.inf))], dtype=np.float64)
+    best, error = found, math.inf
+    for sign in (1.0, -1.0):
+        curvatures = sign * start * np.geomspace(1e-4, 1e6, BENDS)
+        for _ in range(2):
+            lines = np.linalg.solve(second[:2, :2], first[:2, None] - second[:2, 2:] * curvatures[None, :])
+            tried = np.concatenate([lines, curvatures[None, :]])
+            errors = np.einsum("ik,ij,jk->k", tried, second, tried) - 2 * first @ tried
+            folds = [abs(c) >= least_curvature(b, largest) for b, c in zip(tried[1], curvatures, strict=True)]
+            errors = np.where(folds, errors, math.inf)
+            k = int(np.argmin(errors))
+            if errors[k] < error:
+                best, error = tried[:, k], float(errors[k])
+            curvatures = np.linspace(curvatures[max(k - 1, 0)], curvatures[min(k + 1, BENDS - 1)], BENDS)
+    return np.asarray(best, dtype=np.float64)
 
 
 def least_curvature(slope: float, largest: float) -> float:

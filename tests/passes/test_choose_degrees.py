@@ -110,7 +110,7 @@ def best(weights: Sequence[float], limit: int) -> float:
 def test_the_plan_is_the_best_within_the_levels(limit: int, method: str) -> None:
     known = Known(by_weight(WEIGHTS))
     context = context_for(known)
-    found = choose_degrees(NET, context, FitOptions(method=method, max_depth=limit))
+    found = choose_degrees(NET, context, FitOptions(max_degree=15, method=method, max_depth=limit))
     assert list(found) == NAMES and set(found.values()) <= set(CANDIDATES)
     assert sum(LEVELS[d] for d in found.values()) <= limit
     assert circuit_levels(NET, found, context) <= limit
@@ -121,7 +121,7 @@ def test_the_plan_is_the_best_within_the_levels(limit: int, method: str) -> None
 def test_the_activation_that_matters_gets_the_levels() -> None:
     for favoured in NAMES:
         known = Known(lambda name, d, f=favoured: (1000.0 if name == f else 1.0) / d)  # type: ignore[misc]
-        found = choose_degrees(NET, context_for(known), FitOptions(method="channel", max_depth=8))
+        found = choose_degrees(NET, context_for(known), FitOptions(max_degree=15, method="channel", max_depth=8))
         assert found[favoured] == max(found.values()) > 3
 
 
@@ -129,8 +129,8 @@ def test_the_activation_that_matters_gets_the_levels() -> None:
 def test_too_few_levels_are_refused_with_the_number_that_would_do(limit: int) -> None:
     known = Known(by_weight(WEIGHTS))
     with pytest.raises(InfeasibleError, match=rf"5 activations take at least 5 levels together, and {limit} are"):
-        choose_degrees(NET, context_for(known), FitOptions(max_depth=limit))
-    assert choose_degrees(NET, context_for(known), FitOptions(max_depth=5)) == dict.fromkeys(NAMES, 2)
+        choose_degrees(NET, context_for(known), FitOptions(max_degree=15, max_depth=limit))
+    assert choose_degrees(NET, context_for(known), FitOptions(max_degree=15, max_depth=5)) == dict.fromkeys(NAMES, 2)
 
 
 def chain(*parts: nn.Module) -> Graph:
@@ -154,7 +154,7 @@ def test_quadratics_that_cannot_fold_are_never_planned_at_one_level(parts: tuple
     for limit in (2, 3, 4, 6):
         known = Known(by_weight((1.0, 1.0), names))
         context = context_for(known, graph)
-        found = choose_degrees(graph, context, FitOptions(max_depth=limit))
+        found = choose_degrees(graph, context, FitOptions(max_degree=15, max_depth=limit))
         assert circuit_levels(graph, found, context) <= limit
         assert found[outer] != 2, "a cubic is as deep"
         assert (found[outer] == 1) == (limit == 2)
@@ -187,7 +187,7 @@ def test_quadratics_that_fold_beside_others_only_are_counted_as_they_are() -> No
     moved = 0
     for limit in range(4, 12):
         context = context_for(Known(by_weight((0.1, 0.1, 50.0, 0.01), names)), graph)
-        found = choose_degrees(graph, context, FitOptions(method="channel", max_depth=limit))
+        found = choose_degrees(graph, context, FitOptions(max_degree=15, method="channel", max_depth=limit))
         (chosen,) = [p for p in context.front if p.chosen]
         assert tuple(found.values()) == chosen.degrees
         assert circuit_levels(graph, found, context) <= limit
@@ -226,7 +226,7 @@ def shallow(degrees: Degrees) -> float:
 def test_the_cheapest_plan_with_the_agreement_is_taken(asked: float, method: str) -> None:
     known = Known(by_weight(WEIGHTS), agreement=shallow)
     context = context_for(known)
-    found = choose_degrees(NET, context, FitOptions(method=method, min_agreement=asked))
+    found = choose_degrees(NET, context, FitOptions(max_degree=15, method=method, min_agreement=asked))
     levels = sum(LEVELS[d] for d in found.values())
     assert levels == max(5, math.ceil(-math.log2(1 - asked) - 1e-9))
     assert sum(known.cost(n, d) for n, d in found.items()) == pytest.approx(best(WEIGHTS, levels))
@@ -241,23 +241,23 @@ def test_agreement_that_nothing_has_is_refused() -> None:
     with pytest.raises(
         InfeasibleError, match=r"at degree 15 .* on 70\.0% .*and 90\.0% are asked for\. Raise max_degree"
     ):
-        choose_degrees(NET, context_for(known), FitOptions(min_agreement=0.9))
+        choose_degrees(NET, context_for(known), FitOptions(max_degree=15, min_agreement=0.9))
 
 
 def test_without_a_limit_the_best_there_is_will_do() -> None:
     known = Known(by_weight(WEIGHTS), agreement=lambda degrees: 0.7)
     context = context_for(known)
-    assert choose_degrees(NET, context, FitOptions()) == dict.fromkeys(NAMES, 15)
+    assert choose_degrees(NET, context, FitOptions(max_degree=15)) == dict.fromkeys(NAMES, 15)
     (point,) = context.front
     assert point.chosen and point.agreement == 0.7
     known = Known(by_weight(WEIGHTS), agreement=shallow)
-    found = choose_degrees(NET, context_for(known), FitOptions())
+    found = choose_degrees(NET, context_for(known), FitOptions(max_degree=15))
     assert sum(LEVELS[d] for d in found.values()) == 6, "98 % are asked for"
 
 
 def test_depth_and_agreement_together() -> None:
     known = Known(by_weight(WEIGHTS), agreement=shallow)
-    options = FitOptions(method="channel", max_depth=8, min_agreement=0.99)
+    options = FitOptions(max_degree=15, method="channel", max_depth=8, min_agreement=0.99)
     assert sum(LEVELS[d] for d in choose_degrees(NET, context_for(known), options).values()) <= 8
     known.agreement = lambda degrees: 0.8
     with pytest.raises(InfeasibleError, match=r"the best plan within 8 agrees .* on 80\.0%.* 99\.0% are asked"):
@@ -281,7 +281,7 @@ def test_predicted_seconds_stay_within_the_limit() -> None:
     for share in (0.01, 0.2, 0.5, 0.8, 1.1):
         limit = least + share * (most - least)
         context = context_for(known)
-        found = choose_degrees(NET, context, FitOptions(method="channel", max_latency=limit))
+        found = choose_degrees(NET, context, FitOptions(max_degree=15, method="channel", max_latency=limit))
         assert seconds(context, found) <= limit * (1 + 1e-9)
         totals.append(sum(known.cost(n, d) for n, d in found.items()))
         (chosen,) = [p for p in context.front if p.chosen]
@@ -290,7 +290,7 @@ def test_predicted_seconds_stay_within_the_limit() -> None:
     assert totals == sorted(totals, reverse=True) and totals[-1] < totals[0]
     assert found == dict.fromkeys(NAMES, 15)
     with pytest.raises(InfeasibleError, match=r"at least \S+ predicted seconds together"):
-        choose_degrees(NET, context_for(known), FitOptions(method="channel", max_latency=0.5 * least))
+        choose_degrees(NET, context_for(known), FitOptions(max_degree=15, method="channel", max_latency=0.5 * least))
 
 
 # Refinement -----------------------------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def turned(degrees: Degrees, name: str, d: int) -> float:
 
 @pytest.mark.parametrize("gains", [False, True])
 def test_a_refined_plan_is_taken_where_the_trial_gains_by_it(gains: bool) -> None:
-    options = FitOptions(max_depth=9)
+    options = FitOptions(max_degree=15, max_depth=9)
     first = choose_degrees(NET, context_for(Known(by_weight(WEIGHTS))), options)
 
     def loss(degrees: Degrees) -> float:
@@ -321,13 +321,13 @@ def test_a_refined_plan_is_taken_where_the_trial_gains_by_it(gains: bool) -> Non
 
 def test_a_trial_that_is_no_better_is_not_taken() -> None:
     known = Known(by_weight(WEIGHTS), behind=turned)
-    found = choose_degrees(NET, context_for(known), FitOptions(max_depth=9))
-    assert found == choose_degrees(NET, context_for(Known(by_weight(WEIGHTS))), FitOptions(max_depth=9))
+    found = choose_degrees(NET, context_for(known), FitOptions(max_degree=15, max_depth=9))
+    assert found == choose_degrees(NET, context_for(Known(by_weight(WEIGHTS))), FitOptions(max_degree=15, max_depth=9))
 
 
 def test_only_the_compensated_method_refines() -> None:
     known = Known(by_weight(WEIGHTS), behind=turned, loss=lambda degrees: 0.0)
-    choose_degrees(NET, context_for(known), FitOptions(method="channel", max_depth=9))
+    choose_degrees(NET, context_for(known), FitOptions(max_degree=15, method="channel", max_depth=9))
     assert not known.trials
 
 
@@ -351,7 +351,7 @@ def test_ola_weighs_errors_by_sensitivities() -> None:
         known = Known(by_weight(WEIGHTS), alphas={n: 1e4 if n == favoured else 1e-3 for n in NAMES})
         options = FitOptions(method="normal", degrees="ola", max_depth=9)
         found = choose_degrees(NET, context_for(known), options)
-        assert found[favoured] == 15
+        assert found[favoured] == 31
         assert not {2} & set(found.values()), "OLA's polynomials have no squares that fold"
         assert sum(d.bit_length() for d in found.values()) <= 9
 

@@ -14,6 +14,7 @@ from numpy.polynomial import chebyshev
 
 from olac.ir.functions import Function, channel_functions
 from olac.polynomials.fit import (
+    CHANNEL_RIDGE,
     FLOOR_POINTS,
     METHODS,
     NORMAL_RIDGE,
@@ -83,7 +84,7 @@ def test_fits_by_channel_are_least_squares(name: str, parameters: tuple[float, .
     for c in range(4):
         low, high = middles[c] - halves[c], middles[c] + halves[c]
         points, weights = with_floor(*HISTOGRAM.density(c), low, high, 2e-3, 1.3)
-        row = solved(points, weights, of(functions, c)(points), made.half_width, degree, RIDGE)
+        row = solved(points, weights, of(functions, c)(points), made.half_width, degree, CHANNEL_RIDGE)
         if degree == 2 and row[1] ** 2 > 8 * abs(row[2]) * SQUARE * 0.99 * np.abs(exact[c]).max():
             continue  # it has more curvature than fits best
         checked += 1
