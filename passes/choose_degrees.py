@@ -86,12 +86,20 @@ class _Search:
         options = self.options
         costs = self._ola_costs() if options.degrees == "ola" else self._measured_costs()
         plan = self._bounded(costs)
+        limited = plan is not None
         if plan is None:
             plan = self._agreeing(costs)
         elif options.method == "compensated" and options.degrees == "measured":
             plan = self._refined(costs, plan)
         if options.max_depth is not None:
             plan = self._honest(costs, plan, options.max_depth)
+        if limited and options.min_agreement is not None:
+            agreement = self._agreement(plan)
+            if agreement < options.min_agreement:
+                raise InfeasibleError(
+                    f"the best plan within {self._limit():g} agrees with the model on {agreement:.1%} of unseen "
+                    f"images, and {options.min_agreement:.1%} are asked for. Allow more, or ask for less."
+                )
         self._record(costs, plan)
         return self._named(plan)
 
@@ -179,13 +187,6 @@ class _Search:
                 f"{len(self.nodes)} activations take at least {least:g} {unit} together, and {limit:g} are allowed. "
                 f"Allow {least:g}."
             )
-        if self.options.min_agreement is not None:
-            agreement = self._agreement(plan)
-            if agreement < self.options.min_agreement:
-                raise InfeasibleError(
-                    f"the best plan within {limit:g} agrees with the model on {agreement:.1%} of unseen images, and "
-                    f"{self.options.min_agreement:.1%} are asked for. Allow more, or ask for less."
-                )
         return plan
 
     def _agreeing(self, costs: list[list[float]]) -> Plan:
