@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train, compile and run a digits CNN encrypted, and measure it")
     demo.add_argument("--output", type=Path, default=Path("build/demo.json"), help="the JSON file to write")
     demo.add_argument("--images", type=int, default=10, help="held-out images to encrypt (1 to 360)")
-    demo.add_argument("--degree", type=int, default=None, help="of every activation; the tolerance decides if left out")
+    demo.add_argument("--degree", type=int, default=None, help="of every activation; chosen for each if left out")
     demo.add_argument("--technique", choices=("FIXEDMANUAL", "FLEXIBLEAUTO"), default="FIXEDMANUAL")
     demo.set_defaults(run=_demo)
 
