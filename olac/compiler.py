@@ -461,7 +461,7 @@ def _notes(report: Report, options: CompileOptions) -> tuple[str, ...]:
     if check_result is not None and check_result.agreement < 0.9:
         notes.append(
             f"on {check_result.images} unseen calibration images the program agrees with the model on "
-            f"{check_result.agreement:.0%} only: ask for more agreement (min_agreement), or allow more levels (max_depth)"
+            f"{check_result.agreement:.0%} only: ask for more (min_agreement), or allow more levels (max_depth)"
         )
     return tuple(notes)
 

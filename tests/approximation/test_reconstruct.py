@@ -51,6 +51,7 @@ def test_it_gains_on_images_not_seen(monkeypatch: pytest.MonkeyPatch, degree: in
     """Without what makes it safe at the price of accuracy, which the rest of this file leaves on."""
     monkeypatch.setattr("olac.approximation.reconstruct.TAIL", 0.0)
     monkeypatch.setattr("olac.approximation.reconstruct.STRESSED", 0.0)
+    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 0.0)
     before = start(degree)
     after = reconstruct(NET, before, images(400, 9), HELD, 6, refit=refit)
     assert held_error(after) < 0.9 * held_error(before)
@@ -162,3 +163,9 @@ def test_progress() -> None:
     reconstruct(NET, start(3), TRAIN, HELD, 3, progress=lines.append)
     assert [line.split(",")[0] for line in lines] == [f"reconstructing: pass {k} of 3" for k in (1, 2, 3)]
     assert len(lines) == 3 and lines[-1].startswith("reconstructing: pass 3 of 3, error ")
+
+
+def test_what_is_good_enough_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = start(7)
+    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 1.01 * held_error(before) + 10.0)
+    assert reconstruct(NET, before, TRAIN, HELD, 2) is before
