@@ -123,6 +123,24 @@ class Evaluator(ABC, Generic[C, P]):
         scale = a.state.scale if self.parameters.technique == FIXED else self.parameters.scale(level)
         return Ciphertext(self._drop(a.payload, a.state, level), CipherState(level, 1, scale))
 
+    def bootstrap(self, a: Ciphertext[C]) -> Ciphertext[C]:
+        """a with levels again, values within [-1, 1] in every slot; its result has lost some precision.
+
+        What OpenFHE would do silently wrong is refused: an input above the output's level comes back as it is there,
+        and values beyond 1 lose bits (which only simulation can tell).
+        """
+        setup = self.parameters.bootstrapping
+        if setup is None:
+            raise VerificationError("a bootstrap under parameters without bootstrapping")
+        self._degree_one("bootstrap", a.state)
+        if not setup.input_level <= a.state.level <= setup.output_level:
+            raise VerificationError(
+                f"a bootstrap at level {a.state.level}, outside {setup.input_level} ... {setup.output_level}"
+            )
+        self._same("bootstrap", a.state, CipherState(a.state.level, 1, self.parameters.scale(a.state.level)))
+        state = CipherState(setup.output_level, 1, self.parameters.scale(setup.output_level))
+        return Ciphertext(self._bootstrap(a.payload, a.state), state)
+
     # Rotations -------------------------------------------------------------------------------------------------------
 
     def rotate(self, a: Ciphertext[C], step: int) -> Ciphertext[C]:
@@ -203,6 +221,8 @@ class Evaluator(ABC, Generic[C, P]):
     def _normalize(self, a: C, state: CipherState) -> C: ...
     @abstractmethod
     def _drop(self, a: C, state: CipherState, level: int) -> C: ...
+    @abstractmethod
+    def _bootstrap(self, a: C, state: CipherState) -> C: ...
     @abstractmethod
     def _rotate(self, a: C, step: int, state: CipherState) -> C: ...
     @abstractmethod

@@ -70,6 +70,9 @@ class RecorderEvaluator(Evaluator[None, None]):
     def _drop(self, a: None, state: CipherState, level: int) -> None:
         self._record("drop", state.level)
 
+    def _bootstrap(self, a: None, state: CipherState) -> None:
+        self._record("bootstrap", state.level)
+
     def _rotate(self, a: None, step: int, state: CipherState) -> None:
         self._record("rotate", state.level, step)
 

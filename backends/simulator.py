@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -18,6 +19,7 @@ class SimulatorEvaluator(Evaluator[Array, Array]):
         noise: standard deviation of the error that each rescale adds to a slot, in units of the encoded integer
             (2^11.4 is typical of ring 2^14); 0 for exact arithmetic.
         seed: of the noise.
+        bootstrap_bits: precision of a bootstrap: its error has a mean magnitude of 2^-bits in the slots; None for none.
     """
 
     def __init__(
@@ -26,9 +28,11 @@ class SimulatorEvaluator(Evaluator[Array, Array]):
         rotations: Iterable[int] | None = None,
         noise: float = 0.0,
         seed: int = 0,
+        bootstrap_bits: float | None = None,
     ) -> None:
         super().__init__(parameters, rotations)
         self._noise = noise
+        self._bootstrap_noise = 0.0 if bootstrap_bits is None else 2.0**-bootstrap_bits * math.sqrt(math.pi / 2)
         self._random = np.random.default_rng(seed)
 
     def encrypt(self, slots: Array, level: int) -> Ciphertext[Array]:
@@ -68,6 +72,14 @@ class SimulatorEvaluator(Evaluator[Array, Array]):
         if self.parameters.technique == "FIXEDMANUAL":
             return a
         return a * (self.parameters.scale(level) / state.scale)
+
+    def _bootstrap(self, a: Array, state: CipherState) -> Array:
+        setup = self.parameters.bootstrapping
+        assert setup is not None
+        slots = a / state.scale
+        if self._bootstrap_noise:
+            slots = slots + self._random.normal(0.0, self._bootstrap_noise, slots.shape)
+        return slots * self.parameters.scale(setup.output_level)
 
     def _rotate(self, a: Array, step: int, state: CipherState) -> Array:
         return np.roll(a, -step)

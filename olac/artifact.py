@@ -25,7 +25,7 @@ from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
 from olac.files import Source, write_file
 from olac.ir.graph import Diagonals, Graph, Node, Origin
-from olac.ir.ops import OPS, Activation, Array, Conv2d, MaxPool2d, Op, Polynomial, PolynomialProduct, SparseLinear
+from olac.ir.ops import OPS, Activation, Array, Bootstrap, Conv2d, MaxPool2d, Op, Polynomial, PolynomialProduct, SparseLinear
 from olac.ir.types import Stage, ValueType
 from olac.ir.verify import verify
 from olac.parameters import Parameters, is_prime
@@ -384,6 +384,11 @@ def _check_level(program: CompiledProgram, node: Node) -> None:
     assert state is not None
     operands = [program.graph[i].type.state for i in node.inputs]
     highest = min((o.level for o in operands if o is not None), default=parameters.depth)
+    if isinstance(node.op, Bootstrap):
+        boots = parameters.bootstrapping
+        if boots is None or not boots.input_level <= highest <= boots.output_level:
+            raise ValueError(f"{node.id} bootstraps at level {highest}")
+        highest = boots.output_level
     if not 0 <= state.level <= highest - node.op.levels(program.graph.constants):
         raise ValueError(f"{node.id} is at level {state.level}, its operands allow {highest}")
     if not math.isclose(math.log2(state.scale), math.log2(parameters.scale(state.level)), abs_tol=1.0):

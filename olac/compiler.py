@@ -12,6 +12,7 @@ import numpy as np
 from olac import calibration as calibrations
 from olac.approximation import ImageFitter
 from olac.backends.cost import predicted_seconds
+from olac.bootstrapping import bootstrap_steps
 from olac.calibration import first_batch
 from olac.costs import CostTable
 from olac.errors import CalibrationError, InfeasibleError, SecurityError, VerificationError
@@ -331,7 +332,7 @@ def lower(
         program = CompiledProgram(
             lowered,
             parameters,
-            record(lowered, parameters).rotations,
+            key_steps(lowered, parameters),
             replace(
                 approximated.report,
                 pass_seconds=approximated.report.pass_seconds
@@ -351,6 +352,12 @@ def lower(
         + "\n  ".join(limits)
         + f"\nAllow at least {least:.2f} GB, or lower the degrees of the activations."
     )
+
+
+def key_steps(graph: Graph, parameters: Parameters) -> tuple[int, ...]:
+    """Rotation steps that need keys: of the graph's kernels and of bootstraps."""
+    steps = set(record(graph, parameters).rotations)
+    return tuple(sorted(steps | bootstrap_steps(parameters)))
 
 
 def _parameter_choices(

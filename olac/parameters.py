@@ -27,7 +27,15 @@ SECURITY_BOUNDS: dict[int, dict[int, int]] = {
 The table of the Homomorphic Encryption Standard (2^12 to 2^15), as OpenFHE extends it to 2^17.
 """
 
+SPARSE_SECURITY_BOUNDS: dict[int, dict[int, int]] = {128: {15: 768, 16: 1553}}
+"""The same for sparse ternary secrets of Hamming weight 192, as programs with bootstraps use them.
+
+The dense table is not meant for these. No standard has a table for them; these are the largest log2(QP) of the
+published 128-bit bootstrapping sets with this weight (Lattigo's), and a ring without an entry is refused.
+"""
+
 SPECIAL_PRIME_BITS = 60
+ENCAPSULATION_PRIME_BITS = 33
 DIGIT_HEAD_ROOM_BITS = 4
 ESTIMATE_HEAD_ROOM_BITS = 5  # OpenFHE's own acceptance check is a bit stricter than the chain it then makes.
 WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)  # decide primality below 3.3e24
@@ -107,6 +115,51 @@ def modulus_chain(log_ring: int, depth: int, scale_bits: int, first_bits: int, t
 
 
 @dataclass(frozen=True)
+class Bootstrapping:
+    """How ciphertexts get levels back: OpenFHE's bootstrapping with the slots-to-coefficients transform first.
+
+    The secret is sparse (Hamming weight 192) and encapsulated: inside the bootstrap a still sparser one is used.
+
+    Attributes:
+        rest: levels of the chain that bootstrapping itself does not take.
+        budget: levels of the transform from coefficients to slots and of the one back.
+        correction: bits by which values are scaled down within the sine; more of them make the sine more exact and
+            let more noise in.
+    """
+
+    rest: int
+    budget: tuple[int, int] = (3, 3)
+    correction: int = 8
+
+    def __post_init__(self) -> None:
+        if self.rest < 1:
+            raise ValueError(f"{self.rest} levels left by bootstrapping")
+        if not all(1 <= part <= 5 for part in self.budget):
+            raise ValueError(f"bootstrapping with a level budget of {self.budget}")
+        if not 1 <= self.correction <= 15:
+            raise ValueError(f"bootstrapping with a correction factor of {self.correction}")
+
+    @property
+    def depth(self) -> int:
+        """Levels of the whole chain."""
+        return self.rest + SINE_LEVELS + sum(self.budget)
+
+    @property
+    def input_level(self) -> int:
+        """The least level that a ciphertext may have before: slots go to coefficients first."""
+        return self.budget[1] + 1
+
+    @property
+    def output_level(self) -> int:
+        """The level after, once rescaled."""
+        return self.rest + self.budget[1]
+
+
+SINE_LEVELS = 10
+"""Levels that the modular reduction takes for a sparse secret."""
+
+
+@dataclass(frozen=True)
 class Parameters:
     """One set of CKKS parameters.
 
@@ -118,6 +171,7 @@ class Parameters:
         digits: digits of hybrid key switching (dnum).
         technique: OpenFHE's scaling technique, FIXEDMANUAL or FLEXIBLEAUTO.
         security: the level of security asked for, 128, 192 or 256; 0 asks for none.
+        bootstrapping: its set-up, and then the secret is sparse; None where there is no bootstrap.
     """
 
     log_ring: int
@@ -127,8 +181,16 @@ class Parameters:
     digits: int
     technique: str = FIXED
     security: int = 128
+    bootstrapping: Bootstrapping | None = None
 
     def __post_init__(self) -> None:
+        if self.bootstrapping is not None:
+            if self.technique != FLEXIBLE:
+                raise ValueError(f"bootstrapping loses its precision in {self.technique}: take {FLEXIBLE}")
+            if self.bootstrapping.depth != self.depth:
+                raise ValueError(f"a depth of {self.depth}, bootstrapping is for {self.bootstrapping.depth}")
+            if self.first_bits - self.scale_bits > self.bootstrapping.correction:
+                raise ValueError("the first prime has more bits above the scale than bootstrapping corrects")
         if self.technique not in TECHNIQUES:
             raise ValueError(f"scaling technique {self.technique!r} is not one of {', '.join(TECHNIQUES)}")
         if not 10 <= self.log_ring <= 17:
@@ -189,6 +251,13 @@ class Parameters:
         return tuple(out)
 
     @cached_property
+    def encapsulation_primes(self) -> tuple[int, ...]:
+        """The modulus of the key that leads into the sparser secret within a bootstrap: q_0 and two primes of 33 bits."""
+        order = 2 * self.ring_dimension
+        first = _step_to_prime((1 << ENCAPSULATION_PRIME_BITS) + 1, -order)
+        return self.primes[0], first, _step_to_prime(first, -order)
+
+    @cached_property
     def log_qp(self) -> float:
         """log2(Q P), which with the ring dimension and the secret decides the security."""
         return math.log2(math.prod(self.primes) * math.prod(self.special_primes))
@@ -210,6 +279,9 @@ class Parameters:
         Linear in log2(QP) between the standard's points of 128, 192 and 256 bits at this ring; beyond them the nearest
         segment's slope in 1 / log2(QP) is followed, and nothing above 256 is claimed.
         """
+        if self.bootstrapping is not None:  # One bound is known, and nothing beyond it is claimed.
+            sparse = SPARSE_SECURITY_BOUNDS[128].get(self.log_ring)
+            return 0.0 if sparse is None else 128 * min(1.0, sparse / self.log_qp)
         points = sorted(
             (bounds[self.log_ring], level) for level, bounds in SECURITY_BOUNDS.items() if self.log_ring in bounds
         )
@@ -224,15 +296,23 @@ class Parameters:
         bound, level = points[-1]
         return level * bound / used
 
+    @property
+    def security_bound(self) -> int:
+        """The largest log2(QP) at this ring for the security and the secret; 0 where none is known."""
+        table = SECURITY_BOUNDS if self.bootstrapping is None else SPARSE_SECURITY_BOUNDS
+        return table.get(self.security, {}).get(self.log_ring, 0)
+
     def check_security(self) -> None:
         """Raise `SecurityError` where log2(QP) exceeds what the asked-for security allows at this ring."""
         if self.security == 0:
             return
-        bound = SECURITY_BOUNDS[self.security].get(self.log_ring, 0)
+        bound = self.security_bound
         if self.log_qp_bound_use > bound:
             raise SecurityError(
                 f"log2(QP) = {self.log_qp_bound_use} at ring dimension {self.ring_dimension} exceeds the {bound} bits "
-                f"that {self.security}-bit security allows (about {self.security_bits:.0f} bits are left). "
+                f"that {self.security}-bit security allows"
+                + (" with a sparse secret" if self.bootstrapping else "")
+                + f" (about {self.security_bits:.0f} bits are left). "
                 "Take a larger ring, fewer levels or smaller scales; insecure=True waives the check."
             )
 
@@ -252,6 +332,11 @@ class Parameters:
     def describe(self) -> str:
         """One line for people."""
         security = f"{self.security_bits:.0f}-bit security" if self.security else "NOT SECURE (asked for)"
+        if self.bootstrapping is not None:
+            boot = self.bootstrapping
+            security += (
+                f", sparse secret held to log2(QP) {self.security_bound}" if self.security else ", sparse secret"
+            ) + f", bootstraps to level {boot.output_level} in {boot.budget[0]} + {boot.budget[1]} levels"
         return (
             f"ring 2^{self.log_ring}, {self.depth} levels of {self.scale_bits} bits, first prime {self.first_bits} "
             f"bits, {self.digits} digits, log2(QP) {self.log_qp:.0f}, {self.technique}, {security}"

@@ -8,7 +8,7 @@ from typing import ClassVar
 from olac.backends.recorder import RecorderEvaluator
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Input, Multiply, Reshape, Square
+from olac.ir.ops import Bootstrap, Input, Multiply, Reshape, Square
 from olac.ir.types import CipherState, Stage
 from olac.kernels.base import Value
 from olac.kernels.record import record
@@ -18,18 +18,26 @@ from olac.passes.base import Pass, PassContext
 
 def multiplicative_depth(graph: Graph) -> int:
     """Levels that a fresh input needs; a graph at stage POLYNOMIAL or later."""
-    used: dict[str, int] = {}
-    for node in graph.nodes:
-        used[node.id] = max((used[i] for i in node.inputs), default=0) + node.op.levels(graph.constants)
-    return max(used[output] for output in graph.outputs)
+    return required_levels(graph)[graph.inputs[0].id]
+
+
+def required_levels(graph: Graph, input_level: int = 0) -> dict[str, int]:
+    """The least level of every value: 0 for outputs, `input_level` for what is bootstrapped."""
+    needed = dict.fromkeys((node.id for node in graph.nodes), 0)
+    for node in reversed(graph.nodes):
+        operand = input_level if isinstance(node.op, Bootstrap) else needed[node.id] + node.op.levels(graph.constants)
+        for name in node.inputs:
+            needed[name] = max(needed[name], operand)
+    return needed
 
 
 @dataclass(frozen=True)
 class AssignLevels(Pass):
     """Given: a packed graph.  Result: the same with the state of every ciphertext, the output at level 0 or above.
 
-    Levels go down from the fresh input; a sum is at the lower of its operands' levels. The states are then derived
-    anew by running the kernels on the recorder, and must agree.
+    Levels go down from the fresh input, or from a bootstrap, which start no higher than what follows needs; a sum is
+    at the lower of its operands' levels. The states are then derived anew by running the kernels on the recorder, and
+    must agree.
     """
 
     name: ClassVar[str] = "assign_levels"
@@ -39,15 +47,20 @@ class AssignLevels(Pass):
     def run(self, graph: Graph, context: PassContext) -> Graph:
         parameters = context.need_parameters()
         states: dict[str, CipherState] = {}
+        boots = parameters.bootstrapping
+        needed = required_levels(graph, 0 if boots is None else boots.input_level)
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str:
             operands = [states[i] for i in node.inputs]
             if isinstance(node.op, Input):
-                level = parameters.depth
+                level = parameters.depth if boots is None else needed[node.id]
+            elif isinstance(node.op, Bootstrap):
+                level = needed[node.id]
             else:
                 level = min(o.level for o in operands) - node.op.levels(graph.constants)
-            if level < 0:
-                raise VerificationError(f"{node.id} needs more than the {parameters.depth} levels of the chain")
+            top = boots.output_level if boots is not None and isinstance(node.op, Bootstrap) else parameters.depth
+            if not 0 <= level <= top:
+                raise VerificationError(f"{node.id} needs level {level} of 0 ... {top}")
             scale = parameters.scale(level)
             if isinstance(node.op, Multiply | Square) and parameters.technique == FIXED:
                 scale = operands[0].scale * operands[-1].scale / parameters.primes[level + 1]

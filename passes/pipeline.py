@@ -12,6 +12,7 @@ from olac.passes.fit_activations import FitActivations
 from olac.passes.fold_affine import FoldAffine
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.normalize_units import NormalizeUnits
+from olac.passes.place_bootstraps import PlaceBootstraps
 from olac.polynomials.fit import FitOptions
 
 
@@ -30,4 +31,4 @@ def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...
 
 def lowering_pipeline() -> tuple[Pass, ...]:
     """POLYNOMIAL to LEVELLED: how it is computed on ciphertexts of given parameters."""
-    return (AssignLayouts(), ChooseLowerings(), AssignLevels())
+    return (AssignLayouts(), ChooseLowerings(), PlaceBootstraps(), AssignLevels())

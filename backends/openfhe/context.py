@@ -20,7 +20,9 @@ def make_context(parameters: Parameters) -> Any:
     parameters.check_security()
     fhe = load()
     wanted = fhe.CCParamsCKKSRNS()
-    wanted.SetSecretKeyDist(fhe.UNIFORM_TERNARY)
+    boots = parameters.bootstrapping
+    # The sparse key lives inside the bootstrap alone; without one the secret is uniform.
+    wanted.SetSecretKeyDist(fhe.UNIFORM_TERNARY if boots is None else fhe.SPARSE_ENCAPSULATED)
     levels = {
         0: fhe.HEStd_NotSet,
         128: fhe.HEStd_128_classic,
@@ -40,12 +42,31 @@ def make_context(parameters: Parameters) -> Any:
         context = fhe.GenCryptoContext(wanted)
     except RuntimeError as error:
         raise SecurityError(f"OpenFHE refuses {parameters.describe()}: {error}") from error
-    for feature in (fhe.PKE, fhe.KEYSWITCH, fhe.LEVELEDSHE):
+    features = [fhe.PKE, fhe.KEYSWITCH, fhe.LEVELEDSHE]
+    if boots is not None:
+        features += [fhe.ADVANCEDSHE, fhe.FHE]
+        taken = fhe.CryptoContext.GetBootstrapDepth(list(boots.budget), fhe.SPARSE_ENCAPSULATED)
+        if boots.rest + taken != parameters.depth:
+            raise VerificationError(f"OpenFHE's bootstrap takes {taken} levels, olac compiled for {parameters.describe()}")
+    for feature in features:
         context.Enable(feature)
     primes = chain_of(context)
     if primes != parameters.primes:
         raise VerificationError(f"OpenFHE chose the primes {primes}, olac compiled for {parameters.primes}")
     return context
+
+
+def set_up_bootstrapping(context: Any, parameters: Parameters, precompute: bool, slots: int | None = None) -> None:
+    """Prepare a context for bootstraps, with `precompute` also the plaintexts that they take.
+
+    Args:
+        slots: of the ciphertexts; None for all. There is one set-up for each number of slots in a context.
+    """
+    boots = parameters.bootstrapping
+    assert boots is not None
+    context.EvalBootstrapSetup(
+        list(boots.budget), [0, 0], slots or parameters.slots, boots.correction, precompute, BTSlotsEncoding=True
+    )
 
 
 def chain_of(context: Any) -> tuple[int, ...]:

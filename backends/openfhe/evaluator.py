@@ -135,6 +135,18 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         out.SetScalingFactor(parameters.scale(level))
         return out
 
+    def _bootstrap(self, a: Any, state: CipherState) -> Any:
+        setup = self.parameters.bootstrapping
+        assert setup is not None
+        out = self._context.EvalBootstrap(a)
+        if out.GetNoiseScaleDeg() == 2:
+            out = self._context.Compress(out, setup.output_level + 1)
+        if out.GetLevel() != self.used_levels(setup.output_level) or out.GetNoiseScaleDeg() != 1:
+            raise VerificationError(
+                f"a bootstrap from {state} gave OpenFHE level {out.GetLevel()}, degree {out.GetNoiseScaleDeg()}"
+            )
+        return out
+
     def _rotate(self, a: Any, step: int, state: CipherState) -> Any:
         return self._rounded(self._context.EvalRotate(a, step), state)
 

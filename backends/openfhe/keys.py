@@ -12,6 +12,7 @@ from typing import Any
 
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import Words, new_tag, wire
+from olac.bootstrapping import SPECIAL_KEYS
 from olac.errors import BackendError
 from olac.parameters import Parameters
 from olac.threads import usable_threads
@@ -25,10 +26,11 @@ class KeySet:
     tag: str
     steps: tuple[int, ...]
     relinearisation: Any = None
+    special: dict[int, Words] = field(default_factory=dict)
     _maps: list[tuple[tuple[int, ...], Any]] = field(default_factory=list)
 
     def words(self) -> Iterator[Words]:
-        """The relinearisation key, where there is one, and then the rotation keys in the order of `steps`.
+        """The relinearisation key, where there is one, then the rotation keys in the order of `steps`, special ones last.
 
         Only for sets that were made here. Copies of a few keys, as many as there are threads, are alive at a time.
         """
@@ -41,10 +43,11 @@ class KeySet:
             words = dict(zip(by_index, ready.rotation_key_words(keys, len(steps)), strict=True))
             for step in steps:
                 yield words[step]
+        yield from self.special.values()
 
 
 def new_secret_key(parameters: Parameters) -> Any:
-    """A uniform ternary secret key under a tag of its own."""
+    """A ternary secret key under a tag of its own: uniform, or sparse where the parameters have bootstraps."""
     key = wire(parameters).context.KeyGen().secretKey
     key.SetKeyTag(new_tag())
     return key
@@ -60,7 +63,7 @@ def make_keys(
     """Evaluation keys of a secret key; `progress(done, total)` is called as they come."""
     context = wire(parameters).context
     fhe = load()
-    total, done = len(steps) + int(relinearise), 0
+    total, done = len(steps) + int(relinearise) + (SPECIAL_KEYS if parameters.bootstrapping else 0), 0
     tag = secret_key.GetKeyTag()
     made = KeySet(parameters, tag, tuple(steps))
 
@@ -71,13 +74,17 @@ def make_keys(
             progress(done, total)
 
     try:
+        if parameters.bootstrapping is not None:
+            keys, made.special = wire(parameters).special_keys(secret_key)
+            fhe.CryptoContext.InsertEvalAutomorphismKey(keys, tag)
+            report(SPECIAL_KEYS)
         if relinearise:
             context.EvalMultKeyGen(secret_key)
             made.relinearisation = fhe.CryptoContext.GetEvalMultKeyVector(tag)[0]
             report(1)
         for chunk in _chunks(steps):
             keys = context.EvalAutomorphismKeyGen(secret_key, [context.FindAutomorphismIndex(s) for s in chunk])
-            if not made._maps:
+            if not made._maps and not made.special:
                 # OpenFHE takes the first map as its own and puts the later keys into it: a copy stays as it is.
                 keys = fhe.DeserializeEvalKeyMapString(fhe.Serialize(keys, fhe.BINARY), fhe.BINARY)
             made._maps.append((tuple(chunk), keys))
@@ -102,8 +109,11 @@ def install_keys(
     """
     ready = wire(parameters)
     fhe = load()
-    total = len(steps) + int(relinearise)
+    boots = parameters.bootstrapping is not None
+    total = len(steps) + int(relinearise) + (SPECIAL_KEYS if boots else 0)
     made = KeySet(parameters, new_tag(), tuple(steps))
+    if boots:
+        ready.prepare_special_keys()
     if relinearise:
         made.relinearisation = ready.relinearisation_key(next(words), made.tag)
         fhe.CryptoContext.InsertEvalMultKey([made.relinearisation], made.tag)
@@ -112,17 +122,23 @@ def install_keys(
         fhe.CryptoContext.InsertEvalAutomorphismKey(key, made.tag)
         if progress is not None:
             progress(done, total)
+    for done, index in enumerate(ready.special_indices if boots else (), total - SPECIAL_KEYS + 1):
+        fhe.CryptoContext.InsertEvalAutomorphismKey(ready.special_key(next(words), index, made.tag), made.tag)
+        if progress is not None:
+            progress(done, total)
     _check(made)
     return made
 
 
 def _check(made: KeySet) -> None:
-    """OpenFHE must hold exactly the keys of the set under its tag."""
-    context = wire(made.parameters).context
-    wanted = sorted(context.FindAutomorphismIndex(step) for step in made.steps)
-    held = sorted(load().CryptoContext.GetExistingEvalAutomorphismKeyIndices(made.tag)) if made.steps else []
-    if held != wanted:
-        raise BackendError(f"OpenFHE holds {len(held)} rotation keys, expected {len(wanted)}")
+    """OpenFHE must hold the keys of the set under its tag, and those for bootstraps must be what it says it needs."""
+    ready = wire(made.parameters)
+    wanted = {ready.context.FindAutomorphismIndex(step) for step in made.steps}
+    if made.parameters.bootstrapping is not None:
+        wanted |= set(ready.special_indices)
+    held = set(load().CryptoContext.GetExistingEvalAutomorphismKeyIndices(made.tag)) if wanted else set()
+    if not held >= wanted:
+        raise BackendError(f"OpenFHE lacks {len(wanted - held)} of {len(wanted)} keys for rotations and bootstraps")
 
 
 def _chunks(steps: Sequence[int]) -> Iterable[Sequence[int]]:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import functools
 import re
 import secrets
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from olac.backends.openfhe.context import make_context
+from olac.backends.openfhe.context import make_context, set_up_bootstrapping
 from olac.backends.openfhe.library import load
 from olac.errors import ArtifactError, BackendError
 from olac.parameters import Parameters
@@ -219,6 +221,83 @@ class Wire:
         first = ready.pieces[0].replace(_entry(spare_index), _entry(index))
         data = Template((first, *ready.pieces[1:]), ready.primes, ready.length, ready.tag).fill(words, tag)
         return self._fhe.DeserializeEvalKeyMapString(data, self._fhe.BINARY)
+
+    # Keys of bootstrapping -------------------------------------------------------------------------------------------
+
+    @property
+    def special_indices(self) -> tuple[int, int, int]:
+        """Where OpenFHE's map holds the keys into the sparser secret, back from it, and of conjugation.
+
+        No rotation has one of these automorphism indices.
+        """
+        order = 2 * self.parameters.ring_dimension
+        return order - 4, order - 2, order - 1
+
+    def special_key_primes(self, index: int) -> tuple[int, ...]:
+        """What the words of a key with a special index stay below, block by block."""
+        short = index == self.special_indices[0]
+        return self.parameters.encapsulation_primes * 2 if short else self.evaluation_key_primes
+
+    def special_keys(self, key: Any) -> tuple[Any, dict[int, Words]]:
+        """Fresh special keys of a secret key: an EvalKeyMap under its tag, and the words of each."""
+        indices = self.special_indices
+        data = self._picked(key, indices)
+        primes = [self.special_key_primes(i) for i in indices]
+        words = extract(data, [p for part in primes for p in part], self.length)
+        parts = np.split(words, np.cumsum([len(part) for part in primes])[:-1])
+        return self._fhe.DeserializeEvalKeyMapString(data, self._fhe.BINARY), dict(zip(indices, parts, strict=True))
+
+    def special_key(self, words: Words, index: int, tag: str) -> Any:
+        """An EvalKeyMap with one special key from its words."""
+        if index != self.special_indices[0]:
+            return self.rotation_key(words, index, tag)
+        self.prepare_special_keys()
+        return self._fhe.DeserializeEvalKeyMapString(self._templates["special key"].fill(words, tag), self._fhe.BINARY)
+
+    def prepare_special_keys(self) -> None:
+        """Make the template of the short key; best before there are other keys in this process."""
+        if "special key" not in self._templates:
+            self._templates["special key"] = self._special_template()
+
+    def _special_template(self) -> Template:
+        index = self.special_indices[0]
+        data = self._picked(self._spare, (index,))
+        return template(data, self.special_key_primes(index), self.length, self._spare.GetKeyTag())
+
+    def _picked(self, key: Any, indices: Sequence[int]) -> bytes:
+        """Bytes of an EvalKeyMap with some special keys, under a key's own tag.
+
+        OpenFHE makes them only together with rotation keys, for few slots here, and picks some only from a file that
+        it wrote itself.
+        """
+        fhe, container, boots = self._fhe, self._fhe.CryptoContext, self.parameters.bootstrapping
+        assert boots is not None
+        alone = not container.GetAllEvalAutomorphismKeys()
+        own, passing, picked = key.GetKeyTag(), new_tag(), new_tag()
+        few = 1 << max(boots.budget)
+        set_up_bootstrapping(self.context, self.parameters, precompute=False, slots=few)
+        key.SetKeyTag(passing)
+        try:
+            self.context.EvalBootstrapKeyGen(key, few)
+        finally:
+            key.SetKeyTag(own)
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / "keys")
+            if not (
+                fhe.SerializeEvalBootstrapKey(path, fhe.BINARY, self.context, passing, few)
+                and fhe.DeserializeEvalBootstrapKey(path, fhe.BINARY, picked, list(indices))
+            ):
+                raise BackendError(f"OpenFHE can't write and read {path}")
+        data: bytes = fhe.Serialize(container.GetEvalAutomorphismKeyMap(picked), fhe.BINARY)
+        if alone:  # They take gigabytes at a large ring, and nobody else has keys yet that would go as well.
+            container.ClearEvalAutomorphismKeys()
+        return data.replace(passing.encode(), own.encode())
+
+    @functools.cached_property
+    def ready_to_bootstrap(self) -> bool:
+        """Prepare this process for bootstraps, once: the plaintexts of both transforms take most of the time."""
+        set_up_bootstrapping(self.context, self.parameters, precompute=True)
+        return True
 
     @functools.cached_property
     def _spare(self) -> Any:

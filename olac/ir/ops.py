@@ -508,6 +508,20 @@ class Reshape(Op):
 
 @register
 @dataclass(frozen=True)
+class Bootstrap(Op):
+    """The same value with levels again; its slots must stay within [-1, 1]."""
+
+    name: ClassVar[str] = "bootstrap"
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return operands[0]
+
+
+@register
+@dataclass(frozen=True)
 class Add(Op):
     """The sum of two values of the same shape: a residual connection."""
 

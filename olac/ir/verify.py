@@ -10,6 +10,7 @@ from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node, describe
 from olac.ir.ops import (
     Activation,
+    Bootstrap,
     Input,
     LinearOp,
     MaxPool2d,
@@ -125,7 +126,8 @@ def _levelled(graph: Graph) -> Iterator[Problem]:
         operands = [graph[i].type.state for i in node.inputs]
         if state.level < 0:
             yield node, f"level {state.level} is below zero"
-        if any(o is not None and o.level < state.level for o in operands):
+        rises = any(o is not None and o.level < state.level for o in operands)
+        if rises and not isinstance(node.op, Bootstrap):
             yield node, "the level rises without a bootstrap"
         if state.noise_degree != 1:
             yield node, f"a value of noise degree {state.noise_degree} crosses nodes"

@@ -58,6 +58,22 @@ def _square(evaluator: Evaluator[Any, Any], x: Ciphertext[Any], shift: Array) ->
     return evaluator.add_plain(result, evaluator.encode(lambda: shift, state.level, state.scale))
 
 
+class BootstrapKernel(Kernel):
+    """The same values with levels again, given up down to the level that is asked for.
+
+    Args:
+        level: of the result.
+    """
+
+    depth = 0
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+
+    def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
+        return tuple(evaluator.drop(evaluator.bootstrap(part), self._level) for part in operands[0])
+
+
 class ReshapeKernel(Kernel):
     """The same ciphertexts under another shape."""
 

@@ -9,9 +9,9 @@ from olac.backends.base import Evaluator
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Add, Input, LinearOp, Multiply, Op, Polynomial, PolynomialProduct, Reshape, Square
+from olac.ir.ops import Add, Bootstrap, Input, LinearOp, Multiply, Op, Polynomial, PolynomialProduct, Reshape, Square
 from olac.kernels.base import Kernel, Value
-from olac.kernels.elementwise import AddKernel, MultiplyKernel, ReshapeKernel, SquareKernel
+from olac.kernels.elementwise import AddKernel, BootstrapKernel, MultiplyKernel, ReshapeKernel, SquareKernel
 from olac.kernels.linear import DiagonalKernel
 from olac.kernels.polynomial import PolynomialKernel, PolynomialProductKernel
 
@@ -41,6 +41,12 @@ def _polynomial(graph: Graph, node: Node) -> Kernel:
     return kernel(graph.constants[node.op.coefficients], _layout(graph, node.id))
 
 
+def _bootstrap(graph: Graph, node: Node) -> Kernel:
+    if node.type.state is None:
+        raise VerificationError(f"{node.id} has no level: bootstraps have kernels from stage LEVELLED on")
+    return BootstrapKernel(node.type.state.level)
+
+
 def _square(graph: Graph, node: Node) -> Kernel:
     assert isinstance(node.op, Square)
     return SquareKernel(graph.constants[node.op.shift], _layout(graph, node.id))
@@ -53,6 +59,7 @@ KERNELS: dict[type[Op], KernelFactory] = {
     Add: lambda graph, node: AddKernel(),
     Multiply: lambda graph, node: MultiplyKernel(),
     Square: _square,
+    Bootstrap: _bootstrap,
     Reshape: lambda graph, node: ReshapeKernel(),
 }
 """By class of op, base classes included: how a node becomes a kernel."""

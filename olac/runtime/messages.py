@@ -17,6 +17,7 @@ import numpy as np
 from olac import envelope
 from olac.backends.openfhe.keys import KeySet, install_keys
 from olac.backends.openfhe.wire import WORD_BYTES, Words, check_words, wire
+from olac.bootstrapping import SPECIAL_KEYS
 from olac.costs import ciphertext_bytes, rotation_key_bytes
 from olac.envelope import Header, read_header
 from olac.errors import ArtifactError
@@ -34,8 +35,8 @@ def new_identity() -> str:
 
 
 def needs_relinearisation(program: CompiledProgram) -> bool:
-    """Whether the program multiplies ciphertexts."""
-    return program.multiplies_ciphertexts
+    """Whether the program multiplies ciphertexts; bootstraps do."""
+    return program.multiplies_ciphertexts or program.parameters.bootstrapping is not None
 
 
 def one_key_bytes(program: CompiledProgram) -> int:
@@ -44,8 +45,17 @@ def one_key_bytes(program: CompiledProgram) -> int:
     return 2 * p.digits * (p.limbs + len(p.special_primes)) * p.ring_dimension * WORD_BYTES
 
 
+def special_key_bytes(program: CompiledProgram) -> list[int]:
+    """Bytes of the coefficients of each key that only bootstraps take."""
+    p = program.parameters
+    if p.bootstrapping is None:
+        return []
+    short = 2 * len(p.encapsulation_primes) * p.ring_dimension * WORD_BYTES
+    return [short, *[one_key_bytes(program)] * (SPECIAL_KEYS - 1)]
+
+
 class EvaluationKeys:
-    """The public keys that a server needs: one for relinearisation and one for each rotation step.
+    """The public keys that a server needs: for relinearisation, for each rotation step and for bootstraps.
 
     Attributes:
         identity: which key pair they belong to.
@@ -72,14 +82,19 @@ class EvaluationKeys:
 
     @property
     def count(self) -> int:
-        """Keys in all."""
+        """Keys for relinearisation and rotations."""
         return len(self.steps) + int(self.relinearisation)
+
+    @property
+    def _payload_bytes(self) -> int:
+        return self.count * one_key_bytes(self.program) + sum(special_key_bytes(self.program))
 
     @property
     def key_bytes(self) -> int:
         """Bytes that the keys take in memory, and about as many in a file."""
         p = self.program.parameters
-        return self.count * rotation_key_bytes(p.log_ring, p.limbs, p.digits, len(p.special_primes))
+        one = rotation_key_bytes(p.log_ring, p.limbs, p.digits, len(p.special_primes))
+        return self.count * one + sum(special_key_bytes(self.program))
 
     @property
     def installed(self) -> bool:
@@ -94,13 +109,14 @@ class EvaluationKeys:
         """
         if self._live is None:
             assert self._header is not None
-            header, size = self._header, one_key_bytes(self.program)
-            primes = wire(self.program.parameters).evaluation_key_primes
+            header, one = self._header, one_key_bytes(self.program)
+            length = self.program.parameters.ring_dimension
+            sizes = [*[one] * self.count, *special_key_bytes(self.program)]
             with header.payload() as payload:
 
                 def words() -> Iterator[Words]:
-                    for _ in range(self.count):
-                        yield np.frombuffer(payload.read(size), "<u8").reshape(len(primes), -1)
+                    for size in sizes:
+                        yield np.frombuffer(payload.read(size), "<u8").reshape(-1, length)
 
                 try:
                     live = install_keys(self.program.parameters, self.steps, self.relinearisation, words(), progress)
@@ -120,7 +136,7 @@ class EvaluationKeys:
         fields = {"keys": self.identity, "steps": list(self.steps), "relinearisation": self.relinearisation}
         payload = (_raw(words) for words in self._live.words())
         yield from envelope.frame(
-            envelope.EVALUATION_KEYS, self.program, fields, payload, self.count * one_key_bytes(self.program)
+            envelope.EVALUATION_KEYS, self.program, fields, payload, self._payload_bytes
         )
 
     def to_bytes(self) -> bytes:
@@ -150,7 +166,7 @@ class EvaluationKeys:
         header = read_header(source, envelope.EVALUATION_KEYS, program)
         steps = header.integers("steps", program.rotations)
         keys = cls(program, header.identity("keys"), steps, header.flag("relinearisation"), header=header)
-        header.expect_payload(keys.count * one_key_bytes(program))
+        header.expect_payload(keys._payload_bytes)
         header.check_hash()
         return keys
 

@@ -78,6 +78,9 @@ class Server:
         self._identity = evaluation_keys.identity
         self._keys = evaluation_keys.install()
         self._kernels = program.kernels
+        if program.parameters.bootstrapping is not None:
+            # After the keys: what these take is known better than that of the plaintexts made here.
+            assert wire(program.parameters).ready_to_bootstrap
         self._cache = PlaintextCache(max(0, int(room)) if cache_bytes is None else cache_bytes)
         self._evaluator = OpenFHEEvaluator(
             wire(program.parameters).context, program.parameters, evaluation_keys.steps, self._cache
