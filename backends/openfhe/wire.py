@@ -262,7 +262,9 @@ class Wire:
     def _special_template(self) -> Template:
         index = self.special_indices[0]
         data = self._picked(self._spare, (index,))
-        return template(data, self.special_key_primes(index), self.length, self._spare.GetKeyTag())
+        # The sparser secret that this key leads to has a tag of its own.
+        (tag,) = set(TAG_PATTERN.findall(data))
+        return template(data, self.special_key_primes(index), self.length, tag.decode())
 
     def _picked(self, key: Any, indices: Sequence[int]) -> bytes:
         """Bytes of an EvalKeyMap with some special keys, under a key's own tag.
@@ -272,9 +274,10 @@ class Wire:
         """
         fhe, container, boots = self._fhe, self._fhe.CryptoContext, self.parameters.bootstrapping
         assert boots is not None
-        alone = not container.GetAllEvalAutomorphismKeys()
-        own, passing, picked = key.GetKeyTag(), new_tag(), new_tag()
+        own, passing = key.GetKeyTag(), new_tag()
         few = 1 << max(boots.budget)
+        # OpenFHE forgets all keys or none, so those of others step aside for the while.
+        others = container.GetAllEvalAutomorphismKeys()
         set_up_bootstrapping(self.context, self.parameters, precompute=False, slots=few)
         key.SetKeyTag(passing)
         try:
@@ -283,14 +286,15 @@ class Wire:
             key.SetKeyTag(own)
         with tempfile.TemporaryDirectory() as folder:
             path = str(Path(folder) / "keys")
-            if not (
-                fhe.SerializeEvalBootstrapKey(path, fhe.BINARY, self.context, passing, few)
-                and fhe.DeserializeEvalBootstrapKey(path, fhe.BINARY, picked, list(indices))
-            ):
-                raise BackendError(f"OpenFHE can't write and read {path}")
-        data: bytes = fhe.Serialize(container.GetEvalAutomorphismKeyMap(picked), fhe.BINARY)
-        if alone:  # They take gigabytes at a large ring, and nobody else has keys yet that would go as well.
+            if not fhe.SerializeEvalBootstrapKey(path, fhe.BINARY, self.context, passing, few):
+                raise BackendError(f"OpenFHE can't write {path}")
             container.ClearEvalAutomorphismKeys()
+            if not fhe.DeserializeEvalBootstrapKey(path, fhe.BINARY, passing, list(indices)):
+                raise BackendError(f"OpenFHE can't read {path}")
+        data: bytes = fhe.Serialize(container.GetEvalAutomorphismKeyMap(passing), fhe.BINARY)
+        container.ClearEvalAutomorphismKeys()
+        for tag, keys in others.items():
+            container.InsertEvalAutomorphismKey(keys, tag)
         return data.replace(passing.encode(), own.encode())
 
     @functools.cached_property
