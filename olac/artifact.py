@@ -25,7 +25,18 @@ from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
 from olac.files import Source, write_file
 from olac.ir.graph import Diagonals, Graph, Node, Origin
-from olac.ir.ops import OPS, Activation, Array, Bootstrap, Conv2d, MaxPool2d, Op, Polynomial, PolynomialProduct, SparseLinear
+from olac.ir.ops import (
+    OPS,
+    Activation,
+    Array,
+    Bootstrap,
+    Conv2d,
+    MaxPool2d,
+    Op,
+    Polynomial,
+    PolynomialProduct,
+    SparseLinear,
+)
 from olac.ir.types import Stage, ValueType
 from olac.ir.verify import verify
 from olac.parameters import Parameters, is_prime

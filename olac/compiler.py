@@ -22,10 +22,20 @@ from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import Array, Input, LinearOp, Polynomial, PolynomialProduct
 from olac.kernels.record import record
-from olac.parameters import FIXED, SECURITY_BOUNDS, TECHNIQUES, Parameters, candidates, require_candidates
+from olac.parameters import (
+    FIXED,
+    FLEXIBLE,
+    SECURITY_BOUNDS,
+    TECHNIQUES,
+    Parameters,
+    candidates,
+    deep_candidates,
+    require_candidates,
+)
 from olac.passes.assign_levels import multiplicative_depth
-from olac.passes.base import Pass, PassContext, PassManager
+from olac.passes.base import Pass, PassContext, PassManager, PassTiming
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
+from olac.passes.place_bootstraps import PlaceBootstraps, Profiles, place_bootstraps
 from olac.plugins import load_plugins
 from olac.polynomials.fit import FitOptions
 from olac.polynomials.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
@@ -60,6 +70,7 @@ class CompileOptions:
         technique: OpenFHE's scaling technique.
         log_ring: pin log2 of the ring dimension; None takes the smallest that fits.
         scale_bits: pin the bits of the scale; None takes the fewest that meet `precision`.
+        parameters: pin all of them; those without security need `insecure` as well.
         max_memory: bytes that the server process may take, or None for no limit.
         batch: images in one set of ciphertexts.
         threads: that the server will use; None for all cores.
@@ -76,6 +87,7 @@ class CompileOptions:
     technique: str = FIXED
     log_ring: int | None = None
     scale_bits: int | None = None
+    parameters: Parameters | None = None
     max_memory: float | None = None
     batch: int = 1
     threads: int | None = None
@@ -92,6 +104,8 @@ class CompileOptions:
             raise ValueError(f"threads {self.threads} is below 1")
         if self.security not in SECURITY_BOUNDS:
             raise ValueError(f"security {self.security} is not one of {', '.join(map(str, SECURITY_BOUNDS))}")
+        if self.parameters is not None and self.parameters.security == 0 and not self.insecure:
+            raise ValueError("the pinned parameters have no security: pass insecure=True for experiments")
         if self.technique not in TECHNIQUES:
             raise ValueError(f"scaling technique {self.technique!r} is not one of {', '.join(TECHNIQUES)}")
         if self.log_ring is not None and not 10 <= self.log_ring <= 17:
@@ -317,41 +331,116 @@ def lower(
     say = progress or (lambda line: None)
     say("choosing parameters")
     graph = approximated.graph
-    depth = multiplicative_depth(graph)
     costs = CostTable.default()
     threads = options.threads or usable_threads()
-    limits: list[str] = []
-    least = math.inf
-    for parameters in _parameter_choices(graph, calibration, depth, options, costs, threads):
-        say(f"lowering at ring 2^{parameters.log_ring}")
-        context = PassContext(
+    passes = tuple(pipeline or lowering_pipeline())
+    managed = PassManager(passes, options.dump_after, options.dump)
+
+    def context(parameters: Parameters) -> PassContext:
+        return PassContext(
             calibration=calibration, parameters=parameters, costs=costs, threads=threads, batch=options.batch
         )
-        manager = PassManager(pipeline or lowering_pipeline(), options.dump_after, options.dump)
-        lowered = manager.run(graph, context)
-        program = CompiledProgram(
-            lowered,
-            parameters,
-            key_steps(lowered, parameters),
-            replace(
-                approximated.report,
-                pass_seconds=approximated.report.pass_seconds
-                + tuple((timing.name, timing.seconds) for timing in manager.timings),
-                notes=approximated.report.notes + _notes(approximated.report, options),
-            ),
+
+    def program(lowered: Graph, parameters: Parameters, timings: Sequence[PassTiming]) -> CompiledProgram:
+        report = replace(
+            approximated.report,
+            pass_seconds=approximated.report.pass_seconds + tuple((t.name, t.seconds) for t in timings),
+            notes=approximated.report.notes + _notes(approximated.report, options),
         )
+        return CompiledProgram(lowered, parameters, key_steps(lowered, parameters), report)
+
+    try:
+        choices = _parameter_choices(graph, calibration, multiplicative_depth(graph), options, costs, threads)
+    except (InfeasibleError, SecurityError):
+        deep = _deep_choices(options)
+        if not deep:
+            raise
+        return _lower_deep(graph, deep, passes, context, program, options, say)
+    limits: list[str] = []
+    least = math.inf
+    for parameters in choices:
+        say(f"lowering at ring 2^{parameters.log_ring}")
+        if parameters.bootstrapping is not None:
+            return _lower_deep(graph, [parameters], passes, context, program, options, say)
+        made = program(managed.run(graph, context(parameters)), parameters, managed.timings)
         if options.max_memory is None:
-            return program
-        needed = program.estimate(threads).server_gb
+            return made
+        needed = made.estimate(threads).server_gb
         if needed * GB <= options.max_memory:
-            return program
+            return made
         limits.append(f"{parameters.describe()}: {needed:.2f} GB")
         least = min(least, math.ceil(needed * 100) / 100)
-    raise InfeasibleError(
+    raise _too_much_memory(options, limits, least)
+
+
+def _too_much_memory(options: CompileOptions, limits: Sequence[str], least: float) -> InfeasibleError:
+    return InfeasibleError(
         f"no parameters fit in max_memory = {(options.max_memory or 0) / GB:.2f} GB:\n  "
         + "\n  ".join(limits)
         + f"\nAllow at least {least:.2f} GB, or lower the degrees of the activations."
     )
+
+
+def _deep_choices(options: CompileOptions) -> list[Parameters]:
+    """Parameters with bootstraps that the options allow."""
+    if options.batch > 1 or options.insecure or options.technique not in (FIXED, FLEXIBLE):
+        return []
+    rings = (15, 16) if options.log_ring is None else (options.log_ring,)
+    return deep_candidates(security=options.security, log_rings=rings)
+
+
+def _lower_deep(
+    graph: Graph,
+    choices: Sequence[Parameters],
+    passes: Sequence[Pass],
+    context: Callable[[Parameters], PassContext],
+    program: Callable[[Graph, Parameters, Sequence[PassTiming]], CompiledProgram],
+    options: CompileOptions,
+    say: Stages,
+) -> CompiledProgram:
+    """The program of least predicted time among parameters with bootstraps that fit in `max_memory`.
+
+    Layouts and lowerings depend on the ring alone; where bootstraps go, and what the program takes, on all parameters.
+    """
+    where = next((i for i, one in enumerate(passes) if isinstance(one, PlaceBootstraps)), len(passes))
+    found: list[tuple[float, CompiledProgram]] = []
+    limits: list[str] = []
+    least = math.inf
+    for log_ring in sorted({p.log_ring for p in choices}):
+        say(f"lowering at ring 2^{log_ring}, with bootstraps")
+        same = [p for p in choices if p.log_ring == log_ring]
+        first = PassManager(passes[:where], options.dump_after, options.dump)
+        packed = first.run(graph, context(same[0]))
+        profiles = Profiles(packed, same[0])
+        plans: list[tuple[float, Parameters, tuple[int, ...]]] = []
+        for parameters in same:
+            around = context(parameters)
+            try:
+                plan = place_bootstraps(
+                    packed, parameters, profiles, around.costs or CostTable.default(), around.threads
+                )
+            except InfeasibleError as error:
+                limits.append(f"{parameters.describe()}: {error}")
+                continue
+            plans.append((plan.seconds, parameters, plan.cuts))
+        for seconds, parameters, cuts in sorted(plans, key=lambda one: one[0]):
+            if found and seconds >= found[0][0]:
+                break
+            rest = (replace(one, cuts=cuts) if isinstance(one, PlaceBootstraps) else one for one in passes[where:])
+            second = PassManager(tuple(rest), options.dump_after, options.dump)
+            lowered = second.run(packed, context(parameters))
+            made = program(lowered, parameters, (*first.timings, *second.timings))
+            needed = made.estimate(context(parameters).threads).server_gb
+            if options.max_memory is None or needed * GB <= options.max_memory:
+                found = [(seconds, made)]
+                break
+            limits.append(f"{parameters.describe()}: {needed:.2f} GB")
+            least = min(least, math.ceil(needed * 100) / 100)
+    if found:
+        return found[0][1]
+    if least < math.inf:
+        raise _too_much_memory(options, limits, least)
+    raise InfeasibleError("no parameters hold the program, not even with bootstraps:\n  " + "\n  ".join(limits))
 
 
 def key_steps(graph: Graph, parameters: Parameters) -> tuple[int, ...]:
@@ -369,6 +458,9 @@ def _parameter_choices(
     threads: int,
 ) -> list[Parameters]:
     """Parameters worth trying, the smallest ring first and in each ring the fastest key switching first."""
+    if options.parameters is not None:
+        options.parameters.check_security()
+        return [options.parameters]
     if depth > MAX_DEPTH:
         raise InfeasibleError(
             f"the program takes {depth} levels, {MAX_DEPTH} at most are possible without bootstrapping. "

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from olac.backends.cost import CostEvaluator, Slowdown
+from olac.bootstrapping import SPECIAL_KEYS, precomputed_bytes
 from olac.costs import CostTable, ciphertext_bytes, plaintext_bytes, rotation_key_bytes
 from olac.ir.graph import Node
 from olac.kernels.base import Value
@@ -28,8 +29,10 @@ class Estimate:
         first_seconds: the first run, which also encodes.
         node_seconds: of one run, by node.
         keygen_seconds: all keys.
-        key_bytes: relinearisation and rotation keys.
-        plaintext_bytes: all encoded weights, if they are kept.
+        setup_seconds: for the server to prepare bootstraps.
+        key_bytes: relinearisation and rotation keys, and those that only bootstraps take.
+        setup_bytes: plaintexts that bootstraps take.
+        plaintext_bytes: all encoded weights, if they are kept; with bootstraps they are not, but encoded when needed.
         ciphertext_bytes: the largest set of ciphertexts alive at once.
         server_gb: peak memory of a server process that keeps its plaintexts.
         client_gb: peak memory of a client process.
@@ -41,7 +44,9 @@ class Estimate:
     first_seconds: float
     node_seconds: dict[str, float]
     keygen_seconds: float
+    setup_seconds: float
     key_bytes: int
+    setup_bytes: int
     plaintext_bytes: int
     ciphertext_bytes: int
     server_gb: float
@@ -65,7 +70,8 @@ def estimate(
     used = threads or usable_threads()
     table = costs or CostTable.default()
     parameters = program.parameters
-    evaluator = CostEvaluator(parameters, table, used, encoded=True, slowdown=slowdown)
+    kept = parameters.bootstrapping is None
+    evaluator = CostEvaluator(parameters, table, used, encoded=kept, slowdown=slowdown)
     seconds: dict[str, float] = {}
     spent = 0.0
     alive: dict[str, int] = {}
@@ -89,18 +95,25 @@ def estimate(
     one_key = rotation_key_bytes(
         parameters.log_ring, parameters.limbs, parameters.digits, len(parameters.special_primes)
     )
-    keys = one_key * (len(program.rotations) + 1)
-    keygen = evaluator.price("relin_keygen", parameters.depth) + len(program.rotations) * evaluator.price(
+    special = 0 if kept else SPECIAL_KEYS - 1
+    keys = one_key * (len(program.rotations) + 1 + special)
+    keygen = evaluator.price("relin_keygen", parameters.depth) + (len(program.rotations) + special) * evaluator.price(
         "rotation_keygen", parameters.depth
     )
+    set_up = precomputed_bytes(parameters)
+    set_up_seconds = (
+        set_up / plaintext_bytes(parameters.log_ring, parameters.limbs) * evaluator.price("encode", parameters.depth)
+    )
     held = current_rss_bytes()
-    server = LIBRARY_BYTES + keys + encoded + peak
+    server = LIBRARY_BYTES + keys + set_up + (encoded if kept else 0) + peak
     return Estimate(
         seconds_per_image=evaluator.seconds / program.batch,
-        first_seconds=evaluator.seconds + encoding,
+        first_seconds=evaluator.seconds + (encoding if kept else 0.0),
         node_seconds=seconds,
         keygen_seconds=keygen * evaluator.slowdown.heavy,
+        setup_seconds=set_up_seconds,
         key_bytes=keys,
+        setup_bytes=set_up,
         plaintext_bytes=encoded,
         ciphertext_bytes=peak,
         server_gb=(BARE_PROCESS_BYTES + server) / GB,

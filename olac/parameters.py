@@ -34,6 +34,10 @@ The dense table is not meant for these. No standard has a table for them; these 
 published 128-bit bootstrapping sets with this weight (Lattigo's), and a ring without an entry is refused.
 """
 
+BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS = 40, 47
+"""Of programs with bootstraps: the smallest that keep some 10 bits through one at ring 2^16."""
+MOST_DIGITS = 6
+"""More digits allow a longer chain under the same bound, and make keys larger; beyond these they are too large."""
 SPECIAL_PRIME_BITS = 60
 ENCAPSULATION_PRIME_BITS = 33
 DIGIT_HEAD_ROOM_BITS = 4
@@ -252,7 +256,7 @@ class Parameters:
 
     @cached_property
     def encapsulation_primes(self) -> tuple[int, ...]:
-        """The modulus of the key that leads into the sparser secret within a bootstrap: q_0 and two primes of 33 bits."""
+        """The modulus of the key into the sparser secret within a bootstrap: q_0 and two primes of 33 bits."""
         order = 2 * self.ring_dimension
         first = _step_to_prime((1 << ENCAPSULATION_PRIME_BITS) + 1, -order)
         return self.primes[0], first, _step_to_prime(first, -order)
@@ -364,6 +368,35 @@ def candidates(
             except SecurityError:
                 continue
             found.append(parameters)
+    return found
+
+
+def deep_candidates(
+    *,
+    scale_bits: int = BOOTSTRAP_SCALE_BITS,
+    first_bits: int = BOOTSTRAP_FIRST_BITS,
+    security: int = 128,
+    log_rings: tuple[int, ...] = (15, 16),
+    rests: tuple[int, ...] | None = None,
+) -> list[Parameters]:
+    """Sets with bootstraps, for each ring and number of digits the one with most levels that keeps the security.
+
+    Args:
+        rests: levels that bootstrapping leaves, to try; None for 1 to 20.
+    """
+    found = []
+    for log_ring, digits in itertools.product(log_rings, range(2, MOST_DIGITS + 1)):
+        for rest in sorted(rests or range(1, 21), reverse=True):
+            boots = Bootstrapping(rest)
+            if not Parameters.valid_digits(boots.depth, digits) or scale_bits < log_ring + 4:
+                continue
+            made = Parameters(log_ring, boots.depth, scale_bits, first_bits, digits, FLEXIBLE, security, boots)
+            try:
+                made.check_security()
+            except SecurityError:
+                continue
+            found.append(made)
+            break
     return found
 
 

@@ -60,7 +60,7 @@ class AssignLevels(Pass):
                 level = min(o.level for o in operands) - node.op.levels(graph.constants)
             top = boots.output_level if boots is not None and isinstance(node.op, Bootstrap) else parameters.depth
             if not 0 <= level <= top:
-                raise VerificationError(f"{node.id} needs level {level} of 0 ... {top}")
+                raise VerificationError(f"{node.id} needs more than the {top} levels of the chain")
             scale = parameters.scale(level)
             if isinstance(node.op, Multiply | Square) and parameters.technique == FIXED:
                 scale = operands[0].scale * operands[-1].scale / parameters.primes[level + 1]

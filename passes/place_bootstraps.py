@@ -49,8 +49,12 @@ class PlaceBootstraps(Pass):
     Bootstraps cut the graph into segments. Within a segment levels are as low as its end allows, for everything is
     cheaper there. A dynamic program over all cuts finds the least predicted time; without bootstrapping in the
     parameters the graph stays as it is.
+
+    Options:
+        cuts: positions in the graph's order behind which everything alive is bootstrapped; None to find them.
     """
 
+    cuts: tuple[int, ...] | None = None
     name: ClassVar[str] = "place_bootstraps"
     requires: ClassVar[Stage] = Stage.PACKED
     ensures: ClassVar[Stage] = Stage.PACKED
@@ -59,6 +63,8 @@ class PlaceBootstraps(Pass):
         parameters = context.need_parameters()
         if parameters.bootstrapping is None:
             return graph
+        if self.cuts is not None:
+            return insert(graph, self.cuts, self.name)
         table = context.costs or CostTable.default()
         plan = place_bootstraps(graph, parameters, Profiles(graph, parameters), table, context.threads)
         return insert(graph, plan.cuts, self.name)
@@ -76,14 +82,10 @@ class Profiles:
 
     def seconds(self, node: Node, level: int, price: Callable[[str, int], float]) -> float:
         """Predicted seconds with operands at a level."""
-        return sum(
-            count * price(primitive, level - below) for primitive, below, count in self._events.get(node.id, ())
-        )
+        return sum(count * price(primitive, level - below) for primitive, below, count in self._events.get(node.id, ()))
 
 
-def _events(
-    graph: Graph, node: Node, kernel: Kernel, parameters: Parameters
-) -> tuple[tuple[str, int, int], ...]:
+def _events(graph: Graph, node: Node, kernel: Kernel, parameters: Parameters) -> tuple[tuple[str, int, int], ...]:
     """(primitive, levels below the operand, times)."""
     recorder = RecorderEvaluator(parameters)
     operands: list[Any] = []
@@ -97,9 +99,7 @@ def _events(
     )
 
 
-def place_bootstraps(
-    graph: Graph, parameters: Parameters, profiles: Profiles, table: CostTable, threads: int
-) -> Plan:
+def place_bootstraps(graph: Graph, parameters: Parameters, profiles: Profiles, table: CostTable, threads: int) -> Plan:
     """The plan of least predicted time.
 
     Raises:
@@ -116,9 +116,7 @@ def place_bootstraps(
 class _Problem:
     """Segments between cuts: which are feasible, and what they cost."""
 
-    def __init__(
-        self, graph: Graph, boots: Bootstrapping, depth: int, seconds: Callable[[Node, int], float]
-    ) -> None:
+    def __init__(self, graph: Graph, boots: Bootstrapping, depth: int, seconds: Callable[[Node, int], float]) -> None:
         self.graph, self.boots, self.depth = graph, boots, depth
         self.nodes = graph.nodes
         self._seconds = seconds
@@ -212,7 +210,7 @@ def insert(graph: Graph, cuts: Sequence[int], by: str) -> Graph:
     """The graph with bootstraps of all values that are alive at the cuts."""
     if not cuts:
         return graph
-    live = {cut: names for cut, names in enumerate(_Problem(graph, _ANY, 0, lambda node, level: 0.0).live)}
+    live = _Problem(graph, _ANY, 0, lambda node, level: 0.0).live
     builder = GraphBuilder(graph.constants, by=by)
     taken = {node.id for node in graph.nodes}
     new: dict[str, str] = {}

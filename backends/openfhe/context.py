@@ -47,7 +47,9 @@ def make_context(parameters: Parameters) -> Any:
         features += [fhe.ADVANCEDSHE, fhe.FHE]
         taken = fhe.CryptoContext.GetBootstrapDepth(list(boots.budget), fhe.SPARSE_ENCAPSULATED)
         if boots.rest + taken != parameters.depth:
-            raise VerificationError(f"OpenFHE's bootstrap takes {taken} levels, olac compiled for {parameters.describe()}")
+            raise VerificationError(
+                f"OpenFHE's bootstrap takes {taken} levels, olac compiled for {parameters.describe()}"
+            )
     for feature in features:
         context.Enable(feature)
     primes = chain_of(context)

@@ -30,7 +30,7 @@ class KeySet:
     _maps: list[tuple[tuple[int, ...], Any]] = field(default_factory=list)
 
     def words(self) -> Iterator[Words]:
-        """The relinearisation key, where there is one, then the rotation keys in the order of `steps`, special ones last.
+        """The relinearisation key, where there is one, then the rotation keys as in `steps`, and special ones last.
 
         Only for sets that were made here. Copies of a few keys, as many as there are threads, are alive at a time.
         """

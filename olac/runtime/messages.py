@@ -135,9 +135,7 @@ class EvaluationKeys:
         assert self._live is not None
         fields = {"keys": self.identity, "steps": list(self.steps), "relinearisation": self.relinearisation}
         payload = (_raw(words) for words in self._live.words())
-        yield from envelope.frame(
-            envelope.EVALUATION_KEYS, self.program, fields, payload, self._payload_bytes
-        )
+        yield from envelope.frame(envelope.EVALUATION_KEYS, self.program, fields, payload, self._payload_bytes)
 
     def to_bytes(self) -> bytes:
         """One frame; large keys are better saved to a file, which takes no memory."""

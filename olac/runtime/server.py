@@ -51,7 +51,8 @@ class Server:
         program: what to run.
         evaluation_keys: from the client, live or loaded.
         max_memory: bytes that this process may take in all; None for what the machine has.
-        cache_bytes: for encoded weights, which are kept between runs; None for what memory allows.
+        cache_bytes: for encoded weights, which are kept between runs; None for what memory allows, or for programs with
+            bootstraps, whose weights are encoded when they are needed, for nothing.
 
     Attributes:
         last_run: wall seconds by node id, of the last run.
@@ -81,7 +82,9 @@ class Server:
         if program.parameters.bootstrapping is not None:
             # After the keys: what these take is known better than that of the plaintexts made here.
             assert wire(program.parameters).ready_to_bootstrap
-        self._cache = PlaintextCache(max(0, int(room)) if cache_bytes is None else cache_bytes)
+        if cache_bytes is None:
+            cache_bytes = max(0, int(room)) if program.parameters.bootstrapping is None else 0
+        self._cache = PlaintextCache(cache_bytes)
         self._evaluator = OpenFHEEvaluator(
             wire(program.parameters).context, program.parameters, evaluation_keys.steps, self._cache
         )
@@ -113,7 +116,7 @@ class Server:
         if max_memory is not None:
             room = min(room, max_memory - held)
         estimate = self.program.estimate()
-        needed = estimate.ciphertext_bytes + (0 if keys.installed else keys.key_bytes)
+        needed = estimate.ciphertext_bytes + estimate.setup_bytes + (0 if keys.installed else keys.key_bytes)
         if needed > room:
             raise InfeasibleError(
                 f"running the program takes {needed / GB:.2f} GB more than the {held / GB:.2f} GB that this process "
