@@ -37,6 +37,17 @@ def agreement(outputs: Tensor, clean: Tensor) -> float:
     return float((outputs.flatten(1).argmax(1) == clean.flatten(1).argmax(1)).double().mean())
 
 
+def mirrored(images: Tensor, random: torch.Generator) -> Tensor:
+    """Pictures, of shape (n, c, h, w), of which every second is mirrored at random; anything else as it is.
+
+    The clean network says what comes out of a mirrored picture, so it needs no label, and there are twice as many.
+    """
+    if images.ndim != 4:
+        return images
+    chosen = torch.rand((len(images), 1, 1, 1), generator=random) < 0.5
+    return torch.where(chosen, images.flip(3), images)
+
+
 def stressed(images: Tensor, random: torch.Generator, share: float = 1.0) -> Tensor:
     """Images moved away from their own mean or from another image, each by its own factor; all but a share as they are.
 

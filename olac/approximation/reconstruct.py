@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 
-from olac.approximation.common import WORST, output_error, stressed, wrecked
+from olac.approximation.common import WORST, mirrored, output_error, stressed, wrecked
 from olac.approximation.sweep import batched, by_channel, patches
 from olac.ir.functions import channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
@@ -205,7 +205,7 @@ def reconstruct(
     random = torch.Generator().manual_seed(0)
     for epoch in range(epochs):
         for chosen in torch.randperm(len(images), generator=random).split(BATCH):
-            batch = stressed(images[chosen], random, STRESSED)
+            batch = stressed(mirrored(images[chosen], random), random, STRESSED)
             with torch.no_grad():
                 targets = _values(original, clean, batch, watched)
             current = whitened.current()
