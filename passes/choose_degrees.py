@@ -44,7 +44,7 @@ def functions(node: Node) -> list[Function]:
 def choose_degrees(graph: Graph, context: PassContext, options: FitOptions) -> dict[str, int]:
     """Degrees by activation, in network order; `context.front` gets the plans that were considered.
 
-    One degree for all where `options.degree` says so; the least that meets `options.tolerance` where that is given;
+    Those of `options.plan` where it is given; one degree for all where `options.degree` says so; the least that meets `options.tolerance` where that is given;
     else a dynamic program, over effects on the outputs that are measured or over OLA's alpha_i E_i.
 
     Raises:
@@ -54,6 +54,12 @@ def choose_degrees(graph: Graph, context: PassContext, options: FitOptions) -> d
     histograms = context.need_calibration().histograms
     if options.method == "quadratic":
         return {node.id: 2 for node in nodes}
+    if options.plan is not None:
+        if len(options.plan) != len(nodes):
+            raise InfeasibleError(
+                f"the plan has {len(options.plan)} degrees, the model {len(nodes)} activations. Give one for each."
+            )
+        return {node.id: degree for node, degree in zip(nodes, options.plan, strict=True)}
     if options.degree is not None:
         return {node.id: options.degree for node in nodes}
     if options.tolerance is not None:

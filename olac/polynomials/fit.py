@@ -57,6 +57,7 @@ class FitOptions:
             normal density: OLA's), "minimax" (compositions of minimax polynomials; ReLU and its relatives) or
             "quadratic" (the fixed one of leveled ResNets, scaled to the layer; ReLU).
         degree: one degree for all activations; None lets `degrees` or `tolerance` choose.
+        plan: one degree for each activation, in network order; nothing is chosen then.
         degrees: how degrees are chosen: "measured" (by what each does to the outputs) or "ola" (alpha_i E_i).
         max_depth: most levels that all activations may take together, the sum over them.
         min_agreement: least share of unseen calibration images on which the largest output stays the same; the
@@ -79,6 +80,7 @@ class FitOptions:
 
     method: str = "compensated"
     degree: int | None = None
+    plan: tuple[int, ...] | None = None
     degrees: str = "measured"
     max_depth: int | None = None
     min_agreement: float | None = None
@@ -102,6 +104,12 @@ class FitOptions:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MAX_DEGREE:
                 raise ValueError(f"{name} {value} is outside 1 ... {MAX_DEGREE}")
+        if self.plan is not None:
+            if self.degree is not None:
+                raise ValueError("give degree or plan, not both")
+            wrong = [d for d in self.plan if not 1 <= d <= MAX_DEGREE]
+            if wrong:
+                raise ValueError(f"degrees {wrong} of the plan are outside 1 ... {MAX_DEGREE}")
         if self.max_depth is not None and self.max_depth < 1:
             raise ValueError(f"max_depth {self.max_depth} is below 1")
         if self.max_depth is not None and self.max_latency is not None:
