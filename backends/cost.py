@@ -8,7 +8,9 @@ from olac.backends.recorder import RecorderEvaluator
 from olac.costs import CiphertextShape, CostTable
 from olac.parameters import Parameters
 
-LIGHT = frozenset({"add", "add_plain", "add_scalar", "multiply_plain", "multiply_scalar", "multiply_no_relin", "ext_add", "drop"})
+LIGHT = frozenset(
+    {"add", "add_plain", "add_scalar", "multiply_plain", "multiply_scalar", "multiply_no_relin", "ext_add", "drop"}
+)
 """Primitives without a transform: short, so that waking a second thread is most of what they take."""
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -31,22 +30,25 @@ from olac.passes.base import Pass, PassContext
 
 COPIES = ("auto", "plain", "shifted")
 MOST_SHIFTS = 32
-"""Distinct copies that are tried; each is a rotation and a few products in the activation."""
+"""Distinct copies that are tried; each takes a rotation and a few products in the activation."""
+
+SWEEPS = 2
+"""The first choices know nothing of the rotation steps of later ones, so all are made again."""
 
 RATIOS = {
     "encode": 2.0,
     "multiply_plain": 0.3,
     "multiply_no_relin": 0.6,
-    "add": 0.2,
     "normalize": 2.0,
     "hoist": 6.0,
     "hoisted_rotate": 7.0,
-    "ext_rotate": 6.0,
+    "ext_rotate": 5.8,
     "rotate": 14.0,
     "multiply": 14.0,
-    "relinearize": 13.0,
+    "relinearize": 14.0,
+    "rotation_keygen": 28.0,
 }
-"""Prices without a table: ring 2^14 at 8 limbs; what is missing costs little."""
+"""Prices without a table, of ring 2^14 at 8 limbs; what is missing costs as little as an addition, 0.2."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class ChooseLowerings(Pass):
     """Given: a linear op with layouts.  Result: the same with the modulus and baby step of least predicted time.
 
     Given: act = polynomial(t); conv(act); add(act, ...).  Result: act_shifted = polynomial(t), the same with shifted
-    copies; conv(act_shifted); add(act, ...). Where only linear ops read the value, act itself gets shifted copies, and so
-    do inputs, which the client packs.
+    copies; conv(act_shifted); add(act, ...). Where only linear ops read the value, act itself gets shifted copies, and
+    so do inputs, which the client packs. A rotation step that nothing else takes is charged what its key costs to make.
 
     Attributes:
         copies: "auto" shifts where that is predicted to be faster, "shifted" wherever it can be, "plain" nowhere.
@@ -71,159 +73,210 @@ class ChooseLowerings(Pass):
             raise ValueError(f"copies {self.copies!r} is not one of {', '.join(COPIES)}")
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
-        choice = _Chooser(graph, context)
-        lowerings = {node.id: choice.lowering(node, 0) for node in graph.nodes if isinstance(node.op, LinearOp)}
-        shifts: dict[str, _Shift] = {}
-        if self.copies != "plain":
-            for node in graph.nodes:
-                shift = choice.shift(node, always=self.copies == "shifted")
-                if shift is not None:
-                    shifts[node.id] = shift
-                    lowerings.update({reader: choice.lowering(graph[reader], shift.step) for reader in shift.readers})
+        choices = _Chooser(graph, context, self.copies).choices()
+        lowerings = {reader: lowering for choice in choices.values() for reader, lowering in choice.lowerings.items()}
+        sources = {reader: value for value, choice in choices.items() for reader in choice.shifted}
         taken = {node.id for node in graph.nodes}
-        twins: dict[str, str] = {}
-        source = {reader: value for value, shift in shifts.items() for reader in shift.readers}
+        made: dict[str, str] = {}
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
             if node.id in lowerings:
-                operand = twins[source[node.id]] if node.id in source else inputs[0]
-                return builder.keep(node, (operand,), lowering=lowerings[node.id][1])
-            if node.id not in shifts:
+                operands = (made[sources[node.id]],) if node.id in sources else inputs
+                return builder.keep(node, operands, lowering=lowerings[node.id])
+            if node.id not in choices or not choices[node.id].shifted:
                 return None
-            shift, layout = shifts[node.id], node.type.layout
-            assert layout is not None
-            kind = replace(node.type, layout=layout.with_step(shift.step))
-            if not shift.twin:
-                twins[node.id] = builder.keep(node, inputs, type=kind)
-                return twins[node.id]
+            kind = replace(node.type, layout=_layout(graph, node.id).with_step(choices[node.id].step))
+            if not choices[node.id].twin:
+                made[node.id] = builder.keep(node, inputs, type=kind)
+                return made[node.id]
             name = f"{node.id}_shifted"
             while name in taken:
                 name += "_"
-            taken.add(name)
-            twins[node.id] = builder.add(node.op, inputs, name=name, origin=node.origin, type=kind)
+            made[node.id] = builder.add(node.op, inputs, name=name, origin=node.origin, type=kind)
             return None
 
         return graph.rewrite(step, by=self.name, stage=Stage.PACKED)
 
 
 @dataclass(frozen=True)
-class _Shift:
-    """A value of which these linear ops read shifted copies; `twin` where others read plain ones beside."""
+class _Candidate:
+    """A lowering, its seconds, and the rotation steps that it takes."""
 
-    step: int
-    readers: tuple[str, ...]
-    twin: bool
+    seconds: float
+    lowering: Diagonals
+    steps: frozenset[int]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """How the linear ops that read a value are evaluated, or one linear op alone.
+
+    `shifted` of them read copies shifted by `step`; `twin` where others read plain ones beside.
+    """
+
+    seconds: float
+    steps: frozenset[int]
+    lowerings: Mapping[str, Diagonals]
+    shifted: tuple[str, ...] = ()
+    step: int = 0
+    twin: bool = False
+
+
+def _layout(graph: Graph, node_id: str) -> TensorLayout:
+    layout = graph[node_id].type.layout
+    assert layout is not None
+    return layout
 
 
 class _Chooser:
-    """Predicted seconds of a graph's nodes, with the operand's copies shifted by some step (0: plain)."""
+    """Predicted seconds of a graph's nodes, with their operand's copies shifted by some step (0: plain)."""
 
-    def __init__(self, graph: Graph, context: PassContext) -> None:
-        self._graph, self._context = graph, context
+    def __init__(self, graph: Graph, context: PassContext, copies: str) -> None:
+        self._graph, self._context, self._copies = graph, context, copies
         self._users = graph.users()
+        self._prices: dict[str, float] = {}
         self._distinct: dict[tuple[str, int], Distinct] = {}
-        self._lowerings: dict[tuple[str, int], tuple[float, Diagonals]] = {}
+        self._candidates: dict[tuple[str, int], list[_Candidate]] = {}
+        self._polynomials: dict[tuple[str, int], float] = {}
 
-    @functools.cache  # noqa: B019 (a chooser lives as long as one run of the pass)
-    def price(self, primitive: str) -> float:
-        """Half-way down the chain: levels are not known yet, and ratios change little with them."""
-        context = self._context
-        if context.costs is None:
-            return RATIOS.get(primitive, 0.2)
-        parameters = context.need_parameters()
-        level = max(1, parameters.depth // 2)
-        return predicted_seconds(context.costs, primitive, parameters, level, context.threads)
+    def choices(self) -> dict[str, _Choice]:
+        """For each value whose copies may be shifted, and each linear op that reads another: what to do."""
+        readers = {node.id: self._readers(node) for node in self._graph.nodes}
+        together = {reader.id for group in readers.values() for reader in group}
+        chosen: dict[str, _Choice] = {}
+        for _ in range(SWEEPS):
+            for node in self._graph.nodes:
+                lone = isinstance(node.op, LinearOp) and node.id not in together
+                if not readers[node.id] and not lone:
+                    continue
+                known = frozenset[int]().union(*(choice.steps for i, choice in chosen.items() if i != node.id))
+                options = [self._choice([(node, 0)], known)] if lone else self._options(node, readers[node.id], known)
+                chosen[node.id] = min(options, key=lambda choice: self._total(choice.seconds, choice.steps - known))
+        return chosen
 
-    def lowering(self, node: Node, step: int) -> tuple[float, Diagonals]:
-        """The cheapest lowering of a linear op and its seconds."""
-        key = (node.id, step)
-        if key not in self._lowerings:
-            plain, result = self._layout(node.inputs[0]), self._layout(node.id)
-            operand = plain.with_step(step)
-            self._lowerings[key] = min(
-                (
-                    (self._seconds(count(*distinct, baby, len(fold_steps(operand, modulus)))), Diagonals(modulus, baby))
-                    for modulus in modulus_choices(plain, result)
-                    for distinct in (self._products(node, modulus, operand),)
-                    for baby in baby_choices(plain, modulus)
-                ),
-                key=lambda choice: choice[0],
-            )
-        return self._lowerings[key]
+    def _readers(self, node: Node) -> list[Node]:
+        """The linear ops that may read shifted copies of a value."""
+        if self._copies == "plain" or not isinstance(node.op, Input | Polynomial):
+            return []
+        users, layout = self._users[node.id], _layout(self._graph, node.id)
+        readers = [u for u in users if isinstance(u.op, LinearOp) and can_shift(layout, _layout(self._graph, u.id))]
+        return [] if isinstance(node.op, Input) and self._read_plain(node, readers) else readers
 
-    def shift(self, node: Node, always: bool) -> _Shift | None:
-        """Whether and how to shift the copies of a node's result."""
-        users = self._users[node.id]
-        readers = [user for user in users if isinstance(user.op, LinearOp) and can_shift(*self._layouts(user))]
-        plain_too = len(readers) < len(users) or node.id in self._graph.outputs
-        if not readers or not isinstance(node.op, Input | Polynomial) or (plain_too and isinstance(node.op, Input)):
-            return None
-        layout = self._layout(node.id)
-        plain = self._activation(node, 1)
-        best, least = None, float("inf") if always else plain + sum(self.lowering(user, 0)[0] for user in readers)
+    def _read_plain(self, node: Node, readers: list[Node]) -> bool:
+        return len(readers) < len(self._users[node.id]) or node.id in self._graph.outputs
+
+    def _options(self, node: Node, readers: list[Node], known: frozenset[int]) -> Iterator[_Choice]:
+        """Plain copies; for each step, shifted ones for all readers, or for those that they make faster."""
+        plain_too = self._read_plain(node, readers)
+        plain = self._made(node, 0)
+        if self._copies == "auto":
+            yield self._choice([(reader, 0) for reader in readers], known, plain)
+        layout = _layout(self._graph, node.id)
         for step in _steps(layout):
-            gains = {user.id: self.lowering(user, 0)[0] - self.lowering(user, step)[0] for user in readers}
-            total = sum(self.lowering(user, step)[0] for user in readers)
-            made = self._activation(node, layout.with_step(step).distinct_copies)
-            choices = [(made + total + plain_too * plain, tuple(gains), plain_too)]
-            some = tuple(user for user, gain in gains.items() if gain > 0)
-            if not always and not isinstance(node.op, Input) and 0 < len(some) < len(gains):
-                kept = sum(max(0.0, -gain) for gain in gains.values())
-                choices.append((made + total - kept + plain, some, True))
-            for seconds, chosen, twin in choices:
-                if seconds < least:
-                    best, least = _Shift(step, chosen, twin), seconds
-        return best
+            made = self._made(node, step)
+            shifts = frozenset(c * step for c in range(1, layout.with_step(step).distinct_copies))
+            shifts = frozenset() if isinstance(node.op, Input) else shifts
+            parts = [(reader, step) for reader in readers]
+            choice = self._choice(parts, known, made + plain * plain_too, shifts)
+            yield replace(choice, twin=plain_too)
+            some = [
+                (reader, step if self._best(reader, step, known).seconds < self._best(reader, 0, known).seconds else 0)
+                for reader in readers
+            ]
+            mixed = len({taken for _, taken in some}) == 2
+            if self._copies == "auto" and mixed and not isinstance(node.op, Input):
+                yield replace(self._choice(some, known, made + plain, shifts), twin=True)
 
-    def _layout(self, node_id: str) -> TensorLayout:
-        layout = self._graph[node_id].type.layout
-        assert layout is not None
-        return layout
+    def _choice(
+        self,
+        parts: Iterable[tuple[Node, int]],
+        known: frozenset[int],
+        seconds: float = 0.0,
+        steps: frozenset[int] = frozenset(),
+    ) -> _Choice:
+        """Linear ops, each with the step of its operand, beside what makes the operands."""
+        lowerings, shifted, shift = {}, [], 0
+        for reader, step in parts:
+            best = self._best(reader, step, known | steps)
+            lowerings[reader.id] = best.lowering
+            seconds, steps, shift = seconds + best.seconds, steps | best.steps, max(shift, step)
+            if step:
+                shifted.append(reader.id)
+        return _Choice(seconds, steps, lowerings, tuple(shifted), shift)
 
-    def _layouts(self, node: Node) -> tuple[TensorLayout, TensorLayout]:
-        return self._layout(node.inputs[0]), self._layout(node.id)
+    def _best(self, node: Node, step: int, known: frozenset[int]) -> _Candidate:
+        key = (node.id, step)
+        if key not in self._candidates:
+            plain, result = _layout(self._graph, node.inputs[0]), _layout(self._graph, node.id)
+            operand = plain.with_step(step)
+            found = self._candidates[key] = []
+            for modulus in modulus_choices(plain, result):
+                distinct, folds = self._products(node, modulus, operand), fold_steps(operand, modulus)
+                for baby in baby_choices(plain, modulus):
+                    counts = count(*distinct, baby, len(folds))
+                    found.append(_Candidate(self._seconds(counts), Diagonals(modulus, baby), counts.steps.union(folds)))
+        return min(self._candidates[key], key=lambda made: self._total(made.seconds, made.steps - known))
 
     def _products(self, node: Node, modulus: int, operand: TensorLayout) -> Distinct:
-        """What distinguishes products; those of shifted copies follow from the diagonals."""
+        """What distinguishes products; where copies are shifted, this follows from the diagonals of plain ones."""
         key = (node.id, modulus)
         if key not in self._distinct:
             assert isinstance(node.op, LinearOp)
-            shape = self._graph[node.inputs[0]].type.shape
-            linear = node.op.linear_map(shape, self._graph.constants)
-            self._distinct[key] = place(linear, *self._layouts(node), modulus).distinct
+            linear = node.op.linear_map(self._graph[node.inputs[0]].type.shape, self._graph.constants)
+            result = _layout(self._graph, node.id)
+            self._distinct[key] = place(linear, operand.with_step(0), result, modulus).distinct
         target, source, diagonal = self._distinct[key]
         if not operand.step:
             return target, source, diagonal
         diagonal = np.unique(diagonal - operand.step * shift_of(diagonal, modulus, operand))
         return np.zeros_like(diagonal), np.zeros_like(diagonal), diagonal
 
+    # Prices ----------------------------------------------------------------------------------------------------------
+
+    def _total(self, seconds: float, new_steps: frozenset[int]) -> float:
+        return seconds + len(new_steps) * self._price("rotation_keygen")
+
     def _seconds(self, counts: StepCounts) -> float:
-        giant = self.price("hoist") + self.price("ext_rotate") + self.price("ext_add")
         return (
-            counts.products * (self.price("encode") + self.price("multiply_plain") + self.price("add"))
-            + (counts.sources * self.price("hoist") if counts.babies else 0.0)
-            + counts.babies * self.price("hoisted_rotate")
-            + counts.giants * giant
-            + counts.folds * self.price("rotate")
+            counts.products * (self._price("encode") + self._price("multiply_plain") + self._price("add"))
+            + (counts.sources * self._price("hoist") if counts.babies else 0.0)
+            + counts.babies * self._price("hoisted_rotate")
+            + counts.giants * (self._price("hoist") + self._price("ext_rotate") + self._price("ext_add"))
+            + counts.folds * self._price("rotate")
         )
 
-    @functools.cache  # noqa: B019
-    def _activation_of(self, node_id: str, copies: int) -> float:
-        node, layout = self._graph[node_id], self._layout(node_id)
-        step = layout.period // copies if copies > 1 else 0
-        made = replace(node, type=replace(node.type, layout=layout.with_step(step)))
-        recorder = RecorderEvaluator(self._context.need_parameters())
-        fresh = (recorder.fresh(recorder.parameters.depth),) * layout.ciphertexts
-        build_kernel(self._graph, made).run(recorder, [fresh])
-        return sum(self.price(event.primitive) for event in recorder.events)
+    def _made(self, node: Node, step: int) -> float:
+        """A polynomial with copies shifted by a step; the client packs inputs for nothing."""
+        if isinstance(node.op, Input):
+            return 0.0
+        layout = _layout(self._graph, node.id)
+        copies = layout.with_step(step).distinct_copies
+        key = (node.id, copies)
+        if key not in self._polynomials:
+            like = layout.with_step(layout.period // copies if copies > 1 else 0)
+            recorder = RecorderEvaluator(self._context.need_parameters())
+            fresh = (recorder.fresh(recorder.parameters.depth),) * layout.ciphertexts
+            build_kernel(self._graph, replace(node, type=replace(node.type, layout=like))).run(recorder, [fresh])
+            self._polynomials[key] = sum(self._price(event.primitive) for event in recorder.events)
+        return self._polynomials[key]
 
-    def _activation(self, node: Node, copies: int) -> float:
-        """A polynomial with so many distinct copies; the client packs inputs for nothing."""
-        return 0.0 if isinstance(node.op, Input) else self._activation_of(node.id, copies)
+    def _price(self, primitive: str) -> float:
+        """Half-way down the chain: levels are not known yet, and ratios change little with them."""
+        if primitive not in self._prices:
+            self._prices[primitive] = _price(self._context, primitive)
+        return self._prices[primitive]
 
 
-def _steps(layout: TensorLayout) -> Iterable[int]:
-    """Steps worth trying, largest first: fewer distinct copies among equals."""
+def _price(context: PassContext, primitive: str) -> float:
+    parameters = context.need_parameters()
+    if context.costs is None:
+        return RATIOS.get(primitive, 0.2)
+    level = parameters.depth if primitive == "rotation_keygen" else max(1, parameters.depth // 2)
+    return predicted_seconds(context.costs, primitive, parameters, level, context.threads)
+
+
+def _steps(layout: TensorLayout) -> Iterator[int]:
+    """Steps worth trying, the largest first: fewer distinct copies among equals."""
     step = layout.period // 2
     while step >= 1 and layout.with_step(step).distinct_copies <= MOST_SHIFTS:
         yield step

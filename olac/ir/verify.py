@@ -98,12 +98,12 @@ def _packed(graph: Graph) -> Iterator[Problem]:
         if layout.shape != node.type.shape or layout.batch != node.type.batch:
             yield node, f"layout of {layout.shape} x {layout.batch} on {node.type.shape} x {node.type.batch}"
         operands = [graph[i].type.layout for i in node.inputs]
-        shifted = any(operand is not None and operand.step for operand in operands)
+        shifted = next((operand for operand in operands if operand is not None and operand.step), None)
         if isinstance(node.op, LinearOp):
             if node.lowering is None:
                 yield node, "the linear op has no lowering"
-            elif shifted and not layout.period <= node.lowering.modulus <= operands[0].period:
-                yield node, f"shifted copies of {operands[0]} can't be read with {node.lowering}"
+            elif shifted and not layout.period <= node.lowering.modulus <= shifted.period:
+                yield node, f"shifted copies of {shifted} can't be read with {node.lowering}"
             if layout.step or (shifted and layout.ciphertexts > 1):
                 yield node, "the result of a linear op has shifted copies, or several ciphertexts from shifted copies"
         elif isinstance(node.op, Reshape):

@@ -10,7 +10,7 @@ operand, they may be counted modulo a still smaller number, and log2 rotations f
 
 Where the copies of the operand are shifted, one product serves a diagonal for each distinct copy: in copy c, x rotated
 by j is diagonal j + c * step. An entry of diagonal d is put where copy c is read, c the digit of d at `step`, under the
-product d - c * step; so products whose diagonals differ in that digit alone are one. Folds then sum over the copies too.
+product d - c * step; products whose diagonals differ in that digit alone are one. Folds then sum over the copies too.
 """
 
 from __future__ import annotations
@@ -155,6 +155,8 @@ class StepCounts:
     giants: int
     folds: int
     sources: int
+    steps: frozenset[int]
+    """Of the rotations, folds aside."""
 
 
 def count_steps(entries: PlacedEntries, baby: int, folds: int) -> StepCounts:
@@ -167,7 +169,8 @@ def count(target: Index, source: Index, d: Index, baby: int, folds: int) -> Step
     giant, j = np.divmod(d, baby)
     babies = len(np.unique((source * baby + j)[j != 0]))
     giants = len(np.unique((target * (giant.max(initial=0) + 1) + giant)[giant != 0]))
-    return StepCounts(len(d), babies, giants, folds, len(np.unique(source)))
+    steps = frozenset({*np.unique(j).tolist(), *(np.unique(giant) * baby).tolist()} - {0})
+    return StepCounts(len(d), babies, giants, folds, len(np.unique(source)), steps)
 
 
 @dataclass(frozen=True)
