@@ -12,7 +12,7 @@ from olac.backends.cost import predicted_seconds
 from olac.backends.recorder import RecorderEvaluator
 from olac.ir.graph import Diagonals, Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Input, LinearOp, Polynomial
+from olac.ir.ops import Input, LinearOp, Polynomial, Reshape
 from olac.ir.types import Stage
 from olac.kernels.execute import build_kernel
 from olac.kernels.linear import (
@@ -75,24 +75,27 @@ class ChooseLowerings(Pass):
     def run(self, graph: Graph, context: PassContext) -> Graph:
         choices = _Chooser(graph, context, self.copies).choices()
         lowerings = {reader: lowering for choice in choices.values() for reader, lowering in choice.lowerings.items()}
-        sources = {reader: value for value, choice in choices.items() for reader in choice.shifted}
+        shifted = {reader for choice in choices.values() for reader in choice.shifted}
         taken = {node.id for node in graph.nodes}
+        roots = _roots(graph)
         made: dict[str, str] = {}
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
             if node.id in lowerings:
-                operands = (made[sources[node.id]],) if node.id in sources else inputs
+                operands = (made[node.inputs[0]],) if node.id in shifted else inputs
                 return builder.keep(node, operands, lowering=lowerings[node.id])
-            if node.id not in choices or not choices[node.id].shifted:
+            root = roots[node.id]
+            if root not in choices or not choices[root].shifted:
                 return None
-            kind = replace(node.type, layout=_layout(graph, node.id).with_step(choices[node.id].step))
-            if not choices[node.id].twin:
+            kind = replace(node.type, layout=_layout(graph, node.id).with_step(choices[root].step))
+            if not choices[root].twin:
                 made[node.id] = builder.keep(node, inputs, type=kind)
                 return made[node.id]
             name = f"{node.id}_shifted"
             while name in taken:
                 name += "_"
-            made[node.id] = builder.add(node.op, inputs, name=name, origin=node.origin, type=kind)
+            operands = inputs if root == node.id else (made[node.inputs[0]],)
+            made[node.id] = builder.add(node.op, operands, name=name, origin=node.origin, type=kind)
             return None
 
         return graph.rewrite(step, by=self.name, stage=Stage.PACKED)
@@ -122,6 +125,14 @@ class _Choice:
     twin: bool = False
 
 
+def _roots(graph: Graph) -> dict[str, str]:
+    """For each node the value that it is a reshape of, or itself."""
+    roots: dict[str, str] = {}
+    for node in graph.nodes:
+        roots[node.id] = roots[node.inputs[0]] if isinstance(node.op, Reshape) else node.id
+    return roots
+
+
 def _layout(graph: Graph, node_id: str) -> TensorLayout:
     layout = graph[node_id].type.layout
     assert layout is not None
@@ -133,7 +144,14 @@ class _Chooser:
 
     def __init__(self, graph: Graph, context: PassContext, copies: str) -> None:
         self._graph, self._context, self._copies = graph, context, copies
-        self._users = graph.users()
+        self._users: dict[str, list[Node]] = {node.id: [] for node in graph.nodes}
+        """What reads a value or a reshape of it."""
+        roots = _roots(graph)
+        self._outputs = {roots[output] for output in graph.outputs}
+        for node in graph.nodes:
+            for operand in node.inputs:
+                if not isinstance(node.op, Reshape):
+                    self._users[roots[operand]].append(node)
         self._prices: dict[str, float] = {}
         self._distinct: dict[tuple[str, int], Distinct] = {}
         self._candidates: dict[tuple[str, int], list[_Candidate]] = {}
@@ -163,7 +181,7 @@ class _Chooser:
         return [] if isinstance(node.op, Input) and self._read_plain(node, readers) else readers
 
     def _read_plain(self, node: Node, readers: list[Node]) -> bool:
-        return len(readers) < len(self._users[node.id]) or node.id in self._graph.outputs
+        return len(readers) < len(self._users[node.id]) or node.id in self._outputs
 
     def _options(self, node: Node, readers: list[Node], known: frozenset[int]) -> Iterator[_Choice]:
         """Plain copies; for each step, shifted ones for all readers, or for those that they make faster."""

@@ -28,6 +28,6 @@ def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...
     )
 
 
-def lowering_pipeline() -> tuple[Pass, ...]:
-    """POLYNOMIAL to LEVELLED: how it is computed on ciphertexts of given parameters."""
-    return (AssignLayouts(), ChooseLowerings(), AssignLevels())
+def lowering_pipeline(copies: str = "auto") -> tuple[Pass, ...]:
+    """POLYNOMIAL to LEVELLED: how it is computed on ciphertexts of given parameters; `copies` as in ChooseLowerings."""
+    return (AssignLayouts(), ChooseLowerings(copies), AssignLevels())
