@@ -104,6 +104,22 @@ class Evaluator(ABC, Generic[C, P]):
         state = CipherState(a.state.level, 2, a.state.scale * b.state.scale)
         return Ciphertext(self._multiply(a.payload, b.payload, a.state), state)
 
+    def multiply_sum(self, pairs: Sequence[tuple[Ciphertext[C], Ciphertext[C]]]) -> Ciphertext[C]:
+        """The sum of the products of all pairs, of noise degree 2, relinearised once; products' scales must agree."""
+        if len(pairs) == 1:
+            return self.multiply(*pairs[0])
+        states = []
+        for a, b in pairs:
+            self._degree_one("multiply_sum", a.state)
+            self._degree_one("multiply_sum", b.state)
+            if a.state.level != b.state.level:
+                raise VerificationError(f"multiply_sum at levels {a.state.level} and {b.state.level}")
+            states.append(CipherState(a.state.level, 2, a.state.scale * b.state.scale))
+            self._same("multiply_sum", states[0], states[-1])
+        products = (self._multiply_no_relin(a.payload, b.payload, a.state) for a, b in pairs)
+        total = functools.reduce(lambda x, y: self._add(x, y, states[0]), products)
+        return Ciphertext(self._relinearize(total, states[0]), states[0])
+
     def normalize(self, a: Ciphertext[C]) -> Ciphertext[C]:
         """From noise degree 2 to 1, one level down: a rescale, whatever the scaling technique calls it."""
         if a.state.noise_degree != 2:
@@ -217,6 +233,10 @@ class Evaluator(ABC, Generic[C, P]):
     def _multiply_plain(self, a: C, p: P, state: CipherState) -> C: ...
     @abstractmethod
     def _multiply(self, a: C, b: C, state: CipherState) -> C: ...
+    @abstractmethod
+    def _multiply_no_relin(self, a: C, b: C, state: CipherState) -> C: ...
+    @abstractmethod
+    def _relinearize(self, a: C, state: CipherState) -> C: ...
     @abstractmethod
     def _normalize(self, a: C, state: CipherState) -> C: ...
     @abstractmethod

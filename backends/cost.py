@@ -8,7 +8,9 @@ from olac.backends.recorder import RecorderEvaluator
 from olac.costs import CiphertextShape, CostTable
 from olac.parameters import Parameters
 
-LIGHT = frozenset({"add", "add_plain", "add_scalar", "multiply_plain", "multiply_scalar", "ext_add", "drop"})
+LIGHT = frozenset(
+    {"add", "add_plain", "add_scalar", "multiply_plain", "multiply_scalar", "multiply_no_relin", "ext_add", "drop"}
+)
 """Primitives without a transform: short, so that waking a second thread is most of what they take."""
 
 BOOTSTRAP_ROTATIONS = 52.0
@@ -32,6 +34,9 @@ class Slowdown:
 
 class CostEvaluator(RecorderEvaluator):
     """Adds up predicted seconds as a program runs on no data.
+
+    A sum of products before its one relinearisation holds three polynomials rather than two; its additions are priced
+    as others are.
 
     Args:
         parameters: of the program.

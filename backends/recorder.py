@@ -64,6 +64,12 @@ class RecorderEvaluator(Evaluator[None, None]):
     def _multiply(self, a: None, b: None, state: CipherState) -> None:
         self._record("multiply", state.level)
 
+    def _multiply_no_relin(self, a: None, b: None, state: CipherState) -> None:
+        self._record("multiply_no_relin", state.level)
+
+    def _relinearize(self, a: None, state: CipherState) -> None:
+        self._record("relinearize", state.level)
+
     def _normalize(self, a: None, state: CipherState) -> None:
         self._record("normalize", state.level)
 

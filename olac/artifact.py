@@ -43,7 +43,7 @@ from olac.parameters import Parameters, is_prime
 from olac.program import CompiledProgram, Report
 
 FORMAT = "olac-program"
-VERSION = 1
+VERSION = 2
 MAX_HEADER_BYTES = 100_000_000
 MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14

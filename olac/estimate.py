@@ -9,6 +9,7 @@ from olac.backends.cost import CostEvaluator, Slowdown
 from olac.bootstrapping import SPECIAL_KEYS, precomputed_bytes
 from olac.costs import CostTable, ciphertext_bytes, plaintext_bytes, rotation_key_bytes
 from olac.ir.graph import Node
+from olac.ir.ops import Polynomial
 from olac.kernels.base import Value
 from olac.kernels.record import record
 from olac.memory import current_rss_bytes
@@ -128,13 +129,19 @@ BARE_PROCESS_BYTES = 130e6
 
 
 def _working_bytes(program: CompiledProgram, node: Node) -> int:
-    """Ciphertexts that a linear op holds beside its operand and result: the baby rotations, and digits."""
-    if node.lowering is None:
+    """Ciphertexts that an op holds beside operand and result: rotations of the operand and its powers, digits."""
+    layout = node.type.layout
+    shifted = isinstance(node.op, Polynomial) and layout is not None and layout.step > 0
+    if node.lowering is None and not shifted:
         return 0
     operand = program.graph[node.inputs[0]].type
     assert operand.layout is not None and operand.state is not None
     limbs = operand.state.level + 1
     parameters = program.parameters
-    babies = min(node.lowering.baby, 64) * operand.layout.ciphertexts
+    if node.lowering is not None:
+        babies = min(node.lowering.baby, 64) * operand.layout.ciphertexts
+    else:
+        assert layout is not None
+        babies = layout.distinct_copies * node.op.levels(program.graph.constants)
     digits = parameters.digits * (limbs + len(parameters.special_primes)) * 8 * parameters.ring_dimension
     return babies * ciphertext_bytes(parameters.log_ring, limbs) + 2 * digits

@@ -161,7 +161,7 @@ class CompiledProgram:
     def multiplies_ciphertexts(self) -> bool:
         """Whether a run takes a product of ciphertexts, which needs the relinearisation key."""
         events = record(self.graph, self.parameters, self.kernels).events
-        return any(event.primitive == "multiply" for event in events)
+        return any(event.primitive in ("multiply", "relinearize") for event in events)
 
     @property
     def batch(self) -> int:

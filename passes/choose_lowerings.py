@@ -1,89 +1,304 @@
-"""Choose how each linear op is evaluated, by predicted time."""
+"""Choose how each linear op is evaluated, and which operands get shifted copies, by predicted time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+
 from olac.backends.cost import predicted_seconds
+from olac.backends.recorder import RecorderEvaluator
+from olac.bootstrapping import bootstrap_steps
 from olac.ir.graph import Diagonals, Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import LinearMap, LinearOp
+from olac.ir.ops import Input, LinearOp, Polynomial, Reshape
 from olac.ir.types import Stage
-from olac.kernels.linear import StepCounts, baby_choices, count_steps, modulus_choices, place
+from olac.kernels.execute import build_kernel
+from olac.kernels.linear import (
+    Distinct,
+    StepCounts,
+    baby_choices,
+    can_shift,
+    count,
+    fold_steps,
+    modulus_choices,
+    place,
+    shift_of,
+)
 from olac.passes.base import Pass, PassContext
+
+COPIES = ("auto", "plain", "shifted")
+MOST_SHIFTS = 32
+"""Distinct copies that are tried; each takes a rotation and a few products in the activation."""
+
+SWEEPS = 2
+"""The first choices know nothing of the rotation steps of later ones, so all are made again."""
+
+RATIOS = {
+    "encode": 2.0,
+    "multiply_plain": 0.3,
+    "multiply_no_relin": 0.6,
+    "normalize": 2.0,
+    "hoist": 6.0,
+    "hoisted_rotate": 7.0,
+    "ext_rotate": 5.8,
+    "rotate": 14.0,
+    "multiply": 14.0,
+    "relinearize": 14.0,
+    "rotation_keygen": 28.0,
+}
+"""Prices without a table, of ring 2^14 at 8 limbs; what is missing costs as little as an addition, 0.2."""
 
 
 @dataclass(frozen=True)
 class ChooseLowerings(Pass):
-    """Given: a linear op with layouts.  Result: the same with the modulus and baby step of least predicted time."""
+    """Given: a linear op with layouts.  Result: the same with the modulus and baby step of least predicted time.
 
+    Given: act = polynomial(t); conv(act); add(act, ...).  Result: act_shifted = polynomial(t), the same with shifted
+    copies; conv(act_shifted); add(act, ...). Where only linear ops read the value, act itself gets shifted copies, and
+    so do inputs, which the client packs. A rotation step that nothing else takes is charged what its key costs to make.
+
+    Attributes:
+        copies: "auto" shifts where that is predicted to be faster, "shifted" wherever it can be, "plain" nowhere.
+    """
+
+    copies: str = "auto"
     name: ClassVar[str] = "choose_lowerings"
     requires: ClassVar[Stage] = Stage.POLYNOMIAL
     ensures: ClassVar[Stage] = Stage.PACKED
 
+    def __post_init__(self) -> None:
+        if self.copies not in COPIES:
+            raise ValueError(f"copies {self.copies!r} is not one of {', '.join(COPIES)}")
+
     def run(self, graph: Graph, context: PassContext) -> Graph:
-        price = _prices(context)
+        choices = _Chooser(graph, context, self.copies).choices()
+        lowerings = {reader: lowering for choice in choices.values() for reader, lowering in choice.lowerings.items()}
+        shifted = {reader for choice in choices.values() for reader in choice.shifted}
+        taken = {node.id for node in graph.nodes}
+        roots = _roots(graph)
+        made: dict[str, str] = {}
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
-            if not isinstance(node.op, LinearOp):
+            if node.id in lowerings:
+                operands = (made[node.inputs[0]],) if node.id in shifted else inputs
+                return builder.keep(node, operands, lowering=lowerings[node.id])
+            root = roots[node.id]
+            if root not in choices or not choices[root].shifted:
                 return None
-            operand, result = graph[node.inputs[0]].type.layout, node.type.layout
-            assert operand is not None and result is not None
-            linear = node.op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
-            return builder.keep(node, inputs, lowering=_cheapest(linear, operand, result, price))
+            kind = replace(node.type, layout=_layout(graph, node.id).with_step(choices[root].step))
+            if not choices[root].twin:
+                made[node.id] = builder.keep(node, inputs, type=kind)
+                return made[node.id]
+            name = f"{node.id}_shifted"
+            while name in taken:
+                name += "_"
+            operands = inputs if root == node.id else (made[node.inputs[0]],)
+            made[node.id] = builder.add(node.op, operands, name=name, origin=node.origin, type=kind)
+            return None
 
         return graph.rewrite(step, by=self.name, stage=Stage.PACKED)
 
 
 @dataclass(frozen=True)
-class _Prices:
-    encode: float
-    product: float
-    hoist: float
-    hoisted: float
-    giant: float
-    rotate: float
+class _Candidate:
+    """A lowering, its seconds, and the rotation steps that it takes."""
 
-    def seconds(self, counts: StepCounts) -> float:
+    seconds: float
+    lowering: Diagonals
+    steps: frozenset[int]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """How the linear ops that read a value are evaluated, or one linear op alone.
+
+    `shifted` of them read copies shifted by `step`; `twin` where others read plain ones beside.
+    """
+
+    seconds: float
+    steps: frozenset[int]
+    lowerings: Mapping[str, Diagonals]
+    shifted: tuple[str, ...] = ()
+    step: int = 0
+    twin: bool = False
+
+
+def _roots(graph: Graph) -> dict[str, str]:
+    """For each node the value that it is a reshape of, or itself."""
+    roots: dict[str, str] = {}
+    for node in graph.nodes:
+        roots[node.id] = roots[node.inputs[0]] if isinstance(node.op, Reshape) else node.id
+    return roots
+
+
+def _layout(graph: Graph, node_id: str) -> TensorLayout:
+    layout = graph[node_id].type.layout
+    assert layout is not None
+    return layout
+
+
+class _Chooser:
+    """Predicted seconds of a graph's nodes, with their operand's copies shifted by some step (0: plain)."""
+
+    def __init__(self, graph: Graph, context: PassContext, copies: str) -> None:
+        self._graph, self._context, self._copies = graph, context, copies
+        self._free = bootstrap_steps(context.need_parameters())
+        """Steps that there are keys for in any case."""
+        self._users: dict[str, list[Node]] = {node.id: [] for node in graph.nodes}
+        """What reads a value or a reshape of it."""
+        roots = _roots(graph)
+        self._outputs = {roots[output] for output in graph.outputs}
+        for node in graph.nodes:
+            for operand in node.inputs:
+                if not isinstance(node.op, Reshape):
+                    self._users[roots[operand]].append(node)
+        self._prices: dict[str, float] = {}
+        self._distinct: dict[tuple[str, int], Distinct] = {}
+        self._candidates: dict[tuple[str, int], list[_Candidate]] = {}
+        self._polynomials: dict[tuple[str, int], float] = {}
+
+    def choices(self) -> dict[str, _Choice]:
+        """For each value whose copies may be shifted, and each linear op that reads another: what to do."""
+        readers = {node.id: self._readers(node) for node in self._graph.nodes}
+        together = {reader.id for group in readers.values() for reader in group}
+        chosen: dict[str, _Choice] = {}
+        for _ in range(SWEEPS):
+            for node in self._graph.nodes:
+                lone = isinstance(node.op, LinearOp) and node.id not in together
+                if not readers[node.id] and not lone:
+                    continue
+                known = self._free.union(*(choice.steps for i, choice in chosen.items() if i != node.id))
+                options = [self._choice([(node, 0)], known)] if lone else self._options(node, readers[node.id], known)
+                chosen[node.id] = min(options, key=lambda choice: self._total(choice.seconds, choice.steps - known))
+        return chosen
+
+    def _readers(self, node: Node) -> list[Node]:
+        """The linear ops that may read shifted copies of a value."""
+        if self._copies == "plain" or not isinstance(node.op, Input | Polynomial):
+            return []
+        users, layout = self._users[node.id], _layout(self._graph, node.id)
+        readers = [u for u in users if isinstance(u.op, LinearOp) and can_shift(layout, _layout(self._graph, u.id))]
+        return [] if isinstance(node.op, Input) and self._read_plain(node, readers) else readers
+
+    def _read_plain(self, node: Node, readers: list[Node]) -> bool:
+        return len(readers) < len(self._users[node.id]) or node.id in self._outputs
+
+    def _options(self, node: Node, readers: list[Node], known: frozenset[int]) -> Iterator[_Choice]:
+        """Plain copies; for each step, shifted ones for all readers, or for those that they make faster."""
+        plain_too = self._read_plain(node, readers)
+        plain = self._made(node, 0)
+        if self._copies == "auto":
+            yield self._choice([(reader, 0) for reader in readers], known, plain)
+        layout = _layout(self._graph, node.id)
+        for step in _steps(layout):
+            made = self._made(node, step)
+            shifts = frozenset(c * step for c in range(1, layout.with_step(step).distinct_copies))
+            shifts = frozenset() if isinstance(node.op, Input) else shifts
+            parts = [(reader, step) for reader in readers]
+            choice = self._choice(parts, known, made + plain * plain_too, shifts)
+            yield replace(choice, twin=plain_too)
+            some = [
+                (reader, step if self._best(reader, step, known).seconds < self._best(reader, 0, known).seconds else 0)
+                for reader in readers
+            ]
+            mixed = len({taken for _, taken in some}) == 2
+            if self._copies == "auto" and mixed and not isinstance(node.op, Input):
+                yield replace(self._choice(some, known, made + plain, shifts), twin=True)
+
+    def _choice(
+        self,
+        parts: Iterable[tuple[Node, int]],
+        known: frozenset[int],
+        seconds: float = 0.0,
+        steps: frozenset[int] = frozenset(),
+    ) -> _Choice:
+        """Linear ops, each with the step of its operand, beside what makes the operands."""
+        lowerings, shifted, shift = {}, [], 0
+        for reader, step in parts:
+            best = self._best(reader, step, known | steps)
+            lowerings[reader.id] = best.lowering
+            seconds, steps, shift = seconds + best.seconds, steps | best.steps, max(shift, step)
+            if step:
+                shifted.append(reader.id)
+        return _Choice(seconds, steps, lowerings, tuple(shifted), shift)
+
+    def _best(self, node: Node, step: int, known: frozenset[int]) -> _Candidate:
+        key = (node.id, step)
+        if key not in self._candidates:
+            plain, result = _layout(self._graph, node.inputs[0]), _layout(self._graph, node.id)
+            operand = plain.with_step(step)
+            found = self._candidates[key] = []
+            for modulus in modulus_choices(plain, result):
+                distinct, folds = self._products(node, modulus, operand), fold_steps(operand, modulus)
+                for baby in baby_choices(plain, modulus):
+                    counts = count(*distinct, baby, len(folds))
+                    found.append(_Candidate(self._seconds(counts), Diagonals(modulus, baby), counts.steps.union(folds)))
+        return min(self._candidates[key], key=lambda made: self._total(made.seconds, made.steps - known))
+
+    def _products(self, node: Node, modulus: int, operand: TensorLayout) -> Distinct:
+        """What distinguishes products; where copies are shifted, this follows from the diagonals of plain ones."""
+        key = (node.id, modulus)
+        if key not in self._distinct:
+            assert isinstance(node.op, LinearOp)
+            linear = node.op.linear_map(self._graph[node.inputs[0]].type.shape, self._graph.constants)
+            result = _layout(self._graph, node.id)
+            self._distinct[key] = place(linear, operand.with_step(0), result, modulus).distinct
+        target, source, diagonal = self._distinct[key]
+        if not operand.step:
+            return target, source, diagonal
+        diagonal = np.unique(diagonal - operand.step * shift_of(diagonal, modulus, operand))
+        return np.zeros_like(diagonal), np.zeros_like(diagonal), diagonal
+
+    # Prices ----------------------------------------------------------------------------------------------------------
+
+    def _total(self, seconds: float, new_steps: frozenset[int]) -> float:
+        return seconds + len(new_steps) * self._price("rotation_keygen")
+
+    def _seconds(self, counts: StepCounts) -> float:
         return (
-            counts.products * (self.encode + self.product)
-            + (counts.sources * self.hoist if counts.babies else 0.0)
-            + counts.babies * self.hoisted
-            + counts.giants * self.giant
-            + counts.folds * self.rotate
+            counts.products * (self._price("encode") + self._price("multiply_plain") + self._price("add"))
+            + (counts.sources * self._price("hoist") if counts.babies else 0.0)
+            + counts.babies * self._price("hoisted_rotate")
+            + counts.giants * (self._price("hoist") + self._price("ext_rotate") + self._price("ext_add"))
+            + counts.folds * self._price("rotate")
         )
 
+    def _made(self, node: Node, step: int) -> float:
+        """A polynomial with copies shifted by a step; the client packs inputs for nothing."""
+        if isinstance(node.op, Input):
+            return 0.0
+        layout = _layout(self._graph, node.id)
+        copies = layout.with_step(step).distinct_copies
+        key = (node.id, copies)
+        if key not in self._polynomials:
+            like = layout.with_step(layout.period // copies if copies > 1 else 0)
+            recorder = RecorderEvaluator(self._context.need_parameters())
+            fresh = (recorder.fresh(recorder.parameters.depth),) * layout.ciphertexts
+            build_kernel(self._graph, replace(node, type=replace(node.type, layout=like))).run(recorder, [fresh])
+            self._polynomials[key] = sum(self._price(event.primitive) for event in recorder.events)
+        return self._polynomials[key]
 
-def _prices(context: PassContext) -> _Prices:
-    """Prices half-way down the chain: levels are not known yet, and ratios change little with them."""
+    def _price(self, primitive: str) -> float:
+        """Half-way down the chain: levels are not known yet, and ratios change little with them."""
+        if primitive not in self._prices:
+            self._prices[primitive] = _price(self._context, primitive)
+        return self._prices[primitive]
+
+
+def _price(context: PassContext, primitive: str) -> float:
     parameters = context.need_parameters()
-    if context.costs is None:  # The ratios of ring 2^14 at 8 limbs.
-        return _Prices(2.0, 0.5, 6.0, 7.0, 12.0, 14.0)
-    level = max(1, parameters.depth // 2)
-
-    def cost(primitive: str) -> float:
-        assert context.costs is not None
-        return predicted_seconds(context.costs, primitive, parameters, level, context.threads)
-
-    return _Prices(
-        cost("encode"),
-        cost("multiply_plain") + cost("add"),
-        cost("hoist"),
-        cost("hoisted_rotate"),
-        cost("hoist") + cost("ext_rotate") + cost("ext_add"),
-        cost("rotate"),
-    )
+    if context.costs is None:
+        return RATIOS.get(primitive, 0.2)
+    level = parameters.depth if primitive == "rotation_keygen" else max(1, parameters.depth // 2)
+    return predicted_seconds(context.costs, primitive, parameters, level, context.threads)
 
 
-def _cheapest(linear: LinearMap, operand: TensorLayout, result: TensorLayout, prices: _Prices) -> Diagonals:
-    best: tuple[float, Diagonals] | None = None
-    for modulus in modulus_choices(operand, result):
-        entries = place(linear, operand, result, modulus)
-        folds = (operand.period // modulus).bit_length() - 1
-        for baby in baby_choices(operand, modulus):
-            seconds = prices.seconds(count_steps(entries, baby, folds))
-            if best is None or seconds < best[0]:
-                best = (seconds, Diagonals(modulus, baby))
-    assert best is not None
-    return best[1]
+def _steps(layout: TensorLayout) -> Iterator[int]:
+    """Steps worth trying, the largest first: fewer distinct copies among equals."""
+    step = layout.period // 2
+    while step >= 1 and layout.with_step(step).distinct_copies <= MOST_SHIFTS:
+        yield step
+        step //= 2

@@ -15,7 +15,7 @@ from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Bootstrap, Input
 from olac.ir.types import Stage
 from olac.kernels.base import Kernel
-from olac.kernels.execute import build_kernel
+from olac.kernels.execute import build_kernels
 from olac.parameters import Bootstrapping, Parameters
 from olac.passes.base import Pass, PassContext
 
@@ -76,9 +76,10 @@ class Profiles:
     def __init__(self, graph: Graph, parameters: Parameters) -> None:
         self._top = parameters.depth
         self._events: dict[str, tuple[tuple[str, int, int], ...]] = {}
+        kernels = build_kernels(graph)
         for node in graph.nodes:
             if not isinstance(node.op, Input | Bootstrap):
-                self._events[node.id] = _events(graph, node, build_kernel(graph, node), parameters)
+                self._events[node.id] = _events(graph, node, kernels[node.id], parameters)
 
     def seconds(self, node: Node, level: int, price: Callable[[str, int], float]) -> float:
         """Predicted seconds with operands at a level."""

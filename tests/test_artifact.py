@@ -140,8 +140,8 @@ def test_every_bit_flip_is_refused(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_newer_version_says_update(path: Path) -> None:
-    _write(path, _outer(path) | {"version": 2})
-    _refused(path, "version 2", "Update olac")
+    _write(path, _outer(path) | {"version": 3})
+    _refused(path, "version 3", "Update olac")
 
 
 def test_a_changed_constant_changes_the_fingerprint(path: Path) -> None:
@@ -193,6 +193,13 @@ CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "operand unknown": lambda m: m["graph"]["nodes"][1].update(inputs=["nothing"]),
     "operand of itself": lambda m: m["graph"]["nodes"][1].update(inputs=["conv"]),
     "two operands": lambda m: m["graph"]["nodes"][1].update(inputs=["x", "x"]),
+    "copies shifted by 3": lambda m: m["graph"]["nodes"][0]["type"]["layout"].update(step=3),
+    "copies shifted by less than 0": lambda m: m["graph"]["nodes"][0]["type"]["layout"].update(step=-8),
+    "copies shifted by their period": lambda m: m["graph"]["nodes"][0]["type"]["layout"].update(step=32),
+    "copies shifted by a float": lambda m: m["graph"]["nodes"][0]["type"]["layout"].update(step=8.0),
+    "no word of copies": lambda m: m["graph"]["nodes"][0]["type"]["layout"].pop("step"),
+    "shifted copies of a linear result": lambda m: m["graph"]["nodes"][1]["type"]["layout"].update(step=8),
+    "shifted copies of a larger result": lambda m: m["graph"]["nodes"][0]["type"]["layout"].update(step=8),
     "no lowering": lambda m: m["graph"]["nodes"][1].update(lowering=None),
     "baby 0": lambda m: m["graph"]["nodes"][1]["lowering"].update(baby=0),
     "node twice": lambda m: m["graph"]["nodes"].append(m["graph"]["nodes"][1]),
@@ -215,6 +222,28 @@ CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "more parts": lambda m: m.update(code="import os"),
     "other fingerprint": lambda m: m.update(fingerprint="0" * 64),
 }
+
+
+def test_programs_with_shifted_copies(tmp_path: Path) -> None:
+    program, path = small_program(FLEXIBLE, copies="shifted"), tmp_path / "shifted.olac"
+    steps = {node.id: node.type.layout.step for node in program.graph.nodes if node.type.layout is not None}
+    assert steps["act"] == steps["flat"] > 0 == steps["conv"] == steps["fc"]
+    program.save(path)
+    assert CompiledProgram.load(path).graph == program.graph
+    assert CompiledProgram.load(path).fingerprint == program.fingerprint
+    good = path.read_bytes()
+    fc = [node.id for node in program.graph.nodes].index("fc")
+    for modulus in (1, 1 << 11):
+
+        def change(manifest: dict[str, Any], modulus: int = modulus) -> None:
+            manifest["graph"]["nodes"][fc]["lowering"].update(modulus=modulus, baby=1)
+
+        path.write_bytes(good)
+        _rewrite(path, change)
+        _refused(path, "can't be read with")
+    path.write_bytes(good)
+    _rewrite(path, lambda m: m["graph"]["nodes"][fc - 1]["type"]["layout"].update(step=0))
+    _refused(path, "reshape moves")
 
 
 @pytest.mark.parametrize("name", CHANGES)

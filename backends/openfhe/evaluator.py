@@ -112,6 +112,12 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
     def _multiply(self, a: Any, b: Any, state: CipherState) -> Any:
         return self._context.EvalSquare(a) if a is b else self._context.EvalMult(a, b)
 
+    def _multiply_no_relin(self, a: Any, b: Any, state: CipherState) -> Any:
+        return self._context.EvalMultNoRelin(a, b)
+
+    def _relinearize(self, a: Any, state: CipherState) -> Any:
+        return self._context.Relinearize(a)
+
     def _normalize(self, a: Any, state: CipherState) -> Any:
         # In FLEXIBLEAUTO Rescale does nothing; Compress rescales, and keeps all limbs when asked for at least as many.
         out = self._context.Rescale(a) if self._fixed else self._context.Compress(a, state.level + 1)

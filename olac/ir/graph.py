@@ -37,7 +37,8 @@ class Diagonals:
 
     Attributes:
         modulus: diagonals are taken modulo this power of two; where it is less than the period of the operand, the
-            result is folded by log2(period / modulus) rotations.
+            result is folded by log2(period / modulus) rotations. Copies that are shifted have to be folded too, so one
+            product serves a diagonal for each of them.
         baby: diagonal d is reached by a baby step of d mod baby and a giant step of d - d mod baby.
     """
 

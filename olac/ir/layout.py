@@ -8,7 +8,7 @@ Convolutions", ICML 2022). Strides and pooling grow the gap, and nothing is ever
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +36,8 @@ class TensorLayout:
         plane: slots from one plane to the next, at least padded[0] * padded[1].
         slots: slots of one ciphertext, a power of two.
         batch: images that share the slots; image b lies `image_stride` slots after image b - 1.
+        step: 0 where the copies of a small tensor are all the same. Else a power of two: copy c is rotated by c * step,
+            so its slot i holds what slot (i + c * step) mod period of copy 0 does.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +47,7 @@ class TensorLayout:
     plane: int
     slots: int
     batch: int = 1
+    step: int = 0
 
     def __post_init__(self) -> None:
         c, h, w = self.grid
@@ -60,6 +63,11 @@ class TensorLayout:
             raise ValueError(f"{self.slots} slots is not a power of two")
         if self.batch > 1 and self.batch * self.image_stride > self.slots:
             raise ValueError(f"{self.batch} images of {self.image_stride} slots do not fit in {self.slots} slots")
+        if self.step:
+            if self.batch > 1 or self.ciphertexts > 1 or 2 * self.period > self.slots:
+                raise ValueError(f"only copies can be shifted: {self.period} slots of {self.slots}, batch {self.batch}")
+            if not 0 < self.step < self.period or self.step & (self.step - 1):
+                raise ValueError(f"a step of {self.step} is not a power of two below the period {self.period}")
 
     @staticmethod
     def dense(shape: tuple[int, ...], slots: int, batch: int = 1) -> TensorLayout:
@@ -86,7 +94,11 @@ class TensorLayout:
 
     def reshaped(self, shape: tuple[int, ...]) -> TensorLayout:
         """The same slots under another logical shape (row-major order of elements is kept)."""
-        return TensorLayout(shape, self.grid, self.padded, self.gap, self.plane, self.slots, self.batch)
+        return replace(self, shape=shape)
+
+    def with_step(self, step: int) -> TensorLayout:
+        """The same layout with its copies shifted by another step."""
+        return replace(self, step=step)
 
     @property
     def pages(self) -> int:
@@ -110,8 +122,13 @@ class TensorLayout:
 
     @property
     def period(self) -> int:
-        """Slots after which the content repeats; `slots` where nothing repeats."""
+        """Slots from one copy to the next; `slots` where there is one only."""
         return self.slots if self.batch > 1 else min(self.slots, self.image_stride)
+
+    @property
+    def distinct_copies(self) -> int:
+        """Copies with shifts of their own: 1 where they are plain. Content repeats after so many periods."""
+        return min(self.slots // self.period, self.period // self.step) if self.step else 1
 
     @cached_property
     def addresses(self) -> Index:
@@ -133,14 +150,15 @@ class TensorLayout:
         return self.pack(np.broadcast_to(values, (self.batch, *self.shape)))
 
     def pack(self, images: Array) -> Array:
-        """Slots of shape (ciphertexts, slots) for images of shape (batch, *shape); copies fill the period."""
+        """Slots of shape (ciphertexts, slots) for images of shape (batch, *shape); copies fill the ciphertext."""
         if images.shape != (self.batch, *self.shape):
             raise ValueError(f"expected images of shape {(self.batch, *self.shape)}, got {images.shape}")
         out: Array = np.zeros(self.ciphertexts * self.slots)
         for b in range(self.batch):
             out[self.addresses + b * self.image_stride] = images[b].reshape(-1)
         if self.period < self.slots:
-            out = np.tile(out[: self.period], self.slots // self.period)
+            copy = out[: self.period]
+            out = np.concatenate([np.roll(copy, -c * self.step) for c in range(self.slots // self.period)])
         return out.reshape(self.ciphertexts, self.slots)
 
     def unpack(self, slots: Array) -> Array:
@@ -155,5 +173,6 @@ class TensorLayout:
             f"{'x'.join(map(str, self.shape))} gap {self.gap} plane {self.plane} "
             f"in {self.ciphertexts} x {self.slots} slots"
             + (f", {copies} copies" if copies > 1 else "")
+            + (f" shifted by {self.step}" if self.step else "")
             + (f", batch {self.batch}" if self.batch > 1 else "")
         )

@@ -99,12 +99,22 @@ def _packed(graph: Graph) -> Iterator[Problem]:
         if layout.shape != node.type.shape or layout.batch != node.type.batch:
             yield node, f"layout of {layout.shape} x {layout.batch} on {node.type.shape} x {node.type.batch}"
         operands = [graph[i].type.layout for i in node.inputs]
+        shifted = next((operand for operand in operands if operand is not None and operand.step), None)
         if isinstance(node.op, LinearOp):
             if node.lowering is None:
                 yield node, "the linear op has no lowering"
+            elif shifted and not layout.period <= node.lowering.modulus <= shifted.period:
+                yield node, f"shifted copies of {shifted} can't be read with {node.lowering}"
+            if layout.step or (shifted and layout.ciphertexts > 1):
+                yield node, "the result of a linear op has shifted copies, or several ciphertexts from shifted copies"
         elif isinstance(node.op, Reshape):
             if operands[0] is not None and operands[0].reshaped(node.type.shape) != layout:
                 yield node, "a reshape moves elements"
+        elif shifted:
+            yield node, f"{node.op.name} reads shifted copies"
+        elif isinstance(node.op, Polynomial):
+            if any(operand is not None and operand != layout.with_step(0) for operand in operands):
+                yield node, "operands and result have different layouts"
         elif not isinstance(node.op, Input) and any(operand != layout for operand in operands):
             yield node, "operands and result have different layouts"
     for node in graph.nodes:

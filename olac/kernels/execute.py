@@ -74,8 +74,13 @@ def build_kernel(graph: Graph, node: Node) -> Kernel:
 
 
 def build_kernels(graph: Graph) -> dict[str, Kernel]:
-    """The kernels of all nodes but the inputs; made once, run any number of times."""
-    return {node.id: build_kernel(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
+    """The kernels of all nodes but the inputs; made once for a graph, which keeps them, and run any number of times."""
+    kept: dict[str, Kernel] | None = graph.__dict__.get("_kernels")
+    if kept is None:
+        kept = {node.id: build_kernel(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
+        # Lowering, estimates and runs all need them, and matrices with millions of entries take seconds to sort.
+        object.__setattr__(graph, "_kernels", kept)
+    return dict(kept)
 
 
 def execute(

@@ -7,6 +7,10 @@ share baby steps j, taken from one hoisted decomposition of x, and giant steps g
 
 Where an operand repeats with a period, diagonals are counted modulo the period. Where the result is smaller than the
 operand, they may be counted modulo a still smaller number, and log2 rotations fold the partial sums.
+
+Where the copies of the operand are shifted, one product serves a diagonal for each distinct copy: in copy c, x rotated
+by j is diagonal j + c * step. An entry of diagonal d is put where copy c is read, c the digit of d at `step`, under the
+product d - c * step; products whose diagonals differ in that digit alone are one. Folds then sum over the copies too.
 """
 
 from __future__ import annotations
@@ -28,6 +32,9 @@ from olac.kernels.base import Kernel, Value
 
 Index = npt.NDArray[np.int64]
 
+Distinct = tuple[Index, Index, Index]
+"""Target, source and number of each diagonal that is not zero, one entry each."""
+
 MOST_REPEATS = 16
 
 DENSE_KEYS = 1 << 26
@@ -38,7 +45,7 @@ DENSE_KEYS = 1 << 26
 class PlacedEntries:
     """Entries of a linear map as slots: value * x[source][(position + diagonal)] adds to z[target][position].
 
-    `width` is the period of positions.
+    `width` is the period of positions. Where copies are shifted, `diagonal` is that of the product.
     """
 
     target: Index
@@ -49,7 +56,7 @@ class PlacedEntries:
     width: int
 
     @cached_property
-    def distinct(self) -> tuple[Index, Index, Index]:
+    def distinct(self) -> Distinct:
         """Target, source and number of each diagonal that is not zero, one entry each."""
         targets, sources, diagonals = (
             int(axis.max(initial=0)) + 1 for axis in (self.target, self.source, self.diagonal)
@@ -84,8 +91,40 @@ def place(linear: LinearMap, operand: TensorLayout, result: TensorLayout, modulu
         a, b, value = np.tile(a, repeats), np.tile(b, repeats) + shift, np.tile(value, repeats)
         source, target = np.tile(source, repeats), np.tile(target, repeats)
     diagonal = (a - b) & (modulus - 1)
+    if operand.step:
+        if result.ciphertexts > 1 or not period_out <= modulus <= period_in:
+            raise ValueError(f"no diagonals modulo {modulus} from shifted copies ({operand}) to {result}")
+        copies = operand.distinct_copies
+        copy = shift_of(diagonal, modulus, operand)
+        diagonal -= copy * operand.step
+        read = copy * period_in + ((a - copy * operand.step) & (period_in - 1))
+        width = copies * period_in
+        return PlacedEntries(target, source, diagonal, (read - diagonal) & (width - 1), value, width)
     position = b if period_out >= period_in else (a - diagonal) & (period_in - 1)
     return PlacedEntries(target, source, diagonal, position, value, max(period_in, period_out))
+
+
+def shift_of(diagonal: Index, modulus: int, operand: TensorLayout) -> Index:
+    """The copy of an operand with shifted copies that serves each diagonal."""
+    if modulus <= operand.step:
+        return np.zeros_like(diagonal)
+    return (diagonal // operand.step) % min(operand.distinct_copies, modulus // operand.step)
+
+
+def can_shift(operand: TensorLayout, result: TensorLayout) -> bool:
+    """Whether a linear op between these layouts can read shifted copies of its operand."""
+    single = operand.batch == 1 and operand.ciphertexts == result.ciphertexts == 1
+    return single and 2 * operand.period <= operand.slots and result.period <= operand.period
+
+
+def fold_steps(operand: TensorLayout, modulus: int) -> list[int]:
+    """Rotations that sum the partial sums of diagonals modulo `modulus`, after the products."""
+    steps = []
+    step = operand.distinct_copies * operand.period // 2
+    while step >= modulus:
+        steps.append(step)
+        step //= 2
+    return steps
 
 
 def modulus_choices(operand: TensorLayout, result: TensorLayout) -> list[int]:
@@ -116,15 +155,22 @@ class StepCounts:
     giants: int
     folds: int
     sources: int
+    steps: frozenset[int]
+    """Of the rotations, folds aside."""
 
 
 def count_steps(entries: PlacedEntries, baby: int, folds: int) -> StepCounts:
     """Products, rotations of each kind and hoisted decompositions for a baby step."""
-    target, source, d = entries.distinct
+    return count(*entries.distinct, baby, folds)
+
+
+def count(target: Index, source: Index, d: Index, baby: int, folds: int) -> StepCounts:
+    """The same for distinct diagonals d, each with its target and source."""
     giant, j = np.divmod(d, baby)
     babies = len(np.unique((source * baby + j)[j != 0]))
     giants = len(np.unique((target * (giant.max(initial=0) + 1) + giant)[giant != 0]))
-    return StepCounts(len(d), babies, giants, folds, len(np.unique(source)))
+    steps = frozenset({*np.unique(j).tolist(), *(np.unique(giant) * baby).tolist()} - {0})
+    return StepCounts(len(d), babies, giants, folds, len(np.unique(source)), steps)
 
 
 @dataclass(frozen=True)
@@ -146,11 +192,7 @@ class DiagonalKernel(Kernel):
         self._operand, self._result = operand, result
         entries = place(linear, operand, result, lowering.modulus)
         self._width = entries.width
-        self._folds = []
-        step = operand.period
-        while step > lowering.modulus:
-            step //= 2
-            self._folds.append(step)
+        self._folds = fold_steps(operand, lowering.modulus)
         self._plan = _group(entries, lowering.baby, result.ciphertexts)
         self._bias = result.expand(linear.bias.reshape(result.shape)) if np.any(linear.bias) else None
 

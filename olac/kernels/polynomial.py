@@ -7,10 +7,13 @@ level and the exact scale at which it is added, so nothing is rescaled twice and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from olac.backends.base import Array, Ciphertext, Evaluator
 from olac.errors import VerificationError
@@ -37,19 +40,23 @@ def divide(coefficients: Array, n: int) -> tuple[Array, Array]:
 class PolynomialKernel(Kernel):
     """p(x) in every slot, for x in [-1, 1]; slots that hold no element stay zero.
 
+    Shifted copies are made on the way, at no level: the powers of x are rotated by each copy's shift, and coefficients
+    that are zero outside a copy put it together (`_raw`).
+
     Args:
         coefficients: Chebyshev coefficients, shape (channels or 1, degree + 1).
-        layout: of operand and result.
+        layout: of the result; that of the operand but for the step of the copies, which is 0 there.
     """
 
     def __init__(self, coefficients: Array, layout: TensorLayout) -> None:
         self._coefficients = _in_slots(coefficients, layout)
+        self._layout = layout
         self.depth = depth_of(self._coefficients.shape[1] - 1)
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         (x,) = operands
         return tuple(
-            _evaluate(evaluator, part, coefficients, level, evaluator.parameters.scale(max(0, level)))
+            _evaluate(evaluator, part, coefficients, level, evaluator.parameters.scale(max(0, level)), self._layout)
             for part, coefficients in zip(x, self._coefficients, strict=True)
             for level in (part.state.level - self.depth,)
         )
@@ -100,15 +107,40 @@ def _in_slots(coefficients: Array, layout: TensorLayout) -> Array:
     return np.stack([layout.expand(np.broadcast_to(column, shape)) for column in columns], axis=1)
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """The powers T_1, T_2, T_4, ... of x, rotated for some copies of the result, and the slots of these copies."""
+
+    powers: Sequence[Ciphertext[Any]]
+    inside: npt.NDArray[np.bool_] | None = None
+
+    def restrict(self, coefficients: Array) -> Array:
+        """Coefficients (..., slots), zero outside the copies."""
+        return coefficients if self.inside is None else np.where(self.inside, coefficients, 0.0)
+
+
 def _evaluate(
-    evaluator: Evaluator[Any, Any], x: Ciphertext[Any], coefficients: Array, level: int, scale: float
+    evaluator: Evaluator[Any, Any],
+    x: Ciphertext[Any],
+    coefficients: Array,
+    level: int,
+    scale: float,
+    layout: TensorLayout | None = None,
 ) -> Ciphertext[Any]:
-    """p(x) at a level and a scale; coefficients (degree + 1, slots)."""
-    powers = [x]  # T_1, T_2, T_4, ...
+    """p(x) at a level and a scale; coefficients (degree + 1, slots). A layout may ask for shifted copies of it."""
+    powers = [x]
     while 2 ** len(powers) < len(coefficients):
         square = evaluator.normalize(evaluator.multiply(powers[-1], powers[-1]))
         powers.append(evaluator.add_scalar(evaluator.add(square, square), -1.0))
-    return _finish(evaluator, *_raw(evaluator, powers, coefficients, level, scale))
+    copies = [_Copy(powers)] if layout is None or not layout.step else _shifted(evaluator, powers, layout)
+    return _finish(evaluator, *_raw(evaluator, copies, coefficients, level, scale))
+
+
+def _shifted(evaluator: Evaluator[Any, Any], powers: list[Ciphertext[Any]], layout: TensorLayout) -> list[_Copy]:
+    shifts = [c * layout.step for c in range(layout.distinct_copies)]
+    rotated = [evaluator.rotate_hoisted(power, shifts) for power in powers]
+    number = np.arange(layout.slots) // layout.period % layout.distinct_copies
+    return [_Copy([power[shift] for power in rotated], number == c) for c, shift in enumerate(shifts)]
 
 
 def _finish(evaluator: Evaluator[Any, Any], product: Ciphertext[Any], constant: Array) -> Ciphertext[Any]:
@@ -121,31 +153,48 @@ def _finish(evaluator: Evaluator[Any, Any], product: Ciphertext[Any], constant: 
 
 def _raw(
     evaluator: Evaluator[Any, Any],
-    powers: list[Ciphertext[Any]],
+    copies: Sequence[_Copy],
     coefficients: Array,
     level: int,
     scale: float,
 ) -> tuple[Ciphertext[Any], Array]:
-    """p without its constant, before the rescale that brings it to `level` and `scale`; and the constant, by slot."""
+    """p without its constant, before the rescale that brings it to `level` and `scale`; and the constant, by slot.
+
+    The sum over copies of p restricted to each: the products of ciphertexts are relinearised together.
+    """
     prime = evaluator.parameters.primes[level + 1]
     degree = len(coefficients) - 1
     if degree <= 1:
-        x = evaluator.drop(powers[0], level + 1)
-        slope = evaluator.encode(lambda: coefficients[degree], level + 1, scale * prime / x.state.scale)
-        return evaluator.multiply_plain(x, slope), coefficients[0] if degree else np.zeros_like(coefficients[0])
+        product = _multiply_plain(evaluator, copies, 0, coefficients[degree], level, scale * prime)
+        return product, coefficients[0] if degree else np.zeros_like(coefficients[0])
     k = degree.bit_length() - 1
     quotient, remainder = divide(coefficients, 1 << k)
-    power = evaluator.drop(powers[k], level + 1)
-    quotient_scale = scale * prime / power.state.scale
     if len(quotient) == 1:
-        factor = evaluator.encode(lambda: quotient[0], level + 1, quotient_scale)
-        product = evaluator.multiply_plain(power, factor)
+        product = _multiply_plain(evaluator, copies, k, quotient[0], level, scale * prime)
     else:
-        inner = _finish(evaluator, *_raw(evaluator, powers, quotient, level + 1, quotient_scale))
-        product = evaluator.multiply(inner, power)
+        pairs = []
+        for copy in copies:
+            power = evaluator.drop(copy.powers[k], level + 1)
+            part = [_Copy(copy.powers)], copy.restrict(quotient)
+            inner = _finish(evaluator, *_raw(evaluator, *part, level + 1, scale * prime / power.state.scale))
+            pairs.append((inner, power))
+        product = evaluator.multiply_sum(pairs)
     if not np.any(remainder[1:]):
         return product, remainder[0]
     while not np.any(remainder[-1]):
         remainder = remainder[:-1]
-    rest, constant = _raw(evaluator, powers, remainder, level, scale)
+    rest, constant = _raw(evaluator, copies, remainder, level, scale)
     return evaluator.add(product, rest), constant
+
+
+def _multiply_plain(
+    evaluator: Evaluator[Any, Any], copies: Sequence[_Copy], k: int, factors: Array, level: int, scale: float
+) -> Ciphertext[Any]:
+    """The sum over copies of T_(2^k) times their factors, of that scale, one level above `level`."""
+
+    def term(copy: _Copy) -> Ciphertext[Any]:
+        power = evaluator.drop(copy.powers[k], level + 1)
+        plain = evaluator.encode(lambda: copy.restrict(factors), level + 1, scale / power.state.scale)
+        return evaluator.multiply_plain(power, plain)
+
+    return functools.reduce(evaluator.add, map(term, copies))

@@ -138,6 +138,19 @@ def test_sums_of_products_are_normalized_once(backend: Backend) -> None:
     assert backend.close(ev.normalize(total), slots(0) * sum(slots(i) for i in range(1, 5)))
 
 
+def test_sums_of_products_of_ciphertexts(backend: Backend) -> None:
+    ev = backend.evaluator
+    values = [backend.encrypt(slots(i), 4) for i in range(5)]
+    for pairs in ([(0, 1)], [(0, 1), (2, 3)], [(0, 1), (2, 2), (1, 0), (3, 4)]):
+        total = ev.multiply_sum([(values[i], values[k]) for i, k in pairs])
+        assert total.state.noise_degree == 2
+        result = ev.normalize(total)
+        assert (result.state.level, result.state.noise_degree) == (3, 1)
+        expected = np.sum([slots(i) * slots(k) for i, k in pairs], axis=0)
+        assert backend.close(result, expected)
+        assert backend.close(ev.rotate(result, 5), np.roll(expected, -5))  # two polynomials again
+
+
 def test_an_exact_scale_is_kept(backend: Backend) -> None:
     """The plaintext's scale brings the product to the canonical scale, also after a square that drifted from it."""
     ev = backend.evaluator
@@ -195,6 +208,9 @@ def test_mistakes_are_refused_alike(backend: Backend) -> None:
         (VerificationError, "noise degree 2", lambda: ev.multiply(product, a)),
         (VerificationError, "noise degree 2", lambda: ev.multiply_plain(product, plain(backend, slots(0), 5))),
         (VerificationError, "plaintext for level", lambda: ev.multiply_plain(a, plain(backend, slots(0), 4))),
+        (VerificationError, "multiply_sum at levels", lambda: ev.multiply_sum([(a, a), (a, low)])),
+        (VerificationError, "multiply_sum of", lambda: ev.multiply_sum([(a, a), (low, low)])),
+        (VerificationError, "noise degree 2", lambda: ev.multiply_sum([(a, a), (a, product)])),
         (VerificationError, "noise degree 2", lambda: ev.add_scalar(product, 1.0)),
         (VerificationError, "add_plain", lambda: ev.add_plain(a, plain(backend, slots(0), 4))),
         (VerificationError, "noise degree 1", lambda: ev.normalize(a)),
@@ -208,6 +224,8 @@ def test_mistakes_are_refused_alike(backend: Backend) -> None:
     ]
     if ev.parameters.technique == FIXED:
         mistakes.append((VerificationError, "different scales", lambda: ev.add(drifted, low)))
+        pairs = [(drifted, low), (low, low)]
+        mistakes.append((VerificationError, "different scales", lambda: ev.multiply_sum(pairs)))
     for error, message, mistake in mistakes:
         with pytest.raises(error, match=message):
             mistake()
@@ -226,12 +244,14 @@ NETWORKS: dict[str, Callable[[], Graph]] = {
 }
 
 
-@functools.lru_cache(maxsize=len(NETWORKS) * 2)
-def program(technique: str, network: str) -> tuple[Graph, Array, tuple[int, ...]]:
+@functools.lru_cache(maxsize=len(NETWORKS) * 4)
+def program(technique: str, network: str, copies: str) -> tuple[Graph, Array, tuple[int, ...]]:
     graph = NETWORKS[network]()
     graph, calibration = normalized(graph, images_for(graph, 6))
     parameters = parameters_for(technique)
-    lowered = PassManager(lowering_pipeline()).run(graph, PassContext(calibration=calibration, parameters=parameters))
+    lowered = PassManager(lowering_pipeline(copies)).run(
+        graph, PassContext(calibration=calibration, parameters=parameters)
+    )
     recorder = RecorderEvaluator(parameters)
     run(lowered, Backend(recorder, lambda slots, level: recorder.fresh(level), None, 0.0), images_for(graph, 1))
     return lowered, images_for(graph, 1), recorder.rotations
@@ -253,9 +273,10 @@ def run(graph: Graph, backend: Backend, images: Array) -> tuple[Value, dict[str,
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("technique", [FIXED, FLEXIBLE])
-def test_a_network(name: str, technique: str, network: str) -> None:
+@pytest.mark.parametrize("copies", ["plain", "shifted"])
+def test_a_network(name: str, technique: str, network: str, copies: str) -> None:
     """Every value of the program, in every slot, against the reference semantics of the graph."""
-    graph, images, rotations = program(technique, network)
+    graph, images, rotations = program(technique, network, copies)
     backend = make_backend(name, technique, rotations)
     _, seen = run(graph, backend, images)
     expected: dict[str, Array] = {}
@@ -269,7 +290,7 @@ def test_a_network(name: str, technique: str, network: str) -> None:
 
 
 def test_cost_and_recorder_count_the_same() -> None:
-    graph, images, rotations = program(FIXED, "residual")
+    graph, images, rotations = program(FIXED, "residual", "shifted")
     cost, recorder = make_backend("cost", FIXED, rotations), make_backend("recorder", FIXED, rotations)
     for backend in (cost, recorder):
         run(graph, backend, images)
@@ -304,7 +325,7 @@ def test_the_machine_is_measured_against_the_table(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_plaintext_cache_gives_the_same_result() -> None:
-    graph, images, rotations = program(FIXED, "residual")
+    graph, images, rotations = program(FIXED, "residual", "shifted")
     backend = make_backend("openfhe", FIXED, rotations)
     context, _ = openfhe_keys(FIXED)
     for budget in (10**9, 10**6):
@@ -321,7 +342,7 @@ def test_the_plaintext_cache_gives_the_same_result() -> None:
 
 
 def test_simulated_noise_reaches_the_result() -> None:
-    graph, images, rotations = program(FIXED, "residual")
+    graph, images, rotations = program(FIXED, "residual", "shifted")
     quiet = SimulatorEvaluator(parameters_for(FIXED), rotations)
     noisy = SimulatorEvaluator(parameters_for(FIXED), rotations, noise=3000.0)
     (a,), _ = run(graph, Backend(quiet, quiet.encrypt, quiet.decrypt, 0.0), images)

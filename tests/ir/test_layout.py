@@ -14,6 +14,8 @@ def layouts(draw: st.DrawFn) -> TensorLayout:
     padded = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
     layout = TensorLayout.multiplexed(shape, padded, gap, slots)
     room = slots // layout.image_stride
+    if room > 1 and layout.period > 1 and draw(st.booleans()):
+        return layout.with_step(1 << draw(st.integers(0, layout.period.bit_length() - 2)))
     return TensorLayout.multiplexed(shape, padded, gap, slots, draw(st.integers(1, max(1, room))))
 
 
@@ -33,9 +35,23 @@ def test_addresses_are_distinct_and_content_repeats(layout: TensorLayout) -> Non
     assert layout.addresses.max() < layout.ciphertexts * layout.slots
     slots = layout.expand(np.ones(layout.shape)).reshape(-1)
     if layout.ciphertexts == 1:
-        assert np.array_equal(slots, np.roll(slots, layout.period))
+        assert np.array_equal(slots, np.roll(slots, layout.period * layout.distinct_copies))
     copies = layout.slots // layout.period
     assert slots.sum() == np.prod(layout.shape) * copies * layout.batch
+
+
+@settings(max_examples=100, deadline=None)
+@given(layouts(), st.integers(0, 2**31))
+def test_each_copy_is_rotated_by_one_step_more(layout: TensorLayout, seed: int) -> None:
+    images = np.random.default_rng(seed).normal(size=(layout.batch, *layout.shape))
+    if layout.ciphertexts > 1:
+        return
+    copies = layout.pack(images).reshape(-1, layout.period)
+    for number, copy in enumerate(copies):
+        assert np.array_equal(copy, np.roll(copies[0], -number * layout.step))
+    assert len(np.unique(copies, axis=0)) <= layout.distinct_copies
+    if layout.step:
+        assert np.array_equal(layout.with_step(0).pack(images)[0, : layout.period], copies[0])
 
 
 def test_a_reshape_moves_nothing() -> None:
@@ -66,6 +82,21 @@ def test_multiplexed_addresses_follow_the_paper() -> None:
 def test_layouts_that_cannot_be_are_refused(arguments: tuple[object, ...]) -> None:
     with pytest.raises(ValueError):
         TensorLayout(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("step", [-2, 3, 16, 32])
+def test_steps_that_cannot_be_are_refused(step: int) -> None:
+    with pytest.raises(ValueError, match="not a power of two below"):
+        TensorLayout.dense((16,), 128).with_step(step)
+
+
+def test_only_copies_of_one_image_are_shifted() -> None:
+    with pytest.raises(ValueError, match="only copies"):
+        TensorLayout.dense((65,), 128).with_step(4)
+    with pytest.raises(ValueError, match="only copies"):
+        TensorLayout.dense((300,), 128).with_step(4)
+    with pytest.raises(ValueError, match="only copies"):
+        TensorLayout.dense((16,), 128, batch=2).with_step(4)
 
 
 def test_a_batch_that_does_not_fit_is_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from olac.errors import VerificationError
 from olac.ir import CipherState, Graph, Node, Stage
+from olac.ir.graph import Diagonals
 from olac.ir.ops import Activation, Add, MaxPool2d
 from olac.ir.verify import verify
 from olac.parameters import Parameters
@@ -23,7 +24,7 @@ def levelled() -> Graph:
     graph = residual_network()
     graph, calibration = normalized(graph, images_for(graph, 4))
     context = PassContext(calibration=calibration, parameters=Parameters(11, 7, 30, 36, 4, security=0))
-    return PassManager(lowering_pipeline()).run(graph, context)
+    return PassManager(lowering_pipeline("plain")).run(graph, context)
 
 
 def change(graph: Graph, node_id: str, **changes: object) -> Graph:
@@ -53,6 +54,12 @@ def other_slots(graph: Graph) -> Graph:
     layout = graph["head"].type.layout
     assert layout is not None
     return change_type(graph, "head", layout=replace(layout, slots=4 * layout.slots))
+
+
+def shifted(graph: Graph, node_id: str, step: int = 8) -> Graph:
+    layout = graph[node_id].type.layout
+    assert layout is not None
+    return change_type(graph, node_id, layout=layout.with_step(step))
 
 
 def moved_reshape(graph: Graph) -> Graph:
@@ -94,6 +101,17 @@ BROKEN: dict[str, tuple[Callable[[Graph], Graph], str]] = {
         lambda g: change_type(g, "conv2", layout=replace(g["conv2"].type.layout, plane=256)),  # type: ignore[type-var]
         "different layouts",
     ),
+    "a sum of shifted copies": (
+        lambda g: shifted(shifted(shifted(g, "conv2"), "shortcut"), "sum"),
+        "add reads shifted copies",
+    ),
+    "a linear op that gives shifted copies": (lambda g: shifted(g, "head", 1), "result of a linear op has shifted"),
+    "shifted copies under too small a modulus": (
+        lambda g: change(shifted(g, "x"), "conv1", lowering=Diagonals(64, 8)),
+        "can't be read with",
+    ),
+    "a reshape that shifts": (lambda g: shifted(g, "flat"), "moves elements"),
+    "a polynomial of shifted copies": (lambda g: shifted(shifted(g, "conv1"), "act1"), "polynomial reads shifted"),
     "a sum of different units": (lambda g: change_type(g, "sum", unit=77.0), "units"),
     "no level": (lambda g: change_type(g, "sum", state=None), "no level"),
     "a level below zero": (lambda g: change_type(g, "head", state=replace(state(g, "head"), level=-1)), "below zero"),

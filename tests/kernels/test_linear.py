@@ -13,7 +13,7 @@ from olac.backends.simulator import SimulatorEvaluator
 from olac.ir.graph import Diagonals
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import Conv2d, LinearMap
-from olac.kernels.linear import DiagonalKernel, baby_choices, count_steps, modulus_choices, place
+from olac.kernels.linear import DiagonalKernel, baby_choices, can_shift, count_steps, modulus_choices, place
 from olac.parameters import FIXED, FLEXIBLE, Parameters
 
 PARAMETERS = {t: Parameters(10, 3, 30, 36, 2, t, security=0) for t in (FIXED, FLEXIBLE)}
@@ -69,6 +69,61 @@ def test_convolutions_match_torch(data: st.DataObject) -> None:
     # The whole result, not only its elements: copies repeat, and slots that hold no element are zero.
     assert np.allclose(slots, result.pack(expected), atol=1e-9)
     assert np.allclose(op.evaluate([images], constants), expected, atol=1e-9)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_convolutions_of_shifted_copies_match_torch(data: st.DataObject) -> None:
+    def draw(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    c, out, h, w = draw(1, 4), draw(1, 6), draw(2, 6), draw(2, 6)
+    stride, padding = (draw(1, 2), draw(1, 2)), (draw(0, 2), draw(0, 2), draw(0, 2), draw(0, 2))
+    kernel = (draw(1, min(3, h)), draw(1, min(3, w)))
+    random = np.random.default_rng(draw(0, 2**31))
+    weight, bias = random.normal(size=(out, c, *kernel)), random.normal(size=out)
+    op, constants = Conv2d("w", "b", stride, padding), {"w": weight, "b": bias}
+    plain = TensorLayout.multiplexed((c, h, w), (draw(1, 7), draw(1, 7)), data.draw(st.sampled_from([1, 2])), SLOTS)
+    shape = op.infer([(c, h, w)], constants)
+    result = TensorLayout.multiplexed(shape, plain.padded, plain.gap * max(stride), SLOTS)
+    if not can_shift(plain, result) or plain.period == 1:
+        return
+    operand = plain.with_step(1 << draw(0, plain.period.bit_length() - 2))
+    modulus = data.draw(st.sampled_from(modulus_choices(operand, result)))
+    baby = data.draw(st.sampled_from(baby_choices(operand, modulus)))
+    images = random.normal(size=(1, c, h, w))
+    made = DiagonalKernel(op.linear_map((c, h, w), constants), operand, result, Diagonals(modulus, baby))
+    slots = run(made, operand, images, data.draw(st.sampled_from([FIXED, FLEXIBLE])))
+    padded = np.pad(images, ((0, 0), (0, 0), padding[:2], padding[2:]))
+    x, w_, b_ = (torch.tensor(a) for a in (padded, weight, bias))
+    expected = torch.nn.functional.conv2d(x, w_, b_, stride=stride).numpy()
+    assert np.allclose(slots, result.pack(expected), atol=1e-9)
+
+
+@pytest.mark.parametrize("columns", [16, 64, 256])
+@pytest.mark.parametrize("step", [1, 2, 8])
+def test_a_product_serves_as_many_diagonals_as_there_are_copies(columns: int, step: int) -> None:
+    """A full square matrix has a diagonal for each column; copies share them, as far as their shifts differ."""
+    random = np.random.default_rng(columns)
+    matrix, x = random.normal(size=(columns, columns)), random.normal(size=(1, columns))
+    linear, result = LinearMap.from_sparse(matrix, np.zeros(columns)), TensorLayout.dense((columns,), SLOTS)
+    operand = result.with_step(step)
+    copies = min(SLOTS // columns, columns // step)
+    assert operand.distinct_copies == copies
+    assert count_steps(place(linear, operand, result, columns), 4, 0).products == columns // copies
+    kernel = DiagonalKernel(linear, operand, result, Diagonals(columns, 4))
+    assert np.allclose(run(kernel, operand, x, FLEXIBLE), result.pack(x @ matrix.T), atol=1e-9)
+    recorder = RecorderEvaluator(PARAMETERS[FIXED])
+    kernel.run(recorder, [(recorder.fresh(2),)])
+    names = [event.primitive for event in recorder.events]
+    assert names.count("encode") == names.count("multiply_plain") == columns // copies
+
+
+def test_shifted_copies_of_one_large_result_are_refused() -> None:
+    operand, result = TensorLayout.dense((16,), SLOTS).with_step(2), TensorLayout.dense((40,), SLOTS)
+    linear = LinearMap.from_sparse(np.ones((40, 16)), np.zeros(40))
+    with pytest.raises(ValueError, match="shifted copies"):
+        DiagonalKernel(linear, operand, result, Diagonals(16, 4))
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -35,6 +36,40 @@ def test_every_degree_at_minimal_depth(degree: int, per_channel: bool, technique
     assert math.isclose(result.state.scale, parameters.scale(spare), rel_tol=1e-12)
     # All slots: those that hold no element stay zero although p(0) is not.
     assert np.allclose(evaluator.decrypt(result), layout.pack(expected)[0], atol=1e-7)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_shifted_copies_cost_no_level(data: st.DataObject) -> None:
+    degree, spare = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 2))
+    technique = data.draw(st.sampled_from([FIXED, FLEXIBLE]))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    depth = math.ceil(math.log2(degree + 1))
+    parameters = Parameters(10, depth + spare, 35, 41, 1, technique, security=0)
+    plain = TensorLayout.multiplexed((3, 2, 5), (4, 10), 2, 512)
+    layout = plain.with_step(1 << data.draw(st.integers(0, 5)))
+    coefficients = random.normal(size=(3 if data.draw(st.booleans()) else 1, degree + 1))
+    coefficients *= random.random(degree + 1) < 0.7
+    coefficients[:, -1] = 1.0
+    x = random.uniform(-1, 1, size=(1, 3, 2, 5))
+    evaluator = SimulatorEvaluator(parameters)
+    kernel = PolynomialKernel(coefficients, layout)
+    (result,) = kernel.run(evaluator, [tuple(evaluator.encrypt(page, depth + spare) for page in plain.pack(x))])
+    c = np.broadcast_to(coefficients, (3, degree + 1)).T[:, :, None, None]
+    expected = chebyshev.chebval(x[0], c, tensor=False)[None]
+    assert result.state.level == spare
+    assert math.isclose(result.state.scale, parameters.scale(spare), rel_tol=1e-12)
+    assert np.allclose(evaluator.decrypt(result), layout.pack(expected)[0], atol=1e-7)
+
+
+def test_a_cubic_is_relinearised_once_for_all_its_copies() -> None:
+    recorder = RecorderEvaluator(Parameters(10, 3, 35, 41, 1, security=0))
+    layout = TensorLayout.dense((64,), 512).with_step(8)
+    PolynomialKernel(np.ones((1, 4)), layout).run(recorder, [(recorder.fresh(3),)])
+    count = Counter(event.primitive for event in recorder.events)
+    assert (count["multiply_no_relin"], count["relinearize"], count["multiply"]) == (8, 1, 1)
+    assert (count["hoist"], count["hoisted_rotate"]) == (2, 14)
+    assert recorder.rotations == tuple(range(8, 64, 8))
 
 
 @settings(max_examples=80, deadline=None)

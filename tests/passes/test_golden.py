@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from olac.backends.recorder import RecorderEvaluator
 from olac.kernels.execute import build_kernels, execute
 from olac.parameters import Parameters
@@ -11,16 +13,19 @@ from tests.golden import check_golden
 from tests.networks import images_for, normalized, residual_network
 
 
-def test_residual_network() -> None:
+@pytest.mark.parametrize(("copies", "name"), [("plain", "residual"), ("shifted", "residual_shifted")])
+def test_residual_network(copies: str, name: str) -> None:
     graph = residual_network()
     graph, calibration = normalized(graph, images_for(graph, 8))
     parameters = Parameters(11, 7, 30, 37, 4, security=0)
-    graph = PassManager(lowering_pipeline()).run(graph, PassContext(calibration=calibration, parameters=parameters))
-    check_golden("residual_levelled.txt", graph.text())
+    graph = PassManager(lowering_pipeline(copies)).run(
+        graph, PassContext(calibration=calibration, parameters=parameters)
+    )
+    check_golden(f"{name}_levelled.txt", graph.text())
 
     recorder = RecorderEvaluator(parameters)
     fresh = (recorder.fresh(7),)
     execute(graph, build_kernels(graph), recorder, {"x": fresh})
     lines = [f"rotation steps {' '.join(map(str, recorder.rotations))}"]
     lines += [f"{n:5d} {name} at level {level}" for (name, level), n in sorted(recorder.counts().items())]
-    check_golden("residual_primitives.txt", "\n".join(lines) + "\n")
+    check_golden(f"{name}_primitives.txt", "\n".join(lines) + "\n")

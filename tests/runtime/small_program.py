@@ -19,7 +19,7 @@ LIMIT = 2.0
 ERROR = 1e-3
 
 
-def small_program(technique: str = FIXED, batch: int = 1, seed: int = 0) -> CompiledProgram:
+def small_program(technique: str = FIXED, batch: int = 1, seed: int = 0, copies: str = "plain") -> CompiledProgram:
     """Convolution, polynomial, reshape, linear and sparse linear, 5 outputs, ring 2^12."""
     rng = np.random.default_rng(seed)
     builder = GraphBuilder(by="test")
@@ -42,7 +42,7 @@ def small_program(technique: str = FIXED, batch: int = 1, seed: int = 0) -> Comp
     mix = SparseLinear(index, index, values, shift, (5,))
     y = builder.add(mix, [y], name="mix", type=typed((5,), 3.0))
     parameters = Parameters(12, 5, 32, 40, 2, technique, security=0)
-    graph = PassManager(lowering_pipeline()).run(
+    graph = PassManager(lowering_pipeline(copies)).run(
         builder.build([y], stage=Stage.POLYNOMIAL), PassContext(parameters=parameters, batch=batch)
     )
     recorder = RecorderEvaluator(parameters)
