@@ -44,8 +44,9 @@ def functions(node: Node) -> list[Function]:
 def choose_degrees(graph: Graph, context: PassContext, options: FitOptions) -> dict[str, int]:
     """Degrees by activation, in network order; `context.front` gets the plans that were considered.
 
-    Those of `options.plan` where it is given; one degree for all where `options.degree` says so; the least that meets `options.tolerance` where that is given;
-    else a dynamic program, over effects on the outputs that are measured or over OLA's alpha_i E_i.
+    Those of `options.plan` where it is given; one degree for all where `options.degree` says so; the least that meets
+    `options.tolerance` where that is given; else a dynamic program, over effects on the outputs that are measured or
+    over OLA's alpha_i E_i.
 
     Raises:
         InfeasibleError: no plan is within `max_depth` or `max_latency`, or has `min_agreement`; says what would do.
