@@ -206,6 +206,8 @@ def solve(problem: Problem, one_boot: float) -> Plan:
         for state, way in ways.items():
             needs = dict(state)
             operand = needs.pop(node.id) + problem.taken[node.id]
+            if any(operand > highest[name] for name in node.inputs):
+                continue  # Only a bootstrap of the node itself could give what is needed.
             for name in node.inputs:
                 needs[name] = max(needs.get(name, 0), operand)
             seconds = way.seconds + problem.seconds(node, operand)
