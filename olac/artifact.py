@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from olac.bootstrapping import bootstrap_steps
 from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
 from olac.files import Source, write_file
@@ -331,6 +332,9 @@ def _check(program: CompiledProgram) -> None:
     steps = program.rotations
     if list(steps) != sorted(set(steps)) or any(not 0 < step < parameters.slots for step in steps):
         raise ValueError(f"rotation steps must increase within 1 ... {parameters.slots - 1}")
+    lacking = bootstrap_steps(parameters) - set(steps)
+    if lacking:
+        raise ValueError(f"{len(lacking)} rotation steps of bootstraps are not among the program's")
 
 
 def _check_chain_exists(parameters: Parameters) -> None:
@@ -397,8 +401,8 @@ def _check_level(program: CompiledProgram, node: Node) -> None:
     highest = min((o.level for o in operands if o is not None), default=parameters.depth)
     if isinstance(node.op, Bootstrap):
         boots = parameters.bootstrapping
-        if boots is None or not boots.input_level <= highest <= boots.output_level:
-            raise ValueError(f"{node.id} bootstraps at level {highest}")
+        if boots is None or highest < boots.input_level:
+            raise ValueError(f"{node.id} bootstraps at level {highest}, or without a set-up")
         highest = boots.output_level
     if not 0 <= state.level <= highest - node.op.levels(program.graph.constants):
         raise ValueError(f"{node.id} is at level {state.level}, its operands allow {highest}")

@@ -24,7 +24,6 @@ from olac.ir.ops import Array, Input, LinearOp, Polynomial, PolynomialProduct
 from olac.kernels.record import record
 from olac.parameters import (
     FIXED,
-    FLEXIBLE,
     SECURITY_BOUNDS,
     TECHNIQUES,
     Parameters,
@@ -35,7 +34,7 @@ from olac.parameters import (
 from olac.passes.assign_levels import multiplicative_depth
 from olac.passes.base import Pass, PassContext, PassManager, PassTiming
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
-from olac.passes.place_bootstraps import PlaceBootstraps, Profiles, place_bootstraps
+from olac.passes.place_bootstraps import Boots, PlaceBootstraps, Profiles, place_bootstraps
 from olac.plugins import load_plugins
 from olac.polynomials.fit import FitOptions
 from olac.polynomials.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
@@ -106,6 +105,11 @@ class CompileOptions:
             raise ValueError(f"security {self.security} is not one of {', '.join(map(str, SECURITY_BOUNDS))}")
         if self.parameters is not None and self.parameters.security == 0 and not self.insecure:
             raise ValueError("the pinned parameters have no security: pass insecure=True for experiments")
+        if self.parameters is not None and self.parameters.security < self.security and not self.insecure:
+            raise ValueError(
+                f"the pinned parameters are for {self.parameters.security}-bit security, {self.security} bits are "
+                "asked for. Pin others, or ask for less."
+            )
         if self.technique not in TECHNIQUES:
             raise ValueError(f"scaling technique {self.technique!r} is not one of {', '.join(TECHNIQUES)}")
         if self.log_ring is not None and not 10 <= self.log_ring <= 17:
@@ -349,10 +353,11 @@ def lower(
         )
         return CompiledProgram(lowered, parameters, key_steps(lowered, parameters), report)
 
+    depth = multiplicative_depth(graph)
     try:
-        choices = _parameter_choices(graph, calibration, multiplicative_depth(graph), options, costs, threads)
+        choices = _parameter_choices(graph, calibration, depth, options, costs, threads)
     except (InfeasibleError, SecurityError):
-        deep = _deep_choices(options)
+        deep = _deep_choices(graph, calibration, options) if _places_bootstraps(passes) else []
         if not deep:
             raise
         return _lower_deep(graph, deep, passes, context, program, options, say)
@@ -360,7 +365,7 @@ def lower(
     least = math.inf
     for parameters in choices:
         say(f"lowering at ring 2^{parameters.log_ring}")
-        if parameters.bootstrapping is not None:
+        if parameters.bootstrapping is not None and _places_bootstraps(passes):
             return _lower_deep(graph, [parameters], passes, context, program, options, say)
         made = program(managed.run(graph, context(parameters)), parameters, managed.timings)
         if options.max_memory is None:
@@ -381,11 +386,22 @@ def _too_much_memory(options: CompileOptions, limits: Sequence[str], least: floa
     )
 
 
-def _deep_choices(options: CompileOptions) -> list[Parameters]:
-    """Parameters with bootstraps that the options allow."""
-    if options.batch > 1 or options.insecure or options.technique not in (FIXED, FLEXIBLE):
+def _places_bootstraps(passes: Sequence[Pass]) -> bool:
+    """Whether there is a pass that waits for a plan of bootstraps."""
+    return any(isinstance(one, PlaceBootstraps) and one.boots is None for one in passes)
+
+
+def _deep_choices(graph: Graph, calibration: Calibration, options: CompileOptions) -> list[Parameters]:
+    """Parameters with bootstraps that the options allow, for programs too deep for any chain without them.
+
+    They are for one image, and of one scale: what is pinned is not replaced, and an infeasible precision stays one.
+    """
+    pinned = options.parameters is not None or options.scale_bits is not None or options.insecure
+    if pinned or options.batch > 1:
         return []
     rings = (15, 16) if options.log_ring is None else (options.log_ring,)
+    if _scale_bits(graph, calibration, rings[0], options.precision) > MAX_SCALE_BITS:
+        return []
     return deep_candidates(security=options.security, log_rings=rings)
 
 
@@ -412,7 +428,7 @@ def _lower_deep(
         first = PassManager(passes[:where], options.dump_after, options.dump)
         packed = first.run(graph, context(same[0]))
         profiles = Profiles(packed, same[0])
-        plans: list[tuple[float, Parameters, tuple[int, ...]]] = []
+        plans: list[tuple[float, Parameters, Boots]] = []
         for parameters in same:
             around = context(parameters)
             try:
@@ -422,11 +438,11 @@ def _lower_deep(
             except InfeasibleError as error:
                 limits.append(f"{parameters.describe()}: {error}")
                 continue
-            plans.append((plan.seconds, parameters, plan.cuts))
-        for seconds, parameters, cuts in sorted(plans, key=lambda one: one[0]):
+            plans.append((plan.seconds, parameters, plan.boots))
+        for seconds, parameters, boots in sorted(plans, key=lambda one: one[0]):
             if found and seconds >= found[0][0]:
                 break
-            rest = (replace(one, cuts=cuts) if isinstance(one, PlaceBootstraps) else one for one in passes[where:])
+            rest = (replace(one, boots=boots) if isinstance(one, PlaceBootstraps) else one for one in passes[where:])
             second = PassManager(tuple(rest), options.dump_after, options.dump)
             lowered = second.run(packed, context(parameters))
             made = program(lowered, parameters, (*first.timings, *second.timings))
@@ -459,8 +475,18 @@ def _parameter_choices(
 ) -> list[Parameters]:
     """Parameters worth trying, the smallest ring first and in each ring the fastest key switching first."""
     if options.parameters is not None:
-        options.parameters.check_security()
-        return [options.parameters]
+        pinned = options.parameters
+        pinned.check_security()
+        if pinned.bootstrapping is None and depth > pinned.depth:
+            raise InfeasibleError(
+                f"the program takes {depth} levels, the pinned parameters have {pinned.depth}. Lower the degrees of "
+                "the activations, or pin more levels or bootstrapping."
+            )
+        if not _holds_batch(graph, pinned.log_ring, options.batch):
+            raise InfeasibleError(
+                f"a batch of {options.batch} images does not fit in the {pinned.slots} slots of the pinned parameters"
+            )
+        return [pinned]
     if depth > MAX_DEPTH:
         raise InfeasibleError(
             f"the program takes {depth} levels, {MAX_DEPTH} at most are possible without bootstrapping. "

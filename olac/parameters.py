@@ -138,7 +138,7 @@ class Bootstrapping:
     def __post_init__(self) -> None:
         if self.rest < 1:
             raise ValueError(f"{self.rest} levels left by bootstrapping")
-        if not all(1 <= part <= 5 for part in self.budget):
+        if len(self.budget) != 2 or not all(1 <= part <= 5 for part in self.budget):
             raise ValueError(f"bootstrapping with a level budget of {self.budget}")
         if not 1 <= self.correction <= 15:
             raise ValueError(f"bootstrapping with a correction factor of {self.correction}")

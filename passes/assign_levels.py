@@ -14,6 +14,7 @@ from olac.kernels.base import Value
 from olac.kernels.record import record
 from olac.parameters import FIXED
 from olac.passes.base import Pass, PassContext
+from olac.passes.place_bootstraps import check_levels
 
 
 def multiplicative_depth(graph: Graph) -> int:
@@ -35,9 +36,9 @@ def required_levels(graph: Graph, input_level: int = 0) -> dict[str, int]:
 class AssignLevels(Pass):
     """Given: a packed graph.  Result: the same with the state of every ciphertext, the output at level 0 or above.
 
-    Levels go down from the fresh input, or from a bootstrap, which start no higher than what follows needs; a sum is
-    at the lower of its operands' levels. The states are then derived anew by running the kernels on the recorder, and
-    must agree.
+    Levels go down from the fresh input; a sum is at the lower of its operands' levels. With bootstraps every value is
+    as low as what follows needs, for everything is cheaper there, and operands are dropped to where they are read. The
+    states are then derived anew by running the kernels on the recorder, and must agree.
     """
 
     name: ClassVar[str] = "assign_levels"
@@ -52,10 +53,10 @@ class AssignLevels(Pass):
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str:
             operands = [states[i] for i in node.inputs]
-            if isinstance(node.op, Input):
-                level = parameters.depth if boots is None else needed[node.id]
-            elif isinstance(node.op, Bootstrap):
+            if boots is not None:
                 level = needed[node.id]
+            elif isinstance(node.op, Input):
+                level = parameters.depth
             else:
                 level = min(o.level for o in operands) - node.op.levels(graph.constants)
             top = boots.output_level if boots is not None and isinstance(node.op, Bootstrap) else parameters.depth
@@ -70,6 +71,7 @@ class AssignLevels(Pass):
             return builder.keep(node, inputs, type=replace(node.type, state=states[node.id]))
 
         result = graph.rewrite(step, by=self.name, stage=Stage.LEVELLED)
+        check_levels(result, parameters)
         check_states(result, RecorderEvaluator(parameters))
         return result
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from olac.backends.cost import CostEvaluator
 from olac.backends.recorder import RecorderEvaluator
 from olac.costs import CostTable
-from olac.errors import InfeasibleError
-from olac.ir.graph import Graph, GraphBuilder, Node
+from olac.errors import InfeasibleError, VerificationError
+from olac.ir.graph import Graph, GraphBuilder, Node, describe
 from olac.ir.ops import Bootstrap, Input
 from olac.ir.types import Stage
 from olac.kernels.base import Kernel
@@ -19,10 +19,13 @@ from olac.kernels.execute import build_kernels
 from olac.parameters import Bootstrapping, Parameters
 from olac.passes.base import Pass, PassContext
 
-MOST_LIVE = 4
-"""Values that may be bootstrapped together; beyond that a cut is not considered."""
+MOST_STATES = 4096
+"""Of the dynamic program at one place, the cheapest; networks with few values alive at once have far fewer."""
 WIDEST = 1.0 + 1e-9
 """Largest calibrated magnitude of a slot at a bootstrap."""
+
+Boots = tuple[tuple[int, str], ...]
+"""Bootstraps: the value, and the position in the graph's order behind which its readers get the new one."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,13 @@ class Plan:
     """Where bootstraps go.
 
     Attributes:
-        cuts: positions in the graph's order: all values alive behind the node there are bootstrapped.
+        boots: values and where they are bootstrapped, in the graph's order.
         seconds: predicted, for the program and its bootstraps.
         bootstraps: of single ciphertexts.
         fresh_level: level of the encrypted input.
     """
 
-    cuts: tuple[int, ...]
+    boots: Boots
     seconds: float
     bootstraps: int
     fresh_level: int
@@ -46,15 +49,15 @@ class Plan:
 class PlaceBootstraps(Pass):
     """Given: a packed graph.  Result: the same with %b = bootstrap(%x) where levels run out; nothing else changes.
 
-    Bootstraps cut the graph into segments. Within a segment levels are as low as its end allows, for everything is
-    cheaper there. A dynamic program over all cuts finds the least predicted time; without bootstrapping in the
-    parameters the graph stays as it is.
+    Everything is as low as what follows it allows, for everything is cheaper there. A dynamic program over the graph's
+    order, from its end, finds the least predicted time; without bootstrapping in the parameters the graph stays as it
+    is.
 
     Options:
-        cuts: positions in the graph's order behind which everything alive is bootstrapped; None to find them.
+        boots: what is bootstrapped where; None to find it.
     """
 
-    cuts: tuple[int, ...] | None = None
+    boots: Boots | None = None
     name: ClassVar[str] = "place_bootstraps"
     requires: ClassVar[Stage] = Stage.PACKED
     ensures: ClassVar[Stage] = Stage.PACKED
@@ -63,18 +66,17 @@ class PlaceBootstraps(Pass):
         parameters = context.need_parameters()
         if parameters.bootstrapping is None:
             return graph
-        if self.cuts is not None:
-            return insert(graph, self.cuts, self.name)
+        if self.boots is not None:
+            return insert(graph, self.boots, self.name)
         table = context.costs or CostTable.default()
         plan = place_bootstraps(graph, parameters, Profiles(graph, parameters), table, context.threads)
-        return insert(graph, plan.cuts, self.name)
+        return insert(graph, plan.boots, self.name)
 
 
 class Profiles:
     """What each node's kernel takes, at any level of its operand: kernels run on no data once."""
 
     def __init__(self, graph: Graph, parameters: Parameters) -> None:
-        self._top = parameters.depth
         self._events: dict[str, tuple[tuple[str, int, int], ...]] = {}
         kernels = build_kernels(graph)
         for node in graph.nodes:
@@ -104,137 +106,220 @@ def place_bootstraps(graph: Graph, parameters: Parameters, profiles: Profiles, t
     """The plan of least predicted time.
 
     Raises:
-        InfeasibleError: two neighbouring cuts are further apart than the levels between bootstraps.
+        InfeasibleError: places for bootstraps are further apart than the levels between two.
     """
     boots = parameters.bootstrapping
     assert boots is not None
     pricer = CostEvaluator(parameters, table, threads)
     one_boot = pricer.price("bootstrap", boots.input_level)
-    problem = _Problem(graph, boots, parameters.depth, lambda node, level: profiles.seconds(node, level, pricer.price))
+    problem = Problem(graph, boots, parameters.depth, lambda node, level: profiles.seconds(node, level, pricer.price))
     return solve(problem, one_boot)
 
 
-class _Problem:
-    """Segments between cuts: which are feasible, and what they cost."""
+class Problem:
+    """What a plan has to keep to, and what it costs.
+
+    Args:
+        graph: at any stage; before PACKED every value counts as one ciphertext.
+        boots: the levels around a bootstrap.
+        depth: levels of the chain, the most of a fresh input.
+        seconds: of a node with operands at a level; must not fall with the level.
+    """
 
     def __init__(self, graph: Graph, boots: Bootstrapping, depth: int, seconds: Callable[[Node, int], float]) -> None:
         self.graph, self.boots, self.depth = graph, boots, depth
-        self.nodes = graph.nodes
         self._seconds = seconds
         self._memo: dict[tuple[str, int], float] = {}
-        self._taken = {node.id: node.op.levels(graph.constants) for node in graph.nodes}
-        place = {node.id: index for index, node in enumerate(self.nodes)}
-        last = dict.fromkeys(graph.outputs, len(self.nodes))
-        for index, node in enumerate(self.nodes):
-            for name in node.inputs:
-                last[name] = max(index, last.get(name, 0))
-        self.live = [
-            tuple(name for name, until in last.items() if place[name] <= index < until)
-            for index in range(len(self.nodes))
-        ]
-
-    def cuts(self) -> list[int]:
-        """Positions where everything that is alive may be bootstrapped; not the last one."""
-        return [
-            index
-            for index, names in enumerate(self.live[:-1])
-            if 0 < len(names) <= MOST_LIVE and all(_fits(self.graph[name]) for name in names)
-        ]
-
-    def ciphertexts(self, cut: int) -> int:
-        """How many ciphertexts are bootstrapped there."""
-        layouts = [self.graph[name].type.layout for name in self.live[cut]]
-        return sum(layout.ciphertexts for layout in layouts if layout is not None)
-
-    def segment(self, start: int, end: int, last: bool) -> tuple[int, float]:
-        """Levels that values need behind `start`, and seconds, up to and with `end`; (-1 is before the input)."""
-        floor = 0 if last else self.boots.input_level
-        needed: dict[str, int] = dict.fromkeys(self.live[end] if not last else self.graph.outputs, floor)
-        seconds = 0.0
-        for index in range(end, start, -1):
-            node = self.nodes[index]
-            level = needed.pop(node.id, floor)
-            if isinstance(node.op, Input):
-                return level, seconds
-            operand = level + self._taken[node.id]
-            seconds += self.seconds(node, operand)
-            for name in node.inputs:
-                needed[name] = max(needed.get(name, floor), operand)
-        return max(needed.values()), seconds
+        self.taken = {node.id: node.op.levels(graph.constants) for node in graph.nodes}
 
     def seconds(self, node: Node, level: int) -> float:
+        """Of a node with operands at a level."""
         key = (node.id, level)
         if key not in self._memo:
             self._memo[key] = self._seconds(node, level)
         return self._memo[key]
 
+    def ciphertexts(self, name: str) -> int:
+        """How many ciphertexts a value has."""
+        layout = self.graph[name].type.layout
+        return 1 if layout is None else layout.ciphertexts
 
-def _fits(node: Node) -> bool:
-    bound = node.type.bound
-    return bound is None or bound.magnitude <= node.type.unit * WIDEST
+    def fits(self, name: str) -> bool:
+        """Whether the slots of a value stay where a bootstrap is exact."""
+        kind = self.graph[name].type
+        return kind.bound is None or kind.bound.magnitude <= kind.unit * WIDEST
 
+    def highest(self) -> dict[str, int]:
+        """The highest level that each value can have, were all bootstrapped that may be.
 
-def solve(problem: _Problem, one_boot: float) -> Plan:
-    """Shortest path over cuts: from the fresh input to the end."""
-    size = len(problem.nodes)
-    stops = [*problem.cuts(), size - 1]
-    best: dict[int, tuple[float, Plan]] = {}
-    furthest = 0
-    for end in stops:
-        last = end == size - 1
-        levels, seconds = problem.segment(-1, end, last)
-        if levels <= problem.depth:
-            best[end] = (seconds, Plan((), seconds, 0, levels))
-        for start in reversed([stop for stop in stops if stop < end]):
-            levels, seconds = problem.segment(start, end, last)
-            if levels > problem.boots.output_level:
-                break  # longer segments take more levels still
-            if start not in best:
-                continue
-            before = best[start][1]
-            count = problem.ciphertexts(start)
-            total = before.seconds + count * one_boot + seconds
-            if end not in best or total < best[end][0]:
-                made = Plan((*before.cuts, start), total, before.bootstraps + count, before.fresh_level)
-                best[end] = (total, made)
-        furthest = end if end in best else furthest
-    if size - 1 not in best:
-        behind = problem.nodes[furthest]
-        raise InfeasibleError(
-            f"bootstraps leave {problem.boots.output_level - problem.boots.input_level} levels between them, which "
-            f"does not reach from {behind.id} to the next place for one. Lower the degrees of the activations there."
-        )
-    return best[size - 1][1]
+        Raises:
+            InfeasibleError: a node gets no level.
+        """
+        found: dict[str, int] = {}
+        for node in self.graph.nodes:
+            if isinstance(node.op, Input):
+                level = self.depth
+            else:
+                level = min(found[name] for name in node.inputs) - self.taken[node.id]
+            if level < 0:
+                raise InfeasibleError(
+                    f"levels run out at {node.id} from {node.origin}: bootstraps leave "
+                    f"{self.boots.output_level - self.boots.input_level} levels between them, which does not reach to "
+                    "it from the last place for one (values of at most their unit, at level "
+                    f"{self.boots.input_level} or above). Lower the degrees of the activations before it."
+                )
+            if level >= self.boots.input_level and self.fits(node.id):
+                level = max(level, self.boots.output_level)
+            found[node.id] = level
+        return found
 
 
-def insert(graph: Graph, cuts: Sequence[int], by: str) -> Graph:
-    """The graph with bootstraps of all values that are alive at the cuts."""
-    if not cuts:
+State = tuple[tuple[str, int], ...]
+"""Levels that what is still to come needs of the values that are alive at a place."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The cheapest found from a state to the end of the graph."""
+
+    seconds: float
+    boot: tuple[int, str] | None = None
+    then: _Way | None = None
+
+
+def solve(problem: Problem, one_boot: float) -> Plan:
+    """Dynamic program from the last node to the first, over the levels that live values need.
+
+    A value may be bootstrapped before any node that reads it, on its own; that node and all later ones read the new
+    one. Of two states the one that needs no less and costs no less is dropped.
+
+    Raises:
+        InfeasibleError: places for bootstraps are further apart than the levels between two.
+    """
+    boots, nodes = problem.boots, problem.graph.nodes
+    highest = problem.highest()
+    ways: dict[State, _Way] = {tuple((name, 0) for name in sorted(set(problem.graph.outputs))): _Way(0.0)}
+    for index in range(len(nodes) - 1, -1, -1):
+        node = nodes[index]
+        if isinstance(node.op, Input):
+            continue
+        found: dict[State, _Way] = {}
+        for state, way in ways.items():
+            needs = dict(state)
+            operand = needs.pop(node.id) + problem.taken[node.id]
+            if any(operand > highest[name] for name in node.inputs):
+                continue  # Only a bootstrap of the node itself could give what is needed.
+            for name in node.inputs:
+                needs[name] = max(needs.get(name, 0), operand)
+            seconds = way.seconds + problem.seconds(node, operand)
+            choices = [
+                name
+                for name in dict.fromkeys(node.inputs)
+                if boots.input_level < needs[name] <= boots.output_level and problem.fits(name)
+            ]
+            for count in range(len(choices) + 1):
+                for chosen in itertools.combinations(choices, count):
+                    _extend(found, needs, chosen, way, seconds, index - 1, problem, one_boot, highest)
+        ways = _undominated(found)
+    best_state, best = min(ways.items(), key=lambda item: (item[1].seconds, item[0]))
+    places = tuple(_boots(best))
+    return Plan(
+        places, best.seconds, sum(problem.ciphertexts(name) for _, name in places), max(n for _, n in best_state)
+    )
+
+
+def _extend(
+    found: dict[State, _Way],
+    needs: Mapping[str, int],
+    chosen: Sequence[str],
+    way: _Way,
+    seconds: float,
+    position: int,
+    problem: Problem,
+    one_boot: float,
+    highest: Mapping[str, int],
+) -> None:
+    """Enter the state before a node with some of its operands bootstrapped, where it can be reached."""
+    before = dict(needs) | dict.fromkeys(chosen, problem.boots.input_level)
+    if any(level > highest[name] for name, level in before.items()):
+        return
+    extended = way
+    for name in chosen:
+        seconds += one_boot * problem.ciphertexts(name)
+        extended = _Way(seconds, (position, name), extended)
+    if not chosen:
+        extended = _Way(seconds, None, way)
+    state = tuple(sorted(before.items()))
+    if state not in found or seconds < found[state].seconds:
+        found[state] = extended
+
+
+def _undominated(found: Mapping[State, _Way]) -> dict[State, _Way]:
+    """States of one place that no other beats in every level and in cost; at most MOST_STATES."""
+    kept: dict[State, _Way] = {}
+    for state, way in sorted(found.items(), key=lambda item: (item[1].seconds, item[0])):
+        if not any(all(a <= b for (_, a), (_, b) in zip(other, state, strict=True)) for other in kept):
+            kept[state] = way
+            if len(kept) == MOST_STATES:
+                break
+    return kept
+
+
+def _boots(way: _Way) -> Iterator[tuple[int, str]]:
+    following: _Way | None = way
+    while following is not None:
+        if following.boot is not None:
+            yield following.boot
+        following = following.then
+
+
+def insert(graph: Graph, boots: Boots, by: str) -> Graph:
+    """The graph with bootstraps."""
+    if not boots:
         return graph
-    live = _Problem(graph, _ANY, 0, lambda node, level: 0.0).live
     builder = GraphBuilder(graph.constants, by=by)
     taken = {node.id for node in graph.nodes}
     new: dict[str, str] = {}
     for index, node in enumerate(graph.nodes):
         new[node.id] = builder.keep(node, tuple(new[i] for i in node.inputs))
-        if index not in cuts:
-            continue
-        for value in live[index]:
+        for value in (name for position, name in boots if position == index):
             count = 1
             while (name := f"{value}_boot{count if count > 1 else ''}") in taken:
                 count += 1
             taken.add(name)
-            kind = replace(graph[value].type)
-            new[value] = builder.add(Bootstrap(), [new[value]], name=name, origin=graph[value].origin, type=kind)
+            old = graph[value]
+            new[value] = builder.add(Bootstrap(), [new[value]], name=name, origin=old.origin, type=old.type)
     return builder.build(
-        [new[output] for output in graph.outputs], stage=graph.stage, inputs=[new[i.id] for i in graph.inputs]
+        [new[output] for output in graph.outputs], stage=graph.stage, inputs=[i.id for i in graph.inputs]
     )
 
 
-_ANY = Bootstrapping(rest=1)
+def check_levels(graph: Graph, parameters: Parameters) -> None:
+    """Derive from a levelled graph alone that its levels suffice; it knows nothing of how they were chosen.
 
-
-def describe(plan: Plan) -> str:
-    """One line for people."""
-    minutes = "" if not math.isfinite(plan.seconds) else f", {plan.seconds:.0f} s predicted"
-    return f"{plan.bootstraps} bootstraps, fresh ciphertexts at level {plan.fresh_level}{minutes}"
+    Raises:
+        VerificationError: a level below zero or above what the operands, a bootstrap or the chain give; a bootstrap
+            below the level that it takes, without a set-up, or of values beyond [-1, 1].
+    """
+    boots = parameters.bootstrapping
+    for node in graph.nodes:
+        levels = [state.level for name in node.inputs if (state := graph[name].type.state) is not None]
+        if node.type.state is None or len(levels) < len(node.inputs):
+            raise VerificationError(f"{node.id} or an operand of it has no level")
+        top = parameters.depth if not levels else min(levels) - node.op.levels(graph.constants)
+        problem = None
+        if isinstance(node.op, Bootstrap):
+            kind = graph[node.inputs[0]].type
+            if boots is None:
+                raise VerificationError(f"{node.id} under parameters without bootstrapping")
+            if top < boots.input_level:
+                problem = f"bootstraps at level {top}, {boots.input_level} is the least"
+            elif kind.bound is not None and kind.bound.magnitude > kind.unit * WIDEST:
+                problem = f"bootstraps values up to {kind.bound.magnitude / kind.unit:.3g}, beyond [-1, 1]"
+            top = boots.output_level
+        if not 0 <= node.type.state.level <= top:
+            problem = problem or f"is at level {node.type.state.level}, outside 0 ... {top}"
+        if problem:
+            raise VerificationError(
+                f"{node.id} {problem}:\n    {describe(node, graph.constants)}\n    from {node.origin}"
+            )

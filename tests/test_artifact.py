@@ -17,8 +17,9 @@ from olac.artifact import FORMAT, load_program, save_program
 from olac.errors import ArtifactError, SecurityError, VerificationError
 from olac.ir.graph import Graph
 from olac.ir.types import Range
-from olac.parameters import FLEXIBLE
+from olac.parameters import FLEXIBLE, Bootstrapping
 from olac.program import CompiledProgram
+from tests.runtime.bootstrapped_program import bootstrapped_program
 from tests.runtime.small_program import images, small_program
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*compiled without security")
@@ -166,7 +167,8 @@ def test_constants_of_another_type_missing_or_extra(path: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
-    "unknown op": lambda m: m["graph"]["nodes"][1].update(op="bootstrap"),
+    "unknown op": lambda m: m["graph"]["nodes"][1].update(op="teleport"),
+    "bootstrap": lambda m: m["graph"]["nodes"][1].update(op="bootstrap", attributes={}, lowering=None),
     "max-pooling": lambda m: m["graph"]["nodes"][1].update(
         op="max_pool2d",
         attributes={"kernel": [1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "ceil_mode": False},
@@ -266,3 +268,82 @@ def test_what_a_file_cannot_hold_is_not_saved(program: CompiledProgram, tmp_path
     with pytest.raises((VerificationError, ValueError)):
         save_program(other, tmp_path / "p.olac")
     assert not list(tmp_path.iterdir())
+
+
+# Bootstraps ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Path:
+    target = tmp_path / "deep.olac"
+    bootstrapped_program()[0].save(target)
+    return target
+
+
+def _boot(manifest: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(node for node in manifest["graph"]["nodes"] if node["op"] == "bootstrap")
+    return found
+
+
+def _operand(manifest: dict[str, Any]) -> dict[str, Any]:
+    (name,) = _boot(manifest)["inputs"]
+    found: dict[str, Any] = next(node for node in manifest["graph"]["nodes"] if node["id"] == name)
+    return found
+
+
+def test_a_program_with_bootstraps_comes_back_as_it_was(deep: Path) -> None:
+    program, x = bootstrapped_program()
+    loaded = load_program(deep)
+    assert loaded.graph == program.graph
+    assert loaded.parameters == program.parameters
+    assert loaded.parameters.bootstrapping == Bootstrapping(4)
+    assert loaded.fingerprint == program.fingerprint
+    np.testing.assert_array_equal(loaded.simulate(x), program.simulate(x))
+
+
+def test_the_set_up_is_part_of_the_fingerprint() -> None:
+    program, _ = bootstrapped_program()
+    other = replace(program, parameters=replace(program.parameters, bootstrapping=Bootstrapping(4, correction=9)))
+    assert other.fingerprint != program.fingerprint
+
+
+DEEP_CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+    "no set-up": ("without a set-up", lambda m: m["parameters"].update(bootstrapping=None)),
+    "other depth": ("bootstrapping is for", lambda m: m["parameters"].update(depth=21)),
+    "other rest": ("bootstrapping is for", lambda m: m["parameters"]["bootstrapping"].update(rest=5)),
+    "fixed": ("loses its precision", lambda m: m["parameters"].update(technique="FIXEDMANUAL")),
+    "one budget": ("budget", lambda m: m["parameters"]["bootstrapping"].update(budget=[6])),
+    "budget of text": ("budget", lambda m: m["parameters"]["bootstrapping"].update(budget=["3", 3])),
+    "correction 0": ("correction", lambda m: m["parameters"]["bootstrapping"].update(correction=0)),
+    "set-up of text": ("bootstrapping", lambda m: m["parameters"].update(bootstrapping="sparse")),
+    "more in the set-up": ("bootstrapping", lambda m: m["parameters"]["bootstrapping"].update(iterations=2)),
+    "result too high": ("operands allow 7", lambda m: _boot(m)["type"]["state"].update(level=8)),
+    "operand too low": ("bootstraps at level 3", lambda m: _operand(m)["type"]["state"].update(level=3)),
+    "operand below zero": ("below zero", lambda m: _operand(m)["type"]["state"].update(level=-1)),
+    "two operands": ("takes 1 operands", lambda m: _boot(m).update(inputs=_boot(m)["inputs"] * 2)),
+    "an attribute": ("", lambda m: _boot(m)["attributes"].update(slots=8)),
+    "no steps": ("rotation steps of bootstraps", lambda m: m.update(rotations=[1])),
+    "a polynomial rises": (
+        "rises without a bootstrap",
+        lambda m: _boot(m).update(op="reshape", attributes={"shape": [2, 4, 4]}),
+    ),
+    "other": ("fingerprint", lambda m: m["parameters"]["bootstrapping"].update(correction=9)),
+}
+
+
+@pytest.mark.parametrize("name", DEEP_CHANGES)
+def test_bootstraps_that_make_no_sense(deep: Path, name: str) -> None:
+    message, change = DEEP_CHANGES[name]
+    _rewrite(deep, change)
+    _refused(deep, message)
+
+
+def test_sparse_secrets_above_their_bound_are_refused(deep: Path) -> None:
+    """Ring 2^11 has none, and at 2^16 the dense bound is no excuse."""
+    _rewrite(deep, lambda m: m["parameters"].update(security=128))
+    with pytest.raises(SecurityError, match=r"deep\.olac.*exceeds the 0 bits.*sparse secret"):
+        load_program(deep)
+    larger = {"log_ring": 16, "depth": 28, "bootstrapping": {"rest": 12, "budget": [3, 3], "correction": 8}}
+    _rewrite(deep, lambda m: m["parameters"].update(larger))
+    with pytest.raises(SecurityError, match=r"exceeds the 1553 bits.*sparse secret"):
+        load_program(deep)

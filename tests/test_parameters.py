@@ -9,9 +9,14 @@ from olac.errors import InfeasibleError, SecurityError
 from olac.parameters import (
     FIXED,
     FLEXIBLE,
+    MOST_DIGITS,
     SECURITY_BOUNDS,
+    SINE_LEVELS,
+    SPARSE_SECURITY_BOUNDS,
+    Bootstrapping,
     Parameters,
     candidates,
+    deep_candidates,
     is_prime,
     require_candidates,
 )
@@ -123,3 +128,145 @@ def test_candidates_are_all_secure_and_smallest_first() -> None:
 def test_no_candidates_is_an_error_that_says_what_would_do() -> None:
     with pytest.raises(InfeasibleError, match="Lower the degrees"):
         require_candidates(candidates(60, 40, 50), 60, 40, 128)
+
+
+# Bootstrapping -------------------------------------------------------------------------------------------------------
+
+
+def sparse(log_ring: int, rest: int, digits: int, security: int = 128) -> Parameters:
+    boots = Bootstrapping(rest)
+    return Parameters(log_ring, boots.depth, 40, 47, digits, FLEXIBLE, security, boots)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0,), "0 levels left"),
+        ((4, (0, 3)), "level budget"),
+        ((4, (3, 6)), "level budget"),
+        ((4, (3,)), "level budget"),
+        ((4, (3, 3, 3)), "level budget"),
+        ((4, (3, 3), 0), "correction factor of 0"),
+        ((4, (3, 3), 16), "correction factor of 16"),
+    ],
+)
+def test_bootstrapping_that_cannot_be_is_refused(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Bootstrapping(*arguments)  # type: ignore[arg-type]
+
+
+def test_levels_around_a_bootstrap() -> None:
+    boots = Bootstrapping(10, (3, 2))
+    assert boots.depth == 10 + SINE_LEVELS + 5 == 25
+    assert boots.input_level == 3
+    assert boots.output_level == 12
+    assert Bootstrapping(1).input_level <= Bootstrapping(1).output_level
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"technique": FIXED}, "loses its precision"),
+        ({"depth": 21}, "a depth of 21, bootstrapping is for 20"),
+        ({"first_bits": 49}, "more bits above the scale"),
+    ],
+)
+def test_parameters_that_do_not_match_bootstrapping_are_refused(changes: dict[str, object], message: str) -> None:
+    right = {"log_ring": 11, "depth": 20, "scale_bits": 40, "first_bits": 48, "digits": 3, "technique": FLEXIBLE}
+    boots = Bootstrapping(4)
+    assert Parameters(**right, security=0, bootstrapping=boots).depth == 20  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        Parameters(**(right | changes), security=0, bootstrapping=boots)  # type: ignore[arg-type]
+
+
+def test_sparse_secrets_are_held_to_their_own_bound() -> None:
+    assert SPARSE_SECURITY_BOUNDS == {128: {15: 768, 16: 1553}}
+    for log_ring, bound in SPARSE_SECURITY_BOUNDS[128].items():
+        seen = set()
+        for rest in range(1, 16):
+            for digits in range(1, 7):
+                if not Parameters.valid_digits(Bootstrapping(rest).depth, digits):
+                    continue
+                parameters = sparse(log_ring, rest, digits)
+                secure = parameters.log_qp_bound_use <= bound
+                seen.add(secure)
+                if secure:
+                    parameters.check_security()
+                    assert parameters.security_bits == 128.0  # nothing above is claimed
+                else:
+                    with pytest.raises(SecurityError, match=f"exceeds the {bound} bits .* with a sparse secret"):
+                        parameters.check_security()
+                assert parameters.security_bits <= 128.0
+                assert parameters.security_bound == bound
+        assert seen == ({False} if log_ring == 15 else {False, True})
+
+
+def test_the_dense_bound_is_not_that_of_sparse_secrets() -> None:
+    """log2(QP) of 1634 would do at 2^16 for a uniform secret."""
+    parameters = sparse(16, 12, 3)
+    assert 1553 < parameters.log_qp < SECURITY_BOUNDS[128][16]
+    with pytest.raises(SecurityError, match="sparse secret"):
+        parameters.check_security()
+    Parameters(16, parameters.depth, 40, 47, 3, FLEXIBLE).check_security()
+
+
+@pytest.mark.parametrize("log_ring", [11, 13, 14, 17])
+def test_rings_without_a_bound_for_sparse_secrets_are_refused(log_ring: int) -> None:
+    parameters = sparse(log_ring, 1, 3)
+    assert parameters.security_bits == 0.0
+    with pytest.raises(SecurityError, match=r"exceeds the 0 bits .* with a sparse secret"):
+        parameters.check_security()
+    sparse(log_ring, 1, 3, security=0).check_security()
+    assert "NOT SECURE" in sparse(log_ring, 1, 3, security=0).describe()
+
+
+@pytest.mark.parametrize("security", [192, 256])
+def test_nothing_above_128_bits_with_sparse_secrets(security: int) -> None:
+    with pytest.raises(SecurityError, match="exceeds the 0 bits"):
+        sparse(16, 1, 3, security).check_security()
+    assert deep_candidates(security=security) == []
+
+
+def test_deep_candidates_have_the_most_levels_of_each_number_of_digits() -> None:
+    found = deep_candidates()
+    assert found
+    for parameters in found:
+        parameters.check_security()
+        assert parameters.bootstrapping is not None
+        assert parameters.bootstrapping.depth == parameters.depth
+        assert "sparse secret held to log2(QP) 1553, bootstraps to level" in parameters.describe()
+    assert [(p.log_ring, p.digits) for p in found] == sorted({(p.log_ring, p.digits) for p in found})
+    for log_ring in (15, 16):
+        for digits in range(2, MOST_DIGITS + 1):
+            rests = []
+            for rest in range(1, 21):
+                if Parameters.valid_digits(Bootstrapping(rest).depth, digits):
+                    try:
+                        sparse(log_ring, rest, digits).check_security()
+                        rests.append(rest)
+                    except SecurityError:
+                        pass
+            made = [
+                p.bootstrapping.rest for p in found if (p.log_ring, p.digits) == (log_ring, digits) and p.bootstrapping
+            ]
+            assert made == rests[-1:]
+    assert deep_candidates(rests=(4,), log_rings=(16,))[0].depth == 20
+
+
+def test_encapsulation_primes() -> None:
+    """q_0 and two primes of 33 bits; that they are OpenFHE's shows where keys become words and keys again."""
+    for log_ring in (11, 12, 16):
+        parameters = sparse(log_ring, 4, 3, security=0)
+        first, *others = parameters.encapsulation_primes
+        assert first == parameters.primes[0]
+        assert len(set(others)) == 2
+        for prime in others:
+            assert is_prime(prime)
+            assert prime % (2 * parameters.ring_dimension) == 1
+            assert prime.bit_length() == 33
+
+
+def test_openfhe_takes_as_many_levels() -> None:
+    for rest, budget in ((4, (3, 3)), (2, (4, 2))):
+        boots = Bootstrapping(rest, budget)
+        make_context(Parameters(11, boots.depth, 40, 47, 3, FLEXIBLE, 0, boots))  # it compares

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from olac.backends.openfhe.library import load
-from olac.errors import SecurityError, VerificationError
-from olac.parameters import Parameters
+from olac.errors import BackendError, SecurityError, VerificationError
+from olac.parameters import Bootstrapping, Parameters
 
 
 def make_context(parameters: Parameters) -> Any:
@@ -58,6 +59,10 @@ def make_context(parameters: Parameters) -> Any:
     return context
 
 
+_SET_UP: dict[Parameters, Bootstrapping] = {}
+"""By the parameters without it: OpenFHE gives equal chains one context, and a later set-up would replace the first."""
+
+
 def set_up_bootstrapping(context: Any, parameters: Parameters, precompute: bool, slots: int | None = None) -> None:
     """Prepare a context for bootstraps, with `precompute` also the plaintexts that they take.
 
@@ -66,6 +71,13 @@ def set_up_bootstrapping(context: Any, parameters: Parameters, precompute: bool,
     """
     boots = parameters.bootstrapping
     assert boots is not None
+    chain = replace(parameters, bootstrapping=None)
+    held = _SET_UP.setdefault(chain, boots)
+    if held != boots:
+        raise BackendError(
+            f"this process bootstraps with {held} already, and OpenFHE keeps one set-up for a modulus chain: "
+            f"use another process for {boots}"
+        )
     context.EvalBootstrapSetup(
         list(boots.budget), [0, 0], slots or parameters.slots, boots.correction, precompute, BTSlotsEncoding=True
     )

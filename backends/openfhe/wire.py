@@ -139,6 +139,7 @@ class Wire:
         self.key_primes = parameters.primes + parameters.special_primes
         self._fhe = load()
         self._templates: dict[str, Template] = {}
+        self._ready_to_bootstrap = False
 
     # Ciphertexts -----------------------------------------------------------------------------------------------------
 
@@ -279,29 +280,31 @@ class Wire:
         # OpenFHE forgets all keys or none, so those of others step aside for the while.
         others = container.GetAllEvalAutomorphismKeys()
         set_up_bootstrapping(self.context, self.parameters, precompute=False, slots=few)
-        key.SetKeyTag(passing)
         try:
-            self.context.EvalBootstrapKeyGen(key, few)
+            key.SetKeyTag(passing)
+            try:
+                self.context.EvalBootstrapKeyGen(key, few)
+            finally:
+                key.SetKeyTag(own)
+            with tempfile.TemporaryDirectory() as folder:
+                path = str(Path(folder) / "keys")
+                if not fhe.SerializeEvalBootstrapKey(path, fhe.BINARY, self.context, passing, few):
+                    raise BackendError(f"OpenFHE can't write {path}")
+                container.ClearEvalAutomorphismKeys()
+                if not fhe.DeserializeEvalBootstrapKey(path, fhe.BINARY, passing, list(indices)):
+                    raise BackendError(f"OpenFHE can't read {path}")
+            data: bytes = fhe.Serialize(container.GetEvalAutomorphismKeyMap(passing), fhe.BINARY)
         finally:
-            key.SetKeyTag(own)
-        with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder) / "keys")
-            if not fhe.SerializeEvalBootstrapKey(path, fhe.BINARY, self.context, passing, few):
-                raise BackendError(f"OpenFHE can't write {path}")
             container.ClearEvalAutomorphismKeys()
-            if not fhe.DeserializeEvalBootstrapKey(path, fhe.BINARY, passing, list(indices)):
-                raise BackendError(f"OpenFHE can't read {path}")
-        data: bytes = fhe.Serialize(container.GetEvalAutomorphismKeyMap(passing), fhe.BINARY)
-        container.ClearEvalAutomorphismKeys()
-        for tag, keys in others.items():
-            container.InsertEvalAutomorphismKey(keys, tag)
+            for tag, keys in others.items():
+                container.InsertEvalAutomorphismKey(keys, tag)
         return data.replace(passing.encode(), own.encode())
 
-    @functools.cached_property
-    def ready_to_bootstrap(self) -> bool:
+    def prepare_bootstraps(self) -> None:
         """Prepare this process for bootstraps, once: the plaintexts of both transforms take most of the time."""
-        set_up_bootstrapping(self.context, self.parameters, precompute=True)
-        return True
+        if not self._ready_to_bootstrap:
+            set_up_bootstrapping(self.context, self.parameters, precompute=True)
+            self._ready_to_bootstrap = True
 
     @functools.cached_property
     def _spare(self) -> Any:

@@ -61,6 +61,9 @@ def _square(evaluator: Evaluator[Any, Any], x: Ciphertext[Any], shift: Array) ->
 class BootstrapKernel(Kernel):
     """The same values with levels again, given up down to the level that is asked for.
 
+    What is above the least level that a bootstrap takes is dropped before: above the result's level OpenFHE would not
+    bootstrap at all.
+
     Args:
         level: of the result.
     """
@@ -71,7 +74,10 @@ class BootstrapKernel(Kernel):
         self._level = level
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
-        return tuple(evaluator.drop(evaluator.bootstrap(part), self._level) for part in operands[0])
+        boots = evaluator.parameters.bootstrapping
+        lowest = 0 if boots is None else boots.input_level
+        low = (evaluator.drop(part, lowest) if part.state.level > lowest else part for part in operands[0])
+        return tuple(evaluator.drop(evaluator.bootstrap(part), self._level) for part in low)
 
 
 class ReshapeKernel(Kernel):

@@ -98,7 +98,8 @@ def execute(
             values[node.id] = inputs[node.id]
         else:
             try:
-                values[node.id] = kernels[node.id].run(evaluator, [values[i] for i in node.inputs])
+                operands = _lowered(evaluator, graph, node, [values[i] for i in node.inputs])
+                values[node.id] = kernels[node.id].run(evaluator, operands)
             except (MissingKeyError, VerificationError) as error:
                 raise type(error)(f"{error}, at {node.id} from {node.origin}") from error
         if after is not None:
@@ -107,3 +108,13 @@ def execute(
             if last[operand] == node.id and operand not in graph.outputs:
                 del values[operand]
     return tuple(values[output] for output in graph.outputs)
+
+
+def _lowered(evaluator: Evaluator[Any, Any], graph: Graph, node: Node, operands: list[Value]) -> list[Value]:
+    """Operands where the node's own level asks for them, if all have more: its kernel is faster there."""
+    if node.type.state is None or isinstance(node.op, Bootstrap):
+        return operands
+    wanted = node.type.state.level + node.op.levels(graph.constants)
+    if min(part.state.level for value in operands for part in value) <= wanted:
+        return operands
+    return [tuple(evaluator.drop(part, wanted) for part in value) for value in operands]

@@ -81,7 +81,7 @@ class Server:
         self._kernels = program.kernels
         if program.parameters.bootstrapping is not None:
             # After the keys: what these take is known better than that of the plaintexts made here.
-            assert wire(program.parameters).ready_to_bootstrap
+            wire(program.parameters).prepare_bootstraps()
         if cache_bytes is None:
             cache_bytes = max(0, int(room)) if program.parameters.bootstrapping is None else 0
         self._cache = PlaintextCache(cache_bytes)

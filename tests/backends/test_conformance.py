@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,19 @@ from olac.backends.cost import LIGHT, CostEvaluator, Slowdown
 from olac.backends.openfhe import speed
 from olac.backends.openfhe.context import make_context
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
+from olac.backends.openfhe.keys import make_keys, new_secret_key
+from olac.backends.openfhe.wire import wire
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
+from olac.bootstrapping import bootstrap_steps
 from olac.costs import CostTable
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir import Graph, Node
+from olac.ir.types import CipherState
 from olac.kernels.base import Value
+from olac.kernels.elementwise import BootstrapKernel
 from olac.kernels.execute import build_kernels, execute
-from olac.parameters import FIXED, FLEXIBLE, Parameters
+from olac.parameters import FIXED, FLEXIBLE, Bootstrapping, Parameters
 from olac.passes.base import PassContext, PassManager
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fold_squares import FoldSquares
@@ -229,6 +234,110 @@ def test_mistakes_are_refused_alike(backend: Backend) -> None:
     for error, message, mistake in mistakes:
         with pytest.raises(error, match=message):
             mistake()
+
+
+# Bootstraps ----------------------------------------------------------------------------------------------------------
+
+BOOTSTRAPPED = Parameters(LOG_RING, 20, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4))
+BOOTSTRAP_ERROR = 2.0**-8
+
+
+def bootstrapped_backend(name: str) -> Backend:
+    if name == "simulator":
+        simulator = SimulatorEvaluator(BOOTSTRAPPED, STEPS)
+        return Backend(simulator, simulator.encrypt, simulator.decrypt, 1e-9)
+    if name == "openfhe":
+        evaluator, secret = bootstrapped_openfhe()
+        return Backend(
+            evaluator,
+            lambda slots, level: evaluator.encrypt(secret, slots, level),
+            lambda a: evaluator.decrypt(secret, a),
+            BOOTSTRAP_ERROR,
+        )
+    recorder = (
+        RecorderEvaluator(BOOTSTRAPPED) if name == "recorder" else CostEvaluator(BOOTSTRAPPED, CostTable.default(), 1)
+    )
+    return Backend(recorder, lambda slots, level: recorder.fresh(level), None, 0.0)
+
+
+@functools.lru_cache(maxsize=1)
+def bootstrapped_openfhe() -> tuple[OpenFHEEvaluator, Any]:
+    ready = wire(BOOTSTRAPPED)
+    ready.prepare_bootstraps()
+    secret = new_secret_key(BOOTSTRAPPED)
+    steps = tuple(sorted({*STEPS, *bootstrap_steps(BOOTSTRAPPED)}))
+    keys = make_keys(BOOTSTRAPPED, secret, steps, True)
+    evaluator = OpenFHEEvaluator(ready.context, BOOTSTRAPPED, steps)
+    evaluator.keys = keys  # type: ignore[attr-defined]  # alive as long as they are needed
+    return evaluator, secret
+
+
+def test_a_bootstrap_gives_levels_and_keeps_the_value(name: str) -> None:
+    backend, boots = bootstrapped_backend(name), BOOTSTRAPPED.bootstrapping
+    assert boots is not None
+    ev = backend.evaluator
+    for level in (boots.input_level, boots.output_level):
+        made = ev.bootstrap(backend.encrypt(slots(3), level))
+        assert made.state == CipherState(boots.output_level, 1, BOOTSTRAPPED.scale(boots.output_level))
+        assert backend.close(made, slots(3))
+        product = ev.normalize(ev.multiply_plain(made, plain(backend, slots(4), boots.output_level)))
+        assert product.state.level == boots.output_level - 1
+        assert backend.close(product, slots(3) * slots(4))
+        low = ev.drop(made, 1)
+        assert backend.close(ev.add(low, backend.encrypt(slots(5), 1)), slots(3) + slots(5))
+
+
+class Untouched(OpenFHEEvaluator):
+    """OpenFHE must not see what olac refuses."""
+
+    def _bootstrap(self, a: Any, state: CipherState) -> Any:
+        raise AssertionError("OpenFHE saw it")
+
+
+def test_bootstraps_that_would_go_wrong_are_refused_alike(name: str) -> None:
+    backend = bootstrapped_backend(name)
+    ev = backend.evaluator
+    if name == "openfhe":
+        ev = Untouched(wire(BOOTSTRAPPED).context, BOOTSTRAPPED, STEPS)
+    drifted = backend.encrypt(slots(0), 5)
+    drifted = replace(drifted, state=replace(drifted.state, scale=drifted.state.scale * 1.001))
+    product = ev.multiply_plain(backend.encrypt(slots(0), 5), plain(backend, slots(0), 5))
+    for message, wrong in (
+        ("level 3, outside 4 ... 7", backend.encrypt(slots(0), 3)),
+        ("level 8, outside 4 ... 7", backend.encrypt(slots(0), 8)),
+        ("noise degree 2", product),
+        ("different scales", drifted),
+    ):
+        with pytest.raises(VerificationError, match=message):
+            ev.bootstrap(wrong)
+
+
+def test_without_a_set_up_nothing_is_bootstrapped(backend: Backend) -> None:
+    with pytest.raises(VerificationError, match="parameters without bootstrapping"):
+        backend.evaluator.bootstrap(backend.encrypt(slots(0), 5))
+
+
+def test_the_kernel_drops_what_is_above_the_least_level(name: str) -> None:
+    """Above the level of its result, OpenFHE gives an input back as it is."""
+    backend = bootstrapped_backend(name)
+    (made,) = BootstrapKernel(5).run(backend.evaluator, [(backend.encrypt(slots(3), 20),)])
+    assert made.state == CipherState(5, 1, BOOTSTRAPPED.scale(5))
+    assert backend.close(made, slots(3))
+
+
+@pytest.mark.parametrize("bits", [8.0, 12.5])
+def test_simulated_bootstraps_have_the_error_that_was_asked_for(bits: float) -> None:
+    simulator = SimulatorEvaluator(BOOTSTRAPPED, bootstrap_bits=bits)
+    made = simulator.decrypt(simulator.bootstrap(simulator.encrypt(slots(0), 5)))
+    assert np.mean(np.abs(made - slots(0))) == pytest.approx(2.0**-bits, rel=0.05)
+
+
+def test_a_bootstrap_costs_as_much_at_any_level() -> None:
+    cost = CostEvaluator(BOOTSTRAPPED, CostTable.default(), 1)
+    assert cost.price("bootstrap", 4) == cost.price("bootstrap", 7) > 20 * cost.price("rotate", 20)
+    cost.bootstrap(cost.fresh(5))
+    assert cost.counts() == {("bootstrap", 5): 1}
+    assert cost.seconds == cost.price("bootstrap", 5)
 
 
 def _squares() -> Graph:

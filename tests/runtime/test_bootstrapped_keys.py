@@ -1,0 +1,171 @@
+"""Keys of programs with bootstraps: through bytes and files, beside other clients', and damaged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from olac.backends.openfhe.keys import make_keys, new_secret_key
+from olac.backends.openfhe.library import load
+from olac.backends.openfhe.wire import Wire, wire
+from olac.bootstrapping import SPECIAL_KEYS, bootstrap_steps
+from olac.envelope import DIGEST_BYTES
+from olac.errors import ArtifactError, BackendError
+from olac.ir.ops import Array
+from olac.runtime import Client, EncryptedResult, EvaluationKeys, Server
+from olac.runtime.messages import needs_relinearisation, one_key_bytes, special_key_bytes
+from tests.runtime.bootstrapped_program import ERROR, PARAMETERS, bootstrapped_program
+from tests.runtime.small_program import ERROR as SMALL_ERROR
+from tests.runtime.small_program import images as small_images
+from tests.runtime.small_program import small_program
+
+pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
+
+
+class Pair:
+    """A client, its server and the frame of its keys, made once."""
+
+    def __init__(self) -> None:
+        self.program, self.images = bootstrapped_program()
+        self.client = Client(self.program)
+        self.seen: list[tuple[int, int]] = []
+        self.keys = self.client.generate_keys(lambda done, total: self.seen.append((done, total)))
+        self.frame = self.keys.to_bytes()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return Pair()
+
+
+def answered(pair: Pair, server: Server, client: Client | None = None) -> Array:
+    used = client or pair.client
+    return used.decrypt(server.run(used.encrypt(pair.images[:1])))
+
+
+def right(pair: Pair, answer: Array) -> bool:
+    expected = pair.program.simulate(pair.images[:1])
+    return bool(np.max(np.abs(answer - expected)) < ERROR * np.max(np.abs(expected)))
+
+
+def test_the_keys_are_those_that_bootstraps_take(pair: Pair) -> None:
+    assert needs_relinearisation(pair.program)
+    assert set(pair.keys.steps) >= bootstrap_steps(PARAMETERS)
+    short, *others = special_key_bytes(pair.program)
+    assert short < one_key_bytes(pair.program) == others[0] == others[1]
+    assert pair.seen[-1] == (pair.keys.count + SPECIAL_KEYS,) * 2
+    assert (
+        pair.keys.count * one_key_bytes(pair.program) + short + sum(others)
+        < len(pair.frame)
+        < 1.01 * pair.keys.key_bytes
+    )
+    assert special_key_bytes(small_program()) == []
+
+
+def test_live_keys_bytes_and_files_give_the_same(pair: Pair, tmp_path: Path) -> None:
+    assert right(pair, answered(pair, Server(pair.program, pair.keys)))
+    loaded = EvaluationKeys.from_bytes(pair.program, pair.frame)
+    assert loaded.to_bytes() == pair.frame
+    assert right(pair, answered(pair, Server(pair.program, loaded)))
+    pair.keys.save(tmp_path / "evaluation.keys")
+    again = EvaluationKeys.load(pair.program, tmp_path / "evaluation.keys")
+    server = Server(pair.program, again)
+    result = server.run(pair.client.encrypt(pair.images[:1])).to_bytes()
+    assert right(pair, pair.client.decrypt(EncryptedResult.from_bytes(pair.program, result)))
+    assert any(node.op.name == "bootstrap" for node in pair.program.graph.nodes)
+
+
+def test_clients_in_one_process_keep_their_keys(pair: Pair) -> None:
+    """Special keys are made by clearing OpenFHE's own map, which holds everybody's."""
+    plain = small_program()
+    others = Client(plain)
+    other_server = Server(plain, others.generate_keys())
+    server = Server(pair.program, pair.keys)
+    second = Client(pair.program)
+    second_server = Server(pair.program, second.generate_keys())
+    assert right(pair, answered(pair, second_server, second))
+    assert right(pair, answered(pair, server))
+    x = small_images()
+    np.testing.assert_allclose(others.decrypt(other_server.run(others.encrypt(x))), plain.simulate(x), atol=SMALL_ERROR)
+    with pytest.raises(ArtifactError, match="other keys"):
+        server.run(second.encrypt(pair.images[:1]))
+
+
+def test_keys_of_others_come_back_when_making_special_ones_fails(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    fhe = load()
+    made = make_keys(PARAMETERS, new_secret_key(PARAMETERS), (1, 2), False)
+    held = sorted(fhe.CryptoContext.GetExistingEvalAutomorphismKeyIndices(made.tag))
+    ready, spare = wire(PARAMETERS), new_secret_key(PARAMETERS)
+    tag = spare.GetKeyTag()
+
+    class Failing:
+        """OpenFHE that can't read its own file."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(fhe, name)
+
+        class CryptoContext(fhe.CryptoContext):  # type: ignore[misc, name-defined]
+            @staticmethod
+            def DeserializeEvalBootstrapKey(*arguments: object) -> bool:
+                return False
+
+        DeserializeEvalBootstrapKey = CryptoContext.DeserializeEvalBootstrapKey
+
+    monkeypatch.setattr(ready, "_fhe", Failing())
+    with pytest.raises(BackendError, match="can't read"):
+        ready.special_keys(spare)
+    monkeypatch.undo()
+    assert sorted(fhe.CryptoContext.GetExistingEvalAutomorphismKeyIndices(made.tag)) == held
+    assert spare.GetKeyTag() == tag
+
+
+def test_special_keys_survive_as_words(pair: Pair) -> None:
+    ready: Wire = wire(PARAMETERS)
+    _, words = ready.special_keys(new_secret_key(PARAMETERS))
+    assert tuple(words) == ready.special_indices
+    for index, part in words.items():
+        assert len(part) == len(ready.special_key_primes(index))
+        with pytest.raises(ArtifactError, match="not less than their prime"):
+            ready.special_key(part | np.uint64(1 << 62), index, "0" * 32)
+        with pytest.raises(ArtifactError, match="not uniform"):
+            ready.special_key(part * np.uint64(0), index, "0" * 32)
+
+
+def forged(frame: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """The frame with another payload, as somebody would send it who can also write the right hash of it."""
+    body = change(frame[:-DIGEST_BYTES])
+    return body + hashlib.sha256(body).digest()
+
+
+def test_damaged_and_missing_special_keys_are_refused(pair: Pair) -> None:
+    sizes = special_key_bytes(pair.program)
+    for data in (
+        pair.frame[: -sizes[-1]],
+        forged(pair.frame, lambda data: data[: -sizes[-1]]),
+        forged(pair.frame, lambda data: data[: -sum(sizes)]),
+        forged(pair.frame, lambda data: data + bytes(sizes[-1])),
+        pair.frame[: -DIGEST_BYTES - 8] + bytes(8) + pair.frame[-DIGEST_BYTES:],
+    ):
+        with pytest.raises(ArtifactError):
+            EvaluationKeys.from_bytes(pair.program, data)
+    short_starts = -sum(sizes)
+    changes: list[tuple[str, Callable[[bytes], bytes]]] = [
+        ("not uniform", lambda data: data[: -sizes[-1]] + bytes(sizes[-1])),
+        ("not less than their prime", lambda data: data[:-8] + b"\xff" * 8),
+        ("not less than their prime", lambda data: data[:short_starts] + b"\xff" * 8 + data[short_starts + 8 :]),
+    ]
+    for message, change in changes:
+        keys = EvaluationKeys.from_bytes(pair.program, forged(pair.frame, change))
+        with pytest.raises(ArtifactError, match=message):
+            Server(pair.program, keys)
+
+
+def test_keys_of_a_program_without_bootstraps_are_refused(pair: Pair) -> None:
+    plain = small_program()
+    frame = Client(plain).generate_keys().to_bytes()
+    with pytest.raises(ArtifactError):
+        EvaluationKeys.from_bytes(pair.program, frame)

@@ -1,0 +1,78 @@
+"""What bootstraps take, before any is made: rotation steps as OpenFHE has them, and memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from olac.backends.openfhe.context import make_context, set_up_bootstrapping
+from olac.backends.openfhe.library import load
+from olac.bootstrapping import SPECIAL_KEYS, bootstrap_steps, layers, precomputed_bytes
+from olac.errors import BackendError
+from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
+
+
+def parameters_of(log_ring: int, budget: tuple[int, int], rest: int = 2) -> Parameters:
+    boots = Bootstrapping(rest, budget)
+    return Parameters(log_ring, boots.depth, 40, 47, 3, FLEXIBLE, 0, boots)
+
+
+def test_without_bootstrapping_there_is_nothing() -> None:
+    plain = Parameters(11, 18, 40, 47, 1, FLEXIBLE, 0)
+    assert bootstrap_steps(plain) == frozenset()
+    assert precomputed_bytes(plain) == 0
+
+
+# Different depths, or OpenFHE would give one context for two set-ups.
+BUDGETS = [(10, (3, 3), 2), (10, (2, 2), 2), (10, (4, 3), 3), (10, (1, 2), 4), (10, (5, 5), 4), (11, (3, 3), 2)]
+
+
+@pytest.mark.parametrize(("log_ring", "budget", "rest"), [*BUDGETS, (11, (4, 4), 2), (11, (2, 4), 3), (12, (3, 3), 2)])
+def test_steps_are_those_that_openfhe_makes_keys_for(log_ring: int, budget: tuple[int, int], rest: int) -> None:
+    parameters = parameters_of(log_ring, budget, rest)
+    fhe: Any = load()
+    context = make_context(parameters)
+    set_up_bootstrapping(context, parameters, precompute=False)
+    key = context.KeyGen().secretKey
+    context.EvalBootstrapKeyGen(key, parameters.slots)
+    held = set(fhe.CryptoContext.GetExistingEvalAutomorphismKeyIndices(key.GetKeyTag()))
+    order = 2 * parameters.ring_dimension
+    expected = {pow(5, step, order) for step in bootstrap_steps(parameters)}
+    assert held - expected == {order - 4, order - 2, order - 1}
+    assert len(held - expected) == SPECIAL_KEYS
+    assert expected <= held
+
+
+@pytest.mark.parametrize("budget", [(3, 3), (2, 2), (4, 3), (1, 2), (5, 5)])
+@pytest.mark.parametrize("log_slots", [9, 10, 14, 15])
+def test_layers_hold_the_whole_transform(log_slots: int, budget: tuple[int, int]) -> None:
+    for levels, inverse in zip(budget, (False, True), strict=True):
+        made = layers(log_slots, levels, inverse)
+        assert len(made) == levels
+        assert sum((layer.diagonals + 1).bit_length() - 2 for layer in made) == log_slots
+        assert len({layer.stride for layer in made}) == levels
+
+
+def test_precomputed_bytes_are_about_what_was_measured() -> None:
+    """4.2 GB were, at ring 2^16 with these parameters."""
+    boots = Bootstrapping(8)
+    large = Parameters(16, 24, 50, 58, 3, FLEXIBLE, 0, boots)
+    assert 3e9 < precomputed_bytes(large) < 6e9
+    half = Parameters(15, 24, 50, 58, 3, FLEXIBLE, 0, boots)
+    assert 0.3 < precomputed_bytes(half) / precomputed_bytes(large) < 0.5
+    by_hand = parameters_of(10, (1, 1))
+    limbs, special = by_hand.limbs, len(by_hand.special_primes)
+    diagonals = 2**10 - 1
+    expected = diagonals * ((limbs + special) + (by_hand.bootstrapping.input_level + 1 + special)) * 1024 * 8  # type: ignore[union-attr]
+    assert precomputed_bytes(by_hand) == expected
+
+
+def test_two_set_ups_of_one_chain_are_refused_in_one_process() -> None:
+    """Silently, the later one would be used for both."""
+    first = Parameters(10, 18, 41, 48, 3, FLEXIBLE, 0, Bootstrapping(3, (3, 2)))
+    set_up_bootstrapping(make_context(first), first, precompute=False, slots=8)
+    for boots in (Bootstrapping(3, (2, 3)), Bootstrapping(3, (3, 2), 9)):
+        other = Parameters(10, first.depth, 41, 48, 3, FLEXIBLE, 0, boots)
+        with pytest.raises(BackendError, match="another process"):
+            set_up_bootstrapping(make_context(other), other, precompute=False, slots=8)
