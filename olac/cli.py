@@ -7,12 +7,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from olac import __version__
 from olac.errors import OlacError
 from olac.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from olac.runtime import Progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("program", "evaluation_keys", "input", "output"):
         run.add_argument(name, type=Path)
     run.add_argument("--max-memory", type=float, metavar="GB", help="that this process may take")
+    run.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="keeps what the run has come to; a later run continues from it"
+    )
+    run.add_argument(
+        "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="between checkpoints without a bootstrap"
+    )
     run.set_defaults(run=_run)
 
     decrypt = commands.add_parser("decrypt", help="client: decrypt a result into a .npy file")
@@ -129,18 +139,62 @@ def _encrypt(options: argparse.Namespace) -> None:
     commands.encrypt(options.program, options.secret_key, options.images, options.output)
 
 
-def _run(options: argparse.Namespace) -> None:
-    from olac.runtime import Progress, commands
+def _run(options: argparse.Namespace) -> int:
+    from olac.runtime import commands
 
-    with Console().status("loading keys") as status:
+    console = Console()
+    last: Progress | None = None
+    with console.status("loading keys") as status:
 
         def show(progress: Progress) -> None:
-            status.update(f"{progress.done} of {progress.total}: {progress.node} at level {progress.level}")
+            nonlocal last
+            last = progress
+            line = (
+                f"{progress.done} of {progress.total}: {progress.node} at level {progress.level}, "
+                f"{progress.memory_gb:.2f} GB, {_duration(progress.eta_seconds)} left"
+            )
+            if console.is_terminal:
+                status.update(line)
+            else:
+                print(line, flush=True)  # files and pipes keep every line as it comes
 
-        limit = None if options.max_memory is None else options.max_memory * 1e9
-        commands.run(
-            options.program, options.evaluation_keys, options.input, options.output, max_memory=limit, progress=show
-        )
+        try:
+            commands.run(
+                options.program,
+                options.evaluation_keys,
+                options.input,
+                options.output,
+                max_memory=None if options.max_memory is None else options.max_memory * 1e9,
+                progress=show,
+                checkpoint=options.checkpoint,
+                checkpoint_seconds=options.checkpoint_seconds,
+            )
+        except KeyboardInterrupt:
+            stopped = _stopped(last, options.checkpoint)
+        else:
+            return 0
+    print(stopped, file=sys.stderr)
+    return 130
+
+
+def _stopped(last: Progress | None, checkpoint: Path | None) -> str:
+    """One line: where a run was interrupted, and whether it can be continued."""
+    where = "before the first layer" if last is None else f"behind {last.node} ({last.done} of {last.total})"
+    if checkpoint is None:
+        kept = "no checkpoint was kept (--checkpoint FILE keeps one)"
+    elif not checkpoint.exists():
+        kept = "there was no checkpoint yet"
+    else:
+        upto = f" the run up to {last.checkpoint}" if last is not None and last.checkpoint else " what there was"
+        kept = f"{checkpoint} holds{upto}: the same command continues from there"
+    return f"interrupted {where}; {kept}"
+
+
+def _duration(seconds: float) -> str:
+    """For people: 40 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _decrypt(options: argparse.Namespace) -> None:
