@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,17 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("program", "secret_key", "result", "output"):
         decrypt.add_argument(name, type=Path)
     decrypt.set_defaults(run=_decrypt)
+
+    debug = commands.add_parser(
+        "debug", help="client, with both keys: compare an encrypted run with a simulated one, layer by layer"
+    )
+    for name in ("program", "secret_key", "evaluation_keys", "images"):
+        debug.add_argument(name, type=Path)
+    debug.add_argument(
+        "--threshold", type=float, default=0.05, help="largest error that passes for right, in a layer's unit"
+    )
+    debug.add_argument("--max-memory", type=float, metavar="GB", help="that this process may take")
+    debug.set_defaults(run=_debug)
     return parser
 
 
@@ -142,21 +154,13 @@ def _encrypt(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> int:
     from olac.runtime import commands
 
-    console = Console()
     last: Progress | None = None
-    with console.status("loading keys") as status:
+    with _shown() as show:
 
-        def show(progress: Progress) -> None:
+        def keep(progress: Progress) -> None:
             nonlocal last
             last = progress
-            line = (
-                f"{progress.done} of {progress.total}: {progress.node} at level {progress.level}, "
-                f"{progress.memory_gb:.2f} GB, {_duration(progress.eta_seconds)} left"
-            )
-            if console.is_terminal:
-                status.update(line)
-            else:
-                print(line, flush=True)  # files and pipes keep every line as it comes
+            show(progress)
 
         try:
             commands.run(
@@ -164,8 +168,8 @@ def _run(options: argparse.Namespace) -> int:
                 options.evaluation_keys,
                 options.input,
                 options.output,
-                max_memory=None if options.max_memory is None else options.max_memory * 1e9,
-                progress=show,
+                max_memory=_bytes(options.max_memory),
+                progress=keep,
                 checkpoint=options.checkpoint,
                 checkpoint_seconds=options.checkpoint_seconds,
             )
@@ -175,6 +179,29 @@ def _run(options: argparse.Namespace) -> int:
             return 0
     print(stopped, file=sys.stderr)
     return 130
+
+
+@contextmanager
+def _shown() -> Iterator[Callable[[Progress], None]]:
+    """Shows a run: one line that changes on a terminal, a line for each layer elsewhere."""
+    console = Console()
+    with console.status("loading keys") as status:
+
+        def show(progress: Progress) -> None:
+            line = (
+                f"{progress.done} of {progress.total}: {progress.node} at level {progress.level}, "
+                f"{progress.memory_gb:.2f} GB, {_duration(progress.eta_seconds)} left"
+            )
+            if console.is_terminal:
+                status.update(line)
+            else:
+                print(line, flush=True)  # files and pipes keep every line as it comes
+
+        yield show
+
+
+def _bytes(gigabytes: float | None) -> float | None:
+    return None if gigabytes is None else gigabytes * 1e9
 
 
 def _stopped(last: Progress | None, checkpoint: Path | None) -> str:
@@ -203,6 +230,25 @@ def _decrypt(options: argparse.Namespace) -> None:
     values = commands.decrypt(options.program, options.secret_key, options.result, options.output)
     for row in values.reshape(len(values), -1):
         print(f"class {row.argmax()}: " + " ".join(f"{value:.4g}" for value in row))
+
+
+def _debug(options: argparse.Namespace) -> None:
+    from olac.report import debug_table
+    from olac.runtime import commands
+    from olac.runtime.debug import first_fault
+
+    with _shown() as show:
+        rows = commands.debug(
+            options.program,
+            options.secret_key,
+            options.evaluation_keys,
+            options.images,
+            max_memory=_bytes(options.max_memory),
+            progress=show,
+        )
+    Console().print(debug_table(rows))
+    fault = first_fault(rows, options.threshold)
+    print("every layer is right" if fault is None else f"the first layer that goes wrong is {fault}")
 
 
 if __name__ == "__main__":
