@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from olac import __version__
 from olac.errors import OlacError
 from olac.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from olac.runtime import Progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,12 +73,29 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("program", "evaluation_keys", "input", "output"):
         run.add_argument(name, type=Path)
     run.add_argument("--max-memory", type=float, metavar="GB", help="that this process may take")
+    run.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="keeps what the run has come to; a later run continues from it"
+    )
+    run.add_argument(
+        "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="between checkpoints without a bootstrap"
+    )
     run.set_defaults(run=_run)
 
     decrypt = commands.add_parser("decrypt", help="client: decrypt a result into a .npy file")
     for name in ("program", "secret_key", "result", "output"):
         decrypt.add_argument(name, type=Path)
     decrypt.set_defaults(run=_decrypt)
+
+    debug = commands.add_parser(
+        "debug", help="client, with both keys: compare an encrypted run with a simulated one, layer by layer"
+    )
+    for name in ("program", "secret_key", "evaluation_keys", "images"):
+        debug.add_argument(name, type=Path)
+    debug.add_argument(
+        "--threshold", type=float, default=0.05, help="largest error that passes for right, in a layer's unit"
+    )
+    debug.add_argument("--max-memory", type=float, metavar="GB", help="that this process may take")
+    debug.set_defaults(run=_debug)
     return parser
 
 
@@ -129,18 +151,77 @@ def _encrypt(options: argparse.Namespace) -> None:
     commands.encrypt(options.program, options.secret_key, options.images, options.output)
 
 
-def _run(options: argparse.Namespace) -> None:
-    from olac.runtime import Progress, commands
+def _run(options: argparse.Namespace) -> int:
+    from olac.runtime import commands
 
-    with Console().status("loading keys") as status:
+    last: Progress | None = None
+    with _shown() as show:
+
+        def keep(progress: Progress) -> None:
+            nonlocal last
+            last = progress
+            show(progress)
+
+        try:
+            commands.run(
+                options.program,
+                options.evaluation_keys,
+                options.input,
+                options.output,
+                max_memory=_bytes(options.max_memory),
+                progress=keep,
+                checkpoint=options.checkpoint,
+                checkpoint_seconds=options.checkpoint_seconds,
+            )
+        except KeyboardInterrupt:
+            stopped = _stopped(last, options.checkpoint)
+        else:
+            return 0
+    print(stopped, file=sys.stderr)
+    return 130
+
+
+@contextmanager
+def _shown() -> Iterator[Callable[[Progress], None]]:
+    """Shows a run: one line that changes on a terminal, a line for each layer elsewhere."""
+    console = Console()
+    with console.status("loading keys") as status:
 
         def show(progress: Progress) -> None:
-            status.update(f"{progress.done} of {progress.total}: {progress.node} at level {progress.level}")
+            line = (
+                f"{progress.done} of {progress.total}: {progress.node} at level {progress.level}, "
+                f"{progress.memory_gb:.2f} GB, {_duration(progress.eta_seconds)} left"
+            )
+            if console.is_terminal:
+                status.update(line)
+            else:
+                print(line, flush=True)  # files and pipes keep every line as it comes
 
-        limit = None if options.max_memory is None else options.max_memory * 1e9
-        commands.run(
-            options.program, options.evaluation_keys, options.input, options.output, max_memory=limit, progress=show
-        )
+        yield show
+
+
+def _bytes(gigabytes: float | None) -> float | None:
+    return None if gigabytes is None else gigabytes * 1e9
+
+
+def _stopped(last: Progress | None, checkpoint: Path | None) -> str:
+    """One line: where a run was interrupted, and whether it can be continued."""
+    where = "before the first layer" if last is None else f"behind {last.node} ({last.done} of {last.total})"
+    if checkpoint is None:
+        kept = "no checkpoint was kept (--checkpoint FILE keeps one)"
+    elif not checkpoint.exists():
+        kept = "there was no checkpoint yet"
+    else:
+        upto = f" the run up to {last.checkpoint}" if last is not None and last.checkpoint else " what there was"
+        kept = f"{checkpoint} holds{upto}: the same command continues from there"
+    return f"interrupted {where}; {kept}"
+
+
+def _duration(seconds: float) -> str:
+    """For people: 40 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _decrypt(options: argparse.Namespace) -> None:
@@ -149,6 +230,25 @@ def _decrypt(options: argparse.Namespace) -> None:
     values = commands.decrypt(options.program, options.secret_key, options.result, options.output)
     for row in values.reshape(len(values), -1):
         print(f"class {row.argmax()}: " + " ".join(f"{value:.4g}" for value in row))
+
+
+def _debug(options: argparse.Namespace) -> None:
+    from olac.report import debug_table
+    from olac.runtime import commands
+    from olac.runtime.debug import first_fault
+
+    with _shown() as show:
+        rows = commands.debug(
+            options.program,
+            options.secret_key,
+            options.evaluation_keys,
+            options.images,
+            max_memory=_bytes(options.max_memory),
+            progress=show,
+        )
+    Console().print(debug_table(rows))
+    fault = first_fault(rows, options.threshold)
+    print("every layer is right" if fault is None else f"the first layer that goes wrong is {fault}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ SECRET_KEY = "secret-key"
 EVALUATION_KEYS = "evaluation-keys"
 INPUT = "input"
 RESULT = "result"
-KINDS = (SECRET_KEY, EVALUATION_KEYS, INPUT, RESULT)
+CHECKPOINT = "checkpoint"
+KINDS = (SECRET_KEY, EVALUATION_KEYS, INPUT, RESULT, CHECKPOINT)
 
 PREFIX = struct.Struct("<4sH16sIQ")
 DIGEST_BYTES = hashlib.sha256().digest_size

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
 from olac.program import CompiledProgram
+
+if TYPE_CHECKING:
+    from olac.runtime.debug import Row
 
 
 def parameter_lines(program: CompiledProgram) -> list[str]:
@@ -64,4 +68,28 @@ def plan_table(
         if measured is not None:
             row.append(f"{measured.get(node.id, 0.0):.3f}")
         table.add_row(*row)
+    return table
+
+
+def debug_table(rows: Sequence[Row]) -> Table:
+    """One row a layer: an encrypted run beside a simulated one (see `olac.runtime.debug.Row`)."""
+    table = Table(title="encrypted against simulated", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("layer", overflow="fold")
+    table.add_column("op", no_wrap=True)
+    for name in ("level", "error", "of unit", "bits", "|slot|", "encrypted", "outside", "seconds"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row.layer,
+            row.op,
+            str(row.level),
+            f"{row.true_error:.1e}",
+            f"{row.error:.1e}",
+            f"{row.bits:.1f}",
+            f"{row.largest:.3g}",
+            f"{row.largest_encrypted:.3g}",
+            str(row.outside or ""),
+            f"{row.seconds:.2f}",
+            style="red" if row.outside else None,
+        )
     return table

@@ -83,17 +83,38 @@ def build_kernels(graph: Graph) -> dict[str, Kernel]:
     return dict(kept)
 
 
+def alive(graph: Graph, behind: str) -> tuple[str, ...]:
+    """The values that are still needed behind a node, in the graph's order."""
+    place = {node.id: index for index, node in enumerate(graph.nodes)}
+    here = place[behind]
+    used = {operand for node in graph.nodes[here + 1 :] for operand in node.inputs} | set(graph.outputs)
+    return tuple(node.id for node in graph.nodes[: here + 1] if node.id in used)
+
+
 def execute(
     graph: Graph,
     kernels: Mapping[str, Kernel],
     evaluator: Evaluator[Any, Any],
     inputs: Mapping[str, Value],
     after: Callable[[Node, Value], None] | None = None,
+    *,
+    behind: str | None = None,
+    keep: Callable[[Node, Mapping[str, Value]], None] | None = None,
 ) -> tuple[Value, ...]:
-    """Run a graph; values are let go after their last use. `after(node, value)` is called behind every node."""
+    """Run a graph; values are let go after their last use.
+
+    Args:
+        inputs: of the graph, or with `behind` all values alive there.
+        after: called as after(node, value) behind every node.
+        behind: the node to start behind, where an earlier run came to; None for a whole run.
+        keep: called as keep(node, values) behind every node, with all values that are held there.
+    """
     last = {operand: node.id for node in graph.nodes for operand in node.inputs}
-    values: dict[str, Value] = {}
-    for node in graph.nodes:
+    values: dict[str, Value] = {} if behind is None else dict(inputs)
+    nodes = graph.nodes
+    if behind is not None:
+        nodes = nodes[[node.id for node in nodes].index(behind) + 1 :]
+    for node in nodes:
         if isinstance(node.op, Input):
             values[node.id] = inputs[node.id]
         else:
@@ -107,6 +128,8 @@ def execute(
         for operand in set(node.inputs):
             if last[operand] == node.id and operand not in graph.outputs:
                 del values[operand]
+        if keep is not None:
+            keep(node, values)
     return tuple(values[output] for output in graph.outputs)
 
 

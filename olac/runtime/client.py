@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from olac.envelope import read_header
 from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError
 from olac.files import Source, write_file
 from olac.ir.ops import Array
+from olac.kernels.base import Value
 from olac.memory import available_bytes, current_rss_bytes
 from olac.program import CompiledProgram, check_images
 from olac.runtime.messages import (
@@ -26,6 +28,7 @@ from olac.runtime.messages import (
     EvaluationKeys,
     needs_relinearisation,
     new_identity,
+    tagged,
 )
 
 GB = 1e9
@@ -188,6 +191,20 @@ class Client:
         if not all(math.isfinite(v) for v in (float(images.min()), float(images.max()))):
             raise BackendError(f"{result.name} decrypts to values that are not finite")
         return images
+
+    def slots(self, value: Value) -> Array:
+        """All slots of any value of a run, shape (ciphertexts, slots); NaN where a ciphertext does not decrypt.
+
+        For `olac debug`: like decrypted results, they must not go back to a server.
+        """
+        key, evaluator = self._key(), self._evaluator()
+        rows = []
+        for part in value:
+            try:
+                rows.append(evaluator.decrypt(key, replace(part, payload=tagged(part.payload, key.GetKeyTag()))))
+            except RuntimeError:  # OpenFHE found noise in place of numbers
+                rows.append(np.full(self.program.parameters.slots, np.nan))
+        return np.stack(rows)
 
     def _evaluator(self) -> OpenFHEEvaluator:
         return OpenFHEEvaluator(wire(self.program.parameters).context, self.program.parameters)

@@ -10,10 +10,12 @@ import numpy as np
 from olac.errors import ArtifactError, InputError
 from olac.files import check_writable, write_file
 from olac.ir.ops import Array
-from olac.program import CompiledProgram
+from olac.program import CompiledProgram, check_images
 from olac.runtime.client import Client
+from olac.runtime.debug import Row
+from olac.runtime.debug import debug as compare
 from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys
-from olac.runtime.server import Progress, Server
+from olac.runtime.server import CHECKPOINT_SECONDS, Progress, Server
 
 SECRET_KEY_NAME = "secret.key"
 EVALUATION_KEYS_NAME = "evaluation.keys"
@@ -72,21 +74,33 @@ def run(
     *,
     max_memory: float | None = None,
     progress: Callable[[Progress], None] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Path:
     """Run the program on an encrypted input; needs no secret key.
 
+    Args:
+        checkpoint, checkpoint_seconds: as in `Server.run`; the file goes when the result is written.
+
     Raises:
-        ArtifactError: a file is missing, damaged, or belongs to another program or key.
+        ArtifactError: a file is missing, damaged, or belongs to another program, key or, for checkpoints, input.
         MissingKeyError: the evaluation keys don't hold what the program needs.
         InfeasibleError: there isn't memory enough.
     """
     check_writable(output)
+    if checkpoint is not None and Path(checkpoint).absolute() == Path(output).absolute():
+        raise ArtifactError(f"{output}: is to be the result and the checkpoint. Name two files.")
     compiled = CompiledProgram.load(program)
     given = EncryptedInput.load(compiled, encrypted)
     keys = EvaluationKeys.load(compiled, evaluation_keys)
     # One run takes every weight once: encoded weights are not kept.
     server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0)
-    server.run(given, progress).save(output)
+    result = server.run(
+        given, progress, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, keep_checkpoint=True
+    )
+    result.save(output)
+    if checkpoint is not None:
+        Path(checkpoint).unlink(missing_ok=True)
     return Path(output)
 
 
@@ -103,6 +117,31 @@ def decrypt(program: str | Path, secret_key: str | Path, result: str | Path, out
     values = client.decrypt(EncryptedResult.load(compiled, result))
     write_npy(output, values)
     return values
+
+
+def debug(
+    program: str | Path,
+    secret_key: str | Path,
+    evaluation_keys: str | Path,
+    images: str | Path,
+    *,
+    max_memory: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> tuple[Row, ...]:
+    """Run the first batch of the images in a .npy file encrypted and simulated, and compare every layer.
+
+    Raises:
+        ArtifactError: a file is missing, damaged, or belongs to another program or key.
+        InputError: the array has another shape, type, or values that are not finite.
+        MissingKeyError: the evaluation keys don't hold what the program needs.
+        InfeasibleError: there isn't memory enough.
+    """
+    compiled = CompiledProgram.load(program)
+    given = check_images(read_npy(images), compiled.input_shape)[: compiled.batch]
+    client = Client.load(compiled, secret_key)
+    keys = EvaluationKeys.load(compiled, evaluation_keys)
+    server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0)
+    return compare(client, server, given, progress)
 
 
 def read_npy(path: str | Path) -> Array:

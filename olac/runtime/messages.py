@@ -6,9 +6,11 @@ or a frame (see `olac.envelope`) that came from outside. None of them holds a se
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -121,7 +123,7 @@ class EvaluationKeys:
                 try:
                     live = install_keys(self.program.parameters, self.steps, self.relinearisation, words(), progress)
                 except ArtifactError as error:
-                    raise _named(error, header) from error
+                    raise named(error, header) from error
                 payload.finish()
             self._live = live
         return self._live
@@ -134,7 +136,7 @@ class EvaluationKeys:
             return
         assert self._live is not None
         fields = {"keys": self.identity, "steps": list(self.steps), "relinearisation": self.relinearisation}
-        payload = (_raw(words) for words in self._live.words())
+        payload = (raw(words) for words in self._live.words())
         yield from envelope.frame(envelope.EVALUATION_KEYS, self.program, fields, payload, self._payload_bytes)
 
     def to_bytes(self) -> bytes:
@@ -216,16 +218,25 @@ class _Ciphertexts(ABC):
         if self._live is None:
             assert self._words is not None
             return tuple(ready.ciphertext(words, limbs - 1, tag) for words in self._words)
-        return tuple(_tagged(payload, tag) for payload in self._live)
+        return tuple(tagged(payload, tag) for payload in self._live)
+
+    def _payload(self) -> Iterator[bytes]:
+        if self._words is not None:
+            return (raw(words) for words in self._words)
+        assert self._live is not None
+        ready, level = wire(self.program.parameters), self._shape(self.program)[2] - 1
+        return (raw(ready.ciphertext_words(part, level)) for part in self._live)
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hexadecimal digits that tell these ciphertexts from all others."""
+        found = hashlib.sha256(f"{self.kind} {self.identity} {self.images} ".encode())
+        for piece in self._payload():
+            found.update(piece)
+        return found.hexdigest()[:32]
 
     def _pieces(self) -> Iterator[bytes]:
-        shape = self._shape(self.program)
-        if self._words is not None:
-            payload = (_raw(words) for words in self._words)
-        else:
-            assert self._live is not None
-            ready = wire(self.program.parameters)
-            payload = (_raw(ready.ciphertext_words(part, shape[2] - 1)) for part in self._live)
+        shape, payload = self._shape(self.program), self._payload()
         fields = {"keys": self.identity, "images": self.images, "ciphertexts": shape[0], "limbs": shape[2]}
         yield from envelope.frame(
             self.kind, self.program, fields, payload, int(np.prod(shape, dtype=np.int64)) * WORD_BYTES
@@ -269,7 +280,7 @@ class _Ciphertexts(ABC):
             for part in words:
                 check_words(part.reshape(-1, shape[3]), program.parameters.primes[: shape[2]] * 2, shape[3])
         except ArtifactError as error:
-            raise _named(error, header) from error
+            raise named(error, header) from error
         return cls(program, header.identity("keys"), images, words=words, name=source.name)
 
     @property
@@ -298,15 +309,18 @@ class EncryptedResult(_Ciphertexts):
         return program.output.type
 
 
-def _raw(words: Words) -> bytes:
+def raw(words: Words) -> bytes:
+    """Words as they are written."""
     return np.ascontiguousarray(words, dtype="<u8").tobytes()
 
 
-def _named(error: ArtifactError, header: Header) -> ArtifactError:
+def named(error: ArtifactError, header: Header) -> ArtifactError:
+    """The error, with where the words came from."""
     return header.error(str(error), "Nothing of it was used: get it again from who made it.")
 
 
-def _tagged(payload: Any, tag: str) -> Any:
+def tagged(payload: Any, tag: str) -> Any:
+    """An OpenFHE ciphertext under a key tag: the same where it has it, else a copy."""
     if payload.GetKeyTag() == tag:
         return payload
     copy = payload.Clone()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from olac.backends.base import Ciphertext
@@ -13,17 +15,20 @@ from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
 from olac.backends.openfhe.wire import wire
 from olac.backends.recorder import RecorderEvaluator
 from olac.errors import ArtifactError, BackendError, InfeasibleError, MissingKeyError, VerificationError
+from olac.files import check_writable
 from olac.ir.graph import Node
-from olac.ir.ops import Array
+from olac.ir.ops import Array, Bootstrap
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
 from olac.kernels.execute import execute
 from olac.memory import available_bytes, current_rss_bytes
 from olac.program import CompiledProgram
+from olac.runtime.checkpoints import Checkpoint
 from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys, needs_relinearisation
 
 GB = 1e9
 NAMED_STEPS = 12
+CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,9 @@ class Progress:
         node: its id.
         level: levels that its ciphertexts have left.
         seconds: wall time of this node.
+        memory_gb: resident memory of this process.
+        eta_seconds: left of the run, as predicted and scaled by how the nodes so far kept to that.
+        checkpoint: the node behind which the last checkpoint was kept; empty where there is none.
     """
 
     done: int
@@ -42,6 +50,9 @@ class Progress:
     node: str
     level: int
     seconds: float
+    memory_gb: float = 0.0
+    eta_seconds: float = 0.0
+    checkpoint: str = ""
 
 
 class Server:
@@ -55,7 +66,7 @@ class Server:
             bootstraps, whose weights are encoded when they are needed, for nothing.
 
     Attributes:
-        last_run: wall seconds by node id, of the last run.
+        last_run: wall seconds by node id, of the last run; without those before its checkpoint where it continued one.
 
     Raises:
         ArtifactError: the keys belong to another program, or are damaged.
@@ -88,6 +99,7 @@ class Server:
         self._evaluator = OpenFHEEvaluator(
             wire(program.parameters).context, program.parameters, evaluation_keys.steps, self._cache
         )
+        self._steps = evaluation_keys.steps
         self._prepared = False
 
     def _check_keys(self, keys: EvaluationKeys) -> None:
@@ -116,6 +128,7 @@ class Server:
         if max_memory is not None:
             room = min(room, max_memory - held)
         estimate = self.program.estimate()
+        self._predicted = estimate.node_seconds
         needed = estimate.ciphertext_bytes + estimate.setup_bytes + (0 if keys.installed else keys.key_bytes)
         if needed > room:
             raise InfeasibleError(
@@ -139,15 +152,30 @@ class Server:
         fresh = (encoder.fresh(type_.state.level),) * type_.layout.ciphertexts
         execute(program.graph, self._kernels, encoder, {program.input.id: fresh})
 
-    def run(self, encrypted: EncryptedInput, progress: Callable[[Progress], None] | None = None) -> EncryptedResult:
+    def run(
+        self,
+        encrypted: EncryptedInput,
+        progress: Callable[[Progress], None] | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        keep_checkpoint: bool = False,
+        observe: Callable[[Node, Value], None] | None = None,
+    ) -> EncryptedResult:
         """Run the program on a batch; one run at a time, others wait.
 
         Args:
             encrypted: from the client whose keys this server has.
             progress: called behind every node.
+            checkpoint: a file that holds, after each bootstrap and else from time to time, the ciphertexts that are
+                still needed. Where it is there already, the run continues from it. It goes when the run is done.
+            checkpoint_seconds: the least time between checkpoints that no bootstrap calls for.
+            keep_checkpoint: leave the file, for callers that want to bring the result to safety first.
+            observe: sees the ciphertexts of every node, before `progress`.
 
         Raises:
-            ArtifactError: the input is of another program or was encrypted under other keys.
+            ArtifactError: the input is of another program or was encrypted under other keys; the checkpoint is
+                damaged, of another program, keys or input, or can't be written where it should be.
             BackendError: OpenFHE refused an operation.
         """
         program = self.program
@@ -159,27 +187,62 @@ class Server:
                 "evaluation keys."
             )
         with self._lock:
-            return self._run(encrypted, progress)
+            if checkpoint is None:
+                return self._run(encrypted, progress, observe, None)
+            check_writable(checkpoint)
+            keeper = _Keeper(program, encrypted, Path(checkpoint), checkpoint_seconds)
+            result = self._run(encrypted, progress, observe, keeper)
+            if not keep_checkpoint:
+                keeper.path.unlink(missing_ok=True)
+            return result
 
-    def _run(self, encrypted: EncryptedInput, progress: Callable[[Progress], None] | None) -> EncryptedResult:
-        program = self.program
+    def _run(
+        self,
+        encrypted: EncryptedInput,
+        progress: Callable[[Progress], None] | None,
+        observe: Callable[[Node, Value], None] | None,
+        keeper: _Keeper | None,
+    ) -> EncryptedResult:
+        program, tag = self.program, self._keys.tag
+        done = {node.id: i for i, node in enumerate(program.graph.nodes, 1)}
         seconds: dict[str, float] = {}
-        total = len(program.graph.nodes)
+        state = _state(program.input)
+        evaluator, behind = self._evaluator, None
+        found = None if keeper is None else keeper.load(tag)
+        if found is None:
+            inputs = tuple(Ciphertext(payload, state) for payload in encrypted.payloads(tag))
+            values: Mapping[str, Value] = {program.input.id: inputs}
+            self._cache.restart()
+        else:
+            behind, values = found.behind, found.values
+            # Plaintexts are kept by their place in a whole run: one that starts in the middle encodes its own.
+            evaluator = OpenFHEEvaluator(wire(program.parameters).context, program.parameters, self._steps, cache=None)
         start = time.perf_counter()
 
-        def after(node: Node, value: Value) -> None:
+        def keep(node: Node, values: Mapping[str, Value]) -> None:
             nonlocal start
-            now = time.perf_counter()
-            seconds[node.id] = now - start
+            seconds[node.id] = time.perf_counter() - start
+            if keeper is not None:
+                keeper.keep(node, values)
+            if observe is not None:
+                observe(node, values[node.id])
             if progress is not None:
-                progress(Progress(len(seconds), total, node.id, value[0].state.level, now - start))
+                progress(
+                    Progress(
+                        done[node.id],
+                        len(done),
+                        node.id,
+                        values[node.id][0].state.level,
+                        seconds[node.id],
+                        current_rss_bytes() / GB,
+                        self._seconds_left(node, done, seconds),
+                        "" if keeper is None else keeper.behind,
+                    )
+                )
             start = time.perf_counter()
 
-        self._cache.restart()
-        state = _state(program.input)
-        inputs = tuple(Ciphertext(payload, state) for payload in encrypted.payloads(self._keys.tag))
         try:
-            (output,) = execute(program.graph, self._kernels, self._evaluator, {program.input.id: inputs}, after)
+            (output,) = execute(program.graph, self._kernels, evaluator, values, behind=behind, keep=keep)
         except RuntimeError as error:
             raise BackendError(f"OpenFHE refused an operation of the program: {error}") from error
         self.last_run = seconds
@@ -189,6 +252,44 @@ class Server:
                 raise VerificationError(f"the output is at {part.state}, its type says {wanted}")
         live = tuple(part.payload for part in output)
         return EncryptedResult(program, self._identity, encrypted.images, live=live)
+
+    def _seconds_left(self, node: Node, done: Mapping[str, int], seconds: Mapping[str, float]) -> float:
+        """Predicted seconds of the nodes behind `node`, by what those that ran took against their prediction."""
+        left = sum(spent for name, spent in self._predicted.items() if done[name] > done[node.id])
+        expected = sum(self._predicted[name] for name in seconds)
+        # A second for both: the first nodes are short and say little.
+        return left * (sum(seconds.values()) + 1.0) / (expected + 1.0)
+
+
+class _Keeper:
+    """Loads and writes the checkpoints of one run."""
+
+    def __init__(self, program: CompiledProgram, encrypted: EncryptedInput, path: Path, every: float) -> None:
+        self.path = path
+        self.behind = ""
+        self._program, self._encrypted, self._every = program, encrypted, every
+        self._last = time.monotonic()
+
+    def load(self, tag: str) -> Checkpoint | None:
+        """What an earlier run came to, if the file is there."""
+        if not self.path.exists():
+            return None
+        found = Checkpoint.load(self._program, self._encrypted, self.path, tag)
+        self.behind = found.behind
+        return found
+
+    def keep(self, node: Node, values: Mapping[str, Value]) -> None:
+        """Write a checkpoint after a bootstrap, or if the last one is long ago."""
+        if not isinstance(node.op, Bootstrap) and time.monotonic() - self._last < self._every:
+            return
+        try:
+            Checkpoint(node.id, values).save(self._program, self._encrypted, self.path)
+        except (ArtifactError, BackendError) as error:
+            # A full disk, say, must not end a run of hours.
+            warnings.warn(f"no checkpoint behind {node.id}: {error}", stacklevel=2)
+        else:
+            self.behind = node.id
+        self._last = time.monotonic()
 
 
 SCALE_TOLERANCE = 1e-9

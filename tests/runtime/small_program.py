@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from olac.backends.recorder import RecorderEvaluator
+from olac.bootstrapping import bootstrap_steps
 from olac.ir.graph import GraphBuilder
-from olac.ir.ops import Array, Conv2d, Input, Linear, Polynomial, Reshape, SparseLinear
+from olac.ir.ops import Add, Array, Conv2d, Input, Linear, Polynomial, Reshape, SparseLinear
 from olac.ir.types import Range, Stage, ValueType
 from olac.kernels.execute import build_kernels, execute
-from olac.parameters import FIXED, Parameters
+from olac.kernels.record import record
+from olac.parameters import FIXED, FLEXIBLE, Bootstrapping, Parameters
 from olac.passes.base import FitReport, PassContext, PassManager
 from olac.passes.pipeline import lowering_pipeline
+from olac.passes.place_bootstraps import PlaceBootstraps
 from olac.program import CompiledProgram, Report, SelfCheck
 
 SHAPE = (2, 4, 4)
@@ -62,3 +65,37 @@ def small_program(technique: str = FIXED, batch: int = 1, seed: int = 0, copies:
 def images(count: int = 1, seed: int = 1) -> Array:
     """Images within the calibrated range."""
     return np.random.default_rng(seed).uniform(-LIMIT, LIMIT, size=(count, *SHAPE))
+
+
+DEEP_SHAPE = (8,)
+DEEP_ERROR = 0.05
+
+
+def deep_program(blocks: int = 3, gain: float = 0.0) -> CompiledProgram:
+    """Residual blocks of a linear layer and a polynomial with bootstraps between them, ring 2^11.
+
+    Args:
+        blocks: how many.
+        gain: what the first block multiplies its input with, if not 0, although it is calibrated to stay within 1.
+    """
+    rng = np.random.default_rng(3)
+    builder = GraphBuilder(by="test")
+    kind = ValueType(DEEP_SHAPE, bound=Range(-1.0, 1.0))
+    y = x = builder.add(Input(DEEP_SHAPE), name="x", type=kind)
+    for i in range(blocks):
+        weight = rng.normal(size=(8, 8)) / 8
+        if gain and i == 0:
+            weight = gain * np.eye(8)
+        y = builder.add(Linear(builder.constant(f"fc{i}.weight", weight)), [x], name=f"fc{i}", type=kind)
+        coefficients = builder.constant(f"act{i}.coefficients", [[0.05, 0.5, 0.1, 0.05]])
+        y = builder.add(Polynomial(coefficients), [y], name=f"act{i}", type=kind)
+        half = builder.constant(f"half{i}.weight", 0.5 * np.eye(8))
+        x = builder.add(Linear(half), [x], name=f"half{i}", type=kind)
+        x = builder.add(Add(), [x, y], name=f"sum{i}", type=kind)
+    rest = 4
+    parameters = Parameters(11, 16 + rest, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(rest))
+    cuts = tuple(4 * (i + 1) for i in range(blocks - 1))  # behind every sum but the last
+    passes = [PlaceBootstraps(cuts) if isinstance(one, PlaceBootstraps) else one for one in lowering_pipeline()]
+    graph = PassManager(passes).run(builder.build([x], stage=Stage.POLYNOMIAL), PassContext(parameters=parameters))
+    rotations = set(record(graph, parameters).rotations) | bootstrap_steps(parameters)
+    return CompiledProgram(graph, parameters, tuple(sorted(rotations)))

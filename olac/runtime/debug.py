@@ -1,0 +1,158 @@
+"""An encrypted run beside a simulated one, layer by layer: for who holds the secret key, and never for a server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from olac.ir.graph import Node
+from olac.ir.ops import Array, Bootstrap, Input
+from olac.kernels.base import Value
+from olac.program import check_images
+from olac.runtime.client import Client
+from olac.runtime.server import Progress, Server
+
+THRESHOLD = 0.05
+"""Largest error of a slot that passes for right, in the layer's unit or by the largest slot where that is more."""
+EDGE = 1.0 + 1e-3
+"""Slots beyond it are out of range; noise alone may take a slot a little beyond 1."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer.
+
+    Attributes:
+        layer, op: the node's id and its op's name.
+        level: levels that its ciphertexts have left.
+        error: largest difference of a slot from its simulated value; NaN where a ciphertext does not decrypt.
+        true_error: the same in true units.
+        bits: precision, -log2 of the mean difference over the largest simulated value.
+        largest: largest simulated |slot|.
+        largest_encrypted: largest decrypted |slot|, those that hold no element included; of a bootstrap, of what goes
+            into it.
+        outside: simulated values with |slot| > 1.
+        seconds: wall time of the encrypted run.
+    """
+
+    layer: str
+    op: str
+    level: int
+    error: float
+    true_error: float
+    bits: float
+    largest: float
+    largest_encrypted: float
+    outside: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The first layer that goes wrong.
+
+    Attributes:
+        layer: its id.
+        problem: what is wrong there.
+        advice: what to do, in a sentence.
+    """
+
+    layer: str
+    problem: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.problem}. {self.advice}"
+
+
+def debug(
+    client: Client, server: Server, images: object, progress: Callable[[Progress], None] | None = None
+) -> tuple[Row, ...]:
+    """Run images encrypted and simulated, and compare all values.
+
+    Args:
+        client: with the secret key.
+        server: of the same program, with this client's evaluation keys.
+        images: shape (n, *input shape) or one image; at most a batch.
+        progress: called behind every node of the encrypted run.
+
+    Raises:
+        InputError, ArtifactError, BackendError: as `Client.encrypt` and `Server.run`.
+    """
+    program = client.program
+    given = check_images(images, program.input_shape)
+    simulated: dict[str, Array] = {}
+
+    def simulate(node: Node, value: Array) -> None:
+        simulated[node.id] = value
+
+    encrypted = client.encrypt(given)
+    program.simulate(given, simulate)
+    rows: dict[str, Row] = {}
+
+    def compare(node: Node, value: Value) -> None:
+        row = _row(node, value[0].state.level, simulated[node.id], client.slots(value))
+        if isinstance(node.op, Bootstrap):
+            row = replace(row, largest_encrypted=rows[node.inputs[0]].largest_encrypted)
+        rows[node.id] = row
+
+    server.run(encrypted, progress, observe=compare)
+    return tuple(replace(row, seconds=server.last_run[name]) for name, row in rows.items())
+
+
+def _row(node: Node, level: int, simulated: Array, slots: Array) -> Row:
+    layout = node.type.layout
+    assert layout is not None
+    difference = np.abs(layout.unpack(slots)[: len(simulated)] - simulated)
+    error, mean = float(difference.max()), float(difference.mean())
+    size = float(np.abs(simulated).max())
+    return Row(
+        layer=node.id,
+        op=node.op.name,
+        level=level,
+        error=error,
+        true_error=error * node.type.unit,
+        bits=-math.log2(mean / (size or 1.0)) if mean else math.inf,
+        largest=size,
+        largest_encrypted=float(np.abs(slots).max()),
+        outside=int(np.count_nonzero(np.abs(simulated) > EDGE)),
+    )
+
+
+def first_fault(rows: Sequence[Row], threshold: float = THRESHOLD) -> Fault | None:
+    """The first layer with an error beyond `threshold`, or a bootstrap of what is out of range; None if all is well."""
+    left = ""  # the first layer out of range: often what goes wrong later begins there
+    for row in rows:
+        if row.outside and not left:
+            left = row.layer
+        entering = max(row.largest, row.largest_encrypted)
+        if row.op == Bootstrap.name and entering > EDGE:
+            problem = f"slots reach {entering:.3g} at a bootstrap, which is right for [-1, 1] only"
+            return Fault(row.layer, problem, _range_advice(rows, left))
+        if row.error <= threshold * max(1.0, row.largest):  # noise grows with values that are out of range
+            continue
+        problem = f"slots are off by {row.error:.2g} of the unit, {threshold:g} pass for right"
+        if math.isnan(row.error):
+            problem = "it does not decrypt to numbers: values overflowed, or noise took their place"
+        if left:
+            return Fault(row.layer, problem, _range_advice(rows, left))
+        if row.op == Bootstrap.name:
+            advice = "The bootstrap itself loses that much: compile with parameters of a larger scale."
+        else:
+            advice = "Noise grew too large: compile with more precision (precision=), or parameters of a larger scale."
+        return Fault(row.layer, problem, advice)
+    return None
+
+
+def _range_advice(rows: Sequence[Row], left: str) -> str:
+    if not left:
+        return "Only slots that hold no element are out of range: a bug in olac, please report it with the program."
+    if any(row.layer == left and row.op == Input.name for row in rows):
+        return (
+            "The images themselves lie outside what was calibrated: prepare them as the calibration images, or "
+            "calibrate with more like them."
+        )
+    return f"Values first leave [-1, 1] at {left}: calibrate with more images like these."
