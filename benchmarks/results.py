@@ -19,11 +19,31 @@ from benchmarks.strategies import FAMILIES, RELU, family_of
 
 Row = dict[str, Any]
 
-PACKAGES = ("olac", "numpy", "scipy", "torch")
+PACKAGES = ("olac", "numpy", "scipy", "torch", "openfhe")
 SAME = ("model", "strategy", "images", "calibration_images")
 """A new row takes the place of one that has these in common."""
+ENCRYPTED = "encrypted"
+"""The `kind` of rows of encrypted runs; those of accuracy have no kind."""
+SAME_ENCRYPTED = ("model", "strategy", "images", "threads", "parameters")
+NEEDED = (*SAME, "top1", "total_depth", "degrees")
+NEEDED_ENCRYPTED = (*SAME_ENCRYPTED, "cpu_seconds", "wall_seconds", "peak_rss_gb", "key_bytes", "bootstraps")
 COLUMNS = ("model", "strategy", "total depth", "top-1", "agreement", "fit seconds", "degrees")
+LONG_ITEM = 20
+"""Strategies longer than this (plans) are cut in tables; the notes below have them whole."""
 PLOTS = (".svg", ".png")
+COLUMNS_ENCRYPTED = (
+    "model",
+    "strategy",
+    "threads",
+    "CPU s",
+    "wall s",
+    "server GB",
+    "keys GB",
+    "bootstraps",
+    "logit error",
+    "same class",
+    "security",
+)
 MARKERS = "osD^v<>PX*"
 
 
@@ -40,7 +60,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         rows = data["rows"]
-        missing = {name for row in rows for name in (*SAME, "top1", "total_depth", "degrees") if name not in row}
+        missing = {name for row in rows for name in (NEEDED_ENCRYPTED if encrypted(row) else NEEDED) if name not in row}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultsError(f"{path} is not a file of results: {type(error).__name__}: {error}") from error
     if missing:
@@ -69,7 +89,7 @@ class ResultsFile:
 
     def add(self, row: Row) -> None:
         """Take a row in, in the place of an older one of the same measurement, and write the file."""
-        self.rows = [old for old in self.rows if any(old[name] != row[name] for name in SAME)] + [row]
+        self.rows = [old for old in self.rows if not _same(old, row)] + [row]
         data = {"rows": self.rows, "command": self.command, "versions": versions(), "machine": machine()}
         part = self.path.with_name(self.path.name + ".part")
         with part.open("w", encoding="utf-8") as file:
@@ -78,6 +98,16 @@ class ResultsFile:
             file.flush()
             os.fsync(file.fileno())
         part.replace(self.path)
+
+
+def encrypted(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of an encrypted run."""
+    return row.get("kind") == ENCRYPTED
+
+
+def _same(old: Row, new: Row) -> bool:
+    names = SAME_ENCRYPTED if encrypted(new) else SAME
+    return encrypted(old) == encrypted(new) and all(old[name] == new[name] for name in names)
 
 
 def versions() -> dict[str, str]:
@@ -122,18 +152,52 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def rich_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """The rows for a terminal."""
+    """The rows for a terminal, all of one kind."""
+    given = list(rows)
+    own = bool(given) and encrypted(given[0])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, name in enumerate(COLUMNS):
-        numeric = 2 <= index <= 5
+    for index, name in enumerate(COLUMNS_ENCRYPTED if own else COLUMNS):
+        numeric = index >= 2 and name != "degrees"
         table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=index < 2)
-    for row in rows:
-        table.add_row(*_cells(row))
+    for row in given:
+        table.add_row(*(_encrypted_cells(row) if own else _cells(row)))
     return table
 
 
+def _encrypted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    error = f"{row['max_logit_error']:.1e}" if "max_logit_error" in row else ""
+    security = "none" if "NOT SECURE" in row["parameters"] else f"{row['security_bits']:.0f} bits"
+    return (
+        str(row["model"]),
+        str(row["strategy"]) if len(row["strategy"]) <= LONG_ITEM else f"{family_of(row['strategy'])}:...",
+        str(row["threads"]),
+        f"{row['cpu_seconds']:.1f}",
+        f"{row['wall_seconds']:.1f}",
+        f"{row['peak_rss_gb']:.2f}",
+        f"{row['key_bytes'] / 1e9:.2f}",
+        str(row["bootstraps"]),
+        error,
+        f"{row['same_class']} of {row['images']}" if "same_class" in row else "",
+        security,
+    )
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown, with what they share below."""
+    """The rows in Markdown, with what they share below; those of encrypted runs in a table of their own."""
+    accuracy = [row for row in rows if not encrypted(row)]
+    runs = [row for row in rows if encrypted(row)]
+    parts = [_accuracy_markdown(accuracy)] if accuracy or not runs else []
+    return "\n\n".join([*parts, *([_encrypted_markdown(runs)] if runs else [])])
+
+
+def _encrypted_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [f"| {' | '.join(COLUMNS_ENCRYPTED)} |", f"|---|---|{'---:|' * (len(COLUMNS_ENCRYPTED) - 2)}"]
+    lines += [f"| {' | '.join(_encrypted_cells(row))} |" for row in rows]
+    notes = [f"* {row['model']}, {row['strategy']}: {row['parameters']}." for row in rows]
+    return "\n".join([*lines, "", *dict.fromkeys(notes)])
+
+
+def _accuracy_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---:|---:|---|"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     notes: dict[str, None] = {}  # each once, in order
@@ -170,6 +234,7 @@ def plot(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    rows = [row for row in rows if not encrypted(row)]
     models = list(dict.fromkeys(str(row["model"]) for row in rows))
     if not models:
         raise ResultsError("there are no rows to plot")
