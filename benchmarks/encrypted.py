@@ -75,7 +75,13 @@ class Reporter:
 
 def run_step(name: str, request: Request, tell: Tell) -> Result:
     """Run a step in a process of its own; `tell` gets its events. RunError says what went wrong there."""
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "OMP_NUM_THREADS": str(request["threads"])}
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {
+        "OMP_WAIT_POLICY": "passive",
+        **os.environ,
+        "OMP_NUM_THREADS": str(request["threads"]),
+        "PYTHONPATH": os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part),
+    }
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.encrypted_steps", name],
         env=environment,
@@ -97,6 +103,8 @@ def run_step(name: str, request: Request, tell: Tell) -> Result:
             process.kill()
             process.wait()
     if "error" in last:
+        if last["usage"]:
+            raise DataError(last["error"])
         raise RunError(last["error"])
     if status < 0:
         raise RunError(f"the step {name} was killed by signal {-status}" + (", for memory?" if status == -9 else ""))

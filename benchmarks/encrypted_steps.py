@@ -41,7 +41,7 @@ UNLIMITED = 1 << 62
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one step; 0 with a result, 3 with an error that people can read."""
+    """Run one step; 0 with a result, 2 or 3 with an error that people can read: theirs, or one of olac's."""
     (name,) = sys.argv[1:] if arguments is None else arguments
     # What libraries print must not get between the events.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -54,8 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", ".*compiled without security")
     try:
         emit({"result": STEPS[name](json.load(sys.stdin), emit)})
-    except (OlacError, DataError) as error:
-        emit({"error": f"{type(error).__name__}: {error}"})
+    except DataError as error:
+        emit({"error": str(error), "usage": True})
+        return 2
+    except OlacError as error:
+        emit({"error": f"{type(error).__name__}: {error}", "usage": False})
         return 3
     except KeyboardInterrupt:
         return 130
@@ -108,7 +111,8 @@ def _check_recipe(program: Path, wanted: dict[str, Any]) -> None:
         return
     try:
         there = json.loads(recipe_file(program).read_text(encoding="utf-8"))
-        other = [name for name in wanted if there[name] != wanted[name]]
+        # Weights aren't needed any more; where none are named, those there are meant.
+        other = [n for n in wanted if there[n] != wanted[n] and not (n == "weights" and wanted[n] is None)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{recipe_file(program)} does not say how {program.name} was compiled: {error}") from error
     if other:
