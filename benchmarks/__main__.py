@@ -82,6 +82,9 @@ def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strategy", default="uniform:3", metavar="ITEM", help="as in `accuracy`, or plan:3-7-...; default uniform:3"
     )
+    parser.add_argument(
+        "--compare", nargs="+", metavar="LIST", help="predict these strategies, e.g. uniform:3,minimax:10, and run none"
+    )
     parser.add_argument("--images", type=_positive, default=1, metavar="K", help="test images to encrypt; default 1")
     parser.add_argument("--simulate", type=_positive, metavar="N", help="top-1 of simulate() on so many test images")
     parser.add_argument(
@@ -138,8 +141,13 @@ def _accuracy(options: argparse.Namespace, command: str) -> int:
 
 
 def _encrypted(options: argparse.Namespace, command: str) -> int:
-    encrypted.run(options, command, Console())
-    return 0
+    console = Console()
+    if options.compare is None:
+        encrypted.run(options, command, console)
+        return 0
+    rows = encrypted.compare(options, command, console)
+    console.print(rich_table(rows))
+    return 0 if any(row["infeasible"] is None for row in rows) else 1
 
 
 def _plot(options: argparse.Namespace, command: str) -> int:

@@ -26,7 +26,7 @@ from rich.console import Console
 from benchmarks import encrypted_steps
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.encrypted_steps import Request, Result
-from benchmarks.results import ENCRYPTED, ResultsFile, Row, machine
+from benchmarks.results import ENCRYPTED, PREDICTED, ResultsFile, Row, machine
 from benchmarks.strategies import Strategy, StrategyError, parse_strategies
 from olac.memory import available_bytes
 from olac.threads import usable_threads
@@ -62,6 +62,11 @@ class Reporter:
             self._status.update(text)
         elif time.monotonic() >= self._next:
             self.line(text)
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Show what a step says."""
+        if "say" in event:
+            self.show(event["say"])
 
     @contextmanager
     def showing(self) -> Iterator[None]:
@@ -174,8 +179,7 @@ def run(options: argparse.Namespace, command: str, console: Console) -> Row:
     folder = data_folder(options.data)
     test_set(folder, max(options.images, options.simulate or 0))
     threads = options.threads or usable_threads()
-    pinned = {name: getattr(options, name) for name in ("insecure", "log_ring", "rest", "digits", "max_memory")}
-    _check_pinned(pinned)
+    pinned = _pinned(options)
     recipe = encrypted_steps.recipe(options.model, options.weights, strategy.item, options.calibration, pinned)
     results = ResultsFile.open(options.json, command, options.append)
     reporter = Reporter(console)
@@ -185,16 +189,7 @@ def run(options: argparse.Namespace, command: str, console: Console) -> Row:
         if not folders.program.parent.is_dir() and options.program is not None:
             raise DataError(f"the folder of {folders.program} does not exist")
         folders.make()
-        request = {
-            "program": str(folders.program),
-            "recipe": recipe,
-            "weights": None if options.weights is None else str(options.weights.resolve()),
-            "data": str(folder.resolve()),
-            "images": options.images,
-            "simulate": options.simulate,
-            "threads": threads,
-            "force": options.force,
-        }
+        request = _request(options, folders, recipe, threads, options.images)
         facts, measured = _steps(request, folders, reporter)
     row = {
         "kind": ENCRYPTED,
@@ -214,6 +209,58 @@ def run(options: argparse.Namespace, command: str, console: Console) -> Row:
     return row
 
 
+def compare(options: argparse.Namespace, command: str, console: Console) -> list[Row]:
+    """Predict what strategies would take, without a key; the rows, which are in the file already."""
+    strategies = parse_strategies(options.compare)
+    if any(strategy.fit is None for strategy in strategies):
+        raise StrategyError("--compare takes ways to approximate activations, not relu")
+    training_set(data_folder(options.data), options.calibration)
+    pinned = _pinned(options)
+    threads = options.threads or usable_threads()
+    recipes = [
+        encrypted_steps.recipe(options.model, options.weights, strategy.item, options.calibration, pinned)
+        for strategy in strategies
+    ]
+    results = ResultsFile.open(options.json, command, options.append)
+    reporter = Reporter(console)
+    rows: list[Row] = []
+    with reporter.showing():
+        for recipe in recipes:
+            row: Row = {
+                "kind": PREDICTED,
+                "model": options.model,
+                "strategy": recipe["strategy"],
+                "calibration_images": options.calibration,
+                "threads": threads,
+                "max_memory": options.max_memory,
+                "infeasible": None,
+            }
+            with _folders(None, None) as folders:
+                try:
+                    row |= run_step("prepare", _request(options, folders, recipe, threads, images=0), reporter.tell)
+                except RunError as error:
+                    row["infeasible"] = str(error)
+                    reporter.line(f"{recipe['strategy']}: {error}")
+            rows.append(row)
+            results.add(row)
+    return rows
+
+
+def _request(
+    options: argparse.Namespace, folders: Folders, recipe: dict[str, Any], threads: int, images: int
+) -> Request:
+    return {
+        "program": str(folders.program),
+        "recipe": recipe,
+        "weights": None if options.weights is None else str(options.weights.resolve()),
+        "data": str(data_folder(options.data).resolve()),
+        "images": images,
+        "simulate": options.simulate,
+        "threads": threads,
+        "force": options.force,
+    }
+
+
 def one_strategy(item: str) -> Strategy:
     """The one strategy that is run. The model as it is can't be."""
     strategies = parse_strategies([item])
@@ -222,22 +269,20 @@ def one_strategy(item: str) -> Strategy:
     return strategies[0]
 
 
-def _check_pinned(pinned: dict[str, Any]) -> None:
+def _pinned(options: argparse.Namespace) -> dict[str, Any]:
+    pinned = {name: getattr(options, name) for name in ("insecure", "log_ring", "rest", "digits", "max_memory")}
     if pinned["digits"] is not None and pinned["rest"] is None:
         raise DataError("--digits pins parameters with bootstraps: give --rest, too")
     try:
         encrypted_steps.pinned_parameters(pinned)
     except ValueError as error:
         raise DataError(f"these parameters can't be pinned: {error}") from error
+    return pinned
 
 
 def _steps(request: Request, folders: Folders, reporter: Reporter) -> tuple[Result, Result]:
     """All steps in turn: facts and predictions of the program, and what was measured."""
-
-    def tell(event: dict[str, Any]) -> None:
-        if "say" in event:
-            reporter.show(event["say"])
-
+    tell = reporter.tell
     client = {"client": str(folders.client)}
     server = {"server": str(folders.server)}
     facts = run_step("prepare", request | client, tell)
@@ -325,8 +370,7 @@ class Watch:
 
     def tell(self, event: dict[str, Any]) -> None:
         """Take an event of the server's."""
-        if "say" in event:
-            self._reporter.show(event["say"])
+        self._reporter.tell(event)
         if "node" not in event:
             return
         self._spent += event["seconds"]

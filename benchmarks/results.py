@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,11 +22,15 @@ Row = dict[str, Any]
 PACKAGES = ("olac", "numpy", "scipy", "torch", "openfhe")
 SAME = ("model", "strategy", "images", "calibration_images")
 """A new row takes the place of one that has these in common."""
-ENCRYPTED = "encrypted"
-"""The `kind` of rows of encrypted runs; those of accuracy have no kind."""
+ENCRYPTED, PREDICTED = "encrypted", "predicted"
+"""The `kind` of rows of encrypted runs, and of predictions of them; rows of accuracy have no kind."""
 SAME_ENCRYPTED = ("model", "strategy", "images", "threads", "parameters")
-NEEDED = (*SAME, "top1", "total_depth", "degrees")
-NEEDED_ENCRYPTED = (*SAME_ENCRYPTED, "cpu_seconds", "wall_seconds", "peak_rss_gb", "key_bytes", "bootstraps")
+SAME_PREDICTED = ("model", "strategy", "threads", "max_memory")
+NEEDED = {
+    None: (*SAME, "top1", "total_depth", "degrees"),
+    ENCRYPTED: (*SAME_ENCRYPTED, "cpu_seconds", "wall_seconds", "peak_rss_gb", "key_bytes", "bootstraps"),
+    PREDICTED: (*SAME_PREDICTED, "infeasible"),
+}
 COLUMNS = ("model", "strategy", "total depth", "top-1", "agreement", "fit seconds", "degrees")
 LONG_ITEM = 20
 """Strategies longer than this (plans) are cut in tables; the notes below have them whole."""
@@ -44,6 +48,17 @@ COLUMNS_ENCRYPTED = (
     "same class",
     "security",
 )
+COLUMNS_PREDICTED = (
+    "model",
+    "strategy",
+    "threads",
+    "activation levels",
+    "seconds",
+    "server GB",
+    "keys GB",
+    "bootstraps",
+    "parameters",
+)
 MARKERS = "osD^v<>PX*"
 
 
@@ -60,7 +75,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         rows = data["rows"]
-        missing = {name for row in rows for name in (NEEDED_ENCRYPTED if encrypted(row) else NEEDED) if name not in row}
+        missing = {name for row in rows for name in NEEDED[row.get("kind")] if name not in row}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultsError(f"{path} is not a file of results: {type(error).__name__}: {error}") from error
     if missing:
@@ -100,14 +115,10 @@ class ResultsFile:
         part.replace(self.path)
 
 
-def encrypted(row: Mapping[str, Any]) -> bool:
-    """Whether a row is of an encrypted run."""
-    return row.get("kind") == ENCRYPTED
-
-
 def _same(old: Row, new: Row) -> bool:
-    names = SAME_ENCRYPTED if encrypted(new) else SAME
-    return encrypted(old) == encrypted(new) and all(old[name] == new[name] for name in names)
+    kind = new.get("kind")
+    names = SAME_ENCRYPTED if kind == ENCRYPTED else SAME_PREDICTED if kind == PREDICTED else SAME
+    return old.get("kind") == kind and all(old[name] == new[name] for name in names)
 
 
 def versions() -> dict[str, str]:
@@ -154,14 +165,17 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 def rich_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """The rows for a terminal, all of one kind."""
     given = list(rows)
-    own = bool(given) and encrypted(given[0])
+    columns, cells = SHOWN[given[0].get("kind") if given else None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, name in enumerate(COLUMNS_ENCRYPTED if own else COLUMNS):
-        numeric = index >= 2 and name != "degrees"
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=index < 2)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if _is_text(name) else "right", overflow="fold", no_wrap=index < 2)
     for row in given:
-        table.add_row(*(_encrypted_cells(row) if own else _cells(row)))
+        table.add_row(*cells(row))
     return table
+
+
+def _is_text(column: str) -> bool:
+    return column in ("model", "strategy", "degrees", "parameters")
 
 
 def _encrypted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -169,7 +183,7 @@ def _encrypted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     security = "none" if "NOT SECURE" in row["parameters"] else f"{row['security_bits']:.0f} bits"
     return (
         str(row["model"]),
-        str(row["strategy"]) if len(row["strategy"]) <= LONG_ITEM else f"{family_of(row['strategy'])}:...",
+        _short(row["strategy"]),
         str(row["threads"]),
         f"{row['cpu_seconds']:.1f}",
         f"{row['wall_seconds']:.1f}",
@@ -182,24 +196,54 @@ def _encrypted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _predicted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    start = (str(row["model"]), _short(row["strategy"]), str(row["threads"]))
+    if row["infeasible"] is not None:
+        return (*start, *[""] * 5, "infeasible")
+    return (
+        *start,
+        str(sum(row["depths"])),
+        f"{row['predicted_seconds']:.0f}",
+        f"{row['predicted_gb']:.2f}",
+        f"{row['predicted_key_bytes'] / 1e9:.2f}",
+        str(row["bootstraps"]),
+        row["parameters"].split(", first prime")[0],
+    )
+
+
+def _short(strategy: str) -> str:
+    return strategy if len(strategy) <= LONG_ITEM else f"{family_of(strategy)}:..."
+
+
+SHOWN: dict[str | None, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[str, ...]]]] = {
+    None: (COLUMNS, _cells),
+    ENCRYPTED: (COLUMNS_ENCRYPTED, _encrypted_cells),
+    PREDICTED: (COLUMNS_PREDICTED, _predicted_cells),
+}
+"""By kind of row: what tables show of it."""
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown, with what they share below; those of encrypted runs in a table of their own."""
-    accuracy = [row for row in rows if not encrypted(row)]
-    runs = [row for row in rows if encrypted(row)]
-    parts = [_accuracy_markdown(accuracy)] if accuracy or not runs else []
-    return "\n\n".join([*parts, *([_encrypted_markdown(runs)] if runs else [])])
+    """The rows in Markdown, each kind in a table of its own, with what they share below."""
+    kinds = list(dict.fromkeys(row.get("kind") for row in rows)) or [None]
+    return "\n\n".join(_markdown(kind, [row for row in rows if row.get("kind") == kind]) for kind in kinds)
 
 
-def _encrypted_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [f"| {' | '.join(COLUMNS_ENCRYPTED)} |", f"|---|---|{'---:|' * (len(COLUMNS_ENCRYPTED) - 2)}"]
-    lines += [f"| {' | '.join(_encrypted_cells(row))} |" for row in rows]
-    notes = [f"* {row['model']}, {row['strategy']}: {row['parameters']}." for row in rows]
-    return "\n".join([*lines, "", *dict.fromkeys(notes)])
+def _markdown(kind: str | None, rows: Sequence[Mapping[str, Any]]) -> str:
+    columns, cells = SHOWN[kind]
+    lines = [f"| {' | '.join(columns)} |", f"|{'|'.join('---' if _is_text(c) else '---:' for c in columns)}|"]
+    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+    notes = _notes(rows) if kind is None else [_note(row) for row in rows]
+    return "\n".join([*lines, *(["", *(f"* {note}" for note in dict.fromkeys(notes))] if notes else [])])
 
 
-def _accuracy_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---:|---:|---|"]
-    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
+def _note(row: Mapping[str, Any]) -> str:
+    what = row.get("infeasible") or row["parameters"]
+    return f"{row['model']}, {row['strategy']}: {' '.join(what.split()).removesuffix('.')}."
+
+
+def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What rows of accuracy share, and what is wrong with some."""
     notes: dict[str, None] = {}  # each once, in order
     if any(row["degrees"] for row in rows):
         notes["Degrees in network order: 3 (19) are 19 activations of degree 3."] = None
@@ -212,7 +256,7 @@ def _accuracy_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
         if row.get("wrecked")
     }
-    return "\n".join([*lines, *(["", *(f"* {note}" for note in notes)] if notes else [])])
+    return list(notes)
 
 
 def require_plot(output: Path) -> None:
@@ -234,7 +278,7 @@ def plot(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    rows = [row for row in rows if not encrypted(row)]
+    rows = [row for row in rows if row.get("kind") is None]
     models = list(dict.fromkeys(str(row["model"]) for row in rows))
     if not models:
         raise ResultsError("there are no rows to plot")

@@ -179,3 +179,29 @@ def test_a_step_that_dies(tmp_path: Path) -> None:
         encrypted.run_step("prepare", request, lambda event: None)
     with pytest.raises(encrypted.RunError, match="exit status 1"):
         encrypted.run_step("bogus", {"threads": 1}, lambda event: None)
+
+
+@pytest.mark.filterwarnings("ignore:.*compiled without security")
+def test_compare(
+    run: Run, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare = encrypted_steps.prepare
+
+    def refusing(request: dict[str, Any], tell: encrypted.Tell) -> dict[str, Any]:
+        if request["recipe"]["strategy"] == "empirical:7":
+            raise encrypted.RunError("InfeasibleError: too deep")
+        return prepare(request, tell)
+
+    monkeypatch.setattr(encrypted_steps, "prepare", refusing)
+    assert run("--compare", "empirical:2,empirical:7", *PINNED, strategy=None) == 0
+    assert steps == ["prepare", "prepare"]
+    first, second = json.loads(Path("rows.json").read_text())["rows"]
+    assert (first["kind"], first["strategy"], first["infeasible"]) == ("predicted", "empirical:2", None)
+    assert first["predicted_seconds"] >= 0
+    assert second["infeasible"] == "InfeasibleError: too deep"
+    assert "empirical:7: InfeasibleError: too deep" in capsys.readouterr().out
+    assert main(["table", "--json", "rows.json"]) == 0
+    out = capsys.readouterr().out
+    assert "| tiny | empirical:2 | 1 | 8 |" in out
+    assert "* tiny, empirical:7: InfeasibleError: too deep." in out
+    assert run("--compare", "relu") == 2
