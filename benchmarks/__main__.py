@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: accuracy by strategy, and tables and plots of the results."""
+"""`python -m benchmarks`: accuracy by strategy, encrypted runs, and tables and plots of the results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks import encrypted
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.results import ResultsError, ResultsFile, markdown_table, plot, read_rows, require_plot, rich_table
 from benchmarks.strategies import StrategyError, parse_strategies
@@ -26,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (StrategyError, DataError, ResultsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except encrypted.RunError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -58,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     accuracy.add_argument("--plot", type=Path, metavar="FILE", help="draw all rows of the file: .svg or .png")
     accuracy.set_defaults(run=_accuracy)
 
+    _encrypted_parser(commands.add_parser("encrypted", help="seconds, memory and errors of encrypted runs"))
+
     drawing = commands.add_parser("plot", help="total depth against top-1")
     drawing.add_argument("--json", type=Path, nargs="+", required=True, metavar="FILE")
     drawing.add_argument("--output", type=Path, required=True, metavar="FILE", help=".svg or .png")
@@ -67,6 +73,37 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--json", type=Path, nargs="+", required=True, metavar="FILE")
     table.set_defaults(run=_table)
     return parser
+
+
+def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="NAME", help="resnet8, resnet20, ... (benchmarks/models.py)")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, .pt or .safetensors")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the .npz files; else $OLAC_DATA")
+    parser.add_argument(
+        "--strategy", default="uniform:3", metavar="ITEM", help="as in `accuracy`, or plan:3-7-...; default uniform:3"
+    )
+    parser.add_argument(
+        "--compare", nargs="+", metavar="LIST", help="predict these strategies, e.g. uniform:3,minimax:10, and run none"
+    )
+    parser.add_argument("--images", type=_positive, default=1, metavar="K", help="test images to encrypt; default 1")
+    parser.add_argument("--simulate", type=_positive, metavar="N", help="top-1 of simulate() on so many test images")
+    parser.add_argument(
+        "--calibration", type=_positive, default=1024, metavar="N", help="training images; default 1024"
+    )
+    parser.add_argument("--threads", type=_positive, metavar="T", help="of every process; all cores if left out")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the row goes")
+    parser.add_argument("--append", action="store_true", help="keep the rows that the file has already")
+    parser.add_argument(
+        "--program", type=Path, metavar="FILE", help="the compiled program: used if there, else written"
+    )
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep program, keys and ciphertexts there, for reuse")
+    parser.add_argument("--force", action="store_true", help="run although the memory is too small for it")
+    parser.add_argument("--max-memory", type=float, metavar="GB", help="that the server may take; the compiler obeys")
+    parser.add_argument("--insecure", action="store_true", help="waive the check of security, for tests")
+    parser.add_argument("--log-ring", type=_positive, metavar="R", help="pin log2 of the ring dimension")
+    parser.add_argument("--rest", type=_positive, metavar="L", help="pin bootstrapping, which leaves so many levels")
+    parser.add_argument("--digits", type=_positive, metavar="D", help="with --rest: of key switching; default 3")
+    parser.set_defaults(run=_encrypted)
 
 
 def _positive(text: str) -> int:
@@ -101,6 +138,16 @@ def _accuracy(options: argparse.Namespace, command: str) -> int:
     if rows and options.plot is not None:
         plot(results.rows, options.plot)
     return 1 if failed else 0
+
+
+def _encrypted(options: argparse.Namespace, command: str) -> int:
+    console = Console()
+    if options.compare is None:
+        encrypted.run(options, command, console)
+        return 0
+    rows = encrypted.compare(options, command, console)
+    console.print(rich_table(rows))
+    return 0 if any(row["infeasible"] is None for row in rows) else 1
 
 
 def _plot(options: argparse.Namespace, command: str) -> int:

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,11 +19,46 @@ from benchmarks.strategies import FAMILIES, RELU, family_of
 
 Row = dict[str, Any]
 
-PACKAGES = ("olac", "numpy", "scipy", "torch")
+PACKAGES = ("olac", "numpy", "scipy", "torch", "openfhe")
 SAME = ("model", "strategy", "images", "calibration_images")
 """A new row takes the place of one that has these in common."""
+ENCRYPTED, PREDICTED = "encrypted", "predicted"
+"""The `kind` of rows of encrypted runs, and of predictions of them; rows of accuracy have no kind."""
+SAME_ENCRYPTED = ("model", "strategy", "images", "threads", "parameters")
+SAME_PREDICTED = ("model", "strategy", "threads", "max_memory")
+NEEDED = {
+    None: (*SAME, "top1", "total_depth", "degrees"),
+    ENCRYPTED: (*SAME_ENCRYPTED, "cpu_seconds", "wall_seconds", "peak_rss_gb", "key_bytes", "bootstraps"),
+    PREDICTED: (*SAME_PREDICTED, "infeasible"),
+}
 COLUMNS = ("model", "strategy", "total depth", "top-1", "agreement", "fit seconds", "degrees")
+LONG_ITEM = 20
+"""Strategies longer than this (plans) are cut in tables; the notes below have them whole."""
 PLOTS = (".svg", ".png")
+COLUMNS_ENCRYPTED = (
+    "model",
+    "strategy",
+    "threads",
+    "CPU s",
+    "wall s",
+    "server GB",
+    "keys GB",
+    "bootstraps",
+    "logit error",
+    "same class",
+    "security",
+)
+COLUMNS_PREDICTED = (
+    "model",
+    "strategy",
+    "threads",
+    "activation levels",
+    "seconds",
+    "server GB",
+    "keys GB",
+    "bootstraps",
+    "parameters",
+)
 MARKERS = "osD^v<>PX*"
 
 
@@ -40,7 +75,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         rows = data["rows"]
-        missing = {name for row in rows for name in (*SAME, "top1", "total_depth", "degrees") if name not in row}
+        missing = {name for row in rows for name in NEEDED[row.get("kind")] if name not in row}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultsError(f"{path} is not a file of results: {type(error).__name__}: {error}") from error
     if missing:
@@ -69,7 +104,7 @@ class ResultsFile:
 
     def add(self, row: Row) -> None:
         """Take a row in, in the place of an older one of the same measurement, and write the file."""
-        self.rows = [old for old in self.rows if any(old[name] != row[name] for name in SAME)] + [row]
+        self.rows = [old for old in self.rows if not _same(old, row)] + [row]
         data = {"rows": self.rows, "command": self.command, "versions": versions(), "machine": machine()}
         part = self.path.with_name(self.path.name + ".part")
         with part.open("w", encoding="utf-8") as file:
@@ -78,6 +113,12 @@ class ResultsFile:
             file.flush()
             os.fsync(file.fileno())
         part.replace(self.path)
+
+
+def _same(old: Row, new: Row) -> bool:
+    kind = new.get("kind")
+    names = SAME_ENCRYPTED if kind == ENCRYPTED else SAME_PREDICTED if kind == PREDICTED else SAME
+    return old.get("kind") == kind and all(old[name] == new[name] for name in names)
 
 
 def versions() -> dict[str, str]:
@@ -122,20 +163,87 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def rich_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """The rows for a terminal."""
+    """The rows for a terminal, all of one kind."""
+    given = list(rows)
+    columns, cells = SHOWN[given[0].get("kind") if given else None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, name in enumerate(COLUMNS):
-        numeric = 2 <= index <= 5
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=index < 2)
-    for row in rows:
-        table.add_row(*_cells(row))
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if _is_text(name) else "right", overflow="fold", no_wrap=index < 2)
+    for row in given:
+        table.add_row(*cells(row))
     return table
 
 
+def _is_text(column: str) -> bool:
+    return column in ("model", "strategy", "degrees", "parameters")
+
+
+def _encrypted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    error = f"{row['max_logit_error']:.1e}" if "max_logit_error" in row else ""
+    security = "none" if "NOT SECURE" in row["parameters"] else f"{row['security_bits']:.0f} bits"
+    return (
+        str(row["model"]),
+        _short(row["strategy"]),
+        str(row["threads"]),
+        f"{row['cpu_seconds']:.1f}",
+        f"{row['wall_seconds']:.1f}",
+        f"{row['peak_rss_gb']:.2f}",
+        f"{row['key_bytes'] / 1e9:.2f}",
+        str(row["bootstraps"]),
+        error,
+        f"{row['same_class']} of {row['images']}" if "same_class" in row else "",
+        security,
+    )
+
+
+def _predicted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    start = (str(row["model"]), _short(row["strategy"]), str(row["threads"]))
+    if row["infeasible"] is not None:
+        return (*start, *[""] * 5, "infeasible")
+    return (
+        *start,
+        str(sum(row["depths"])),
+        f"{row['predicted_seconds']:.0f}",
+        f"{row['predicted_gb']:.2f}",
+        f"{row['predicted_key_bytes'] / 1e9:.2f}",
+        str(row["bootstraps"]),
+        row["parameters"].split(", first prime")[0],
+    )
+
+
+def _short(strategy: str) -> str:
+    return strategy if len(strategy) <= LONG_ITEM else f"{family_of(strategy)}:..."
+
+
+SHOWN: dict[str | None, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[str, ...]]]] = {
+    None: (COLUMNS, _cells),
+    ENCRYPTED: (COLUMNS_ENCRYPTED, _encrypted_cells),
+    PREDICTED: (COLUMNS_PREDICTED, _predicted_cells),
+}
+"""By kind of row: what tables show of it."""
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown, with what they share below."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---:|---:|---|"]
-    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
+    """The rows in Markdown, each kind in a table of its own, with what they share below."""
+    kinds = list(dict.fromkeys(row.get("kind") for row in rows)) or [None]
+    return "\n\n".join(_markdown(kind, [row for row in rows if row.get("kind") == kind]) for kind in kinds)
+
+
+def _markdown(kind: str | None, rows: Sequence[Mapping[str, Any]]) -> str:
+    columns, cells = SHOWN[kind]
+    lines = [f"| {' | '.join(columns)} |", f"|{'|'.join('---' if _is_text(c) else '---:' for c in columns)}|"]
+    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+    notes = _notes(rows) if kind is None else [_note(row) for row in rows]
+    return "\n".join([*lines, *(["", *(f"* {note}" for note in dict.fromkeys(notes))] if notes else [])])
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    what = row.get("infeasible") or row["parameters"]
+    return f"{row['model']}, {row['strategy']}: {' '.join(what.split()).removesuffix('.')}."
+
+
+def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What rows of accuracy share, and what is wrong with some."""
     notes: dict[str, None] = {}  # each once, in order
     if any(row["degrees"] for row in rows):
         notes["Degrees in network order: 3 (19) are 19 activations of degree 3."] = None
@@ -148,7 +256,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
         if row.get("wrecked")
     }
-    return "\n".join([*lines, *(["", *(f"* {note}" for note in notes)] if notes else [])])
+    return list(notes)
 
 
 def require_plot(output: Path) -> None:
@@ -170,6 +278,7 @@ def plot(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    rows = [row for row in rows if row.get("kind") is None]
     models = list(dict.fromkeys(str(row["model"]) for row in rows))
     if not models:
         raise ResultsError("there are no rows to plot")

@@ -27,7 +27,10 @@ ALONE: dict[str, Callable[[], FitOptions | None]] = {
     RELU: lambda: None,
 }
 
-FAMILIES = (*WITH_NUMBER, *ALONE)
+PLAN = "plan"
+"""Its degrees, one for each activation in network order, are joined by hyphens."""
+
+FAMILIES = (*WITH_NUMBER, *ALONE, PLAN)
 
 
 class StrategyError(ValueError):
@@ -62,14 +65,20 @@ def _parsed(item: str) -> Strategy:
     family, colon, number = item.partition(":")
     if family in ALONE and not colon:
         return Strategy(item, ALONE[family]())
+    if family == PLAN and re.fullmatch(r"[0-9]{1,3}(-[0-9]{1,3})*", number):
+        return _made(item, lambda: FitOptions(plan=tuple(int(degree) for degree in number.split("-"))))
     if family not in WITH_NUMBER or not re.fullmatch(r"[0-9]{1,6}", number):
         raise StrategyError(f"strategy {item!r} is unknown; {_allowed()}")
+    return _made(item, lambda: WITH_NUMBER[family][1](int(number)))
+
+
+def _made(item: str, options: Callable[[], FitOptions]) -> Strategy:
     try:
-        return Strategy(item, WITH_NUMBER[family][1](int(number)))
+        return Strategy(item, options())
     except ValueError as error:
         raise StrategyError(f"strategy {item!r}: {error}") from error
 
 
 def _allowed() -> str:
     known = [*(f"{family}:{number}" for family, (number, _) in WITH_NUMBER.items()), *ALONE]
-    return f"allowed are {', '.join(known)}, with whole numbers for DEGREE, ALPHA and DEPTH"
+    return f"allowed are {', '.join(known)}, {PLAN}:DEGREE-DEGREE-..., with whole numbers for DEGREE, ALPHA and DEPTH"

@@ -138,6 +138,11 @@ class Server:
             )
         return room - needed
 
+    @property
+    def encode_seconds(self) -> float:
+        """Wall time that encoding weights has taken so far, in all runs."""
+        return self._cache.seconds
+
     def prepare(self) -> None:
         """Encode all weights that the cache has room for, so that the first run is as fast as the others."""
         with self._lock:

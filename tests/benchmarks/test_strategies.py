@@ -20,6 +20,8 @@ from olac.polynomials.fit import FitOptions
         ("ola:38", FitOptions(method="normal", degrees="ola", max_depth=38)),
         ("default:42", FitOptions(max_depth=42)),
         ("relu", None),
+        ("plan:3-7-2", FitOptions(plan=(3, 7, 2))),
+        ("plan:5", FitOptions(plan=(5,))),
     ],
 )
 def test_items(item: str, options: FitOptions | None) -> None:
@@ -49,6 +51,9 @@ def test_commas_and_spaces(arguments: list[str]) -> None:
         ("uniform:0", "1 ... 127"),
         ("minimax:3", "4 ... 14"),
         ("ola:0", "max_depth"),
+        ("plan:3--7", "plan:DEGREE-DEGREE-..."),
+        ("plan:", "plan:DEGREE-DEGREE-..."),
+        ("plan:3-0", "1 ... 127"),
     ],
 )
 def test_refused(item: str, why: str) -> None:

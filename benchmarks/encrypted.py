@@ -1,0 +1,385 @@
+"""Encrypted runs: seconds, memory and errors of a compiled program on test images, client and server as processes.
+
+This process computes nothing and loads neither torch nor OpenFHE: it starts the steps of `encrypted_steps` one after
+the other, shows how far they are and writes the row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks import encrypted_steps
+from benchmarks.data import DataError, data_folder, test_set, training_set
+from benchmarks.encrypted_steps import Request, Result
+from benchmarks.results import ENCRYPTED, PREDICTED, ResultsFile, Row, machine
+from benchmarks.strategies import Strategy, StrategyError, parse_strategies
+from olac.memory import available_bytes
+from olac.threads import usable_threads
+
+GB = 1e9
+EVERY_SECONDS = 30.0
+"""How often progress is told where the output is no terminal."""
+DISK_MARGIN = 1.1
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+class RunError(RuntimeError):
+    """An encrypted run that can't be or went wrong; the message says why, and what to do."""
+
+
+class Reporter:
+    """Tells how far a run is: a line that changes on a terminal, else a line every so often."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status = console.status("") if console.is_terminal else None
+        self._next = 0.0
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+        self._next = time.monotonic() + EVERY_SECONDS
+
+    def show(self, text: str) -> None:
+        """Where the run is now."""
+        if self._status is not None:
+            self._status.update(text)
+        elif time.monotonic() >= self._next:
+            self.line(text)
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Show what a step says."""
+        if "say" in event:
+            self.show(event["say"])
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """The line that changes is there within."""
+        if self._status is None:
+            yield
+            return
+        with self._status:
+            yield
+
+
+def run_step(name: str, request: Request, tell: Tell) -> Result:
+    """Run a step in a process of its own; `tell` gets its events. RunError says what went wrong there."""
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {
+        "OMP_WAIT_POLICY": "passive",
+        **os.environ,
+        "OMP_NUM_THREADS": str(request["threads"]),
+        "PYTHONPATH": os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.encrypted_steps", name],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    last: dict[str, Any] = {}
+    try:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(request))
+        process.stdin.close()
+        for line in process.stdout:
+            last = json.loads(line)
+            tell(last)
+        status = process.wait()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    if "error" in last:
+        if last["usage"]:
+            raise DataError(last["error"])
+        raise RunError(last["error"])
+    if status < 0:
+        raise RunError(f"the step {name} was killed by signal {-status}" + (", for memory?" if status == -9 else ""))
+    if status or "result" not in last:
+        raise RunError(f"the step {name} failed with exit status {status}")
+    result: Result = last["result"]
+    return result
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the steps find each other's files: the server is never told the client's folder."""
+
+    root: Path
+    program: Path
+
+    @property
+    def client(self) -> Path:
+        """The secret key, the images and what comes out."""
+        return self.root / "client"
+
+    @property
+    def server(self) -> Path:
+        """The evaluation keys and ciphertexts."""
+        return self.root / "server"
+
+    @property
+    def keys_record(self) -> Path:
+        """Which program the keys are of, and what making them took."""
+        return self.root / "keys.json"
+
+    def make(self) -> None:
+        """The folders themselves; nobody else looks into the client's."""
+        try:
+            self.client.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.server.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.root}: the folder can't be made: {error.strerror or error}") from error
+
+    def keys(self, fingerprint: str) -> Result | None:
+        """What is known of keys of the program that are there already."""
+        if not ((self.client / "secret.key").is_file() and (self.server / "evaluation.keys").is_file()):
+            return None
+        try:
+            found: Result = json.loads(self.keys_record.read_text(encoding="utf-8"))
+            return found if found.pop("fingerprint") == fingerprint else None
+        except (OSError, ValueError, KeyError):
+            return None
+
+
+@contextmanager
+def _folders(work: Path | None, program: Path | None) -> Iterator[Folders]:
+    """The work folder; a temporary one is gone afterwards, with keys of several GB."""
+    if work is not None:
+        yield Folders(work.resolve(), (program or work / "program.olac").resolve())
+        return
+    root = Path(tempfile.mkdtemp(prefix="olac-encrypted-"))
+    try:
+        yield Folders(root, (program or root / "program.olac").resolve())
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def run(options: argparse.Namespace, command: str, console: Console) -> Row:
+    """Measure what the command line asks for; the row, which is in the file already."""
+    strategy = one_strategy(options.strategy)
+    folder = data_folder(options.data)
+    test_set(folder, max(options.images, options.simulate or 0))
+    threads = options.threads or usable_threads()
+    pinned = _pinned(options)
+    recipe = encrypted_steps.recipe(options.model, options.weights, strategy.item, options.calibration, pinned)
+    results = ResultsFile.open(options.json, command, options.append)
+    reporter = Reporter(console)
+    with _folders(options.work, options.program) as folders, reporter.showing():
+        if not folders.program.exists():
+            training_set(folder, options.calibration)
+        if not folders.program.parent.is_dir() and options.program is not None:
+            raise DataError(f"the folder of {folders.program} does not exist")
+        folders.make()
+        request = _request(options, folders, recipe, threads, options.images)
+        facts, measured = _steps(request, folders, reporter)
+    row = {
+        "kind": ENCRYPTED,
+        "model": options.model,
+        "strategy": strategy.item,
+        "images": options.images,
+        "calibration_images": options.calibration,
+        "threads": threads,
+        **measured,
+        **facts,
+        "machine": machine(),
+        "date": datetime.date.today().isoformat(),
+    }
+    results.add(row)
+    for line in summary(row):
+        reporter.line(line)
+    return row
+
+
+def compare(options: argparse.Namespace, command: str, console: Console) -> list[Row]:
+    """Predict what strategies would take, without a key; the rows, which are in the file already."""
+    strategies = parse_strategies(options.compare)
+    if any(strategy.fit is None for strategy in strategies):
+        raise StrategyError("--compare takes ways to approximate activations, not relu")
+    training_set(data_folder(options.data), options.calibration)
+    pinned = _pinned(options)
+    threads = options.threads or usable_threads()
+    recipes = [
+        encrypted_steps.recipe(options.model, options.weights, strategy.item, options.calibration, pinned)
+        for strategy in strategies
+    ]
+    results = ResultsFile.open(options.json, command, options.append)
+    reporter = Reporter(console)
+    rows: list[Row] = []
+    with reporter.showing():
+        for recipe in recipes:
+            row: Row = {
+                "kind": PREDICTED,
+                "model": options.model,
+                "strategy": recipe["strategy"],
+                "calibration_images": options.calibration,
+                "threads": threads,
+                "max_memory": options.max_memory,
+                "infeasible": None,
+            }
+            with _folders(None, None) as folders:
+                try:
+                    row |= run_step("prepare", _request(options, folders, recipe, threads, images=0), reporter.tell)
+                except RunError as error:
+                    row["infeasible"] = str(error)
+                    reporter.line(f"{recipe['strategy']}: {error}")
+            rows.append(row)
+            results.add(row)
+    return rows
+
+
+def _request(
+    options: argparse.Namespace, folders: Folders, recipe: dict[str, Any], threads: int, images: int
+) -> Request:
+    return {
+        "program": str(folders.program),
+        "recipe": recipe,
+        "weights": None if options.weights is None else str(options.weights.resolve()),
+        "data": str(data_folder(options.data).resolve()),
+        "images": images,
+        "simulate": options.simulate,
+        "threads": threads,
+        "force": options.force,
+    }
+
+
+def one_strategy(item: str) -> Strategy:
+    """The one strategy that is run. The model as it is can't be."""
+    strategies = parse_strategies([item])
+    if len(strategies) != 1 or strategies[0].fit is None:
+        raise StrategyError(f"--strategy takes one way to approximate activations, not {item!r}")
+    return strategies[0]
+
+
+def _pinned(options: argparse.Namespace) -> dict[str, Any]:
+    pinned = {name: getattr(options, name) for name in ("insecure", "log_ring", "rest", "digits", "max_memory")}
+    if pinned["digits"] is not None and pinned["rest"] is None:
+        raise DataError("--digits pins parameters with bootstraps: give --rest, too")
+    try:
+        encrypted_steps.pinned_parameters(pinned)
+    except ValueError as error:
+        raise DataError(f"these parameters can't be pinned: {error}") from error
+    return pinned
+
+
+def _steps(request: Request, folders: Folders, reporter: Reporter) -> tuple[Result, Result]:
+    """All steps in turn: facts and predictions of the program, and what was measured."""
+    tell = reporter.tell
+    client = {"client": str(folders.client)}
+    server = {"server": str(folders.server)}
+    facts = run_step("prepare", request | client, tell)
+    if facts["compile_seconds"] is None:
+        reporter.line(f"{folders.program} is there: calibration and compilation are skipped")
+    else:
+        facts["compile_seconds"] = round(facts["compile_seconds"], 1)
+        reporter.line(f"compiled in {facts['compile_seconds']:.0f} s")
+    keys = folders.keys(facts["fingerprint"])
+    for line in prediction(facts):
+        reporter.line(line)
+    if not request["force"]:
+        _check_room(facts, folders, making_keys=keys is None)
+    if keys is None:
+        folders.keys_record.unlink(missing_ok=True)
+        keys = run_step("keygen", request | client | server, tell)
+        folders.keys_record.write_text(json.dumps({**keys, "fingerprint": facts["fingerprint"]}), encoding="utf-8")
+        reporter.line(
+            f"keys: {keys['key_bytes'] / GB:.2f} GB in {keys['keygen_seconds']:.0f} s, "
+            f"{keys['keygen_peak_rss_gb']:.2f} GB of memory"
+        )
+    else:
+        reporter.line("keys of this program are there and used again; their seconds are of when they were made")
+    encrypted = run_step("encrypt", request | client | server, tell)
+    watch = Watch(facts, request["images"], reporter)
+    served = run_step("serve", request | server, watch.tell)
+    decrypted = run_step("decrypt", request | client | server, tell)
+    return facts, {**keys, **encrypted, **served, **decrypted}
+
+
+def prediction(facts: Result) -> list[str]:
+    """What the program will take, for people."""
+    return [
+        facts["parameters"],
+        f"predicted: {facts['predicted_seconds']:.0f} s an image, {facts['bootstraps']} bootstraps, "
+        f"{facts['rotations']} rotations, {facts['products']} products; keys of "
+        f"{facts['predicted_key_bytes'] / GB:.2f} GB in {facts['predicted_keygen_seconds']:.0f} s; "
+        f"server {facts['predicted_gb']:.2f} GB, client {facts['predicted_client_gb']:.2f} GB",
+    ]
+
+
+def summary(row: Row) -> list[str]:
+    """What was measured, for people."""
+    kinds = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in row["kind_seconds"].items())
+    lines = [
+        f"an image: {row['wall_seconds']:.1f} s on {row['threads']} threads "
+        f"({row['predicted_seconds']:.0f} predicted), {row['cpu_seconds']:.1f} s of CPU: {kinds}",
+        f"server: {row['peak_rss_gb']:.2f} GB at most ({row['predicted_gb']:.2f} predicted), set up in "
+        f"{row['setup_seconds']:.0f} s",
+        f"largest error of a logit: {row['max_logit_error']:.2g} of {row['max_logit']:.2g}; {row['same_class']} of "
+        f"{row['images']} images in the class that simulate() gives, {row['correct']} in the right one",
+    ]
+    if "top1_simulated" in row:
+        lines.append(f"simulate(): top-1 {row['top1_simulated']:.2%} on {row['simulated_images']} images")
+    return lines
+
+
+def _check_room(facts: Result, folders: Folders, making_keys: bool) -> None:
+    """Refuse what the machine has no memory or disk for, before any key is made."""
+    needed = max(facts["predicted_gb"], facts["predicted_client_gb"] if making_keys else 0.0)
+    free = available_bytes() / GB
+    if needed > free:
+        raise RunError(
+            f"the run takes {needed:.2f} GB of memory, {free:.2f} GB are available. Free memory, take a machine with "
+            f"more, or let the compiler look for less with --max-memory {int(free * 10) / 10:g}; --force tries it "
+            "nevertheless."
+        )
+    disk, written = shutil.disk_usage(folders.root).free, facts["predicted_key_bytes"] * DISK_MARGIN
+    if making_keys and written > disk:
+        raise RunError(
+            f"keys take {written / GB:.2f} GB of disk, {folders.root} has {disk / GB:.2f} GB free: name another "
+            "folder with --work, or set TMPDIR."
+        )
+
+
+class Watch:
+    """Where the server is, and when it will be done, by the predicted seconds of what is left."""
+
+    def __init__(self, facts: Result, images: int, reporter: Reporter) -> None:
+        self._predicted: dict[str, float] = facts["predicted_node_seconds"]
+        self._nodes = [name for name, _, _ in facts["levels"]]
+        self._images, self._reporter = images, reporter
+        self._expected = self._spent = 0.0
+        self._all = sum(self._predicted.values()) * images
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Take an event of the server's."""
+        self._reporter.tell(event)
+        if "node" not in event:
+            return
+        self._spent += event["seconds"]
+        self._expected += self._predicted.get(event["node"], 0.0)
+        slower = self._spent / self._expected if self._expected else 1.0
+        left = max(0.0, self._all - self._expected) * slower
+        at = self._nodes.index(event["node"]) + 1
+        image = f"image {event['image'] + 1} of {self._images}, " if self._images > 1 else ""
+        self._reporter.show(
+            f"{image}{at} of {len(self._nodes)}: {event['node']} at level {event['level']}, {self._spent:.0f} s so "
+            f"far, about {left:.0f} s left"
+        )
