@@ -19,6 +19,7 @@ WITH_NUMBER: dict[str, tuple[str, Callable[[int], FitOptions]]] = {
     "minimax": ("ALPHA", lambda n: FitOptions(method="minimax", alpha=n)),
     "ola": ("DEPTH", lambda n: FitOptions(method="normal", degrees="ola", max_depth=n)),
     "default": ("DEPTH", lambda n: FitOptions(max_depth=n)),
+    "bootstraps": ("COUNT", lambda n: FitOptions(max_bootstraps=n)),
 }
 """By family: what its number means, and the options that it makes."""
 

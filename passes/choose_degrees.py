@@ -23,6 +23,7 @@ from olac.kernels.polynomial import PolynomialKernel
 from olac.parameters import Parameters
 from olac.passes.base import FrontPoint, PassContext
 from olac.passes.fold_squares import FoldSquares
+from olac.passes.plan_bootstraps import degrees_within
 from olac.polynomials.degrees import Plan, front, solve
 from olac.polynomials.fit import QUADRATIC, Fit, FitOptions, fit
 from olac.polynomials.statistics import Histogram
@@ -115,6 +116,8 @@ class _Search:
     def _candidates(self, node: Node) -> list[int]:
         """The largest degree of each depth, up to `max_degree`; at one level a square where it folds, else a line."""
         found = [2 if node.id in self.folds else 1]
+        if self.options.max_bootstraps is not None:
+            found = []  # Squares would fold only beside others, which the plan of levels does not know.
         depth = 2
         while (1 << depth) - 1 <= self.options.most:
             found.append((1 << depth) - 1)
@@ -136,6 +139,8 @@ class _Search:
         ]
 
     def _limit(self) -> float | None:
+        if self.options.max_bootstraps is not None:
+            return self.options.max_bootstraps
         return self.options.max_latency if self.options.max_latency is not None else self.options.max_depth
 
     # Costs -----------------------------------------------------------------------------------------------------------
@@ -166,6 +171,16 @@ class _Search:
             costs.append(row)
         return costs
 
+    def _solve(self, costs: list[list[float]], limit: float) -> Plan | None:
+        """The plan of least cost within the limit; None where there is none."""
+        if self.options.max_bootstraps is None:
+            return solve(costs, self._prices(), limit)
+        by_name = {node.id: row for node, row in zip(self.nodes, costs, strict=True)}
+        picks, planned = degrees_within(self.graph, self.depths, by_name, self.options.max_bootstraps)
+        choices = tuple(picks[node.id] for node in self.nodes)
+        cost = sum(row[k] for row, k in zip(costs, choices, strict=True))
+        return Plan(choices, float(planned.bootstraps), cost)
+
     # Plans -----------------------------------------------------------------------------------------------------------
 
     def _named(self, plan: Plan) -> dict[str, int]:
@@ -184,9 +199,9 @@ class _Search:
         limit = self._limit()
         if limit is None:
             return None
-        prices = self._prices()
-        plan = solve(costs, prices, limit)
+        plan = self._solve(costs, limit)
         if plan is None:
+            prices = self._prices()
             least, unit = sum(min(row) for row in prices), "levels"
             if self.options.max_latency is not None:
                 unit = "predicted seconds"
@@ -231,7 +246,6 @@ class _Search:
         """Measure in the plan's own context, behind its own errors, and solve anew while the simulation gains."""
         limit = self._limit()
         assert limit is not None
-        prices = self._prices()
         probes = sorted({d for row in self.degrees.values() for d in row})
         best = plan
         best_error, _, measured = self.images.trial(self.graph, self._named(plan), self.options, probes)
@@ -244,7 +258,7 @@ class _Search:
                 ]
                 for row, node in zip(costs, self.nodes, strict=True)
             ]
-            other = solve(again, prices, limit)
+            other = self._solve(again, limit)
             if other is None or other.choices == best.choices:
                 break
             error, _, effects = self.images.trial(self.graph, self._named(other), self.options, probes)

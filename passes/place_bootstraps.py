@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from olac.backends.cost import CostEvaluator
@@ -37,12 +37,14 @@ class Plan:
         seconds: predicted, for the program and its bootstraps.
         bootstraps: of single ciphertexts.
         fresh_level: level of the encrypted input.
+        picks: by node, which of its options is taken, where there are several.
     """
 
     boots: Boots
     seconds: float
     bootstraps: int
     fresh_level: int
+    picks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,14 @@ def place_bootstraps(graph: Graph, parameters: Parameters, profiles: Profiles, t
     return solve(problem, one_boot)
 
 
+@dataclass(frozen=True)
+class Option:
+    """One way to compute a node: the levels that it takes, and a price beside its seconds."""
+
+    levels: int
+    price: float = 0.0
+
+
 class Problem:
     """What a plan has to keep to, and what it costs.
 
@@ -124,13 +134,22 @@ class Problem:
         boots: the levels around a bootstrap.
         depth: levels of the chain, the most of a fresh input.
         seconds: of a node with operands at a level; must not fall with the level.
+
+    Attributes:
+        options: for each node the ways to compute it, which may be more than one before degrees are chosen.
     """
 
     def __init__(self, graph: Graph, boots: Bootstrapping, depth: int, seconds: Callable[[Node, int], float]) -> None:
         self.graph, self.boots, self.depth = graph, boots, depth
         self._seconds = seconds
         self._memo: dict[tuple[str, int], float] = {}
-        self.taken = {node.id: node.op.levels(graph.constants) for node in graph.nodes}
+        self.options: dict[str, tuple[Option, ...]] = {
+            node.id: (Option(node.op.levels(graph.constants)),) for node in graph.nodes
+        }
+
+    def least(self, name: str) -> int:
+        """The fewest levels that a node may take."""
+        return min(option.levels for option in self.options[name])
 
     def seconds(self, node: Node, level: int) -> float:
         """Of a node with operands at a level."""
@@ -160,7 +179,7 @@ class Problem:
             if isinstance(node.op, Input):
                 level = self.depth
             else:
-                level = min(found[name] for name in node.inputs) - self.taken[node.id]
+                level = min(found[name] for name in node.inputs) - self.least(node.id)
             if level < 0:
                 raise InfeasibleError(
                     f"levels run out at {node.id} from {node.origin}: bootstraps leave "
@@ -184,6 +203,7 @@ class _Way:
 
     seconds: float
     boot: tuple[int, str] | None = None
+    pick: tuple[str, int] | None = None
     then: _Way | None = None
 
 
@@ -205,26 +225,34 @@ def solve(problem: Problem, one_boot: float) -> Plan:
             continue
         found: dict[State, _Way] = {}
         for state, way in ways.items():
-            needs = dict(state)
-            operand = needs.pop(node.id) + problem.taken[node.id]
-            if any(operand > highest[name] for name in node.inputs):
-                continue  # Only a bootstrap of the node itself could give what is needed.
-            for name in node.inputs:
-                needs[name] = max(needs.get(name, 0), operand)
-            seconds = way.seconds + problem.seconds(node, operand)
-            choices = [
-                name
-                for name in dict.fromkeys(node.inputs)
-                if boots.input_level < needs[name] <= boots.output_level and problem.fits(name)
-            ]
-            for count in range(len(choices) + 1):
-                for chosen in itertools.combinations(choices, count):
-                    _extend(found, needs, chosen, way, seconds, index - 1, problem, one_boot, highest)
+            rest = dict(state)
+            level = rest.pop(node.id)
+            for pick, option in enumerate(problem.options[node.id]):
+                operand = level + option.levels
+                if any(operand > highest[name] for name in node.inputs):
+                    continue  # Only a bootstrap of the node itself could give what is needed.
+                needs = rest | {name: max(rest.get(name, 0), operand) for name in node.inputs}
+                picked = way
+                if len(problem.options[node.id]) > 1:
+                    picked = _Way(way.seconds, pick=(node.id, pick), then=way)
+                seconds = way.seconds + option.price + problem.seconds(node, operand)
+                choices = [
+                    name
+                    for name in dict.fromkeys(node.inputs)
+                    if boots.input_level < needs[name] <= boots.output_level and problem.fits(name)
+                ]
+                for count in range(len(choices) + 1):
+                    for chosen in itertools.combinations(choices, count):
+                        _extend(found, needs, chosen, picked, seconds, index - 1, problem, one_boot, highest)
         ways = _undominated(found)
     best_state, best = min(ways.items(), key=lambda item: (item[1].seconds, item[0]))
-    places = tuple(_boots(best))
+    places = tuple(way.boot for way in _steps(best) if way.boot is not None)
     return Plan(
-        places, best.seconds, sum(problem.ciphertexts(name) for _, name in places), max(n for _, n in best_state)
+        places,
+        best.seconds,
+        sum(problem.ciphertexts(name) for _, name in places),
+        max(n for _, n in best_state),
+        dict(way.pick for way in _steps(best) if way.pick is not None),
     )
 
 
@@ -246,9 +274,9 @@ def _extend(
     extended = way
     for name in chosen:
         seconds += one_boot * problem.ciphertexts(name)
-        extended = _Way(seconds, (position, name), extended)
+        extended = _Way(seconds, (position, name), then=extended)
     if not chosen:
-        extended = _Way(seconds, None, way)
+        extended = _Way(seconds, then=way)
     state = tuple(sorted(before.items()))
     if state not in found or seconds < found[state].seconds:
         found[state] = extended
@@ -265,11 +293,10 @@ def _undominated(found: Mapping[State, _Way]) -> dict[State, _Way]:
     return kept
 
 
-def _boots(way: _Way) -> Iterator[tuple[int, str]]:
+def _steps(way: _Way) -> Iterator[_Way]:
     following: _Way | None = way
     while following is not None:
-        if following.boot is not None:
-            yield following.boot
+        yield following
         following = following.then
 
 

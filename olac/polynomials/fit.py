@@ -60,6 +60,7 @@ class FitOptions:
         plan: one degree for each activation, in network order; nothing is chosen then.
         degrees: how degrees are chosen: "measured" (by what each does to the outputs) or "ola" (alpha_i E_i).
         max_depth: most levels that all activations may take together, the sum over them.
+        max_bootstraps: of the whole program: the most accurate degrees that take no more of them (degrees 3 and above).
         min_agreement: least share of unseen calibration images on which the largest output stays the same; the
             cheapest plan that has it is taken. 0.98 where neither this nor a limit is given.
         max_latency: most seconds that the polynomials may take together, by the shipped table of costs.
@@ -83,6 +84,7 @@ class FitOptions:
     plan: tuple[int, ...] | None = None
     degrees: str = "measured"
     max_depth: int | None = None
+    max_bootstraps: int | None = None
     min_agreement: float | None = None
     max_latency: float | None = None
     tolerance: float | None = None
@@ -112,8 +114,11 @@ class FitOptions:
                 raise ValueError(f"degrees {wrong} of the plan are outside 1 ... {MAX_DEGREE}")
         if self.max_depth is not None and self.max_depth < 1:
             raise ValueError(f"max_depth {self.max_depth} is below 1")
-        if self.max_depth is not None and self.max_latency is not None:
-            raise ValueError("give max_depth or max_latency, not both")
+        limits = [n for n in ("max_depth", "max_latency", "max_bootstraps") if getattr(self, n) is not None]
+        if len(limits) > 1:
+            raise ValueError(f"give {' or '.join(limits)}, not both")
+        if self.max_bootstraps is not None and self.max_bootstraps < 0:
+            raise ValueError(f"max_bootstraps {self.max_bootstraps} is negative")
         if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
             raise ValueError(f"min_agreement {self.min_agreement} is outside 0 ... 1")
         for name in ("tolerance", "max_latency", "r"):

@@ -122,7 +122,7 @@ def _price(p: Problem, moved: frozenset[tuple[str, int]], one_boot: float) -> fl
         node = p.graph.nodes[index]
         if isinstance(node.op, Input):
             return seconds if raw[node.id] <= p.depth else math.inf
-        operand = raw[node.id] + p.taken[node.id]
+        operand = raw[node.id] + p.least(node.id)
         if operand > p.depth:
             return math.inf
         seconds += p.seconds(node, operand)
@@ -158,7 +158,7 @@ def optimum(p: Problem, one_boot: float) -> float:
         rows.append(({given_level: 1.0, boot: -float(p.depth)} | {k: -v for k, v in level.items()}, -math.inf, 0))
         rows.append(({given_level: 1.0, boot: float(p.depth)}, -math.inf, p.boots.output_level + p.depth))
         if not isinstance(node.op, Input):
-            taken = p.taken[node.id]
+            taken = p.least(node.id)
             for i in range(tops):
                 if i + taken <= p.depth:
                     cost[start + i] = p.seconds(node, i + taken)
@@ -201,7 +201,7 @@ def _plan_seconds(p: Problem, plan: Plan, one_boot: float) -> float:
             assert needed[node.id] <= p.boots.output_level
             seconds += one_boot
         elif not isinstance(node.op, Input):
-            seconds += p.seconds(p.graph[node.id], needed[node.id] + p.taken[node.id])
+            seconds += p.seconds(p.graph[node.id], needed[node.id] + p.least(node.id))
     return seconds
 
 
