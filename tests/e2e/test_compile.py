@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,10 +12,14 @@ import torch
 from torch import nn
 
 import olac
+from olac.bootstrapping import bootstrap_steps
 from olac.errors import InfeasibleError, InputError, SecurityError, UnsupportedModelError
 from olac.ir import Graph, Stage
+from olac.ir.ops import Bootstrap
+from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 from olac.passes.base import Pass, PassContext
-from olac.passes.pipeline import approximation_pipeline
+from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
+from olac.passes.place_bootstraps import PlaceBootstraps
 
 
 def small_net(layers: int = 1) -> nn.Sequential:
@@ -46,9 +51,77 @@ def test_more_levels_take_a_larger_ring() -> None:
     assert rings[-1] > rings[0]
 
 
-def test_depth_without_end_is_refused_before_any_lowering() -> None:
+def test_what_is_too_deep_for_any_chain_gets_bootstraps() -> None:
+    program = olac.compile(small_net(20), [images()], degree=15)
+    parameters = program.parameters
+    assert parameters.bootstrapping is not None
+    assert (parameters.log_ring, parameters.security, parameters.technique) == (16, 128, FLEXIBLE)
+    assert parameters.log_qp <= 1553
+    assert sum(isinstance(node.op, Bootstrap) for node in program.graph.nodes) > 2
+    assert set(program.rotations) >= bootstrap_steps(parameters)
+    estimate = program.estimate()
+    assert estimate.server_gb > (estimate.key_bytes + estimate.setup_bytes) / 1e9 > 1
+    assert 0 < estimate.setup_seconds < 300
+    x = images().double().numpy()
+    np.testing.assert_allclose(program.simulate(x), olac.approximate(small_net(20), [images()], degree=15).simulate(x))
+
+
+def test_bootstraps_that_take_too_much_memory_say_what_would_do() -> None:
+    with pytest.raises(
+        InfeasibleError, match=r"(?s)max_memory = 2\.00 GB.*bootstraps to level.*: \d+\.\d\d GB.*Allow at"
+    ) as caught:
+        olac.compile(small_net(20), [images()], degree=15, max_memory=2e9)
+    found = re.search(r"Allow at least (\d+\.\d\d) GB", str(caught.value))
+    assert found is not None
+    enough = olac.compile(small_net(20), [images()], degree=15, max_memory=float(found[1]) * 1e9)
+    assert enough.estimate().server_gb <= float(found[1])
+    assert enough.parameters.digits == 2
+
+
+def test_what_bootstraps_do_not_help_is_refused() -> None:
+    """Batches, other securities and pinned scales have none; a precision that no scale gives stays infeasible."""
+    deep = {"degree": 15}
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("without bootstrapping", deep | {"batch": 2}),
+        ("without bootstrapping", deep | {"security": 192}),
+        ("without bootstrapping", deep | {"scale_bits": 40}),
+        ("a precision of", {"degree": 3, "precision": 1e-13}),
+    ]
+    for message, choices in cases:
+        with pytest.raises(InfeasibleError, match=message):
+            olac.compile(small_net(20 if choices["degree"] == 15 else 1), [images()], **choices)
+    without = tuple(one for one in lowering_pipeline() if not isinstance(one, PlaceBootstraps))
     with pytest.raises(InfeasibleError, match="without bootstrapping"):
-        olac.compile(small_net(20), [images()], degree=15)
+        olac.compile(small_net(20), [images()], degree=15, lowering=without)
+
+
+def test_levels_between_bootstraps_that_do_not_suffice_name_the_node() -> None:
+    pinned = Parameters(11, 18, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(2))
+    with pytest.raises(InfeasibleError, match=r"(?s)not even with bootstraps.*levels run out at .* from "):
+        olac.compile(small_net(6), [images()], degree=7, parameters=pinned, insecure=True)
+
+
+def test_pinned_parameters_are_taken_or_refused_never_replaced() -> None:
+    boots = Bootstrapping(6)
+    pinned = Parameters(11, boots.depth, 40, 47, 3, FLEXIBLE, 0, boots)
+    with pytest.raises(ValueError, match="insecure=True"):
+        olac.compile(small_net(8), [images()], degree=7, parameters=pinned)
+    program = olac.compile(small_net(8), [images()], degree=7, parameters=pinned, insecure=True)
+    assert program.parameters == pinned
+    assert any(isinstance(node.op, Bootstrap) for node in program.graph.nodes)
+    assert any("NOT SECURE" in note for note in program.report.notes)
+    with pytest.raises(SecurityError, match="exceeds the 0 bits"):
+        olac.compile(small_net(20), [images()], degree=15, parameters=replace(pinned, security=128))
+    with pytest.raises(ValueError, match="128-bit security, 192 bits are asked for"):
+        olac.compile(small_net(), [images()], parameters=replace(pinned, security=128), security=192)
+    leveled = Parameters(13, 3, 30, 37, 4)
+    with pytest.raises(InfeasibleError, match="takes 4 levels, the pinned parameters have 3"):
+        olac.compile(small_net(), [images()], degree=3, parameters=leveled)
+    with pytest.raises(InfeasibleError, match="a batch of 4096 images"):
+        olac.compile(small_net(), [images()], degree=3, parameters=Parameters(13, 4, 30, 37, 5), batch=4096)
+    assert (
+        olac.compile(small_net(), [images()], degree=3, parameters=Parameters(13, 4, 30, 37, 5)).parameters.depth == 4
+    )
 
 
 def test_a_pinned_ring_that_is_too_small_is_refused_and_insecure_waives_it() -> None:

@@ -1,0 +1,116 @@
+"""A residual network that runs out of levels: model to answer, with bootstraps, through files and another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import olac
+from olac.backends.simulator import SimulatorEvaluator
+from olac.ir.ops import Bootstrap
+from olac.kernels.execute import execute
+from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
+from olac.program import CompiledProgram
+from olac.runtime import commands
+
+pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
+
+ROOT = Path(__file__).resolve().parents[2]
+ERROR = 2.0**-8
+"""Of the logits, relative to the largest."""
+SERVER = """
+import json, sys
+from olac.runtime import commands
+
+nodes = []
+commands.run("program.olac", "evaluation.keys", "x.enc", "y.enc", progress=lambda p: nodes.append((p.node, p.level)))
+print(json.dumps({"torch": "torch" in sys.modules, "nodes": nodes}))
+"""
+
+
+class Block(nn.Module):
+    """conv-BN-ReLU-conv-BN around a skip connection."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        stride = out // channels
+        self.conv1, self.bn1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
+        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, padding=1, bias=False), nn.BatchNorm2d(out)
+        self.shortcut = nn.Conv2d(channels, out, 1, stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(y + self.shortcut(x))
+
+
+def residual_net() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), Block(4, 4), Block(4, 8), Block(8, 8), nn.AdaptiveAvgPool2d(1)
+    )
+    return nn.Sequential(net, nn.Flatten(), nn.Linear(8, 5)).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(128, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def program(images: torch.Tensor) -> CompiledProgram:
+    boots = Bootstrapping(5)
+    parameters = Parameters(11, boots.depth, 40, 47, 3, FLEXIBLE, 0, boots)
+    return olac.compile(
+        residual_net(), [images], method="channel", degree=3, parameters=parameters, insecure=True, threads=1
+    )
+
+
+def test_files_and_another_process(program: CompiledProgram, images: torch.Tensor, tmp_path: Path) -> None:
+    assert any(isinstance(node.op, Bootstrap) for node in program.graph.nodes)
+    program.save(tmp_path / "program.olac")
+    x = images[:1].double().numpy()
+    np.save(tmp_path / "x.npy", x)
+    secret, evaluation = commands.keygen(tmp_path / "program.olac", tmp_path)
+    assert evaluation.name == "evaluation.keys"
+    commands.encrypt(tmp_path / "program.olac", secret, tmp_path / "x.npy", tmp_path / "x.enc")
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", SERVER],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    levels = [[node.id, node.type.state.level] for node in program.graph.nodes if node.type.state]
+    assert json.loads(done.stdout) == {"torch": False, "nodes": levels}
+    answer = commands.decrypt(tmp_path / "program.olac", secret, tmp_path / "y.enc", tmp_path / "y.npy")
+    expected = program.simulate(x)
+    assert np.max(np.abs(answer - expected)) < ERROR * np.max(np.abs(expected))
+
+
+def test_simulated_slots_with_the_precision_of_bootstraps(program: CompiledProgram, images: torch.Tensor) -> None:
+    """Slot by slot the reference, and with bootstraps of 10 bits still close to it."""
+    x = images[:1].double().numpy()
+    type_, out = program.input.type, program.output.type
+    assert type_.layout is not None and type_.state is not None and out.layout is not None
+    level, layout = type_.state.level, type_.layout
+    expected = program.simulate(x)
+    errors = []
+    for bits in (None, 10.0):
+        simulator = SimulatorEvaluator(program.parameters, program.rotations, bootstrap_bits=bits)
+        value = tuple(simulator.encrypt(page, level) for page in layout.pack(x / type_.unit))
+        (result,) = execute(program.graph, program.kernels, simulator, {program.input.id: value})
+        slots = np.array([simulator.decrypt(part) for part in result])
+        answer = out.layout.unpack(slots) * out.unit
+        errors.append(float(np.max(np.abs(answer.reshape(expected.shape) - expected))) / np.max(np.abs(expected)))
+    assert errors[0] < 1e-9 < errors[1] < 0.1
