@@ -20,7 +20,7 @@ from olac.estimate import GB
 from olac.frontend import Activations, Traced, check, lift, trace
 from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Array, Input, LinearOp, Polynomial, PolynomialProduct
+from olac.ir.ops import Array, Bootstrap, Input, LinearOp, Polynomial, PolynomialProduct
 from olac.kernels.record import record
 from olac.parameters import (
     FIXED,
@@ -34,7 +34,7 @@ from olac.parameters import (
 from olac.passes.assign_levels import multiplicative_depth
 from olac.passes.base import Pass, PassContext, PassManager, PassTiming
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
-from olac.passes.place_bootstraps import Boots, PlaceBootstraps, Profiles, place_bootstraps
+from olac.passes.place_bootstraps import WIDEST, Boots, PlaceBootstraps, Profiles, place_bootstraps
 from olac.plugins import load_plugins
 from olac.polynomials.fit import FitOptions
 from olac.polynomials.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
@@ -51,6 +51,7 @@ TINY_OUTPUT = 1e-9
 NOISE_MARGIN_BITS = 2.0
 MAX_SCALE_BITS = 50
 MAX_DEPTH = 100
+NAMED_BOOTSTRAPS = 3
 CHECK_IMAGES = 64
 """Held-out images that the structure and the noise are checked on; the agreement is measured on all of them."""
 
@@ -349,7 +350,9 @@ def lower(
         report = replace(
             approximated.report,
             pass_seconds=approximated.report.pass_seconds + tuple((t.name, t.seconds) for t in timings),
-            notes=approximated.report.notes + _notes(approximated.report, options),
+            notes=approximated.report.notes
+            + _notes(approximated.report, options)
+            + bootstrap_notes(lowered, calibration.held_out),
         )
         return CompiledProgram(lowered, parameters, key_steps(lowered, parameters), report)
 
@@ -589,6 +592,27 @@ def _notes(report: Report, options: CompileOptions) -> tuple[str, ...]:
             f"{check_result.agreement:.0%} only: ask for more (min_agreement), or allow more levels (max_depth)"
         )
     return tuple(notes)
+
+
+def bootstrap_notes(graph: Graph, images: Array) -> tuple[str, ...]:
+    """Where images that no fit has seen leave [-1, 1] at a bootstrap, the furthest first."""
+    largest: dict[str, float] = {}
+
+    def observe(node: Node, value: Array) -> None:
+        if isinstance(node.op, Bootstrap):
+            largest[node.id] = float(np.max(np.abs(value)))
+
+    if any(isinstance(node.op, Bootstrap) for node in graph.nodes):
+        graph.evaluate(images, observe)
+    beyond = sorted(((size, name) for name, size in largest.items() if size > WIDEST), reverse=True)
+    if not beyond:
+        return ()
+    named = ", ".join(f"{size:.3g} at {name}" for size, name in beyond[:NAMED_BOOTSTRAPS])
+    more = f" and {len(beyond) - NAMED_BOOTSTRAPS} more" if len(beyond) > NAMED_BOOTSTRAPS else ""
+    return (
+        f"on {len(images)} unseen calibration images slots leave [-1, 1] at {len(beyond)} of {len(largest)} bootstraps "
+        f"({named}{more}), which lose precision there: calibrate with more images",
+    )
 
 
 __all__ = ["CompileOptions", "approximate", "calibrate", "check", "compile", "lower"]

@@ -67,7 +67,8 @@ def degrees_within(
     best = planned(0.0, least)
     if best[1].bootstraps > most:
         raise InfeasibleError(
-            f"the lowest degrees take {best[1].bootstraps} bootstraps, and {most} are allowed. Allow {best[1].bootstraps}."
+            f"the lowest degrees take {best[1].bootstraps} bootstraps, and {most} are allowed. "
+            f"Allow {best[1].bootstraps}."
         )
     low, high = (math.log(weight) for weight in WEIGHTS)
     for _ in range(HALVINGS):

@@ -110,7 +110,7 @@ def _packed(graph: Graph) -> Iterator[Problem]:
         elif isinstance(node.op, Reshape):
             if operands[0] is not None and operands[0].reshaped(node.type.shape) != layout:
                 yield node, "a reshape moves elements"
-        elif shifted:
+        elif shifted and not isinstance(node.op, Bootstrap):
             yield node, f"{node.op.name} reads shifted copies"
         elif isinstance(node.op, Polynomial):
             if any(operand is not None and operand != layout.with_step(0) for operand in operands):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from olac.ir.graph import Node
 from olac.ir.ops import Array, Bootstrap, Input
@@ -34,7 +35,7 @@ class Row:
         largest: largest simulated |slot|.
         largest_encrypted: largest decrypted |slot|, those that hold no element included; of a bootstrap, of what goes
             into it.
-        outside: simulated values with |slot| > 1.
+        outside: simulated values with |slot| > 1, and of the input those outside the calibrated range.
         seconds: wall time of the encrypted run.
     """
 
@@ -118,8 +119,17 @@ def _row(node: Node, level: int, simulated: Array, slots: Array) -> Row:
         bits=-math.log2(mean / (size or 1.0)) if mean else math.inf,
         largest=size,
         largest_encrypted=float(np.abs(slots).max()),
-        outside=int(np.count_nonzero(np.abs(simulated) > EDGE)),
+        outside=int(np.count_nonzero(_outside(node, simulated))),
     )
+
+
+def _outside(node: Node, slots: Array) -> npt.NDArray[np.bool_]:
+    bound = node.type.bound
+    if not isinstance(node.op, Input) or bound is None:
+        return np.abs(slots) > EDGE
+    slack = (EDGE - 1.0) * bound.magnitude
+    values = slots * node.type.unit
+    return (values < bound.low - slack) | (values > bound.high + slack)
 
 
 def first_fault(rows: Sequence[Row], threshold: float = THRESHOLD) -> Fault | None:
@@ -130,7 +140,7 @@ def first_fault(rows: Sequence[Row], threshold: float = THRESHOLD) -> Fault | No
             left = row.layer
         entering = max(row.largest, row.largest_encrypted)
         if row.op == Bootstrap.name and entering > EDGE:
-            problem = f"slots reach {entering:.3g} at a bootstrap, which is right for [-1, 1] only"
+            problem = f"slots reach {entering:.3g} at a bootstrap, which loses precision beyond 1"
             return Fault(row.layer, problem, _range_advice(rows, left))
         if row.error <= threshold * max(1.0, row.largest):  # noise grows with values that are out of range
             continue

@@ -94,7 +94,7 @@ def deep_program(blocks: int = 3, gain: float = 0.0) -> CompiledProgram:
         x = builder.add(Add(), [x, y], name=f"sum{i}", type=kind)
     rest = 4
     parameters = Parameters(11, 16 + rest, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(rest))
-    cuts = tuple(4 * (i + 1) for i in range(blocks - 1))  # behind every sum but the last
+    cuts = tuple((4 * (i + 1), f"sum{i}") for i in range(blocks - 1))  # behind every sum but the last
     passes = [PlaceBootstraps(cuts) if isinstance(one, PlaceBootstraps) else one for one in lowering_pipeline()]
     graph = PassManager(passes).run(builder.build([x], stage=Stage.POLYNOMIAL), PassContext(parameters=parameters))
     rotations = set(record(graph, parameters).rotations) | bootstrap_steps(parameters)

@@ -220,7 +220,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         deep().program.save(folder / "p.olac")
-        secret, evaluation = commands.keygen(folder / "p.olac", folder)
+        secret, evaluation = folder / "secret.key", folder / "evaluation.keys"
+        deep().client.save_secret_key(secret)
+        deep().keys.save(evaluation)
         np.save(folder / "x.npy", deep().image)
         commands.encrypt(folder / "p.olac", secret, folder / "x.npy", folder / "x.enc")
     return [str(folder / "p.olac"), str(evaluation), str(folder / "x.enc"), str(folder / "y.enc")], secret
