@@ -380,6 +380,6 @@ class Watch:
         at = self._nodes.index(event["node"]) + 1
         image = f"image {event['image'] + 1} of {self._images}, " if self._images > 1 else ""
         self._reporter.show(
-            f"{image}{at} of {len(self._nodes)}: {event['node']} at level {event['level']}, {self._spent:.0f} s so "
-            f"far, about {left:.0f} s left"
+            f"{image}{at} of {len(self._nodes)} done: {event['node']} at level {event['level']}, {self._spent:.0f} s "
+            f"so far, about {left:.0f} s left"
         )

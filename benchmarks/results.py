@@ -57,7 +57,7 @@ COLUMNS_PREDICTED = (
     "server GB",
     "keys GB",
     "bootstraps",
-    "parameters",
+    "ring",
 )
 MARKERS = "osD^v<>PX*"
 
@@ -175,7 +175,7 @@ def rich_table(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def _is_text(column: str) -> bool:
-    return column in ("model", "strategy", "degrees", "parameters")
+    return column in ("model", "strategy", "degrees")
 
 
 def _encrypted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -207,7 +207,7 @@ def _predicted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['predicted_gb']:.2f}",
         f"{row['predicted_key_bytes'] / 1e9:.2f}",
         str(row["bootstraps"]),
-        row["parameters"].split(", first prime")[0],
+        f"2^{row['ring_dimension'].bit_length() - 1}",
     )
 
 
