@@ -278,7 +278,7 @@ class Parameters:
 
     @property
     def security_bits(self) -> float:
-        """Bits of security for a uniform ternary secret.
+        """Bits of security for the secret that is used: a uniform ternary one, or a sparse one with bootstrapping.
 
         Linear in log2(QP) between the standard's points of 128, 192 and 256 bits at this ring; beyond them the nearest
         segment's slope in 1 / log2(QP) is followed, and nothing above 256 is claimed.

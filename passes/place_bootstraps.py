@@ -19,7 +19,7 @@ from olac.kernels.execute import build_kernels
 from olac.parameters import Bootstrapping, Parameters
 from olac.passes.base import Pass, PassContext
 
-MOST_STATES = 4096
+MOST_STATES = 512
 """Of the dynamic program at one place, the cheapest; networks with few values alive at once have far fewer."""
 WIDEST = 1.0 + 1e-9
 """Largest calibrated magnitude of a slot at a bootstrap."""

@@ -346,6 +346,18 @@ def test_degrees_as_told() -> None:
         assert (errors[1] <= 0.05 or degree == 15) and errors[0] > 0.05
 
 
+def test_a_plan_names_the_degree_of_every_activation() -> None:
+    plan = tuple(range(2, 2 + len(NAMES)))
+    found = choose_degrees(NET, context_for(Known(by_weight(WEIGHTS))), FitOptions(plan=plan))
+    assert tuple(found[name] for name in NAMES) == plan
+    with pytest.raises(InfeasibleError, match=f"the plan has 1 degrees, the model {len(NAMES)} activations"):
+        choose_degrees(NET, context_for(Known(by_weight(WEIGHTS))), FitOptions(plan=(3,)))
+    with pytest.raises(ValueError, match="degree or plan, not both"):
+        FitOptions(plan=plan, degree=3)
+    with pytest.raises(ValueError, match=r"degrees \[0\] of the plan"):
+        FitOptions(plan=(3, 0))
+
+
 def test_ola_weighs_errors_by_sensitivities() -> None:
     for favoured in (NAMES[0], NAMES[3]):
         known = Known(by_weight(WEIGHTS), alphas={n: 1e4 if n == favoured else 1e-3 for n in NAMES})

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from olac.backends.openfhe import keys
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import Wire, wire
@@ -169,3 +170,10 @@ def test_keys_of_a_program_without_bootstraps_are_refused(pair: Pair) -> None:
     frame = Client(plain).generate_keys().to_bytes()
     with pytest.raises(ArtifactError):
         EvaluationKeys.from_bytes(pair.program, frame)
+
+
+def test_keys_that_openfhe_lacks_are_counted(pair: Pair) -> None:
+    made = make_keys(PARAMETERS, new_secret_key(PARAMETERS), (1, 2), False)
+    made.steps = (1, 2, 3)
+    with pytest.raises(BackendError, match="lacks 1 of 6 keys for rotations and bootstraps"):
+        keys._check(made)
