@@ -387,7 +387,7 @@ def deep_candidates(
     found = []
     for log_ring, digits in itertools.product(log_rings, range(2, MOST_DIGITS + 1)):
         for rest in sorted(rests or range(1, 21), reverse=True):
-            boots = Bootstrapping(rest)
+            boots = Bootstrapping(rest, correction=first_bits - scale_bits)
             if not Parameters.valid_digits(boots.depth, digits) or scale_bits < log_ring + 4:
                 continue
             made = Parameters(log_ring, boots.depth, scale_bits, first_bits, digits, FLEXIBLE, security, boots)

@@ -8,7 +8,7 @@ import torch
 from numpy.polynomial import chebyshev
 from torch import Tensor, nn
 
-from olac.approximation.common import MOST_CONTRAST, WORST, agreement, output_error, stressed
+from olac.approximation.common import MOST_CONTRAST, WORST, agreement, mirrored, output_error, stressed
 from olac.approximation.sweep import MOST_COLUMNS, sweep
 from olac.ir.functions import activation
 from olac.ir.graph import Graph
@@ -298,6 +298,16 @@ def test_errors_of_outputs_by_hand() -> None:
     off[0] = float("nan")
     assert output_error(off, clean) == WORST
     assert agreement(torch.tensor([[1.0, 2.0], [5.0, 4.0]]), clean) == 0.5
+
+
+def test_every_second_picture_is_mirrored() -> None:
+    pictures = torch.arange(2.0 * 3 * 4 * 200).reshape(200, 2, 3, 4)
+    made = mirrored(pictures, torch.Generator().manual_seed(0))
+    turned = [torch.equal(a, b.flip(2)) for a, b in zip(made, pictures, strict=True)]
+    kept = [torch.equal(a, b) for a, b in zip(made, pictures, strict=True)]
+    assert all(a != b for a, b in zip(turned, kept, strict=True)) and 70 < sum(turned) < 130
+    rows = torch.rand(5, 7)
+    assert mirrored(rows, torch.Generator().manual_seed(0)) is rows
 
 
 def test_stressed_images_have_more_contrast() -> None:

@@ -350,7 +350,7 @@ def test_without_bootstrapping_nothing_changes() -> None:
 def packed_net(blocks: int = 3, parameters: Parameters = DEEP) -> Graph:
     graph, calibration = normalized(*residual_net(blocks))
     context = PassContext(calibration=calibration, parameters=parameters)
-    return PassManager([AssignLayouts(), ChooseLowerings()]).run(graph, context)
+    return PassManager([AssignLayouts(), ChooseLowerings("plain")]).run(graph, context)
 
 
 def test_a_network_without_a_place_is_refused_by_the_pass() -> None:
