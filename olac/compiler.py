@@ -46,7 +46,7 @@ INTEGER_BITS = 7
 STRUCTURE_TOLERANCE = 1e-3
 """Largest relative difference of the lifted graph from the model: torch computes in single precision."""
 ROUNDING_MARGIN = 16.0
-PROBE_SCALE_BITS = 30
+PROBE_SCALE_BITS, PROBE_STEP_BITS = 30, 10
 TINY_OUTPUT = 1e-9
 NOISE_MARGIN_BITS = 2.0
 MAX_SCALE_BITS = 50
@@ -556,13 +556,35 @@ def _scale_bits(graph: Graph, calibration: Calibration, log_ring: int, precision
     """Fewest bits of scale that keep the noise of the outputs below `precision`, by simulation with noise.
 
     Each linear op and polynomial adds the noise of a rescale (and of rotations, by the margin) to every slot; noise is
-    proportional to 2^-bits, so one simulation tells.
+    proportional to 2^-bits, so one simulation tells, unless its noise is so large that values diverge.
     """
+    images = calibration.held_out[:CHECK_IMAGES]
+    clean = graph.evaluate(images)
+    sound = np.isfinite(clean.reshape(len(clean), -1)).all(1)  # what becomes of others is in the report's agreement
+    if not sound.any():
+        raise InfeasibleError(
+            "all calibration images that were held out diverge. Raise the degrees of the activations."
+        )
+    images, clean = images[sound], clean[sound]
+    size, unit = float(np.max(np.abs(clean))), graph[graph.outputs[0]].type.unit
+    if size < TINY_OUTPUT * unit:
+        size = unit  # outputs that are always zero have no precision of their own
+    bits = PROBE_SCALE_BITS
+    while not math.isfinite(error := _noise(graph, images, clean, log_ring, bits)):
+        if bits > MAX_SCALE_BITS:
+            break
+        bits += PROBE_STEP_BITS
+    return (
+        MAX_SCALE_BITS + 1 if math.isinf(error) else bits + math.ceil(math.log2(max(error, 1e-30) / (precision * size)))
+    )
+
+
+def _noise(graph: Graph, images: Array, clean: Array, log_ring: int, bits: int) -> float:
+    """Largest change of the outputs by noise at a scale of so many bits; infinite where values diverge."""
     ring = 2.0**log_ring
     rescale = math.sqrt((1 + 2 * ring / 3) / 12 * ring / 2)
-    sigma = rescale * 2.0 ** (NOISE_MARGIN_BITS - PROBE_SCALE_BITS)
+    sigma = rescale * 2.0 ** (NOISE_MARGIN_BITS - bits)
     random = np.random.default_rng(0)
-    images = calibration.held_out[:CHECK_IMAGES]
 
     def disturb(node: Node, value: Array) -> Array | None:
         if isinstance(node.op, Polynomial | PolynomialProduct):
@@ -573,12 +595,9 @@ def _scale_bits(graph: Graph, calibration: Calibration, log_ring: int, precision
             return value + random.normal(0.0, sigma, value.shape)
         return None
 
-    clean = graph.evaluate(images)
-    error = float(np.max(np.abs(graph.evaluate(images, disturb) - clean)))
-    size, unit = float(np.max(np.abs(clean))), graph[graph.outputs[0]].type.unit
-    if size < TINY_OUTPUT * unit:
-        size = unit  # outputs that are always zero have no precision of their own
-    return PROBE_SCALE_BITS + math.ceil(math.log2(max(error, 1e-30) / (precision * size)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = float(np.max(np.abs(graph.evaluate(images, disturb) - clean)))
+    return error if math.isfinite(error) else math.inf
 
 
 def _notes(report: Report, options: CompileOptions) -> tuple[str, ...]:

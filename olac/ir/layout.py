@@ -158,7 +158,8 @@ class TensorLayout:
             out[self.addresses + b * self.image_stride] = images[b].reshape(-1)
         if self.period < self.slots:
             copy = out[: self.period]
-            out = np.concatenate([np.roll(copy, -c * self.step) for c in range(self.slots // self.period)])
+            shifted = np.concatenate([np.roll(copy, -c * self.step) for c in range(self.distinct_copies)])
+            out = np.tile(shifted, self.slots // len(shifted))
         return out.reshape(self.ciphertexts, self.slots)
 
     def unpack(self, slots: Array) -> Array:
