@@ -32,8 +32,6 @@ RATES = (4e-4, 3e-3)
 ENOUGH = 0.03
 """Below this error of the outputs nothing is reconstructed: what more diverging images would cost is more than what is
 left to gain. At degree 7 the sweep leaves ResNet-20 with no such image of 10,000, and gradients with a few."""
-ASTRAY, SLOWER = 1.5, 0.3
-"""An epoch that leaves the error so much larger is taken back, and the rate is multiplied by SLOWER."""
 BATCH = 32
 WARM_UP = 30
 STRESSED = 0.4
@@ -201,11 +199,9 @@ def reconstruct(
     rate = min(max(RATE * math.sqrt(best / TYPICAL_ERROR), RATES[0]), RATES[1])
     optimizer = torch.optim.Adam(thetas, lr=rate, betas=(0.9, 0.99))
     steps = epochs * math.ceil(len(images) / BATCH)
-    brake = 1.0
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: brake * min(1.0, (s + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps)))
+        optimizer, lambda s: min(1.0, (s + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps)))
     )
-    reached = [theta.detach().clone() for theta in thetas]
     random = torch.Generator().manual_seed(0)
     for epoch in range(epochs):
         for chosen in torch.randperm(len(images), generator=random).split(BATCH):
@@ -229,14 +225,6 @@ def reconstruct(
         error = held_error(now)
         if error < best:
             best, kept = error, now
-            reached = [theta.detach().clone() for theta in thetas]
-        elif not error <= ASTRAY * best:
-            # In a deep network errors multiply: steps that are right for a shallow one lead nowhere.
-            brake *= SLOWER
-            with torch.no_grad():
-                for theta, back in zip(thetas, reached, strict=True):
-                    theta.copy_(back)
-            optimizer.state.clear()
         if progress is not None:
             progress(f"reconstructing: pass {epoch + 1} of {epochs}, error {best:.3g}")
     return _with(approximated, kept, set(whitened.theta)) if kept is not start else approximated

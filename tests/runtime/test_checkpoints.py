@@ -229,7 +229,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
 
 
 SLOW = """
-import os, sys, time, warnings
+import os, signal, sys, time, warnings
+# Children of a background job start with interrupts ignored, and Python leaves it at that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 warnings.simplefilter("ignore")
 from olac.runtime import server
 from olac.cli import main
