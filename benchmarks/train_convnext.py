@@ -6,8 +6,8 @@ The .npz files hold `images` (uint8, n x 32 x 32 x 3) and `labels`. AdamW with a
 flips, shifts by up to 4 pixels and a cut-out square; a moving average of the weights is kept. Written in half
 precision after every epoch; takes some 3 minutes an epoch on one core with bfloat16 instructions.
 
-With `--penalty` the loss also holds the mean squared excess of what goes into the activations over [-RANGE, RANGE], so
-that polynomials of low degree can follow them there; `--start` goes on from weights that were trained before.
+With `--penalty` the loss also holds the mean squared excess of what goes into the activations over [-R, R], R being
+`--range`, so that polynomials of low degree can follow them there; `--start` goes on from weights trained before.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ from torch.nn import functional as F
 
 from benchmarks.models import MODELS
 
-RANGE = 2.0
-"""What goes into an activation is penalised beyond this magnitude."""
 RAMP = 0.2
 """The penalty grows to its full weight over this share of the steps."""
 
 
 class Excess:
-    """Collects how far the inputs of a model's activations leave [-RANGE, RANGE], as gradients see it."""
+    """Collects how far the inputs of a model's activations leave [-bound, bound], as gradients see it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, bound: float) -> None:
+        self._bound = bound
         self._parts: list[torch.Tensor] = []
         for module in model.modules():
             if isinstance(module, nn.GELU):
                 module.register_forward_pre_hook(self._see)
 
     def _see(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._parts.append((inputs[0].float().abs() - RANGE).clamp_min(0).square().mean())
+        self._parts.append((inputs[0].float().abs() - self._bound).clamp_min(0).square().mean())
 
     def take(self) -> torch.Tensor:
         """The mean over the activations since the last call."""
@@ -84,6 +83,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--penalty", type=float, default=0.0)
+    parser.add_argument("--range", type=float, default=2.0)
     parser.add_argument("--start", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -98,7 +98,7 @@ def main() -> None:
     model = benchmark.make() if arguments.start is None else benchmark.load(arguments.start)
     model = model.to(memory_format=torch.channels_last)
     average = copy.deepcopy(model)
-    excess = Excess(model) if arguments.penalty else None
+    excess = Excess(model, arguments.range) if arguments.penalty else None
     print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.rate, weight_decay=0.05)
     batch = 128
