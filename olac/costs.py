@@ -316,7 +316,7 @@ class CostTable:
         rows: the measurements.
         factors: fitted to them.
         bootstrap_rotations: a bootstrap takes as long as so many rotations of a ciphertext of the whole chain, whatever
-            the level of its input.
+            the level of its input; about those of ring 2^15.
     """
 
     machine: str

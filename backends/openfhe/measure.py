@@ -26,7 +26,7 @@ from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import wire
-from olac.bootstrapping import bootstrap_steps
+from olac.bootstrapping import bootstrap_steps, layers
 from olac.cost_fit import fastest, fit
 from olac.costs import WORD_BYTES, CiphertextShape, CostTable, MeasuredRow, plaintext_bytes
 from olac.errors import BackendError
@@ -36,6 +36,13 @@ CALL_BUDGET = 0.03  # seconds spent on one primitive in one pass, where a call i
 POOL_BYTES = 16 << 20  # weights are read once, so products cycle through plaintexts that don't stay in the cache
 QUICK_BUDGET = 0.003
 BOOTSTRAP_ROUNDS = 3
+TRANSFORM_SHARE = 500
+"""The time of a bootstrap goes with this plus the plaintexts of its transforms.
+
+Of rotations of the whole chain it takes 40.5, 42.8 and 48.4 at rings 2^12, 2^13 and 2^14, where there are 154, 186 and
+282 plaintexts; carried to ring 2^15 these come within 1% of each other.
+"""
+LARGE_LOG_RING = 15
 WORKER_TIMEOUT = 900
 
 
@@ -272,8 +279,20 @@ def measure_setting(setting: Setting, threads: int, budget: float) -> list[Measu
     return result
 
 
-def measure_bootstrap(parameters: Parameters, budget: float) -> float:
-    """Seconds of a bootstrap over those of a rotation of the whole chain, in this process."""
+def transform_plaintexts(log_ring: int, budget: tuple[int, int]) -> int:
+    """Plaintexts of both transforms of a bootstrap of full ciphertexts."""
+    return sum(
+        layer.diagonals
+        for part, inverse in zip(budget, (False, True), strict=True)
+        for layer in layers(log_ring - 1, part, inverse)
+    )
+
+
+def measure_bootstrap(parameters: Parameters, quick: bool) -> float:
+    """Seconds of a bootstrap over those of a rotation of the whole chain, in this process.
+
+    Measured at the ring of the parameters and carried to one that programs with bootstraps have.
+    """
     boots = parameters.bootstrapping
     assert boots is not None
     ready = wire(parameters)
@@ -285,10 +304,11 @@ def measure_bootstrap(parameters: Parameters, budget: float) -> float:
     slots = np.random.default_rng(0).uniform(-1, 1, parameters.slots)
     low, high = (evaluator.encrypt(secret, slots, level) for level in (boots.input_level, parameters.depth))
     ratios = []
-    for _ in range(BOOTSTRAP_ROUNDS):  # by turns, so that other work on the machine disturbs both
-        seconds = time_call(lambda: evaluator.bootstrap(low), budget)
+    for _ in range(1 if quick else BOOTSTRAP_ROUNDS):  # by turns, so that other work on the machine disturbs both
+        seconds = time_call(lambda: evaluator.bootstrap(low))
         ratios.append(seconds / time_call(lambda: evaluator.rotate(high, 1), seconds))
-    return statistics.median(ratios)
+    large, here = (transform_plaintexts(ring, boots.budget) for ring in (LARGE_LOG_RING, parameters.log_ring))
+    return statistics.median(ratios) * (TRANSFORM_SHARE + large) / (TRANSFORM_SHARE + here)
 
 
 def measure_costs(
@@ -317,11 +337,10 @@ def measure_costs(
         raise ValueError(f"measuring needs threads and passes of at least 1, not {counts} and {passes}")
     load()
     say = progress or (lambda line: None)
-    budget = QUICK_BUDGET if quick else CALL_BUDGET
 
     def timed(what: str, request: dict[str, object], count: int) -> Any:
         start = time.perf_counter()
-        answer = _ask_worker({**request, "budget": budget}, count)
+        answer = _ask_worker({**request, "quick": quick}, count)
         say(f"{what}, {count} thread{'s' if count > 1 else ''}: {time.perf_counter() - start:.1f} s")
         return answer
 
@@ -376,8 +395,9 @@ def machine_name() -> str:
 def _answer(request: Any) -> object:
     """A worker's part: one setting, or the bootstrap."""
     if "bootstrap" in request:
-        return measure_bootstrap(replace(BOOTSTRAPPED, log_ring=request["bootstrap"]), request["budget"])
-    rows = measure_setting(Setting(**request["setting"]), request["threads"], request["budget"])
+        return measure_bootstrap(replace(BOOTSTRAPPED, log_ring=request["bootstrap"]), request["quick"])
+    budget = QUICK_BUDGET if request["quick"] else CALL_BUDGET
+    rows = measure_setting(Setting(**request["setting"]), request["threads"], budget)
     return [asdict(row) for row in rows]
 
 

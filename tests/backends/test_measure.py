@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from olac.backends.openfhe import measure
+from olac.bootstrapping import precomputed_bytes
 from olac.errors import BackendError
 
 
@@ -30,9 +31,19 @@ def test_no_threads_and_no_passes_are_refused(wrong: dict[str, Any]) -> None:
         measure.measure_costs(**{"rings": [12], **wrong})
 
 
+def test_a_transform_has_the_plaintexts_that_memory_is_planned_for() -> None:
+    parameters = measure.BOOTSTRAPPED
+    assert parameters.bootstrapping is not None
+    count = measure.transform_plaintexts(parameters.log_ring, parameters.bootstrapping.budget)
+    limb_bytes = 8 * parameters.ring_dimension
+    special = len(parameters.special_primes)
+    least, most = (count * (limbs + special) * limb_bytes for limbs in (1, parameters.limbs))
+    assert least < precomputed_bytes(parameters) <= most
+
+
 @pytest.mark.encrypted
 def test_a_worker_that_fails_says_why() -> None:
-    with pytest.raises(BackendError, match="KeyError: 'setting'"):
+    with pytest.raises(BackendError, match="KeyError: 'quick'"):
         measure._ask_worker({"nothing": 0}, 1)
 
 
@@ -40,4 +51,4 @@ def test_a_worker_that_fails_says_why() -> None:
 def test_a_worker_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "WORKER_TIMEOUT", 0.01)
     with pytest.raises(BackendError, match=r"more than 0\.01 s"):
-        measure._ask_worker({"bootstrap": 12}, 1)
+        measure._ask_worker({"bootstrap": 12, "quick": True}, 1)
