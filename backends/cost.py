@@ -13,12 +13,6 @@ LIGHT = frozenset(
 )
 """Primitives without a transform: short, so that waking a second thread is most of what they take."""
 
-BOOTSTRAP_ROTATIONS = 52.0
-"""A bootstrap takes as long as so many rotations of a ciphertext of the whole chain, whatever the level of its input.
-
-51 to 58 in measurements from ring 2^14 to 2^16 with level budgets of 3 and 3.
-"""
-
 
 @dataclass(frozen=True)
 class Slowdown:
@@ -67,7 +61,7 @@ class CostEvaluator(RecorderEvaluator):
         key = (primitive, level)
         if key not in self._known:
             if primitive == "bootstrap":
-                return BOOTSTRAP_ROTATIONS * self.price("rotate", self.parameters.depth)
+                return self.table.bootstrap_rotations * self.price("rotate", self.parameters.depth)
             tabled = predicted_seconds(self.table, primitive, self.parameters, level, self.threads)
             seconds = tabled * self.slowdown.of(primitive)
             if primitive in ("rotate", "hoisted_rotate"):  # OpenFHE's backend adds what the key switch rounded away.

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from olac import __version__
-from olac.errors import OlacError
+from olac.errors import ArtifactError, OlacError
 from olac.plugins import load_plugins
 
 if TYPE_CHECKING:
+    from olac.costs import CostTable
     from olac.runtime import Progress
 
 
@@ -54,7 +55,20 @@ def _parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", help="what a compiled program is and what it will take")
     info.add_argument("program", type=Path)
+    info.add_argument("--costs", type=Path, metavar="FILE", help="predict from this table of calibrate-costs")
     info.set_defaults(run=_info)
+
+    calibrate = commands.add_parser(
+        "calibrate-costs", help="measure OpenFHE on this machine: a table of costs for predictions and choices"
+    )
+    calibrate.add_argument("--output", type=Path, required=True, metavar="FILE", help="the table to write (JSON)")
+    calibrate.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure")
+    calibrate.add_argument(
+        "--rings", type=int, nargs="+", metavar="LOG2", help="log2 of the ring dimensions to measure (all of 12 ... 16)"
+    )
+    calibrate.add_argument("--passes", type=int, default=1, help="times that all is measured; the fastest counts")
+    calibrate.add_argument("--quick", action="store_true", help="few settings and calls, for a rough table")
+    calibrate.set_defaults(run=_calibrate_costs)
 
     keygen = commands.add_parser(
         "keygen", help="client: make secret.key (stays) and evaluation.keys (goes to the server)"
@@ -115,7 +129,7 @@ def _info(options: argparse.Namespace) -> None:
 
     console = Console()
     program = CompiledProgram.load(options.program)
-    estimate = program.estimate()
+    estimate = program.estimate(costs=None if options.costs is None else _load_costs(options.costs))
     for line in parameter_lines(program):
         console.print(line)
     console.print(
@@ -123,6 +137,36 @@ def _info(options: argparse.Namespace) -> None:
         f"{estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB, client {estimate.client_gb:.2f} GB"
     )
     console.print(plan_table(program, estimate.node_seconds))
+
+
+def _load_costs(path: Path) -> CostTable:
+    from olac.costs import CostTable
+
+    try:
+        return CostTable.load(path)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: {error}. Make a table with olac calibrate-costs.") from error
+
+
+def _calibrate_costs(options: argparse.Namespace) -> None:
+    from olac.backends.openfhe.measure import RINGS, measure_costs
+    from olac.cost_fit import report
+    from olac.files import check_writable, write_file
+
+    check_writable(options.output)
+    try:
+        table = measure_costs(
+            options.threads,
+            options.rings or RINGS,
+            quick=options.quick,
+            passes=options.passes,
+            progress=lambda line: print(line, flush=True),
+        )
+    except ValueError as error:
+        raise OlacError(str(error)) from error
+    write_file(options.output, [table.to_json().encode()])
+    print(report(table))
+    print(f"a bootstrap takes {table.bootstrap_rotations:.1f} rotations of the whole chain")
 
 
 def _keygen(options: argparse.Namespace) -> None:

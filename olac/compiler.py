@@ -74,6 +74,8 @@ class CompileOptions:
         max_memory: bytes that the server process may take, or None for no limit.
         batch: images in one set of ciphertexts.
         threads: that the server will use; None for all cores.
+        costs: prices of OpenFHE's primitives (`CostTable.load` reads what `olac calibrate-costs` wrote); None for the
+            shipped table.
         activations: own modules and functions that work elementwise and are to become polynomials, by module class, by
             a module's qualified name or by the function itself; as a function over numpy arrays or torch tensors, or
             None for what the model computes there.
@@ -91,6 +93,7 @@ class CompileOptions:
     max_memory: float | None = None
     batch: int = 1
     threads: int | None = None
+    costs: CostTable | None = None
     activations: Mapping[Any, Callable[[Any], Any] | None] = field(default_factory=dict)
     dump_after: Sequence[str] = ()
     dump: Callable[[str, str], None] | None = None
@@ -259,6 +262,7 @@ def _approximate(
     sample = calibration.sample if len(calibration.sample) else calibration.held_out
     context = PassContext(
         calibration=calibration,
+        costs=options.costs,
         threads=options.threads or usable_threads(),
         images=ImageFitter(sample, calibration.held_out, say),
     )
@@ -336,7 +340,7 @@ def lower(
     say = progress or (lambda line: None)
     say("choosing parameters")
     graph = approximated.graph
-    costs = CostTable.default()
+    costs = options.costs or CostTable.default()
     threads = options.threads or usable_threads()
     passes = tuple(pipeline or lowering_pipeline())
     managed = PassManager(passes, options.dump_after, options.dump)
@@ -373,7 +377,7 @@ def lower(
         made = program(managed.run(graph, context(parameters)), parameters, managed.timings)
         if options.max_memory is None:
             return made
-        needed = made.estimate(threads).server_gb
+        needed = made.estimate(threads, costs=costs).server_gb
         if needed * GB <= options.max_memory:
             return made
         limits.append(f"{parameters.describe()}: {needed:.2f} GB")
@@ -447,9 +451,10 @@ def _lower_deep(
                 break
             rest = (replace(one, boots=boots) if isinstance(one, PlaceBootstraps) else one for one in passes[where:])
             second = PassManager(tuple(rest), options.dump_after, options.dump)
-            lowered = second.run(packed, context(parameters))
+            around = context(parameters)
+            lowered = second.run(packed, around)
             made = program(lowered, parameters, (*first.timings, *second.timings))
-            needed = made.estimate(context(parameters).threads).server_gb
+            needed = made.estimate(around.threads, costs=around.costs).server_gb
             if options.max_memory is None or needed * GB <= options.max_memory:
                 found = [(seconds, made)]
                 break

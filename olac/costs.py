@@ -2,8 +2,8 @@
 
 `CostTable` prices one call of one OpenFHE primitive on one machine. A price is a nonnegative combination of amounts of
 physical work (number-theoretic transforms, products of residues, a constant), which `work` counts from the shape of the
-ciphertext; `benchmarks/measure_costs.py` measures a grid of shapes and fits the factors. So shapes between the measured
-ones have a price too, and a ciphertext with more limbs never costs less.
+ciphertext; `olac calibrate-costs` measures a grid of shapes and fits the factors. So shapes between the measured ones
+have a price too, and a ciphertext with more limbs never costs less.
 
 Limbs are the primes that an operand holds now; a chain has depth + 1 of them at the start. Key switching is hybrid
 (Han and Ki, "Better bootstrapping for approximate homomorphic encryption", 2019): the limbs are cut into digits of
@@ -303,14 +303,27 @@ def model_key(primitive: str, shape: CiphertextShape, threads: int) -> ModelKey:
     return ModelKey(primitive, technique, shape.log_ring, threads)
 
 
+BOOTSTRAP_ROTATIONS = 52.0
+"""Of a table without a figure of its own: 51 to 58 in measurements from ring 2^14 to 2^16, level budgets of 3 and 3."""
+
+
 @dataclass(frozen=True)
 class CostTable:
-    """Measured prices of OpenFHE's primitives on one machine."""
+    """Measured prices of OpenFHE's primitives on one machine.
+
+    Attributes:
+        machine, openfhe: what was measured.
+        rows: the measurements.
+        factors: fitted to them.
+        bootstrap_rotations: a bootstrap takes as long as so many rotations of a ciphertext of the whole chain, whatever
+            the level of its input; about those of ring 2^15.
+    """
 
     machine: str
     openfhe: str
     rows: tuple[MeasuredRow, ...]
     factors: Mapping[ModelKey, tuple[float, ...]]
+    bootstrap_rotations: float = BOOTSTRAP_ROTATIONS
 
     @classmethod
     def default(cls) -> CostTable:
@@ -319,7 +332,7 @@ class CostTable:
 
     @classmethod
     def load(cls, path: str | Path) -> CostTable:
-        """Reads what `benchmarks.measure_costs` wrote; a key that is missing raises a ValueError."""
+        """Reads what `olac calibrate-costs` wrote; a key that is missing raises a ValueError."""
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
     @classmethod
@@ -333,6 +346,7 @@ class CostTable:
                 openfhe=document["openfhe"],
                 rows=tuple(read_rows(document["rows"])),
                 factors=dict(_read_factors(document["factors"])),
+                bootstrap_rotations=_number(document.get("bootstrap_rotations", BOOTSTRAP_ROTATIONS)),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"this isn't a cost table: {type(error).__name__}: {error}") from error
@@ -352,7 +366,12 @@ class CostTable:
             json.dumps({**vars(key), "factors": [float(f"{factor:.5g}") for factor in factors]})
             for key, factors in self.factors.items()
         ]
-        head = {"format": FORMAT, "machine": self.machine, "openfhe": self.openfhe}
+        head = {
+            "format": FORMAT,
+            "machine": self.machine,
+            "openfhe": self.openfhe,
+            "bootstrap_rotations": float(f"{self.bootstrap_rotations:.4g}"),
+        }
         lines = [f'"{name}": {json.dumps(value)}' for name, value in head.items()]
         lines += [_block("rows", rows), _block("factors", factors)]
         return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -380,6 +399,10 @@ class CostTable:
 
     def _check(self) -> None:
         """Every primitive has a price for every ring and number of threads, and no factor is negative."""
+        if not self.factors:
+            raise ValueError("the cost table is empty")
+        if not 0 < self.bootstrap_rotations < math.inf:
+            raise ValueError(f"the cost table's bootstrap takes {self.bootstrap_rotations} rotations")
         for log_ring in self.log_rings:
             for threads in {key.threads for key in self.factors}:
                 for primitive in PRIMITIVES:
@@ -436,6 +459,12 @@ def _read_factors(documents: list[Mapping[str, object]]) -> list[tuple[ModelKey,
         )
         models.append((key, tuple(float(factor) for factor in factors)))
     return models
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
 
 
 def _integer(value: object) -> int:

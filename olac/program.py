@@ -24,6 +24,7 @@ from olac.passes.base import FitReport, FrontPoint
 
 if TYPE_CHECKING:
     from olac.backends.cost import Slowdown
+    from olac.costs import CostTable
     from olac.estimate import Estimate
 
 
@@ -190,11 +191,13 @@ class CompiledProgram:
             digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, lowering]).encode())
         return digest.hexdigest()
 
-    def estimate(self, threads: int | None = None, slowdown: Slowdown | None = None) -> Estimate:
-        """Predicted seconds and memory, from the shipped table of costs (see `olac.estimate`)."""
+    def estimate(
+        self, threads: int | None = None, slowdown: Slowdown | None = None, costs: CostTable | None = None
+    ) -> Estimate:
+        """Predicted seconds and memory, from the shipped table of costs or another (see `olac.estimate`)."""
         from olac.estimate import estimate
 
-        return estimate(self, threads=threads, slowdown=slowdown)
+        return estimate(self, threads=threads, costs=costs, slowdown=slowdown)
 
     def save(self, path: str | Path) -> None:
         """Write the program to one file (see `olac.artifact`)."""

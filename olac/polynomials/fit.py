@@ -63,7 +63,7 @@ class FitOptions:
         max_bootstraps: of the whole program: the most accurate degrees that take no more of them (degrees 3 and above).
         min_agreement: least share of unseen calibration images on which the largest output stays the same; the
             cheapest plan that has it is taken. 0.98 where neither this nor a limit is given.
-        max_latency: most seconds that the polynomials may take together, by the shipped table of costs.
+        max_latency: most seconds that the polynomials may take together, by the table of costs.
         tolerance: instead, for each activation alone the least degree whose root mean square error, relative to that
             of the function's values, is within this.
         max_degree: largest degree that is considered; None for 7 where effects are measured (higher ones make more

@@ -340,6 +340,14 @@ def test_a_bootstrap_costs_as_much_at_any_level() -> None:
     assert cost.seconds == cost.price("bootstrap", 5)
 
 
+def test_the_table_says_what_a_bootstrap_costs() -> None:
+    shipped = CostEvaluator(BOOTSTRAPPED, CostTable.default(), 1)
+    other = CostEvaluator(BOOTSTRAPPED, replace(CostTable.default(), bootstrap_rotations=13.0), 1)
+    assert other.price("rotate", 20) == shipped.price("rotate", 20)
+    assert other.price("bootstrap", 5) == pytest.approx(13.0 * other.price("rotate", 20))
+    assert other.price("bootstrap", 5) == pytest.approx(shipped.price("bootstrap", 5) / 4)
+
+
 def _squares() -> Graph:
     graph = PassManager([FoldSquares()]).run(residual_quadratics(blocks=1), PassContext())
     return ComposeLinear().run(graph, PassContext())

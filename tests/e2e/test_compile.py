@@ -13,6 +13,7 @@ from torch import nn
 
 import olac
 from olac.bootstrapping import bootstrap_steps
+from olac.costs import CostTable
 from olac.errors import InfeasibleError, InputError, SecurityError, UnsupportedModelError
 from olac.ir import Graph, Stage
 from olac.ir.ops import Bootstrap
@@ -32,6 +33,36 @@ def small_net(layers: int = 1) -> nn.Sequential:
 
 def images(count: int = 64) -> torch.Tensor:
     return torch.rand(count, 6, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_a_table_of_costs_decides_on_lowerings() -> None:
+    table = CostTable.default()
+
+    def dear(*primitives: str) -> CostTable:
+        factors = {
+            key: tuple((1000 if key.primitive in primitives else 1) * x for x in row)
+            for key, row in table.factors.items()
+        }
+        return replace(table, factors=factors)
+
+    shipped = olac.compile(small_net(), [images()], degree=3)
+    assert olac.compile(small_net(), [images()], degree=3, costs=table).fingerprint == shipped.fingerprint
+    products = dear("multiply_plain", "encode", "ext_add")
+    rotations = dear("rotate", "hoisted_rotate", "ext_rotate", "hoist", "key_switch_down", "rotation_keygen")
+    few_products = olac.compile(small_net(), [images()], degree=3, costs=products)
+    few_rotations = olac.compile(small_net(), [images()], degree=3, costs=rotations)
+    assert len(few_rotations.rotations) <= len(shipped.rotations) < len(few_products.rotations)
+    for costs in (products, rotations):
+        assert shipped.estimate(costs=costs).seconds_per_image > 10 * shipped.estimate().seconds_per_image
+
+
+def test_a_table_of_costs_limits_the_latency_of_activations() -> None:
+    table = CostTable.default()
+    slow = replace(table, factors={key: tuple(1000 * x for x in row) for key, row in table.factors.items()})
+    allowed = olac.compile(small_net(), [images()], max_latency=5.0)
+    assert allowed.estimate().seconds_per_image < 5.0
+    with pytest.raises(InfeasibleError, match="predicted seconds"):
+        olac.compile(small_net(), [images()], max_latency=5.0, costs=slow)
 
 
 def test_the_smallest_secure_ring_is_taken() -> None:

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.errors",),
     ("olac.ir", "olac.plugins", "olac.memory", "olac.threads", "olac.files"),
     ("olac.polynomials",),
-    ("olac.parameters", "olac.costs", "olac.bootstrapping"),
+    ("olac.parameters", "olac.costs", "olac.cost_fit", "olac.bootstrapping"),
     # Passes choose by price and check by recording, so these two backends lie below them.
     ("olac.backends.base", "olac.backends.recorder", "olac.backends.cost"),
     ("olac.kernels",),

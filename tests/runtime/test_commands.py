@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from olac.cli import main
+from olac.costs import CostTable
 from tests.runtime.small_program import small_program
 
 # The program is insecure by its parameters, and says so whenever it is loaded.
@@ -41,3 +43,40 @@ def test_from_keys_to_a_decrypted_result(tmp_path: Path, capsys: pytest.CaptureF
     for message, arguments in wrong:
         assert main(arguments) == 1
         assert message.lower() in capsys.readouterr().err.lower()
+
+
+def test_a_measured_table_of_costs_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, program = tmp_path / "costs.json", tmp_path / "p.olac"
+    small_program().save(program)
+    assert main(["calibrate-costs", "--output", str(table), "--rings", "12", "--threads", "1", "--quick"]) == 0
+    shown = capsys.readouterr().out
+    assert "bootstrap at ring 2^12, 1 thread" in shown and "rotations of the whole chain" in shown
+    costs = CostTable.load(table)
+    assert costs.log_rings == (12,)
+    assert {key.threads for key in costs.factors} == {1}
+    assert 10 < costs.bootstrap_rotations < 100
+    own = small_program().estimate(threads=1, costs=costs)
+    assert own.seconds_per_image > 0 and own.key_bytes == small_program().estimate(threads=1).key_bytes
+
+    # Ten times slower than the machine is: nothing else than the table can have said it.
+    slow = replace(costs, factors={key: tuple(10 * x for x in row) for key, row in costs.factors.items()})
+    table.write_text(slow.to_json())
+    assert main(["info", str(program), "--costs", str(table)]) == 0
+    assert f"predicted: {10 * small_program().estimate(costs=costs).seconds_per_image:.2f} s" in capsys.readouterr().out
+
+
+def test_tables_of_costs_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program, bad = tmp_path / "p.olac", tmp_path / "bad.json"
+    small_program().save(program)
+    bad.write_text("{}")
+    wrong = [
+        ("no such file", ["info", str(program), "--costs", str(tmp_path / "nothing.json")]),
+        ("isn't a cost table", ["info", str(program), "--costs", str(bad)]),
+        ("doesn't exist", ["calibrate-costs", "--output", str(tmp_path / "no" / "costs.json")]),
+        ("rings to measure", ["calibrate-costs", "--output", str(bad), "--rings", "11"]),
+        ("at least 1", ["calibrate-costs", "--output", str(bad), "--threads", "0"]),
+    ]
+    for message, arguments in wrong:
+        assert main(arguments) == 1
+        assert message in capsys.readouterr().err.lower()
+    assert bad.read_text() == "{}"

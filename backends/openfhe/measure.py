@@ -1,17 +1,12 @@
-"""Measures OpenFHE's primitives on this machine and writes the table that `olac.costs` prices programs with.
-
-    python -m benchmarks.measure_costs --output FILE
+"""Measures OpenFHE's primitives on this machine: the table that `olac.costs` prices programs with.
 
 Each setting runs in a process of its own, because OpenFHE reads OMP_NUM_THREADS when it is imported and keeps its
-tables of transforms for the life of a process. The whole grid is measured `--passes` times, apart in time, and the
-fastest pass of each primitive counts. At the end the script prints how well the fitted prices agree with what was
-measured; other work on the machine shows there first.
+tables of transforms for the life of a process. The whole grid is measured `passes` times, apart in time, and the
+fastest pass of each primitive counts.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -20,30 +15,34 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
 
-from olac.costs import (
-    PRIMITIVES,
-    WORD_BYTES,
-    CiphertextShape,
-    CostTable,
-    MeasuredRow,
-    ModelKey,
-    model_key,
-    plaintext_bytes,
-    read_rows,
-    work,
-)
+from olac.backends.openfhe.evaluator import OpenFHEEvaluator
+from olac.backends.openfhe.keys import make_keys, new_secret_key
+from olac.backends.openfhe.library import load
+from olac.backends.openfhe.wire import wire
+from olac.bootstrapping import bootstrap_steps, layers
+from olac.cost_fit import fastest, fit
+from olac.costs import WORD_BYTES, CiphertextShape, CostTable, MeasuredRow, plaintext_bytes
+from olac.errors import BackendError
+from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 
 CALL_BUDGET = 0.03  # seconds spent on one primitive in one pass, where a call is short
 POOL_BYTES = 16 << 20  # weights are read once, so products cycle through plaintexts that don't stay in the cache
-FIT_ROUNDS = 20
+QUICK_BUDGET = 0.003
+BOOTSTRAP_ROUNDS = 3
+TRANSFORM_SHARE = 500
+"""The time of a bootstrap goes with this plus the plaintexts of its transforms.
+
+Of rotations of the whole chain it takes 40.5, 42.8 and 48.4 at rings 2^12, 2^13 and 2^14, where there are 154, 186 and
+282 plaintexts; carried to ring 2^15 these come within 1% of each other.
+"""
+LARGE_LOG_RING = 15
 WORKER_TIMEOUT = 900
 
 
@@ -59,6 +58,10 @@ class Setting:
     @property
     def digit_limbs(self) -> int:
         return -(-self.limbs // self.digits)
+
+    def describe(self) -> str:
+        """For people."""
+        return f"ring 2^{self.log_ring}, {self.limbs} limbs of {self.scale_bits} bits, {self.digits} digits"
 
     @property
     def levels(self) -> list[int]:
@@ -89,6 +92,24 @@ GRID = (
     Setting(16, 27, 3, 40),
     Setting(16, 28, 4, 40),
 )
+RINGS = tuple(sorted({setting.log_ring for setting in GRID}))
+BOOTSTRAPPED = Parameters(13, 20, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4))
+"""The chain of the one bootstrap that is measured, at ring 2^12 where it has to be quick."""
+
+
+def grid(rings: Sequence[int] = RINGS, quick: bool = False) -> tuple[Setting, ...]:
+    """The settings of some rings; with `quick` the first and the last of each ring.
+
+    Raises ValueError for a ring that has none.
+    """
+    unknown = sorted(set(rings) - set(RINGS))
+    if unknown or not rings:
+        raise ValueError(f"rings to measure are {', '.join(map(str, RINGS))} (log2), not {unknown or 'none'}")
+    chosen = []
+    for log_ring in sorted(set(rings)):
+        same = [setting for setting in GRID if setting.log_ring == log_ring]
+        chosen += [same[0], same[-1]] if quick else same
+    return tuple(chosen)
 
 
 def time_call(call: Callable[[], object], budget: float = CALL_BUDGET) -> float:
@@ -105,10 +126,9 @@ def time_call(call: Callable[[], object], budget: float = CALL_BUDGET) -> float:
 class Bench:
     """One OpenFHE context with its keys. Only a worker process makes one."""
 
-    def __init__(self, setting: Setting, technique: str) -> None:
-        import openfhe
-
-        self.openfhe: Any = openfhe
+    def __init__(self, setting: Setting, technique: str, budget: float = CALL_BUDGET) -> None:
+        self.openfhe: Any = load()
+        self.budget = budget
         self.setting = setting
         self.technique = technique
         start = time.perf_counter()
@@ -138,6 +158,9 @@ class Bench:
             context.Enable(getattr(openfhe.PKESchemeFeature, feature))
         return context
 
+    def _time(self, call: Callable[[], object]) -> float:
+        return time_call(call, self.budget)
+
     def plaintext(self, level: int) -> Any:
         return self.context.MakeCKKSPackedPlaintext(self.values, 1, level)
 
@@ -155,13 +178,13 @@ class Bench:
             context.EvalRotateKeyGen(self.secret, [self.next_rotation])
 
         seconds = {"setup": self.setup_seconds}
-        seconds["relin_keygen"] = time_call(relin_keygen)
-        seconds["rotation_keygen"] = time_call(rotation_keygen)
+        seconds["relin_keygen"] = self._time(relin_keygen)
+        seconds["rotation_keygen"] = self._time(rotation_keygen)
         openfhe.CryptoContext.ClearEvalAutomorphismKeys()
         context.EvalRotateKeyGen(self.secret, [1])
-        seconds["serialize_key"] = time_call(lambda: openfhe.SerializeEvalAutomorphismKeyString(binary, self.tag))
+        seconds["serialize_key"] = self._time(lambda: openfhe.SerializeEvalAutomorphismKeyString(binary, self.tag))
         data = openfhe.SerializeEvalAutomorphismKeyString(binary, self.tag)
-        seconds["deserialize_key"] = time_call(lambda: openfhe.DeserializeEvalAutomorphismKeyString(data, binary))
+        seconds["deserialize_key"] = self._time(lambda: openfhe.DeserializeEvalAutomorphismKeyString(data, binary))
         return seconds
 
     def special_limbs(self) -> int:
@@ -209,7 +232,7 @@ class Bench:
             "serialize_ciphertext": lambda: openfhe.Serialize(ct, binary),
             "deserialize_ciphertext": lambda: openfhe.DeserializeCiphertextString(data, binary),
         }
-        return {name: time_call(call) for name, call in calls.items()} | self.scaling_costs(limbs)
+        return {name: self._time(call) for name, call in calls.items()} | self.scaling_costs(limbs)
 
     def scaling_costs(self, limbs: int) -> dict[str, float]:
         """The primitives that differ between the scaling techniques; both need a limb to give away."""
@@ -222,12 +245,12 @@ class Bench:
         products = cycle([context.EvalMult(next(cts), plaintext) for _ in range(4)])
         if self.technique == "FIXEDMANUAL":
             return {
-                "normalize": time_call(lambda: context.Rescale(next(products))),
-                "drop": time_call(lambda: context.LevelReduce(next(cts), None, 1)),
+                "normalize": self._time(lambda: context.Rescale(next(products))),
+                "drop": self._time(lambda: context.LevelReduce(next(cts), None, 1)),
             }
         return {
-            "normalize": time_call(lambda: context.Compress(next(products), limbs - 1)),
-            "drop": time_call(lambda: context.Compress(context.EvalMult(next(cts), 1.0), limbs - 1)),
+            "normalize": self._time(lambda: context.Compress(next(products), limbs - 1)),
+            "drop": self._time(lambda: context.Compress(context.EvalMult(next(cts), 1.0), limbs - 1)),
         }
 
 
@@ -237,9 +260,9 @@ def cycle(items: list[Any]) -> Iterator[Any]:
         yield from items
 
 
-def run_worker(setting: Setting, threads: int) -> list[MeasuredRow]:
+def measure_setting(setting: Setting, threads: int, budget: float) -> list[MeasuredRow]:
     """Measures one setting in this process."""
-    bench = Bench(setting, "FIXEDMANUAL")
+    bench = Bench(setting, "FIXEDMANUAL", budget)
     key_costs = bench.key_costs()
     special_limbs = bench.special_limbs()
 
@@ -250,70 +273,112 @@ def run_worker(setting: Setting, threads: int) -> list[MeasuredRow]:
     result = rows(setting.limbs, "FIXEDMANUAL", key_costs)
     for limbs in setting.levels:
         result += rows(limbs, "FIXEDMANUAL", bench.level_costs(limbs))
-    flexible = Bench(setting, "FLEXIBLEAUTO")
+    flexible = Bench(setting, "FLEXIBLEAUTO", budget)
     for limbs in setting.levels:
         result += rows(limbs, "FLEXIBLEAUTO", flexible.scaling_costs(limbs))
     return result
 
 
-def measure(setting: Setting, threads: int) -> list[MeasuredRow]:
-    """Measures one setting in a process of its own."""
-    request = json.dumps({**dataclasses.asdict(setting), "threads": threads})
-    process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.measure_costs", "--worker", request],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=WORKER_TIMEOUT,
-        check=True,
+def transform_plaintexts(log_ring: int, budget: tuple[int, int]) -> int:
+    """Plaintexts of both transforms of a bootstrap of full ciphertexts."""
+    return sum(
+        layer.diagonals
+        for part, inverse in zip(budget, (False, True), strict=True)
+        for layer in layers(log_ring - 1, part, inverse)
     )
-    return [
-        MeasuredRow(row["primitive"], CiphertextShape(**row["shape"]), row["threads"], row["seconds"])
-        for row in json.loads(process.stdout)
-    ]
 
 
-def fastest(rows: Iterable[MeasuredRow]) -> tuple[MeasuredRow, ...]:
-    """One row for each primitive, shape and number of threads."""
-    best: dict[tuple[str, CiphertextShape, int], MeasuredRow] = {}
-    for row in rows:
-        key = (row.primitive, row.shape, row.threads)
-        if key not in best or row.seconds < best[key].seconds:
-            best[key] = row
-    return tuple(best.values())
+def measure_bootstrap(parameters: Parameters, quick: bool) -> float:
+    """Seconds of a bootstrap over those of a rotation of the whole chain, in this process.
+
+    Measured at the ring of the parameters and carried to one that programs with bootstraps have.
+    """
+    boots = parameters.bootstrapping
+    assert boots is not None
+    ready = wire(parameters)
+    ready.prepare_bootstraps()
+    secret = new_secret_key(parameters)
+    steps = tuple(sorted({1, *bootstrap_steps(parameters)}))
+    keys = make_keys(parameters, secret, steps, True)
+    evaluator = OpenFHEEvaluator(ready.context, parameters, keys.steps)
+    slots = np.random.default_rng(0).uniform(-1, 1, parameters.slots)
+    low, high = (evaluator.encrypt(secret, slots, level) for level in (boots.input_level, parameters.depth))
+    ratios = []
+    for _ in range(1 if quick else BOOTSTRAP_ROUNDS):  # by turns, so that other work on the machine disturbs both
+        seconds = time_call(lambda: evaluator.bootstrap(low))
+        ratios.append(seconds / time_call(lambda: evaluator.rotate(high, 1), seconds))
+    large, here = (transform_plaintexts(ring, boots.budget) for ring in (LARGE_LOG_RING, parameters.log_ring))
+    return statistics.median(ratios) * (TRANSFORM_SHARE + large) / (TRANSFORM_SHARE + here)
 
 
-def fit(rows: Iterable[MeasuredRow]) -> dict[ModelKey, tuple[float, ...]]:
-    """Nonnegative factors for each primitive that make the squared logarithms of predicted / measured least."""
-    groups: dict[ModelKey, list[MeasuredRow]] = {}
-    for row in rows:
-        groups.setdefault(model_key(row.primitive, row.shape, row.threads), []).append(row)
-    factors = {}
-    for key, group in groups.items():
-        amounts = np.array([work(row.primitive, row.shape, row.threads) for row in group])
-        seconds = np.array([row.seconds for row in group])
-        weights = 1 / seconds
-        for _ in range(FIT_ROUNDS):
-            solution = nnls(amounts * weights[:, None], seconds * weights)[0]
-            ratios = amounts @ solution / seconds
-            # log(ratio) = weight * (predicted - measured): the next least squares are those of the logarithms
-            weights = np.where(np.isclose(ratios, 1), 1, np.log(ratios) / (ratios - 1 + 1e-12)) / seconds
-        factors[key] = tuple(float(factor) for factor in solution)
-    return factors
+def measure_costs(
+    threads: Sequence[int] = (1, 2),
+    rings: Sequence[int] = RINGS,
+    quick: bool = False,
+    passes: int = 1,
+    progress: Callable[[str], None] | None = None,
+) -> CostTable:
+    """The cost table of this machine.
+
+    Args:
+        threads: numbers of threads to measure.
+        rings: log2 of the ring dimensions to measure; programs at others take the nearest of these.
+        quick: few settings and calls, for a table that is rough.
+        passes: times that the whole grid is measured.
+        progress: called with a line of text as each step ends.
+
+    Raises:
+        ValueError: no threads or passes, or a ring that isn't in `RINGS`.
+        BackendError: OpenFHE can't be loaded, or fails.
+    """
+    settings = grid(rings, quick)
+    counts = sorted(set(threads))
+    if not counts or counts[0] < 1 or passes < 1:
+        raise ValueError(f"measuring needs threads and passes of at least 1, not {counts} and {passes}")
+    load()
+    say = progress or (lambda line: None)
+
+    def timed(what: str, request: dict[str, object], count: int) -> Any:
+        start = time.perf_counter()
+        answer = _ask_worker({**request, "quick": quick}, count)
+        say(f"{what}, {count} thread{'s' if count > 1 else ''}: {time.perf_counter() - start:.1f} s")
+        return answer
+
+    rows: list[MeasuredRow] = []
+    for _ in range(passes):
+        for setting in settings:
+            for count in counts:
+                rows += [
+                    MeasuredRow(row["primitive"], CiphertextShape(**row["shape"]), row["threads"], row["seconds"])
+                    for row in timed(setting.describe(), {"setting": asdict(setting)}, count)
+                ]
+    log_ring = 12 if quick else BOOTSTRAPPED.log_ring
+    rotations = timed(f"bootstrap at ring 2^{log_ring}", {"bootstrap": log_ring}, counts[-1])
+    measured = fastest(rows)
+    return CostTable(
+        machine=machine_name(),
+        openfhe=importlib.metadata.version("openfhe"),
+        rows=measured,
+        factors=fit(measured),
+        bootstrap_rotations=rotations,
+    )
 
 
-def report(table: CostTable) -> str:
-    """Predicted over measured, for each primitive."""
-    lines = [f"{'primitive':24s} rows  median  lowest highest   (predicted / measured)"]
-    for primitive in PRIMITIVES:
-        ratios = [
-            table.seconds(primitive, row.shape, row.threads) / row.seconds
-            for row in table.rows
-            if row.primitive == primitive
-        ]
-        middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
-        lines.append(f"{primitive:24s} {len(ratios):4d}  {middle:6.2f}  {low:6.2f}  {high:6.2f}")
-    return "\n".join(lines)
+def _ask_worker(request: dict[str, object], threads: int) -> Any:
+    """What a process of its own answers."""
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", __name__, json.dumps({**request, "threads": threads})],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+            timeout=WORKER_TIMEOUT,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BackendError(f"measuring {request} took more than {WORKER_TIMEOUT} s") from error
+    if process.returncode:
+        raise BackendError(f"measuring {request} failed: {process.stderr.strip()[-500:] or process.returncode}")
+    return json.loads(process.stdout)
 
 
 def machine_name() -> str:
@@ -327,41 +392,14 @@ def machine_name() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure OpenFHE's primitives and fit olac's cost table.")
-    parser.add_argument("--output", type=Path, help="where to write the table (JSON)")
-    parser.add_argument("--passes", type=int, default=1, help="times that the whole grid is measured")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure")
-    parser.add_argument("--refit", type=Path, help="fit the rows of this table anew and measure nothing")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-
-    if arguments.worker:
-        request = json.loads(arguments.worker)
-        threads = request.pop("threads")
-        rows = run_worker(Setting(**request), threads)
-        json.dump([dataclasses.asdict(row) for row in rows], sys.stdout)
-        return
-    if arguments.output is None:
-        parser.error("--output is needed")
-
-    if arguments.refit:
-        old = json.loads(arguments.refit.read_text(encoding="utf-8"))
-        machine, version, measured = old["machine"], old["openfhe"], tuple(read_rows(old["rows"]))
-    else:
-        machine, version = machine_name(), importlib.metadata.version("openfhe")
-        every_row: list[MeasuredRow] = []
-        for _ in range(arguments.passes):
-            for setting in GRID:
-                for threads in arguments.threads:
-                    start = time.perf_counter()
-                    every_row += measure(setting, threads)
-                    print(f"{setting}, {threads} threads: {time.perf_counter() - start:.1f} s", flush=True)
-        measured = fastest(every_row)
-    table = CostTable(machine=machine, openfhe=version, rows=measured, factors=fit(measured))
-    arguments.output.write_text(table.to_json(), encoding="utf-8")
-    print(report(table))
+def _answer(request: Any) -> object:
+    """A worker's part: one setting, or the bootstrap."""
+    if "bootstrap" in request:
+        return measure_bootstrap(replace(BOOTSTRAPPED, log_ring=request["bootstrap"]), request["quick"])
+    budget = QUICK_BUDGET if request["quick"] else CALL_BUDGET
+    rows = measure_setting(Setting(**request["setting"]), request["threads"], budget)
+    return [asdict(row) for row in rows]
 
 
 if __name__ == "__main__":
-    main()
+    json.dump(_answer(json.loads(sys.argv[1])), sys.stdout)
