@@ -8,6 +8,8 @@ precision after every epoch; takes some 3 minutes an epoch on one core with bflo
 
 With `--penalty` the loss also holds the mean squared excess of what goes into the activations over [-R, R], R being
 `--range`, so that polynomials of low degree can follow them there; `--start` goes on from weights trained before.
+The weights in the repository come from 20 epochs without it, 11 from there with `--rate 2e-3 --penalty 5 --seed 1`, and
+5 of `--epochs 7 --rate 1.5e-3 --penalty 10 --range 1.25 --seed 2`.
 """
 
 from __future__ import annotations
