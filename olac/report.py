@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
+from olac.ir.graph import Node
+from olac.ir.ops import Bootstrap, Polynomial
+from olac.parameters import Parameters
 from olac.program import CompiledProgram
 
 if TYPE_CHECKING:
@@ -20,10 +23,13 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
     lines = [
         f"ring dimension {parameters.ring_dimension}, {parameters.depth} levels of {parameters.scale_bits} bits, "
         f"{parameters.digits} key-switching digits, {parameters.technique}",
-        f"log2(QP) = {parameters.log_qp:.1f}: {parameters.security_bits:.0f}-bit security "
-        "(Homomorphic Encryption Standard, uniform ternary secret, classical attacker)",
+        f"log2(QP) = {parameters.log_qp:.1f}: {_security(parameters)}",
         f"{len(program.rotations)} rotation keys",
     ]
+    boots = parameters.bootstrapping
+    if boots is not None:
+        count = sum(len(_ciphertexts(node)) for node in program.graph.nodes if isinstance(node.op, Bootstrap))
+        lines.append(f"{count} bootstraps, each from level {boots.input_level} to {boots.output_level}")
     check = program.report.check
     if check is not None:
         lines.append(
@@ -31,6 +37,24 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
             f"largest output error {check.max_error:.3g}"
         )
     return lines + list(program.report.notes)
+
+
+def _security(parameters: Parameters) -> str:
+    """What is claimed, and what it rests on."""
+    if parameters.security == 0:
+        return "NOT SECURE (asked for)"
+    claim = f"{parameters.security_bits:.0f}-bit security"
+    if parameters.bootstrapping is not None:
+        return (
+            f"{claim} (sparse ternary secret of Hamming weight 192, within {parameters.security_bound}, the largest "
+            "published for it; no standard has a table for such secrets)"
+        )
+    return f"{claim} (Homomorphic Encryption Standard, uniform ternary secret, classical attacker)"
+
+
+def _ciphertexts(node: Node) -> range:
+    layout = node.type.layout
+    return range(0 if layout is None else layout.ciphertexts)
 
 
 def plan_table(
@@ -52,6 +76,10 @@ def plan_table(
     if measured is not None:
         table.add_column("measured", justify="right")
     degrees = {fit.node: fit.degree for fit in program.report.fits}
+    constants = program.graph.constants
+    for node in program.graph.nodes:  # a twin with shifted copies has no fit of its own
+        if isinstance(node.op, Polynomial):
+            degrees.setdefault(node.id, constants[node.op.coefficients].shape[1] - 1)
     for node in program.graph.nodes:
         layout, state = node.type.layout, node.type.state
         assert layout is not None and state is not None

@@ -1,0 +1,35 @@
+"""What people read of a program: the claim of security says what it rests on."""
+
+from dataclasses import replace
+
+from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
+from olac.report import parameter_lines
+from tests.runtime.small_program import deep_program
+
+SPARSE = Parameters(16, 24, 40, 47, 2, FLEXIBLE, 128, Bootstrapping(8, correction=7))
+DENSE = Parameters(14, 6, 40, 47, 3)
+
+
+def lines(parameters: Parameters) -> str:
+    return "\n".join(parameter_lines(replace(deep_program(), parameters=parameters)))
+
+
+def test_a_sparse_secret_claims_no_standard() -> None:
+    text = lines(SPARSE)
+    assert "128-bit security (sparse ternary secret of Hamming weight 192, within 1553" in text
+    assert "Homomorphic Encryption Standard" not in text and "from level 4 to 11" in text
+
+
+def test_a_dense_secret_names_the_standard() -> None:
+    assert "(Homomorphic Encryption Standard, uniform ternary secret, classical attacker)" in lines(DENSE)
+
+
+def test_no_security_is_said_in_capitals() -> None:
+    text = lines(replace(DENSE, security=0))
+    assert "NOT SECURE" in text and "-bit security" not in text
+
+
+def test_bootstraps_are_counted_by_ciphertexts() -> None:
+    program = deep_program()
+    count = sum(node.op.name == "bootstrap" for node in program.graph.nodes)
+    assert count and any(line.startswith(f"{count} bootstraps, each from level") for line in parameter_lines(program))
