@@ -2,17 +2,17 @@
 
 The transforms between coefficients and slots are FFTs whose layers are collapsed into `budget` levels each (Chen,
 Chillotti and Song, "Improved Bootstrapping for Approximate Homomorphic Encryption", EUROCRYPT 2019), every level by
-baby steps and giant steps. The rules below are those of OpenFHE 1.6; a test holds them against the library, and keys
-are compared with them whenever they are made.
+baby steps and giant steps. The rules below are those of OpenFHE 1.6; a test holds them against the keys that the
+library makes, at small rings and for several budgets.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from olac.costs import plaintext_bytes
 from olac.parameters import Parameters
 
-WORD_BYTES = 8
 SPECIAL_KEYS = 3
 """Keys beside rotations: conjugation, into the sparser secret and back."""
 
@@ -83,4 +83,4 @@ def precomputed_bytes(parameters: Parameters) -> int:
         limbs += layer.diagonals * (parameters.limbs - index + special)
     for index, layer in enumerate(layers(log_slots, boots.budget[1], True)):
         limbs += layer.diagonals * (boots.input_level + 1 - index + special)
-    return limbs * parameters.ring_dimension * WORD_BYTES
+    return plaintext_bytes(parameters.log_ring, limbs)

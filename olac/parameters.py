@@ -35,7 +35,7 @@ published 128-bit bootstrapping sets with this weight (Lattigo's), and a ring wi
 """
 
 BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS = 40, 47
-"""Of programs with bootstraps: the smallest that keep some 10 bits through one at ring 2^16."""
+"""Of programs with bootstraps: one at ring 2^16 keeps some 11 bits at these, with the least correction factor."""
 MOST_DIGITS = 6
 """More digits allow a longer chain under the same bound, and make keys larger; beyond these they are too large."""
 SPECIAL_PRIME_BITS = 60

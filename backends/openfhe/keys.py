@@ -131,7 +131,7 @@ def install_keys(
 
 
 def _check(made: KeySet) -> None:
-    """OpenFHE must hold the keys of the set under its tag, and those for bootstraps must be what it says it needs."""
+    """OpenFHE must hold the keys of the set under its tag, and with bootstraps the special ones."""
     ready = wire(made.parameters)
     wanted = {ready.context.FindAutomorphismIndex(step) for step in made.steps}
     if made.parameters.bootstrapping is not None:
