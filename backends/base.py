@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,21 @@ from olac.ir.types import CipherState
 from olac.parameters import FIXED, Parameters
 
 Array = npt.NDArray[np.float64]
+Slots = npt.NDArray[Any]
+"""Of float64 or complex128."""
 C = TypeVar("C")
 P = TypeVar("P")
 
 SCALE_TOLERANCE = 1e-9
 """Largest relative difference of two scales that may be added; far below the noise of any sensible scale."""
+
+
+def conjugation_step(parameters: Parameters) -> int:
+    """What stands for conjugation among rotation steps: the number of slots, a rotation that moves nothing.
+
+    Programs that bootstrap have the key in any case, beside those of rotations, and don't list it.
+    """
+    return parameters.slots
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,8 @@ class Evaluator(ABC, Generic[C, P]):
 
     Args:
         parameters: ring, chain and scaling technique.
-        rotations: steps that keys exist for, or None where any step may be taken.
+        rotations: steps that keys exist for, or None where any step may be taken. A step of `parameters.slots` stands
+            for conjugation (see `conjugation_step`).
     """
 
     def __init__(self, parameters: Parameters, rotations: Iterable[int] | None = None) -> None:
@@ -61,8 +72,11 @@ class Evaluator(ABC, Generic[C, P]):
 
     # Plaintexts ------------------------------------------------------------------------------------------------------
 
-    def encode(self, values: Callable[[], Array], level: int, scale: float) -> Plaintext[P]:
-        """Encode slots (a function that gives them, shape (slots,)) for ciphertexts of a level, at an exact scale."""
+    def encode(self, values: Callable[[], Slots], level: int, scale: float) -> Plaintext[P]:
+        """Encode slots (a function that gives them, shape (slots,)) for ciphertexts of a level, at an exact scale.
+
+        They may be complex. Values that a client decrypts, and those that are bootstrapped, have to be real again.
+        """
         if not 0 <= level <= self.parameters.depth:
             raise VerificationError(f"encode for level {level} of {self.parameters.depth}")
         return Plaintext(self._encode(values, level, scale), level, scale)
@@ -94,6 +108,15 @@ class Evaluator(ABC, Generic[C, P]):
             raise VerificationError(f"multiply_plain: plaintext for level {p.level}, ciphertext at {a.state.level}")
         state = CipherState(a.state.level, 2, a.state.scale * p.scale)
         return Ciphertext(self._multiply_plain(a.payload, p.payload, a.state), state)
+
+    def multiply_i(self, a: Ciphertext[C]) -> Ciphertext[C]:
+        """The imaginary unit times a, for a of noise degree 1: exact, at the same level, degree and scale.
+
+        i in every slot is the monomial X^(N/2), an integer polynomial that needs no scale.
+        """
+        self._degree_one("multiply_i", a.state)
+        unit = self._encode(lambda: np.full(self.slots, 1j), a.state.level, 1.0)
+        return Ciphertext(self._multiply_unit(a.payload, unit, a.state), a.state)
 
     def multiply(self, a: Ciphertext[C], b: Ciphertext[C]) -> Ciphertext[C]:
         """a * b, relinearised, of noise degree 2."""
@@ -197,6 +220,13 @@ class Evaluator(ABC, Generic[C, P]):
             parts.append(self._key_switch_down(summed, state))
         return Ciphertext(functools.reduce(lambda x, y: self._add(x, y, state), parts), state)
 
+    def add_conjugate(self, a: Ciphertext[C]) -> Ciphertext[C]:
+        """a plus its complex conjugate: twice the real part. A key switch, as a rotation takes."""
+        free = self._rotations is None or self.parameters.bootstrapping is not None
+        if not free and conjugation_step(self.parameters) not in (self._rotations or ()):
+            raise MissingKeyError("there is no key for conjugation")
+        return Ciphertext(self._add_conjugate(a.payload, a.state), a.state)
+
     # Rules -----------------------------------------------------------------------------------------------------------
 
     def _step(self, step: int) -> int:
@@ -222,7 +252,7 @@ class Evaluator(ABC, Generic[C, P]):
     # Hooks: `state` is the state of the (first) operand --------------------------------------------------------------
 
     @abstractmethod
-    def _encode(self, values: Callable[[], Array], level: int, scale: float) -> P: ...
+    def _encode(self, values: Callable[[], Slots], level: int, scale: float) -> P: ...
     @abstractmethod
     def _add(self, a: C, b: C, state: CipherState) -> C: ...
     @abstractmethod
@@ -231,6 +261,8 @@ class Evaluator(ABC, Generic[C, P]):
     def _add_scalar(self, a: C, value: float, state: CipherState) -> C: ...
     @abstractmethod
     def _multiply_plain(self, a: C, p: P, state: CipherState) -> C: ...
+    @abstractmethod
+    def _multiply_unit(self, a: C, p: P, state: CipherState) -> C: ...
     @abstractmethod
     def _multiply(self, a: C, b: C, state: CipherState) -> C: ...
     @abstractmethod
@@ -245,6 +277,8 @@ class Evaluator(ABC, Generic[C, P]):
     def _bootstrap(self, a: C, state: CipherState) -> C: ...
     @abstractmethod
     def _rotate(self, a: C, step: int, state: CipherState) -> C: ...
+    @abstractmethod
+    def _add_conjugate(self, a: C, state: CipherState) -> C: ...
     @abstractmethod
     def _hoist(self, a: C, state: CipherState) -> C: ...
     @abstractmethod

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.backends.base import Ciphertext, Evaluator, Slots, conjugation_step
 from olac.ir.types import CipherState
 from olac.parameters import Parameters
 
@@ -36,7 +36,7 @@ class RecorderEvaluator(Evaluator[None, None]):
 
     @property
     def rotations(self) -> tuple[int, ...]:
-        """All steps that were taken, sorted."""
+        """All steps that were taken, sorted; conjugation as its step, the last."""
         return tuple(sorted({event.step for event in self.events if event.step}))
 
     def counts(self) -> Counter[tuple[str, int]]:
@@ -46,7 +46,7 @@ class RecorderEvaluator(Evaluator[None, None]):
     def _record(self, primitive: str, level: int, step: int = 0) -> None:
         self.events.append(Event(primitive, level, step))
 
-    def _encode(self, values: Callable[[], Array], level: int, scale: float) -> None:
+    def _encode(self, values: Callable[[], Slots], level: int, scale: float) -> None:
         self._record("encode", level)
 
     def _add(self, a: None, b: None, state: CipherState) -> None:
@@ -59,6 +59,9 @@ class RecorderEvaluator(Evaluator[None, None]):
         self._record("add_scalar", state.level)
 
     def _multiply_plain(self, a: None, p: None, state: CipherState) -> None:
+        self._record("multiply_plain", state.level)
+
+    def _multiply_unit(self, a: None, p: None, state: CipherState) -> None:
         self._record("multiply_plain", state.level)
 
     def _multiply(self, a: None, b: None, state: CipherState) -> None:
@@ -81,6 +84,10 @@ class RecorderEvaluator(Evaluator[None, None]):
 
     def _rotate(self, a: None, step: int, state: CipherState) -> None:
         self._record("rotate", state.level, step)
+
+    def _add_conjugate(self, a: None, state: CipherState) -> None:
+        self._record("rotate", state.level, conjugation_step(self.parameters))
+        self._record("add", state.level)
 
     def _hoist(self, a: None, state: CipherState) -> None:
         self._record("hoist", state.level)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.backends.base import Array, Ciphertext, Evaluator, Slots
+from olac.errors import VerificationError
 from olac.ir.types import CipherState
 from olac.parameters import Parameters
 
 
-class SimulatorEvaluator(Evaluator[Array, Array]):
+class SimulatorEvaluator(Evaluator[Slots, Slots]):
     """Payloads are slots times their scale, as in a real ciphertext, so that a wrong scale gives a wrong value.
 
     Args:
@@ -35,72 +36,85 @@ class SimulatorEvaluator(Evaluator[Array, Array]):
         self._bootstrap_noise = 0.0 if bootstrap_bits is None else 2.0**-bootstrap_bits * math.sqrt(math.pi / 2)
         self._random = np.random.default_rng(seed)
 
-    def encrypt(self, slots: Array, level: int) -> Ciphertext[Array]:
+    def encrypt(self, slots: Array, level: int) -> Ciphertext[Slots]:
         """A fresh ciphertext of shape (slots,) at a level."""
         scale = self.parameters.scale(level)
         return Ciphertext(np.asarray(slots) * scale, CipherState(level, 1, scale))
 
-    def decrypt(self, a: Ciphertext[Array]) -> Array:
+    def decrypt(self, a: Ciphertext[Slots]) -> Array:
         """The slots, shape (slots,)."""
-        return a.payload / a.state.scale
+        return _real(a.payload) / a.state.scale
 
-    def _encode(self, values: Callable[[], Array], level: int, scale: float) -> Array:
+    def _encode(self, values: Callable[[], Slots], level: int, scale: float) -> Slots:
         return np.asarray(values()) * scale
 
-    def _add(self, a: Array, b: Array, state: CipherState) -> Array:
+    def _add(self, a: Slots, b: Slots, state: CipherState) -> Slots:
         return a + b
 
-    def _add_plain(self, a: Array, p: Array, state: CipherState) -> Array:
+    def _add_plain(self, a: Slots, p: Slots, state: CipherState) -> Slots:
         return a + p
 
-    def _add_scalar(self, a: Array, value: float, state: CipherState) -> Array:
+    def _add_scalar(self, a: Slots, value: float, state: CipherState) -> Slots:
         return a + value * state.scale
 
-    def _multiply_plain(self, a: Array, p: Array, state: CipherState) -> Array:
+    def _multiply_plain(self, a: Slots, p: Slots, state: CipherState) -> Slots:
         return a * p
 
-    def _multiply(self, a: Array, b: Array, state: CipherState) -> Array:
+    def _multiply_unit(self, a: Slots, p: Slots, state: CipherState) -> Slots:
+        return a * p
+
+    def _multiply(self, a: Slots, b: Slots, state: CipherState) -> Slots:
         return a * b
 
-    def _multiply_no_relin(self, a: Array, b: Array, state: CipherState) -> Array:
+    def _multiply_no_relin(self, a: Slots, b: Slots, state: CipherState) -> Slots:
         return a * b
 
-    def _relinearize(self, a: Array, state: CipherState) -> Array:
+    def _relinearize(self, a: Slots, state: CipherState) -> Slots:
         return a
 
-    def _normalize(self, a: Array, state: CipherState) -> Array:
+    def _normalize(self, a: Slots, state: CipherState) -> Slots:
         result = a / self.parameters.primes[state.level]
         if self._noise:
             result = result + self._random.normal(0.0, self._noise, result.shape)
         return result
 
-    def _drop(self, a: Array, state: CipherState, level: int) -> Array:
+    def _drop(self, a: Slots, state: CipherState, level: int) -> Slots:
         if self.parameters.technique == "FIXEDMANUAL":
             return a
         return a * (self.parameters.scale(level) / state.scale)
 
-    def _bootstrap(self, a: Array, state: CipherState) -> Array:
+    def _bootstrap(self, a: Slots, state: CipherState) -> Slots:
         setup = self.parameters.bootstrapping
         assert setup is not None
-        slots = a / state.scale
+        slots = _real(a) / state.scale
         if self._bootstrap_noise:
             slots = slots + self._random.normal(0.0, self._bootstrap_noise, slots.shape)
         return slots * self.parameters.scale(setup.output_level)
 
-    def _rotate(self, a: Array, step: int, state: CipherState) -> Array:
+    def _rotate(self, a: Slots, step: int, state: CipherState) -> Slots:
         return np.roll(a, -step)
 
-    def _hoist(self, a: Array, state: CipherState) -> Array:
+    def _add_conjugate(self, a: Slots, state: CipherState) -> Slots:
+        return 2.0 * a.real
+
+    def _hoist(self, a: Slots, state: CipherState) -> Slots:
         return a
 
-    def _hoisted_rotate(self, a: Array, digits: Array, step: int, state: CipherState) -> Array:
+    def _hoisted_rotate(self, a: Slots, digits: Slots, step: int, state: CipherState) -> Slots:
         return np.roll(digits, -step)
 
-    def _extended_rotate(self, a: Array, digits: Array, step: int, state: CipherState) -> Array:
+    def _extended_rotate(self, a: Slots, digits: Slots, step: int, state: CipherState) -> Slots:
         return np.roll(digits, -step)
 
-    def _extended_add(self, a: Array, b: Array, state: CipherState) -> Array:
+    def _extended_add(self, a: Slots, b: Slots, state: CipherState) -> Slots:
         return a + b
 
-    def _key_switch_down(self, a: Array, state: CipherState) -> Array:
+    def _key_switch_down(self, a: Slots, state: CipherState) -> Slots:
         return a
+
+
+def _real(slots: Slots) -> Array:
+    """Slots that have to be real where they are: OpenFHE would lose an imaginary part, or refuse to decode it."""
+    if np.iscomplexobj(slots):
+        raise VerificationError("complex slots are decrypted or bootstrapped")
+    return np.asarray(slots, dtype=np.float64)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from olac.backends.base import conjugation_step
 from olac.bootstrapping import bootstrap_steps
 from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
@@ -44,7 +45,7 @@ from olac.parameters import Parameters, is_prime
 from olac.program import CompiledProgram, Report
 
 FORMAT = "olac-program"
-VERSION = 2
+VERSION = 3
 MAX_HEADER_BYTES = 100_000_000
 MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14
@@ -330,8 +331,9 @@ def _check(program: CompiledProgram) -> None:
     for node in graph.nodes:
         _check_level(program, node)
     steps = program.rotations
-    if list(steps) != sorted(set(steps)) or any(not 0 < step < parameters.slots for step in steps):
-        raise ValueError(f"rotation steps must increase within 1 ... {parameters.slots - 1}")
+    most = parameters.slots - 1 if parameters.bootstrapping is not None else conjugation_step(parameters)
+    if list(steps) != sorted(set(steps)) or any(not 0 < step <= most for step in steps):
+        raise ValueError(f"rotation steps must increase within 1 ... {most}")
     lacking = bootstrap_steps(parameters) - set(steps)
     if lacking:
         raise ValueError(f"{len(lacking)} rotation steps of bootstraps are not among the program's")
@@ -378,8 +380,9 @@ def _check_node(program: CompiledProgram, node: Node) -> None:
     if isinstance(node.op, SparseLinear):
         _check_sparse(program, node, node.op)
     if node.lowering is not None:
-        modulus, baby = node.lowering.modulus, node.lowering.baby
-        if modulus < 1 or modulus & (modulus - 1) or not 1 <= baby <= modulus or modulus > layout.slots:
+        modulus, baby, imaginary = node.lowering.modulus, node.lowering.baby, node.lowering.imaginary
+        powers = modulus >= 1 and imaginary >= 0 and not modulus & (modulus - 1) and not imaginary & (imaginary - 1)
+        if not powers or not 1 <= baby <= modulus <= layout.slots or imaginary >= modulus:
             raise ValueError(f"{node.id}: no such lowering as {node.lowering}")
 
 

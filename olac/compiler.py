@@ -11,6 +11,7 @@ import numpy as np
 
 from olac import calibration as calibrations
 from olac.approximation import ImageFitter
+from olac.backends.base import conjugation_step
 from olac.backends.cost import predicted_seconds
 from olac.bootstrapping import bootstrap_steps
 from olac.calibration import first_batch
@@ -468,8 +469,10 @@ def _lower_deep(
 
 
 def key_steps(graph: Graph, parameters: Parameters) -> tuple[int, ...]:
-    """Rotation steps that need keys: of the graph's kernels and of bootstraps."""
+    """Steps that need keys: of the graph's kernels and of bootstraps, which bring that of conjugation anyway."""
     steps = set(record(graph, parameters).rotations)
+    if parameters.bootstrapping is not None:
+        steps.discard(conjugation_step(parameters))
     return tuple(sorted(steps | bootstrap_steps(parameters)))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from olac.ir.graph import Node
+from olac.ir.graph import Diagonals, Node
 from olac.ir.ops import Bootstrap, Polynomial
 from olac.parameters import Parameters
 from olac.program import CompiledProgram
@@ -64,7 +64,7 @@ def plan_table(
 ) -> Table:
     """One row a node: op, degree, level of the result, ciphertexts, predicted and measured seconds.
 
-    Diagonals are given as modulus / baby step (see `olac.ir.graph.Diagonals`).
+    Diagonals are given as modulus / baby step + step of imaginary parts (see `olac.ir.graph.Diagonals`).
     """
     table = Table(title="plan, seconds of one run", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", overflow="fold")
@@ -89,7 +89,7 @@ def plan_table(
             str(degrees.get(node.id, "")),
             str(state.level),
             str(layout.ciphertexts),
-            "" if node.lowering is None else f"{node.lowering.modulus}/{node.lowering.baby}",
+            "" if node.lowering is None else _steps(node.lowering),
         ]
         if predicted is not None:
             row.append(f"{predicted.get(node.id, 0.0):.3f}")
@@ -97,6 +97,11 @@ def plan_table(
             row.append(f"{measured.get(node.id, 0.0):.3f}")
         table.add_row(*row)
     return table
+
+
+def _steps(lowering: Diagonals) -> str:
+    """Modulus / baby step, and behind a plus the step of the imaginary parts."""
+    return f"{lowering.modulus}/{lowering.baby}" + (f"+{lowering.imaginary}i" if lowering.imaginary else "")
 
 
 def debug_table(rows: Sequence[Row]) -> Table:

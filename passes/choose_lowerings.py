@@ -8,12 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from olac.backends.base import conjugation_step
 from olac.backends.cost import predicted_seconds
 from olac.backends.recorder import RecorderEvaluator
 from olac.bootstrapping import bootstrap_steps
 from olac.ir.graph import Diagonals, Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Input, LinearOp, Polynomial, Reshape
+from olac.ir.ops import Add, Input, LinearOp, Polynomial, Reshape
 from olac.ir.types import Stage
 from olac.kernels.execute import build_kernel
 from olac.kernels.linear import (
@@ -30,6 +31,10 @@ from olac.kernels.linear import (
 from olac.passes.base import Pass, PassContext
 
 COPIES = ("auto", "plain", "shifted")
+HALVINGS = ("auto", "never", "always")
+HALVED_BY = 2
+"""Steps of the imaginary parts that are tried with all baby steps: those that leave the fewest products."""
+
 MOST_SHIFTS = 32
 """Distinct copies that are tried; each takes a rotation and a few products in the activation."""
 
@@ -62,9 +67,13 @@ class ChooseLowerings(Pass):
 
     Attributes:
         copies: "auto" shifts where that is predicted to be faster, "shifted" wherever it can be, "plain" nowhere.
+        halving: "auto" takes complex halving (see `olac.kernels.linear`) where that is predicted to be faster, "always"
+            wherever there are diagonals to pair, "never" nowhere. Ops behind the last activation never take it: a
+            client knows nonsense (of values that overflowed, say) by its imaginary parts, which halving takes away.
     """
 
     copies: str = "auto"
+    halving: str = "auto"
     name: ClassVar[str] = "choose_lowerings"
     requires: ClassVar[Stage] = Stage.POLYNOMIAL
     ensures: ClassVar[Stage] = Stage.PACKED
@@ -72,9 +81,11 @@ class ChooseLowerings(Pass):
     def __post_init__(self) -> None:
         if self.copies not in COPIES:
             raise ValueError(f"copies {self.copies!r} is not one of {', '.join(COPIES)}")
+        if self.halving not in HALVINGS:
+            raise ValueError(f"halving {self.halving!r} is not one of {', '.join(HALVINGS)}")
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
-        choices = _Chooser(graph, context, self.copies).choices()
+        choices = _Chooser(graph, context, self.copies, self.halving).choices()
         lowerings = {reader: lowering for choice in choices.values() for reader, lowering in choice.lowerings.items()}
         shifted = {reader for choice in choices.values() for reader in choice.shifted}
         taken = {node.id for node in graph.nodes}
@@ -134,6 +145,15 @@ def _roots(graph: Graph) -> dict[str, str]:
     return roots
 
 
+def _behind_activations(graph: Graph) -> set[str]:
+    """Values that reach an output through nothing but linear ops, sums and reshapes."""
+    found = set(graph.outputs)
+    for node in reversed(graph.nodes):
+        if node.id in found and isinstance(node.op, LinearOp | Add | Reshape):
+            found.update(node.inputs)
+    return found
+
+
 def _layout(graph: Graph, node_id: str) -> TensorLayout:
     layout = graph[node_id].type.layout
     assert layout is not None
@@ -143,14 +163,19 @@ def _layout(graph: Graph, node_id: str) -> TensorLayout:
 class _Chooser:
     """Predicted seconds of a graph's nodes, with their operand's copies shifted by some step (0: plain)."""
 
-    def __init__(self, graph: Graph, context: PassContext, copies: str) -> None:
-        self._graph, self._context, self._copies = graph, context, copies
-        self._free = bootstrap_steps(context.need_parameters())
+    def __init__(self, graph: Graph, context: PassContext, copies: str, halving: str) -> None:
+        self._graph, self._context, self._copies, self._halving = graph, context, copies, halving
+        parameters = context.need_parameters()
+        self._conjugation = conjugation_step(parameters)
+        self._free = bootstrap_steps(parameters)
         """Steps that there are keys for in any case."""
+        if parameters.bootstrapping is not None:
+            self._free |= {self._conjugation}
         self._users: dict[str, list[Node]] = {node.id: [] for node in graph.nodes}
         """What reads a value or a reshape of it."""
         roots = _roots(graph)
         self._outputs = {roots[output] for output in graph.outputs}
+        self._last = _behind_activations(graph)
         for node in graph.nodes:
             for operand in node.inputs:
                 if not isinstance(node.op, Reshape):
@@ -232,11 +257,30 @@ class _Chooser:
             operand = plain.with_step(step)
             found = self._candidates[key] = []
             for modulus in modulus_choices(plain, result):
-                distinct, folds = self._products(node, modulus, operand), fold_steps(operand, modulus)
-                for baby in baby_choices(plain, modulus):
-                    counts = count(*distinct, baby, len(folds))
-                    found.append(_Candidate(self._seconds(counts), Diagonals(modulus, baby), counts.steps.union(folds)))
+                whole, folds = self._products(node, modulus, operand), fold_steps(operand, modulus)
+                for imaginary, distinct in self._halved(node, whole, modulus):
+                    halved = {imaginary, self._conjugation} if imaginary else set()
+                    for baby in baby_choices(plain, modulus):
+                        counts = count(*distinct, baby, len(folds))
+                        seconds = self._seconds(counts) + self._halving_seconds(counts) * bool(imaginary)
+                        lowering = Diagonals(modulus, baby, imaginary)
+                        found.append(_Candidate(seconds, lowering, counts.steps.union(folds, halved)))
         return min(self._candidates[key], key=lambda made: self._total(made.seconds, made.steps - known))
+
+    def _halved(self, node: Node, whole: Distinct, modulus: int) -> Iterator[tuple[int, Distinct]]:
+        """All products, and those that the best steps of the imaginary parts leave, with 0 or that step."""
+        fewer: list[tuple[int, Distinct]] = []
+        if self._halving != "never" and node.id not in self._last:
+            target, source, diagonal = whole
+            pairs = (target * (int(source.max(initial=0)) + 1) + source) * modulus
+            for bit in range(modulus.bit_length() - 1):
+                left = np.unique(pairs + (diagonal & ~(1 << bit)))
+                if len(left) < len(diagonal):
+                    pair, rest = np.divmod(left, modulus)
+                    fewer.append((1 << bit, (*np.divmod(pair, int(source.max(initial=0)) + 1), rest)))
+        if self._halving != "always" or not fewer:
+            yield 0, whole
+        yield from sorted(fewer, key=lambda made: len(made[1][2]))[:HALVED_BY]
 
     def _products(self, node: Node, modulus: int, operand: TensorLayout) -> Distinct:
         """What distinguishes products; where copies are shifted, this follows from the diagonals of plain ones."""
@@ -265,6 +309,11 @@ class _Chooser:
             + counts.giants * (self._price("hoist") + self._price("ext_rotate") + self._price("ext_add"))
             + counts.folds * self._price("rotate")
         )
+
+    def _halving_seconds(self, counts: StepCounts) -> float:
+        """The operand's imaginary parts, and the sum with the conjugate."""
+        once = ("rotate", "encode", "multiply_plain", "add")
+        return counts.sources * sum(map(self._price, once)) + self._price("rotate") + self._price("add")
 
     def _made(self, node: Node, step: int) -> float:
         """A polynomial with copies shifted by a step; the client packs inputs for nothing."""

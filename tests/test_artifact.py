@@ -141,8 +141,8 @@ def test_every_bit_flip_is_refused(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_newer_version_says_update(path: Path) -> None:
-    _write(path, _outer(path) | {"version": 3})
-    _refused(path, "version 3", "Update olac")
+    _write(path, _outer(path) | {"version": 4})
+    _refused(path, "version 4", "Update olac")
 
 
 def test_a_changed_constant_changes_the_fingerprint(path: Path) -> None:

@@ -11,8 +11,13 @@ from olac.errors import BackendError, SecurityError, VerificationError
 from olac.parameters import Bootstrapping, Parameters
 
 
-def make_context(parameters: Parameters) -> Any:
+def make_context(parameters: Parameters, complex_slots: bool = False) -> Any:
     """A CryptoContext with exactly these parameters; OpenFHE's own security check stays on.
+
+    Args:
+        parameters: of the context.
+        complex_slots: of plaintexts that it encodes. A context without them drops imaginary parts, and bootstraps real
+            slots faster than one with them. Plaintexts of either fit the other's ciphertexts, as the chain is the same.
 
     Raises:
         SecurityError: log2(QP) is too large for the security asked for.
@@ -39,6 +44,8 @@ def make_context(parameters: Parameters) -> Any:
     wanted.SetKeySwitchTechnique(fhe.HYBRID)
     wanted.SetNumLargeDigits(parameters.digits)
     wanted.SetBatchSize(parameters.slots)
+    if complex_slots:
+        wanted.SetCKKSDataType(fhe.COMPLEX)
     try:
         context = fhe.GenCryptoContext(wanted)
     except RuntimeError as error:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from olac.backends.base import Array, Ciphertext, Evaluator
+import numpy as np
+
+from olac.backends.base import Array, Ciphertext, Evaluator, Slots
+from olac.backends.openfhe.context import make_context
+from olac.backends.openfhe.library import load
 from olac.backends.openfhe.rounding import EXACT_PRODUCTS, Rounding
 from olac.costs import plaintext_bytes
 from olac.errors import VerificationError
@@ -94,12 +99,18 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         values: Array = plain.GetRealPackedValueArray()
         return values[: self.slots] * (self.parameters.scale(a.state.level) / a.state.scale)
 
-    def _make(self, slots: Array, level: int, scale: float) -> Any:
+    @functools.cached_property
+    def _complex_context(self) -> Any:
+        """Encodes complex slots; ciphertexts and keys stay with the other context, whose bootstraps are faster."""
+        return make_context(self.parameters, complex_slots=True)
+
+    def _make(self, slots: Slots, level: int, scale: float) -> Any:
         # OpenFHE encodes at its nominal scale of the level; an exact scale beside it is a factor on the values.
         values = slots * (scale / self.parameters.scale(level))
-        return self._context.MakeCKKSPackedPlaintext(values, 1, self.used_levels(level))
+        context = self._complex_context if np.iscomplexobj(values) else self._context
+        return context.MakeCKKSPackedPlaintext(values, 1, self.used_levels(level))
 
-    def _encode(self, values: Callable[[], Array], level: int, scale: float) -> Any:
+    def _encode(self, values: Callable[[], Slots], level: int, scale: float) -> Any:
         if self._cache is None:
             return self._make(values(), level, scale)
         size = plaintext_bytes(self.parameters.log_ring, level + 1)
@@ -116,6 +127,13 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
 
     def _multiply_plain(self, a: Any, p: Any, state: CipherState) -> Any:
         return self._context.EvalMult(a, p)
+
+    def _multiply_unit(self, a: Any, p: Any, state: CipherState) -> Any:
+        out = self._context.EvalMult(a, p)
+        # OpenFHE takes the plaintext for one of its usual scale.
+        out.SetNoiseScaleDeg(a.GetNoiseScaleDeg())
+        out.SetScalingFactor(a.GetScalingFactor())
+        return out
 
     def _multiply(self, a: Any, b: Any, state: CipherState) -> Any:
         return self._context.EvalSquare(a) if a is b else self._context.EvalMult(a, b)
@@ -163,6 +181,12 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
 
     def _rotate(self, a: Any, step: int, state: CipherState) -> Any:
         return self._rounded(self._context.EvalRotate(a, step), state)
+
+    def _add_conjugate(self, a: Any, state: CipherState) -> Any:
+        tag = a.GetKeyTag()
+        keys = load().CryptoContext.GetEvalAutomorphismKeyMap(tag)
+        conjugate = self._context.EvalAutomorphism(a, self._order - 1, keys)
+        return self._context.EvalAdd(a, self._rounded(conjugate, state))
 
     def _hoist(self, a: Any, state: CipherState) -> Any:
         return self._context.EvalFastRotationPrecompute(a)

@@ -37,7 +37,7 @@ class KeySet:
         ready = wire(self.parameters)
         if self.relinearisation is not None:
             yield ready.relinearisation_key_words(self.relinearisation)
-        index = {step: ready.context.FindAutomorphismIndex(step) for step in self.steps}
+        index = {step: ready.automorphism_index(step) for step in self.steps}
         for steps, keys in self._maps:
             by_index = sorted(steps, key=index.__getitem__)
             words = dict(zip(by_index, ready.rotation_key_words(keys, len(steps)), strict=True))
@@ -61,7 +61,8 @@ def make_keys(
     progress: Callable[[int, int], None] | None = None,
 ) -> KeySet:
     """Evaluation keys of a secret key; `progress(done, total)` is called as they come."""
-    context = wire(parameters).context
+    ready = wire(parameters)
+    context = ready.context
     fhe = load()
     total, done = len(steps) + int(relinearise) + (SPECIAL_KEYS if parameters.bootstrapping else 0), 0
     tag = secret_key.GetKeyTag()
@@ -75,7 +76,7 @@ def make_keys(
 
     try:
         if parameters.bootstrapping is not None:
-            keys, made.special = wire(parameters).special_keys(secret_key)
+            keys, made.special = ready.special_keys(secret_key)
             fhe.CryptoContext.InsertEvalAutomorphismKey(keys, tag)
             report(SPECIAL_KEYS)
         if relinearise:
@@ -83,7 +84,7 @@ def make_keys(
             made.relinearisation = fhe.CryptoContext.GetEvalMultKeyVector(tag)[0]
             report(1)
         for chunk in _chunks(steps):
-            keys = context.EvalAutomorphismKeyGen(secret_key, [context.FindAutomorphismIndex(s) for s in chunk])
+            keys = context.EvalAutomorphismKeyGen(secret_key, [ready.automorphism_index(s) for s in chunk])
             if not made._maps and not made.special:
                 # OpenFHE takes the first map as its own and puts the later keys into it: a copy stays as it is.
                 keys = fhe.DeserializeEvalKeyMapString(fhe.Serialize(keys, fhe.BINARY), fhe.BINARY)
@@ -118,7 +119,7 @@ def install_keys(
         made.relinearisation = ready.relinearisation_key(next(words), made.tag)
         fhe.CryptoContext.InsertEvalMultKey([made.relinearisation], made.tag)
     for done, step in enumerate(steps, 1 + int(relinearise)):
-        key = ready.rotation_key(next(words), ready.context.FindAutomorphismIndex(step), made.tag)
+        key = ready.rotation_key(next(words), ready.automorphism_index(step), made.tag)
         fhe.CryptoContext.InsertEvalAutomorphismKey(key, made.tag)
         if progress is not None:
             progress(done, total)
@@ -133,7 +134,7 @@ def install_keys(
 def _check(made: KeySet) -> None:
     """OpenFHE must hold the keys of the set under its tag, and with bootstraps the special ones."""
     ready = wire(made.parameters)
-    wanted = {ready.context.FindAutomorphismIndex(step) for step in made.steps}
+    wanted = {ready.automorphism_index(step) for step in made.steps}
     if made.parameters.bootstrapping is not None:
         wanted |= set(ready.special_indices)
     held = set(load().CryptoContext.GetExistingEvalAutomorphismKeyIndices(made.tag)) if wanted else set()

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from olac.backends.base import conjugation_step
 from olac.backends.openfhe.context import make_context, set_up_bootstrapping
 from olac.backends.openfhe.library import load
 from olac.errors import ArtifactError, BackendError
@@ -140,6 +141,13 @@ class Wire:
         self._fhe = load()
         self._templates: dict[str, Template] = {}
         self._ready_to_bootstrap = False
+
+    def automorphism_index(self, step: int) -> int:
+        """Where OpenFHE's maps hold the key of a rotation step, or of conjugation (`conjugation_step`)."""
+        if step == conjugation_step(self.parameters):
+            return 2 * self.parameters.ring_dimension - 1
+        index: int = self.context.FindAutomorphismIndex(step)
+        return index
 
     # Ciphertexts -----------------------------------------------------------------------------------------------------
 

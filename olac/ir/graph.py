@@ -40,13 +40,17 @@ class Diagonals:
             result is folded by log2(period / modulus) rotations. Copies that are shifted have to be folded too, so one
             product serves a diagonal for each of them.
         baby: diagonal d is reached by a baby step of d mod baby and a giant step of d - d mod baby.
+        imaginary: 0, or a power of two below the modulus: the operand, rotated by it, rides in the imaginary parts of
+            the slots, and one product serves a diagonal d and the diagonal d + imaginary.
     """
 
     modulus: int
     baby: int
+    imaginary: int = 0
 
     def __str__(self) -> str:
-        return f"diagonals mod {self.modulus}, baby {self.baby}"
+        halved = f", imaginary {self.imaginary}" if self.imaginary else ""
+        return f"diagonals mod {self.modulus}, baby {self.baby}{halved}"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ operand, they may be counted modulo a still smaller number, and log2 rotations f
 Where the copies of the operand are shifted, one product serves a diagonal for each distinct copy: in copy c, x rotated
 by j is diagonal j + c * step. An entry of diagonal d is put where copy c is read, c the digit of d at `step`, under the
 product d - c * step; products whose diagonals differ in that digit alone are one. Folds then sum over the copies too.
+
+Complex halving: slots are complex and operands are real, so x + i * rotate(x, s) takes no more room than x. The real
+part of its product with a - i b is a * x + b * rotate(x, s): two diagonals for one product and one encoding. The sum of
+all products and its conjugate leaves twice the real part, once for the whole op.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.backends.base import Array, Ciphertext, Evaluator, Slots
 from olac.ir.graph import Diagonals
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import LinearMap
@@ -45,14 +49,15 @@ DENSE_KEYS = 1 << 26
 class PlacedEntries:
     """Entries of a linear map as slots: value * x[source][(position + diagonal)] adds to z[target][position].
 
-    `width` is the period of positions. Where copies are shifted, `diagonal` is that of the product.
+    `width` is the period of positions. Where copies are shifted or diagonals ride in imaginary parts, `diagonal` is
+    that of the product; with imaginary parts, values are half a diagonal's, or -i/2 times it.
     """
 
     target: Index
     source: Index
     diagonal: Index
     position: Index
-    value: Array
+    value: Slots
     width: int
 
     @cached_property
@@ -73,8 +78,12 @@ class PlacedEntries:
         return target, source, diagonal
 
 
-def place(linear: LinearMap, operand: TensorLayout, result: TensorLayout, modulus: int) -> PlacedEntries:
+def place(
+    linear: LinearMap, operand: TensorLayout, result: TensorLayout, modulus: int, imaginary: int = 0
+) -> PlacedEntries:
     """Entries of `linear` between two layouts, diagonals counted modulo `modulus` (see `Diagonals`)."""
+    if imaginary and (imaginary & (imaginary - 1) or imaginary >= modulus):
+        raise ValueError(f"imaginary {imaginary} is not a power of two below the modulus {modulus}")
     slots, period_in, period_out = operand.slots, operand.period, result.period
     images = np.arange(operand.batch)[:, None]
     a: Index = (operand.addresses[linear.columns][None, :] + images * operand.image_stride).reshape(-1)
@@ -99,9 +108,14 @@ def place(linear: LinearMap, operand: TensorLayout, result: TensorLayout, modulu
         diagonal -= copy * operand.step
         read = copy * period_in + ((a - copy * operand.step) & (period_in - 1))
         width = copies * period_in
-        return PlacedEntries(target, source, diagonal, (read - diagonal) & (width - 1), value, width)
-    position = b if period_out >= period_in else (a - diagonal) & (period_in - 1)
-    return PlacedEntries(target, source, diagonal, position, value, max(period_in, period_out))
+        position = (read - diagonal) & (width - 1)
+    else:
+        width = max(period_in, period_out)
+        position = b if period_out >= period_in else (a - diagonal) & (period_in - 1)
+    if not imaginary:
+        return PlacedEntries(target, source, diagonal, position, value, width)
+    riding = (diagonal & imaginary) != 0
+    return PlacedEntries(target, source, diagonal & ~imaginary, position, np.where(riding, -0.5j, 0.5) * value, width)
 
 
 def shift_of(diagonal: Index, modulus: int, operand: TensorLayout) -> Index:
@@ -180,7 +194,7 @@ class _Product:
     source: int
     baby: int
     positions: Index
-    values: Array
+    values: Slots
 
 
 class DiagonalKernel(Kernel):
@@ -190,7 +204,8 @@ class DiagonalKernel(Kernel):
 
     def __init__(self, linear: LinearMap, operand: TensorLayout, result: TensorLayout, lowering: Diagonals) -> None:
         self._operand, self._result = operand, result
-        entries = place(linear, operand, result, lowering.modulus)
+        self._imaginary = lowering.imaginary
+        entries = place(linear, operand, result, lowering.modulus, lowering.imaginary)
         self._width = entries.width
         self._folds = fold_steps(operand, lowering.modulus)
         self._plan = _group(entries, lowering.baby, result.ciphertexts)
@@ -207,8 +222,13 @@ class DiagonalKernel(Kernel):
             for products in giants.values():
                 for product in products:
                     steps.setdefault(product.source, set()).add(product.baby)
-        babies = {s: evaluator.rotate_hoisted(x[s], sorted(needed)) for s, needed in steps.items()}
+        babies = {s: evaluator.rotate_hoisted(self._source(evaluator, x[s]), sorted(steps[s])) for s in steps}
         return tuple(self._one(evaluator, page, babies, x[0], scale) for page in range(len(self._plan)))
+
+    def _source(self, evaluator: Evaluator[Any, Any], x: Ciphertext[Any]) -> Ciphertext[Any]:
+        if not self._imaginary:
+            return x
+        return evaluator.add(x, evaluator.multiply_i(evaluator.rotate(x, self._imaginary)))
 
     def _one(
         self,
@@ -235,15 +255,17 @@ class DiagonalKernel(Kernel):
         for step in self._folds:
             # Folding at noise degree 2: the noise of these key switches vanishes in the rescale.
             total = evaluator.rotate_sum([(total, 0), (total, step)])
+        if self._imaginary:
+            total = evaluator.add_conjugate(total)
         result = evaluator.normalize(total)
         if self._bias is not None:
             bias = self._bias[page]
             result = evaluator.add_plain(result, evaluator.encode(lambda: bias, result.state.level, result.state.scale))
         return result
 
-    def _slots(self, product: _Product) -> Callable[[], Array]:
-        def make() -> Array:
-            diagonal = np.zeros(self._width)
+    def _slots(self, product: _Product) -> Callable[[], Slots]:
+        def make() -> Slots:
+            diagonal = np.zeros(self._width, dtype=product.values.dtype)
             diagonal[product.positions] = product.values
             return np.tile(diagonal, self._operand.slots // self._width)
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from olac.backends.base import Ciphertext
+from olac.backends.base import Ciphertext, Slots
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
 from olac.backends.openfhe.wire import wire
 from olac.backends.recorder import RecorderEvaluator
 from olac.errors import ArtifactError, BackendError, InfeasibleError, MissingKeyError, VerificationError
 from olac.files import check_writable
 from olac.ir.graph import Node
-from olac.ir.ops import Array, Bootstrap
+from olac.ir.ops import Bootstrap
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
 from olac.kernels.execute import execute
@@ -312,5 +312,5 @@ class _Encoder(RecorderEvaluator):
         super().__init__(evaluator.parameters)
         self._encode_for_run: Any = evaluator._encode
 
-    def _encode(self, values: Callable[[], Array], level: int, scale: float) -> None:
+    def _encode(self, values: Callable[[], Slots], level: int, scale: float) -> None:
         self._encode_for_run(values, level, scale)

@@ -16,6 +16,7 @@ from olac.backends.openfhe import speed
 from olac.backends.openfhe.context import make_context
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
 from olac.backends.openfhe.keys import make_keys, new_secret_key
+from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import wire
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
@@ -34,9 +35,10 @@ from olac.passes.fold_squares import FoldSquares
 from olac.passes.pipeline import lowering_pipeline
 from tests.networks import comparing_network, images_for, normalized, residual_network, residual_quadratics
 
-STEPS = (1, 2, 5, 17)
 LOG_RING = 12
 SLOTS = 1 << (LOG_RING - 1)
+STEPS = (1, 2, 5, 17, SLOTS)
+"""The last one is conjugation."""
 
 
 @dataclass
@@ -64,6 +66,11 @@ def openfhe_keys(technique: str) -> tuple[Any, Any]:
     return context, keys
 
 
+def make_rotation_keys(context: Any, secret: Any, parameters: Parameters, steps: tuple[int, ...]) -> None:
+    indices = [wire(parameters).automorphism_index(step) for step in steps]
+    load().CryptoContext.InsertEvalAutomorphismKey(context.EvalAutomorphismKeyGen(secret, indices), secret.GetKeyTag())
+
+
 def make_backend(name: str, technique: str, steps: tuple[int, ...] = STEPS) -> Backend:
     parameters = parameters_for(technique)
     if name == "simulator":
@@ -71,7 +78,7 @@ def make_backend(name: str, technique: str, steps: tuple[int, ...] = STEPS) -> B
         return Backend(simulator, simulator.encrypt, simulator.decrypt, 1e-9)
     if name == "openfhe":
         context, keys = openfhe_keys(technique)
-        context.EvalRotateKeyGen(keys.secretKey, list(steps))
+        make_rotation_keys(context, keys.secretKey, parameters, steps)
         evaluator = OpenFHEEvaluator(context, parameters, steps)
         return Backend(
             evaluator,
@@ -133,6 +140,47 @@ def test_products_and_normalize(backend: Backend) -> None:
         result = ev.normalize(product)
         assert (result.state.level, result.state.noise_degree) == (4, 1)
         assert backend.close(result, expected)
+
+
+def test_complex_slots(backend: Backend) -> None:
+    """The real part of (x + i rotate(x)) (a - i b) is a x + b rotate(x)."""
+    ev = backend.evaluator
+    x = backend.encrypt(slots(0), 5)
+    both = ev.add(x, ev.multiply_i(ev.rotate(x, 5)))
+    assert both.state == x.state
+    product = ev.multiply_plain(both, plain(backend, (slots(1) - 1j * slots(2)) / 2, 5))
+    expected = slots(1) * slots(0) + slots(2) * np.roll(slots(0), -5)
+    for early in (True, False):
+        real = ev.normalize(ev.add_conjugate(product)) if early else ev.add_conjugate(ev.normalize(product))
+        assert (real.state.level, real.state.noise_degree) == (4, 1)
+        assert backend.close(real, expected)
+
+
+def test_the_imaginary_unit_is_exact(backend: Backend) -> None:
+    """It takes no level, and four of them leave what was there."""
+    ev = backend.evaluator
+    x = backend.encrypt(slots(0), 2)
+    once = ev.multiply_i(x)
+    back = functools.reduce(lambda a, _: ev.multiply_i(a), range(3), once)
+    assert once.state == back.state == x.state
+    assert backend.close(ev.add_conjugate(back), 2 * slots(0))
+    if backend.decrypt is not None:
+        assert np.max(np.abs(backend.decrypt(ev.add_conjugate(once)))) < backend.tolerance
+    with pytest.raises(VerificationError, match="noise degree 2"):
+        ev.multiply_i(ev.multiply(x, x))
+
+
+def test_conjugation_takes_a_key(name: str) -> None:
+    backend = make_backend(name, FIXED, steps=(1, 2))
+    with pytest.raises(MissingKeyError, match="conjugation"):
+        backend.evaluator.add_conjugate(backend.encrypt(slots(0), 2))
+
+
+def test_the_simulator_wants_real_slots_at_the_end() -> None:
+    backend = make_backend("simulator", FIXED)
+    assert backend.decrypt is not None
+    with pytest.raises(VerificationError, match="complex slots"):
+        backend.decrypt(backend.evaluator.multiply_i(backend.encrypt(slots(0), 2)))
 
 
 def test_sums_of_products_are_normalized_once(backend: Backend) -> None:
@@ -272,6 +320,13 @@ def bootstrapped_openfhe() -> tuple[OpenFHEEvaluator, Any]:
     return evaluator, secret
 
 
+def test_conjugates_come_with_bootstraps(name: str) -> None:
+    """Their keys hold that of conjugation: programs don't list it."""
+    backend = bootstrapped_backend(name)
+    a = backend.encrypt(slots(3), 6)
+    assert backend.close(backend.evaluator.add_conjugate(a), 2 * slots(3))
+
+
 def test_a_bootstrap_gives_levels_and_keeps_the_value(name: str) -> None:
     backend, boots = bootstrapped_backend(name), BOOTSTRAPPED.bootstrapping
     assert boots is not None
@@ -361,12 +416,12 @@ NETWORKS: dict[str, Callable[[], Graph]] = {
 }
 
 
-@functools.lru_cache(maxsize=len(NETWORKS) * 4)
-def program(technique: str, network: str, copies: str) -> tuple[Graph, Array, tuple[int, ...]]:
+@functools.lru_cache(maxsize=len(NETWORKS) * 6)
+def program(technique: str, network: str, copies: str, halving: str) -> tuple[Graph, Array, tuple[int, ...]]:
     graph = NETWORKS[network]()
     graph, calibration = normalized(graph, images_for(graph, 6))
     parameters = parameters_for(technique)
-    lowered = PassManager(lowering_pipeline(copies)).run(
+    lowered = PassManager(lowering_pipeline(copies, halving)).run(
         graph, PassContext(calibration=calibration, parameters=parameters)
     )
     recorder = RecorderEvaluator(parameters)
@@ -390,10 +445,11 @@ def run(graph: Graph, backend: Backend, images: Array) -> tuple[Value, dict[str,
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("technique", [FIXED, FLEXIBLE])
-@pytest.mark.parametrize("copies", ["plain", "shifted"])
-def test_a_network(name: str, technique: str, network: str, copies: str) -> None:
+@pytest.mark.parametrize(("copies", "halving"), [("plain", "never"), ("shifted", "never"), ("shifted", "always")])
+def test_a_network(name: str, technique: str, network: str, copies: str, halving: str) -> None:
     """Every value of the program, in every slot, against the reference semantics of the graph."""
-    graph, images, rotations = program(technique, network, copies)
+    graph, images, rotations = program(technique, network, copies, halving)
+    assert (SLOTS in rotations) is (halving == "always")
     backend = make_backend(name, technique, rotations)
     _, seen = run(graph, backend, images)
     expected: dict[str, Array] = {}
@@ -407,7 +463,7 @@ def test_a_network(name: str, technique: str, network: str, copies: str) -> None
 
 
 def test_cost_and_recorder_count_the_same() -> None:
-    graph, images, rotations = program(FIXED, "residual", "shifted")
+    graph, images, rotations = program(FIXED, "residual", "shifted", "always")
     cost, recorder = make_backend("cost", FIXED, rotations), make_backend("recorder", FIXED, rotations)
     for backend in (cost, recorder):
         run(graph, backend, images)
@@ -442,7 +498,7 @@ def test_the_machine_is_measured_against_the_table(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_plaintext_cache_gives_the_same_result() -> None:
-    graph, images, rotations = program(FIXED, "residual", "shifted")
+    graph, images, rotations = program(FIXED, "residual", "shifted", "always")
     backend = make_backend("openfhe", FIXED, rotations)
     context, _ = openfhe_keys(FIXED)
     for budget in (10**9, 10**6):
@@ -459,7 +515,7 @@ def test_the_plaintext_cache_gives_the_same_result() -> None:
 
 
 def test_simulated_noise_reaches_the_result() -> None:
-    graph, images, rotations = program(FIXED, "residual", "shifted")
+    graph, images, rotations = program(FIXED, "residual", "shifted", "always")
     quiet = SimulatorEvaluator(parameters_for(FIXED), rotations)
     noisy = SimulatorEvaluator(parameters_for(FIXED), rotations, noise=3000.0)
     (a,), _ = run(graph, Backend(quiet, quiet.encrypt, quiet.decrypt, 0.0), images)

@@ -61,7 +61,8 @@ def test_convolutions_match_torch(data: st.DataObject) -> None:
     modulus = data.draw(st.sampled_from(modulus_choices(operand, result)))
     baby = data.draw(st.sampled_from(baby_choices(operand, modulus)))
     images = random.normal(size=(batch, c, h, w))
-    kernel = DiagonalKernel(op.linear_map((c, h, w), constants), operand, result, Diagonals(modulus, baby))
+    lowering = Diagonals(modulus, baby, data.draw(imaginary_choices(modulus)))
+    kernel = DiagonalKernel(op.linear_map((c, h, w), constants), operand, result, lowering)
     slots = run(kernel, operand, images, data.draw(st.sampled_from([FIXED, FLEXIBLE])))
     padded = np.pad(images, ((0, 0), (0, 0), padding[:2], padding[2:]))
     x, w_, b_ = (torch.tensor(a) for a in (padded, weight, bias))
@@ -92,7 +93,8 @@ def test_convolutions_of_shifted_copies_match_torch(data: st.DataObject) -> None
     modulus = data.draw(st.sampled_from(modulus_choices(operand, result)))
     baby = data.draw(st.sampled_from(baby_choices(operand, modulus)))
     images = random.normal(size=(1, c, h, w))
-    made = DiagonalKernel(op.linear_map((c, h, w), constants), operand, result, Diagonals(modulus, baby))
+    lowering = Diagonals(modulus, baby, data.draw(imaginary_choices(modulus)))
+    made = DiagonalKernel(op.linear_map((c, h, w), constants), operand, result, lowering)
     slots = run(made, operand, images, data.draw(st.sampled_from([FIXED, FLEXIBLE])))
     padded = np.pad(images, ((0, 0), (0, 0), padding[:2], padding[2:]))
     x, w_, b_ = (torch.tensor(a) for a in (padded, weight, bias))
@@ -124,6 +126,39 @@ def test_shifted_copies_of_one_large_result_are_refused() -> None:
     linear = LinearMap.from_sparse(np.ones((40, 16)), np.zeros(40))
     with pytest.raises(ValueError, match="shifted copies"):
         DiagonalKernel(linear, operand, result, Diagonals(16, 4))
+
+
+def imaginary_choices(modulus: int) -> st.SearchStrategy[int]:
+    """No complex halving, or by each power of two below the modulus."""
+    return st.sampled_from([0, *(1 << bit for bit in range(modulus.bit_length() - 1))])
+
+
+@pytest.mark.parametrize("imaginary", [1, 4, 32])
+@pytest.mark.parametrize("step", [0, 16])
+def test_complex_halving_halves_the_products(imaginary: int, step: int) -> None:
+    random = np.random.default_rng(imaginary)
+    matrix, x = random.normal(size=(64, 64)), random.normal(size=(1, 64))
+    linear, result = LinearMap.from_sparse(matrix, np.ones(64)), TensorLayout.dense((64,), SLOTS)
+    operand = result.with_step(step)
+    kernel = DiagonalKernel(linear, operand, result, Diagonals(64, 4, imaginary))
+    assert np.allclose(run(kernel, operand, x, FLEXIBLE), result.pack(x @ matrix.T + 1), atol=1e-9)
+    recorder = RecorderEvaluator(PARAMETERS[FIXED])
+    kernel.run(recorder, [(recorder.fresh(2),)])
+    names = [event.primitive for event in recorder.events]
+    # The last product is with the imaginary unit, and i in every slot is encoded for it. Copies shifted by 16 and 32
+    # leave no diagonals for imaginary parts rotated by 32: both take the same ones.
+    copies = operand.distinct_copies
+    halved = 1 if step and step <= imaginary < step * copies else 2
+    assert names.count("multiply_plain") == 64 // copies // halved + 1
+
+
+@pytest.mark.parametrize("imaginary", [3, 64, 128])
+def test_imaginary_parts_of_no_diagonal_are_refused(imaginary: int) -> None:
+    layout = TensorLayout.dense((64,), SLOTS)
+    with pytest.raises(ValueError, match=f"imaginary {imaginary}"):
+        DiagonalKernel(
+            LinearMap.from_sparse(np.ones((64, 64)), np.zeros(64)), layout, layout, Diagonals(64, 4, imaginary)
+        )
 
 
 @settings(max_examples=60, deadline=None)

@@ -28,11 +28,13 @@ from tests.networks import Growing, images_for, normalized, random_network, resi
 DEPTH = 40
 
 
-def lowered(graph: Graph, copies: str, technique: str = FIXED, costs: CostTable | None = None) -> Graph:
+def lowered(
+    graph: Graph, copies: str, technique: str = FIXED, costs: CostTable | None = None, halving: str = "never"
+) -> Graph:
     graph, calibration = normalized(graph, images_for(graph, 6))
     parameters = Parameters(12, DEPTH, 35, 42, 1, technique, security=0)
     context = PassContext(calibration=calibration, parameters=parameters, costs=costs)
-    return PassManager([AssignLayouts(), ChooseLowerings(copies), AssignLevels()]).run(graph, context)
+    return PassManager([AssignLayouts(), ChooseLowerings(copies, halving), AssignLevels()]).run(graph, context)
 
 
 def parameters_of(technique: str) -> Parameters:
@@ -138,6 +140,33 @@ def test_products_drop_by_the_number_of_copies() -> None:
     assert products_of_linear_ops(graphs["plain"]) == [64, 64, 64]
     assert max(products_of_linear_ops(graphs["auto"])) <= 64 // 4
     assert products(graphs["auto"]) < products(graphs["plain"]) // 2
+
+
+def test_products_are_halved_where_that_is_faster() -> None:
+    g = Growing(0, (8, 8, 8))
+    y = g.input
+    for _ in range(2):
+        y = g.polynomial(g.conv(y, 16), g.random.normal(size=(16, 4)))
+    y = g.conv(y, 8)
+    narrow = Growing(0, (2,))
+    cheap = narrow.polynomial(narrow.linear(narrow.input, 1), np.array([[0.1, 0.2, 0.3]]))
+    graphs = {
+        halving: lowered(g.graph(y), "plain", costs=CostTable.default(), halving=halving)
+        for halving in ("never", "auto", "always")
+    }
+    never, auto, always = (products_of_linear_ops(graphs[halving]) for halving in graphs)
+    for before, after in zip(never[:-1], always[:-1], strict=True):
+        assert after <= before * 5 // 8 + 1
+    assert auto[1] < never[1]
+    # What is behind the last activation keeps the imaginary parts, by which a client knows nonsense.
+    assert never[-1] == auto[-1] == always[-1] > 1
+    small = lowered(narrow.graph(cheap), "plain", costs=CostTable.default(), halving="auto")
+    assert "imaginary" not in small.text()
+    images = images_for(graphs["never"], 1)
+    for graph in graphs.values():
+        assert np.allclose(in_slots(graph, images, FIXED), graph.evaluate(images), atol=1e-6)
+    with pytest.raises(ValueError, match="halving"):
+        ChooseLowerings(halving="some")
 
 
 def products_of_linear_ops(graph: Graph) -> list[int]:

@@ -350,7 +350,7 @@ def test_random_networks(seed: int, composed_first: bool, calibrated: bool) -> N
     largest: dict[str, float] = {}
     if calibrated:
         units.evaluate(images, lambda node, value: largest.update({node.id: float(np.max(np.abs(value)))}))
-        assert max(largest.values()) <= 1.0
+        assert max(largest.values()) <= 1.0 + 1e-12  # rounding
 
 
 @pytest.mark.parametrize("technique", [FIXED, FLEXIBLE])

@@ -13,12 +13,15 @@ from tests.golden import check_golden
 from tests.networks import images_for, normalized, residual_network
 
 
-@pytest.mark.parametrize(("copies", "name"), [("plain", "residual"), ("shifted", "residual_shifted")])
-def test_residual_network(copies: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("copies", "halving", "name"),
+    [("plain", "never", "residual"), ("shifted", "never", "residual_shifted"), ("plain", "always", "residual_halved")],
+)
+def test_residual_network(copies: str, halving: str, name: str) -> None:
     graph = residual_network()
     graph, calibration = normalized(graph, images_for(graph, 8))
     parameters = Parameters(11, 7, 30, 37, 4, security=0)
-    graph = PassManager(lowering_pipeline(copies)).run(
+    graph = PassManager(lowering_pipeline(copies, halving)).run(
         graph, PassContext(calibration=calibration, parameters=parameters)
     )
     check_golden(f"{name}_levelled.txt", graph.text())
