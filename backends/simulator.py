@@ -9,6 +9,7 @@ import numpy as np
 
 from olac.backends.base import Array, Ciphertext, Evaluator, Slots
 from olac.errors import VerificationError
+from olac.ir.ops import bent
 from olac.ir.types import CipherState
 from olac.parameters import Parameters
 
@@ -86,7 +87,7 @@ class SimulatorEvaluator(Evaluator[Slots, Slots]):
     def _bootstrap(self, a: Slots, state: CipherState) -> Slots:
         setup = self.parameters.bootstrapping
         assert setup is not None
-        slots = _real(a) / state.scale
+        slots = bent(_real(a) / state.scale, setup.correction)
         if self._bootstrap_noise:
             slots = slots + self._random.normal(0.0, self._bootstrap_noise, slots.shape)
         return slots * self.parameters.scale(setup.output_level)

@@ -406,6 +406,8 @@ def _check_level(program: CompiledProgram, node: Node) -> None:
         boots = parameters.bootstrapping
         if boots is None or highest < boots.input_level:
             raise ValueError(f"{node.id} bootstraps at level {highest}, or without a set-up")
+        if node.op.correction != boots.correction:
+            raise ValueError(f"{node.id} bootstraps with a correction factor of {node.op.correction}")
         highest = boots.output_level
     if not 0 <= state.level <= highest - node.op.levels(program.graph.constants):
         raise ValueError(f"{node.id} is at level {state.level}, its operands allow {highest}")

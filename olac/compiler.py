@@ -623,13 +623,14 @@ def _notes(report: Report, options: CompileOptions) -> tuple[str, ...]:
 
 def bootstrap_notes(graph: Graph, images: Array) -> tuple[str, ...]:
     """Where images that no fit has seen leave [-1, 1] at a bootstrap, the furthest first."""
+    entering = {node.inputs[0]: node.id for node in graph.nodes if isinstance(node.op, Bootstrap)}
     largest: dict[str, float] = {}
 
     def observe(node: Node, value: Array) -> None:
-        if isinstance(node.op, Bootstrap):
-            largest[node.id] = float(np.max(np.abs(value)))
+        if node.id in entering:
+            largest[entering[node.id]] = float(np.max(np.abs(value)))
 
-    if any(isinstance(node.op, Bootstrap) for node in graph.nodes):
+    if entering:
         graph.evaluate(images, observe)
     beyond = sorted(((size, name) for name, size in largest.items() if size > WIDEST), reverse=True)
     if not beyond:

@@ -69,10 +69,10 @@ class PlaceBootstraps(Pass):
         if parameters.bootstrapping is None:
             return graph
         if self.boots is not None:
-            return insert(graph, self.boots, self.name)
+            return insert(graph, self.boots, parameters.bootstrapping.correction, self.name)
         table = context.costs or CostTable.default()
         plan = place_bootstraps(graph, parameters, Profiles(graph, parameters), table, context.threads)
-        return insert(graph, plan.boots, self.name)
+        return insert(graph, plan.boots, parameters.bootstrapping.correction, self.name)
 
 
 class Profiles:
@@ -300,8 +300,8 @@ def _steps(way: _Way) -> Iterator[_Way]:
         following = following.then
 
 
-def insert(graph: Graph, boots: Boots, by: str) -> Graph:
-    """The graph with bootstraps."""
+def insert(graph: Graph, boots: Boots, correction: int, by: str) -> Graph:
+    """The graph with bootstraps of a correction factor."""
     if not boots:
         return graph
     builder = GraphBuilder(graph.constants, by=by)
@@ -315,7 +315,7 @@ def insert(graph: Graph, boots: Boots, by: str) -> Graph:
                 count += 1
             taken.add(name)
             old = graph[value]
-            new[value] = builder.add(Bootstrap(), [new[value]], name=name, origin=old.origin, type=old.type)
+            new[value] = builder.add(Bootstrap(correction), [new[value]], name=name, origin=old.origin, type=old.type)
     return builder.build(
         [new[output] for output in graph.outputs], stage=graph.stage, inputs=[i.id for i in graph.inputs]
     )
@@ -326,7 +326,8 @@ def check_levels(graph: Graph, parameters: Parameters) -> None:
 
     Raises:
         VerificationError: a level below zero or above what the operands, a bootstrap or the chain give; a bootstrap
-            below the level that it takes, without a set-up, or of values beyond [-1, 1].
+            below the level that it takes, without a set-up or with another correction factor, or of values beyond
+            [-1, 1].
     """
     boots = parameters.bootstrapping
     for node in graph.nodes:
@@ -341,6 +342,8 @@ def check_levels(graph: Graph, parameters: Parameters) -> None:
                 raise VerificationError(f"{node.id} under parameters without bootstrapping")
             if top < boots.input_level:
                 problem = f"bootstraps at level {top}, {boots.input_level} is the least"
+            elif node.op.correction != boots.correction:
+                problem = f"bootstraps with a correction factor of {node.op.correction}, not {boots.correction}"
             elif kind.bound is not None and kind.bound.magnitude > kind.unit * WIDEST:
                 problem = f"bootstraps values up to {kind.bound.magnitude / kind.unit:.3g}, beyond [-1, 1]"
             top = boots.output_level

@@ -327,8 +327,16 @@ DEEP_CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
         "rises without a bootstrap",
         lambda m: _boot(m).update(op="reshape", attributes={"shape": [2, 4, 4]}),
     ),
-    "other": ("fingerprint", lambda m: m["parameters"]["bootstrapping"].update(correction=9)),
+    "other": ("correction factor of 8", lambda m: m["parameters"]["bootstrapping"].update(correction=9)),
+    "another everywhere": ("fingerprint", lambda m: _recorrect(m, 9)),
 }
+
+
+def _recorrect(manifest: Any, correction: int) -> None:
+    manifest["parameters"]["bootstrapping"].update(correction=correction)
+    for node in manifest["graph"]["nodes"]:
+        if node["op"] == "bootstrap":
+            node["attributes"].update(correction=correction)
 
 
 @pytest.mark.parametrize("name", DEEP_CHANGES)

@@ -506,18 +506,33 @@ class Reshape(Op):
         return operands[0].reshape(len(operands[0]), *self.shape)
 
 
+def bent(slots: Array, correction: int) -> Array:
+    """What bootstrapping with a correction factor makes of slots, noise aside."""
+    frequency = 2 * np.pi / 2**correction
+    result: Array = np.sin(frequency * slots) / frequency
+    return result
+
+
 @register
 @dataclass(frozen=True)
 class Bootstrap(Op):
-    """The same value with levels again; its slots must stay within [-1, 1]."""
+    """The same value with levels again, bent a little: sin(w x) / w, w = 2 pi / 2^correction; slots within [-1, 1].
+
+    CKKS bootstrapping takes rests modulo the first prime by a sine (Cheon, Han, Kim, Kim and Song, "Bootstrapping for
+    Approximate Homomorphic Encryption", EUROCRYPT 2018). What that does to values is no noise, so it is part of the op.
+
+    Attributes:
+        correction: bits by which values are scaled down within the sine.
+    """
 
     name: ClassVar[str] = "bootstrap"
+    correction: int
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         return shapes[0]
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
-        return operands[0]
+        return bent(operands[0], self.correction)
 
 
 @register

@@ -32,7 +32,7 @@ class Row:
         error: largest difference of a slot from its simulated value; NaN where a ciphertext does not decrypt.
         true_error: the same in true units.
         bits: precision, -log2 of the mean difference over the largest simulated value.
-        largest: largest simulated |slot|.
+        largest: largest simulated |slot|; of a bootstrap, of what goes into it.
         largest_encrypted: largest decrypted |slot|, those that hold no element included; of a bootstrap, of what goes
             into it.
         outside: simulated values with |slot| > 1, and of the input those outside the calibrated range.
@@ -97,7 +97,13 @@ def debug(
     def compare(node: Node, value: Value) -> None:
         row = _row(node, value[0].state.level, simulated[node.id], client.slots(value))
         if isinstance(node.op, Bootstrap):
-            row = replace(row, largest_encrypted=rows[node.inputs[0]].largest_encrypted)
+            entering = rows[node.inputs[0]]  # what leaves the sine is never out of range
+            row = replace(
+                row,
+                largest=entering.largest,
+                largest_encrypted=entering.largest_encrypted,
+                outside=entering.outside,
+            )
         rows[node.id] = row
 
     server.run(encrypted, progress, observe=compare)

@@ -65,7 +65,7 @@ def test_notes_name_the_furthest_first() -> None:
     graph = deep_program(blocks=6, gain=3.0).graph
     (note,) = bootstrap_notes(graph, np.ones((2, 8)))
     assert note.startswith(
-        "on 2 unseen calibration images slots leave [-1, 1] at 5 of 5 bootstraps (2.25e+17 at sum4_boot, "
+        "on 2 unseen calibration images slots leave [-1, 1] at 5 of 5 bootstraps (565 at sum4_boot, 455 at sum3_boot, "
     )
     assert " and 2 more)" in note
     assert bootstrap_notes(deep_program(blocks=1, gain=3.0).graph, np.ones((2, 8))) == ()

@@ -192,7 +192,7 @@ def planned(p: Problem, one_boot: float) -> float:
 
 def _plan_seconds(p: Problem, plan: Plan, one_boot: float) -> float:
     """From the graph with bootstraps alone."""
-    graph = insert(p.graph, plan.boots, "test")
+    graph = insert(p.graph, plan.boots, 8, "test")
     needed = required_levels(graph, p.boots.input_level)
     assert needed[graph.inputs[0].id] == plan.fresh_level <= p.depth
     seconds = 0.0
@@ -308,9 +308,28 @@ def test_a_residual_network_as_text() -> None:
     check_golden("residual_bootstrapped.txt", lowered(*residual_net()).text())
 
 
-def test_bootstraps_change_no_value() -> None:
+def test_bootstraps_bend_values_a_little() -> None:
+    """By the sine that they take values through; all else stays as it was."""
     graph, images = residual_net()
-    assert np.allclose(lowered(graph, images).evaluate(images), graph.evaluate(images))
+    made = lowered(graph, images)
+    seen: dict[str, Array] = {}
+    outputs = made.evaluate(images, lambda node, value: seen.update({node.id: value}))
+    boots = [node for node in made.nodes if isinstance(node.op, Bootstrap)]
+    assert boots
+    for node in boots:
+        before = seen[node.inputs[0]]
+        error = before - seen[node.id]
+        assert np.allclose(error, (2 * np.pi / 2**8) ** 2 / 6 * before**3, atol=1e-7)
+    assert not np.allclose(outputs, graph.evaluate(images), atol=1e-9)
+    assert np.allclose(outputs, graph.evaluate(images), atol=1e-3)
+    seen.clear()
+    straight = made.evaluate(images, lambda node, value: _straight(node, value, seen))
+    assert np.allclose(straight, graph.evaluate(images))
+
+
+def _straight(node: Node, value: Array, seen: dict[str, Array]) -> Array | None:
+    seen[node.id] = seen[node.inputs[0]] if isinstance(node.op, Bootstrap) else value
+    return seen[node.id] if isinstance(node.op, Bootstrap) else None
 
 
 def test_levels_are_as_low_as_what_follows_needs() -> None:
