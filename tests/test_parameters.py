@@ -7,6 +7,8 @@ import pytest
 from olac.backends.openfhe.context import chain_of, make_context
 from olac.errors import InfeasibleError, SecurityError
 from olac.parameters import (
+    BOOTSTRAP_FIRST_BITS,
+    BOOTSTRAP_SCALE_BITS,
     FIXED,
     FLEXIBLE,
     MOST_DIGITS,
@@ -135,7 +137,9 @@ def test_no_candidates_is_an_error_that_says_what_would_do() -> None:
 
 def sparse(log_ring: int, rest: int, digits: int, security: int = 128) -> Parameters:
     boots = Bootstrapping(rest)
-    return Parameters(log_ring, boots.depth, 40, 47, digits, FLEXIBLE, security, boots)
+    return Parameters(
+        log_ring, boots.depth, BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS, digits, FLEXIBLE, security, boots
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,12 +206,12 @@ def test_sparse_secrets_are_held_to_their_own_bound() -> None:
 
 
 def test_the_dense_bound_is_not_that_of_sparse_secrets() -> None:
-    """log2(QP) of 1634 would do at 2^16 for a uniform secret."""
-    parameters = sparse(16, 12, 3)
+    """log2(QP) of 1662 would do at 2^16 for a uniform secret."""
+    parameters = sparse(16, 14, 3)
     assert 1553 < parameters.log_qp < SECURITY_BOUNDS[128][16]
     with pytest.raises(SecurityError, match="sparse secret"):
         parameters.check_security()
-    Parameters(16, parameters.depth, 40, 47, 3, FLEXIBLE).check_security()
+    Parameters(16, parameters.depth, parameters.scale_bits, parameters.first_bits, 3, FLEXIBLE).check_security()
 
 
 @pytest.mark.parametrize("log_ring", [11, 13, 14, 17])

@@ -94,7 +94,8 @@ def test_what_is_too_deep_for_any_chain_gets_bootstraps() -> None:
     assert estimate.server_gb > (estimate.key_bytes + estimate.setup_bytes) / 1e9 > 1
     assert 0 < estimate.setup_seconds < 300
     x = images().double().numpy()
-    np.testing.assert_allclose(program.simulate(x), olac.approximate(small_net(20), [images()], degree=15).simulate(x))
+    expected = olac.approximate(small_net(20), [images()], degree=15).simulate(x)
+    np.testing.assert_allclose(program.simulate(x), expected, atol=2e-3)  # bootstraps take values through a sine
 
 
 def test_bootstraps_that_take_too_much_memory_say_what_would_do() -> None:
