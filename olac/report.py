@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from olac.ir.graph import Node
+from olac.ir.graph import Diagonals, Node
 from olac.ir.ops import Bootstrap, Polynomial
 from olac.parameters import Parameters
 from olac.program import CompiledProgram
@@ -57,6 +57,12 @@ def _ciphertexts(node: Node) -> range:
     return range(0 if layout is None else layout.ciphertexts)
 
 
+def _lowering(node: Node) -> str:
+    if isinstance(node.lowering, Diagonals):
+        return f"{node.lowering.modulus}/{node.lowering.baby}"
+    return "" if node.lowering is None else str(node.lowering)
+
+
 def plan_table(
     program: CompiledProgram,
     predicted: Mapping[str, float] | None = None,
@@ -64,7 +70,7 @@ def plan_table(
 ) -> Table:
     """One row a node: op, degree, level of the result, ciphertexts, predicted and measured seconds.
 
-    Diagonals are given as modulus / baby step (see `olac.ir.graph.Diagonals`).
+    Diagonals are given as modulus / baby step (see `olac.ir.graph.Diagonals`), another lowering by its name.
     """
     table = Table(title="plan, seconds of one run", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", overflow="fold")
@@ -89,7 +95,7 @@ def plan_table(
             str(degrees.get(node.id, "")),
             str(state.level),
             str(layout.ciphertexts),
-            "" if node.lowering is None else f"{node.lowering.modulus}/{node.lowering.baby}",
+            _lowering(node),
         ]
         if predicted is not None:
             row.append(f"{predicted.get(node.id, 0.0):.3f}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,9 +11,10 @@ import numpy as np
 from olac.backends.cost import predicted_seconds
 from olac.backends.recorder import RecorderEvaluator
 from olac.bootstrapping import bootstrap_steps
-from olac.ir.graph import Diagonals, Graph, GraphBuilder, Node
+from olac.ir.graph import Diagonals, Graph, GraphBuilder, Lowering, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Input, LinearOp, Polynomial, Reshape
+from olac.ir.multiplexed import Multiplexed, can_multiplex, is_multiplexable
+from olac.ir.ops import Conv2d, Input, LinearOp, Polynomial, Reshape
 from olac.ir.types import Stage
 from olac.kernels.execute import build_kernel
 from olac.kernels.linear import (
@@ -27,9 +28,12 @@ from olac.kernels.linear import (
     place,
     shift_of,
 )
+from olac.kernels.multiplexed import MultiplexedKernel
+from olac.passes.assign_levels import required_levels
 from olac.passes.base import Pass, PassContext
 
 COPIES = ("auto", "plain", "shifted")
+KINDS = ("auto", "diagonals", "multiplexed")
 MOST_SHIFTS = 32
 """Distinct copies that are tried; each takes a rotation and a few products in the activation."""
 
@@ -60,11 +64,16 @@ class ChooseLowerings(Pass):
     copies; conv(act_shifted); add(act, ...). Where only linear ops read the value, act itself gets shifted copies, and
     so do inputs, which the client packs. A rotation step that nothing else takes is charged what its key costs to make.
 
+    Given: a convolution, lowering="multiplexed".  Result: the same as a multiplexed parallel convolution, which reads
+    plain copies, wherever its layouts allow that (`olac.ir.multiplexed.can_multiplex`).
+
     Attributes:
         copies: "auto" shifts where that is predicted to be faster, "shifted" wherever it can be, "plain" nowhere.
+        lowering: "multiplexed" as above; "diagonals" and "auto" take diagonals everywhere.
     """
 
     copies: str = "auto"
+    lowering: str = "auto"
     name: ClassVar[str] = "choose_lowerings"
     requires: ClassVar[Stage] = Stage.POLYNOMIAL
     ensures: ClassVar[Stage] = Stage.PACKED
@@ -72,10 +81,14 @@ class ChooseLowerings(Pass):
     def __post_init__(self) -> None:
         if self.copies not in COPIES:
             raise ValueError(f"copies {self.copies!r} is not one of {', '.join(COPIES)}")
+        if self.lowering not in KINDS:
+            raise ValueError(f"lowering {self.lowering!r} is not one of {', '.join(KINDS)}")
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
-        choices = _Chooser(graph, context, self.copies).choices()
-        lowerings = {reader: lowering for choice in choices.values() for reader, lowering in choice.lowerings.items()}
+        multiplexed = _multiplexed(graph) if self.lowering == "multiplexed" else {}
+        choices = _Chooser(graph, context, self.copies, multiplexed).choices()
+        lowerings: dict[str, Lowering] = dict.fromkeys(multiplexed, Multiplexed())
+        lowerings |= {reader: lowering for choice in choices.values() for reader, lowering in choice.lowerings.items()}
         shifted = {reader for choice in choices.values() for reader in choice.shifted}
         taken = {node.id for node in graph.nodes}
         roots = _roots(graph)
@@ -140,12 +153,42 @@ def _layout(graph: Graph, node_id: str) -> TensorLayout:
     return layout
 
 
-class _Chooser:
-    """Predicted seconds of a graph's nodes, with their operand's copies shifted by some step (0: plain)."""
+def _multiplexed(graph: Graph) -> dict[str, frozenset[int]]:
+    """The nodes that can be multiplexed convolutions, and the rotation steps that they take then."""
+    found: dict[str, frozenset[int]] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Conv2d):
+            operand, result = _layout(graph, node.inputs[0]), _layout(graph, node.id)
+            if can_multiplex(node.op, operand, result):
+                found[node.id] = MultiplexedKernel(node.op, graph.constants, operand, result).steps
+    return found
 
-    def __init__(self, graph: Graph, context: PassContext, copies: str) -> None:
-        self._graph, self._context, self._copies = graph, context, copies
-        self._free = bootstrap_steps(context.need_parameters())
+
+def lowered_depth(graph: Graph, passes: Sequence[Pass]) -> int:
+    """Levels that a fresh input needs at most once these passes have lowered a graph at stage POLYNOMIAL.
+
+    Parameters are chosen by it before there are layouts, so a convolution that they will not let be multiplexed counts
+    as if it were.
+    """
+    forced = any(isinstance(one, ChooseLowerings) and one.lowering == "multiplexed" for one in passes)
+
+    def levels(node: Node) -> int:
+        return node.levels(graph.constants) + (Multiplexed.extra_levels if forced and is_multiplexable(node.op) else 0)
+
+    return required_levels(graph, levels=levels)[graph.inputs[0].id]
+
+
+class _Chooser:
+    """Predicted seconds of a graph's nodes, with their operand's copies shifted by some step (0: plain).
+
+    `multiplexed` nodes have their lowering, which takes the given steps.
+    """
+
+    def __init__(
+        self, graph: Graph, context: PassContext, copies: str, multiplexed: Mapping[str, frozenset[int]]
+    ) -> None:
+        self._graph, self._context, self._copies, self._multiplexed = graph, context, copies, multiplexed
+        self._free = bootstrap_steps(context.need_parameters()).union(*multiplexed.values())
         """Steps that there are keys for in any case."""
         self._users: dict[str, list[Node]] = {node.id: [] for node in graph.nodes}
         """What reads a value or a reshape of it."""
@@ -167,7 +210,7 @@ class _Chooser:
         chosen: dict[str, _Choice] = {}
         for _ in range(SWEEPS):
             for node in self._graph.nodes:
-                lone = isinstance(node.op, LinearOp) and node.id not in together
+                lone = isinstance(node.op, LinearOp) and node.id not in together and node.id not in self._multiplexed
                 if not readers[node.id] and not lone:
                     continue
                 known = self._free.union(*(choice.steps for i, choice in chosen.items() if i != node.id))
@@ -180,7 +223,8 @@ class _Chooser:
         if self._copies == "plain" or not isinstance(node.op, Input | Polynomial):
             return []
         users, layout = self._users[node.id], _layout(self._graph, node.id)
-        readers = [u for u in users if isinstance(u.op, LinearOp) and can_shift(layout, _layout(self._graph, u.id))]
+        linear = [u for u in users if isinstance(u.op, LinearOp) and u.id not in self._multiplexed]
+        readers = [u for u in linear if can_shift(layout, _layout(self._graph, u.id))]
         return [] if isinstance(node.op, Input) and self._read_plain(node, readers) else readers
 
     def _read_plain(self, node: Node, readers: list[Node]) -> bool:
