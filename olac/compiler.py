@@ -73,8 +73,9 @@ class CompileOptions:
         parameters: pin all of them; those without security need `insecure` as well.
         max_memory: bytes that the server process may take, or None for no limit.
         batch: images in one set of ciphertexts.
-        lowering: "multiplexed" computes convolutions as MPCNN does wherever it can, for comparison; "auto" and
-            "diagonals" by diagonals (see `olac.passes.choose_lowerings`). Plans of degrees don't know of it.
+        convolutions: "multiplexed" computes them as MPCNN does wherever it can, for comparison; "auto" and "diagonals"
+            by diagonals (see `olac.passes.choose_lowerings`). Plans of degrees within levels, bootstraps or seconds
+            don't know of it. Passes that are given as `lowering` decide for themselves.
         threads: that the server will use; None for all cores.
         costs: prices of OpenFHE's primitives (`CostTable.load` reads what `olac calibrate-costs` wrote); None for the
             shipped table.
@@ -94,7 +95,7 @@ class CompileOptions:
     parameters: Parameters | None = None
     max_memory: float | None = None
     batch: int = 1
-    lowering: str = "auto"
+    convolutions: str = "auto"
     threads: int | None = None
     costs: CostTable | None = None
     activations: Mapping[Any, Callable[[Any], Any] | None] = field(default_factory=dict)
@@ -106,8 +107,8 @@ class CompileOptions:
             raise ValueError(f"precision {self.precision} is outside 0 ... 1")
         if self.batch < 1:
             raise ValueError(f"batch {self.batch} is below 1")
-        if self.lowering not in KINDS:
-            raise ValueError(f"lowering {self.lowering!r} is not one of {', '.join(KINDS)}")
+        if self.convolutions not in KINDS:
+            raise ValueError(f"convolutions {self.convolutions!r} is not one of {', '.join(KINDS)}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads {self.threads} is below 1")
         if self.security not in SECURITY_BOUNDS:
@@ -347,7 +348,7 @@ def lower(
     graph = approximated.graph
     costs = options.costs or CostTable.default()
     threads = options.threads or usable_threads()
-    passes = tuple(pipeline or lowering_pipeline(lowering=options.lowering))
+    passes = tuple(pipeline or lowering_pipeline(convolutions=options.convolutions))
     managed = PassManager(passes, options.dump_after, options.dump)
 
     def context(parameters: Parameters) -> PassContext:

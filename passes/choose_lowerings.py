@@ -64,16 +64,16 @@ class ChooseLowerings(Pass):
     copies; conv(act_shifted); add(act, ...). Where only linear ops read the value, act itself gets shifted copies, and
     so do inputs, which the client packs. A rotation step that nothing else takes is charged what its key costs to make.
 
-    Given: a convolution, lowering="multiplexed".  Result: the same as a multiplexed parallel convolution, which reads
-    plain copies, wherever its layouts allow that (`olac.ir.multiplexed.can_multiplex`).
+    Given: a convolution, convolutions="multiplexed".  Result: the same as a multiplexed parallel convolution, which
+    reads plain copies, wherever its layouts allow that (`olac.ir.multiplexed.can_multiplex`).
 
     Attributes:
         copies: "auto" shifts where that is predicted to be faster, "shifted" wherever it can be, "plain" nowhere.
-        lowering: "multiplexed" as above; "diagonals" and "auto" take diagonals everywhere.
+        convolutions: "multiplexed" as above; "diagonals" and "auto" take diagonals everywhere.
     """
 
     copies: str = "auto"
-    lowering: str = "auto"
+    convolutions: str = "auto"
     name: ClassVar[str] = "choose_lowerings"
     requires: ClassVar[Stage] = Stage.POLYNOMIAL
     ensures: ClassVar[Stage] = Stage.PACKED
@@ -81,11 +81,11 @@ class ChooseLowerings(Pass):
     def __post_init__(self) -> None:
         if self.copies not in COPIES:
             raise ValueError(f"copies {self.copies!r} is not one of {', '.join(COPIES)}")
-        if self.lowering not in KINDS:
-            raise ValueError(f"lowering {self.lowering!r} is not one of {', '.join(KINDS)}")
+        if self.convolutions not in KINDS:
+            raise ValueError(f"convolutions {self.convolutions!r} is not one of {', '.join(KINDS)}")
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
-        multiplexed = _multiplexed(graph) if self.lowering == "multiplexed" else {}
+        multiplexed = _multiplexed(graph) if self.convolutions == "multiplexed" else {}
         choices = _Chooser(graph, context, self.copies, multiplexed).choices()
         lowerings: dict[str, Lowering] = dict.fromkeys(multiplexed, Multiplexed())
         lowerings |= {reader: lowering for choice in choices.values() for reader, lowering in choice.lowerings.items()}
@@ -170,7 +170,7 @@ def lowered_depth(graph: Graph, passes: Sequence[Pass]) -> int:
     Parameters are chosen by it before there are layouts, so a convolution that they will not let be multiplexed counts
     as if it were.
     """
-    forced = any(isinstance(one, ChooseLowerings) and one.lowering == "multiplexed" for one in passes)
+    forced = any(isinstance(one, ChooseLowerings) and one.convolutions == "multiplexed" for one in passes)
 
     def levels(node: Node) -> int:
         return node.levels(graph.constants) + (Multiplexed.extra_levels if forced and is_multiplexable(node.op) else 0)

@@ -29,6 +29,6 @@ def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...
     )
 
 
-def lowering_pipeline(copies: str = "auto", lowering: str = "auto") -> tuple[Pass, ...]:
+def lowering_pipeline(copies: str = "auto", convolutions: str = "auto") -> tuple[Pass, ...]:
     """POLYNOMIAL to LEVELLED: how it is computed on ciphertexts of given parameters; options as in ChooseLowerings."""
-    return (AssignLayouts(), ChooseLowerings(copies, lowering), PlaceBootstraps(), AssignLevels())
+    return (AssignLayouts(), ChooseLowerings(copies, convolutions), PlaceBootstraps(), AssignLevels())

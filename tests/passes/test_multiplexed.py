@@ -101,7 +101,7 @@ def test_multiplexed_convolutions_read_plain_copies(copies: str) -> None:
 
 def test_a_lowering_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match="'fastest' is not one of auto, diagonals, multiplexed"):
-        ChooseLowerings(lowering="fastest")
+        ChooseLowerings(convolutions="fastest")
 
 
 NETWORKS: dict[str, Callable[[], Graph]] = {
@@ -154,7 +154,7 @@ def test_the_depth_of_what_will_be_lowered() -> None:
     graph, _ = normalized(blocks(), images_for(blocks(), 6))
     depth = multiplicative_depth(graph)
     assert lowered_depth(graph, lowering_pipeline()) == lowered_depth(graph, ()) == depth
-    deeper = lowered_depth(graph, lowering_pipeline(lowering="multiplexed"))
+    deeper = lowered_depth(graph, lowering_pipeline(convolutions="multiplexed"))
     assert deeper == depth + 4  # of the longest path; the grouped convolution takes one level as before
     result = lowered(blocks(), plain_parameters())
     assert multiplicative_depth(result) == deeper
@@ -165,7 +165,7 @@ def test_the_depth_of_what_will_be_lowered() -> None:
 def test_the_depth_is_never_too_small(seed: int) -> None:
     graph, images = random_network(seed)
     graph, calibration = normalized(graph, images)
-    passes = lowering_pipeline(lowering="multiplexed")
+    passes = lowering_pipeline(convolutions="multiplexed")
     parameters = Parameters(12, lowered_depth(graph, passes), 35, 42, 1, security=0)
     made = PassManager(passes).run(graph, PassContext(calibration=calibration, parameters=parameters))
     assert multiplicative_depth(made) <= parameters.depth
