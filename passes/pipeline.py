@@ -31,4 +31,9 @@ def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...
 
 def lowering_pipeline(copies: str = "auto", convolutions: str = "auto") -> tuple[Pass, ...]:
     """POLYNOMIAL to LEVELLED: how it is computed on ciphertexts of given parameters; options as in ChooseLowerings."""
-    return (AssignLayouts(), ChooseLowerings(copies, convolutions), PlaceBootstraps(), AssignLevels())
+    return (
+        AssignLayouts(convolutions == "multiplexed"),
+        ChooseLowerings(copies, convolutions),
+        PlaceBootstraps(),
+        AssignLevels(),
+    )

@@ -21,7 +21,7 @@ from olac.kernels.record import record
 from olac.parameters import FIXED, FLEXIBLE, Bootstrapping, Parameters
 from olac.passes.assign_levels import AssignLevels, multiplicative_depth
 from olac.passes.base import PassContext, PassManager
-from olac.passes.choose_lowerings import ChooseLowerings, lowered_depth
+from olac.passes.choose_lowerings import KINDS, ChooseLowerings, lowered_depth
 from olac.passes.pipeline import lowering_pipeline
 from tests.networks import Growing, images_for, normalized, random_network, residual_network, residual_quadratics
 
@@ -80,6 +80,15 @@ def test_every_convolution_that_can_be_is_multiplexed() -> None:
         states = [graph[name].type.state for name in (node.inputs[0], node.id)]
         assert states[0] is not None and states[1] is not None
         assert states[0].level - states[1].level == (2 if node.lowering == Multiplexed() else 1)
+
+
+def test_layouts_let_strided_convolutions_be_multiplexed() -> None:
+    """Dense planes take as few diagonals here as a gap does, and are taken otherwise."""
+    g = Growing(0, (3, 4, 4))
+    graph = g.graph(g.conv(g.input, 2, stride=2))
+    gaps = {how: layout_of(made, made.outputs[0]).gap for how in KINDS for made in [lowered(graph, DEEP, how)]}
+    assert gaps == {"auto": 1, "diagonals": 1, "multiplexed": 2}
+    assert len(multiplexed(lowered(graph, DEEP))) == 1
 
 
 @pytest.mark.parametrize("lowering", ["auto", "diagonals"])
