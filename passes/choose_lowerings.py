@@ -69,7 +69,10 @@ class ChooseLowerings(Pass):
 
     Attributes:
         copies: "auto" shifts where that is predicted to be faster, "shifted" wherever it can be, "plain" nowhere.
-        convolutions: "multiplexed" as above; "diagonals" and "auto" take diagonals everywhere.
+        convolutions: "multiplexed" as above; "diagonals" and "auto" take diagonals everywhere. Predicted for ResNet-20,
+            convolutions take three times as long multiplexed, and their second level a bootstrap more
+            (docs/benchmarks.md). Between many channels whose copies can't be shifted they may be the faster ones, but
+            what a level costs the rest of the program is not known here, so "auto" stays away from them.
     """
 
     copies: str = "auto"

@@ -9,14 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from olac.backends.cost import CostEvaluator
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
+from olac.costs import CostTable
 from olac.ir import Graph
 from olac.ir.graph import Diagonals
 from olac.ir.layout import TensorLayout
 from olac.ir.multiplexed import Multiplexed, can_multiplex
 from olac.ir.ops import Add, Array, Bootstrap, Conv2d, LinearOp
+from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels, execute
+from olac.kernels.linear import DiagonalKernel
+from olac.kernels.multiplexed import MultiplexedKernel
 from olac.kernels.record import record
 from olac.parameters import FIXED, FLEXIBLE, Bootstrapping, Parameters
 from olac.passes.assign_levels import AssignLevels, multiplicative_depth
@@ -154,6 +159,31 @@ def test_bootstraps_are_placed_by_the_levels_of_lowerings() -> None:
         assert np.allclose(graph.evaluate(images), deep.evaluate(images))
     assert len(multiplexed(made["multiplexed"])) == 12
     assert boots["multiplexed"] > boots["diagonals"] > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "step", "baby"), [(32, 16, 8192, 1024), (16, 32, 32, 1024), (8, 64, 32, 32)]
+)
+def test_why_auto_takes_diagonals(size: int, channels: int, step: int, baby: int) -> None:
+    """Convolutions of ResNet-20 at one level: diagonals are faster over shifted copies, not always over plain ones."""
+    gap, parameters = 32 // size, Parameters(16, 10, 40, 47, 3, security=0)
+    layout = TensorLayout.multiplexed((channels, size, size), (32, 32), gap, parameters.slots)
+    weight = np.random.default_rng(0).normal(size=(channels, channels, 3, 3))
+    op, table = Conv2d("w", None, (1, 1), (1, 1, 1, 1)), CostTable.default()
+
+    def seconds(kernel: Kernel) -> float:
+        evaluator = CostEvaluator(parameters, table, threads=1)
+        kernel.run(evaluator, [(evaluator.fresh(9),)])
+        return evaluator.seconds
+
+    linear = op.linear_map(layout.shape, {"w": weight})
+
+    def diagonals(step: int, baby: int) -> float:
+        return seconds(DiagonalKernel(linear, layout.with_step(step), layout, Diagonals(layout.period, baby)))
+
+    multiplexed = seconds(MultiplexedKernel(op, {"w": weight}, layout, layout))
+    assert 1.5 * diagonals(step, baby) < multiplexed
+    assert (multiplexed < min(diagonals(0, baby) for baby in (32 * gap, 1024))) == (channels > 16)
 
 
 # Depth before there are layouts --------------------------------------------------------------------------------------
