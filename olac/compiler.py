@@ -366,7 +366,7 @@ def lower(
         )
         return CompiledProgram(lowered, parameters, key_steps(lowered, parameters), report)
 
-    depth = lowered_depth(graph, passes)
+    depth = lowered_depth(graph, passes, options.batch)
     try:
         choices = _parameter_choices(graph, calibration, depth, options, costs, threads)
     except (InfeasibleError, SecurityError):

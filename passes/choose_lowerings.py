@@ -167,13 +167,15 @@ def _multiplexed(graph: Graph) -> dict[str, frozenset[int]]:
     return found
 
 
-def lowered_depth(graph: Graph, passes: Sequence[Pass]) -> int:
+def lowered_depth(graph: Graph, passes: Sequence[Pass], batch: int = 1) -> int:
     """Levels that a fresh input needs at most once these passes have lowered a graph at stage POLYNOMIAL.
 
     Parameters are chosen by it before there are layouts, so a convolution that they will not let be multiplexed counts
-    as if it were.
+    as if it were. In batches none is.
     """
-    forced = any(isinstance(one, ChooseLowerings) and one.convolutions == "multiplexed" for one in passes)
+    forced = batch == 1 and any(
+        isinstance(one, ChooseLowerings) and one.convolutions == "multiplexed" for one in passes
+    )
 
     def levels(node: Node) -> int:
         return node.levels(graph.constants) + (Multiplexed.extra_levels if forced and is_multiplexable(node.op) else 0)

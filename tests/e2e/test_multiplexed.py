@@ -58,6 +58,19 @@ def test_each_convolution_takes_a_level_more() -> None:
     assert all(isinstance(node.lowering, Diagonals) for node in linear)
 
 
+def test_batches_keep_diagonals() -> None:
+    torch.manual_seed(1)
+    model, images = Skip().eval(), torch.rand(32, 2, 6, 6) * 2 - 1
+    programs = [
+        olac.compile(
+            model, [images], method="channel", degree=3, log_ring=12, insecure=True, batch=4, convolutions=convolutions
+        )
+        for convolutions in ("multiplexed", "auto")
+    ]
+    assert programs[0].parameters == programs[1].parameters
+    assert all(isinstance(node.lowering, Diagonals | None) for node in programs[0].graph.nodes)
+
+
 def test_the_option_is_checked() -> None:
     with pytest.raises(ValueError, match="'fastest' is not one of auto, diagonals, multiplexed"):
         olac.CompileOptions(convolutions="fastest")
