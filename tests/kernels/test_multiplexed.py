@@ -34,7 +34,7 @@ def run(kernel: MultiplexedKernel, operand: TensorLayout, images: np.ndarray, te
     return evaluator.decrypt(result)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.data())
 def test_convolutions_match_torch(data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:
