@@ -15,6 +15,7 @@ from benchmarks import encrypted
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.results import ResultsError, ResultsFile, markdown_table, plot, read_rows, require_plot, rich_table
 from benchmarks.strategies import StrategyError, parse_strategies
+from olac.passes.choose_lowerings import KINDS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +84,16 @@ def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
         "--strategy", default="uniform:3", metavar="ITEM", help="as in `accuracy`, or plan:3-7-...; default uniform:3"
     )
     parser.add_argument(
-        "--compare", nargs="+", metavar="LIST", help="predict these strategies, e.g. uniform:3,minimax:10, and run none"
+        "--compare",
+        nargs="+",
+        metavar="LIST",
+        help="predict these strategies, e.g. uniform:3,uniform:3@multiplexed,minimax:10, and run none",
+    )
+    parser.add_argument(
+        "--lowering",
+        choices=KINDS,
+        default="auto",
+        help="of convolutions, where a strategy does not name its own behind an @; default auto",
     )
     parser.add_argument("--images", type=_positive, default=1, metavar="K", help="test images to encrypt; default 1")
     parser.add_argument("--simulate", type=_positive, metavar="N", help="top-1 of simulate() on so many test images")

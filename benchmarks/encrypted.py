@@ -175,7 +175,7 @@ def _folders(work: Path | None, program: Path | None) -> Iterator[Folders]:
 
 def run(options: argparse.Namespace, command: str, console: Console) -> Row:
     """Measure what the command line asks for; the row, which is in the file already."""
-    strategy = one_strategy(options.strategy)
+    strategy = one_strategy(options.strategy, options.lowering)
     folder = data_folder(options.data)
     test_set(folder, max(options.images, options.simulate or 0))
     threads = options.threads or usable_threads()
@@ -211,7 +211,7 @@ def run(options: argparse.Namespace, command: str, console: Console) -> Row:
 
 def compare(options: argparse.Namespace, command: str, console: Console) -> list[Row]:
     """Predict what strategies would take, without a key; the rows, which are in the file already."""
-    strategies = parse_strategies(options.compare)
+    strategies = parse_strategies(options.compare, options.lowering)
     if any(strategy.fit is None for strategy in strategies):
         raise StrategyError("--compare takes ways to approximate activations, not relu")
     training_set(data_folder(options.data), options.calibration)
@@ -261,9 +261,9 @@ def _request(
     }
 
 
-def one_strategy(item: str) -> Strategy:
-    """The one strategy that is run. The model as it is can't be."""
-    strategies = parse_strategies([item])
+def one_strategy(item: str, lowering: str) -> Strategy:
+    """The one strategy that is run, its convolutions as it says itself, or else. The model as it is can't be."""
+    strategies = parse_strategies([item], lowering)
     if len(strategies) != 1 or strategies[0].fit is None:
         raise StrategyError(f"--strategy takes one way to approximate activations, not {item!r}")
     return strategies[0]

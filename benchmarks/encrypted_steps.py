@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data import DataError, data_folder, test_set, training_set
-from benchmarks.strategies import parse_strategies
+from benchmarks.strategies import AUTO, parse_strategies
 from olac.errors import OlacError
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap, LinearOp, Multiply, Polynomial, PolynomialProduct, Square
@@ -160,7 +161,7 @@ def _compile(request: Request, emit: Emit) -> CompiledProgram:
         raise DataError(f"models need torch ({error}): pip install 'olac[torch]'") from error
     wanted, threads = request["recipe"], request["threads"]
     torch.set_num_threads(threads)
-    (strategy,) = parse_strategies([wanted["strategy"]])
+    (strategy,) = parse_strategies([wanted["strategy"]], AUTO)
     assert strategy.fit is not None
     weights = None if request["weights"] is None else Path(request["weights"])
     benchmark, model = load_model(wanted["model"], weights)
@@ -170,6 +171,7 @@ def _compile(request: Request, emit: Emit) -> CompiledProgram:
     parameters = pinned_parameters(wanted)
     options = CompileOptions(
         fit=strategy.fit,
+        convolutions=strategy.convolutions,
         insecure=wanted["insecure"],
         log_ring=None if parameters is not None else wanted["log_ring"],
         parameters=parameters,
@@ -192,6 +194,7 @@ def _facts(program: CompiledProgram) -> Result:
         "degrees": [fit.degree for fit in report.fits],
         "depths": [fit.depth for fit in report.fits],
         "rotation_keys": len(program.rotations),
+        "lowerings": dict(Counter(node.lowering.kind for node in program.graph.nodes if node.lowering is not None)),
         "agreement": None if report.check is None else report.check.agreement,
         "levels": [[node.id, node.op.name, _level(node)] for node in program.graph.nodes],
     }

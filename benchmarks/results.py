@@ -15,7 +15,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from benchmarks.strategies import FAMILIES, RELU, family_of
+from benchmarks.strategies import FAMILIES, RELU, family_of, lowering_of
 
 Row = dict[str, Any]
 
@@ -212,7 +212,8 @@ def _predicted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _short(strategy: str) -> str:
-    return strategy if len(strategy) <= LONG_ITEM else f"{family_of(strategy)}:..."
+    lowering = lowering_of(strategy)
+    return strategy if len(strategy) - len(lowering) <= LONG_ITEM else f"{family_of(strategy)}:...{lowering}"
 
 
 SHOWN: dict[str | None, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[str, ...]]]] = {

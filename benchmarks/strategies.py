@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from olac.passes.choose_lowerings import KINDS
 from olac.polynomials.fit import FitOptions
 
 RELU = "relu"
@@ -31,6 +32,11 @@ ALONE: dict[str, Callable[[], FitOptions | None]] = {
 PLAN = "plan"
 """Its degrees, one for each activation in network order, are joined by hyphens."""
 
+AT = "@"
+"""Before the lowering of convolutions, in items that are lowered: `uniform:3@multiplexed`."""
+
+AUTO = "auto"
+
 FAMILIES = (*WITH_NUMBER, *ALONE, PLAN)
 
 
@@ -40,26 +46,52 @@ class StrategyError(ValueError):
 
 @dataclass(frozen=True)
 class Strategy:
-    """One item of the list; `fit` is None for the model as it is."""
+    """One item of the list.
+
+    Attributes:
+        item: as it was written, with its lowering where that is not "auto".
+        fit: None for the model as it is.
+        convolutions: how they are lowered, as in `olac.CompileOptions`.
+    """
 
     item: str
     fit: FitOptions | None
+    convolutions: str = AUTO
 
 
 def family_of(item: str) -> str:
     """The part before the colon: what a plot draws as one line."""
-    return item.split(":", 1)[0]
+    return item.split(AT, 1)[0].split(":", 1)[0]
 
 
-def parse_strategies(arguments: Sequence[str]) -> tuple[Strategy, ...]:
+def lowering_of(item: str) -> str:
+    """The part from the @ on, or nothing."""
+    return item[len(item.split(AT, 1)[0]) :]
+
+
+def parse_strategies(arguments: Sequence[str], lowering: str | None = None) -> tuple[Strategy, ...]:
     """The strategies of a list with commas or spaces between its items, in order, each once.
+
+    Args:
+        lowering: of convolutions in items that don't say; None where nothing is lowered and none may say.
 
     Raises StrategyError for the first item that is none.
     """
     items = [item for argument in arguments for item in re.split(r"[,\s]+", argument) if item]
     if not items:
         raise StrategyError(f"no strategy is given; {_allowed()}")
-    return tuple(_parsed(item) for item in dict.fromkeys(items))
+    found = (_parsed(item) if lowering is None else _lowered(item, lowering) for item in items)
+    return tuple({strategy.item: strategy for strategy in found}.values())
+
+
+def _lowered(item: str, lowering: str) -> Strategy:
+    """An item with its lowering, or the given one."""
+    plain, at, own = item.partition(AT)
+    how = own if at else lowering
+    if how not in KINDS:
+        raise StrategyError(f"strategy {item!r}: {how!r} is no lowering; there are {', '.join(KINDS)}")
+    strategy = _parsed(plain)
+    return strategy if how == AUTO else replace(strategy, item=f"{plain}{AT}{how}", convolutions=how)
 
 
 def _parsed(item: str) -> Strategy:

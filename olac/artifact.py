@@ -26,7 +26,7 @@ from olac.bootstrapping import bootstrap_steps
 from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
 from olac.files import Source, write_file
-from olac.ir.graph import Diagonals, Graph, Node, Origin
+from olac.ir.graph import LOWERINGS, Diagonals, Graph, Lowering, Node, Origin
 from olac.ir.ops import (
     OPS,
     Activation,
@@ -205,7 +205,7 @@ def _manifest(program: CompiledProgram) -> dict[str, Any]:
                     "inputs": _encode(node.inputs),
                     "type": _encode(node.type),
                     "origin": _encode(node.origin),
-                    "lowering": _encode(node.lowering),
+                    "lowering": _tagged(node.lowering),
                 }
                 for node in graph.nodes
             ],
@@ -246,8 +246,23 @@ def _node(data: Any, where: str) -> Node:
         _decode(parts["inputs"], tuple[str, ...], f"{where}.inputs"),
         _decode(parts["type"], ValueType, f"{where}.type"),
         _decode(parts["origin"], Origin, f"{where}.origin"),
-        _decode(parts["lowering"], typing.Optional[Diagonals], f"{where}.lowering"),  # noqa: UP045
+        _lowering(parts["lowering"], f"{where}.lowering"),
     )
+
+
+def _tagged(lowering: Lowering | None) -> dict[str, Any] | None:
+    return None if lowering is None else {"kind": lowering.kind, **_encode(lowering)}
+
+
+def _lowering(data: Any, where: str) -> Lowering | None:
+    """A lowering of the kind that it names, with exactly the fields of that kind."""
+    if data is None:
+        return None
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in LOWERINGS:
+        raise ValueError(f"{where}: unknown lowering {str(kind)[:60]!r}: a newer olac or an extension made it")
+    rest = {name: value for name, value in data.items() if name != "kind"}
+    return typing.cast(Lowering, _decode(rest, LOWERINGS[kind], where))
 
 
 def _encode(value: Any) -> Any:
@@ -379,7 +394,7 @@ def _check_node(program: CompiledProgram, node: Node) -> None:
         raise ValueError(f"{node.id}: a polynomial without coefficients")
     if isinstance(node.op, SparseLinear):
         _check_sparse(program, node, node.op)
-    if node.lowering is not None:
+    if isinstance(node.lowering, Diagonals):
         modulus, baby, imaginary = node.lowering.modulus, node.lowering.baby, node.lowering.imaginary
         powers = modulus >= 1 and imaginary >= 0 and not modulus & (modulus - 1) and not imaginary & (imaginary - 1)
         if not powers or not 1 <= baby <= modulus <= layout.slots or imaginary >= modulus:
@@ -409,7 +424,7 @@ def _check_level(program: CompiledProgram, node: Node) -> None:
         if node.op.correction != boots.correction:
             raise ValueError(f"{node.id} bootstraps with a correction factor of {node.op.correction}")
         highest = boots.output_level
-    if not 0 <= state.level <= highest - node.op.levels(program.graph.constants):
+    if not 0 <= state.level <= highest - node.levels(program.graph.constants):
         raise ValueError(f"{node.id} is at level {state.level}, its operands allow {highest}")
     if not math.isclose(math.log2(state.scale), math.log2(parameters.scale(state.level)), abs_tol=1.0):
         raise ValueError(f"{node.id} has the scale {state.scale}, its level {parameters.scale(state.level)}")

@@ -32,8 +32,8 @@ from olac.parameters import (
     deep_candidates,
     require_candidates,
 )
-from olac.passes.assign_levels import multiplicative_depth
 from olac.passes.base import Pass, PassContext, PassManager, PassTiming
+from olac.passes.choose_lowerings import KINDS, lowered_depth
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
 from olac.passes.place_bootstraps import WIDEST, Boots, PlaceBootstraps, Profiles, place_bootstraps
 from olac.plugins import load_plugins
@@ -74,6 +74,9 @@ class CompileOptions:
         parameters: pin all of them; those without security need `insecure` as well.
         max_memory: bytes that the server process may take, or None for no limit.
         batch: images in one set of ciphertexts.
+        convolutions: "multiplexed" computes them as MPCNN does wherever it can, for comparison; "auto" and "diagonals"
+            by diagonals (see `olac.passes.choose_lowerings`). Plans of degrees within levels, bootstraps or seconds
+            don't know of it. Passes that are given as `lowering` decide for themselves.
         threads: that the server will use; None for all cores.
         costs: prices of OpenFHE's primitives (`CostTable.load` reads what `olac calibrate-costs` wrote); None for the
             shipped table.
@@ -93,6 +96,7 @@ class CompileOptions:
     parameters: Parameters | None = None
     max_memory: float | None = None
     batch: int = 1
+    convolutions: str = "auto"
     threads: int | None = None
     costs: CostTable | None = None
     activations: Mapping[Any, Callable[[Any], Any] | None] = field(default_factory=dict)
@@ -104,6 +108,8 @@ class CompileOptions:
             raise ValueError(f"precision {self.precision} is outside 0 ... 1")
         if self.batch < 1:
             raise ValueError(f"batch {self.batch} is below 1")
+        if self.convolutions not in KINDS:
+            raise ValueError(f"convolutions {self.convolutions!r} is not one of {', '.join(KINDS)}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads {self.threads} is below 1")
         if self.security not in SECURITY_BOUNDS:
@@ -343,7 +349,7 @@ def lower(
     graph = approximated.graph
     costs = options.costs or CostTable.default()
     threads = options.threads or usable_threads()
-    passes = tuple(pipeline or lowering_pipeline())
+    passes = tuple(pipeline or lowering_pipeline(convolutions=options.convolutions))
     managed = PassManager(passes, options.dump_after, options.dump)
 
     def context(parameters: Parameters) -> PassContext:
@@ -361,7 +367,7 @@ def lower(
         )
         return CompiledProgram(lowered, parameters, key_steps(lowered, parameters), report)
 
-    depth = multiplicative_depth(graph)
+    depth = lowered_depth(graph, passes, options.batch)
     try:
         choices = _parameter_choices(graph, calibration, depth, options, costs, threads)
     except (InfeasibleError, SecurityError):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
 from olac.backends.cost import CostEvaluator, Slowdown
 from olac.bootstrapping import SPECIAL_KEYS, precomputed_bytes
 from olac.costs import CostTable, ciphertext_bytes, plaintext_bytes, rotation_key_bytes
-from olac.ir.graph import Node
-from olac.ir.ops import Polynomial
+from olac.ir.graph import Diagonals, Node
+from olac.ir.multiplexed import Multiplexed
+from olac.ir.ops import Conv2d, Polynomial
 from olac.kernels.base import Value
 from olac.kernels.record import record
 from olac.memory import current_rss_bytes
@@ -131,17 +133,22 @@ BARE_PROCESS_BYTES = 130e6
 def _working_bytes(program: CompiledProgram, node: Node) -> int:
     """Ciphertexts that an op holds beside operand and result: rotations of the operand and its powers, digits."""
     layout = node.type.layout
-    shifted = isinstance(node.op, Polynomial) and layout is not None and layout.step > 0
+    assert layout is not None
+    shifted = isinstance(node.op, Polynomial) and layout.step > 0
     if node.lowering is None and not shifted:
         return 0
     operand = program.graph[node.inputs[0]].type
     assert operand.layout is not None and operand.state is not None
     limbs = operand.state.level + 1
     parameters = program.parameters
-    if node.lowering is not None:
+    if isinstance(node.lowering, Diagonals):
         babies = min(node.lowering.baby, 64) * operand.layout.ciphertexts
+    elif isinstance(node.lowering, Multiplexed):
+        assert isinstance(node.op, Conv2d)
+        # Of the operand one for each element of the filter, of a sum one for each channel computed at once, and sums.
+        filter_size = math.prod(program.graph.constants[node.op.weight].shape[2:])
+        babies = filter_size + min(operand.layout.slots // operand.layout.period, layout.grid[0]) + 3
     else:
-        assert layout is not None
         babies = layout.distinct_copies * node.op.levels(program.graph.constants)
     digits = parameters.digits * (limbs + len(parameters.special_primes)) * 8 * parameters.ring_dimension
     return babies * ciphertext_bytes(parameters.log_ring, limbs) + 2 * digits

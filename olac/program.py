@@ -187,8 +187,9 @@ class CompiledProgram:
         for node in self.graph.nodes:
             attributes = {name: _canonical(value) for name, value in node.op.attributes().items()}
             kind = _canonical(asdict(node.type))
-            lowering = None if node.lowering is None else _canonical(asdict(node.lowering))
-            digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, lowering]).encode())
+            lowering = node.lowering
+            how = None if lowering is None else [lowering.kind, _canonical(asdict(lowering))]
+            digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, how]).encode())
         return digest.hexdigest()
 
     def estimate(

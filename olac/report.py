@@ -57,6 +57,13 @@ def _ciphertexts(node: Node) -> range:
     return range(0 if layout is None else layout.ciphertexts)
 
 
+def _lowering(node: Node) -> str:
+    if isinstance(node.lowering, Diagonals):
+        imaginary = node.lowering.imaginary
+        return f"{node.lowering.modulus}/{node.lowering.baby}" + (f"+{imaginary}i" if imaginary else "")
+    return "" if node.lowering is None else str(node.lowering)
+
+
 def plan_table(
     program: CompiledProgram,
     predicted: Mapping[str, float] | None = None,
@@ -64,7 +71,8 @@ def plan_table(
 ) -> Table:
     """One row a node: op, degree, level of the result, ciphertexts, predicted and measured seconds.
 
-    Diagonals are given as modulus / baby step + step of imaginary parts (see `olac.ir.graph.Diagonals`).
+    Diagonals are given as modulus / baby step + step of imaginary parts (see `olac.ir.graph.Diagonals`), another
+    lowering by its name.
     """
     table = Table(title="plan, seconds of one run", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", overflow="fold")
@@ -89,7 +97,7 @@ def plan_table(
             str(degrees.get(node.id, "")),
             str(state.level),
             str(layout.ciphertexts),
-            "" if node.lowering is None else _steps(node.lowering),
+            _lowering(node),
         ]
         if predicted is not None:
             row.append(f"{predicted.get(node.id, 0.0):.3f}")
@@ -97,11 +105,6 @@ def plan_table(
             row.append(f"{measured.get(node.id, 0.0):.3f}")
         table.add_row(*row)
     return table
-
-
-def _steps(lowering: Diagonals) -> str:
-    """Modulus / baby step, and behind a plus the step of the imaginary parts."""
-    return f"{lowering.modulus}/{lowering.baby}" + (f"+{lowering.imaginary}i" if lowering.imaginary else "")
 
 
 def debug_table(rows: Sequence[Row]) -> Table:

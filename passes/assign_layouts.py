@@ -10,6 +10,7 @@ import networkx as nx
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
+from olac.ir.multiplexed import can_multiplex
 from olac.ir.ops import Input, LinearOp
 from olac.ir.types import Stage
 from olac.kernels.linear import count_steps, modulus_choices, place
@@ -23,7 +24,12 @@ class AssignLayouts(Pass):
     Inputs and linear ops may put their result anywhere, all other ops leave it where it is. So values that meet in
     sums form groups, and each group takes the layout that its first producer computes with the fewest diagonals: dense
     planes, or the operand's planes with a larger gap, which is what a stride asks for.
+
+    Attributes:
+        multiplexed: prefer layouts that let the first producer be a multiplexed convolution.
     """
+
+    multiplexed: bool = False
 
     name: ClassVar[str] = "assign_layouts"
     requires: ClassVar[Stage] = Stage.POLYNOMIAL
@@ -45,7 +51,7 @@ class AssignLayouts(Pass):
                 if isinstance(node.op, Input):
                     chosen[group] = _dense(node, slots, batch)
                 else:
-                    chosen[group] = _best(graph, node, layouts[node.inputs[0]])
+                    chosen[group] = _best(graph, node, layouts[node.inputs[0]], self.multiplexed)
             layouts[node.id] = chosen[group].reshaped(node.type.shape)
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str:
@@ -65,8 +71,11 @@ def _dense(node: Node, slots: int, batch: int) -> TensorLayout:
     return replace(one, batch=batch)
 
 
-def _best(graph: Graph, node: Node, operand: TensorLayout) -> TensorLayout:
-    """The candidate with the fewest products for this op; the dense one first among equals."""
+def _best(graph: Graph, node: Node, operand: TensorLayout, multiplexed: bool) -> TensorLayout:
+    """The candidate with the fewest products for this op by diagonals; the dense one first among equals.
+
+    With `multiplexed`, of those that let it be multiplexed, where there are any.
+    """
     assert isinstance(node.op, LinearOp)
     shape = node.type.shape
     linear = node.op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
@@ -79,11 +88,11 @@ def _best(graph: Graph, node: Node, operand: TensorLayout) -> TensorLayout:
             if operand.batch == 1 or operand.batch * one.image_stride <= operand.slots:
                 candidates.append(replace(one, batch=operand.batch))
 
-    def products(layout: TensorLayout) -> tuple[int, int]:
+    def products(layout: TensorLayout) -> tuple[int, bool, int]:
         counts = min(
             count_steps(place(linear, operand, layout, modulus), 1, 0).products
             for modulus in modulus_choices(operand, layout)
         )
-        return layout.ciphertexts, counts
+        return layout.ciphertexts, multiplexed and not can_multiplex(node.op, operand, layout), counts
 
     return min(candidates, key=products)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -22,11 +23,15 @@ def multiplicative_depth(graph: Graph) -> int:
     return required_levels(graph)[graph.inputs[0].id]
 
 
-def required_levels(graph: Graph, input_level: int = 0) -> dict[str, int]:
-    """The least level of every value: 0 for outputs, `input_level` for what is bootstrapped."""
+def required_levels(graph: Graph, input_level: int = 0, levels: Callable[[Node], int] | None = None) -> dict[str, int]:
+    """The least level of every value: 0 for outputs, `input_level` for what is bootstrapped.
+
+    `levels(node)` stands in for what the node takes as it is lowered so far.
+    """
+    taken = levels or (lambda node: node.levels(graph.constants))
     needed = dict.fromkeys((node.id for node in graph.nodes), 0)
     for node in reversed(graph.nodes):
-        operand = input_level if isinstance(node.op, Bootstrap) else needed[node.id] + node.op.levels(graph.constants)
+        operand = input_level if isinstance(node.op, Bootstrap) else needed[node.id] + taken(node)
         for name in node.inputs:
             needed[name] = max(needed[name], operand)
     return needed
@@ -58,7 +63,7 @@ class AssignLevels(Pass):
             elif isinstance(node.op, Input):
                 level = parameters.depth
             else:
-                level = min(o.level for o in operands) - node.op.levels(graph.constants)
+                level = min(o.level for o in operands) - node.levels(graph.constants)
             top = boots.output_level if boots is not None and isinstance(node.op, Bootstrap) else parameters.depth
             if not 0 <= level <= top:
                 raise VerificationError(f"{node.id} needs more than the {top} levels of the chain")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,9 +12,10 @@ from olac.backends.base import conjugation_step
 from olac.backends.cost import predicted_seconds
 from olac.backends.recorder import RecorderEvaluator
 from olac.bootstrapping import bootstrap_steps
-from olac.ir.graph import Diagonals, Graph, GraphBuilder, Node
+from olac.ir.graph import Diagonals, Graph, GraphBuilder, Lowering, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Add, Input, LinearOp, Polynomial, Reshape
+from olac.ir.multiplexed import Multiplexed, can_multiplex, is_multiplexable
+from olac.ir.ops import Add, Conv2d, Input, LinearOp, Polynomial, Reshape
 from olac.ir.types import Stage
 from olac.kernels.execute import build_kernel
 from olac.kernels.linear import (
@@ -28,13 +29,15 @@ from olac.kernels.linear import (
     place,
     shift_of,
 )
+from olac.kernels.multiplexed import MultiplexedKernel
+from olac.passes.assign_levels import required_levels
 from olac.passes.base import Pass, PassContext
 
 COPIES = ("auto", "plain", "shifted")
 HALVINGS = ("auto", "never", "always")
 HALVED_BY = 2
 """Steps of the imaginary parts that are tried with all baby steps: those that leave the fewest products."""
-
+KINDS = ("auto", "diagonals", "multiplexed")
 MOST_SHIFTS = 32
 """Distinct copies that are tried; each takes a rotation and a few products in the activation."""
 
@@ -65,15 +68,23 @@ class ChooseLowerings(Pass):
     copies; conv(act_shifted); add(act, ...). Where only linear ops read the value, act itself gets shifted copies, and
     so do inputs, which the client packs. A rotation step that nothing else takes is charged what its key costs to make.
 
+    Given: a convolution, convolutions="multiplexed".  Result: the same as a multiplexed parallel convolution, which
+    reads plain copies, wherever its layouts allow that (`olac.ir.multiplexed.can_multiplex`).
+
     Attributes:
         copies: "auto" shifts where that is predicted to be faster, "shifted" wherever it can be, "plain" nowhere.
         halving: "auto" takes complex halving (see `olac.kernels.linear`) where that is predicted to be faster, "always"
             wherever there are diagonals to pair, "never" nowhere. Ops behind the last activation never take it: a
             client knows nonsense (of values that overflowed, say) by its imaginary parts, which halving takes away.
+        convolutions: "multiplexed" as above; "diagonals" and "auto" take diagonals everywhere. Predicted for ResNet-20,
+            convolutions take three times as long multiplexed, and their second level a bootstrap more
+            (docs/benchmarks.md). Between many channels whose copies can't be shifted they may be the faster ones, but
+            what a level costs the rest of the program is not known here, so "auto" stays away from them.
     """
 
     copies: str = "auto"
     halving: str = "auto"
+    convolutions: str = "auto"
     name: ClassVar[str] = "choose_lowerings"
     requires: ClassVar[Stage] = Stage.POLYNOMIAL
     ensures: ClassVar[Stage] = Stage.PACKED
@@ -83,10 +94,14 @@ class ChooseLowerings(Pass):
             raise ValueError(f"copies {self.copies!r} is not one of {', '.join(COPIES)}")
         if self.halving not in HALVINGS:
             raise ValueError(f"halving {self.halving!r} is not one of {', '.join(HALVINGS)}")
+        if self.convolutions not in KINDS:
+            raise ValueError(f"convolutions {self.convolutions!r} is not one of {', '.join(KINDS)}")
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
-        choices = _Chooser(graph, context, self.copies, self.halving).choices()
-        lowerings = {reader: lowering for choice in choices.values() for reader, lowering in choice.lowerings.items()}
+        multiplexed = _multiplexed(graph) if self.convolutions == "multiplexed" else {}
+        choices = _Chooser(graph, context, self.copies, self.halving, multiplexed).choices()
+        lowerings: dict[str, Lowering] = dict.fromkeys(multiplexed, Multiplexed())
+        lowerings |= {reader: lowering for choice in choices.values() for reader, lowering in choice.lowerings.items()}
         shifted = {reader for choice in choices.values() for reader in choice.shifted}
         taken = {node.id for node in graph.nodes}
         roots = _roots(graph)
@@ -160,14 +175,52 @@ def _layout(graph: Graph, node_id: str) -> TensorLayout:
     return layout
 
 
-class _Chooser:
-    """Predicted seconds of a graph's nodes, with their operand's copies shifted by some step (0: plain)."""
+def _multiplexed(graph: Graph) -> dict[str, frozenset[int]]:
+    """The nodes that can be multiplexed convolutions, and the rotation steps that they take then."""
+    found: dict[str, frozenset[int]] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Conv2d):
+            operand, result = _layout(graph, node.inputs[0]), _layout(graph, node.id)
+            if can_multiplex(node.op, operand, result):
+                found[node.id] = MultiplexedKernel(node.op, graph.constants, operand, result).steps
+    return found
 
-    def __init__(self, graph: Graph, context: PassContext, copies: str, halving: str) -> None:
-        self._graph, self._context, self._copies, self._halving = graph, context, copies, halving
+
+def lowered_depth(graph: Graph, passes: Sequence[Pass], batch: int = 1) -> int:
+    """Levels that a fresh input needs at most once these passes have lowered a graph at stage POLYNOMIAL.
+
+    Parameters are chosen by it before there are layouts, so a convolution that they will not let be multiplexed counts
+    as if it were. In batches none is.
+    """
+    forced = batch == 1 and any(
+        isinstance(one, ChooseLowerings) and one.convolutions == "multiplexed" for one in passes
+    )
+
+    def levels(node: Node) -> int:
+        return node.levels(graph.constants) + (Multiplexed.extra_levels if forced and is_multiplexable(node.op) else 0)
+
+    return required_levels(graph, levels=levels)[graph.inputs[0].id]
+
+
+class _Chooser:
+    """Predicted seconds of a graph's nodes, with their operand's copies shifted by some step (0: plain).
+
+    `multiplexed` nodes have their lowering, which takes the given steps.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        context: PassContext,
+        copies: str,
+        halving: str,
+        multiplexed: Mapping[str, frozenset[int]],
+    ) -> None:
+        self._graph, self._context, self._multiplexed = graph, context, multiplexed
+        self._copies, self._halving = copies, halving
         parameters = context.need_parameters()
         self._conjugation = conjugation_step(parameters)
-        self._free = bootstrap_steps(parameters)
+        self._free = bootstrap_steps(parameters).union(*multiplexed.values())
         """Steps that there are keys for in any case."""
         if parameters.bootstrapping is not None:
             self._free |= {self._conjugation}
@@ -192,7 +245,7 @@ class _Chooser:
         chosen: dict[str, _Choice] = {}
         for _ in range(SWEEPS):
             for node in self._graph.nodes:
-                lone = isinstance(node.op, LinearOp) and node.id not in together
+                lone = isinstance(node.op, LinearOp) and node.id not in together and node.id not in self._multiplexed
                 if not readers[node.id] and not lone:
                     continue
                 known = self._free.union(*(choice.steps for i, choice in chosen.items() if i != node.id))
@@ -205,7 +258,8 @@ class _Chooser:
         if self._copies == "plain" or not isinstance(node.op, Input | Polynomial):
             return []
         users, layout = self._users[node.id], _layout(self._graph, node.id)
-        readers = [u for u in users if isinstance(u.op, LinearOp) and can_shift(layout, _layout(self._graph, u.id))]
+        linear = [u for u in users if isinstance(u.op, LinearOp) and u.id not in self._multiplexed]
+        readers = [u for u in linear if can_shift(layout, _layout(self._graph, u.id))]
         return [] if isinstance(node.op, Input) and self._read_plain(node, readers) else readers
 
     def _read_plain(self, node: Node, readers: list[Node]) -> bool:

@@ -29,6 +29,11 @@ def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...
     )
 
 
-def lowering_pipeline(copies: str = "auto", halving: str = "auto") -> tuple[Pass, ...]:
-    """POLYNOMIAL to LEVELLED: how ciphertexts of given parameters compute it. Arguments as in ChooseLowerings."""
-    return (AssignLayouts(), ChooseLowerings(copies, halving), PlaceBootstraps(), AssignLevels())
+def lowering_pipeline(copies: str = "auto", halving: str = "auto", convolutions: str = "auto") -> tuple[Pass, ...]:
+    """POLYNOMIAL to LEVELLED: how ciphertexts of given parameters compute it; arguments as in ChooseLowerings."""
+    return (
+        AssignLayouts(convolutions == "multiplexed"),
+        ChooseLowerings(copies, halving, convolutions),
+        PlaceBootstraps(),
+        AssignLevels(),
+    )

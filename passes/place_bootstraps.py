@@ -144,7 +144,7 @@ class Problem:
         self._seconds = seconds
         self._memo: dict[tuple[str, int], float] = {}
         self.options: dict[str, tuple[Option, ...]] = {
-            node.id: (Option(node.op.levels(graph.constants)),) for node in graph.nodes
+            node.id: (Option(node.levels(graph.constants)),) for node in graph.nodes
         }
 
     def least(self, name: str) -> int:
@@ -334,7 +334,7 @@ def check_levels(graph: Graph, parameters: Parameters) -> None:
         levels = [state.level for name in node.inputs if (state := graph[name].type.state) is not None]
         if node.type.state is None or len(levels) < len(node.inputs):
             raise VerificationError(f"{node.id} or an operand of it has no level")
-        top = parameters.depth if not levels else min(levels) - node.op.levels(graph.constants)
+        top = parameters.depth if not levels else min(levels) - node.levels(graph.constants)
         problem = None
         if isinstance(node.op, Bootstrap):
             kind = graph[node.inputs[0]].type

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save, save_file
 
-from olac.artifact import FORMAT, load_program, save_program
+from olac.artifact import FORMAT, VERSION, load_program, save_program
 from olac.errors import ArtifactError, SecurityError, VerificationError
-from olac.ir.graph import Graph
+from olac.ir.graph import Diagonals, Graph
+from olac.ir.multiplexed import Multiplexed
 from olac.ir.types import Range
 from olac.parameters import FLEXIBLE, Bootstrapping
 from olac.program import CompiledProgram
@@ -141,8 +142,13 @@ def test_every_bit_flip_is_refused(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_newer_version_says_update(path: Path) -> None:
-    _write(path, _outer(path) | {"version": 4})
-    _refused(path, "version 4", "Update olac")
+    _write(path, _outer(path) | {"version": VERSION + 1})
+    _refused(path, f"version {VERSION + 1}", "Update olac")
+
+
+def test_an_older_version_says_compile_again(path: Path) -> None:
+    _write(path, _outer(path) | {"version": 2})
+    _refused(path, "version 2", "Compile the model again")
 
 
 def test_a_changed_constant_changes_the_fingerprint(path: Path) -> None:
@@ -203,7 +209,15 @@ CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "shifted copies of a linear result": lambda m: m["graph"]["nodes"][1]["type"]["layout"].update(step=8),
     "shifted copies of a larger result": lambda m: m["graph"]["nodes"][0]["type"]["layout"].update(step=8),
     "no lowering": lambda m: m["graph"]["nodes"][1].update(lowering=None),
+    "no kind of lowering": lambda m: m["graph"]["nodes"][1]["lowering"].pop("kind"),
+    "unknown kind of lowering": lambda m: m["graph"]["nodes"][1]["lowering"].update(kind="teleport"),
+    "unhashable kind of lowering": lambda m: m["graph"]["nodes"][1]["lowering"].update(kind=["diagonals"]),
+    "a lowering of text": lambda m: m["graph"]["nodes"][1].update(lowering="diagonals"),
+    "another lowering's fields": lambda m: m["graph"]["nodes"][1]["lowering"].update(kind="multiplexed"),
+    "another lowering": lambda m: m["graph"]["nodes"][1].update(lowering={"kind": "multiplexed"}),
     "baby 0": lambda m: m["graph"]["nodes"][1]["lowering"].update(baby=0),
+    "imaginary 3": lambda m: m["graph"]["nodes"][1]["lowering"].update(imaginary=3),
+    "imaginary beyond": lambda m: m["graph"]["nodes"][1]["lowering"].update(imaginary=1 << 14),
     "node twice": lambda m: m["graph"]["nodes"].append(m["graph"]["nodes"][1]),
     "no nodes": lambda m: m["graph"].update(nodes=[]),
     "nodes an object": lambda m: m["graph"].update(nodes={}),
@@ -246,6 +260,42 @@ def test_programs_with_shifted_copies(tmp_path: Path) -> None:
     path.write_bytes(good)
     _rewrite(path, lambda m: m["graph"]["nodes"][fc - 1]["type"]["layout"].update(step=0))
     _refused(path, "reshape moves")
+
+
+MULTIPLEXED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+    "a linear layer": ("can't be multiplexed", lambda n: n["fc"].update(lowering={"kind": "multiplexed"})),
+    "a polynomial": ("can't be multiplexed", lambda n: n["act"].update(lowering={"kind": "multiplexed"})),
+    "the input": ("can't be multiplexed", lambda n: n["x"].update(lowering={"kind": "multiplexed"})),
+    "another layout": ("can't be multiplexed", lambda n: n["x"]["type"]["layout"].update(padded=[4, 5], plane=32)),
+    "shifted copies": ("can't be multiplexed", lambda n: n["x"]["type"]["layout"].update(step=8)),
+    "diagonals": (
+        "fingerprint",
+        lambda n: n["conv"].update(lowering={"kind": "diagonals", "modulus": 32, "baby": 4, "imaginary": 0}),
+    ),
+    "one level": ("takes 2 levels", lambda n: n["conv"]["type"]["state"].update(level=5)),
+    "fields": ("fields", lambda n: n["conv"]["lowering"].update(modulus=32)),
+}
+
+
+def test_programs_with_multiplexed_convolutions(tmp_path: Path) -> None:
+    program, path = small_program(FLEXIBLE, lowering="multiplexed"), tmp_path / "multiplexed.olac"
+    assert program.graph["conv"].lowering == Multiplexed()
+    assert isinstance(program.graph["fc"].lowering, Diagonals)
+    program.save(path)
+    loaded = CompiledProgram.load(path)
+    assert loaded.graph == program.graph
+    assert loaded.fingerprint == program.fingerprint != small_program(FLEXIBLE).fingerprint
+    x = images(2)
+    np.testing.assert_array_equal(loaded.simulate(x), program.simulate(x))
+
+
+@pytest.mark.parametrize("name", MULTIPLEXED)
+def test_multiplexed_lowerings_that_make_no_sense(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "multiplexed.olac"
+    small_program(FLEXIBLE, lowering="multiplexed").save(path)
+    message, change = MULTIPLEXED[name]
+    _rewrite(path, lambda m: change({node["id"]: node for node in m["graph"]["nodes"]}))
+    _refused(path, message)
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -1,10 +1,15 @@
 """What people read of a program: the claim of security says what it rests on."""
 
+import io
 from dataclasses import replace
 
+import pytest
+from rich.console import Console
+
+from olac.ir.graph import Diagonals
 from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
-from olac.report import parameter_lines
-from tests.runtime.small_program import deep_program
+from olac.report import parameter_lines, plan_table
+from tests.runtime.small_program import deep_program, small_program
 
 SPARSE = Parameters(16, 24, 40, 47, 2, FLEXIBLE, 128, Bootstrapping(8, correction=7))
 DENSE = Parameters(14, 6, 40, 47, 3)
@@ -27,6 +32,18 @@ def test_a_dense_secret_names_the_standard() -> None:
 def test_no_security_is_said_in_capitals() -> None:
     text = lines(replace(DENSE, security=0))
     assert "NOT SECURE" in text and "-bit security" not in text
+
+
+@pytest.mark.filterwarnings("ignore:.*compiled without security")
+def test_the_plan_names_lowerings() -> None:
+    program = small_program(lowering="multiplexed")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(plan_table(program))
+    rows = {line.split()[0]: line for line in console.export_text().splitlines() if line.split()}
+    fc = program.graph["fc"].lowering
+    assert isinstance(fc, Diagonals)
+    assert "multiplexed" in rows["conv"] and f"{fc.modulus}/{fc.baby}" in rows["fc"]
+    assert "/" not in rows["act"] and "multiplexed" not in rows["act"]
 
 
 def test_bootstraps_are_counted_by_ciphertexts() -> None:

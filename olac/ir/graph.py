@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import networkx as nx
 import numpy as np
 
 from olac.errors import VerificationError
+from olac.ir.multiplexed import Multiplexed
 from olac.ir.ops import Array, Input, Op, ShapeError
 from olac.ir.types import Stage, ValueType
 
@@ -47,10 +48,19 @@ class Diagonals:
     modulus: int
     baby: int
     imaginary: int = 0
+    kind: ClassVar[str] = "diagonals"
+    extra_levels: ClassVar[int] = 0
+    """Beyond what the op says."""
 
     def __str__(self) -> str:
         halved = f", imaginary {self.imaginary}" if self.imaginary else ""
         return f"diagonals mod {self.modulus}, baby {self.baby}{halved}"
+
+
+Lowering = Diagonals | Multiplexed
+
+LOWERINGS: dict[str, type[Lowering]] = {lowering.kind: lowering for lowering in (Diagonals, Multiplexed)}
+"""By the name that they have in files."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,11 @@ class Node:
     inputs: tuple[str, ...]
     type: ValueType
     origin: Origin = field(default=Origin(), compare=False)
-    lowering: Diagonals | None = None
+    lowering: Lowering | None = None
+
+    def levels(self, constants: Mapping[str, Array]) -> int:
+        """Levels from the lowest operand to the result: the op's, and what its lowering takes beyond them."""
+        return self.op.levels(constants) + (0 if self.lowering is None else self.lowering.extra_levels)
 
 
 @dataclass(frozen=True)
@@ -235,7 +249,7 @@ class GraphBuilder:
         name: str,
         origin: Origin | None = None,
         type: ValueType | None = None,
-        lowering: Diagonals | None = None,
+        lowering: Lowering | None = None,
     ) -> str:
         """Append a node and return its id: `name`, or `name_2`, ... where that is taken.
 

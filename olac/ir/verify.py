@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from olac.errors import VerificationError
-from olac.ir.graph import Graph, Node, describe
+from olac.ir.graph import Diagonals, Graph, Node, describe
+from olac.ir.multiplexed import Multiplexed, can_multiplex
 from olac.ir.ops import (
     Activation,
     Bootstrap,
@@ -100,10 +101,18 @@ def _packed(graph: Graph) -> Iterator[Problem]:
             yield node, f"layout of {layout.shape} x {layout.batch} on {node.type.shape} x {node.type.batch}"
         operands = [graph[i].type.layout for i in node.inputs]
         shifted = next((operand for operand in operands if operand is not None and operand.step), None)
+        if isinstance(node.lowering, Multiplexed):
+            fits = len(operands) == 1 and operands[0] is not None and can_multiplex(node.op, operands[0], layout)
+            if not fits:
+                yield node, f"{node.op.name} can't be multiplexed from {operands} to {layout}"
         if isinstance(node.op, LinearOp):
             if node.lowering is None:
                 yield node, "the linear op has no lowering"
-            elif shifted and not layout.period <= node.lowering.modulus <= shifted.period:
+            elif (
+                shifted
+                and isinstance(node.lowering, Diagonals)
+                and not layout.period <= node.lowering.modulus <= shifted.period
+            ):
                 yield node, f"shifted copies of {shifted} can't be read with {node.lowering}"
             if layout.step or (shifted and layout.ciphertexts > 1):
                 yield node, "the result of a linear op has shifted copies, or several ciphertexts from shifted copies"
@@ -141,6 +150,6 @@ def _levelled(graph: Graph) -> Iterator[Problem]:
             yield node, "the level rises without a bootstrap"
         if state.noise_degree != 1:
             yield node, f"a value of noise degree {state.noise_degree} crosses nodes"
-        taken = node.op.levels(graph.constants)
+        taken = node.levels(graph.constants)
         if taken and any(o is not None and o.level - taken < state.level for o in operands):
             yield node, f"{node.op.name} takes {'a level' if taken == 1 else f'{taken} levels'}"

@@ -9,10 +9,24 @@ from olac.backends.base import Evaluator
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Add, Bootstrap, Input, LinearOp, Multiply, Op, Polynomial, PolynomialProduct, Reshape, Square
+from olac.ir.multiplexed import Multiplexed
+from olac.ir.ops import (
+    Add,
+    Bootstrap,
+    Conv2d,
+    Input,
+    LinearOp,
+    Multiply,
+    Op,
+    Polynomial,
+    PolynomialProduct,
+    Reshape,
+    Square,
+)
 from olac.kernels.base import Kernel, Value
 from olac.kernels.elementwise import AddKernel, BootstrapKernel, MultiplyKernel, ReshapeKernel, SquareKernel
 from olac.kernels.linear import DiagonalKernel
+from olac.kernels.multiplexed import MultiplexedKernel
 from olac.kernels.polynomial import PolynomialKernel, PolynomialProductKernel
 
 KernelFactory = Callable[[Graph, Node], Kernel]
@@ -29,8 +43,13 @@ def _linear(graph: Graph, node: Node) -> Kernel:
     assert isinstance(node.op, LinearOp)
     if node.lowering is None:
         raise VerificationError(f"{node.id} has no lowering: kernels are made from stage PACKED on")
+    operand, result = _layout(graph, node.inputs[0]), _layout(graph, node.id)
+    if isinstance(node.lowering, Multiplexed):
+        if not isinstance(node.op, Conv2d):
+            raise VerificationError(f"{node.id}: {node.op.name} can't be multiplexed")
+        return MultiplexedKernel(node.op, graph.constants, operand, result)
     linear = node.op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
-    return DiagonalKernel(linear, _layout(graph, node.inputs[0]), _layout(graph, node.id), node.lowering)
+    return DiagonalKernel(linear, operand, result, node.lowering)
 
 
 def _polynomial(graph: Graph, node: Node) -> Kernel:
@@ -137,7 +156,7 @@ def _lowered(evaluator: Evaluator[Any, Any], graph: Graph, node: Node, operands:
     """Operands where the node's own level asks for them, if all have more: its kernel is faster there."""
     if node.type.state is None or isinstance(node.op, Bootstrap):
         return operands
-    wanted = node.type.state.level + node.op.levels(graph.constants)
+    wanted = node.type.state.level + node.levels(graph.constants)
     if min(part.state.level for value in operands for part in value) <= wanted:
         return operands
     return [tuple(evaluator.drop(part, wanted) for part in value) for value in operands]

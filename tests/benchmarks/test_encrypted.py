@@ -125,6 +125,37 @@ def test_a_run_with_bootstraps_and_its_keys_again(
     assert "was compiled otherwise (strategy empirical:3 there" in capsys.readouterr().err
 
 
+@pytest.mark.encrypted
+@pytest.mark.filterwarnings("ignore:.*compiled without security")
+def test_a_run_with_multiplexed_convolutions(run: Run, steps: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*PINNED, "--lowering", "multiplexed", program="tiny.olac") == 0
+    (row,) = json.loads(Path("rows.json").read_text())["rows"]
+    assert row["strategy"] == "empirical:3@multiplexed"
+    assert row["lowerings"] == {"multiplexed": 8, "diagonals": 1}
+    assert row["bootstraps"] >= 1
+    assert row["same_class"] == 1
+    assert row["max_logit_error"] < 0.05 * row["max_logit"]
+    capsys.readouterr()
+    assert run(*PINNED, program="tiny.olac") == 2
+    assert "was compiled otherwise (strategy empirical:3@multiplexed there" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*compiled without security")
+def test_lowerings_compared(run: Run, steps: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    items = "empirical:2,empirical:2@multiplexed,empirical:2@diagonals"
+    assert run("--compare", items, *PINNED, strategy=None) == 0
+    rows = {row["strategy"]: row for row in json.loads(Path("rows.json").read_text())["rows"]}
+    assert list(rows) == items.split(",")
+    auto, multiplexed, diagonals = (rows[item] for item in items.split(","))
+    assert auto["fingerprint"] == diagonals["fingerprint"] != multiplexed["fingerprint"]
+    assert auto["lowerings"] == {"diagonals": 9}
+    assert multiplexed["lowerings"] == {"multiplexed": 8, "diagonals": 1}
+    assert multiplexed["bootstraps"] >= auto["bootstraps"]
+    capsys.readouterr()
+    assert main(["table", "--json", "rows.json"]) == 0
+    assert "| tiny | empirical:2@multiplexed | 1 |" in capsys.readouterr().out
+
+
 @pytest.mark.filterwarnings("ignore:.*compiled without security")
 def test_refused_before_any_key(
     run: Run, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -144,6 +175,7 @@ def test_refused_before_any_key(
         ({"strategy": "relu"}, (), "--strategy takes one way"),
         ({"strategy": "uniform:3,uniform:7"}, (), "--strategy takes one way"),
         ({"strategy": "bogus"}, (), "'bogus' is unknown"),
+        ({"strategy": "uniform:3@fastest"}, (), "'fastest' is no lowering"),
         ({"images": 9}, (), "has 8 images"),
         ({"calibration": 41}, (), "--calibration asks for 41"),
         ({"weights": "absent.pt"}, (), "no file absent.pt"),

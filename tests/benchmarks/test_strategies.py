@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.strategies import parse_strategies
+from benchmarks.strategies import family_of, lowering_of, parse_strategies
 from olac.polynomials.fit import FitOptions
 
 
@@ -61,6 +61,35 @@ def test_refused(item: str, why: str) -> None:
         parse_strategies([f"uniform:3,{item}"])
     assert repr(item) in str(caught.value)
     assert why in str(caught.value)
+
+
+def test_lowerings() -> None:
+    found = parse_strategies(["uniform:3,uniform:3@multiplexed,quadratic@diagonals"], "auto")
+    assert [(s.item, s.fit, s.convolutions) for s in found] == [
+        ("uniform:3", FitOptions(degree=3), "auto"),
+        ("uniform:3@multiplexed", FitOptions(degree=3), "multiplexed"),
+        ("quadratic@diagonals", FitOptions(method="quadratic"), "diagonals"),
+    ]
+    found = parse_strategies(["uniform:3,uniform:3@multiplexed,uniform:3@auto"], "multiplexed")
+    assert [(s.item, s.convolutions) for s in found] == [
+        ("uniform:3@multiplexed", "multiplexed"),
+        ("uniform:3", "auto"),
+    ]
+    assert (family_of("uniform:3@multiplexed"), family_of("quadratic@diagonals")) == ("uniform", "quadratic")
+    assert (lowering_of("uniform:3@multiplexed"), lowering_of("quadratic")) == ("@multiplexed", "")
+
+
+@pytest.mark.parametrize(
+    ("item", "why"), [("uniform:3@", "'' is no lowering"), ("uniform:3@fastest", "'fastest' is no")]
+)
+def test_lowerings_that_are_none(item: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_strategies([item], "auto")
+
+
+def test_nothing_is_lowered_for_accuracies() -> None:
+    with pytest.raises(ValueError, match="'uniform:3@multiplexed' is unknown"):
+        parse_strategies(["uniform:3@multiplexed"])
 
 
 def test_nothing() -> None:

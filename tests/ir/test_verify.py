@@ -11,6 +11,7 @@ import pytest
 from olac.errors import VerificationError
 from olac.ir import CipherState, Graph, Node, Stage
 from olac.ir.graph import Diagonals
+from olac.ir.multiplexed import Multiplexed
 from olac.ir.ops import Activation, Add, MaxPool2d
 from olac.ir.verify import verify
 from olac.parameters import Parameters
@@ -96,6 +97,17 @@ BROKEN: dict[str, tuple[Callable[[Graph], Graph], str]] = {
     "different slot counts": (other_slots, "different slot counts"),
     "a layout of another shape": (lambda g: change_type(g, "head", layout=g["sum"].type.layout), "layout of"),
     "no lowering": (lambda g: change(g, "conv1", lowering=None), "no lowering"),
+    "a linear layer that is multiplexed": (lambda g: change(g, "head", lowering=Multiplexed()), "can't be multiplexed"),
+    "a grouped convolution that is": (lambda g: change(g, "conv2", lowering=Multiplexed()), "can't be multiplexed"),
+    "a sum that is": (lambda g: change(g, "sum", lowering=Multiplexed()), "can't be multiplexed"),
+    "shifted copies that are": (
+        lambda g: change(shifted(g, "x"), "conv1", lowering=Multiplexed()),
+        "can't be multiplexed",
+    ),
+    "a multiplexed convolution of one level": (
+        lambda g: change(g, "conv1", lowering=Multiplexed()),
+        "takes 2 levels",
+    ),
     "a reshape that moves": (moved_reshape, "moves elements"),
     "a sum of different layouts": (
         lambda g: change_type(g, "conv2", layout=replace(g["conv2"].type.layout, plane=256)),  # type: ignore[type-var]

@@ -22,7 +22,9 @@ LIMIT = 2.0
 ERROR = 1e-3
 
 
-def small_program(technique: str = FIXED, batch: int = 1, seed: int = 0, copies: str = "plain") -> CompiledProgram:
+def small_program(
+    technique: str = FIXED, batch: int = 1, seed: int = 0, copies: str = "plain", lowering: str = "auto"
+) -> CompiledProgram:
     """Convolution, polynomial, reshape, linear and sparse linear, 5 outputs, ring 2^12."""
     rng = np.random.default_rng(seed)
     builder = GraphBuilder(by="test")
@@ -44,8 +46,8 @@ def small_program(technique: str = FIXED, batch: int = 1, seed: int = 0, copies:
     values, shift = builder.constant("mix.values", rng.normal(size=5)), builder.constant("mix.bias", np.ones(5))
     mix = SparseLinear(index, index, values, shift, (5,))
     y = builder.add(mix, [y], name="mix", type=typed((5,), 3.0))
-    parameters = Parameters(12, 5, 32, 40, 2, technique, security=0)
-    graph = PassManager(lowering_pipeline(copies)).run(
+    parameters = Parameters(12, 5 + (lowering == "multiplexed"), 32, 40, 2, technique, security=0)
+    graph = PassManager(lowering_pipeline(copies, convolutions=lowering)).run(
         builder.build([y], stage=Stage.POLYNOMIAL), PassContext(parameters=parameters, batch=batch)
     )
     recorder = RecorderEvaluator(parameters)
