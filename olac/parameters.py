@@ -34,7 +34,7 @@ The dense table is not meant for these. No standard has a table for them; these 
 published 128-bit bootstrapping sets with this weight (Lattigo's), and a ring without an entry is refused.
 """
 
-BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS = 38, 42
+BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS = 37, 41
 """Of programs with bootstraps: one at ring 2^16 keeps some 11 bits at these, with the least correction factor."""
 MOST_DIGITS = 6
 """More digits allow a longer chain under the same bound, and make keys larger; beyond these they are too large."""
