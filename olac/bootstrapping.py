@@ -1,4 +1,4 @@
-"""What OpenFHE's bootstrapping will ask for: rotation steps and memory, known before anything is made.
+"""What OpenFHE's bootstrapping will ask for: rotation steps, memory and primitives, known before anything is made.
 
 The transforms between coefficients and slots are FFTs whose layers are collapsed into `budget` levels each (Chen,
 Chillotti and Song, "Improved Bootstrapping for Approximate Homomorphic Encryption", EUROCRYPT 2019), every level by
@@ -11,10 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from olac.costs import plaintext_bytes
-from olac.parameters import Parameters
+from olac.parameters import SINE_LEVELS, Bootstrapping, Parameters
 
 SPECIAL_KEYS = 3
 """Keys beside rotations: conjugation, into the sparser secret and back."""
+SINE_PRODUCTS = 18
+"""Products of ciphertexts in the modular reduction: what is left of measured bootstraps, beside their transforms."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +61,62 @@ def _layer(stride: int, collapsed: int) -> Layer:
     return Layer(stride, diagonals, giant)
 
 
+def transforms(log_slots: int, boots: Bootstrapping, depth: int) -> tuple[tuple[Layer, int], ...]:
+    """The layers of both transforms in the order in which a bootstrap takes them, each with the level of its operand.
+
+    Slots go to coefficients first, at the bottom of the chain, and come back at its top.
+    """
+    down = enumerate(layers(log_slots, boots.budget[1], True))
+    up = enumerate(layers(log_slots, boots.budget[0], False))
+    return (
+        *((layer, boots.input_level - index) for index, layer in down),
+        *((layer, depth - index) for index, layer in up),
+    )
+
+
+def _transforms(parameters: Parameters) -> tuple[tuple[Layer, int], ...]:
+    boots = parameters.bootstrapping
+    return () if boots is None else transforms(parameters.log_ring - 1, boots, parameters.depth)
+
+
 def bootstrap_steps(parameters: Parameters) -> frozenset[int]:
     """Rotation steps that bootstraps of full ciphertexts need keys for; none without bootstrapping."""
-    boots = parameters.bootstrapping
-    if boots is None:
-        return frozenset()
-    log_slots, slots = parameters.log_ring - 1, parameters.slots
-    found: set[int] = set()
-    for budget, inverse in zip(boots.budget, (False, True), strict=True):
-        for layer in layers(log_slots, budget, inverse):
-            found |= layer.steps(slots)
-    return frozenset(found)
+    return frozenset().union(*(layer.steps(parameters.slots) for layer, _ in _transforms(parameters)))
 
 
 def precomputed_bytes(parameters: Parameters) -> int:
     """Bytes of the plaintexts of both transforms, which are kept modulo Q P."""
+    special = len(parameters.special_primes)
+    limbs = sum(layer.diagonals * (level + 1 + special) for layer, level in _transforms(parameters))
+    return plaintext_bytes(parameters.log_ring, limbs)
+
+
+def bootstrap_work(parameters: Parameters) -> tuple[tuple[str, int, int], ...]:
+    """What one bootstrap of a full ciphertext is made of: (primitive of the table of costs, level, times).
+
+    In each layer the operand is decomposed once and rotated by the baby steps; products and sums stay modulo Q P; every
+    giant step but the first takes a decomposition and a rotation of its own. Between the transforms the ciphertext is
+    raised to the whole chain and switched back from the sparser secret, conjugated once, and reduced modulo q_0.
+    """
     boots = parameters.bootstrapping
     if boots is None:
-        return 0
-    log_slots, special = parameters.log_ring - 1, len(parameters.special_primes)
-    limbs = 0
-    for index, layer in enumerate(layers(log_slots, boots.budget[0], False)):
-        limbs += layer.diagonals * (parameters.limbs - index + special)
-    for index, layer in enumerate(layers(log_slots, boots.budget[1], True)):
-        limbs += layer.diagonals * (boots.input_level + 1 - index + special)
-    return plaintext_bytes(parameters.log_ring, limbs)
+        return ()
+    special = len(parameters.special_primes)
+    found: list[tuple[str, int, int]] = []
+    for layer, level in _transforms(parameters):
+        blocks = -(-layer.diagonals // layer.giant)
+        found += [
+            ("hoist", level, blocks),
+            ("ext_rotate", level, layer.giant + blocks - 2),
+            ("multiply_plain", level + special, layer.diagonals),
+            ("ext_add", level, layer.diagonals - 1),
+            ("key_switch_down", level, blocks),
+            ("normalize", level, 1),
+        ]
+    reduced = parameters.depth - boots.budget[0]
+    found += [("normalize", parameters.depth, 2), ("rotate", parameters.depth, 1), ("rotate", reduced, 1)]
+    share, more = divmod(SINE_PRODUCTS, SINE_LEVELS)
+    for index in range(SINE_LEVELS):
+        times = share + (index < more)
+        found += [("multiply", reduced - index, times), ("normalize", reduced - index, times)]
+    return tuple(found)
