@@ -89,7 +89,7 @@ def estimate(
             if last[operand] == node.id:
                 alive.pop(operand, None)
 
-    record(program.graph, parameters, program.kernels, recorder=evaluator, after=after)
+    record(program.graph, parameters, recorder=evaluator, after=after)
     encodes = Counter(event.level for event in evaluator.events if event.primitive == "encode")
     encoding = sum(count * evaluator.price("encode", level) for level, count in encodes.items())
     encoded = sum(count * plaintext_bytes(parameters.log_ring, level + 1) for level, count in encodes.items())

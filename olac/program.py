@@ -161,7 +161,7 @@ class CompiledProgram:
     @cached_property
     def multiplies_ciphertexts(self) -> bool:
         """Whether a run takes a product of ciphertexts, which needs the relinearisation key."""
-        events = record(self.graph, self.parameters, self.kernels).events
+        events = record(self.graph, self.parameters).events
         return any(event.primitive in ("multiply", "relinearize") for event in events)
 
     @property

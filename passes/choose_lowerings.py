@@ -24,9 +24,9 @@ from olac.kernels.linear import (
     count,
     fold_steps,
     modulus_choices,
-    place,
     shift_of,
 )
+from olac.kernels.patterns import diagonals_of
 from olac.passes.base import Pass, PassContext
 
 COPIES = ("auto", "plain", "shifted")
@@ -243,9 +243,9 @@ class _Chooser:
         key = (node.id, modulus)
         if key not in self._distinct:
             assert isinstance(node.op, LinearOp)
-            linear = node.op.linear_map(self._graph[node.inputs[0]].type.shape, self._graph.constants)
-            result = _layout(self._graph, node.id)
-            self._distinct[key] = place(linear, operand.with_step(0), result, modulus).distinct
+            shape, result = self._graph[node.inputs[0]].type.shape, _layout(self._graph, node.id)
+            plain = operand.with_step(0)
+            self._distinct[key] = diagonals_of(node.op, shape, self._graph.constants, plain, result, modulus)
         target, source, diagonal = self._distinct[key]
         if not operand.step:
             return target, source, diagonal

@@ -15,7 +15,7 @@ from olac.ir.graph import Graph, GraphBuilder, Node, describe
 from olac.ir.ops import Bootstrap, Input
 from olac.ir.types import Stage
 from olac.kernels.base import Kernel
-from olac.kernels.execute import build_kernels
+from olac.kernels.execute import build_hollow_kernels
 from olac.parameters import Bootstrapping, Parameters
 from olac.passes.base import Pass, PassContext
 
@@ -80,7 +80,7 @@ class Profiles:
 
     def __init__(self, graph: Graph, parameters: Parameters) -> None:
         self._events: dict[str, tuple[tuple[str, int, int], ...]] = {}
-        kernels = build_kernels(graph)
+        kernels = build_hollow_kernels(graph)
         for node in graph.nodes:
             if not isinstance(node.op, Input | Bootstrap):
                 self._events[node.id] = _events(graph, node, kernels[node.id], parameters)
