@@ -386,6 +386,17 @@ class CostTable:
 
         Raises ValueError for an unknown primitive and for a ring or a number of threads that wasn't measured.
         """
+        call = primitive, shape, threads
+        if call not in self._known:
+            self._known[call] = self._seconds(*call)
+        return self._known[call]
+
+    @functools.cached_property
+    def _known(self) -> dict[tuple[str, CiphertextShape, int], float]:
+        """Prices that were asked for: searches over parameters ask for the same ones many times."""
+        return {}
+
+    def _seconds(self, primitive: str, shape: CiphertextShape, threads: int) -> float:
         amounts = work(primitive, shape, threads)
         factors = self.factors.get(model_key(primitive, shape, threads))
         if factors is None:
