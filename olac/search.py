@@ -109,7 +109,7 @@ class Deep:
     server_bytes: float
 
 
-def reaches(graph: Graph, parameters: Parameters) -> None:
+def check_reach(graph: Graph, parameters: Parameters) -> None:
     """`InfeasibleError` where the levels between bootstraps do not reach from one place for one to the next."""
     boots = parameters.bootstrapping
     assert boots is not None
@@ -133,15 +133,22 @@ def price_deep(
         refuse: called with what can't hold the graph, and why.
     """
     packed: dict[tuple[int, tuple[int, int]], Packed] = {}
+    usual: dict[tuple[int, tuple[int, int]], Parameters] = {}
     found = []
+    for parameters in choices:  # the longest chain with the fewest digits stands for its budget
+        boots = parameters.bootstrapping
+        assert boots is not None
+        held = usual.setdefault((parameters.log_ring, boots.budget), parameters)
+        if (parameters.digits, -parameters.depth) < (held.digits, -held.depth):
+            usual[parameters.log_ring, boots.budget] = parameters
     for parameters in choices:
         boots = parameters.bootstrapping
         assert boots is not None
         key = parameters.log_ring, boots.budget
         try:
-            reaches(graph, parameters)
+            check_reach(graph, parameters)
             if key not in packed:
-                packed[key] = pack(parameters)
+                packed[key] = pack(usual[key])
             one = packed[key]
             plan = place_bootstraps(one.graph, parameters, one.profiles, table, threads)
         except InfeasibleError as error:
