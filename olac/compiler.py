@@ -55,6 +55,7 @@ STRUCTURE_TOLERANCE = 1e-3
 ROUNDING_MARGIN = 16.0
 MAX_DEPTH = 100
 NAMED_BOOTSTRAPS = NAMED_LIMITS = 3
+FEW_DIGITS = 3
 USUAL_KEYS = 64
 """Rotation keys of a convolutional network, about."""
 
@@ -373,25 +374,27 @@ def lower(
         if not sets:
             raise
         return _lower_deep(graph, sets, noise, passes, context, program, options, say)
-    limits: list[str] = []
-    least = math.inf
+    found: list[Digits] = []
     for same in choices:
         first = _representative(same, costs, threads)
         say(f"lowering at ring 2^{first.log_ring}")
         if first.bootstrapping is not None and _places_bootstraps(passes):
             return _lower_deep(graph, [[first]], noise, passes, context, program, options, say)
         lowered = managed.run(graph, context(first))
-        if first.bootstrapping is not None:
-            found = [Digits(first, 0.0, program(lowered, first, ()).estimate(threads, costs=costs).server_gb * GB)]
-        else:
-            found = price_digits(lowered, same, len(key_steps(lowered, first)), costs, threads)
-        for best in preferred(found, options.max_memory):
-            _say_memory(best.server_bytes, options, say)
-            return program(lowered, best.parameters, managed.timings)
-        smallest = min(found, key=lambda one: one.server_bytes)
-        limits.append(f"{smallest.parameters.describe()}: {_up(smallest.server_bytes):.2f} GB")
-        least = min(least, _up(smallest.server_bytes))
-    raise _too_much_memory(options, limits, least)
+        steps = key_steps(lowered, first)
+        found += price_digits(lowered, same, len(steps), costs, threads, tuple(managed.timings))
+        best = preferred(found, options.max_memory)
+        if best and (not _is_tight(same) or same is choices[-1]):
+            _say_memory(best[0].server_bytes, options, say)
+            return program(best[0].lowered, best[0].parameters, best[0].timings)
+    smallest = sorted(found, key=lambda one: one.server_bytes)
+    limits = [f"{one.parameters.describe()}: {_up(one.server_bytes):.2f} GB" for one in smallest[:NAMED_LIMITS]]
+    raise _too_much_memory(options, limits, _up(smallest[0].server_bytes))
+
+
+def _is_tight(choices: Sequence[Parameters]) -> bool:
+    """Whether a ring holds the chain with many digits only: the next ring may be faster then, and its keys smaller."""
+    return min(parameters.digits for parameters in choices) > FEW_DIGITS
 
 
 def _up(size: float) -> float:
@@ -471,7 +474,14 @@ def _lower_deep(
     refused: dict[str, list[Parameters]] = {}
     most_exact: float = math.inf
     too_large: list[Deep] = []
+    coarser: Graph | None = None
     for choices in sets:
+        if coarser is not None and options.precision is not None:
+            # Finer scales leave fewer levels, so there are as many bootstraps as in what was too coarse, or more.
+            expected = noise.of_program(coarser, choices[0])
+            if expected > options.precision:
+                most_exact = min(most_exact, expected)
+                continue
         around = context(choices[0])
         assert around.costs is not None
         found = price_deep(
@@ -493,7 +503,7 @@ def _lower_deep(
             lowered = second.run(one.packed.graph, context(one.parameters))
             error = noise.of_program(lowered, one.parameters)
             if options.precision is not None and error > options.precision:
-                most_exact = min(most_exact, error)
+                most_exact, coarser = min(most_exact, error), lowered
                 continue
             _say_memory(one.server_bytes, options, say)
             made = program(lowered, one.parameters, (*one.packed.timings, *second.timings))
@@ -562,8 +572,8 @@ def _parameter_choices(
             log_rings=(log_ring,),
         )
         found += [same_ring] if same_ring else []
-        if found and options.max_memory is None:
-            return found[:1]
+        if same_ring and options.max_memory is None and not _is_tight(same_ring):
+            return found
     if not found and not _holds_batch(graph, rings[-1], options.batch):
         raise InfeasibleError(
             f"a batch of {options.batch} images does not fit in the {1 << (rings[-1] - 1)} slots of ring "

@@ -62,15 +62,22 @@ def preferred(found: Iterable[AnyPriced], max_memory: float | None) -> list[AnyP
 
 @dataclass(frozen=True)
 class Digits:
-    """A program without bootstraps, at one number of digits of key switching."""
+    """A levelled program, at one number of digits of key switching."""
 
     parameters: Parameters
+    lowered: Graph
     seconds: float
     server_bytes: float
+    timings: tuple[PassTiming, ...] = ()
 
 
 def price_digits(
-    lowered: Graph, choices: Sequence[Parameters], rotations: int, table: CostTable, threads: int
+    lowered: Graph,
+    choices: Sequence[Parameters],
+    rotations: int,
+    table: CostTable,
+    threads: int,
+    timings: tuple[PassTiming, ...] = (),
 ) -> list[Digits]:
     """One levelled graph under parameters that differ in digits alone: its ops and levels are the same in all."""
     events = record(lowered, choices[0]).counts()
@@ -82,10 +89,10 @@ def price_digits(
         seconds = sum(
             count * pricer.price(primitive, level)
             for (primitive, level), count in events.items()
-            if primitive != "encode"
+            if primitive != "encode" or parameters.bootstrapping is not None
         )
         size = sizes(lowered, parameters, rotations, encodes, levels)
-        found.append(Digits(parameters, seconds, size.server_bytes))
+        found.append(Digits(parameters, lowered, seconds, size.server_bytes, timings))
     return found
 
 
