@@ -467,9 +467,10 @@ def _lower_deep(
         assert boots is not None
         budget = f"{boots.budget[0]} + {boots.budget[1]}"
         say(f"lowering at ring 2^{parameters.log_ring}, with bootstraps in {budget} levels")
-        manager = PassManager(passes[:where], options.dump_after, options.dump)
+        dumps: list[tuple[str, str]] = []  # of many that are packed, one is taken
+        manager = PassManager(passes[:where], options.dump_after, lambda name, text: dumps.append((name, text)))
         packed = manager.run(graph, context(parameters))
-        return Packed(packed, Profiles(packed, parameters), tuple(manager.timings))
+        return Packed(packed, Profiles(packed, parameters), tuple(manager.timings), tuple(dumps))
 
     refused: dict[str, list[Parameters]] = {}
     most_exact: float = math.inf
@@ -499,6 +500,9 @@ def _lower_deep(
                 replace(other, boots=one.boots) if isinstance(other, PlaceBootstraps) else other
                 for other in passes[where:]
             )
+            if options.dump is not None:
+                for name, text in one.packed.dumps:
+                    options.dump(name, text)
             second = PassManager(tuple(rest), options.dump_after, options.dump)
             lowered = second.run(one.packed.graph, context(one.parameters))
             error = noise.of_program(lowered, one.parameters)

@@ -103,6 +103,7 @@ class Packed:
     graph: Graph
     profiles: Profiles
     timings: tuple[PassTiming, ...] = ()
+    dumps: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 
 from olac.bootstrapping import bootstrap_steps
@@ -14,7 +13,6 @@ from olac.costs import CostTable
 from olac.errors import SecurityError
 from olac.estimate import estimate
 from olac.ir.graph import Graph
-from olac.ir.ops import Add, Reshape
 from olac.parameters import BUDGETS, FLEXIBLE, Bootstrapping, Parameters, candidates, deep_chains
 from olac.passes.assign_layouts import AssignLayouts
 from olac.passes.assign_levels import AssignLevels, multiplicative_depth
@@ -23,7 +21,7 @@ from olac.passes.choose_lowerings import ChooseLowerings
 from olac.passes.place_bootstraps import PlaceBootstraps, Profiles
 from olac.program import CompiledProgram
 from olac.search import MACHINE_BYTES, NEARLY, Packed, preferred, price_deep, price_digits
-from tests.networks import Growing, images_for, normalized, residual_network
+from tests.networks import cubic_blocks, images_for, normalized, residual_network
 
 GB = 1e9
 TABLE = CostTable.default()
@@ -54,18 +52,6 @@ def small_network() -> Graph:
     return normalized(graph, images_for(graph, 16))[0]
 
 
-def deep_network() -> Graph:
-    """Basic blocks with cubics."""
-    g = Growing(3, (2, 4, 4))
-    cubic = np.array([[0.1, 0.5, 0.15, 0.03]])
-    y = g.polynomial(g.conv(g.input, 2), cubic)
-    for _ in range(3):
-        z = g.conv(g.polynomial(g.conv(y, 2), cubic), 2)
-        y = g.polynomial(g.add(Add(), z, y), cubic)
-    y = g.add(Reshape((int(np.prod(g.shape(y))),)), y)
-    return normalized(g.graph(g.linear(y, 3)), g.images)[0]
-
-
 def test_digits_are_priced_as_whole_programs_are() -> None:
     graph = small_network()
     choices = candidates(multiplicative_depth(graph), 34, 41, log_rings=(14, 15))
@@ -85,7 +71,7 @@ def test_digits_are_priced_as_whole_programs_are() -> None:
 
 def test_plans_with_bootstraps_are_priced_as_whole_programs_are() -> None:
     """Seconds within what a bootstrap's drops to a level take, and bytes."""
-    graph = deep_network()
+    graph, _, _ = cubic_blocks(3)
     chains = [
         Parameters(11, boots.depth, 40, 47, digits, FLEXIBLE, 0, boots)
         for digits, boots in itertools.product((2, 3), (Bootstrapping(6), Bootstrapping(5, (4, 3)), Bootstrapping(2)))

@@ -87,7 +87,12 @@ def test_more_levels_take_a_larger_ring() -> None:
 
 
 def test_what_is_too_deep_for_any_chain_gets_bootstraps() -> None:
-    program = olac.compile(small_net(20), [images()], degree=15)
+    dumps: list[str] = []
+    dump_after = ("assign_layouts", "assign_levels")
+    program = olac.compile(
+        small_net(20), [images()], degree=15, dump_after=dump_after, dump=lambda name, text: dumps.append(name)
+    )
+    assert dumps == list(dump_after)
     parameters = program.parameters
     assert parameters.bootstrapping is not None
     assert (parameters.log_ring, parameters.security, parameters.technique) == (16, 128, FLEXIBLE)
