@@ -31,14 +31,6 @@ SCALE_TOLERANCE = 1e-9
 """Largest relative difference of two scales that may be added; far below the noise of any sensible scale."""
 
 
-def conjugation_step(parameters: Parameters) -> int:
-    """What stands for conjugation among rotation steps: the number of slots, a rotation that moves nothing.
-
-    Programs that bootstrap have the key in any case, beside those of rotations, and don't list it.
-    """
-    return parameters.slots
-
-
 @dataclass(frozen=True)
 class Ciphertext(Generic[C]):
     """A backend's payload and what olac knows of it."""
@@ -62,7 +54,7 @@ class Evaluator(ABC, Generic[C, P]):
     Args:
         parameters: ring, chain and scaling technique.
         rotations: steps that keys exist for, or None where any step may be taken. A step of `parameters.slots` stands
-            for conjugation (see `conjugation_step`).
+            for conjugation (see `Parameters.conjugation_step`).
     """
 
     def __init__(self, parameters: Parameters, rotations: Iterable[int] | None = None) -> None:
@@ -223,7 +215,7 @@ class Evaluator(ABC, Generic[C, P]):
     def add_conjugate(self, a: Ciphertext[C]) -> Ciphertext[C]:
         """a plus its complex conjugate: twice the real part. A key switch, as a rotation takes."""
         free = self._rotations is None or self.parameters.bootstrapping is not None
-        if not free and conjugation_step(self.parameters) not in (self._rotations or ()):
+        if not free and self.parameters.conjugation_step not in (self._rotations or ()):
             raise MissingKeyError("there is no key for conjugation")
         return Ciphertext(self._add_conjugate(a.payload, a.state), a.state)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from olac.backends.recorder import RecorderEvaluator
+from olac.bootstrapping import bootstrap_work
 from olac.costs import CiphertextShape, CostTable
 from olac.parameters import Parameters
 
@@ -61,13 +63,19 @@ class CostEvaluator(RecorderEvaluator):
         key = (primitive, level)
         if key not in self._known:
             if primitive == "bootstrap":
-                return self.table.bootstrap_rotations * self.price("rotate", self.parameters.depth)
+                return self._bootstrap_price
             tabled = predicted_seconds(self.table, primitive, self.parameters, level, self.threads)
             seconds = tabled * self.slowdown.of(primitive)
             if primitive in ("rotate", "hoisted_rotate"):  # OpenFHE's backend adds what the key switch rounded away.
                 seconds += self.price("add", level)
             self._known[key] = seconds
         return self._known[key]
+
+    @cached_property
+    def _bootstrap_price(self) -> float:
+        """The same at any level: OpenFHE raises every ciphertext to the whole chain."""
+        primitives = sum(times * self.price(name, at) for name, at, times in bootstrap_work(self.parameters))
+        return self.table.bootstrap_factor * primitives
 
     def _record(self, primitive: str, level: int, step: int = 0) -> None:
         super()._record(primitive, level, step)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from olac.backends.base import Ciphertext, Evaluator, Slots, conjugation_step
+from olac.backends.base import Ciphertext, Evaluator, Slots
 from olac.ir.types import CipherState
 from olac.parameters import Parameters
 
@@ -86,7 +86,7 @@ class RecorderEvaluator(Evaluator[None, None]):
         self._record("rotate", state.level, step)
 
     def _add_conjugate(self, a: None, state: CipherState) -> None:
-        self._record("rotate", state.level, conjugation_step(self.parameters))
+        self._record("rotate", state.level, self.parameters.conjugation_step)
         self._record("add", state.level)
 
     def _hoist(self, a: None, state: CipherState) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from olac.backends.base import conjugation_step
 from olac.bootstrapping import bootstrap_steps
 from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
@@ -346,7 +345,7 @@ def _check(program: CompiledProgram) -> None:
     for node in graph.nodes:
         _check_level(program, node)
     steps = program.rotations
-    most = parameters.slots - 1 if parameters.bootstrapping is not None else conjugation_step(parameters)
+    most = parameters.slots - 1 if parameters.bootstrapping is not None else parameters.conjugation_step
     if list(steps) != sorted(set(steps)) or any(not 0 < step <= most for step in steps):
         raise ValueError(f"rotation steps must increase within 1 ... {most}")
     lacking = bootstrap_steps(parameters) - set(steps)

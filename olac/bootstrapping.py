@@ -1,4 +1,4 @@
-"""What OpenFHE's bootstrapping will ask for: rotation steps and memory, known before anything is made.
+"""What OpenFHE's bootstrapping will ask for: rotation steps, memory and primitives, known before anything is made.
 
 The transforms between coefficients and slots are FFTs whose layers are collapsed into `budget` levels each (Chen,
 Chillotti and Song, "Improved Bootstrapping for Approximate Homomorphic Encryption", EUROCRYPT 2019), every level by
@@ -8,13 +8,30 @@ library makes, at small rings and for several budgets.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from olac.costs import plaintext_bytes
-from olac.parameters import Parameters
+from olac.parameters import SINE_LEVELS, Bootstrapping, Parameters
 
 SPECIAL_KEYS = 3
 """Keys beside rotations: conjugation, into the sparser secret and back."""
+SINE_PRODUCTS = 18
+"""Products of ciphertexts in the modular reduction: what is left of measured bootstraps, beside their transforms."""
+
+BOOTSTRAP_NOISE: dict[tuple[int, int], float] = {
+    (36, 40): 1.8e-3,
+    (37, 41): 1.9e-4,
+    (40, 44): 5.0e-5,
+    (45, 53): 1.6e-5,
+    (50, 58): 9.4e-7,
+}
+"""Root mean square error of a bootstrap in a slot, the sine aside, at ring 2^16: measured, by bits of scale and of q_0.
+
+At smaller rings it is less, and the number of digits, the levels and their budget do not matter. It grows with the
+correction factor, by some 2 for each bit. It does not fall evenly with the scale (38 bits and 42: 3.2e-4), for it
+depends on how the scales of the levels drift, and they do as the primes lie.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,28 +76,83 @@ def _layer(stride: int, collapsed: int) -> Layer:
     return Layer(stride, diagonals, giant)
 
 
+def transforms(log_slots: int, boots: Bootstrapping, depth: int) -> tuple[tuple[Layer, int], ...]:
+    """The layers of both transforms in the order in which a bootstrap takes them, each with the level of its operand.
+
+    Slots go to coefficients first, at the bottom of the chain, and come back at its top.
+    """
+    down = enumerate(layers(log_slots, boots.budget[1], True))
+    up = enumerate(layers(log_slots, boots.budget[0], False))
+    return (
+        *((layer, boots.input_level - index) for index, layer in down),
+        *((layer, depth - index) for index, layer in up),
+    )
+
+
+def _transforms(parameters: Parameters) -> tuple[tuple[Layer, int], ...]:
+    boots = parameters.bootstrapping
+    return () if boots is None else transforms(parameters.log_ring - 1, boots, parameters.depth)
+
+
 def bootstrap_steps(parameters: Parameters) -> frozenset[int]:
     """Rotation steps that bootstraps of full ciphertexts need keys for; none without bootstrapping."""
-    boots = parameters.bootstrapping
-    if boots is None:
-        return frozenset()
-    log_slots, slots = parameters.log_ring - 1, parameters.slots
-    found: set[int] = set()
-    for budget, inverse in zip(boots.budget, (False, True), strict=True):
-        for layer in layers(log_slots, budget, inverse):
-            found |= layer.steps(slots)
-    return frozenset(found)
+    return frozenset().union(*(layer.steps(parameters.slots) for layer, _ in _transforms(parameters)))
+
+
+def steps_with_keys(steps: Iterable[int], parameters: Parameters) -> frozenset[int]:
+    """Steps that a program lists keys for: those its kernels take and those of bootstraps, which bring conjugation."""
+    if parameters.bootstrapping is None:
+        return frozenset(steps)
+    return (frozenset(steps) | bootstrap_steps(parameters)) - {parameters.conjugation_step}
 
 
 def precomputed_bytes(parameters: Parameters) -> int:
     """Bytes of the plaintexts of both transforms, which are kept modulo Q P."""
+    special = len(parameters.special_primes)
+    limbs = sum(layer.diagonals * (level + 1 + special) for layer, level in _transforms(parameters))
+    return plaintext_bytes(parameters.log_ring, limbs)
+
+
+def bootstrap_work(parameters: Parameters) -> tuple[tuple[str, int, int], ...]:
+    """What one bootstrap of a full ciphertext is made of: (primitive of the table of costs, level, times).
+
+    In each layer the operand is decomposed once and rotated by the baby steps; products and sums stay modulo Q P; every
+    giant step but the first takes a decomposition and a rotation of its own. Between the transforms the ciphertext is
+    raised to the whole chain and switched back from the sparser secret, conjugated once, and reduced modulo q_0.
+    """
     boots = parameters.bootstrapping
     if boots is None:
-        return 0
-    log_slots, special = parameters.log_ring - 1, len(parameters.special_primes)
-    limbs = 0
-    for index, layer in enumerate(layers(log_slots, boots.budget[0], False)):
-        limbs += layer.diagonals * (parameters.limbs - index + special)
-    for index, layer in enumerate(layers(log_slots, boots.budget[1], True)):
-        limbs += layer.diagonals * (boots.input_level + 1 - index + special)
-    return plaintext_bytes(parameters.log_ring, limbs)
+        return ()
+    special = len(parameters.special_primes)
+    found: list[tuple[str, int, int]] = []
+    for layer, level in _transforms(parameters):
+        blocks = -(-layer.diagonals // layer.giant)
+        found += [
+            ("hoist", level, blocks),
+            ("ext_rotate", level, layer.giant + blocks - 2),
+            ("multiply_plain", level + special, layer.diagonals),
+            ("ext_add", level, layer.diagonals - 1),
+            ("key_switch_down", level, blocks),
+            ("normalize", level, 1),
+        ]
+    reduced = parameters.depth - boots.budget[0]
+    found += [("normalize", parameters.depth, 2), ("rotate", parameters.depth, 1), ("rotate", reduced, 1)]
+    share, more = divmod(SINE_PRODUCTS, SINE_LEVELS)
+    for index in range(SINE_LEVELS):
+        times = share + (index < more)
+        found += [("multiply", reduced - index, times), ("normalize", reduced - index, times)]
+    return tuple(found)
+
+
+def bootstrap_noise(parameters: Parameters) -> float:
+    """Standard deviation of what a bootstrap adds to a slot, its sine aside; 0 without bootstrapping.
+
+    That of the nearest measured scale below, twice as much for each bit of the correction factor beyond the measured.
+    """
+    boots = parameters.bootstrapping
+    if boots is None:
+        return 0.0
+    scale, first = max(
+        (one for one in BOOTSTRAP_NOISE if one[0] <= parameters.scale_bits), default=min(BOOTSTRAP_NOISE)
+    )
+    return BOOTSTRAP_NOISE[scale, first] * 2.0 ** (boots.correction - (first - scale))

@@ -166,7 +166,7 @@ def _calibrate_costs(options: argparse.Namespace) -> None:
         raise OlacError(str(error)) from error
     write_file(options.output, [table.to_json().encode()])
     print(report(table))
-    print(f"a bootstrap takes {table.bootstrap_rotations:.1f} rotations of the whole chain")
+    print(f"a bootstrap takes {table.bootstrap_factor:.2f} times the primitives that it is made of")
 
 
 def _keygen(options: argparse.Namespace) -> None:

@@ -11,50 +11,53 @@ import numpy as np
 
 from olac import calibration as calibrations
 from olac.approximation import ImageFitter
-from olac.backends.base import conjugation_step
 from olac.backends.cost import predicted_seconds
-from olac.bootstrapping import bootstrap_steps
+from olac.bootstrapping import BOOTSTRAP_NOISE, steps_with_keys
 from olac.calibration import first_batch
-from olac.costs import CostTable
+from olac.costs import CostTable, rotation_key_bytes
 from olac.errors import CalibrationError, InfeasibleError, SecurityError, VerificationError
 from olac.estimate import GB
 from olac.frontend import Activations, Traced, check, lift, trace
 from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Array, Bootstrap, Input, LinearOp, Polynomial, PolynomialProduct
+from olac.ir.ops import Array, Bootstrap, Input, LinearOp
 from olac.kernels.record import record
+from olac.memory import total_bytes
+from olac.noise import CHECK_IMAGES, MAX_SCALE_BITS, OutputNoise
 from olac.parameters import (
+    BOOTSTRAP_FIRST_BITS,
+    BOOTSTRAP_SCALE_BITS,
     FIXED,
     SECURITY_BOUNDS,
     TECHNIQUES,
     Parameters,
     candidates,
-    deep_candidates,
+    deep_chains,
     require_candidates,
 )
 from olac.passes.base import Pass, PassContext, PassManager, PassTiming
 from olac.passes.choose_lowerings import KINDS, lowered_depth
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
-from olac.passes.place_bootstraps import WIDEST, Boots, PlaceBootstraps, Profiles, place_bootstraps
+from olac.passes.place_bootstraps import WIDEST, PlaceBootstraps, Profiles
 from olac.plugins import load_plugins
 from olac.polynomials.fit import FitOptions
 from olac.polynomials.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
 from olac.program import ApproximatedModel, CompiledProgram, Report, SelfCheck
+from olac.search import MACHINE_BYTES, Deep, Digits, Packed, preferred, price_deep, price_digits
 from olac.threads import usable_threads
 
+DEFAULT_PRECISION = 1e-3
+"""Of programs without bootstraps."""
 INTEGER_BITS = 7
 """Bits of the first prime beyond the scale: slots up to 2^6 decrypt, where calibrated ones stay within 1."""
 STRUCTURE_TOLERANCE = 1e-3
 """Largest relative difference of the lifted graph from the model: torch computes in single precision."""
 ROUNDING_MARGIN = 16.0
-PROBE_SCALE_BITS, PROBE_STEP_BITS = 30, 10
-TINY_OUTPUT = 1e-9
-NOISE_MARGIN_BITS = 2.0
-MAX_SCALE_BITS = 50
 MAX_DEPTH = 100
-NAMED_BOOTSTRAPS = 3
-CHECK_IMAGES = 64
-"""Held-out images that the structure and the noise are checked on; the agreement is measured on all of them."""
+NAMED_BOOTSTRAPS = NAMED_LIMITS = 3
+FEW_DIGITS = 3
+USUAL_KEYS = 64
+"""Rotation keys of a convolutional network, about."""
 
 Stages = Callable[[str], None]
 
@@ -65,7 +68,8 @@ class CompileOptions:
 
     Attributes:
         fit: how activations become polynomials.
-        precision: largest error of the outputs by the noise of encryption, relative to their calibrated range.
+        precision: largest error of the outputs by the noise of encryption, relative to their calibrated range, as it
+            is simulated. None for 1e-3, and for what the usual scale gives where programs have bootstraps.
         security: 128, 192 or 256 bits.
         insecure: waive the check of security, for tests at small rings; every output says so.
         technique: OpenFHE's scaling technique.
@@ -87,7 +91,7 @@ class CompileOptions:
     """
 
     fit: FitOptions = field(default_factory=FitOptions)
-    precision: float = 1e-3
+    precision: float | None = None
     security: int = 128
     insecure: bool = False
     technique: str = FIXED
@@ -104,7 +108,7 @@ class CompileOptions:
     dump: Callable[[str, str], None] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.precision < 1:
+        if self.precision is not None and not 0 < self.precision < 1:
             raise ValueError(f"precision {self.precision} is outside 0 ... 1")
         if self.batch < 1:
             raise ValueError(f"batch {self.batch} is below 1")
@@ -368,28 +372,49 @@ def lower(
         return CompiledProgram(lowered, parameters, key_steps(lowered, parameters), report)
 
     depth = lowered_depth(graph, passes, options.batch)
+    noise = OutputNoise(graph, calibration)
     try:
-        choices = _parameter_choices(graph, calibration, depth, options, costs, threads)
+        choices = _parameter_choices(graph, noise, depth, options)
     except (InfeasibleError, SecurityError):
-        deep = _deep_choices(graph, calibration, options) if _places_bootstraps(passes) else []
-        if not deep:
+        sets = _deep_choices(graph, noise, options) if _places_bootstraps(passes) else []
+        if not sets:
             raise
-        return _lower_deep(graph, deep, passes, context, program, options, say)
-    limits: list[str] = []
-    least = math.inf
-    for parameters in choices:
-        say(f"lowering at ring 2^{parameters.log_ring}")
-        if parameters.bootstrapping is not None and _places_bootstraps(passes):
-            return _lower_deep(graph, [parameters], passes, context, program, options, say)
-        made = program(managed.run(graph, context(parameters)), parameters, managed.timings)
-        if options.max_memory is None:
-            return made
-        needed = made.estimate(threads, costs=costs).server_gb
-        if needed * GB <= options.max_memory:
-            return made
-        limits.append(f"{parameters.describe()}: {needed:.2f} GB")
-        least = min(least, math.ceil(needed * 100) / 100)
-    raise _too_much_memory(options, limits, least)
+        return _lower_deep(graph, sets, noise, passes, context, program, options, say)
+    found: list[Digits] = []
+    for same in choices:
+        first = _representative(same, costs, threads)
+        say(f"lowering at ring 2^{first.log_ring}")
+        if first.bootstrapping is not None and _places_bootstraps(passes):
+            return _lower_deep(graph, [[first]], noise, passes, context, program, options, say)
+        lowered = managed.run(graph, context(first))
+        steps = key_steps(lowered, first)
+        found += price_digits(lowered, same, len(steps), costs, threads, tuple(managed.timings))
+        best = preferred(found, options.max_memory)
+        if best and (not _is_tight(same) or same is choices[-1]):
+            _say_memory(best[0].server_bytes, options, say)
+            return program(best[0].lowered, best[0].parameters, best[0].timings)
+    smallest = sorted(found, key=lambda one: one.server_bytes)
+    limits = [f"{one.parameters.describe()}: {_up(one.server_bytes):.2f} GB" for one in smallest[:NAMED_LIMITS]]
+    raise _too_much_memory(options, limits, _up(smallest[0].server_bytes))
+
+
+def _is_tight(choices: Sequence[Parameters]) -> bool:
+    """Whether a ring holds the chain with many digits only: the next ring may be faster then, and its keys smaller."""
+    return min(parameters.digits for parameters in choices) > FEW_DIGITS
+
+
+def _up(size: float) -> float:
+    """GB, rounded up to what a message shows."""
+    return math.ceil(size / GB * 100) / 100
+
+
+def _say_memory(size: float, options: CompileOptions, say: Stages) -> None:
+    """What a server will take, where nobody has said what it may: it need not be this machine."""
+    if options.max_memory is None:
+        say(
+            f"a server will take {size / GB:.2f} GB of memory (this machine has {total_bytes() / GB:.1f} GB); "
+            "max_memory sets a limit"
+        )
 
 
 def _too_much_memory(options: CompileOptions, limits: Sequence[str], least: float) -> InfeasibleError:
@@ -405,92 +430,120 @@ def _places_bootstraps(passes: Sequence[Pass]) -> bool:
     return any(isinstance(one, PlaceBootstraps) and one.boots is None for one in passes)
 
 
-def _deep_choices(graph: Graph, calibration: Calibration, options: CompileOptions) -> list[Parameters]:
+def _deep_choices(graph: Graph, noise: OutputNoise, options: CompileOptions) -> list[list[Parameters]]:
     """Parameters with bootstraps that the options allow, for programs too deep for any chain without them.
 
-    They are for one image, and of one scale: what is pinned is not replaced, and an infeasible precision stays one.
+    They are for one image: what is pinned is not replaced. Without a precision to meet there is one scale; with one,
+    all that bootstraps were measured at, the smallest first.
     """
     pinned = options.parameters is not None or options.scale_bits is not None or options.insecure
     if pinned or options.batch > 1:
         return []
     rings = (15, 16) if options.log_ring is None else (options.log_ring,)
-    if _scale_bits(graph, calibration, rings[0], options.precision) > MAX_SCALE_BITS:
+    if noise.scale_bits(rings[0], options.precision or DEFAULT_PRECISION) > MAX_SCALE_BITS:
         return []
-    return deep_candidates(security=options.security, log_rings=rings)
+    usual = (BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS)
+    scales = [usual] if options.precision is None else sorted(BOOTSTRAP_NOISE)
+    made = (
+        deep_chains(scale_bits=scale, first_bits=first, security=options.security, log_rings=rings)
+        for scale, first in scales
+    )
+    return [chains for chains in made if chains]
 
 
 def _lower_deep(
     graph: Graph,
-    choices: Sequence[Parameters],
+    sets: Sequence[Sequence[Parameters]],
+    noise: OutputNoise,
     passes: Sequence[Pass],
     context: Callable[[Parameters], PassContext],
     program: Callable[[Graph, Parameters, Sequence[PassTiming]], CompiledProgram],
     options: CompileOptions,
     say: Stages,
 ) -> CompiledProgram:
-    """The program of least predicted time among parameters with bootstraps that fit in `max_memory`.
+    """The preferred program among parameters with bootstraps, of the first of the sets that meets the precision.
 
-    Layouts and lowerings depend on the ring alone; where bootstraps go, and what the program takes, on all parameters.
+    Layouts and lowerings depend on the ring, and on the keys that bootstraps have anyway; where bootstraps go, and what
+    the program takes, on all parameters.
     """
     where = next((i for i, one in enumerate(passes) if isinstance(one, PlaceBootstraps)), len(passes))
-    found: list[tuple[float, CompiledProgram]] = []
-    limits: list[str] = []
-    least = math.inf
-    for log_ring in sorted({p.log_ring for p in choices}):
-        say(f"lowering at ring 2^{log_ring}, with bootstraps")
-        same = [p for p in choices if p.log_ring == log_ring]
-        first = PassManager(passes[:where], options.dump_after, options.dump)
-        packed = first.run(graph, context(same[0]))
-        profiles = Profiles(packed, same[0])
-        plans: list[tuple[float, Parameters, Boots]] = []
-        for parameters in same:
-            around = context(parameters)
-            try:
-                plan = place_bootstraps(
-                    packed, parameters, profiles, around.costs or CostTable.default(), around.threads
-                )
-            except InfeasibleError as error:
-                limits.append(f"{parameters.describe()}: {error}")
+
+    def pack(parameters: Parameters) -> Packed:
+        boots = parameters.bootstrapping
+        assert boots is not None
+        budget = f"{boots.budget[0]} + {boots.budget[1]}"
+        say(f"lowering at ring 2^{parameters.log_ring}, with bootstraps in {budget} levels")
+        dumps: list[tuple[str, str]] = []  # of many that are packed, one is taken
+        manager = PassManager(passes[:where], options.dump_after, lambda name, text: dumps.append((name, text)))
+        packed = manager.run(graph, context(parameters))
+        return Packed(packed, Profiles(packed, parameters), tuple(manager.timings), tuple(dumps))
+
+    refused: dict[str, list[Parameters]] = {}
+    most_exact: float = math.inf
+    too_large: list[Deep] = []
+    coarser: Graph | None = None
+    for choices in sets:
+        if coarser is not None and options.precision is not None:
+            # Finer scales leave fewer levels, so there are as many bootstraps as in what was too coarse, or more.
+            expected = noise.of_program(coarser, choices[0])
+            if expected > options.precision:
+                most_exact = min(most_exact, expected)
                 continue
-            plans.append((plan.seconds, parameters, plan.boots))
-        for seconds, parameters, boots in sorted(plans, key=lambda one: one[0]):
-            if found and seconds >= found[0][0]:
-                break
-            rest = (replace(one, boots=boots) if isinstance(one, PlaceBootstraps) else one for one in passes[where:])
+        around = context(choices[0])
+        assert around.costs is not None
+        found = price_deep(
+            graph,
+            choices,
+            pack,
+            around.costs,
+            around.threads,
+            lambda parameters, why: refused.setdefault(why, []).append(parameters),
+        )
+        best = preferred(found, options.max_memory)
+        too_large += [] if best else found
+        for one in best[:1]:
+            rest = (
+                replace(other, boots=one.boots) if isinstance(other, PlaceBootstraps) else other
+                for other in passes[where:]
+            )
+            if options.dump is not None:
+                for name, text in one.packed.dumps:
+                    options.dump(name, text)
             second = PassManager(tuple(rest), options.dump_after, options.dump)
-            around = context(parameters)
-            lowered = second.run(packed, around)
-            made = program(lowered, parameters, (*first.timings, *second.timings))
-            needed = made.estimate(around.threads, costs=around.costs).server_gb
-            if options.max_memory is None or needed * GB <= options.max_memory:
-                found = [(seconds, made)]
-                break
-            limits.append(f"{parameters.describe()}: {needed:.2f} GB")
-            least = min(least, math.ceil(needed * 100) / 100)
-    if found:
-        return found[0][1]
-    if least < math.inf:
-        raise _too_much_memory(options, limits, least)
-    raise InfeasibleError("no parameters hold the program, not even with bootstraps:\n  " + "\n  ".join(limits))
+            lowered = second.run(one.packed.graph, context(one.parameters))
+            error = noise.of_program(lowered, one.parameters)
+            if options.precision is not None and error > options.precision:
+                most_exact, coarser = min(most_exact, error), lowered
+                continue
+            _say_memory(one.server_bytes, options, say)
+            made = program(lowered, one.parameters, (*one.packed.timings, *second.timings))
+            return replace(made, report=replace(made.report, noise=error))
+    if most_exact < math.inf:
+        raise InfeasibleError(
+            f"bootstraps do not keep a precision of {options.precision:g}: they change outputs by {most_exact:.2g} of "
+            f"their range at best. Ask for a precision of {math.ceil(most_exact * 1e3) / 1e3:g}, leave it open, or "
+            "lower the degrees of the activations."
+        )
+    if too_large:
+        smallest = sorted(too_large, key=lambda one: one.server_bytes)
+        lines = [f"{one.parameters.describe()}: {_up(one.server_bytes):.2f} GB" for one in smallest[:NAMED_LIMITS]]
+        raise _too_much_memory(options, lines, _up(smallest[0].server_bytes))
+    lines = [f"{those[-1].describe()}: {why}" for why, those in refused.items()][-NAMED_LIMITS:]
+    raise InfeasibleError("no parameters hold the program, not even with bootstraps:\n  " + "\n  ".join(lines))
 
 
 def key_steps(graph: Graph, parameters: Parameters) -> tuple[int, ...]:
-    """Steps that need keys: of the graph's kernels and of bootstraps, which bring that of conjugation anyway."""
-    steps = set(record(graph, parameters).rotations)
-    if parameters.bootstrapping is not None:
-        steps.discard(conjugation_step(parameters))
-    return tuple(sorted(steps | bootstrap_steps(parameters)))
+    """Rotation steps that need keys: of the graph's kernels and of bootstraps."""
+    return tuple(sorted(steps_with_keys(record(graph, parameters).rotations, parameters)))
 
 
 def _parameter_choices(
     graph: Graph,
-    calibration: Calibration,
+    noise: OutputNoise,
     depth: int,
     options: CompileOptions,
-    costs: CostTable,
-    threads: int,
-) -> list[Parameters]:
-    """Parameters worth trying, the smallest ring first and in each ring the fastest key switching first."""
+) -> list[list[Parameters]]:
+    """Parameters worth trying: for each ring, the smallest first, those that differ in digits alone."""
     if options.parameters is not None:
         pinned = options.parameters
         pinned.check_security()
@@ -503,18 +556,19 @@ def _parameter_choices(
             raise InfeasibleError(
                 f"a batch of {options.batch} images does not fit in the {pinned.slots} slots of the pinned parameters"
             )
-        return [pinned]
+        return [[pinned]]
     if depth > MAX_DEPTH:
         raise InfeasibleError(
             f"the program takes {depth} levels, {MAX_DEPTH} at most are possible without bootstrapping. "
             "Lower the degrees of the activations, or take a model of fewer layers."
         )
     rings = (12, 13, 14, 15, 16) if options.log_ring is None else (options.log_ring,)
-    found: list[Parameters] = []
+    found: list[list[Parameters]] = []
+    precision = options.precision or DEFAULT_PRECISION
     security = 0 if options.insecure else options.security
     bits = 0
     for log_ring in rings:
-        noise_bits = _scale_bits(graph, calibration, log_ring, options.precision)
+        noise_bits = noise.scale_bits(log_ring, precision)
         bits = options.scale_bits or max(noise_bits, log_ring + 6)
         if bits > MAX_SCALE_BITS or not _holds_batch(graph, log_ring, options.batch):
             continue
@@ -526,9 +580,9 @@ def _parameter_choices(
             security=security,
             log_rings=(log_ring,),
         )
-        found += sorted(same_ring, key=lambda p: _key_switch_price(p, costs, threads))[:3]
-        if found and options.max_memory is None:
-            return found[:1]
+        found += [same_ring] if same_ring else []
+        if same_ring and options.max_memory is None and not _is_tight(same_ring):
+            return found
     if not found and not _holds_batch(graph, rings[-1], options.batch):
         raise InfeasibleError(
             f"a batch of {options.batch} images does not fit in the {1 << (rings[-1] - 1)} slots of ring "
@@ -536,7 +590,7 @@ def _parameter_choices(
         )
     if not found and bits > MAX_SCALE_BITS:
         raise InfeasibleError(
-            f"a precision of {options.precision:g} takes a scale of {bits} bits, {MAX_SCALE_BITS} at most are "
+            f"a precision of {precision:g} takes a scale of {bits} bits, {MAX_SCALE_BITS} at most are "
             "supported. Ask for less precision, lower the degrees of the activations, or calibrate without outliers."
         )
     if options.log_ring is not None and not found and not options.insecure:
@@ -557,6 +611,18 @@ def _holds_batch(graph: Graph, log_ring: int, batch: int) -> bool:
     )
 
 
+def _representative(choices: Sequence[Parameters], costs: CostTable, threads: int) -> Parameters:
+    """Whose prices lowerings are chosen by, before it is known how many keys there will be."""
+
+    def occupied(parameters: Parameters) -> float:
+        one_key = rotation_key_bytes(
+            parameters.log_ring, parameters.limbs, parameters.digits, len(parameters.special_primes)
+        )
+        return _key_switch_price(parameters, costs, threads) * (MACHINE_BYTES + USUAL_KEYS * one_key)
+
+    return min(choices, key=occupied)
+
+
 def _key_switch_price(parameters: Parameters, costs: CostTable, threads: int) -> float:
     """Seconds of key switching over the chain: what the number of digits decides."""
     return sum(
@@ -564,54 +630,6 @@ def _key_switch_price(parameters: Parameters, costs: CostTable, threads: int) ->
         for level in range(1, parameters.depth + 1)
         for primitive in ("rotate", "multiply")
     )
-
-
-def _scale_bits(graph: Graph, calibration: Calibration, log_ring: int, precision: float) -> int:
-    """Fewest bits of scale that keep the noise of the outputs below `precision`, by simulation with noise.
-
-    Each linear op and polynomial adds the noise of a rescale (and of rotations, by the margin) to every slot; noise is
-    proportional to 2^-bits, so one simulation tells, unless its noise is so large that values diverge.
-    """
-    images = calibration.held_out[:CHECK_IMAGES]
-    clean = graph.evaluate(images)
-    sound = np.isfinite(clean.reshape(len(clean), -1)).all(1)  # what becomes of others is in the report's agreement
-    if not sound.any():
-        raise InfeasibleError(
-            "all calibration images that were held out diverge. Raise the degrees of the activations."
-        )
-    images, clean = images[sound], clean[sound]
-    size, unit = float(np.max(np.abs(clean))), graph[graph.outputs[0]].type.unit
-    if size < TINY_OUTPUT * unit:
-        size = unit  # outputs that are always zero have no precision of their own
-    bits = PROBE_SCALE_BITS
-    while not math.isfinite(error := _noise(graph, images, clean, log_ring, bits)):
-        if bits > MAX_SCALE_BITS:
-            break
-        bits += PROBE_STEP_BITS
-    return (
-        MAX_SCALE_BITS + 1 if math.isinf(error) else bits + math.ceil(math.log2(max(error, 1e-30) / (precision * size)))
-    )
-
-
-def _noise(graph: Graph, images: Array, clean: Array, log_ring: int, bits: int) -> float:
-    """Largest change of the outputs by noise at a scale of so many bits; infinite where values diverge."""
-    ring = 2.0**log_ring
-    rescale = math.sqrt((1 + 2 * ring / 3) / 12 * ring / 2)
-    sigma = rescale * 2.0 ** (NOISE_MARGIN_BITS - bits)
-    random = np.random.default_rng(0)
-
-    def disturb(node: Node, value: Array) -> Array | None:
-        if isinstance(node.op, Polynomial | PolynomialProduct):
-            # Every term brings the noise of its power, times its coefficient.
-            largest = float(np.abs(graph.constants[node.op.coefficients]).sum(axis=1).max())
-            return value + random.normal(0.0, sigma * max(1.0, largest), value.shape)
-        if isinstance(node.op, Input) or node.op.levels(graph.constants):
-            return value + random.normal(0.0, sigma, value.shape)
-        return None
-
-    with np.errstate(over="ignore", invalid="ignore"):
-        error = float(np.max(np.abs(graph.evaluate(images, disturb) - clean)))
-    return error if math.isfinite(error) else math.inf
 
 
 def _notes(report: Report, options: CompileOptions) -> tuple[str, ...]:

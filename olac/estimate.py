@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from olac.backends.cost import CostEvaluator, Slowdown
 from olac.bootstrapping import SPECIAL_KEYS, precomputed_bytes
 from olac.costs import CostTable, ciphertext_bytes, plaintext_bytes, rotation_key_bytes
-from olac.ir.graph import Diagonals, Node
+from olac.ir.graph import Diagonals, Graph, Node
 from olac.ir.multiplexed import Multiplexed
 from olac.ir.ops import Conv2d, Polynomial
 from olac.kernels.base import Value
 from olac.kernels.record import record
 from olac.memory import current_rss_bytes
+from olac.parameters import Parameters
 from olac.program import CompiledProgram
 from olac.threads import usable_threads
 
@@ -58,6 +60,71 @@ class Estimate:
     counts: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes that a server holds, by what they are for; the attributes are those of `Estimate`."""
+
+    key_bytes: int
+    setup_bytes: int
+    plaintext_bytes: int
+    ciphertext_bytes: int
+    keeps_plaintexts: bool
+
+    @property
+    def server_bytes(self) -> float:
+        """Peak memory of a server process."""
+        return BARE_PROCESS_BYTES + self.held_bytes
+
+    @property
+    def held_bytes(self) -> float:
+        """The same beside Python itself."""
+        kept = self.plaintext_bytes if self.keeps_plaintexts else 0
+        return LIBRARY_BYTES + self.key_bytes + self.setup_bytes + kept + self.ciphertext_bytes
+
+
+def sizes(
+    graph: Graph, parameters: Parameters, rotations: int, encodes: Mapping[int, int], levels: Mapping[str, int]
+) -> Sizes:
+    """What a program will hold, before it is lowered to the end.
+
+    Args:
+        graph: packed, with bootstraps where there are any.
+        parameters: that it would run with.
+        rotations: steps that need keys.
+        encodes: how many plaintexts are encoded, by level.
+        levels: of every value.
+    """
+    kept = parameters.bootstrapping is None
+    special = 0 if kept else SPECIAL_KEYS - 1
+    return Sizes(
+        key_bytes=_key_bytes(parameters) * (rotations + 1 + special),
+        setup_bytes=precomputed_bytes(parameters),
+        plaintext_bytes=sum(n * plaintext_bytes(parameters.log_ring, level + 1) for level, n in encodes.items()),
+        ciphertext_bytes=_most_alive(graph, parameters, levels),
+        keeps_plaintexts=kept,
+    )
+
+
+def _key_bytes(parameters: Parameters) -> int:
+    return rotation_key_bytes(parameters.log_ring, parameters.limbs, parameters.digits, len(parameters.special_primes))
+
+
+def _most_alive(graph: Graph, parameters: Parameters, levels: Mapping[str, int]) -> int:
+    """Bytes of the largest set of ciphertexts alive at once."""
+    last = {operand: node.id for node in graph.nodes for operand in node.inputs}
+    alive: dict[str, int] = {}
+    peak = 0
+    for node in graph.nodes:
+        layout = node.type.layout
+        assert layout is not None
+        alive[node.id] = layout.ciphertexts * ciphertext_bytes(parameters.log_ring, levels[node.id] + 1)
+        peak = max(peak, sum(alive.values()) + _working_bytes(graph, node, parameters, levels))
+        for operand in node.inputs:
+            if last[operand] == node.id:
+                alive.pop(operand, None)
+    return peak
+
+
 def estimate(
     program: CompiledProgram,
     threads: int | None = None,
@@ -76,52 +143,43 @@ def estimate(
     kept = parameters.bootstrapping is None
     evaluator = CostEvaluator(parameters, table, used, encoded=kept, slowdown=slowdown)
     seconds: dict[str, float] = {}
+    levels: dict[str, int] = {}
     spent = 0.0
-    alive: dict[str, int] = {}
-    peak = 0
-    last = {operand: node.id for node in program.graph.nodes for operand in node.inputs}
 
     def after(node: Node, value: Value) -> None:
-        nonlocal spent, peak
+        nonlocal spent
         seconds[node.id] = evaluator.seconds - spent
         spent = evaluator.seconds
-        alive[node.id] = sum(ciphertext_bytes(parameters.log_ring, part.state.level + 1) for part in value)
-        peak = max(peak, sum(alive.values()) + _working_bytes(program, node))
-        for operand in node.inputs:
-            if last[operand] == node.id:
-                alive.pop(operand, None)
+        levels[node.id] = max(part.state.level for part in value)
 
-    record(program.graph, parameters, program.kernels, recorder=evaluator, after=after)
+    record(program.graph, parameters, recorder=evaluator, after=after)
     encodes = Counter(event.level for event in evaluator.events if event.primitive == "encode")
     encoding = sum(count * evaluator.price("encode", level) for level, count in encodes.items())
-    encoded = sum(count * plaintext_bytes(parameters.log_ring, level + 1) for level, count in encodes.items())
-    one_key = rotation_key_bytes(
-        parameters.log_ring, parameters.limbs, parameters.digits, len(parameters.special_primes)
-    )
+    size = sizes(program.graph, parameters, len(program.rotations), encodes, levels)
     special = 0 if kept else SPECIAL_KEYS - 1
-    keys = one_key * (len(program.rotations) + 1 + special)
     keygen = evaluator.price("relin_keygen", parameters.depth) + (len(program.rotations) + special) * evaluator.price(
         "rotation_keygen", parameters.depth
     )
-    set_up = precomputed_bytes(parameters)
     set_up_seconds = (
-        set_up / plaintext_bytes(parameters.log_ring, parameters.limbs) * evaluator.price("encode", parameters.depth)
+        size.setup_bytes
+        / plaintext_bytes(parameters.log_ring, parameters.limbs)
+        * evaluator.price("encode", parameters.depth)
     )
     held = current_rss_bytes()
-    server = LIBRARY_BYTES + keys + set_up + (encoded if kept else 0) + peak
+    client = BARE_PROCESS_BYTES + LIBRARY_BYTES + size.key_bytes + 4 * _key_bytes(parameters)
     return Estimate(
         seconds_per_image=evaluator.seconds / program.batch,
         first_seconds=evaluator.seconds + (encoding if kept else 0.0),
         node_seconds=seconds,
         keygen_seconds=keygen * evaluator.slowdown.heavy,
         setup_seconds=set_up_seconds,
-        key_bytes=keys,
-        setup_bytes=set_up,
-        plaintext_bytes=encoded,
-        ciphertext_bytes=peak,
-        server_gb=(BARE_PROCESS_BYTES + server) / GB,
-        client_gb=(BARE_PROCESS_BYTES + LIBRARY_BYTES + keys + 4 * one_key) / GB,
-        process_gb=(held + server) / GB,
+        key_bytes=size.key_bytes,
+        setup_bytes=size.setup_bytes,
+        plaintext_bytes=size.plaintext_bytes,
+        ciphertext_bytes=size.ciphertext_bytes,
+        server_gb=size.server_bytes / GB,
+        client_gb=client / GB,
+        process_gb=(held + size.held_bytes) / GB,
         counts=dict(Counter(event.primitive for event in evaluator.events)),
     )
 
@@ -130,25 +188,24 @@ BARE_PROCESS_BYTES = 130e6
 """Python with numpy, scipy and networkx loaded."""
 
 
-def _working_bytes(program: CompiledProgram, node: Node) -> int:
+def _working_bytes(graph: Graph, node: Node, parameters: Parameters, levels: Mapping[str, int]) -> int:
     """Ciphertexts that an op holds beside operand and result: rotations of the operand and its powers, digits."""
     layout = node.type.layout
     assert layout is not None
     shifted = isinstance(node.op, Polynomial) and layout.step > 0
     if node.lowering is None and not shifted:
         return 0
-    operand = program.graph[node.inputs[0]].type
-    assert operand.layout is not None and operand.state is not None
-    limbs = operand.state.level + 1
-    parameters = program.parameters
+    operand = graph[node.inputs[0]].type
+    assert operand.layout is not None
+    limbs = levels[node.inputs[0]] + 1
     if isinstance(node.lowering, Diagonals):
         babies = min(node.lowering.baby, 64) * operand.layout.ciphertexts
     elif isinstance(node.lowering, Multiplexed):
         assert isinstance(node.op, Conv2d)
         # Of the operand one for each element of the filter, of a sum one for each channel computed at once, and sums.
-        filter_size = math.prod(program.graph.constants[node.op.weight].shape[2:])
+        filter_size = math.prod(graph.constants[node.op.weight].shape[2:])
         babies = filter_size + min(operand.layout.slots // operand.layout.period, layout.grid[0]) + 3
     else:
-        babies = layout.distinct_copies * node.op.levels(program.graph.constants)
+        babies = layout.distinct_copies * node.op.levels(graph.constants)
     digits = parameters.digits * (limbs + len(parameters.special_primes)) * 8 * parameters.ring_dimension
     return babies * ciphertext_bytes(parameters.log_ring, limbs) + 2 * digits

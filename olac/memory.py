@@ -19,6 +19,11 @@ def available_bytes() -> int:
     return max(0, min(rooms)) if rooms else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def total_bytes() -> int:
+    """Bytes of memory that the machine has."""
+    return _meminfo("MemTotal") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def peak_rss_bytes() -> int:
     """The most resident memory that this process has had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB

@@ -35,7 +35,8 @@ published 128-bit bootstrapping sets with this weight (Lattigo's), and a ring wi
 """
 
 BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS = 37, 41
-"""Of programs with bootstraps: one at ring 2^16 keeps some 11 bits at these, with the least correction factor."""
+"""Of programs with bootstraps: the difference is the correction factor, and `BOOTSTRAP_NOISE` is what they come to."""
+MOST_DEPTH = 100
 MOST_DIGITS = 6
 """More digits allow a longer chain under the same bound, and make keys larger; beyond these they are too large."""
 SPECIAL_PRIME_BITS = 60
@@ -201,8 +202,8 @@ class Parameters:
             raise ValueError(f"log2 of the ring dimension {self.log_ring} is outside 10 ... 17")
         if not (self.log_ring + 4 <= self.scale_bits <= 59 and self.scale_bits <= self.first_bits <= 60):
             raise ValueError(f"scale of {self.scale_bits} bits with a first prime of {self.first_bits} bits")
-        if not 0 <= self.depth <= 100:
-            raise ValueError(f"depth {self.depth} is outside 0 ... 100")
+        if not 0 <= self.depth <= MOST_DEPTH:
+            raise ValueError(f"depth {self.depth} is outside 0 ... {MOST_DEPTH}")
         if not self.valid_digits(self.depth, self.digits):
             raise ValueError(f"{self.digits} digits do not divide {self.depth + 1} limbs")
         if self.security not in (0, *SECURITY_BOUNDS):
@@ -218,6 +219,14 @@ class Parameters:
     def ring_dimension(self) -> int:
         """N."""
         return 1 << self.log_ring
+
+    @property
+    def conjugation_step(self) -> int:
+        """What stands for conjugation among rotation steps: the number of slots, a rotation that moves nothing.
+
+        Programs that bootstrap have its key in any case, beside those of rotations, and don't list it.
+        """
+        return self.slots
 
     @property
     def slots(self) -> int:
@@ -400,7 +409,65 @@ def deep_candidates(
     return found
 
 
-def require_candidates(found: list[Parameters], depth: int, scale_bits: int, security: int) -> list[Parameters]:
+BUDGETS = ((3, 3), (4, 3), (5, 3), (4, 4), (5, 4))
+"""Levels of the two transforms of a bootstrap of full ciphertexts, to try.
+
+A transform in two levels holds 64 rotated ciphertexts at once: 17 GB where three levels take 10, and slower.
+"""
+
+
+def deep_chains(
+    *,
+    scale_bits: int = BOOTSTRAP_SCALE_BITS,
+    first_bits: int = BOOTSTRAP_FIRST_BITS,
+    security: int = 128,
+    log_rings: tuple[int, ...] = (15, 16),
+    budgets: tuple[tuple[int, int], ...] = BUDGETS,
+) -> list[Parameters]:
+    """All sets with bootstraps that keep the security and leave a level between two."""
+    found = []
+    correction = first_bits - scale_bits
+    for log_ring, digits in itertools.product(log_rings, range(2, MOST_DIGITS + 1)):
+        if scale_bits < log_ring + 4:
+            continue
+        least = 2 + SINE_LEVELS + min(map(sum, budgets))
+        for depth in range(least, MOST_DEPTH + 1):
+            if not Parameters.valid_digits(depth, digits):
+                continue
+            if not _is_secure(log_ring, depth, scale_bits, first_bits, digits, security):
+                break
+            rests = ((depth - SINE_LEVELS - sum(budget), budget) for budget in budgets)
+            found += [
+                Parameters(
+                    log_ring,
+                    depth,
+                    scale_bits,
+                    first_bits,
+                    digits,
+                    FLEXIBLE,
+                    security,
+                    Bootstrapping(rest, budget, correction),
+                )
+                for rest, budget in rests
+                if rest >= 2
+            ]
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _is_secure(log_ring: int, depth: int, scale_bits: int, first_bits: int, digits: int, security: int) -> bool:
+    """Whether a chain for bootstraps keeps the security; where levels are for does not matter to it."""
+    boots = Bootstrapping(depth - SINE_LEVELS - 2, (1, 1), first_bits - scale_bits)
+    try:
+        Parameters(log_ring, depth, scale_bits, first_bits, digits, FLEXIBLE, security, boots).check_security()
+    except SecurityError:
+        return False
+    return True
+
+
+def require_candidates(
+    found: list[list[Parameters]], depth: int, scale_bits: int, security: int
+) -> list[list[Parameters]]:
     """The list itself, or `InfeasibleError` where it is empty."""
     if not found:
         raise InfeasibleError(

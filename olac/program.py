@@ -49,13 +49,21 @@ class SelfCheck:
 
 @dataclass(frozen=True)
 class Report:
-    """What was decided and measured at compile time."""
+    """What was decided and measured at compile time.
+
+    Attributes:
+        fits, check, front, notes: of the approximation.
+        pass_seconds: by pass, in order.
+        noise: how far rescales and bootstraps take an output at most, relative to the outputs' range, as simulated on
+            held-out images; None where there are no bootstraps, and `precision` holds.
+    """
 
     fits: tuple[FitReport, ...] = ()
     check: SelfCheck | None = None
     pass_seconds: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
     front: tuple[FrontPoint, ...] = ()
+    noise: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for files."""
@@ -70,6 +78,7 @@ class Report:
             tuple((str(name), float(seconds)) for name, seconds in data["pass_seconds"]),
             tuple(str(note) for note in data["notes"]),
             tuple(FrontPoint(**{**point, "degrees": tuple(point["degrees"])}) for point in data["front"]),
+            None if data.get("noise") is None else float(data["noise"]),
         )
 
 
@@ -161,7 +170,7 @@ class CompiledProgram:
     @cached_property
     def multiplies_ciphertexts(self) -> bool:
         """Whether a run takes a product of ciphertexts, which needs the relinearisation key."""
-        events = record(self.graph, self.parameters, self.kernels).events
+        events = record(self.graph, self.parameters).events
         return any(event.primitive in ("multiply", "relinearize") for event in events)
 
     @property

@@ -30,6 +30,10 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
     if boots is not None:
         count = sum(len(_ciphertexts(node)) for node in program.graph.nodes if isinstance(node.op, Bootstrap))
         lines.append(f"{count} bootstraps, each from level {boots.input_level} to {boots.output_level}")
+    if program.report.noise is not None:
+        lines.append(
+            f"noise and bootstraps change outputs by up to {program.report.noise:.2g} of their range (simulated)"
+        )
     check = program.report.check
     if check is not None:
         lines.append(

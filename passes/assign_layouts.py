@@ -13,7 +13,8 @@ from olac.ir.layout import TensorLayout
 from olac.ir.multiplexed import can_multiplex
 from olac.ir.ops import Input, LinearOp
 from olac.ir.types import Stage
-from olac.kernels.linear import count_steps, modulus_choices, place
+from olac.kernels.linear import modulus_choices
+from olac.kernels.patterns import diagonals_of
 from olac.passes.base import Pass, PassContext
 
 
@@ -78,7 +79,7 @@ def _best(graph: Graph, node: Node, operand: TensorLayout, multiplexed: bool) ->
     """
     assert isinstance(node.op, LinearOp)
     shape = node.type.shape
-    linear = node.op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
+    op, taken = node.op, graph[node.inputs[0]].type.shape
     candidates = [_dense(node, operand.slots, operand.batch)]
     if len(shape) == 3 and operand.shape == operand.grid and min(shape[1:]) > 1:
         strides = {max(1, round(operand.grid[axis] / shape[axis])) for axis in (1, 2)}
@@ -90,7 +91,7 @@ def _best(graph: Graph, node: Node, operand: TensorLayout, multiplexed: bool) ->
 
     def products(layout: TensorLayout) -> tuple[int, bool, int]:
         counts = min(
-            count_steps(place(linear, operand, layout, modulus), 1, 0).products
+            len(diagonals_of(op, taken, graph.constants, operand, layout, modulus)[2])
             for modulus in modulus_choices(operand, layout)
         )
         return layout.ciphertexts, multiplexed and not can_multiplex(node.op, operand, layout), counts

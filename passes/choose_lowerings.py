@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from olac.backends.base import conjugation_step
 from olac.backends.cost import predicted_seconds
 from olac.backends.recorder import RecorderEvaluator
 from olac.bootstrapping import bootstrap_steps
@@ -26,10 +25,10 @@ from olac.kernels.linear import (
     count,
     fold_steps,
     modulus_choices,
-    place,
     shift_of,
 )
 from olac.kernels.multiplexed import MultiplexedKernel
+from olac.kernels.patterns import diagonals_of
 from olac.passes.assign_levels import required_levels
 from olac.passes.base import Pass, PassContext
 
@@ -219,7 +218,7 @@ class _Chooser:
         self._graph, self._context, self._multiplexed = graph, context, multiplexed
         self._copies, self._halving = copies, halving
         parameters = context.need_parameters()
-        self._conjugation = conjugation_step(parameters)
+        self._conjugation = parameters.conjugation_step
         self._free = bootstrap_steps(parameters).union(*multiplexed.values())
         """Steps that there are keys for in any case."""
         if parameters.bootstrapping is not None:
@@ -341,9 +340,9 @@ class _Chooser:
         key = (node.id, modulus)
         if key not in self._distinct:
             assert isinstance(node.op, LinearOp)
-            linear = node.op.linear_map(self._graph[node.inputs[0]].type.shape, self._graph.constants)
-            result = _layout(self._graph, node.id)
-            self._distinct[key] = place(linear, operand.with_step(0), result, modulus).distinct
+            shape, result = self._graph[node.inputs[0]].type.shape, _layout(self._graph, node.id)
+            plain = operand.with_step(0)
+            self._distinct[key] = diagonals_of(node.op, shape, self._graph.constants, plain, result, modulus)
         target, source, diagonal = self._distinct[key]
         if not operand.step:
             return target, source, diagonal

@@ -15,7 +15,7 @@ from olac.ir.graph import Graph, GraphBuilder, Node, describe
 from olac.ir.ops import Bootstrap, Input
 from olac.ir.types import Stage
 from olac.kernels.base import Kernel
-from olac.kernels.execute import build_kernels
+from olac.kernels.execute import build_hollow_kernels
 from olac.parameters import Bootstrapping, Parameters
 from olac.passes.base import Pass, PassContext
 
@@ -76,22 +76,33 @@ class PlaceBootstraps(Pass):
 
 
 class Profiles:
-    """What each node's kernel takes, at any level of its operand: kernels run on no data once."""
+    """What each node's kernel takes, at any level of its operand: kernels run on no data once.
+
+    Attributes:
+        steps: rotation steps of all kernels.
+    """
 
     def __init__(self, graph: Graph, parameters: Parameters) -> None:
         self._events: dict[str, tuple[tuple[str, int, int], ...]] = {}
-        kernels = build_kernels(graph)
+        steps: set[int] = set()
+        kernels = build_hollow_kernels(graph)
         for node in graph.nodes:
             if not isinstance(node.op, Input | Bootstrap):
-                self._events[node.id] = _events(graph, node, kernels[node.id], parameters)
+                recorder = _recorded(graph, node, kernels[node.id], parameters)
+                self._events[node.id] = tuple(
+                    (primitive, parameters.depth - level, count)
+                    for (primitive, level), count in sorted(recorder.counts().items())
+                )
+                steps.update(recorder.rotations)
+        self.steps = frozenset(steps)
 
     def seconds(self, node: Node, level: int, price: Callable[[str, int], float]) -> float:
         """Predicted seconds with operands at a level."""
         return sum(count * price(primitive, level - below) for primitive, below, count in self._events.get(node.id, ()))
 
 
-def _events(graph: Graph, node: Node, kernel: Kernel, parameters: Parameters) -> tuple[tuple[str, int, int], ...]:
-    """(primitive, levels below the operand, times)."""
+def _recorded(graph: Graph, node: Node, kernel: Kernel, parameters: Parameters) -> RecorderEvaluator:
+    """A run of one kernel, its operands at the top of the chain."""
     recorder = RecorderEvaluator(parameters)
     operands: list[Any] = []
     for name in node.inputs:
@@ -99,9 +110,7 @@ def _events(graph: Graph, node: Node, kernel: Kernel, parameters: Parameters) ->
         assert layout is not None
         operands.append((recorder.fresh(parameters.depth),) * layout.ciphertexts)
     kernel.run(recorder, operands)
-    return tuple(
-        (primitive, parameters.depth - level, count) for (primitive, level), count in sorted(recorder.counts().items())
-    )
+    return recorder
 
 
 def place_bootstraps(graph: Graph, parameters: Parameters, profiles: Profiles, table: CostTable, threads: int) -> Plan:

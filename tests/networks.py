@@ -216,3 +216,15 @@ def random_network(seed: int) -> tuple[Graph, Array]:
         if random.integers(2):
             value = g.linear(activation(value), 3)
     return g.graph(value), g.images
+
+
+def cubic_blocks(blocks: int) -> tuple[Graph, Calibration, Array]:
+    """Basic blocks with cubics around skips, and a linear layer; the calibration, and images in its ranges."""
+    g = Growing(3, (2, 4, 4))
+    cubic = np.array([[0.1, 0.5, 0.15, 0.03]])
+    y = g.polynomial(g.conv(g.input, 2), cubic)
+    for _ in range(blocks):
+        z = g.conv(g.polynomial(g.conv(y, 2), cubic), 2)
+        y = g.polynomial(g.add(Add(), z, y), cubic)
+    y = g.add(Reshape((int(np.prod(g.shape(y))),)), y)
+    return *normalized(g.graph(g.linear(y, 3)), g.images), g.images

@@ -6,9 +6,20 @@ from typing import Any
 
 import pytest
 
+from olac.backends.cost import CostEvaluator
 from olac.backends.openfhe.context import make_context, set_up_bootstrapping
 from olac.backends.openfhe.library import load
-from olac.bootstrapping import SPECIAL_KEYS, bootstrap_steps, layers, precomputed_bytes
+from olac.bootstrapping import (
+    BOOTSTRAP_NOISE,
+    SINE_PRODUCTS,
+    SPECIAL_KEYS,
+    bootstrap_noise,
+    bootstrap_steps,
+    bootstrap_work,
+    layers,
+    precomputed_bytes,
+)
+from olac.costs import CostTable
 from olac.errors import BackendError
 from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 
@@ -68,6 +79,62 @@ def test_precomputed_bytes_are_about_what_was_measured() -> None:
     diagonals = 2**10 - 1
     expected = diagonals * ((limbs + special) + (by_hand.bootstrapping.input_level + 1 + special)) * 1024 * 8  # type: ignore[union-attr]
     assert precomputed_bytes(by_hand) == expected
+
+
+@pytest.mark.parametrize("budget", [(3, 3), (4, 2), (1, 5)])
+def test_what_is_counted_is_what_is_kept(budget: tuple[int, int]) -> None:
+    """Products with plaintexts are those that memory is planned for, each at the level of its layer."""
+    parameters = parameters_of(11, budget, 4)
+    boots, special = parameters.bootstrapping, len(parameters.special_primes)
+    assert boots is not None
+    work = bootstrap_work(parameters)
+    products = [(level, times) for name, level, times in work if name == "multiply_plain"]
+    limbs = sum(times * (level + 1) for level, times in products)
+    assert precomputed_bytes(parameters) == limbs * 8 * parameters.ring_dimension
+    levels = [level - special for level, _ in products]
+    assert levels[: budget[1]] == list(range(boots.input_level, 1, -1))
+    assert levels[budget[1] :] == list(range(parameters.depth, parameters.depth - budget[0], -1))
+    assert sum(times for name, _, times in work if name == "multiply") == SINE_PRODUCTS
+    assert min(level for name, level, _ in work if name == "multiply") == boots.rest + budget[1] + 1
+    assert bootstrap_work(Parameters(11, 18, 40, 47, 1, FLEXIBLE, 0)) == ()
+
+
+MEASURED = [
+    # rest, budget, digits, bits of the scale and of q_0; CPU seconds on one thread of the shipped table's machine
+    (8, (3, 3), 2, 40, 47, 17.2),
+    (7, (4, 3), 2, 40, 47, 14.4),
+    (6, (4, 4), 2, 40, 47, 13.8),
+    (4, (3, 3), 2, 40, 47, 15.8),
+    (10, (4, 3), 4, 40, 47, 19.4),
+    (4, (5, 3), 2, 40, 46, 14.0),
+    (6, (3, 3), 2, 38, 45, 15.5),
+    (5, (3, 3), 3, 42, 50, 14.5),
+    (4, (3, 3), 3, 45, 53, 14.7),
+    (3, (3, 3), 3, 50, 58, 15.2),
+]
+
+
+@pytest.mark.parametrize(("rest", "budget", "digits", "scale", "first", "measured"), MEASURED)
+def test_bootstraps_at_full_security_are_priced_about_as_measured(
+    rest: int, budget: tuple[int, int], digits: int, scale: int, first: int, measured: float
+) -> None:
+    boots = Bootstrapping(rest, budget, first - scale)
+    parameters = Parameters(16, boots.depth, scale, first, digits, FLEXIBLE, 128, boots)
+    parameters.check_security()
+    price = CostEvaluator(parameters, CostTable.default(), 1).price("bootstrap", boots.input_level)
+    assert price == pytest.approx(measured, rel=0.1)
+
+
+def test_the_noise_of_a_bootstrap() -> None:
+    """Of the measured set-ups, and of others by the nearest; a bit more of correction doubles it."""
+    assert bootstrap_noise(Parameters(11, 18, 40, 47, 1, FLEXIBLE, 0)) == 0.0
+    usual, finer, between, corrected = (
+        bootstrap_noise(Parameters(16, 20, scale, first, 3, FLEXIBLE, 0, Bootstrapping(4, (3, 3), correction)))
+        for scale, first, correction in ((37, 41, 4), (45, 53, 8), (39, 43, 4), (37, 41, 5))
+    )
+    assert usual == BOOTSTRAP_NOISE[37, 41] > 10 * finer
+    assert between == usual
+    assert corrected == 2 * usual
 
 
 def test_two_set_ups_of_one_chain_are_refused_in_one_process() -> None:

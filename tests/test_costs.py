@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from olac.costs import (
-    BOOTSTRAP_ROTATIONS,
+    BOOTSTRAP_FACTOR,
     BY_TECHNIQUE,
     PRIMITIVES,
     TECHNIQUES,
@@ -125,7 +125,7 @@ def test_a_table_survives_the_round_trip() -> None:
 
 def test_a_damaged_table_is_refused() -> None:
     document = json.loads(TABLE.to_json())
-    for key in document.keys() - {"bootstrap_rotations"}:
+    for key in document.keys() - {"bootstrap_factor"}:
         with pytest.raises(ValueError, match="cost table"):
             CostTable.from_json(json.dumps({name: document[name] for name in document if name != key}))
     with pytest.raises(ValueError, match=r"no factors for .*rotate"):
@@ -137,22 +137,22 @@ def test_a_damaged_table_is_refused() -> None:
 
 
 def test_a_table_with_a_figure_for_bootstraps_keeps_it() -> None:
-    table = replace(TABLE, bootstrap_rotations=40.25)
-    assert CostTable.from_json(table.to_json()).bootstrap_rotations == 40.25
+    table = replace(TABLE, bootstrap_factor=1.25)
+    assert CostTable.from_json(table.to_json()).bootstrap_factor == 1.25
 
 
 def test_a_table_without_a_figure_for_bootstraps_takes_the_default(tmp_path: Path) -> None:
     document = json.loads(TABLE.to_json())
-    del document["bootstrap_rotations"]
+    del document["bootstrap_factor"]
     (tmp_path / "old.json").write_text(json.dumps(document))
-    assert CostTable.load(tmp_path / "old.json").bootstrap_rotations == BOOTSTRAP_ROTATIONS == 52
+    assert CostTable.load(tmp_path / "old.json").bootstrap_factor == BOOTSTRAP_FACTOR
 
 
 @pytest.mark.parametrize("figure", ["many", True, None, [52], 0, -1.0, float("inf"), float("nan")])
 def test_a_bad_figure_for_bootstraps_is_refused(figure: object) -> None:
     document = json.loads(TABLE.to_json())
     with pytest.raises(ValueError, match="cost table"):
-        CostTable.from_json(json.dumps({**document, "bootstrap_rotations": figure}))
+        CostTable.from_json(json.dumps({**document, "bootstrap_factor": figure}))
 
 
 def test_an_empty_table_is_refused() -> None:

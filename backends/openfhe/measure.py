@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from olac.backends.cost import CostEvaluator
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import wire
-from olac.bootstrapping import bootstrap_steps, layers
+from olac.bootstrapping import bootstrap_steps
 from olac.cost_fit import fastest, fit
 from olac.costs import WORD_BYTES, CiphertextShape, CostTable, MeasuredRow, plaintext_bytes
 from olac.errors import BackendError
@@ -36,13 +37,6 @@ CALL_BUDGET = 0.03  # seconds spent on one primitive in one pass, where a call i
 POOL_BYTES = 16 << 20  # weights are read once, so products cycle through plaintexts that don't stay in the cache
 QUICK_BUDGET = 0.003
 BOOTSTRAP_ROUNDS = 3
-TRANSFORM_SHARE = 500
-"""The time of a bootstrap goes with this plus the plaintexts of its transforms.
-
-Of rotations of the whole chain it takes 40.5, 42.8 and 48.4 at rings 2^12, 2^13 and 2^14, where there are 154, 186 and
-282 plaintexts; carried to ring 2^15 these come within 1% of each other.
-"""
-LARGE_LOG_RING = 15
 WORKER_TIMEOUT = 900
 
 
@@ -279,20 +273,8 @@ def measure_setting(setting: Setting, threads: int, budget: float) -> list[Measu
     return result
 
 
-def transform_plaintexts(log_ring: int, budget: tuple[int, int]) -> int:
-    """Plaintexts of both transforms of a bootstrap of full ciphertexts."""
-    return sum(
-        layer.diagonals
-        for part, inverse in zip(budget, (False, True), strict=True)
-        for layer in layers(log_ring - 1, part, inverse)
-    )
-
-
 def measure_bootstrap(parameters: Parameters, quick: bool) -> float:
-    """Seconds of a bootstrap over those of a rotation of the whole chain, in this process.
-
-    Measured at the ring of the parameters and carried to one that programs with bootstraps have.
-    """
+    """Seconds of a bootstrap over those of a rotation of the whole chain, in this process."""
     boots = parameters.bootstrapping
     assert boots is not None
     ready = wire(parameters)
@@ -307,8 +289,13 @@ def measure_bootstrap(parameters: Parameters, quick: bool) -> float:
     for _ in range(1 if quick else BOOTSTRAP_ROUNDS):  # by turns, so that other work on the machine disturbs both
         seconds = time_call(lambda: evaluator.bootstrap(low))
         ratios.append(seconds / time_call(lambda: evaluator.rotate(high, 1), seconds))
-    large, here = (transform_plaintexts(ring, boots.budget) for ring in (LARGE_LOG_RING, parameters.log_ring))
-    return statistics.median(ratios) * (TRANSFORM_SHARE + large) / (TRANSFORM_SHARE + here)
+    return statistics.median(ratios)
+
+
+def bootstrap_factor(rotations: float, parameters: Parameters, table: CostTable, threads: int) -> float:
+    """The `CostTable.bootstrap_factor` of a bootstrap that takes so many rotations of the whole chain."""
+    pricer = CostEvaluator(parameters, replace(table, bootstrap_factor=1.0), threads)
+    return rotations * pricer.price("rotate", parameters.depth) / pricer.price("bootstrap", parameters.depth)
 
 
 def measure_costs(
@@ -352,16 +339,17 @@ def measure_costs(
                     MeasuredRow(row["primitive"], CiphertextShape(**row["shape"]), row["threads"], row["seconds"])
                     for row in timed(setting.describe(), {"setting": asdict(setting)}, count)
                 ]
-    log_ring = 12 if quick else BOOTSTRAPPED.log_ring
+    bootstrapped = replace(BOOTSTRAPPED, log_ring=12) if quick else BOOTSTRAPPED
+    log_ring = bootstrapped.log_ring
     rotations = timed(f"bootstrap at ring 2^{log_ring}", {"bootstrap": log_ring}, counts[-1])
     measured = fastest(rows)
-    return CostTable(
+    table = CostTable(
         machine=machine_name(),
         openfhe=importlib.metadata.version("openfhe"),
         rows=measured,
         factors=fit(measured),
-        bootstrap_rotations=rotations,
     )
+    return replace(table, bootstrap_factor=bootstrap_factor(rotations, bootstrapped, table, counts[-1]))
 
 
 def _ask_worker(request: dict[str, object], threads: int) -> Any:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from olac.backends.base import conjugation_step
 from olac.backends.openfhe.context import make_context, set_up_bootstrapping
 from olac.backends.openfhe.library import load
 from olac.errors import ArtifactError, BackendError
@@ -144,7 +143,7 @@ class Wire:
 
     def automorphism_index(self, step: int) -> int:
         """Where OpenFHE's maps hold the key of a rotation step, or of conjugation (`conjugation_step`)."""
-        if step == conjugation_step(self.parameters):
+        if step == self.parameters.conjugation_step:
             return 2 * self.parameters.ring_dimension - 1
         index: int = self.context.FindAutomorphismIndex(step)
         return index

@@ -20,7 +20,7 @@ from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import wire
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
-from olac.bootstrapping import bootstrap_steps
+from olac.bootstrapping import bootstrap_steps, bootstrap_work
 from olac.costs import CostTable
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir import Graph, Node
@@ -403,11 +403,13 @@ def test_a_bootstrap_costs_as_much_at_any_level() -> None:
 
 
 def test_the_table_says_what_a_bootstrap_costs() -> None:
-    shipped = CostEvaluator(BOOTSTRAPPED, CostTable.default(), 1)
-    other = CostEvaluator(BOOTSTRAPPED, replace(CostTable.default(), bootstrap_rotations=13.0), 1)
+    table = CostTable.default()
+    shipped = CostEvaluator(BOOTSTRAPPED, table, 1)
+    other = CostEvaluator(BOOTSTRAPPED, replace(table, bootstrap_factor=table.bootstrap_factor / 4), 1)
     assert other.price("rotate", 20) == shipped.price("rotate", 20)
-    assert other.price("bootstrap", 5) == pytest.approx(13.0 * other.price("rotate", 20))
     assert other.price("bootstrap", 5) == pytest.approx(shipped.price("bootstrap", 5) / 4)
+    primitives = sum(times * shipped.price(name, level) for name, level, times in bootstrap_work(BOOTSTRAPPED))
+    assert shipped.price("bootstrap", 5) == pytest.approx(table.bootstrap_factor * primitives)
 
 
 def _squares() -> Graph:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from olac.backends.cost import CostEvaluator
 from olac.backends.openfhe import measure
-from olac.bootstrapping import precomputed_bytes
+from olac.costs import CostTable
 from olac.errors import BackendError
 
 
@@ -31,14 +33,12 @@ def test_no_threads_and_no_passes_are_refused(wrong: dict[str, Any]) -> None:
         measure.measure_costs(**{"rings": [12], **wrong})
 
 
-def test_a_transform_has_the_plaintexts_that_memory_is_planned_for() -> None:
-    parameters = measure.BOOTSTRAPPED
-    assert parameters.bootstrapping is not None
-    count = measure.transform_plaintexts(parameters.log_ring, parameters.bootstrapping.budget)
-    limb_bytes = 8 * parameters.ring_dimension
-    special = len(parameters.special_primes)
-    least, most = (count * (limbs + special) * limb_bytes for limbs in (1, parameters.limbs))
-    assert least < precomputed_bytes(parameters) <= most
+def test_the_factor_of_bootstraps_is_what_brings_the_price_to_the_measurement() -> None:
+    table = CostTable.default()
+    factor = measure.bootstrap_factor(50.0, measure.BOOTSTRAPPED, table, 1)
+    pricer = CostEvaluator(measure.BOOTSTRAPPED, replace(table, bootstrap_factor=factor), 1)
+    depth = measure.BOOTSTRAPPED.depth
+    assert pricer.price("bootstrap", depth) == pytest.approx(50.0 * pricer.price("rotate", depth))
 
 
 @pytest.mark.encrypted

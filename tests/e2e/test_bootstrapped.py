@@ -15,11 +15,16 @@ from torch import nn
 
 import olac
 from olac.backends.simulator import SimulatorEvaluator
+from olac.compiler import key_steps
 from olac.ir.ops import Bootstrap
 from olac.kernels.execute import execute
+from olac.noise import OutputNoise
 from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
+from olac.passes.base import PassContext, PassManager
+from olac.passes.pipeline import lowering_pipeline
 from olac.program import CompiledProgram
 from olac.runtime import commands
+from tests.networks import cubic_blocks
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
 
@@ -114,3 +119,22 @@ def test_simulated_slots_with_the_precision_of_bootstraps(program: CompiledProgr
         answer = out.layout.unpack(slots) * out.unit
         errors.append(float(np.max(np.abs(answer.reshape(expected.shape) - expected))) / np.max(np.abs(expected)))
     assert errors[0] < 1e-9 < errors[1] < 0.1
+
+
+@pytest.mark.parametrize(("budget", "scale_bits", "first_bits"), [((5, 3), 40, 47), ((4, 4), 45, 53)])
+def test_other_budgets_and_scales_keep_the_simulated_precision(
+    budget: tuple[int, int], scale_bits: int, first_bits: int
+) -> None:
+    boots = Bootstrapping(4, budget, first_bits - scale_bits)
+    parameters = Parameters(11, boots.depth, scale_bits, first_bits, 3, FLEXIBLE, 0, boots)
+    graph, calibration, given = cubic_blocks(7)
+    context = PassContext(calibration=calibration, parameters=parameters)
+    lowered = PassManager(lowering_pipeline()).run(graph, context)
+    program = CompiledProgram(lowered, parameters, key_steps(lowered, parameters))
+    assert sum(isinstance(node.op, Bootstrap) for node in lowered.nodes) > 4
+    client = olac.Client(program)
+    server = olac.Server(program, client.generate_keys())
+    ours = client.decrypt(server.run(client.encrypt(given[:1])))
+    expected = program.simulate(given)
+    error = np.abs(ours - expected[:1]).max() / np.abs(expected).max()
+    assert 0 < error < OutputNoise(graph, calibration).of_program(lowered, parameters) < 0.01

@@ -13,14 +13,18 @@ from torch import nn
 
 import olac
 from olac.bootstrapping import bootstrap_steps
+from olac.compiler import FEW_DIGITS
 from olac.costs import CostTable
 from olac.errors import InfeasibleError, InputError, SecurityError, UnsupportedModelError
 from olac.ir import Graph, Stage
 from olac.ir.ops import Bootstrap
-from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
+from olac.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, FLEXIBLE, Bootstrapping, Parameters
 from olac.passes.base import Pass, PassContext
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
 from olac.passes.place_bootstraps import PlaceBootstraps
+from olac.program import CompiledProgram
+from olac.report import parameter_lines
+from olac.search import MACHINE_BYTES
 
 
 def small_net(layers: int = 1) -> nn.Sequential:
@@ -83,7 +87,12 @@ def test_more_levels_take_a_larger_ring() -> None:
 
 
 def test_what_is_too_deep_for_any_chain_gets_bootstraps() -> None:
-    program = olac.compile(small_net(20), [images()], degree=15)
+    dumps: list[str] = []
+    dump_after = ("assign_layouts", "assign_levels")
+    program = olac.compile(
+        small_net(20), [images()], degree=15, dump_after=dump_after, dump=lambda name, text: dumps.append(name)
+    )
+    assert dumps == list(dump_after)
     parameters = program.parameters
     assert parameters.bootstrapping is not None
     assert (parameters.log_ring, parameters.security, parameters.technique) == (16, 128, FLEXIBLE)
@@ -108,6 +117,67 @@ def test_bootstraps_that_take_too_much_memory_say_what_would_do() -> None:
     enough = olac.compile(small_net(20), [images()], degree=15, max_memory=float(found[1]) * 1e9)
     assert enough.estimate().server_gb <= float(found[1])
     assert enough.parameters.digits == 2
+
+
+def test_a_precision_with_bootstraps_is_met_or_refused() -> None:
+    """Simulated with the noise that bootstraps were measured to have; left open, the usual scale is taken."""
+    usual = olac.compile(small_net(12), [images()], degree=15)
+    assert usual.report.noise is not None
+    assert (usual.parameters.scale_bits, usual.parameters.first_bits) == (BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS)
+    assert f"change outputs by up to {usual.report.noise:.2g} of their range" in "\n".join(parameter_lines(usual))
+    finer = olac.compile(small_net(12), [images()], degree=15, precision=usual.report.noise / 8)
+    assert finer.report.noise is not None
+    assert finer.report.noise <= usual.report.noise / 8
+    assert finer.parameters.scale_bits > BOOTSTRAP_SCALE_BITS
+    with pytest.raises(InfeasibleError, match=r"do not keep a precision of 1e-07.*Ask for a precision of 0\.\d+"):
+        olac.compile(small_net(12), [images()], degree=15, precision=1e-7)
+
+
+def test_without_a_limit_memory_counts_too() -> None:
+    """Of the numbers of digits the one whose run keeps a server's memory and time the least; the lines say how much."""
+    lines: list[str] = []
+    program = olac.compile(small_net(4), [images()], degree=7, threads=1, progress=lines.append)
+    assert program.report.noise is None
+    parameters = program.parameters
+    choices = [
+        replace(parameters, digits=digits)
+        for digits in range(1, parameters.depth + 2)
+        if Parameters.valid_digits(parameters.depth, digits)
+    ]
+    secure = [one for one in choices if one.log_qp_bound_use <= one.security_bound]
+    made = {one.digits: CompiledProgram(program.graph, one, program.rotations).estimate(1) for one in secure}
+    occupied = {d: e.seconds_per_image * (MACHINE_BYTES + e.server_gb * 1e9) for d, e in made.items()}
+    assert len(occupied) > 3
+    assert min(occupied, key=occupied.__getitem__) == parameters.digits
+    assert any(f"{made[parameters.digits].server_gb:.2f} GB of memory (this machine has" in line for line in lines)
+
+
+def test_a_ring_that_needs_many_digits_is_held_against_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a ring holds the chain with many digits alone, keys are large there: the next one may be better in all."""
+    deep: dict[str, Any] = {"degree": 7, "threads": 1}
+    rings = {n: olac.compile(small_net(n), [images()], **deep).parameters for n in (1, 2, 3, 4, 5, 6, 7)}
+    tight = {n: p for n, p in rings.items() if _least_digits(p) > FEW_DIGITS}
+    passed = [n for n, p in rings.items() if p.log_ring > 12 and _holds(replace(p, digits=p.depth + 1), p.log_ring - 1)]
+    assert tight or passed
+    for n in passed:
+        lower_ring = olac.compile(small_net(n), [images()], log_ring=rings[n].log_ring - 1, **deep)
+        made = olac.compile(small_net(n), [images()], **deep)
+        here, there = (
+            one.estimate(1).seconds_per_image * (MACHINE_BYTES + one.estimate(1).server_gb * 1e9)
+            for one in (made, lower_ring)
+        )
+        assert here <= there
+        assert _least_digits(lower_ring.parameters) > FEW_DIGITS
+
+
+def _holds(parameters: Parameters, log_ring: int) -> bool:
+    one = replace(parameters, log_ring=log_ring)
+    return one.log_qp_bound_use <= one.security_bound
+
+
+def _least_digits(parameters: Parameters) -> int:
+    choices = (d for d in range(1, parameters.depth + 2) if Parameters.valid_digits(parameters.depth, d))
+    return min(d for d in choices if _holds(replace(parameters, digits=d), parameters.log_ring))
 
 
 def test_what_bootstraps_do_not_help_is_refused() -> None:

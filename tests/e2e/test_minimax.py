@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import olac
+from olac.compiler import DEFAULT_PRECISION
 from olac.ir.ops import PolynomialProduct
 from olac.parameters import FIXED, FLEXIBLE
 from olac.program import CompiledProgram
@@ -41,7 +42,7 @@ def test_relu_encrypted(alpha: int, technique: str) -> None:
     server = olac.Server(program, client.generate_keys())
     given = images[:1].double().numpy()
     ours = client.decrypt(server.run(client.encrypt(given)))
-    assert np.abs(ours - program.simulate(given)).max() / size < olac.CompileOptions().precision
+    assert np.abs(ours - program.simulate(given)).max() / size < DEFAULT_PRECISION
 
 
 @pytest.mark.filterwarnings("ignore:.*compiled without security")

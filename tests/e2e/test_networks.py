@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import olac
 from olac.backends.simulator import SimulatorEvaluator
+from olac.compiler import DEFAULT_PRECISION
 from olac.frontend import lift, trace
 from olac.ir.graph import Graph
 from olac.ir.ops import Array
@@ -373,4 +374,4 @@ def test_encrypted(name: str, technique: str) -> None:
     with torch.no_grad():
         size = float(model(images).abs().max())
     error = np.abs(ours - program.simulate(given)) / size
-    assert np.max(error) < options.precision
+    assert np.max(error) < DEFAULT_PRECISION

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import olac
+from olac.compiler import DEFAULT_PRECISION
 from olac.ir.ops import Polynomial
 from olac.parameters import FIXED, FLEXIBLE
 from olac.passes.pipeline import lowering_pipeline
@@ -54,4 +55,4 @@ def test_an_encrypted_residual_network(technique: str) -> None:
     server = olac.Server(program, client.generate_keys())
     given = images[:1].double().numpy()
     error = np.abs(client.decrypt(server.run(client.encrypt(given))) - program.simulate(given))
-    assert error.max() < options.precision * np.abs(program.simulate(images.double().numpy())).max()
+    assert error.max() < DEFAULT_PRECISION * np.abs(program.simulate(images.double().numpy())).max()

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.kernels",),
     ("olac.passes",),
     ("olac.frontend", "olac.calibration", "olac.tensors", "olac.approximation"),
-    ("olac.program", "olac.estimate", "olac.artifact", "olac.envelope"),
+    ("olac.program", "olac.estimate", "olac.artifact", "olac.envelope", "olac.noise", "olac.search"),
     ("olac.backends",),
     ("olac", "olac.compiler", "olac.report", "olac.runtime", "olac.cli", "olac.demo", "olac.__main__"),
 )

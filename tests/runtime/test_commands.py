@@ -50,11 +50,11 @@ def test_a_measured_table_of_costs_predicts(tmp_path: Path, capsys: pytest.Captu
     small_program().save(program)
     assert main(["calibrate-costs", "--output", str(table), "--rings", "12", "--threads", "1", "--quick"]) == 0
     shown = capsys.readouterr().out
-    assert "bootstrap at ring 2^12, 1 thread" in shown and "rotations of the whole chain" in shown
+    assert "bootstrap at ring 2^12, 1 thread" in shown and "times the primitives that it is made of" in shown
     costs = CostTable.load(table)
     assert costs.log_rings == (12,)
     assert {key.threads for key in costs.factors} == {1}
-    assert 10 < costs.bootstrap_rotations < 100
+    assert 0.2 < costs.bootstrap_factor < 5
     own = small_program().estimate(threads=1, costs=costs)
     assert own.seconds_per_image > 0 and own.key_bytes == small_program().estimate(threads=1).key_bytes
 

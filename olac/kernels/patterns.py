@@ -1,0 +1,84 @@
+"""Linear ops whose entries lie at the same places: what follows from the places alone is found once.
+
+Networks repeat their layers with other weights. Which diagonals a layer has, and which primitives its kernel takes,
+depends on where its matrix is not zero, not on the values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable
+from dataclasses import fields
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from olac.ir.graph import Diagonals
+from olac.ir.layout import TensorLayout
+from olac.ir.ops import Affine, AveragePool, Constants, Conv2d, Linear, LinearOp, Shape
+from olac.kernels.linear import DiagonalKernel, Distinct, place
+
+MOST_KEPT = 256
+BY_ZEROS = (Affine, AveragePool, Conv2d, Linear)
+"""Ops whose matrix is not zero where products of their constants are not; of others the values count."""
+
+Found = TypeVar("Found")
+
+
+class Kept(Generic[Found]):
+    """The last results by key; never the arrays that they were made from."""
+
+    def __init__(self, most: int = MOST_KEPT) -> None:
+        self._most = most
+        self._found: dict[Hashable, Found] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Found]) -> Found:
+        """What was made for this key, now or before."""
+        if key not in self._found:
+            made = make()
+            while len(self._found) >= self._most:
+                self._found.pop(next(iter(self._found)), None)
+            self._found[key] = made
+            return made
+        return self._found[key]
+
+
+_DIAGONALS: Kept[Distinct] = Kept()
+_KERNELS: Kept[DiagonalKernel] = Kept()
+
+
+def entries_key(op: LinearOp, shape: Shape, constants: Constants) -> Hashable:
+    """Equal for ops on operands of `shape` whose matrices, and whose biases, are not zero at the same places."""
+    parts: list[Hashable] = [type(op), shape]
+    for one in fields(op):
+        value = getattr(op, one.name)
+        if one.name not in op.constant_fields or value is None:
+            parts.append((one.name, repr(value)))
+            continue
+        array = np.ascontiguousarray(constants[value])
+        content = np.packbits(array != 0) if type(op) in BY_ZEROS else array
+        digest = hashlib.blake2b(content.tobytes(), digest_size=32).digest()
+        parts.append((one.name, array.shape, array.dtype.str, digest))
+    return tuple(parts)
+
+
+def diagonals_of(
+    op: LinearOp, shape: Shape, constants: Constants, operand: TensorLayout, result: TensorLayout, modulus: int
+) -> Distinct:
+    """The diagonals that are not zero between two layouts, counted modulo `modulus`."""
+
+    def find() -> Distinct:
+        return place(op.linear_map(shape, constants), operand, result, modulus).distinct
+
+    return _DIAGONALS.get((entries_key(op, shape, constants), operand, result, modulus), find)
+
+
+def hollow_kernel(
+    op: LinearOp, shape: Shape, constants: Constants, operand: TensorLayout, result: TensorLayout, lowering: Diagonals
+) -> DiagonalKernel:
+    """A kernel for runs on no data: with the products, but without the weights, of this op."""
+
+    def make() -> DiagonalKernel:
+        return DiagonalKernel(op.linear_map(shape, constants), operand, result, lowering).hollow()
+
+    return _KERNELS.get((entries_key(op, shape, constants), operand, result, lowering), make)

@@ -1,0 +1,171 @@
+"""Which parameters a program gets: every feasible set is priced, in seconds and in bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from olac.backends.cost import CostEvaluator
+from olac.bootstrapping import steps_with_keys
+from olac.costs import CostTable
+from olac.errors import InfeasibleError
+from olac.estimate import sizes
+from olac.ir.graph import Graph
+from olac.kernels.record import record
+from olac.parameters import Parameters
+from olac.passes.assign_levels import required_levels
+from olac.passes.base import PassTiming
+from olac.passes.place_bootstraps import Boots, Problem, Profiles, insert, place_bootstraps
+
+MACHINE_BYTES = 8e9
+"""Memory that comes with the cores of a server; what a program takes beyond it has to be paid with them."""
+NEARLY = 1.02
+"""Predictions are not good to 2 %: among sets of parameters so close the one of least memory is taken."""
+
+
+class Priced(Protocol):
+    """What a choice is made by."""
+
+    @property
+    def seconds(self) -> float:
+        """Predicted for one run."""
+
+    @property
+    def server_bytes(self) -> float:
+        """Predicted peak memory of a server."""
+
+
+AnyPriced = TypeVar("AnyPriced", bound=Priced)
+
+
+def preferred(found: Iterable[AnyPriced], max_memory: float | None) -> list[AnyPriced]:
+    """The sets that fit, the best first.
+
+    With a limit, memory within it is free: the fastest are best, and of those that nearly are, the smallest. Without
+    one the machine is not known, and a run is charged what it keeps others from: the product of its seconds and of its
+    bytes and those that come with the cores anyway. So twice the memory has to save up to half the time, and where a
+    program is small anyway, the fastest is best.
+    """
+    fitting = [one for one in found if max_memory is None or one.server_bytes <= max_memory]
+    if not fitting:
+        return []
+    if max_memory is None:
+        return sorted(fitting, key=lambda one: one.seconds * (MACHINE_BYTES + one.server_bytes))
+    fastest = min(one.seconds for one in fitting)
+    return sorted(
+        fitting,
+        key=lambda one: (0, one.server_bytes) if one.seconds <= NEARLY * fastest else (1, one.seconds),
+    )
+
+
+@dataclass(frozen=True)
+class Digits:
+    """A levelled program, at one number of digits of key switching."""
+
+    parameters: Parameters
+    lowered: Graph
+    seconds: float
+    server_bytes: float
+    timings: tuple[PassTiming, ...] = ()
+
+
+def price_digits(
+    lowered: Graph,
+    choices: Sequence[Parameters],
+    rotations: int,
+    table: CostTable,
+    threads: int,
+    timings: tuple[PassTiming, ...] = (),
+) -> list[Digits]:
+    """One levelled graph under parameters that differ in digits alone: its ops and levels are the same in all."""
+    events = record(lowered, choices[0]).counts()
+    encodes = Counter({level: count for (primitive, level), count in events.items() if primitive == "encode"})
+    levels = {node.id: node.type.state.level for node in lowered.nodes if node.type.state is not None}
+    found = []
+    for parameters in choices:
+        pricer = CostEvaluator(parameters, table, threads)
+        seconds = sum(
+            count * pricer.price(primitive, level)
+            for (primitive, level), count in events.items()
+            if primitive != "encode" or parameters.bootstrapping is not None
+        )
+        size = sizes(lowered, parameters, rotations, encodes, levels)
+        found.append(Digits(parameters, lowered, seconds, size.server_bytes, timings))
+    return found
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A graph with layouts and lowerings for one ring and one way to bootstrap."""
+
+    graph: Graph
+    profiles: Profiles
+    timings: tuple[PassTiming, ...] = ()
+    dumps: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Deep:
+    """A plan of bootstraps under one set of parameters."""
+
+    parameters: Parameters
+    packed: Packed
+    boots: Boots
+    seconds: float
+    server_bytes: float
+
+
+def check_reach(graph: Graph, parameters: Parameters) -> None:
+    """`InfeasibleError` where the levels between bootstraps do not reach from one place for one to the next."""
+    boots = parameters.bootstrapping
+    assert boots is not None
+    Problem(graph, boots, parameters.depth, lambda node, level: 0.0).highest()
+
+
+def price_deep(
+    graph: Graph,
+    choices: Sequence[Parameters],
+    pack: Callable[[Parameters], Packed],
+    table: CostTable,
+    threads: int,
+    refuse: Callable[[Parameters, str], None],
+) -> list[Deep]:
+    """Every set of parameters with the plan of bootstraps of least predicted time.
+
+    Args:
+        graph: at stage POLYNOMIAL.
+        choices: of any rings; where they are many, those that can't hold the graph cost little.
+        pack: layouts and lowerings; called once for each ring and budget of bootstraps, whose keys lowerings share.
+        refuse: called with what can't hold the graph, and why.
+    """
+    packed: dict[tuple[int, tuple[int, int]], Packed] = {}
+    usual: dict[tuple[int, tuple[int, int]], Parameters] = {}
+    found = []
+    for parameters in choices:  # the longest chain with the fewest digits stands for its budget
+        boots = parameters.bootstrapping
+        assert boots is not None
+        held = usual.setdefault((parameters.log_ring, boots.budget), parameters)
+        if (parameters.digits, -parameters.depth) < (held.digits, -held.depth):
+            usual[parameters.log_ring, boots.budget] = parameters
+    for parameters in choices:
+        boots = parameters.bootstrapping
+        assert boots is not None
+        key = parameters.log_ring, boots.budget
+        try:
+            check_reach(graph, parameters)
+            if key not in packed:
+                packed[key] = pack(usual[key])
+            one = packed[key]
+            plan = place_bootstraps(one.graph, parameters, one.profiles, table, threads)
+        except InfeasibleError as error:
+            refuse(parameters, str(error))
+            continue
+        whole = insert(one.graph, plan.boots, boots.correction, "place_bootstraps")
+        levels = required_levels(whole, boots.input_level)
+        steps = len(steps_with_keys(one.profiles.steps, parameters))
+        nothing: Mapping[int, int] = {}  # weights are encoded when they are needed
+        size = sizes(whole, parameters, steps, nothing, levels)
+        found.append(Deep(parameters, one, plan.boots, plan.seconds, size.server_bytes))
+    return found

@@ -1,0 +1,92 @@
+"""What is found once for linear ops whose entries lie alike: the same as for each by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from olac.backends.recorder import RecorderEvaluator
+from olac.ir.graph import Diagonals
+from olac.ir.layout import Array, TensorLayout
+from olac.ir.ops import Conv2d, SparseLinear
+from olac.kernels.linear import DiagonalKernel, place
+from olac.kernels.patterns import Kept, diagonals_of, entries_key, hollow_kernel
+from olac.parameters import Parameters
+
+PARAMETERS = Parameters(11, 3, 30, 36, 2, security=0)
+SHAPE = (2, 6, 6)
+CONV = Conv2d("w", "b", padding=(1, 1, 1, 1))
+
+
+def constants(seed: int, zeros: tuple[int, ...] = (), bias: float = 1.0) -> dict[str, Array]:
+    weight = np.random.default_rng(seed).normal(size=(3, 2, 3, 3))
+    weight.reshape(-1)[list(zeros)] = 0.0
+    return {"w": weight, "b": np.full(3, bias)}
+
+
+def test_other_weights_have_the_same_key_and_other_zeros_another() -> None:
+    key = entries_key(CONV, SHAPE, constants(0))
+    assert key == entries_key(CONV, SHAPE, constants(1))
+    assert key != entries_key(CONV, SHAPE, constants(1, zeros=(4,)))
+    assert key != entries_key(CONV, SHAPE, constants(1, bias=0.0))
+    assert key != entries_key(CONV, (2, 6, 8), constants(1))
+    assert key != entries_key(Conv2d("w", "b", stride=(2, 2), padding=(1, 1, 1, 1)), SHAPE, constants(1))
+
+
+def test_of_other_ops_the_values_count() -> None:
+    """Rows and columns say where entries are, zero or not."""
+    op = SparseLinear("rows", "columns", "values", "bias", (2,))
+    one = {"rows": np.array([0, 1]), "columns": np.array([1, 2]), "values": np.ones(2), "bias": np.zeros(2)}
+    assert entries_key(op, (4,), one) == entries_key(op, (4,), {k: v.copy() for k, v in one.items()})
+    assert entries_key(op, (4,), one) != entries_key(op, (4,), one | {"columns": np.array([1, 3])})
+
+
+@pytest.mark.parametrize("zeros", [(), (0, 1, 2, 9, 30, 31)])
+def test_diagonals_and_primitives_are_those_of_the_op_itself(zeros: tuple[int, ...]) -> None:
+    operand = TensorLayout.dense(SHAPE, PARAMETERS.slots)
+    result = TensorLayout.dense((3, 6, 6), PARAMETERS.slots)
+    for seed in (2, 3):
+        mine = constants(seed, zeros)
+        linear = CONV.linear_map(SHAPE, mine)
+        for modulus in (operand.period, operand.period // 2):
+            if modulus < result.period:
+                continue
+            found = diagonals_of(CONV, SHAPE, mine, operand, result, modulus)
+            for one, other in zip(found, place(linear, operand, result, modulus).distinct, strict=True):
+                np.testing.assert_array_equal(one, other)
+        lowering = Diagonals(max(operand.period, result.period), 8)
+        events = []
+        for kernel in (
+            hollow_kernel(CONV, SHAPE, mine, operand, result, lowering),
+            DiagonalKernel(linear, operand, result, lowering),
+        ):
+            recorder = RecorderEvaluator(PARAMETERS)
+            kernel.run(recorder, [(recorder.fresh(3),)])
+            events.append(recorder.events)
+        assert events[0] == events[1]
+        assert len(events[0]) > 20
+
+
+def test_a_kernel_without_weights_leaves_the_other_as_it_is() -> None:
+    layout = TensorLayout.dense(SHAPE, PARAMETERS.slots)
+    result = TensorLayout.dense((3, 6, 6), PARAMETERS.slots)
+    kernel = DiagonalKernel(CONV.linear_map(SHAPE, constants(4)), layout, result, Diagonals(result.period, 8))
+    hollow = kernel.hollow()
+
+    def entries(one: DiagonalKernel) -> int:
+        return sum(len(p.values) for page in one._plan for products in page.values() for p in products)
+
+    assert entries(hollow) == 0 < entries(kernel)
+
+
+def test_only_the_last_results_are_kept() -> None:
+    kept: Kept[int] = Kept(most=2)
+    made: list[int] = []
+
+    def make(number: int) -> int:
+        made.append(number)
+        return number
+
+    for number in (1, 2, 1, 3, 2, 1):
+        assert kept.get(number, lambda number=number: make(number)) == number  # type: ignore[misc]
+    assert made == [1, 2, 3, 1]

@@ -1,0 +1,130 @@
+"""Which parameters a program gets: seconds against bytes, and prices of programs that are never lowered."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import pytest
+
+from olac.bootstrapping import steps_with_keys
+from olac.compiler import key_steps
+from olac.costs import CostTable
+from olac.errors import SecurityError
+from olac.estimate import estimate
+from olac.ir.graph import Graph
+from olac.parameters import (
+    BOOTSTRAP_FIRST_BITS,
+    BOOTSTRAP_SCALE_BITS,
+    BUDGETS,
+    FLEXIBLE,
+    Bootstrapping,
+    Parameters,
+    candidates,
+    deep_chains,
+)
+from olac.passes.assign_layouts import AssignLayouts
+from olac.passes.assign_levels import AssignLevels, multiplicative_depth
+from olac.passes.base import PassContext, PassManager
+from olac.passes.choose_lowerings import ChooseLowerings
+from olac.passes.place_bootstraps import PlaceBootstraps, Profiles
+from olac.program import CompiledProgram
+from olac.search import MACHINE_BYTES, NEARLY, Packed, preferred, price_deep, price_digits
+from tests.networks import cubic_blocks, images_for, normalized, residual_network
+
+GB = 1e9
+TABLE = CostTable.default()
+
+
+@dataclass(frozen=True)
+class Choice:
+    seconds: float
+    server_bytes: float
+
+
+def test_without_a_limit_memory_is_weighed_against_time() -> None:
+    large, small, tiny = Choice(10.0, 20 * GB), Choice(12.0, 9 * GB), Choice(30.0, 6 * GB)
+    assert preferred([large, small, tiny], None) == [small, large, tiny]
+    assert preferred([Choice(1.0, 0.6 * GB), Choice(1.2, 0.2 * GB)], None)[0].seconds == 1.0
+    assert (MACHINE_BYTES + 20 * GB) / (MACHINE_BYTES + 9 * GB) > 12 / 10
+
+
+def test_within_a_limit_the_fastest_is_best_and_the_smallest_of_those_that_nearly_are() -> None:
+    fast, near, slow = Choice(10.0, 11 * GB), Choice(10.0 * NEARLY, 10 * GB), Choice(10.5, 3 * GB)
+    assert preferred([slow, fast, near], 12 * GB) == [near, fast, slow]
+    assert preferred([slow, fast, near], 10.5 * GB) == [near, slow]
+    assert preferred([slow, fast, near], 2 * GB) == []
+
+
+def small_network() -> Graph:
+    graph = residual_network()
+    return normalized(graph, images_for(graph, 16))[0]
+
+
+def test_digits_are_priced_as_whole_programs_are() -> None:
+    graph = small_network()
+    choices = candidates(multiplicative_depth(graph), 34, 41, log_rings=(14, 15))
+    choices = [one for one in choices if one.log_ring == 15]
+    assert len(choices) > 2
+    passes = (AssignLayouts(), ChooseLowerings(), PlaceBootstraps(), AssignLevels())
+    lowered = PassManager(passes).run(graph, PassContext(parameters=choices[0], costs=TABLE, threads=1))
+    program = CompiledProgram(lowered, choices[0], key_steps(lowered, choices[0]))
+    found = price_digits(program.graph, choices, len(program.rotations), TABLE, 1)
+    assert [one.parameters for one in found] == choices
+    for one in found:
+        whole = estimate(CompiledProgram(program.graph, one.parameters, program.rotations), 1, TABLE)
+        assert one.seconds == pytest.approx(whole.seconds_per_image)
+        assert one.server_bytes / GB == pytest.approx(whole.server_gb)
+    assert len({round(one.server_bytes) for one in found}) == len(found)
+
+
+def test_plans_with_bootstraps_are_priced_as_whole_programs_are() -> None:
+    """Seconds within what a bootstrap's drops to a level take, and bytes."""
+    graph, _, _ = cubic_blocks(3)
+    chains = [
+        Parameters(11, boots.depth, 40, 47, digits, FLEXIBLE, 0, boots)
+        for digits, boots in itertools.product((2, 3), (Bootstrapping(6), Bootstrapping(5, (4, 3)), Bootstrapping(2)))
+    ]
+    packs = []
+
+    def pack(parameters: Parameters) -> Packed:
+        packs.append(parameters)
+        context = PassContext(parameters=parameters, costs=TABLE, threads=1)
+        packed = PassManager((AssignLayouts(), ChooseLowerings())).run(graph, context)
+        return Packed(packed, Profiles(packed, parameters))
+
+    refused: list[tuple[Parameters, str]] = []
+    found = price_deep(graph, chains, pack, TABLE, 1, lambda parameters, why: refused.append((parameters, why)))
+    assert {parameters for parameters, _ in refused} == {c for c in chains if c.bootstrapping == Bootstrapping(2)}
+    assert all("levels" in why for _, why in refused)
+    assert [(p.digits, p.depth) for p in packs] == [(2, 22), (2, 22)]
+    assert {one.parameters for one in found} == set(chains) - {parameters for parameters, _ in refused}
+    for one in found:
+        passes = (PlaceBootstraps(one.boots), AssignLevels())
+        context = PassContext(parameters=one.parameters, costs=TABLE, threads=1)
+        whole = PassManager(passes).run(one.packed.graph, context)
+        program = CompiledProgram(whole, one.parameters, key_steps(whole, one.parameters))
+        made = estimate(program, 1, TABLE)
+        assert set(program.rotations) == steps_with_keys(one.packed.profiles.steps, one.parameters)
+        assert one.server_bytes / GB == pytest.approx(made.server_gb)
+        assert one.seconds == pytest.approx(made.seconds_per_image, rel=0.05)
+
+
+def test_all_chains_that_keep_the_security_and_no_others() -> None:
+    found = deep_chains(log_rings=(16,))
+    seen = {(p.digits, p.bootstrapping.budget, p.bootstrapping.rest) for p in found if p.bootstrapping}
+    assert len(seen) == len(found) > 100
+    assert {budget for _, budget, _ in seen} == set(BUDGETS)
+    for digits, budget, rest in itertools.product((2, 3, 6), BUDGETS[:2], range(2, 16)):
+        boots = Bootstrapping(rest, budget, BOOTSTRAP_FIRST_BITS - BOOTSTRAP_SCALE_BITS)
+        if not Parameters.valid_digits(boots.depth, digits):
+            continue
+        try:
+            bits = BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS
+            Parameters(16, boots.depth, *bits, digits, FLEXIBLE, 128, boots).check_security()
+            secure = True
+        except SecurityError:
+            secure = False
+        assert secure == ((digits, budget, rest) in seen)
+    assert deep_chains(security=192) == []
+    assert all(p.scale_bits == 45 and p.first_bits == 53 for p in deep_chains(scale_bits=45, first_bits=53))
