@@ -224,11 +224,14 @@ def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> Com
     if not isinstance(graph["nodes"], list):
         raise ValueError("graph.nodes is not a list")
     nodes = tuple(_node(data, f"node {i}") for i, data in enumerate(graph["nodes"]))
+    report = manifest["report"]
+    if isinstance(report, dict):
+        report = {"noise": None} | report  # which the first files of this version lack
     return CompiledProgram(
         Graph(nodes, _decode(graph["outputs"], tuple[str, ...], "outputs"), constants, Stage.LEVELLED),
         _decode(manifest["parameters"], Parameters, "parameters"),
         _decode(manifest["rotations"], tuple[int, ...], "rotations"),
-        _decode(manifest["report"], Report, "report"),
+        _decode(report, Report, "report"),
     )
 
 

@@ -291,6 +291,12 @@ def _operand(manifest: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def test_a_report_from_before_noise_was_told_loads(deep: Path) -> None:
+    program = load_program(deep)
+    _rewrite(deep, lambda m: m["report"].pop("noise"))
+    assert load_program(deep).report == replace(program.report, noise=None)
+
+
 def test_a_program_with_bootstraps_comes_back_as_it_was(deep: Path) -> None:
     program, x = bootstrapped_program()
     loaded = load_program(deep)
