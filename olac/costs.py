@@ -303,8 +303,8 @@ def model_key(primitive: str, shape: CiphertextShape, threads: int) -> ModelKey:
     return ModelKey(primitive, technique, shape.log_ring, threads)
 
 
-BOOTSTRAP_FACTOR = 1.04
-"""Of a table without a figure of its own: the mean of ten set-ups at ring 2^16, which are within 10 % of it."""
+BOOTSTRAP_FACTOR = 1.0
+"""Of a table without a figure of its own; ten set-ups measured at ring 2^16 are at 0.96 to 1.13."""
 
 
 @dataclass(frozen=True)

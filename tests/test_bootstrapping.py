@@ -122,7 +122,7 @@ def test_bootstraps_at_full_security_are_priced_about_as_measured(
     parameters = Parameters(16, boots.depth, scale, first, digits, FLEXIBLE, 128, boots)
     parameters.check_security()
     price = CostEvaluator(parameters, CostTable.default(), 1).price("bootstrap", boots.input_level)
-    assert price == pytest.approx(measured, rel=0.1)
+    assert price == pytest.approx(measured, rel=0.12)
 
 
 def test_the_noise_of_a_bootstrap() -> None:
