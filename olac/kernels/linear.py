@@ -179,7 +179,7 @@ class _Product:
 
     source: int
     baby: int
-    positions: Index
+    positions: npt.NDArray[np.unsignedinteger[Any]]
     values: Array
 
 
@@ -264,6 +264,8 @@ def _group(entries: PlacedEntries, baby: int, pages: int) -> list[dict[int, list
     fresh[1:] = keys[1:] != keys[:-1]
     values = np.add.reduceat(values, np.flatnonzero(fresh)) if len(values) else values
     products, positions = np.divmod(keys[fresh], entries.width)
+    # A program has millions of these: as few bytes as a slot's number takes.
+    positions = positions.astype(np.min_scalar_type(entries.width - 1))
     starts = np.ones(len(values), dtype=bool)
     starts[1:] = products[1:] != products[:-1]
     bounds = [*np.flatnonzero(starts).tolist(), len(values)]
