@@ -8,7 +8,7 @@ import pytest
 
 from olac.backends.openfhe.context import make_context, set_up_bootstrapping
 from olac.backends.openfhe.library import load
-from olac.bootstrapping import SPECIAL_KEYS, bootstrap_steps, layers, precomputed_bytes
+from olac.bootstrapping import SPECIAL_KEYS, bootstrap_steps, layers, precomputed_bytes, working_bytes
 from olac.errors import BackendError
 from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 
@@ -68,6 +68,15 @@ def test_precomputed_bytes_are_about_what_was_measured() -> None:
     diagonals = 2**10 - 1
     expected = diagonals * ((limbs + special) + (by_hand.bootstrapping.input_level + 1 + special)) * 1024 * 8  # type: ignore[union-attr]
     assert precomputed_bytes(by_hand) == expected
+
+
+def test_working_bytes_are_about_what_was_measured() -> None:
+    """Ring 2^13, 24 levels, 2 digits: a process grew by 87.7 MB in its first bootstrap."""
+    parameters = Parameters(13, 24, 40, 47, 2, FLEXIBLE, 0, Bootstrapping(8))
+    assert working_bytes(parameters) == pytest.approx(87.7e6, rel=0.1)
+    larger = Parameters(13, 24, 40, 47, 2, FLEXIBLE, 0, Bootstrapping(10, (2, 2)))
+    assert working_bytes(larger) > working_bytes(parameters)
+    assert working_bytes(Parameters(13, 24, 40, 47, 2, FLEXIBLE, 0)) == 0
 
 
 def test_two_set_ups_of_one_chain_are_refused_in_one_process() -> None:

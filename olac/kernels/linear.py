@@ -196,6 +196,17 @@ class DiagonalKernel(Kernel):
         self._plan = _group(entries, lowering.baby, result.ciphertexts)
         self._bias = result.expand(linear.bias.reshape(result.shape)) if np.any(linear.bias) else None
 
+    @property
+    def table_bytes(self) -> int:
+        products = (product for page in self._plan for giants in page.values() for product in giants)
+        return sum(product.positions.nbytes + product.values.nbytes for product in products)
+
+    @property
+    def held(self) -> int:
+        """Ciphertexts at the operand's level that a run holds at once: rotations of the operand, and sums to rotate."""
+        babies = {(p.source, p.baby) for page in self._plan for giants in page.values() for p in giants}
+        return len(babies) + max(len(page) for page in self._plan)
+
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         (x,) = operands
         state = x[0].state

@@ -54,6 +54,10 @@ class PolynomialKernel(Kernel):
         self._layout = layout
         self.depth = depth_of(self._coefficients.shape[1] - 1)
 
+    @property
+    def table_bytes(self) -> int:
+        return self._coefficients.nbytes
+
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         (x,) = operands
         return tuple(
@@ -74,6 +78,10 @@ class PolynomialProductKernel(Kernel):
     def __init__(self, coefficients: Array, layout: TensorLayout) -> None:
         self._coefficients = _in_slots(coefficients, layout)
         self.depth = depth_of(self._coefficients.shape[1] - 1) + 1
+
+    @property
+    def table_bytes(self) -> int:
+        return self._coefficients.nbytes
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         return tuple(
