@@ -284,25 +284,26 @@ class Wire:
     def _picked(self, key: Any, indices: Sequence[int]) -> bytes:
         """Bytes of an EvalKeyMap with some special keys, under a key's own tag.
 
-        OpenFHE makes them only together with rotation keys, for few slots here, and picks some only from a file that
-        it wrote itself.
+        OpenFHE makes them only together with rotation keys, and picks some only from a file that it wrote itself.
         """
         fhe, container, boots = self._fhe, self._fhe.CryptoContext, self.parameters.bootstrapping
         assert boots is not None
         own, passing = key.GetKeyTag(), new_tag()
-        few = 1 << max(boots.budget)
+        # Half of the slots and a level for each layer: of all set-ups this has the fewest rotations.
+        log_slots = self.parameters.log_ring - 2
+        half = 1 << log_slots
         # OpenFHE forgets all keys or none, so those of others step aside for the while.
         others = container.GetAllEvalAutomorphismKeys()
-        set_up_bootstrapping(self.context, self.parameters, precompute=False, slots=few)
+        set_up_bootstrapping(self.context, self.parameters, precompute=False, slots=half, budget=(log_slots, log_slots))
         try:
             key.SetKeyTag(passing)
             try:
-                self.context.EvalBootstrapKeyGen(key, few)
+                self.context.EvalBootstrapKeyGen(key, half)
             finally:
                 key.SetKeyTag(own)
             with tempfile.TemporaryDirectory() as folder:
                 path = str(Path(folder) / "keys")
-                if not fhe.SerializeEvalBootstrapKey(path, fhe.BINARY, self.context, passing, few):
+                if not fhe.SerializeEvalBootstrapKey(path, fhe.BINARY, self.context, passing, half):
                     raise BackendError(f"OpenFHE can't write {path}")
                 container.ClearEvalAutomorphismKeys()
                 if not fhe.DeserializeEvalBootstrapKey(path, fhe.BINARY, passing, list(indices)):
