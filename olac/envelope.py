@@ -198,8 +198,12 @@ def read_header(source: Source, kind: str, program: CompiledProgram) -> Header:
 
 
 def frame(
-    kind: str, program: CompiledProgram, fields: dict[str, Any], payload: Iterable[bytes], payload_bytes: int
-) -> Iterator[bytes]:
+    kind: str,
+    program: CompiledProgram,
+    fields: dict[str, Any],
+    payload: Iterable[bytes | memoryview],
+    payload_bytes: int,
+) -> Iterator[bytes | memoryview]:
     """The bytes of a frame, in pieces; `payload` must give `payload_bytes` bytes in all."""
     full = {
         "program": program.fingerprint,

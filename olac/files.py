@@ -60,7 +60,9 @@ def check_writable(path: str | Path) -> None:
         raise ArtifactError(f"{path}: the folder {folder} can't be written to.")
 
 
-def write_file(path: str | Path, pieces: Iterable[bytes], *, mode: int = 0o644, overwrite: bool = True) -> None:
+def write_file(
+    path: str | Path, pieces: Iterable[bytes | memoryview], *, mode: int = 0o644, overwrite: bool = True
+) -> None:
     """Write a file that is there completely or not at all.
 
     Raises:

@@ -13,6 +13,7 @@ from olac.costs import CostTable
 from olac.errors import InfeasibleError
 from olac.estimate import sizes
 from olac.ir.graph import Graph
+from olac.kernels.execute import build_hollow_kernels
 from olac.kernels.record import record
 from olac.parameters import Parameters
 from olac.passes.assign_levels import required_levels
@@ -80,7 +81,8 @@ def price_digits(
     timings: tuple[PassTiming, ...] = (),
 ) -> list[Digits]:
     """One levelled graph under parameters that differ in digits alone: its ops and levels are the same in all."""
-    events = record(lowered, choices[0]).counts()
+    kernels = build_hollow_kernels(lowered)
+    events = record(lowered, choices[0], kernels).counts()
     encodes = Counter({level: count for (primitive, level), count in events.items() if primitive == "encode"})
     levels = {node.id: node.type.state.level for node in lowered.nodes if node.type.state is not None}
     found = []
@@ -91,7 +93,7 @@ def price_digits(
             for (primitive, level), count in events.items()
             if primitive != "encode" or parameters.bootstrapping is not None
         )
-        size = sizes(lowered, parameters, rotations, encodes, levels)
+        size = sizes(lowered, kernels, parameters, rotations, encodes, levels)
         found.append(Digits(parameters, lowered, seconds, size.server_bytes, timings))
     return found
 
@@ -166,6 +168,6 @@ def price_deep(
         levels = required_levels(whole, boots.input_level)
         steps = len(steps_with_keys(one.profiles.steps, parameters))
         nothing: Mapping[int, int] = {}  # weights are encoded when they are needed
-        size = sizes(whole, parameters, steps, nothing, levels)
+        size = sizes(whole, one.profiles.kernels, parameters, steps, nothing, levels)
         found.append(Deep(parameters, one, plan.boots, plan.seconds, size.server_bytes))
     return found

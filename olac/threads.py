@@ -1,11 +1,47 @@
-"""Threads that OpenFHE's loops will use."""
+"""Threads that OpenFHE's loops will use, and work that threads of Python do beside them."""
 
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def usable_threads() -> int:
     """OMP_NUM_THREADS where it is set (OpenFHE reads it when it is imported), else the cores of this process."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() and int(given) > 0 else max(1, len(os.sched_getaffinity(0)))
+
+
+def helpers(most: int) -> int:
+    """How many threads, up to `most`, may work beside the caller's: none where there is one thread to use."""
+    usable = usable_threads()
+    return min(usable, most) if usable > 1 else 0
+
+
+def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`function` of each item, in order, computed by so many threads beside the caller's; with none, when asked for.
+
+    Items are taken in the caller's thread, at most one more than there are threads before a result is given. What is
+    raised there or by `function` ends the work: what has begun is waited for, the rest is never begun.
+    """
+    if threads < 1:
+        yield from map(function, items)
+        return
+    begun: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="olac") as pool:
+        try:
+            for item in items:
+                begun.append(pool.submit(function, item))
+                if len(begun) > threads:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()

@@ -79,16 +79,17 @@ class Profiles:
     """What each node's kernel takes, at any level of its operand: kernels run on no data once.
 
     Attributes:
+        kernels: of the nodes, without weights where those don't matter.
         steps: rotation steps of all kernels.
     """
 
     def __init__(self, graph: Graph, parameters: Parameters) -> None:
         self._events: dict[str, tuple[tuple[str, int, int], ...]] = {}
         steps: set[int] = set()
-        kernels = build_hollow_kernels(graph)
+        self.kernels = build_hollow_kernels(graph)
         for node in graph.nodes:
             if not isinstance(node.op, Input | Bootstrap):
-                recorder = _recorded(graph, node, kernels[node.id], parameters)
+                recorder = _recorded(graph, node, self.kernels[node.id], parameters)
                 self._events[node.id] = tuple(
                     (primitive, parameters.depth - level, count)
                     for (primitive, level), count in sorted(recorder.counts().items())

@@ -70,11 +70,18 @@ _SET_UP: dict[Parameters, Bootstrapping] = {}
 """By the parameters without it: OpenFHE gives equal chains one context, and a later set-up would replace the first."""
 
 
-def set_up_bootstrapping(context: Any, parameters: Parameters, precompute: bool, slots: int | None = None) -> None:
+def set_up_bootstrapping(
+    context: Any,
+    parameters: Parameters,
+    precompute: bool,
+    slots: int | None = None,
+    budget: tuple[int, int] | None = None,
+) -> None:
     """Prepare a context for bootstraps, with `precompute` also the plaintexts that they take.
 
     Args:
         slots: of the ciphertexts; None for all. There is one set-up for each number of slots in a context.
+        budget: levels of both transforms, where no bootstrap is to follow; None for that of the parameters.
     """
     boots = parameters.bootstrapping
     assert boots is not None
@@ -86,7 +93,12 @@ def set_up_bootstrapping(context: Any, parameters: Parameters, precompute: bool,
             f"use another process for {boots}"
         )
     context.EvalBootstrapSetup(
-        list(boots.budget), [0, 0], slots or parameters.slots, boots.correction, precompute, BTSlotsEncoding=True
+        list(budget or boots.budget),
+        [0, 0],
+        slots or parameters.slots,
+        boots.correction,
+        precompute,
+        BTSlotsEncoding=True,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from olac.backends.openfhe.library import load
@@ -15,7 +16,10 @@ from olac.backends.openfhe.wire import Words, new_tag, wire
 from olac.bootstrapping import SPECIAL_KEYS
 from olac.errors import BackendError
 from olac.parameters import Parameters
-from olac.threads import usable_threads
+from olac.threads import helpers, in_threads, usable_threads
+
+KEY_MAKERS = 3
+"""Threads that make keys from words; as many as one thread that reads and hashes can feed."""
 
 
 @dataclass
@@ -32,17 +36,21 @@ class KeySet:
     def words(self) -> Iterator[Words]:
         """The relinearisation key, where there is one, then the rotation keys as in `steps`, and special ones last.
 
-        Only for sets that were made here. Copies of a few keys, as many as there are threads, are alive at a time.
+        Only for sets that were made here. Copies of a few keys, at most twice as many as there are threads, are alive.
         """
         ready = wire(self.parameters)
         if self.relinearisation is not None:
             yield ready.relinearisation_key_words(self.relinearisation)
         index = {step: ready.automorphism_index(step) for step in self.steps}
-        for steps, keys in self._maps:
+
+        def words(entry: tuple[tuple[int, ...], Any]) -> list[Words]:
+            steps, keys = entry
             by_index = sorted(steps, key=index.__getitem__)
-            words = dict(zip(by_index, ready.rotation_key_words(keys, len(steps)), strict=True))
-            for step in steps:
-                yield words[step]
+            found = dict(zip(by_index, ready.rotation_key_words(keys, len(steps)), strict=True))
+            return [found[step] for step in steps]
+
+        for part in in_threads(words, self._maps, helpers(1)):
+            yield from part
         yield from self.special.values()
 
 
@@ -110,23 +118,30 @@ def install_keys(
     """
     ready = wire(parameters)
     fhe = load()
-    boots = parameters.bootstrapping is not None
-    total = len(steps) + int(relinearise) + (SPECIAL_KEYS if boots else 0)
     made = KeySet(parameters, new_tag(), tuple(steps))
-    if boots:
-        ready.prepare_special_keys()
+    ready.prepare_keys(relinearise)
+    makers: list[Callable[[Words], Any]] = []
     if relinearise:
-        made.relinearisation = ready.relinearisation_key(next(words), made.tag)
-        fhe.CryptoContext.InsertEvalMultKey([made.relinearisation], made.tag)
-    for done, step in enumerate(steps, 1 + int(relinearise)):
-        key = ready.rotation_key(next(words), ready.automorphism_index(step), made.tag)
-        fhe.CryptoContext.InsertEvalAutomorphismKey(key, made.tag)
+        makers.append(lambda given: ready.relinearisation_key(given, made.tag))
+    for step in steps:
+        makers.append(partial(ready.rotation_key, index=ready.automorphism_index(step), tag=made.tag))
+    for index in ready.special_indices if parameters.bootstrapping is not None else ():
+        makers.append(partial(ready.special_key, index=index, tag=made.tag))
+
+    def make(given: tuple[Callable[[Words], Any], Words]) -> Any:
+        maker, part = given
+        return maker(part)
+
+    # One thread reads, the others check words and make keys of them; OpenFHE's maps are filled here alone.
+    pairs = ((maker, next(words)) for maker in makers)
+    for done, key in enumerate(in_threads(make, pairs, helpers(KEY_MAKERS)), 1):
+        if relinearise and done == 1:
+            made.relinearisation = key
+            fhe.CryptoContext.InsertEvalMultKey([key], made.tag)
+        else:
+            fhe.CryptoContext.InsertEvalAutomorphismKey(key, made.tag)
         if progress is not None:
-            progress(done, total)
-    for done, index in enumerate(ready.special_indices if boots else (), total - SPECIAL_KEYS + 1):
-        fhe.CryptoContext.InsertEvalAutomorphismKey(ready.special_key(next(words), index, made.tag), made.tag)
-        if progress is not None:
-            progress(done, total)
+            progress(done, len(makers))
     _check(made)
     return made
 

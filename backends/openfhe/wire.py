@@ -30,6 +30,8 @@ WORD_BYTES = 8
 MAX_STRUCTURE_BYTES = 1 << 16
 UNIFORM_BITS = 8
 """The largest of a block's words has at most so many bits less than the prime; by chance, less than 2^-1000."""
+SPARE_STEP = 1
+"""Step of the rotation key that templates are made from."""
 TAG_PATTERN = re.compile(rb"[0-9a-f]{32}")
 
 
@@ -54,9 +56,9 @@ class Template:
         check_words(words, self.primes, self.length)
         raw = np.ascontiguousarray(words, dtype="<u8")
         old, new = self.tag.encode(), tag.encode()
-        out = [self.pieces[0].replace(old, new)]
+        out: list[bytes | memoryview] = [self.pieces[0].replace(old, new)]
         for block, piece in zip(raw, self.pieces[1:], strict=True):
-            out += [block.tobytes(), piece.replace(old, new)]
+            out += [block.data, piece.replace(old, new)]
         return b"".join(out)
 
 
@@ -199,6 +201,9 @@ class Wire:
 
     def relinearisation_key(self, words: Words, tag: str) -> Any:
         """An EvalKey from such words."""
+        return self._fhe.DeserializeEvalKeyString(self._relinearisation_template().fill(words, tag), self._fhe.BINARY)
+
+    def _relinearisation_template(self) -> Template:
         name = "relinearisation key"
         if name not in self._templates:
             self.context.EvalMultKeyGen(self._spare)
@@ -206,7 +211,7 @@ class Wire:
             key = self._fhe.CryptoContext.GetEvalMultKeyVector(spare_tag)[0]
             data = self._fhe.Serialize(key, self._fhe.BINARY)
             self._templates[name] = template(data, self.evaluation_key_primes, self.length, spare_tag)
-        return self._fhe.DeserializeEvalKeyString(self._templates[name].fill(words, tag), self._fhe.BINARY)
+        return self._templates[name]
 
     def rotation_key_words(self, keys: Any, count: int) -> list[Words]:
         """The words of each of the `count` keys in an EvalKeyMap, by increasing automorphism index."""
@@ -216,8 +221,13 @@ class Wire:
 
     def rotation_key(self, words: Words, index: int, tag: str) -> Any:
         """An EvalKeyMap with one key, for an automorphism index, from the words of one key."""
-        spare_index = self.context.FindAutomorphismIndex(1)
-        name = "rotation key"
+        ready, spare_index = self._rotation_template(), self.context.FindAutomorphismIndex(SPARE_STEP)
+        first = ready.pieces[0].replace(_entry(spare_index), _entry(index))
+        data = Template((first, *ready.pieces[1:]), ready.primes, ready.length, ready.tag).fill(words, tag)
+        return self._fhe.DeserializeEvalKeyMapString(data, self._fhe.BINARY)
+
+    def _rotation_template(self) -> Template:
+        name, spare_index = "rotation key", self.context.FindAutomorphismIndex(SPARE_STEP)
         if name not in self._templates:
             keys = self.context.EvalAutomorphismKeyGen(self._spare, [spare_index])
             data = self._fhe.Serialize(keys, self._fhe.BINARY)
@@ -225,10 +235,18 @@ class Wire:
             if made.pieces[0].count(_entry(spare_index)) != 1:
                 raise BackendError("OpenFHE's bytes of a rotation key don't hold its index")
             self._templates[name] = made
-        ready = self._templates[name]
-        first = ready.pieces[0].replace(_entry(spare_index), _entry(index))
-        data = Template((first, *ready.pieces[1:]), ready.primes, ready.length, ready.tag).fill(words, tag)
-        return self._fhe.DeserializeEvalKeyMapString(data, self._fhe.BINARY)
+        return self._templates[name]
+
+    def prepare_keys(self, relinearise: bool) -> None:
+        """Make the templates of evaluation keys: with them, several threads may make keys from words.
+
+        Best before there are other keys in this process.
+        """
+        if self.parameters.bootstrapping is not None:
+            self._special_template()
+        if relinearise:
+            self._relinearisation_template()
+        self._rotation_template()
 
     # Keys of bootstrapping -------------------------------------------------------------------------------------------
 
@@ -259,43 +277,40 @@ class Wire:
         """An EvalKeyMap with one special key from its words."""
         if index != self.special_indices[0]:
             return self.rotation_key(words, index, tag)
-        self.prepare_special_keys()
-        return self._fhe.DeserializeEvalKeyMapString(self._templates["special key"].fill(words, tag), self._fhe.BINARY)
-
-    def prepare_special_keys(self) -> None:
-        """Make the template of the short key; best before there are other keys in this process."""
-        if "special key" not in self._templates:
-            self._templates["special key"] = self._special_template()
+        return self._fhe.DeserializeEvalKeyMapString(self._special_template().fill(words, tag), self._fhe.BINARY)
 
     def _special_template(self) -> Template:
-        index = self.special_indices[0]
-        data = self._picked(self._spare, (index,))
-        # The sparser secret that this key leads to has a tag of its own.
-        (tag,) = set(TAG_PATTERN.findall(data))
-        return template(data, self.special_key_primes(index), self.length, tag.decode())
+        name, index = "special key", self.special_indices[0]
+        if name not in self._templates:
+            data = self._picked(self._spare, (index,))
+            # The sparser secret that this key leads to has a tag of its own.
+            (tag,) = set(TAG_PATTERN.findall(data))
+            self._templates[name] = template(data, self.special_key_primes(index), self.length, tag.decode())
+        return self._templates[name]
 
     def _picked(self, key: Any, indices: Sequence[int]) -> bytes:
         """Bytes of an EvalKeyMap with some special keys, under a key's own tag.
 
-        OpenFHE makes them only together with rotation keys, for few slots here, and picks some only from a file that
-        it wrote itself.
+        OpenFHE makes them only together with rotation keys, and picks some only from a file that it wrote itself.
         """
         fhe, container, boots = self._fhe, self._fhe.CryptoContext, self.parameters.bootstrapping
         assert boots is not None
         own, passing = key.GetKeyTag(), new_tag()
-        few = 1 << max(boots.budget)
+        # Half of the slots and a level for each layer: of all set-ups this has the fewest rotations.
+        log_slots = self.parameters.log_ring - 2
+        half = 1 << log_slots
         # OpenFHE forgets all keys or none, so those of others step aside for the while.
         others = container.GetAllEvalAutomorphismKeys()
-        set_up_bootstrapping(self.context, self.parameters, precompute=False, slots=few)
+        set_up_bootstrapping(self.context, self.parameters, precompute=False, slots=half, budget=(log_slots, log_slots))
         try:
             key.SetKeyTag(passing)
             try:
-                self.context.EvalBootstrapKeyGen(key, few)
+                self.context.EvalBootstrapKeyGen(key, half)
             finally:
                 key.SetKeyTag(own)
             with tempfile.TemporaryDirectory() as folder:
                 path = str(Path(folder) / "keys")
-                if not fhe.SerializeEvalBootstrapKey(path, fhe.BINARY, self.context, passing, few):
+                if not fhe.SerializeEvalBootstrapKey(path, fhe.BINARY, self.context, passing, half):
                     raise BackendError(f"OpenFHE can't write {path}")
                 container.ClearEvalAutomorphismKeys()
                 if not fhe.DeserializeEvalBootstrapKey(path, fhe.BINARY, passing, list(indices)):

@@ -20,6 +20,11 @@ class Kernel(ABC):
 
     depth: int = 0
 
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of what it keeps to encode plaintexts from."""
+        return 0
+
     @abstractmethod
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         """The result; every ciphertext of noise degree 1."""

@@ -194,7 +194,7 @@ class _Product:
 
     source: int
     baby: int
-    positions: Index
+    positions: npt.NDArray[np.unsignedinteger[Any]]
     values: Slots
 
 
@@ -210,12 +210,14 @@ class DiagonalKernel(Kernel):
         self._width = entries.width
         self._folds = fold_steps(operand, lowering.modulus)
         self._plan = _group(entries, lowering.baby, result.ciphertexts)
+        products = (product for page in self._plan for giants in page.values() for product in giants)
+        self._table_bytes = sum(product.positions.nbytes + product.values.nbytes for product in products)
         self._bias = result.expand(linear.bias.reshape(result.shape)) if np.any(linear.bias) else None
 
     def hollow(self) -> DiagonalKernel:
         """The same without weights, for runs on no data."""
         made = copy.copy(self)
-        nothing: Index = np.zeros(0, np.int64)
+        nothing = np.zeros(0, np.uint8)
         made._plan = [
             {
                 giant: [replace(product, positions=nothing, values=np.zeros(0)) for product in products]
@@ -224,6 +226,16 @@ class DiagonalKernel(Kernel):
             for page in self._plan
         ]
         return made
+
+    @property
+    def table_bytes(self) -> int:
+        return self._table_bytes
+
+    @property
+    def held(self) -> int:
+        """Ciphertexts at the operand's level that a run holds at once: rotations of the operand, and sums to rotate."""
+        babies = {(p.source, p.baby) for page in self._plan for giants in page.values() for p in giants}
+        return len(babies) + max(len(page) for page in self._plan)
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         (x,) = operands
@@ -300,6 +312,8 @@ def _group(entries: PlacedEntries, baby: int, pages: int) -> list[dict[int, list
     fresh[1:] = keys[1:] != keys[:-1]
     values = np.add.reduceat(values, np.flatnonzero(fresh)) if len(values) else values
     products, positions = np.divmod(keys[fresh], entries.width)
+    # A program has millions of these: as few bytes as a slot's number takes.
+    positions = positions.astype(np.min_scalar_type(entries.width - 1))
     starts = np.ones(len(values), dtype=bool)
     starts[1:] = products[1:] != products[:-1]
     bounds = [*np.flatnonzero(starts).tolist(), len(values)]

@@ -8,7 +8,7 @@ level and the exact scale at which it is added, so nothing is rescaled twice and
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,8 @@ class PolynomialKernel(Kernel):
     """p(x) in every slot, for x in [-1, 1]; slots that hold no element stay zero.
 
     Shifted copies are made on the way, at no level: the powers of x are rotated by each copy's shift, and coefficients
-    that are zero outside a copy put it together (`_raw`).
+    that are zero outside a copy put it together. Only what takes all levels is made so, copy by copy. The rest of the
+    polynomial has a level to spare: x is put together first, and powers of that are used for all copies at once.
 
     Args:
         coefficients: Chebyshev coefficients, shape (channels or 1, degree + 1).
@@ -52,6 +53,10 @@ class PolynomialKernel(Kernel):
         self._coefficients = _in_slots(coefficients, layout)
         self._layout = layout
         self.depth = depth_of(self._coefficients.shape[1] - 1)
+
+    @property
+    def table_bytes(self) -> int:
+        return self._coefficients.nbytes
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         (x,) = operands
@@ -73,6 +78,10 @@ class PolynomialProductKernel(Kernel):
     def __init__(self, coefficients: Array, layout: TensorLayout) -> None:
         self._coefficients = _in_slots(coefficients, layout)
         self.depth = depth_of(self._coefficients.shape[1] - 1) + 1
+
+    @property
+    def table_bytes(self) -> int:
+        return self._coefficients.nbytes
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         return tuple(
@@ -107,16 +116,77 @@ def _in_slots(coefficients: Array, layout: TensorLayout) -> Array:
     return np.stack([layout.expand(np.broadcast_to(column, shape)) for column in columns], axis=1)
 
 
-@dataclass(frozen=True)
-class _Copy:
-    """The powers T_1, T_2, T_4, ... of x, rotated for some copies of the result, and the slots of these copies."""
+class _Powers:
+    """T_1, T_2, T_4, ... of a value in [-1, 1], each made, or dropped to a level, when that is first asked for.
 
-    powers: Sequence[Ciphertext[Any]]
-    inside: npt.NDArray[np.bool_] | None = None
+    Args:
+        level: of the value.
+        value: gives it.
+    """
+
+    def __init__(self, evaluator: Evaluator[Any, Any], level: int, value: Callable[[], Ciphertext[Any]]) -> None:
+        self.level = level
+        self._evaluator = evaluator
+        self._value = value
+        self._made: list[Ciphertext[Any]] = []
+        self._dropped: dict[tuple[int, int], Ciphertext[Any]] = {}
+
+    def __getitem__(self, k: int) -> Ciphertext[Any]:
+        """T_(2^k), k levels below the value."""
+        evaluator = self._evaluator
+        if not self._made:
+            self._made.append(self._value())
+        while len(self._made) <= k:
+            square = evaluator.normalize(evaluator.multiply(self._made[-1], self._made[-1]))
+            self._made.append(evaluator.add_scalar(evaluator.add(square, square), -1.0))
+        return self._made[k]
+
+    def at(self, k: int, level: int) -> Ciphertext[Any]:
+        """T_(2^k) at a level: a drop may take as long as a rescale, so each is made once."""
+        if (k, level) not in self._dropped:
+            self._dropped[k, level] = self._evaluator.drop(self[k], level)
+        return self._dropped[k, level]
 
     def restrict(self, coefficients: Array) -> Array:
-        """Coefficients (..., slots), zero outside the copies."""
-        return coefficients if self.inside is None else np.where(self.inside, coefficients, 0.0)
+        """Coefficients (..., slots) as they are."""
+        return coefficients
+
+
+class _Rotations:
+    """Powers rotated by each of some steps, made when they are first asked for."""
+
+    def __init__(self, evaluator: Evaluator[Any, Any], powers: _Powers, steps: Sequence[int]) -> None:
+        self._evaluator = evaluator
+        self._powers = powers
+        self._steps = steps
+        self._made: dict[int, Mapping[int, Ciphertext[Any]]] = {}
+
+    def at(self, k: int, level: int, step: int) -> Ciphertext[Any]:
+        """T_(2^k) rotated by a step."""
+        if k not in self._made:
+            self._made[k] = self._evaluator.rotate_hoisted(self._powers[k], self._steps)
+        return self._evaluator.drop(self._made[k][step], level)
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """One of the shifted copies of a result: the slots that it takes, and the powers rotated for it."""
+
+    rotations: _Rotations
+    step: int
+    inside: npt.NDArray[np.bool_]
+
+    def at(self, k: int, level: int) -> Ciphertext[Any]:
+        """T_(2^k), rotated for this copy, at a level."""
+        return self.rotations.at(k, level, self.step)
+
+    def restrict(self, coefficients: Array) -> Array:
+        """Coefficients (..., slots), zero outside this copy."""
+        return np.where(self.inside, coefficients, 0.0)
+
+
+_Part = _Powers | _Copy
+"""What a polynomial, or its restriction to one copy, is evaluated on."""
 
 
 def _evaluate(
@@ -128,19 +198,23 @@ def _evaluate(
     layout: TensorLayout | None = None,
 ) -> Ciphertext[Any]:
     """p(x) at a level and a scale; coefficients (degree + 1, slots). A layout may ask for shifted copies of it."""
-    powers = [x]
-    while 2 ** len(powers) < len(coefficients):
-        square = evaluator.normalize(evaluator.multiply(powers[-1], powers[-1]))
-        powers.append(evaluator.add_scalar(evaluator.add(square, square), -1.0))
-    copies = [_Copy(powers)] if layout is None or not layout.step else _shifted(evaluator, powers, layout)
-    return _finish(evaluator, *_raw(evaluator, copies, coefficients, level, scale))
-
-
-def _shifted(evaluator: Evaluator[Any, Any], powers: list[Ciphertext[Any]], layout: TensorLayout) -> list[_Copy]:
-    shifts = [c * layout.step for c in range(layout.distinct_copies)]
-    rotated = [evaluator.rotate_hoisted(power, shifts) for power in powers]
+    powers = _Powers(evaluator, x.state.level, lambda: x)
+    if layout is None or not layout.step:
+        return _finish(evaluator, *_raw(evaluator, powers, [powers], coefficients, level, scale))
+    steps = [c * layout.step for c in range(layout.distinct_copies)]
+    rotations = _Rotations(evaluator, powers, steps)
     number = np.arange(layout.slots) // layout.period % layout.distinct_copies
-    return [_Copy([power[shift] for power in rotated], number == c) for c, shift in enumerate(shifts)]
+    copies = [_Copy(rotations, step, number == c) for c, step in enumerate(steps)]
+    whole = _Powers(evaluator, powers.level - 1, lambda: _put_together(evaluator, copies, powers.level - 1))
+    return _finish(evaluator, *_raw(evaluator, whole, copies, coefficients, level, scale))
+
+
+def _put_together(evaluator: Evaluator[Any, Any], copies: Sequence[_Copy], level: int) -> Ciphertext[Any]:
+    """x with each copy rotated as in the result, at a level and its canonical scale."""
+    parameters = evaluator.parameters
+    ones = np.ones(evaluator.slots)
+    scale = parameters.scale(level) * parameters.primes[level + 1]
+    return evaluator.normalize(_multiply_plain(evaluator, copies, 0, ones, level, scale))
 
 
 def _finish(evaluator: Evaluator[Any, Any], product: Ciphertext[Any], constant: Array) -> Ciphertext[Any]:
@@ -153,48 +227,51 @@ def _finish(evaluator: Evaluator[Any, Any], product: Ciphertext[Any], constant: 
 
 def _raw(
     evaluator: Evaluator[Any, Any],
-    copies: Sequence[_Copy],
+    whole: _Powers,
+    copies: Sequence[_Part],
     coefficients: Array,
     level: int,
     scale: float,
 ) -> tuple[Ciphertext[Any], Array]:
     """p without its constant, before the rescale that brings it to `level` and `scale`; and the constant, by slot.
 
-    The sum over copies of p restricted to each: the products of ciphertexts are relinearised together.
+    Where the powers in `whole`, in which all copies are in their places, are too low for p, it is the sum over copies
+    of p restricted to each: their products of ciphertexts are relinearised together.
     """
     prime = evaluator.parameters.primes[level + 1]
     degree = len(coefficients) - 1
+    parts = [whole] if depth_of(degree) <= whole.level - level else copies
     if degree <= 1:
-        product = _multiply_plain(evaluator, copies, 0, coefficients[degree], level, scale * prime)
+        product = _multiply_plain(evaluator, parts, 0, coefficients[degree], level, scale * prime)
         return product, coefficients[0] if degree else np.zeros_like(coefficients[0])
     k = degree.bit_length() - 1
     quotient, remainder = divide(coefficients, 1 << k)
     if len(quotient) == 1:
-        product = _multiply_plain(evaluator, copies, k, quotient[0], level, scale * prime)
+        product = _multiply_plain(evaluator, parts, k, quotient[0], level, scale * prime)
     else:
         pairs = []
-        for copy in copies:
-            power = evaluator.drop(copy.powers[k], level + 1)
-            part = [_Copy(copy.powers)], copy.restrict(quotient)
-            inner = _finish(evaluator, *_raw(evaluator, *part, level + 1, scale * prime / power.state.scale))
+        for part in parts:
+            power = part.at(k, level + 1)
+            restricted, inner_scale = part.restrict(quotient), scale * prime / power.state.scale
+            inner = _finish(evaluator, *_raw(evaluator, whole, [part], restricted, level + 1, inner_scale))
             pairs.append((inner, power))
         product = evaluator.multiply_sum(pairs)
     if not np.any(remainder[1:]):
         return product, remainder[0]
     while not np.any(remainder[-1]):
         remainder = remainder[:-1]
-    rest, constant = _raw(evaluator, copies, remainder, level, scale)
+    rest, constant = _raw(evaluator, whole, copies, remainder, level, scale)
     return evaluator.add(product, rest), constant
 
 
 def _multiply_plain(
-    evaluator: Evaluator[Any, Any], copies: Sequence[_Copy], k: int, factors: Array, level: int, scale: float
+    evaluator: Evaluator[Any, Any], parts: Sequence[_Part], k: int, factors: Array, level: int, scale: float
 ) -> Ciphertext[Any]:
-    """The sum over copies of T_(2^k) times their factors, of that scale, one level above `level`."""
+    """The sum over parts of T_(2^k) times their factors, of that scale, one level above `level`."""
 
-    def term(copy: _Copy) -> Ciphertext[Any]:
-        power = evaluator.drop(copy.powers[k], level + 1)
-        plain = evaluator.encode(lambda: copy.restrict(factors), level + 1, scale / power.state.scale)
+    def term(part: _Part) -> Ciphertext[Any]:
+        power = part.at(k, level + 1)
+        plain = evaluator.encode(lambda: part.restrict(factors), level + 1, scale / power.state.scale)
         return evaluator.multiply_plain(power, plain)
 
-    return functools.reduce(evaluator.add, map(term, copies))
+    return functools.reduce(evaluator.add, map(term, parts))

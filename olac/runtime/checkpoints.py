@@ -49,7 +49,7 @@ class Checkpoint:
             for part in self.values[name]:
                 _check_canonical(program, name, part)
 
-        def payload() -> Iterator[bytes]:
+        def payload() -> Iterator[memoryview]:
             for name in names:
                 for part in self.values[name]:
                     yield raw(ready.ciphertext_words(part.payload, part.state.level))

@@ -128,7 +128,7 @@ class EvaluationKeys:
             self._live = live
         return self._live
 
-    def _pieces(self) -> Iterator[bytes]:
+    def _pieces(self) -> Iterator[bytes | memoryview]:
         if self._header is not None:
             with self._header.source.open() as stream:
                 while piece := stream.read(envelope.CHUNK):
@@ -220,7 +220,7 @@ class _Ciphertexts(ABC):
             return tuple(ready.ciphertext(words, limbs - 1, tag) for words in self._words)
         return tuple(tagged(payload, tag) for payload in self._live)
 
-    def _payload(self) -> Iterator[bytes]:
+    def _payload(self) -> Iterator[memoryview]:
         if self._words is not None:
             return (raw(words) for words in self._words)
         assert self._live is not None
@@ -235,7 +235,7 @@ class _Ciphertexts(ABC):
             found.update(piece)
         return found.hexdigest()[:32]
 
-    def _pieces(self) -> Iterator[bytes]:
+    def _pieces(self) -> Iterator[bytes | memoryview]:
         shape, payload = self._shape(self.program), self._payload()
         fields = {"keys": self.identity, "images": self.images, "ciphertexts": shape[0], "limbs": shape[2]}
         yield from envelope.frame(
@@ -309,9 +309,9 @@ class EncryptedResult(_Ciphertexts):
         return program.output.type
 
 
-def raw(words: Words) -> bytes:
-    """Words as they are written."""
-    return np.ascontiguousarray(words, dtype="<u8").tobytes()
+def raw(words: Words) -> memoryview:
+    """The bytes of words as they are written, which are not copied."""
+    return np.ascontiguousarray(words, dtype="<u8").reshape(-1).data.cast("B")
 
 
 def named(error: ArtifactError, header: Header) -> ArtifactError:

@@ -123,12 +123,13 @@ class Server:
 
     def _check_memory(self, keys: EvaluationKeys, max_memory: float | None) -> float:
         """Bytes that are left for encoded weights."""
+        # Before the rest: it makes the kernels, which are of some size themselves.
+        estimate = self.program.estimate()
+        self._predicted = estimate.node_seconds
         held = current_rss_bytes()
         room: float = available_bytes()
         if max_memory is not None:
             room = min(room, max_memory - held)
-        estimate = self.program.estimate()
-        self._predicted = estimate.node_seconds
         needed = estimate.ciphertext_bytes + estimate.setup_bytes + (0 if keys.installed else keys.key_bytes)
         if needed > room:
             raise InfeasibleError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -172,6 +174,18 @@ def test_dense_matrices_match_numpy(rows: int, columns: int, seed: int, folded: 
         LinearMap.from_sparse(matrix, np.zeros(rows)), operand, result, Diagonals(modulus, max(1, modulus // 4))
     )
     assert np.allclose(run(kernel, operand, x, FIXED), result.pack(x @ matrix.T), atol=1e-9)
+
+
+@pytest.mark.parametrize(("size", "position_bytes"), [(16, 1), (256, 1), (512, 2)])
+def test_what_a_kernel_keeps_and_holds(size: int, position_bytes: int) -> None:
+    operand = result = TensorLayout.dense((size,), SLOTS)
+    linear = LinearMap.from_sparse(np.ones((size, size)), np.zeros(size))
+    kernel = DiagonalKernel(linear, operand, result, Diagonals(size, 4))
+    assert kernel.table_bytes == size * size * (8 + position_bytes)
+    recorder = RecorderEvaluator(PARAMETERS[FIXED])
+    kernel.run(recorder, [(recorder.fresh(3),)])
+    count = Counter(event.primitive for event in recorder.events)
+    assert kernel.held == (count["hoisted_rotate"] + 1) + (count["ext_rotate"] + 1) == 4 + size // 4
 
 
 @pytest.mark.parametrize("rows", [1, 10, 100, 512])

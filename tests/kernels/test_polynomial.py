@@ -41,7 +41,7 @@ def test_every_degree_at_minimal_depth(degree: int, per_channel: bool, technique
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_shifted_copies_cost_no_level(data: st.DataObject) -> None:
-    degree, spare = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 2))
+    degree, spare = data.draw(st.integers(1, 20)), data.draw(st.integers(0, 2))
     technique = data.draw(st.sampled_from([FIXED, FLEXIBLE]))
     random = np.random.default_rng(data.draw(st.integers(0, 2**31)))
     depth = math.ceil(math.log2(degree + 1))
@@ -70,6 +70,25 @@ def test_a_cubic_is_relinearised_once_for_all_its_copies() -> None:
     assert (count["multiply_no_relin"], count["relinearize"], count["multiply"]) == (8, 1, 1)
     assert (count["hoist"], count["hoisted_rotate"]) == (2, 14)
     assert recorder.rotations == tuple(range(8, 64, 8))
+
+
+@pytest.mark.parametrize(("degree", "drops"), [(1, 0), (3, 1), (7, 3), (5, 3), (15, 6)])
+@pytest.mark.parametrize("technique", [FIXED, FLEXIBLE])
+def test_powers_are_dropped_once_to_each_level(degree: int, drops: int, technique: str) -> None:
+    recorder = RecorderEvaluator(Parameters(10, 4, 35, 41, 1, technique, security=0))
+    layout = TensorLayout.dense((64,), 512)
+    PolynomialKernel(np.arange(1, degree + 2, dtype=np.float64)[None], layout).run(recorder, [(recorder.fresh(4),)])
+    assert sum(event.primitive == "drop" for event in recorder.events) == drops
+
+
+@pytest.mark.parametrize(("degree", "drops", "rotated"), [(3, 0, 2), (5, 1, 2), (7, 1, 3), (15, 3, 4)])
+def test_shifted_copies_drop_and_rotate_only_what_takes_all_levels(degree: int, drops: int, rotated: int) -> None:
+    recorder = RecorderEvaluator(Parameters(10, 4, 35, 41, 1, security=0))
+    layout = TensorLayout.dense((64,), 512).with_step(8)
+    PolynomialKernel(np.arange(1, degree + 2, dtype=np.float64)[None], layout).run(recorder, [(recorder.fresh(4),)])
+    count = Counter(event.primitive for event in recorder.events)
+    assert count["drop"] == drops
+    assert (count["hoist"], count["hoisted_rotate"]) == (rotated, 7 * rotated)
 
 
 @settings(max_examples=80, deadline=None)

@@ -12,7 +12,7 @@ import pytest
 from olac.backends.openfhe import keys
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
-from olac.backends.openfhe.wire import Wire, wire
+from olac.backends.openfhe.wire import Wire, extract, wire
 from olac.bootstrapping import SPECIAL_KEYS, bootstrap_steps
 from olac.envelope import DIGEST_BYTES
 from olac.errors import ArtifactError, BackendError
@@ -78,6 +78,44 @@ def test_live_keys_bytes_and_files_give_the_same(pair: Pair, tmp_path: Path) -> 
     result = server.run(pair.client.encrypt(pair.images[:1])).to_bytes()
     assert right(pair, pair.client.decrypt(EncryptedResult.from_bytes(pair.program, result)))
     assert any(node.op.name == "bootstrap" for node in pair.program.graph.nodes)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_threads_read_and_write_the_same_keys(pair: Pair, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    assert pair.keys.to_bytes() == pair.frame
+    loaded = EvaluationKeys.from_bytes(pair.program, pair.frame)
+    seen: list[tuple[int, int]] = []
+    installed = loaded.install(lambda done, total: seen.append((done, total)))
+    assert seen == [(done, pair.seen[-1][1]) for done in range(1, pair.seen[-1][1] + 1)]
+    # What OpenFHE holds now, word for word.
+    ready, fhe = wire(PARAMETERS), load()
+    primes = [ready.evaluation_key_primes] * len(installed.steps)
+    primes += [ready.special_key_primes(index) for index in ready.special_indices]
+    held = fhe.Serialize(fhe.CryptoContext.GetEvalAutomorphismKeyMap(installed.tag), fhe.BINARY)
+    words = extract(held, [prime for part in primes for prime in part], ready.length)
+    payload = np.frombuffer(pair.frame[-DIGEST_BYTES - words.nbytes : -DIGEST_BYTES], "<u8").reshape(words.shape)
+    order = np.argsort([ready.context.FindAutomorphismIndex(step) for step in installed.steps])
+    blocks = len(ready.evaluation_key_primes)
+    rotations = len(order) * blocks
+    expected = payload[:rotations].reshape(len(order), blocks, -1)[order].reshape(rotations, -1)
+    assert np.array_equal(words[:rotations], expected)
+    assert np.array_equal(words[rotations:], payload[rotations:])
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_threads_refuse_the_same_words(pair: Pair, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    one = one_key_bytes(pair.program)
+    size = pair.keys.count * one + sum(special_key_bytes(pair.program))
+
+    def too_large(payload: bytes) -> bytes:
+        return payload[: 3 * one] + b"\xff" * 8 + payload[3 * one + 8 :]
+
+    frame = pair.frame[: -size - DIGEST_BYTES] + too_large(pair.frame[-size - DIGEST_BYTES : -DIGEST_BYTES])
+    keys = EvaluationKeys.from_bytes(pair.program, frame + hashlib.sha256(frame).digest())
+    with pytest.raises(ArtifactError, match="not less than their prime"):
+        keys.install()
 
 
 def test_clients_in_one_process_keep_their_keys(pair: Pair) -> None:
