@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from olac.approximation.common import output_error
-from olac.approximation.reconstruct import LEAST_IMAGES, reconstruct
+from olac.approximation.reconstruct import LEAST_IMAGES, _Steps, reconstruct
 from olac.approximation.sweep import sweep
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Conv2d, Linear, Polynomial
@@ -73,6 +74,39 @@ def test_a_bad_start_is_put_right() -> None:
     bad = spoilt(start(3))
     after = reconstruct(NET, bad, TRAIN, HELD, 25)
     assert error(NET, after, UNSEEN) < 0.35 * error(NET, bad, UNSEEN)
+
+
+def test_parameters_are_averaged_over_a_pass_and_start_again_where_they_are_put() -> None:
+    theta = torch.zeros(3, requires_grad=True)
+    steps = _Steps({"theta": theta}, 0.1, 10, 4)
+    assert torch.equal(steps.mean()["theta"], torch.zeros(3))
+    for place in (0.0, 5.0):
+        passed = []
+        for _ in range(10):
+            before = theta.detach().clone()
+            steps.take((theta - 9).square().sum())
+            assert bool((theta > before).all())
+            passed.append(theta.detach().clone())
+        assert torch.allclose(steps.mean()["theta"], torch.stack(passed).mean(0))
+        assert bool((passed[-1] > place).all())
+        steps.restart({"theta": torch.full((3,), 5.0)})
+        assert torch.equal(theta, torch.full((3,), 5.0))
+    taken = theta.detach().clone()
+    steps.take((theta * torch.inf).sum())  # an image may overflow
+    assert torch.equal(theta, taken)
+
+
+@pytest.mark.parametrize("degree, rate", [(3, 0.5), (7, 0.3)])
+def test_passes_that_lose_are_taken_back(monkeypatch: pytest.MonkeyPatch, degree: int, rate: float) -> None:
+    """At a rate far too large, steps get smaller until they gain."""
+    monkeypatch.setattr("olac.approximation.reconstruct.RATES", (rate, rate))
+    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 0.0)
+    before = start(degree)
+    after = reconstruct(NET, before, images(400, 9), HELD, 10)
+    monkeypatch.setattr("olac.approximation.reconstruct.WORSE", math.inf)
+    without = reconstruct(NET, before, images(400, 9), HELD, 10)
+    assert error(NET, after, UNSEEN) < 0.97 * error(NET, before, UNSEEN)
+    assert error(NET, after, UNSEEN) < 0.97 * error(NET, without, UNSEEN)
 
 
 def test_what_does_not_gain_is_the_graph_itself(monkeypatch: pytest.MonkeyPatch) -> None:
