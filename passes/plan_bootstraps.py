@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ def degrees_within(
     least = solve(problem, 1.0).bootstraps
     if least > most:
         raise InfeasibleError(_refusal(least, most))
-    tie = TIE * max((cost for row in costs.values() for cost in row if math.isfinite(cost)), default=1.0)
+    tie = TIE * (max((cost for row in costs.values() for cost in row if math.isfinite(cost)), default=1.0) or 1.0)
     for name, row in depths.items():
         problem.options[name] = tuple(Option(d, cost / tie) for d, cost in zip(row, costs[name], strict=True))
     plan = solve(problem, 1.0, most)
@@ -109,7 +110,8 @@ def plan_degrees(
     the circuit of the lowest degrees, in which every affine map stands that squares may need. Then the circuit of the
     plan is built, and counted as lowering will find it: quadratics that do not fold in it take two levels from there
     on, and where it takes more bootstraps than allowed, the square that is worth least is given up. The next plan is
-    made on that circuit, which has only those affine maps that it needs; and so on while that gains.
+    made on that circuit, which has only those affine maps that it needs; and so on while that gains. No plan without
+    squares is better than the one found.
 
     Args:
         graph: at stage TRACED; its activations' ids are the keys of `costs`.
@@ -122,31 +124,51 @@ def plan_degrees(
     choices = {name: {d: 1 if d == 2 else max(1, d.bit_length()) for d in row} for name, row in costs.items()}
     skeleton = lowered(graph, {name: min(row) for name, row in choices.items()})
     best: Chosen | None = None
+    if any(2 in row for row in choices.values()) and all(max(row) > 2 for row in choices.values()):
+        with contextlib.suppress(InfeasibleError):
+            above = {name: {d: cost for d, cost in row.items() if d != 2} for name, row in costs.items()}
+            best = plan_degrees(graph, above, most, parameters)
     while True:
-        depths = {name: list(row.values()) for name, row in choices.items()}
-        prices = {name: [costs[name][d] for d in row] for name, row in choices.items()}
-        picks, _ = degrees_within(skeleton, depths, prices, most, parameters)
-        degrees = {name: list(choices[name])[k] for name, k in picks.items()}
+        try:
+            degrees = _degrees_within(skeleton, choices, costs, most, parameters)
+        except InfeasibleError:
+            if best is None:
+                raise
+            return best
         cost = sum(costs[name][d] for name, d in degrees.items())
         if best is not None and cost >= best.cost:
             return best
         circuit = lowered(graph, degrees)
         squares = [name for name, d in degrees.items() if d == 2 and choices[name][d] == 1]
         unfolded = [name for name in squares if not isinstance(circuit[name].op, Square)]
-        for name in unfolded:
-            choices[name][2] = 2
         if unfolded:
+            for name in unfolded:
+                choices[name][2] = 2
             continue
         plan = least_bootstraps(circuit, parameters)
         if plan.bootstraps <= most:
             best, skeleton = Chosen(degrees, cost, plan), circuit
-        elif best is not None:
-            return best
-        else:
-            others = [name for name in squares if len(choices[name]) > 1]
-            if not others:
+            continue
+        others = [name for name in squares if len(choices[name]) > 1]
+        if not others:
+            if best is None:
                 raise InfeasibleError(_refusal(plan.bootstraps, most))
-            del choices[_least_worth(others, costs, choices)][2]
+            return best
+        del choices[_least_worth(others, costs, choices)][2]
+
+
+def _degrees_within(
+    skeleton: Graph,
+    choices: Mapping[str, Mapping[int, int]],
+    costs: Mapping[str, Mapping[int, float]],
+    most: int,
+    parameters: Parameters | None,
+) -> dict[str, int]:
+    """As `degrees_within`, by degree: `choices` has the levels of each."""
+    depths = {name: list(row.values()) for name, row in choices.items()}
+    prices = {name: [costs[name][d] for d in row] for name, row in choices.items()}
+    picks, _ = degrees_within(skeleton, depths, prices, most, parameters)
+    return {name: list(choices[name])[k] for name, k in picks.items()}
 
 
 def _least_worth(

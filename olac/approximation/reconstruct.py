@@ -33,7 +33,7 @@ RATES = (4e-4, 3e-3)
 ENOUGH = 0.03
 """Below this error of the outputs nothing is reconstructed: what more diverging images would cost is more than what is
 left to gain. At degree 7 the sweep leaves ResNet-20 with no such image of 10,000, and gradients with a few."""
-WORSE, SLOWER = 2.0, 0.5
+WORSE, SLOWER = 1.5, 0.5
 """A pass after which the error is more than WORSE times the least so far is taken back, and the rate is SLOWER times
 what it was from there on: deep networks bear smaller steps."""
 BATCH = 32
