@@ -14,18 +14,17 @@ from olac.errors import InfeasibleError
 from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Activation, Array, Polynomial, Square
+from olac.ir.ops import Activation, Polynomial
 from olac.ir.types import Stage
 from olac.kernels.base import Kernel
-from olac.kernels.depth import activation_depth
 from olac.kernels.elementwise import SquareKernel
 from olac.kernels.polynomial import PolynomialKernel
 from olac.parameters import Parameters
 from olac.passes.base import FrontPoint, PassContext
-from olac.passes.fold_squares import FoldSquares
-from olac.passes.plan_bootstraps import degrees_within
+from olac.passes.plan_bootstraps import plan_degrees
+from olac.passes.stand_ins import foldable, folded_in
 from olac.polynomials.degrees import Plan, front, solve
-from olac.polynomials.fit import QUADRATIC, Fit, FitOptions, fit
+from olac.polynomials.fit import Fit, FitOptions, fit
 from olac.polynomials.statistics import Histogram
 
 MIN_AGREEMENT = 0.98
@@ -116,8 +115,6 @@ class _Search:
     def _candidates(self, node: Node) -> list[int]:
         """The largest degree of each depth, up to `max_degree`; at one level a square where it folds, else a line."""
         found = [2 if node.id in self.folds else 1]
-        if self.options.max_bootstraps is not None:
-            found = []  # Squares would fold only beside others, which the plan of levels does not know.
         depth = 2
         while (1 << depth) - 1 <= self.options.most:
             found.append((1 << depth) - 1)
@@ -175,11 +172,13 @@ class _Search:
         """The plan of least cost within the limit; None where there is none."""
         if self.options.max_bootstraps is None:
             return solve(costs, self._prices(), limit)
-        by_name = {node.id: row for node, row in zip(self.nodes, costs, strict=True)}
-        picks, planned = degrees_within(self.graph, self.depths, by_name, self.options.max_bootstraps)
-        choices = tuple(picks[node.id] for node in self.nodes)
-        cost = sum(row[k] for row, k in zip(costs, choices, strict=True))
-        return Plan(choices, float(planned.bootstraps), cost)
+        by_degree = {
+            node.id: dict(zip(self.degrees[node.id], row, strict=True))
+            for node, row in zip(self.nodes, costs, strict=True)
+        }
+        chosen = plan_degrees(self.graph, by_degree, self.options.max_bootstraps)
+        choices = tuple(self.degrees[node.id].index(chosen.degrees[node.id]) for node in self.nodes)
+        return Plan(choices, float(chosen.plan.bootstraps), chosen.cost)
 
     # Plans -----------------------------------------------------------------------------------------------------------
 
@@ -321,39 +320,6 @@ def fit_from_histograms(
         return builder.add(op, inputs, name=node.id, origin=node.origin, type=node.type)
 
     return graph.rewrite(step, by="fit_activations", stage=Stage.POLYNOMIAL)
-
-
-def with_degrees(graph: Graph, degrees: Mapping[str, int]) -> Graph:
-    """A stand-in at stage POLYNOMIAL, its polynomials of the degrees given and of no other meaning."""
-
-    def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
-        if not isinstance(node.op, Activation):
-            return None
-        row: Array = np.zeros(max(2, degrees[node.id]) + 1)
-        row[: len(QUADRATIC)] = (QUADRATIC[0] + QUADRATIC[2] / 2, QUADRATIC[1], QUADRATIC[2] / 2)
-        row[degrees[node.id]] = row[degrees[node.id]] or 1e-3
-        if degrees[node.id] < 2:
-            row = row[:2]
-        name = builder.constant(f"{node.id}.coefficients", row[None, :])
-        return builder.add(Polynomial(name, 1.0), inputs, name=node.id, origin=node.origin, type=node.type)
-
-    return graph.rewrite(step, by="choose_degrees", stage=Stage.POLYNOMIAL)
-
-
-def folded_in(graph: Graph, context: PassContext, degrees: Mapping[str, int]) -> frozenset[str]:
-    """The activations whose quadratic takes one level in a circuit of these degrees."""
-    trial = FoldSquares().run(with_degrees(graph, degrees), PassContext())
-    return frozenset(node.id for node in trial.nodes if isinstance(node.op, Square))
-
-
-def foldable(graph: Graph, context: PassContext) -> frozenset[str]:
-    """The activations whose quadratic takes one level where all are quadratics."""
-    return folded_in(graph, context, {n.id: 2 for n in graph.nodes if isinstance(n.op, Activation)})
-
-
-def circuit_levels(graph: Graph, degrees: Mapping[str, int], context: PassContext) -> int:
-    """Levels that activations of these degrees take, counted from the circuit by the recorder."""
-    return activation_depth(FoldSquares().run(with_degrees(graph, degrees), PassContext()))
 
 
 def activation_seconds(node: Node, degree: int, folds: bool, costs: CostTable, threads: int) -> float:

@@ -40,7 +40,7 @@ class NormalizeUnits(Pass):
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
         ranges = context.need_calibration().ranges
-        graph = _free_products(graph, ranges, self.name)
+        graph = free_products(graph, ranges, self.name)
         units = self._units(graph, ranges)
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
@@ -101,7 +101,7 @@ def sharing_units(graph: Graph) -> dict[str, frozenset[str]]:
     return {i: group for group in map(frozenset, nx.connected_components(together)) for i in group}
 
 
-def _free_products(graph: Graph, ranges: Mapping[str, Range], by: str) -> Graph:
+def free_products(graph: Graph, ranges: Mapping[str, Range], by: str) -> Graph:
     """Put an affine identity between a product and what can't take its unit: sums and outputs, in the main.
 
     A product's unit is that of its operands' units, and its scale is not the canonical one, which sums and the client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -20,7 +21,8 @@ from olac.parameters import Bootstrapping, Parameters
 from olac.passes.base import Pass, PassContext
 
 MOST_STATES = 512
-"""Of the dynamic program at one place, the cheapest; networks with few values alive at once have far fewer."""
+"""Of the dynamic program at one place, the cheapest of each number of bootstraps that are still to come, where those
+are limited; networks with few values alive at once have far fewer."""
 WIDEST = 1.0 + 1e-9
 """Largest calibrated magnitude of a slot at a bootstrap."""
 
@@ -204,7 +206,9 @@ class Problem:
 
 
 State = tuple[tuple[str, int], ...]
-"""Levels that what is still to come needs of the values that are alive at a place."""
+"""Levels that what is still to come needs of the values that are alive at a place, and under COUNT how many bootstraps
+it takes, where those are limited."""
+COUNT = ""
 
 
 @dataclass(frozen=True)
@@ -217,18 +221,27 @@ class _Way:
     then: _Way | None = None
 
 
-def solve(problem: Problem, one_boot: float) -> Plan:
+def solve(problem: Problem, one_boot: float, most: int | None = None) -> Plan:
     """Dynamic program from the last node to the first, over the levels that live values need.
 
     A value may be bootstrapped before any node that reads it, on its own; that node and all later ones read the new
     one. Of two states the one that needs no less and costs no less is dropped.
 
+    Args:
+        problem: see there.
+        one_boot: the price of a bootstrap of one ciphertext.
+        most: bootstraps of single ciphertexts; None for any number.
+
     Raises:
-        InfeasibleError: places for bootstraps are further apart than the levels between two.
+        InfeasibleError: places for bootstraps are further apart than the levels between two, or there is no plan of so
+            few bootstraps.
     """
     boots, nodes = problem.boots, problem.graph.nodes
     highest = problem.highest()
-    ways: dict[State, _Way] = {tuple((name, 0) for name in sorted(set(problem.graph.outputs))): _Way(0.0)}
+    start = dict.fromkeys(problem.graph.outputs, 0)
+    if most is not None:
+        highest[COUNT], start[COUNT] = most, 0
+    ways: dict[State, _Way] = {tuple(sorted(start.items())): _Way(0.0)}
     for index in range(len(nodes) - 1, -1, -1):
         node = nodes[index]
         if isinstance(node.op, Input):
@@ -255,13 +268,15 @@ def solve(problem: Problem, one_boot: float) -> Plan:
                     for chosen in itertools.combinations(choices, count):
                         _extend(found, needs, chosen, picked, seconds, index - 1, problem, one_boot, highest)
         ways = _undominated(found)
+        if not ways:
+            raise InfeasibleError(f"no plan takes at most {most} bootstraps")
     best_state, best = min(ways.items(), key=lambda item: (item[1].seconds, item[0]))
     places = tuple(way.boot for way in _steps(best) if way.boot is not None)
     return Plan(
         places,
         best.seconds,
         sum(problem.ciphertexts(name) for _, name in places),
-        max(n for _, n in best_state),
+        max(n for name, n in best_state if name != COUNT),
         dict(way.pick for way in _steps(best) if way.pick is not None),
     )
 
@@ -279,6 +294,8 @@ def _extend(
 ) -> None:
     """Enter the state before a node with some of its operands bootstrapped, where it can be reached."""
     before = dict(needs) | dict.fromkeys(chosen, problem.boots.input_level)
+    if COUNT in before:
+        before[COUNT] += sum(problem.ciphertexts(name) for name in chosen)
     if any(level > highest[name] for name, level in before.items()):
         return
     extended = way
@@ -293,13 +310,17 @@ def _extend(
 
 
 def _undominated(found: Mapping[State, _Way]) -> dict[State, _Way]:
-    """States of one place that no other beats in every level and in cost; at most MOST_STATES."""
+    """States of one place that no other beats in every level and in cost; at most MOST_STATES of each count."""
     kept: dict[State, _Way] = {}
+    needs: list[tuple[int, ...]] = []
+    of_count: dict[int, int] = {}
     for state, way in sorted(found.items(), key=lambda item: (item[1].seconds, item[0])):
-        if not any(all(a <= b for (_, a), (_, b) in zip(other, state, strict=True)) for other in kept):
+        count = state[0][1] if state and state[0][0] == COUNT else 0
+        mine = tuple(level for _, level in state)
+        if of_count.get(count, 0) < MOST_STATES and not any(all(map(operator.le, one, mine)) for one in needs):
             kept[state] = way
-            if len(kept) == MOST_STATES:
-                break
+            needs.append(mine)
+            of_count[count] = of_count.get(count, 0) + 1
     return kept
 
 

@@ -1,16 +1,17 @@
 """Joint reconstruction: all polynomials and weights improve together towards the clean network's own values.
 
 Adam on the mean over activations of log(1 + relative squared error), plus the same for the outputs; no labels. The
-logarithm keeps one image that leaves a polynomial's range from deciding a step. Two things make it stable where plain
+logarithm keeps one image that leaves a polynomial's range from deciding a step. Three things make it stable where plain
 gradients are not: each layer's parameters are *whitened* by the second moments of what they multiply, so that a step
-of given size changes its values by as much in every direction; and what was reached is kept only where images that no
-step has seen gain by it. The method is olac's own, in the line of block reconstruction for quantisation.
+of given size changes its values by as much in every direction; parameters are averaged over a pass, so that steps may
+be large; and an average is kept only where images that no step has seen gain by it, and taken back where it breaks
+something. The method is olac's own, in the line of block reconstruction for quantisation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -25,13 +26,16 @@ from olac.tensors import apply, chebyshev, run, tensors
 
 Tensor = torch.Tensor
 
-RATE, TYPICAL_ERROR = 2e-3, 0.07
-"""Of Adam, in units of a layer's own standard deviation, where the outputs' error is TYPICAL_ERROR to begin with; it
-grows with the root of that error, within the bounds RATES."""
+RATE, TYPICAL_ERROR, TYPICAL_DEGREE = 2e-3, 0.07, 3
+"""Of Adam, in units of a layer's own standard deviation, where the outputs' error is TYPICAL_ERROR to begin with. It
+grows with the root of that error, within the bounds RATES, and is less where degrees are above TYPICAL_DEGREE."""
 RATES = (4e-4, 3e-3)
 ENOUGH = 0.03
 """Below this error of the outputs nothing is reconstructed: what more diverging images would cost is more than what is
 left to gain. At degree 7 the sweep leaves ResNet-20 with no such image of 10,000, and gradients with a few."""
+WORSE, SLOWER = 1.5, 0.5
+"""A pass after which the error is more than WORSE times the least so far is taken back, and the rate is SLOWER times
+what it was from there on: deep networks bear smaller steps."""
 BATCH = 32
 WARM_UP = 30
 STRESSED = 0.4
@@ -110,10 +114,10 @@ class _Whitened:
         if op.bias is not None:
             self._add(op.bias, y.std())
 
-    def current(self) -> dict[str, Tensor]:
-        """All constants as they are now, differentiable in theta."""
+    def current(self, thetas: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """All constants, differentiable in theta; as they are now, or for other values of theta."""
         made = dict(self.weights)
-        for name, theta in self.theta.items():
+        for name, theta in (self.theta if thetas is None else thetas).items():
             mapping = self.map[name]
             if mapping.ndim == 0:
                 step = mapping * theta
@@ -142,6 +146,44 @@ def _folding(coefficients: Tensor, largest: float) -> Tensor:
     least = _least_curvature(slope, largest)
     bent = torch.where(curvature < 0, -1.0, 1.0) * torch.maximum(curvature.abs(), least)
     return torch.stack([constant, slope, bent], 1)
+
+
+class _Steps:
+    """Adam with a warm-up and a rate that falls to 0, and a running mean of the parameters over a pass."""
+
+    def __init__(self, thetas: Mapping[str, Tensor], rate: float, each: int, passes: int) -> None:
+        self._thetas, self._rate, self._each, self._all = thetas, rate, each, each * passes
+        self._mean = {name: theta.detach().clone() for name, theta in thetas.items()}
+        self._taken = self._since = 0
+        self._optimizer = self._adam()
+
+    def _adam(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(list(self._thetas.values()), betas=(0.9, 0.99))
+
+    def mean(self) -> dict[str, Tensor]:
+        """Of the parameters over the last pass, or since the last restart."""
+        return {name: one.clone() for name, one in self._mean.items()}
+
+    def take(self, loss: Tensor) -> None:
+        """A step down the gradient of a loss, if that is finite."""
+        self._optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(list(self._thetas.values()), 1.0)
+        annealed = 0.5 * (1 + math.cos(math.pi * self._taken / self._all))
+        self._taken, self._since = self._taken + 1, self._since + 1
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate * min(1.0, self._since / WARM_UP) * annealed
+        if torch.isfinite(norm):  # an image may overflow; its batch is left out
+            self._optimizer.step()
+        for name, theta in self._thetas.items():
+            self._mean[name].lerp_(theta.detach(), 1 / min(self._since, self._each))
+
+    def restart(self, thetas: Mapping[str, Tensor]) -> None:
+        """Go on from other parameters, with smaller steps."""
+        with torch.no_grad():
+            for name, theta in self._thetas.items():
+                theta.copy_(thetas[name])
+        self._rate, self._since, self._optimizer = SLOWER * self._rate, 0, self._adam()
 
 
 def reconstruct(
@@ -192,16 +234,16 @@ def reconstruct(
         return output_error(outputs(approximated, weights, held_out), wanted) + WORST * wrecked(made, seen_wanted)
 
     tails = _Tails(original, approximated, sizes)
-    thetas = list(whitened.theta.values())
     best, kept = held_error(start), start
     if best < ENOUGH:
         return approximated
     rate = min(max(RATE * math.sqrt(best / TYPICAL_ERROR), RATES[0]), RATES[1])
-    optimizer = torch.optim.Adam(thetas, lr=rate, betas=(0.9, 0.99))
-    steps = epochs * math.ceil(len(images) / BATCH)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min(1.0, (s + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps)))
-    )
+    degrees = [
+        start[node.op.coefficients].shape[1] - 1 for node in approximated.nodes if isinstance(node.op, Polynomial)
+    ]
+    rate *= min(1.0, TYPICAL_DEGREE * len(degrees) / max(1, sum(degrees)))
+    steps = _Steps(whitened.theta, rate, math.ceil(len(images) / BATCH), epochs)
+    at_best = steps.mean()
     random = torch.Generator().manual_seed(0)
     for epoch in range(epochs):
         for chosen in torch.randperm(len(images), generator=random).split(BATCH):
@@ -215,16 +257,14 @@ def reconstruct(
                 for name in watched
             }
             loss = torch.stack(list(errors.values())).mean() + errors[output] + TAIL * tails(current)
-            optimizer.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(thetas, 1.0)
-            if torch.isfinite(norm):  # an image may overflow; its batch is left out
-                optimizer.step()
-            schedule.step()
-        now = {name: value.detach() for name, value in whitened.current().items()}
+            steps.take(loss)
+        now = {name: value.detach() for name, value in whitened.current(steps.mean()).items()}
         error = held_error(now)
         if error < best:
             best, kept = error, now
+            at_best = steps.mean()
+        elif not error <= WORSE * best:
+            steps.restart(at_best)
         if progress is not None:
             progress(f"reconstructing: pass {epoch + 1} of {epochs}, error {best:.3g}")
     return _with(approximated, kept, set(whitened.theta)) if kept is not start else approximated

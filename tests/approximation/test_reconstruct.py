@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from olac.approximation.common import output_error
-from olac.approximation.reconstruct import LEAST_IMAGES, reconstruct
+from olac.approximation.reconstruct import LEAST_IMAGES, SLOWER, _Steps, reconstruct
 from olac.approximation.sweep import sweep
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Conv2d, Linear, Polynomial
@@ -73,6 +75,55 @@ def test_a_bad_start_is_put_right() -> None:
     bad = spoilt(start(3))
     after = reconstruct(NET, bad, TRAIN, HELD, 25)
     assert error(NET, after, UNSEEN) < 0.35 * error(NET, bad, UNSEEN)
+
+
+def test_parameters_are_averaged_over_a_pass_and_start_again_where_they_are_put() -> None:
+    theta = torch.zeros(3, requires_grad=True)
+    steps = _Steps({"theta": theta}, 0.1, 10, 4)
+    assert torch.equal(steps.mean()["theta"], torch.zeros(3))
+    first = []
+    for place in (0.0, 5.0):
+        passed: list[torch.Tensor] = []
+        for _ in range(10):
+            before = theta.detach().clone()
+            steps.take((theta - 9).square().sum())
+            assert bool((theta > before).all())
+            passed.append(theta.detach().clone())
+        assert torch.allclose(steps.mean()["theta"], torch.stack(passed).mean(0))
+        first.append(float(passed[0][0]) - place)
+        assert bool((passed[-1] > place).all())
+        steps.restart({"theta": torch.full((3,), 5.0)})
+        assert torch.equal(theta, torch.full((3,), 5.0))
+    assert first[1] == pytest.approx(SLOWER * first[0] * (1 + math.cos(math.pi / 4)) / 2, rel=1e-3)
+    taken = theta.detach().clone()
+    steps.take((theta * torch.inf).sum())  # an image may overflow
+    assert torch.equal(theta, taken)
+
+
+def test_passes_that_break_something_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors, restarts, restart = [0.5, 2.0, 0.4, 0.5, 0.7, 0.45], [], _Steps.restart
+
+    def watched(self: _Steps, thetas: Mapping[str, torch.Tensor]) -> None:
+        restarts.append((len(errors), sum(float(theta.abs().sum()) for theta in thetas.values())))
+        restart(self, thetas)
+
+    monkeypatch.setattr("olac.approximation.reconstruct.output_error", lambda *outputs: errors.pop(0))
+    monkeypatch.setattr("olac.approximation.reconstruct.wrecked", lambda *outputs: 0.0)
+    monkeypatch.setattr(_Steps, "restart", watched)
+    before = start(3)
+    assert reconstruct(NET, before, TRAIN, HELD, 5) is not before and errors == []
+    (first, at_start), (second, at_best) = restarts
+    assert (first, second) == (4, 1) and at_start == 0 < at_best
+
+
+def test_steps_that_are_far_too_large_get_smaller_until_they_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("olac.approximation.reconstruct.RATES", (0.5, 0.5))
+    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 0.0)
+    before = start(3)
+    after = reconstruct(NET, before, images(400, 9), HELD, 10)
+    monkeypatch.setattr("olac.approximation.reconstruct.WORSE", math.inf)
+    assert reconstruct(NET, before, images(400, 9), HELD, 10) is before
+    assert error(NET, after, UNSEEN) < 0.97 * error(NET, before, UNSEEN)
 
 
 def test_what_does_not_gain_is_the_graph_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,11 +22,10 @@ from olac.passes.base import PassContext
 from olac.passes.choose_degrees import (
     activation_seconds,
     choose_degrees,
-    circuit_levels,
-    foldable,
-    folded_in,
     functions,
 )
+from olac.passes.plan_bootstraps import least_bootstraps
+from olac.passes.stand_ins import circuit_levels, foldable, folded_in, lowered
 from olac.polynomials.fit import Fit, FitOptions, fit
 from olac.polynomials.statistics import Calibration
 from olac.program import Report
@@ -116,6 +115,19 @@ def test_the_plan_is_the_best_within_the_levels(limit: int, method: str) -> None
     assert circuit_levels(NET, found, context) <= limit
     total = sum(known.cost(name, d) for name, d in found.items())
     assert total == pytest.approx(best(WEIGHTS, limit))
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_the_plan_is_the_best_within_the_bootstraps(most: int) -> None:
+    """Of a chain of 24 levels and 7 more after a bootstrap this network's linear ops take 6."""
+    known = Known(by_weight(WEIGHTS))
+    context = context_for(known)
+    found = choose_degrees(NET, context, FitOptions(max_degree=15, max_bootstraps=most))
+    assert least_bootstraps(lowered(NET, found)).bootstraps <= most
+    plans = (dict(zip(NAMES, plan, strict=True)) for plan in itertools.product(CANDIDATES, repeat=len(NAMES)))
+    better = [p for p in plans if sum(known.cost(n, d) - known.cost(n, found[n]) for n, d in p.items()) < -1e-9]
+    assert most or better  # Degree 15 everywhere takes one bootstrap.
+    assert all(least_bootstraps(lowered(NET, plan)).bootstraps > most for plan in better)
 
 
 def test_the_activation_that_matters_gets_the_levels() -> None:

@@ -103,14 +103,15 @@ def problem(graph: Graph, depth: int, seed: int = 0, boots: Bootstrapping = BOOT
     return Problem(graph, boots, depth, lambda node, level: float(costs[node.id][level]))
 
 
-def brute_force(p: Problem, one_boot: float) -> float:
+def brute_force(p: Problem, one_boot: float, most: float = math.inf) -> float:
     """Every subset of bootstrapped values, and every choice of readers that stay with the old value; or infinity."""
     nodes = p.graph.nodes
     edges = sorted({(name, i) for i, node in enumerate(nodes) for name in node.inputs})
     best = math.inf
     for count in range(len(edges) + 1):
         for moved in itertools.combinations(edges, count):
-            best = min(best, _price(p, frozenset(moved), one_boot))
+            if len({name for name, _ in moved}) <= most:
+                best = min(best, _price(p, frozenset(moved), one_boot))
     return best
 
 
@@ -213,6 +214,20 @@ def _plan_seconds(p: Problem, plan: Plan, one_boot: float) -> float:
 def test_against_brute_force(graph: Graph, seed: int, one_boot: float) -> None:
     p = problem(graph, BOOTS.output_level, seed)
     assert planned(p, one_boot) == pytest.approx(brute_force(p, one_boot))
+
+
+@settings(max_examples=60, deadline=None)
+@given(graphs(6), st.integers(0, 1000), st.sampled_from([0.0, 0.1, 2.0]), st.integers(0, 3))
+def test_the_best_of_few_bootstraps_against_brute_force(graph: Graph, seed: int, one_boot: float, most: int) -> None:
+    p = problem(graph, BOOTS.output_level, seed)
+    expected = brute_force(p, one_boot, most)
+    if expected == math.inf:
+        with pytest.raises(InfeasibleError):
+            solve(p, one_boot, most)
+        return
+    plan = solve(p, one_boot, most)
+    assert plan.bootstraps <= most and plan.seconds == pytest.approx(expected)
+    assert _plan_seconds(p, plan, one_boot) == pytest.approx(plan.seconds)
 
 
 @settings(max_examples=60, deadline=None)
