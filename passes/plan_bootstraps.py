@@ -15,7 +15,7 @@ from olac.parameters import Parameters, deep_candidates
 from olac.passes.place_bootstraps import Option, Plan, Problem, solve
 from olac.passes.stand_ins import lowered
 
-NODE_PRICE = 1 / 80
+NODE_PRICE = 1e-6
 """Of one level at one node, in bootstraps: it decides only between plans with as many bootstraps."""
 TIE = 1e-9
 """Price of a bootstrap, in units of the largest cost: it decides only between plans of the same cost."""

@@ -18,6 +18,8 @@ from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
 from olac.ir.ops import Square
 from olac.kernels.depth import activation_depth
+from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
+from olac.passes import plan_bootstraps
 from olac.passes.base import PassContext
 from olac.passes.choose_degrees import (
     activation_seconds,
@@ -118,8 +120,10 @@ def test_the_plan_is_the_best_within_the_levels(limit: int, method: str) -> None
 
 
 @pytest.mark.parametrize("most", [0, 1])
-def test_the_plan_is_the_best_within_the_bootstraps(most: int) -> None:
+def test_the_plan_is_the_best_within_the_bootstraps(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a chain of 24 levels and 7 more after a bootstrap this network's linear ops take 6."""
+    chain_of_24 = Parameters(16, 24, 40, 47, 2, FLEXIBLE, 128, Bootstrapping(8))
+    monkeypatch.setattr(plan_bootstraps, "usual_bootstrapping", lambda: chain_of_24)
     known = Known(by_weight(WEIGHTS))
     context = context_for(known)
     found = choose_degrees(NET, context, FitOptions(max_degree=15, max_bootstraps=most))
