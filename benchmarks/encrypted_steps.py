@@ -136,7 +136,7 @@ def pinned_parameters(pinned: dict[str, Any]) -> Parameters | None:
     """Parameters with bootstraps where the command pins the levels between them; ValueError where they are wrong."""
     if pinned["rest"] is None:
         return None
-    boots = Bootstrapping(pinned["rest"])
+    boots = Bootstrapping(pinned["rest"], correction=BOOTSTRAP_FIRST_BITS - BOOTSTRAP_SCALE_BITS)
     return Parameters(
         pinned["log_ring"] or 16,
         boots.depth,

@@ -45,7 +45,7 @@ def test_an_encrypted_residual_network(technique: str) -> None:
     server = olac.Server(program, client.generate_keys())
     given = images[:1].double().numpy()
     error = np.abs(client.decrypt(server.run(client.encrypt(given))) - program.simulate(given))
-    assert error.max() < olac.CompileOptions().precision * np.abs(program.simulate(images.double().numpy())).max()
+    assert error.max() < 1e-3 * np.abs(program.simulate(images.double().numpy())).max()
 
 
 def test_each_convolution_takes_a_level_more() -> None:
