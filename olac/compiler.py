@@ -498,8 +498,11 @@ def _lower_deep(
             around.costs,
             around.threads,
             lambda parameters, why: refused.setdefault(why, []).append(parameters),
+            options.fit.max_bootstraps,
         )
-        best = preferred(found, options.max_memory)
+        # More bootstraps than were asked for only where memory leaves no choice.
+        best = preferred([one for one in found if one.within], options.max_memory)
+        best = best or preferred(found, options.max_memory)
         too_large += [] if best else found
         for one in best[:1]:
             rest = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from olac.kernels.record import record
 from olac.parameters import Parameters
 from olac.passes.assign_levels import required_levels
 from olac.passes.base import PassTiming
-from olac.passes.place_bootstraps import Boots, Problem, Profiles, insert, place_bootstraps
+from olac.passes.place_bootstraps import Boots, Plan, Problem, Profiles, insert, place_bootstraps
 
 MACHINE_BYTES = 8e9
 """Memory that comes with the cores of a server; what a program takes beyond it has to be paid with them."""
@@ -110,13 +111,14 @@ class Packed:
 
 @dataclass(frozen=True)
 class Deep:
-    """A plan of bootstraps under one set of parameters."""
+    """A plan of bootstraps under one set of parameters; `within` the number of them that was asked for, if any was."""
 
     parameters: Parameters
     packed: Packed
     boots: Boots
     seconds: float
     server_bytes: float
+    within: bool = True
 
 
 def check_reach(graph: Graph, parameters: Parameters) -> None:
@@ -133,6 +135,7 @@ def price_deep(
     table: CostTable,
     threads: int,
     refuse: Callable[[Parameters, str], None],
+    most: int | None = None,
 ) -> list[Deep]:
     """Every set of parameters with the plan of bootstraps of least predicted time.
 
@@ -141,6 +144,7 @@ def price_deep(
         choices: of any rings; where they are many, those that can't hold the graph cost little.
         pack: layouts and lowerings; called once for each ring and budget of bootstraps, whose keys lowerings share.
         refuse: called with what can't hold the graph, and why.
+        most: bootstraps that plans should take at most; where a set of parameters takes more, its plan says so.
     """
     packed: dict[tuple[int, tuple[int, int]], Packed] = {}
     usual: dict[tuple[int, tuple[int, int]], Parameters] = {}
@@ -160,7 +164,7 @@ def price_deep(
             if key not in packed:
                 packed[key] = pack(usual[key])
             one = packed[key]
-            plan = place_bootstraps(one.graph, parameters, one.profiles, table, threads)
+            plan, within = _plan(one, parameters, table, threads, most)
         except InfeasibleError as error:
             refuse(parameters, str(error))
             continue
@@ -169,5 +173,15 @@ def price_deep(
         steps = len(steps_with_keys(one.profiles.steps, parameters))
         nothing: Mapping[int, int] = {}  # weights are encoded when they are needed
         size = sizes(whole, one.profiles.kernels, parameters, steps, nothing, levels)
-        found.append(Deep(parameters, one, plan.boots, plan.seconds, size.server_bytes))
+        found.append(Deep(parameters, one, plan.boots, plan.seconds, size.server_bytes, within))
     return found
+
+
+def _plan(
+    packed: Packed, parameters: Parameters, table: CostTable, threads: int, most: int | None
+) -> tuple[Plan, bool]:
+    """The fastest plan of so few bootstraps, or where there is none the fastest of all; and which of them it is."""
+    if most is not None:
+        with contextlib.suppress(InfeasibleError):
+            return place_bootstraps(packed.graph, parameters, packed.profiles, table, threads, most), True
+    return place_bootstraps(packed.graph, parameters, packed.profiles, table, threads), most is None

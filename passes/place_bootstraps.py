@@ -116,18 +116,25 @@ def _recorded(graph: Graph, node: Node, kernel: Kernel, parameters: Parameters) 
     return recorder
 
 
-def place_bootstraps(graph: Graph, parameters: Parameters, profiles: Profiles, table: CostTable, threads: int) -> Plan:
-    """The plan of least predicted time.
+def place_bootstraps(
+    graph: Graph,
+    parameters: Parameters,
+    profiles: Profiles,
+    table: CostTable,
+    threads: int,
+    most: int | None = None,
+) -> Plan:
+    """The plan of least predicted time, with `most` among those of no more bootstraps.
 
     Raises:
-        InfeasibleError: places for bootstraps are further apart than the levels between two.
+        InfeasibleError: as `solve`.
     """
     boots = parameters.bootstrapping
     assert boots is not None
     pricer = CostEvaluator(parameters, table, threads)
     one_boot = pricer.price("bootstrap", boots.input_level)
     problem = Problem(graph, boots, parameters.depth, lambda node, level: profiles.seconds(node, level, pricer.price))
-    return solve(problem, one_boot)
+    return solve(problem, one_boot, most)
 
 
 @dataclass(frozen=True)

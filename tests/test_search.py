@@ -29,7 +29,7 @@ from olac.passes.base import PassContext, PassManager
 from olac.passes.choose_lowerings import ChooseLowerings
 from olac.passes.place_bootstraps import PlaceBootstraps, Profiles
 from olac.program import CompiledProgram
-from olac.search import MACHINE_BYTES, NEARLY, Packed, preferred, price_deep, price_digits
+from olac.search import MACHINE_BYTES, NEARLY, Deep, Packed, preferred, price_deep, price_digits
 from tests.networks import cubic_blocks, images_for, normalized, residual_network
 
 GB = 1e9
@@ -108,6 +108,34 @@ def test_plans_with_bootstraps_are_priced_as_whole_programs_are() -> None:
         assert set(program.rotations) == steps_with_keys(one.packed.profiles.steps, one.parameters)
         assert one.server_bytes / GB == pytest.approx(made.server_gb)
         assert one.seconds == pytest.approx(made.seconds_per_image, rel=0.05)
+
+
+def test_plans_keep_to_a_number_of_bootstraps_where_they_can() -> None:
+    graph, _, _ = cubic_blocks(8)
+    boots = Bootstrapping(6)
+    chain = Parameters(11, boots.depth, 40, 47, 2, FLEXIBLE, 0, boots)
+    packed = PassManager((AssignLayouts(), ChooseLowerings())).run(
+        graph, PassContext(parameters=chain, costs=TABLE, threads=1)
+    )
+
+    def refuse(parameters: Parameters, why: str) -> None:
+        raise AssertionError(why)
+
+    def found(most: int | None) -> Deep:
+        (one,) = price_deep(graph, [chain], lambda _: Packed(packed, Profiles(packed, chain)), TABLE, 1, refuse, most)
+        return one
+
+    fastest = found(None)
+    count = len(fastest.boots)
+    assert count > 1
+    for most in range(count + 2):
+        one = found(most)
+        assert one.seconds >= fastest.seconds
+        if one.within:
+            assert len(one.boots) <= most
+        else:
+            assert most < count and one.boots == fastest.boots
+    assert found(count).within and not found(0).within
 
 
 def test_all_chains_that_keep_the_security_and_no_others() -> None:

@@ -60,7 +60,8 @@ class FitOptions:
         plan: one degree for each activation, in network order; nothing is chosen then.
         degrees: how degrees are chosen: "measured" (by what each does to the outputs) or "ola" (alpha_i E_i).
         max_depth: most levels that all activations may take together, the sum over them.
-        max_bootstraps: of the whole program: the most accurate degrees that take no more of them.
+        max_bootstraps: of the whole program: the most accurate degrees that take no more of them. Lowering keeps to it,
+            unless `max_memory` leaves it no choice.
         min_agreement: least share of unseen calibration images on which the largest output stays the same; the
             cheapest plan that has it is taken. 0.98 where neither this nor a limit is given.
         max_latency: most seconds that the polynomials may take together, by the table of costs.
