@@ -82,7 +82,7 @@ def plan_table(
     table.add_column("layer", overflow="fold")
     table.add_column("op", no_wrap=True)
     for name in ("degree", "level", "ciphertexts", "diagonals"):
-        table.add_column(name.replace("ciphertexts", "cipher-\ntexts"), justify="right")
+        table.add_column(name.replace("ciphertexts", "cipher-\ntexts"), justify="right", overflow="fold")
     if predicted is not None:
         table.add_column("predicted", justify="right")
     if measured is not None:
