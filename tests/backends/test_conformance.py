@@ -286,8 +286,9 @@ def test_mistakes_are_refused_alike(backend: Backend) -> None:
 
 # Bootstraps ----------------------------------------------------------------------------------------------------------
 
-BOOTSTRAPPED = Parameters(LOG_RING, 20, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4))
-BOOTSTRAP_ERROR = 2.0**-8
+BOOTSTRAPPED = Parameters(LOG_RING, 20, 40, 44, 3, FLEXIBLE, 0, Bootstrapping(4, correction=4))
+BOOTSTRAP_ERROR = 2.0**-10
+"""Far below what the sine does to slots of 1, which is 2.5 %."""
 
 
 def bootstrapped_backend(name: str) -> Backend:

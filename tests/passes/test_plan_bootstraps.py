@@ -150,6 +150,18 @@ def test_too_few_bootstraps_are_refused_with_the_number_that_would_do() -> None:
         degrees_within(graph, depths, costs, 0, SMALL)
 
 
+def test_bootstraps_are_fewest_whatever_levels_they_would_save() -> None:
+    """A hundred sums could run lower behind a bootstrap, but the chain holds the whole without one."""
+    builder = GraphBuilder(by="test")
+    value = builder.add(Input((4,)), name="x", type=ValueType((4,)))
+    for _ in range(100):
+        value = builder.add(Add(), [value, value], name="sum")
+    one = builder.constant("one", np.ones(()))
+    for _ in range(12):
+        value = builder.add(Affine(one, one), [value], name="affine")
+    assert least_bootstraps(builder.build([value], Stage.POLYNOMIAL), SMALL).bootstraps == 0
+
+
 def test_the_usual_bootstrapping_is_secure_and_has_the_smallest_keys() -> None:
     usual = usual_bootstrapping()
     usual.check_security()
