@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -26,6 +26,8 @@ Slots = npt.NDArray[Any]
 """Of float64 or complex128."""
 C = TypeVar("C")
 P = TypeVar("P")
+T = TypeVar("T")
+R = TypeVar("R")
 
 SCALE_TOLERANCE = 1e-9
 """Largest relative difference of two scales that may be added; far below the noise of any sensible scale."""
@@ -61,6 +63,15 @@ class Evaluator(ABC, Generic[C, P]):
         self.parameters = parameters
         self.slots = parameters.slots
         self._rotations = None if rotations is None else frozenset(rotations)
+
+    # Threads ---------------------------------------------------------------------------------------------------------
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """`function` of each item, in order, as they are asked for; a backend may be a few items ahead, in threads.
+
+        So `function` may share with others only what was made before.
+        """
+        return map(function, items)
 
     # Plaintexts ------------------------------------------------------------------------------------------------------
 
@@ -131,7 +142,7 @@ class Evaluator(ABC, Generic[C, P]):
                 raise VerificationError(f"multiply_sum at levels {a.state.level} and {b.state.level}")
             states.append(CipherState(a.state.level, 2, a.state.scale * b.state.scale))
             self._same("multiply_sum", states[0], states[-1])
-        products = (self._multiply_no_relin(a.payload, b.payload, a.state) for a, b in pairs)
+        products = self.each(lambda ab: self._multiply_no_relin(ab[0].payload, ab[1].payload, ab[0].state), pairs)
         total = functools.reduce(lambda x, y: self._add(x, y, states[0]), products)
         return Ciphertext(self._relinearize(total, states[0]), states[0])
 
@@ -187,8 +198,8 @@ class Evaluator(ABC, Generic[C, P]):
             return {step: self.rotate(a, step) for step in wanted}
         digits = self._hoist(a.payload, a.state)
         out = {0: a} if 0 in wanted else {}
-        for step in moved:
-            out[step] = Ciphertext(self._hoisted_rotate(a.payload, digits, step, a.state), a.state)
+        rotated = self.each(lambda step: self._hoisted_rotate(a.payload, digits, step, a.state), moved)
+        out |= {step: Ciphertext(payload, a.state) for step, payload in zip(moved, rotated, strict=True)}
         return out
 
     def rotate_sum(self, terms: Sequence[tuple[Ciphertext[C], int]]) -> Ciphertext[C]:
@@ -205,8 +216,11 @@ class Evaluator(ABC, Generic[C, P]):
         if len(moved) == 1:
             parts.append(self._rotate(moved[0][0].payload, moved[0][1], state))
         elif moved:
-            extended = (
-                self._extended_rotate(a.payload, self._hoist(a.payload, state), step, state) for a, step in moved
+            extended = self.each(
+                lambda term: self._extended_rotate(
+                    term[0].payload, self._hoist(term[0].payload, state), term[1], state
+                ),
+                moved,
             )
             summed = functools.reduce(lambda x, y: self._extended_add(x, y, state), extended)
             parts.append(self._key_switch_down(summed, state))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,15 +34,48 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> 
     if threads < 1:
         yield from map(function, items)
         return
-    begun: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="olac") as pool:
-        try:
-            for item in items:
-                begun.append(pool.submit(function, item))
-                if len(begun) > threads:
-                    yield begun.popleft().result()
-            while begun:
+        yield from _ordered(pool, threads, function, items)
+
+
+class Workers:
+    """Threads that stay, for work that comes in small pieces again and again.
+
+    Args:
+        threads: how many; with none everything is done in the caller's thread.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._local = threading.local()
+        self._pool = (
+            ThreadPoolExecutor(threads, thread_name_prefix="olac", initializer=self._enter) if threads else None
+        )
+
+    def _enter(self) -> None:
+        self._local.inside = True
+
+    @property
+    def inside(self) -> bool:
+        """Whether the caller is one of these threads. What it asks for is done by itself: others may wait for it."""
+        return getattr(self._local, "inside", False)
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """As `in_threads`."""
+        if self._pool is None or self.inside:
+            return map(function, items)
+        return _ordered(self._pool, self.threads, function, items)
+
+
+def _ordered(pool: ThreadPoolExecutor, ahead: int, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    begun: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            begun.append(pool.submit(function, item))
+            if len(begun) > ahead:
                 yield begun.popleft().result()
-        finally:
-            for future in begun:
-                future.cancel()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        for future in begun:
+            future.cancel()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from olac.threads import helpers, in_threads
+from olac.threads import Workers, helpers, in_threads
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
@@ -86,3 +86,25 @@ def test_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
     for usable, expected in ((1, 0), (2, 2), (8, 3)):
         monkeypatch.setenv("OMP_NUM_THREADS", str(usable))
         assert helpers(3) == expected
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_workers_that_ask_for_more_do_it_themselves(threads: int) -> None:
+    """Were it queued, all of them could wait for what none is left to do."""
+    workers = Workers(threads)
+
+    def row(i: int) -> tuple[list[int], bool]:
+        return list(workers.each(lambda j: 10 * i + j, range(4))), workers.inside
+
+    for _ in range(3):
+        found = list(workers.each(row, range(20)))
+        assert found == [([10 * i + j for j in range(4)], threads > 0) for i in range(20)]
+    assert not workers.inside
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_workers_go_on_after_an_error(threads: int) -> None:
+    workers = Workers(threads)
+    with pytest.raises(ZeroDivisionError):
+        list(workers.each(lambda i: 1 // (3 - i), range(10)))
+    assert list(workers.each(lambda i: i + 1, range(10))) == list(range(1, 11))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from olac.backends.base import Array, Ciphertext, Evaluator, Slots
+from olac.backends.base import Array, Ciphertext, Evaluator, R, Slots, T
 from olac.backends.openfhe.context import make_context
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.rounding import EXACT_PRODUCTS, Rounding
@@ -17,49 +18,75 @@ from olac.costs import plaintext_bytes
 from olac.errors import VerificationError
 from olac.ir.types import CipherState
 from olac.parameters import FIXED, Parameters
+from olac.threads import Workers, helpers, usable_threads
+
+Place = tuple[int, ...]
 
 
 class PlaintextCache:
-    """Plaintexts of a program in the order in which it encodes them, kept from one run to the next.
+    """Plaintexts of a program by their places in a run, kept from one run to the next.
 
-    A program encodes the same sequence every time, so the place in the sequence is the key. What does not fit in
-    `budget` bytes is encoded anew in every run.
+    A program encodes the same every time, so the place is the key. What does not fit in `budget` bytes is encoded anew
+    in every run.
 
     Attributes:
         budget, bytes: that may be kept, and that are.
-        seconds: wall time of all plaintexts made so far.
+        seconds: wall time of all plaintexts made so far; of threads that make them together, each its share.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.bytes = 0
         self.seconds = 0.0
-        self._kept: dict[int, Any] = {}
-        self._next = 0
+        self._kept: dict[Place, Any] = {}
+        self._lock = threading.Lock()
 
-    def restart(self) -> None:
-        """Begin a run."""
-        self._next = 0
+    def get(self, place: Place, size: int, make: Callable[[], Any], share: float = 1.0) -> Any:
+        """The plaintext of a place, of `size` bytes, made where it isn't kept.
 
-    def get(self, size: int, make: Callable[[], Any]) -> Any:
-        """The next plaintext, of `size` bytes, made where it isn't kept."""
-        place, self._next = self._next, self._next + 1
+        Args:
+            share: of the time it takes to make it, that counts.
+        """
         if place in self._kept:
             return self._kept[place]
         start = time.perf_counter()
         made = make()
-        self.seconds += time.perf_counter() - start
-        if self.bytes + size <= self.budget:
-            self._kept[place] = made
-            self.bytes += size
+        with self._lock:
+            self.seconds += share * (time.perf_counter() - start)
+            if self.bytes + size <= self.budget:
+                self._kept[place] = made
+                self.bytes += size
         return made
+
+
+class _Places(threading.local):
+    """Where a thread is in a run: a number for all that one after another does, in a piece of work within another."""
+
+    def __init__(self) -> None:
+        self.work: Place = ()
+        self.count = 0
+
+    def next(self) -> Place:
+        self.count += 1
+        return (*self.work, self.count)
+
+    @contextmanager
+    def within(self, work: Place) -> Iterator[None]:
+        """In a piece of work, from its beginning."""
+        before = self.work, self.count
+        self.work, self.count = work, 0
+        try:
+            yield
+        finally:
+            self.work, self.count = before
 
 
 class OpenFHEEvaluator(Evaluator[Any, Any]):
     """Args:
     context: from `make_context(parameters)`, with the evaluation keys loaded.
     rotations: steps that there are keys for.
-    cache: keeps plaintexts between runs; None encodes anew every time.
+    cache: keeps plaintexts between runs, each of which begins with `restart`; None encodes anew every time.
+    workers: threads of Python that do what need not be done in order; None for as many as OpenFHE's loops use.
     """
 
     def __init__(
@@ -68,13 +95,41 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         parameters: Parameters,
         rotations: Iterable[int] | None = None,
         cache: PlaintextCache | None = None,
+        workers: Workers | None = None,
     ) -> None:
         super().__init__(parameters, rotations)
+        self._workers = workers if workers is not None else Workers(helpers(usable_threads()))
+        self._places = _Places()
+        self._lock = threading.Lock()
+        self._of_complex: Any = None
+        self._warm = False
         self._context = context
         self._cache = cache
         self._fixed = parameters.technique == FIXED
         self._order = 4 * parameters.slots
         self._rounding = Rounding(parameters)
+
+    def restart(self) -> None:
+        """Begin a run, in this thread."""
+        self._places.count = 0
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """See `Evaluator.each`."""
+        work = self._places.next()
+
+        def one(pair: tuple[int, T]) -> R:
+            index, item = pair
+            with self._places.within((*work, index)):
+                return function(item)
+
+        if not self._warm:
+            self._warm_up()
+        return self._workers.each(one, enumerate(items))
+
+    def _warm_up(self) -> None:
+        """Tables of transforms, which OpenFHE makes when it encodes first, are made by one thread."""
+        self._make(np.zeros(self.slots), 0, self.parameters.scale(0))
+        self._warm = True
 
     # Between olac's levels, which remain, and OpenFHE's, which are used up.
 
@@ -99,22 +154,25 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         values: Array = plain.GetRealPackedValueArray()
         return values[: self.slots] * (self.parameters.scale(a.state.level) / a.state.scale)
 
-    @functools.cached_property
     def _complex_context(self) -> Any:
         """Encodes complex slots; ciphertexts and keys stay with the other context, whose bootstraps are faster."""
-        return make_context(self.parameters, complex_slots=True)
+        with self._lock:
+            if self._of_complex is None:
+                self._of_complex = make_context(self.parameters, complex_slots=True)
+            return self._of_complex
 
     def _make(self, slots: Slots, level: int, scale: float) -> Any:
         # OpenFHE encodes at its nominal scale of the level; an exact scale beside it is a factor on the values.
         values = slots * (scale / self.parameters.scale(level))
-        context = self._complex_context if np.iscomplexobj(values) else self._context
+        context = self._complex_context() if np.iscomplexobj(values) else self._context
         return context.MakeCKKSPackedPlaintext(values, 1, self.used_levels(level))
 
     def _encode(self, values: Callable[[], Slots], level: int, scale: float) -> Any:
         if self._cache is None:
             return self._make(values(), level, scale)
         size = plaintext_bytes(self.parameters.log_ring, level + 1)
-        return self._cache.get(size, lambda: self._make(values(), level, scale))
+        share = 1.0 / self._workers.threads if self._workers.inside else 1.0
+        return self._cache.get(self._places.next(), size, lambda: self._make(values(), level, scale), share)
 
     def _add(self, a: Any, b: Any, state: CipherState) -> Any:
         return self._context.EvalAdd(a, b)

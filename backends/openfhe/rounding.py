@@ -9,6 +9,7 @@ of the coefficients are one more than the others, by the Rudin-Shapiro sequence,
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,16 @@ class Rounding:
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
+        self._lock = threading.Lock()
         self._top: tuple[str, Any] | None = None
         self._last: tuple[int, Any] | None = None
 
     def half(self, level: int, tag: str) -> Any:
         """A ciphertext of noise degree 1 under a key tag, to be added without regard to its scale."""
+        with self._lock:
+            return self._half(level, tag)
+
+    def _half(self, level: int, tag: str) -> Any:
         parameters = self._parameters
         if self._top is None or self._top[0] != tag:
             n, k = parameters.ring_dimension, len(parameters.special_primes)

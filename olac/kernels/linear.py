@@ -42,6 +42,9 @@ Distinct = tuple[Index, Index, Index]
 
 MOST_REPEATS = 16
 
+TOGETHER = 4
+"""Products that are summed by one thread: few enough for two threads to end together, whatever the plan."""
+
 DENSE_KEYS = 1 << 26
 """Up to as many possible diagonals they are marked in a table, beyond that sorted."""
 
@@ -265,15 +268,25 @@ class DiagonalKernel(Kernel):
         scale: float,
     ) -> Ciphertext[Any]:
         level = like.state.level
-        terms = []
-        for giant, products in self._plan[page].items():
-            inner: Ciphertext[Any] | None = None
+
+        def partial(products: Sequence[_Product]) -> Ciphertext[Any]:
+            summed: Ciphertext[Any] | None = None
             for product in products:
                 diagonal = evaluator.encode(self._slots(product), level, scale)
                 term = evaluator.multiply_plain(babies[product.source][product.baby % self._operand.slots], diagonal)
-                inner = term if inner is None else evaluator.add(inner, term)
-            assert inner is not None
-            terms.append((inner, giant))
+                summed = term if summed is None else evaluator.add(summed, term)
+            assert summed is not None
+            return summed
+
+        chunks = [
+            (giant, products[first : first + TOGETHER])
+            for giant, products in self._plan[page].items()
+            for first in range(0, len(products), TOGETHER)
+        ]
+        sums: dict[int, Ciphertext[Any]] = {}
+        for (giant, _), part in zip(chunks, evaluator.each(lambda chunk: partial(chunk[1]), chunks), strict=True):
+            sums[giant] = evaluator.add(sums[giant], part) if giant in sums else part
+        terms = [(inner, giant) for giant, inner in sums.items()]
         if not terms:  # a page of zeros
             zero = evaluator.encode(lambda: np.zeros(evaluator.slots), level, scale)
             terms = [(evaluator.multiply_plain(like, zero), 0)]

@@ -18,6 +18,7 @@ copies of the result, a channel may come to lie in any of them, and takes the ro
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,8 +126,8 @@ class MultiplexedKernel(Kernel):
         of_masks = scales[1] * parameters.primes[level - 1] / scales[0]
         needed = {step for group in self._groups for step in group.products}
         rotated = evaluator.rotate_hoisted(x, sorted(needed))
-        total: Ciphertext[Any] | None = None
-        for group in self._groups:
+
+        def one(group: _Group) -> Ciphertext[Any]:
             terms = (
                 (rotated[step], evaluator.encode(self._weights(group.first, taps), level, of_weights))
                 for step, taps in group.products.items()
@@ -137,15 +138,15 @@ class MultiplexedKernel(Kernel):
                 partial = _sum_slots(evaluator, partial, count, distance)
             summed = evaluator.normalize(partial)
             placed = evaluator.rotate_hoisted(summed, sorted(group.places))
-            selected = _sum_of_products(
+            return _sum_of_products(
                 evaluator,
                 (
                     (placed[step], evaluator.encode(self._mask(slots), level - 1, of_masks))
                     for step, slots in group.places.items()
                 ),
             )
-            total = selected if total is None else evaluator.add(total, selected)
-        assert total is not None
+
+        total = functools.reduce(evaluator.add, evaluator.each(one, self._groups))
         for step in self._fills:
             total = evaluator.rotate_sum([(total, 0), (total, step)])
         result = evaluator.normalize(total)

@@ -269,9 +269,10 @@ def _multiply_plain(
 ) -> Ciphertext[Any]:
     """The sum over parts of T_(2^k) times their factors, of that scale, one level above `level`."""
 
-    def term(part: _Part) -> Ciphertext[Any]:
-        power = part.at(k, level + 1)
+    def term(pair: tuple[_Part, Ciphertext[Any]]) -> Ciphertext[Any]:
+        part, power = pair
         plain = evaluator.encode(lambda: part.restrict(factors), level + 1, scale / power.state.scale)
         return evaluator.multiply_plain(power, plain)
 
-    return functools.reduce(evaluator.add, map(term, parts))
+    pairs = [(part, part.at(k, level + 1)) for part in parts]
+    return functools.reduce(evaluator.add, evaluator.each(term, pairs))

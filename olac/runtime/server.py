@@ -151,7 +151,7 @@ class Server:
 
     def _prepare(self) -> None:
         program = self.program
-        self._cache.restart()
+        self._evaluator.restart()
         encoder = _Encoder(self._evaluator)
         type_ = program.input.type
         assert type_.layout is not None and type_.state is not None
@@ -218,7 +218,7 @@ class Server:
         if found is None:
             inputs = tuple(Ciphertext(payload, state) for payload in encrypted.payloads(tag))
             values: Mapping[str, Value] = {program.input.id: inputs}
-            self._cache.restart()
+            evaluator.restart()
         else:
             behind, values = found.behind, found.values
             # Plaintexts are kept by their place in a whole run: one that starts in the middle encodes its own.
@@ -312,6 +312,7 @@ class _Encoder(RecorderEvaluator):
     def __init__(self, evaluator: OpenFHEEvaluator) -> None:
         super().__init__(evaluator.parameters)
         self._encode_for_run: Any = evaluator._encode
+        self.each = evaluator.each  # type: ignore[method-assign]
 
     def _encode(self, values: Callable[[], Slots], level: int, scale: float) -> None:
         self._encode_for_run(values, level, scale)

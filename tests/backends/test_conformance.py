@@ -33,6 +33,7 @@ from olac.passes.base import PassContext, PassManager
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.pipeline import lowering_pipeline
+from olac.threads import Workers
 from tests.networks import comparing_network, images_for, normalized, residual_network, residual_quadratics
 
 LOG_RING = 12
@@ -516,12 +517,35 @@ def test_the_plaintext_cache_gives_the_same_result() -> None:
         cached = OpenFHEEvaluator(context, parameters_for(FIXED), rotations, cache)
         results = []
         for _ in range(2):
-            cache.restart()
+            cached.restart()
             (out,) = run(graph, Backend(cached, backend.encrypt, backend.decrypt, 1e-3), images)[0]
             assert backend.decrypt is not None
             results.append(backend.decrypt(out))
         assert np.max(np.abs(results[0] - results[1])) < 1e-3
         assert 0 < cache.bytes <= budget
+
+
+@pytest.mark.parametrize("network", ["residual", "squares"])
+@pytest.mark.parametrize("budget", [None, 10**9, 10**6])
+def test_threads_change_no_bit(network: str, budget: int | None) -> None:
+    """Sums are exact modulo the chain, in any order; and a plaintext that was kept is that of its place."""
+    graph, images, rotations = program(FLEXIBLE, network, "shifted", "always")
+    backend = make_backend("openfhe", FLEXIBLE, rotations)
+    parameters = parameters_for(FLEXIBLE)
+    context, _ = openfhe_keys(FLEXIBLE)
+    source = graph.inputs[0].type
+    assert source.layout is not None and source.state is not None
+    level = source.state.level
+    value = tuple(backend.encrypt(page, level) for page in source.layout.pack(images / source.unit))
+    cache = None if budget is None else PlaintextCache(budget)
+    found = []
+    for threads in (0, 3, 0, 2):
+        evaluator = OpenFHEEvaluator(context, parameters, rotations, cache, Workers(threads))
+        evaluator.restart()
+        ((out,),) = execute(graph, build_kernels(graph), evaluator, {graph.inputs[0].id: value})
+        found.append(wire(parameters).ciphertext_words(out.payload, out.state.level))
+    assert all(np.array_equal(found[0], one) for one in found[1:])
+    assert cache is None or 0 < cache.bytes <= cache.budget
 
 
 def test_simulated_noise_reaches_the_result() -> None:
