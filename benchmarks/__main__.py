@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import encrypted
+from benchmarks.comparison import compare
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.results import ResultsError, ResultsFile, markdown_table, plot, read_rows, require_plot, rich_table
 from benchmarks.strategies import StrategyError, parse_strategies
@@ -87,7 +88,14 @@ def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
         "--compare",
         nargs="+",
         metavar="LIST",
-        help="predict these strategies, e.g. uniform:3,uniform:3@multiplexed,minimax:10, and run none",
+        help="predict these strategies, e.g. uniform:3,uniform:3@multiplexed, and run those there is time for",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=_count,
+        default=60,
+        metavar="M",
+        help="with --compare: for all runs together, the fastest first; 0 only predicts; default 60",
     )
     parser.add_argument(
         "--lowering",
@@ -114,6 +122,12 @@ def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rest", type=_positive, metavar="L", help="pin bootstrapping, which leaves so many levels")
     parser.add_argument("--digits", type=_positive, metavar="D", help="with --rest: of key switching; default 3")
     parser.set_defaults(run=_encrypted)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
 
 
 def _positive(text: str) -> int:
@@ -155,9 +169,10 @@ def _encrypted(options: argparse.Namespace, command: str) -> int:
     if options.compare is None:
         encrypted.run(options, command, console)
         return 0
-    rows = encrypted.compare(options, command, console)
-    console.print(rich_table(rows))
-    return 0 if any(row["infeasible"] is None for row in rows) else 1
+    rows = compare(options, command, console)
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        console.print(rich_table(row for row in rows if row["kind"] == kind))
+    return 0 if any(not row.get("infeasible") for row in rows) else 1
 
 
 def _plot(options: argparse.Namespace, command: str) -> int:

@@ -26,7 +26,7 @@ from rich.console import Console
 from benchmarks import encrypted_steps
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.encrypted_steps import Request, Result
-from benchmarks.results import ENCRYPTED, PREDICTED, ResultsFile, Row, machine
+from benchmarks.results import ENCRYPTED, ResultsFile, Row, machine
 from benchmarks.strategies import Strategy, StrategyError, parse_strategies
 from olac.memory import available_bytes
 from olac.threads import usable_threads
@@ -149,6 +149,11 @@ class Folders:
         except OSError as error:
             raise RunError(f"{self.root}: the folder can't be made: {error.strerror or error}") from error
 
+    def remove_keys(self) -> None:
+        """Keys take several GB, and whoever has run a program may not need them again."""
+        for folder in (self.client, self.server):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def keys(self, fingerprint: str) -> Result | None:
         """What is known of keys of the program that are there already."""
         if not ((self.client / "secret.key").is_file() and (self.server / "evaluation.keys").is_file()):
@@ -161,7 +166,7 @@ class Folders:
 
 
 @contextmanager
-def _folders(work: Path | None, program: Path | None) -> Iterator[Folders]:
+def folders_of(work: Path | None, program: Path | None) -> Iterator[Folders]:
     """The work folder; a temporary one is gone afterwards, with keys of several GB."""
     if work is not None:
         yield Folders(work.resolve(), (program or work / "program.olac").resolve())
@@ -179,76 +184,45 @@ def run(options: argparse.Namespace, command: str, console: Console) -> Row:
     folder = data_folder(options.data)
     test_set(folder, max(options.images, options.simulate or 0))
     threads = options.threads or usable_threads()
-    pinned = _pinned(options)
+    pinned = pinned_of(options)
     recipe = encrypted_steps.recipe(options.model, options.weights, strategy.item, options.calibration, pinned)
     results = ResultsFile.open(options.json, command, options.append)
     reporter = Reporter(console)
-    with _folders(options.work, options.program) as folders, reporter.showing():
+    with folders_of(options.work, options.program) as folders, reporter.showing():
         if not folders.program.exists():
             training_set(folder, options.calibration)
         if not folders.program.parent.is_dir() and options.program is not None:
             raise DataError(f"the folder of {folders.program} does not exist")
         folders.make()
-        request = _request(options, folders, recipe, threads, options.images)
-        facts, measured = _steps(request, folders, reporter)
+        row = measured(options, folders, request_of(options, folders, recipe, threads, options.images), reporter)
+    results.add(row)
+    return row
+
+
+def measured(options: argparse.Namespace, folders: Folders, request: Request, reporter: Reporter) -> Row:
+    """Run all steps of a request and tell what came out; the row."""
+    facts, found = _steps(request, folders, reporter)
     row = {
         "kind": ENCRYPTED,
         "model": options.model,
-        "strategy": strategy.item,
+        "strategy": request["recipe"]["strategy"],
         "images": options.images,
         "calibration_images": options.calibration,
-        "threads": threads,
-        **measured,
+        "threads": request["threads"],
+        **found,
         **facts,
         "machine": machine(),
         "date": datetime.date.today().isoformat(),
     }
-    results.add(row)
     for line in summary(row):
         reporter.line(line)
     return row
 
 
-def compare(options: argparse.Namespace, command: str, console: Console) -> list[Row]:
-    """Predict what strategies would take, without a key; the rows, which are in the file already."""
-    strategies = parse_strategies(options.compare, options.lowering)
-    if any(strategy.fit is None for strategy in strategies):
-        raise StrategyError("--compare takes ways to approximate activations, not relu")
-    training_set(data_folder(options.data), options.calibration)
-    pinned = _pinned(options)
-    threads = options.threads or usable_threads()
-    recipes = [
-        encrypted_steps.recipe(options.model, options.weights, strategy.item, options.calibration, pinned)
-        for strategy in strategies
-    ]
-    results = ResultsFile.open(options.json, command, options.append)
-    reporter = Reporter(console)
-    rows: list[Row] = []
-    with reporter.showing():
-        for recipe in recipes:
-            row: Row = {
-                "kind": PREDICTED,
-                "model": options.model,
-                "strategy": recipe["strategy"],
-                "calibration_images": options.calibration,
-                "threads": threads,
-                "max_memory": options.max_memory,
-                "infeasible": None,
-            }
-            with _folders(None, None) as folders:
-                try:
-                    row |= run_step("prepare", _request(options, folders, recipe, threads, images=0), reporter.tell)
-                except RunError as error:
-                    row["infeasible"] = str(error)
-                    reporter.line(f"{recipe['strategy']}: {error}")
-            rows.append(row)
-            results.add(row)
-    return rows
-
-
-def _request(
+def request_of(
     options: argparse.Namespace, folders: Folders, recipe: dict[str, Any], threads: int, images: int
 ) -> Request:
+    """What the steps need to know."""
     return {
         "program": str(folders.program),
         "recipe": recipe,
@@ -269,7 +243,8 @@ def one_strategy(item: str, lowering: str) -> Strategy:
     return strategies[0]
 
 
-def _pinned(options: argparse.Namespace) -> dict[str, Any]:
+def pinned_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of parameters; DataError where they can't be."""
     pinned = {name: getattr(options, name) for name in ("insecure", "log_ring", "rest", "digits", "max_memory")}
     if pinned["digits"] is not None and pinned["rest"] is None:
         raise DataError("--digits pins parameters with bootstraps: give --rest, too")
@@ -295,7 +270,7 @@ def _steps(request: Request, folders: Folders, reporter: Reporter) -> tuple[Resu
     for line in prediction(facts):
         reporter.line(line)
     if not request["force"]:
-        _check_room(facts, folders, making_keys=keys is None)
+        check_room(facts, folders, making_keys=keys is None)
     if keys is None:
         folders.keys_record.unlink(missing_ok=True)
         keys = run_step("keygen", request | client | server, tell)
@@ -340,7 +315,7 @@ def summary(row: Row) -> list[str]:
     return lines
 
 
-def _check_room(facts: Result, folders: Folders, making_keys: bool) -> None:
+def check_room(facts: Result, folders: Folders, making_keys: bool) -> None:
     """Refuse what the machine has no memory or disk for, before any key is made."""
     needed = max(facts["predicted_gb"], facts["predicted_client_gb"] if making_keys else 0.0)
     free = available_bytes() / GB

@@ -212,6 +212,7 @@ def _predicted(program: CompiledProgram, threads: int) -> Result:
         "predicted_gb": round(found.server_gb, 2),
         "predicted_client_gb": round(found.client_gb, 2),
         "predicted_keygen_seconds": round(found.keygen_seconds, 1),
+        "predicted_setup_seconds": round(found.setup_seconds, 1),
         "predicted_key_bytes": found.key_bytes,
         "predicted_node_seconds": {name: round(seconds, 3) for name, seconds in found.node_seconds.items()},
         "bootstraps": found.counts.get("bootstrap", 0),

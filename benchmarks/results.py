@@ -102,9 +102,12 @@ class ResultsFile:
             return ResultsFile(path, list(old["rows"]), "\n".join([*(c for c in before if c != command), command]))
         return ResultsFile(path, [], command)
 
-    def add(self, row: Row) -> None:
-        """Take a row in, in the place of an older one of the same measurement, and write the file."""
-        self.rows = [old for old in self.rows if not _same(old, row)] + [row]
+    def add(self, row: Row, instead_of: Row | None = None) -> None:
+        """Take a row in, for an older one of the same measurement or in the place of another, and write the file."""
+        place = next((i for i, old in enumerate(self.rows) if old is instead_of), len(self.rows))
+        kept = [(i, old) for i, old in enumerate(self.rows) if not _same(old, row) and old is not instead_of]
+        before = [old for i, old in kept if i < place]
+        self.rows = [*before, row, *(old for i, old in kept if i > place)]
         data = {"rows": self.rows, "command": self.command, "versions": versions(), "machine": machine()}
         part = self.path.with_name(self.path.name + ".part")
         with part.open("w", encoding="utf-8") as file:
@@ -240,6 +243,8 @@ def _markdown(kind: str | None, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _note(row: Mapping[str, Any]) -> str:
     what = row.get("infeasible") or row["parameters"]
+    if row.get("not_run"):
+        what = f"{what}. Not run: {row['not_run']}"
     return f"{row['model']}, {row['strategy']}: {' '.join(what.split()).removesuffix('.')}."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def test_a_run_with_multiplexed_convolutions(run: Run, steps: list[str], capsys:
 @pytest.mark.filterwarnings("ignore:.*compiled without security")
 def test_lowerings_compared(run: Run, steps: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     items = "empirical:2,empirical:2@multiplexed,empirical:2@diagonals"
-    assert run("--compare", items, *PINNED, strategy=None) == 0
+    assert run("--compare", items, "--minutes", "0", *PINNED, strategy=None) == 0
     rows = {row["strategy"]: row for row in json.loads(Path("rows.json").read_text())["rows"]}
     assert list(rows) == items.split(",")
     auto, multiplexed, diagonals = (rows[item] for item in items.split(","))
@@ -225,7 +226,7 @@ def test_compare(
         return prepare(request, tell)
 
     monkeypatch.setattr(encrypted_steps, "prepare", refusing)
-    assert run("--compare", "empirical:2,empirical:7", *PINNED, strategy=None) == 0
+    assert run("--compare", "empirical:2,empirical:7", "--minutes", "0", *PINNED, strategy=None) == 0
     assert steps == ["prepare", "prepare"]
     first, second = json.loads(Path("rows.json").read_text())["rows"]
     assert (first["kind"], first["strategy"], first["infeasible"]) == ("predicted", "empirical:2", None)
@@ -236,4 +237,33 @@ def test_compare(
     out = capsys.readouterr().out
     assert "| tiny | empirical:2 | 1 | " in out
     assert "* tiny, empirical:7: InfeasibleError: too deep." in out
+    assert "Not run: predicted only, as --minutes 0 asks for." in out
     assert run("--compare", "relu") == 2
+
+
+@pytest.mark.encrypted
+@pytest.mark.filterwarnings("ignore:.*compiled without security")
+def test_what_there_is_time_for_is_run(
+    run: Run, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The faster of two is run; the slower one, which would take longer than is left, stays a prediction."""
+    prepare = encrypted_steps.prepare
+
+    def slow(request: dict[str, Any], tell: encrypted.Tell) -> dict[str, Any]:
+        found = prepare(request, tell)
+        if request["recipe"]["strategy"] == "empirical:3":
+            found["predicted_seconds"] = 600.0
+        return found
+
+    monkeypatch.setattr(encrypted_steps, "prepare", slow)
+    assert run("--compare", "empirical:3,empirical:2", "--minutes", "1", *PINNED, strategy=None) == 0
+    assert steps == ["prepare", "prepare", *STEPS]
+    slower, faster = json.loads(Path("rows.json").read_text())["rows"]
+    assert (slower["kind"], slower["strategy"]) == ("predicted", "empirical:3")
+    assert re.search(r"would take 60\d s, [45]\d s are left", slower["not_run"])
+    assert (faster["kind"], faster["strategy"], faster["same_class"]) == ("encrypted", "empirical:2", 1)
+    assert faster["compile_seconds"] > 0
+    out = capsys.readouterr().out
+    assert "empirical:3: not run: keys, set-up and run would take" in out
+    assert out.count("empirical:2") >= 2
+    assert not list(Path().glob("olac-encrypted-*"))
