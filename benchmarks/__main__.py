@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: accuracy by strategy, encrypted runs, and tables and plots of the results."""
+"""`python -m benchmarks`: accuracy by strategy, encrypted runs, bootstraps, and tables and plots of the results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import encrypted
+from benchmarks import bootstraps, encrypted
 from benchmarks.comparison import compare
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.results import ResultsError, ResultsFile, markdown_table, plot, read_rows, require_plot, rich_table
@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     accuracy.set_defaults(run=_accuracy)
 
     _encrypted_parser(commands.add_parser("encrypted", help="seconds, memory and errors of encrypted runs"))
+
+    _bootstraps_parser(commands.add_parser("bootstraps", help="seconds, noise and memory of one bootstrap"))
 
     drawing = commands.add_parser("plot", help="total depth against top-1")
     drawing.add_argument("--json", type=Path, nargs="+", required=True, metavar="FILE")
@@ -124,6 +126,42 @@ def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_encrypted)
 
 
+def _bootstraps_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ring", type=_positive, default=16, metavar="R", help="log2 of the ring dimension; default 16"
+    )
+    parser.add_argument("--scale", type=_positive, default=37, metavar="B", help="bits of the scale; default 37")
+    parser.add_argument(
+        "--first",
+        type=_positive,
+        default=41,
+        metavar="B",
+        help="bits of the first prime; default 41. What it has more than the scale is the correction factor",
+    )
+    parser.add_argument(
+        "--rest", type=_positive, default=9, metavar="L", help="levels of the chain beside it; default 9"
+    )
+    parser.add_argument(
+        "--budget", type=_pair, default=(4, 3), metavar="U,D", help="levels of the transforms up and down; default 4,3"
+    )
+    parser.add_argument("--digits", type=_positive, default=2, metavar="D", help="of key switching; default 2")
+    parser.add_argument("--slots", type=_positive, metavar="S", help="log2 of the slots that differ; all if left out")
+    parser.add_argument("--complex", action="store_true", help="bootstrap real and imaginary parts")
+    parser.add_argument("--rounds", type=_positive, default=2, metavar="K", help="bootstraps; the fastest counts")
+    parser.add_argument("--threads", type=_positive, metavar="T", help="all cores if left out")
+    parser.add_argument("--insecure", action="store_true", help="waive the check of security, for small rings")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the row goes")
+    parser.add_argument("--append", action="store_true", help="keep the rows that the file has already")
+    parser.set_defaults(run=_bootstraps)
+
+
+def _pair(text: str) -> tuple[int, int]:
+    up, comma, down = text.partition(",")
+    if not (comma and up.isdigit() and down.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not two whole numbers with a comma between them")
+    return int(up), int(down)
+
+
 def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
@@ -173,6 +211,11 @@ def _encrypted(options: argparse.Namespace, command: str) -> int:
     for kind in dict.fromkeys(row["kind"] for row in rows):
         console.print(rich_table(row for row in rows if row["kind"] == kind))
     return 0 if any(not row.get("infeasible") for row in rows) else 1
+
+
+def _bootstraps(options: argparse.Namespace, command: str) -> int:
+    Console().print(rich_table([bootstraps.run(options, command)]))
+    return 0
 
 
 def _plot(options: argparse.Namespace, command: str) -> int:

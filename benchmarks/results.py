@@ -22,14 +22,16 @@ Row = dict[str, Any]
 PACKAGES = ("olac", "numpy", "scipy", "torch", "openfhe")
 SAME = ("model", "strategy", "images", "calibration_images")
 """A new row takes the place of one that has these in common."""
-ENCRYPTED, PREDICTED = "encrypted", "predicted"
-"""The `kind` of rows of encrypted runs, and of predictions of them; rows of accuracy have no kind."""
+ENCRYPTED, PREDICTED, BOOTSTRAP = "encrypted", "predicted", "bootstrap"
+"""The `kind` of rows of encrypted runs, of predictions of them, and of bootstraps; rows of accuracy have no kind."""
 SAME_ENCRYPTED = ("model", "strategy", "images", "threads", "parameters")
 SAME_PREDICTED = ("model", "strategy", "threads", "max_memory")
+SAME_BOOTSTRAP = ("parameters", "log_slots", "complex", "threads")
 NEEDED = {
     None: (*SAME, "top1", "total_depth", "degrees"),
     ENCRYPTED: (*SAME_ENCRYPTED, "cpu_seconds", "wall_seconds", "peak_rss_gb", "key_bytes", "bootstraps"),
     PREDICTED: (*SAME_PREDICTED, "infeasible"),
+    BOOTSTRAP: (*SAME_BOOTSTRAP, "cpu_seconds", "noise", "setup_gb"),
 }
 COLUMNS = ("model", "strategy", "total depth", "top-1", "agreement", "fit seconds", "degrees")
 LONG_ITEM = 20
@@ -58,6 +60,22 @@ COLUMNS_PREDICTED = (
     "keys GB",
     "bootstraps",
     "ring",
+)
+COLUMNS_BOOTSTRAP = (
+    "ring",
+    "levels",
+    "bits",
+    "budget",
+    "digits",
+    "slots",
+    "threads",
+    "CPU s",
+    "wall s",
+    "predicted",
+    "noise",
+    "set-up s",
+    "GB",
+    "keys",
 )
 MARKERS = "osD^v<>PX*"
 
@@ -119,9 +137,9 @@ class ResultsFile:
 
 
 def _same(old: Row, new: Row) -> bool:
-    kind = new.get("kind")
-    names = SAME_ENCRYPTED if kind == ENCRYPTED else SAME_PREDICTED if kind == PREDICTED else SAME
-    return old.get("kind") == kind and all(old[name] == new[name] for name in names)
+    kind = str(new.get("kind"))
+    names = {ENCRYPTED: SAME_ENCRYPTED, PREDICTED: SAME_PREDICTED, BOOTSTRAP: SAME_BOOTSTRAP}.get(kind, SAME)
+    return old.get("kind") == new.get("kind") and all(old[name] == new[name] for name in names)
 
 
 def versions() -> dict[str, str]:
@@ -214,6 +232,25 @@ def _predicted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _bootstrap_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        f"2^{row['log_ring']}",
+        str(row["levels"]),
+        "/".join(map(str, row["bits"])),
+        "+".join(map(str, row["budget"])),
+        str(row["digits"]),
+        f"2^{row['log_slots']}" + (" complex" if row["complex"] else ""),
+        str(row["threads"]),
+        f"{row['cpu_seconds']:.2f}",
+        f"{row['wall_seconds']:.2f}",
+        f"{row['predicted_seconds']:.2f}",
+        f"{row['noise']:.1e}",
+        f"{row['setup_seconds']:.1f}",
+        f"{row['setup_gb']:.2f}",
+        f"{row['keys']} in {row['keygen_seconds']:.0f} s",
+    )
+
+
 def _short(strategy: str) -> str:
     lowering = lowering_of(strategy)
     return strategy if len(strategy) - len(lowering) <= LONG_ITEM else f"{family_of(strategy)}:...{lowering}"
@@ -223,6 +260,7 @@ SHOWN: dict[str | None, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], tup
     None: (COLUMNS, _cells),
     ENCRYPTED: (COLUMNS_ENCRYPTED, _encrypted_cells),
     PREDICTED: (COLUMNS_PREDICTED, _predicted_cells),
+    BOOTSTRAP: (COLUMNS_BOOTSTRAP, _bootstrap_cells),
 }
 """By kind of row: what tables show of it."""
 
@@ -237,7 +275,7 @@ def _markdown(kind: str | None, rows: Sequence[Mapping[str, Any]]) -> str:
     columns, cells = SHOWN[kind]
     lines = [f"| {' | '.join(columns)} |", f"|{'|'.join('---' if _is_text(c) else '---:' for c in columns)}|"]
     lines += [f"| {' | '.join(cells(row))} |" for row in rows]
-    notes = _notes(rows) if kind is None else [_note(row) for row in rows]
+    notes = _notes(rows) if kind is None else [_note(row) for row in rows if kind != BOOTSTRAP]
     return "\n".join([*lines, *(["", *(f"* {note}" for note in dict.fromkeys(notes))] if notes else [])])
 
 
