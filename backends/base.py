@@ -20,6 +20,7 @@ import numpy.typing as npt
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir.types import CipherState
 from olac.parameters import FIXED, Parameters
+from olac.rotations import MOST_STEPS, composition
 
 Array = npt.NDArray[np.float64]
 Slots = npt.NDArray[Any]
@@ -56,13 +57,15 @@ class Evaluator(ABC, Generic[C, P]):
     Args:
         parameters: ring, chain and scaling technique.
         rotations: steps that keys exist for, or None where any step may be taken. A step of `parameters.slots` stands
-            for conjugation (see `Parameters.conjugation_step`).
+            for conjugation (see `Parameters.conjugation_step`). Rotations by other steps are composed of these (see
+            `olac.rotations.composition`).
     """
 
     def __init__(self, parameters: Parameters, rotations: Iterable[int] | None = None) -> None:
         self.parameters = parameters
         self.slots = parameters.slots
         self._rotations = None if rotations is None else frozenset(rotations)
+        self._held = frozenset(step % self.slots for step in self._rotations or ()) - {0}
 
     # Threads ---------------------------------------------------------------------------------------------------------
 
@@ -187,19 +190,20 @@ class Evaluator(ABC, Generic[C, P]):
 
     def rotate(self, a: Ciphertext[C], step: int) -> Ciphertext[C]:
         """Slot i of the result is slot i + step of a."""
-        step = self._step(step)
-        return a if step == 0 else Ciphertext(self._rotate(a.payload, step, a.state), a.state)
+        return self._along(a, self._path(step))
 
     def rotate_hoisted(self, a: Ciphertext[C], steps: Sequence[int]) -> Mapping[int, Ciphertext[C]]:
-        """a rotated by each step, the decomposition into digits shared (hoisting)."""
-        wanted = sorted({self._step(step) for step in steps})
-        moved = [step for step in wanted if step]
-        if len(moved) <= 1:
-            return {step: self.rotate(a, step) for step in wanted}
-        digits = self._hoist(a.payload, a.state)
-        out = {0: a} if 0 in wanted else {}
-        rotated = self.each(lambda step: self._hoisted_rotate(a.payload, digits, step, a.state), moved)
-        out |= {step: Ciphertext(payload, a.state) for step, payload in zip(moved, rotated, strict=True)}
+        """a rotated by each step, the decomposition into digits shared (hoisting).
+
+        Of steps that are composed it is shared by the first, and by all steps that begin with it.
+        """
+        paths = {step: self._path(step) for step in sorted({step % self.slots for step in steps})}
+        firsts = sorted({path[0] for path in paths.values() if path})
+        out = {0: a} if 0 in paths else {}
+        for first, moved in zip(firsts, self._moved(a, firsts), strict=True):
+            for step, path in paths.items():
+                if path[:1] == (first,):
+                    out[step] = self._along(moved, path[1:])
         return out
 
     def rotate_sum(self, terms: Sequence[tuple[Ciphertext[C], int]]) -> Ciphertext[C]:
@@ -207,20 +211,19 @@ class Evaluator(ABC, Generic[C, P]):
 
         Noise degree 2 is welcome: the noise of key switching vanishes in the rescale that follows.
         """
-        still = [a for a, step in terms if self._step(step) == 0]
-        moved = [(a, self._step(step)) for a, step in terms if self._step(step) != 0]
+        paths = [(a, self._path(step)) for a, step in terms]
+        still = [a for a, path in paths if not path]
+        moved = [(a, path) for a, path in paths if path]
         state = terms[0][0].state
         for a, _ in terms[1:]:
             self._same("rotate_sum", state, a.state)
         parts = [a.payload for a in still]
         if len(moved) == 1:
-            parts.append(self._rotate(moved[0][0].payload, moved[0][1], state))
+            parts.append(self._along(*moved[0]).payload)
         elif moved:
             extended = self.each(
-                lambda term: self._extended_rotate(
-                    term[0].payload, self._hoist(term[0].payload, state), term[1], state
-                ),
-                moved,
+                lambda term: self._extended_rotate(term[0], self._hoist(term[0], state), term[1], state),
+                ((self._along(a, path[:-1]).payload, path[-1]) for a, path in moved),
             )
             summed = functools.reduce(lambda x, y: self._extended_add(x, y, state), extended)
             parts.append(self._key_switch_down(summed, state))
@@ -235,11 +238,32 @@ class Evaluator(ABC, Generic[C, P]):
 
     # Rules -----------------------------------------------------------------------------------------------------------
 
-    def _step(self, step: int) -> int:
+    def _path(self, step: int) -> tuple[int, ...]:
+        """The steps with keys that make a step, none for one that moves nothing."""
         step %= self.slots
-        if step and self._rotations is not None and step not in self._rotations:
-            raise MissingKeyError(f"there is no rotation key for step {step}")
-        return step
+        if self._rotations is None:
+            return (step,) if step else ()
+        path = composition(step, self._held, self.slots)
+        if path is None:
+            raise MissingKeyError(
+                f"there is no rotation key for step {step}, nor are there any {MOST_STEPS} that would make it"
+            )
+        return path
+
+    def _moved(self, a: Ciphertext[C], steps: Sequence[int]) -> Iterator[Ciphertext[C]]:
+        """a rotated by each of some steps that have keys, hoisted where there are several."""
+        if len(steps) <= 1:
+            return iter([self._along(a, steps) for _ in steps])
+        digits = self._hoist(a.payload, a.state)
+        return self.each(
+            lambda step: Ciphertext(self._hoisted_rotate(a.payload, digits, step, a.state), a.state), steps
+        )
+
+    def _along(self, a: Ciphertext[C], path: Sequence[int]) -> Ciphertext[C]:
+        """a rotated by one step after the other, of which each has a key."""
+        for step in path:
+            a = Ciphertext(self._rotate(a.payload, step, a.state), a.state)
+        return a
 
     @staticmethod
     def _degree_one(primitive: str, state: CipherState) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -40,6 +41,7 @@ class CostEvaluator(RecorderEvaluator):
         threads: that OpenFHE may use.
         encoded: whether plaintexts were encoded before, so that encoding is free.
         slowdown: of the machine against the table's.
+        rotations: steps that there are keys for; None prices all steps as if they had one.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class CostEvaluator(RecorderEvaluator):
         threads: int = 2,
         encoded: bool = False,
         slowdown: Slowdown | None = None,
+        rotations: Iterable[int] | None = None,
     ) -> None:
-        super().__init__(parameters)
+        super().__init__(parameters, rotations)
         self.table = table
         self.threads = threads
         self.encoded = encoded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from olac.backends.base import Ciphertext, Evaluator, Slots
@@ -26,8 +26,8 @@ class Event:
 class RecorderEvaluator(Evaluator[None, None]):
     """Payloads are None; `events` grows with every primitive, in the order in which a real run takes them."""
 
-    def __init__(self, parameters: Parameters) -> None:
-        super().__init__(parameters)
+    def __init__(self, parameters: Parameters, rotations: Iterable[int] | None = None) -> None:
+        super().__init__(parameters, rotations)
         self.events: list[Event] = []
 
     def fresh(self, level: int) -> Ciphertext[None]:
@@ -36,12 +36,16 @@ class RecorderEvaluator(Evaluator[None, None]):
 
     @property
     def rotations(self) -> tuple[int, ...]:
-        """All steps that were taken, sorted; conjugation as its step, the last."""
+        """All steps that were taken, sorted, of compositions their parts; conjugation as its step, the last."""
         return tuple(sorted({event.step for event in self.events if event.step}))
 
     def counts(self) -> Counter[tuple[str, int]]:
         """How often each primitive ran at each level."""
         return Counter((event.primitive, event.level) for event in self.events)
+
+    def uses(self) -> Counter[tuple[int, int]]:
+        """How often each step was taken at each level."""
+        return Counter((event.step, event.level) for event in self.events if event.step)
 
     def _record(self, primitive: str, level: int, step: int = 0) -> None:
         self.events.append(Event(primitive, level, step))

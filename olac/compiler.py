@@ -361,7 +361,8 @@ def lower(
             calibration=calibration, parameters=parameters, costs=costs, threads=threads, batch=options.batch
         )
 
-    def program(lowered: Graph, parameters: Parameters, timings: Sequence[PassTiming]) -> CompiledProgram:
+    def program(priced: Digits, timings: Sequence[PassTiming]) -> CompiledProgram:
+        lowered = priced.lowered
         report = replace(
             approximated.report,
             pass_seconds=approximated.report.pass_seconds + tuple((t.name, t.seconds) for t in timings),
@@ -369,7 +370,7 @@ def lower(
             + _notes(approximated.report, options)
             + bootstrap_notes(lowered, calibration.held_out),
         )
-        return CompiledProgram(lowered, parameters, key_steps(lowered, parameters), report)
+        return CompiledProgram(lowered, priced.parameters, priced.steps, report)
 
     depth = lowered_depth(graph, passes, options.batch)
     noise = OutputNoise(graph, calibration)
@@ -387,12 +388,11 @@ def lower(
         if first.bootstrapping is not None and _places_bootstraps(passes):
             return _lower_deep(graph, [[first]], noise, passes, context, program, options, say)
         lowered = managed.run(graph, context(first))
-        steps = key_steps(lowered, first)
-        found += price_digits(lowered, same, len(steps), costs, threads, tuple(managed.timings))
+        found += price_digits(lowered, same, costs, threads, options.max_memory, tuple(managed.timings))
         best = preferred(found, options.max_memory)
         if best and (not _is_tight(same) or same is choices[-1]):
             _say_memory(best[0].server_bytes, options, say)
-            return program(best[0].lowered, best[0].parameters, best[0].timings)
+            return program(best[0], best[0].timings)
     smallest = sorted(found, key=lambda one: one.server_bytes)
     limits = [f"{one.parameters.describe()}: {_up(one.server_bytes):.2f} GB" for one in smallest[:NAMED_LIMITS]]
     raise _too_much_memory(options, limits, _up(smallest[0].server_bytes))
@@ -457,7 +457,7 @@ def _lower_deep(
     noise: OutputNoise,
     passes: Sequence[Pass],
     context: Callable[[Parameters], PassContext],
-    program: Callable[[Graph, Parameters, Sequence[PassTiming]], CompiledProgram],
+    program: Callable[[Digits, Sequence[PassTiming]], CompiledProgram],
     options: CompileOptions,
     say: Stages,
 ) -> CompiledProgram:
@@ -499,6 +499,7 @@ def _lower_deep(
             around.threads,
             lambda parameters, why: refused.setdefault(why, []).append(parameters),
             options.fit.max_bootstraps,
+            options.max_memory,
         )
         # More bootstraps than were asked for only where memory leaves no choice.
         best = preferred([one for one in found if one.within], options.max_memory)
@@ -519,7 +520,8 @@ def _lower_deep(
                 most_exact, coarser = min(most_exact, error), lowered
                 continue
             _say_memory(one.server_bytes, options, say)
-            made = program(lowered, one.parameters, (*one.packed.timings, *second.timings))
+            (whole,) = price_digits(lowered, [one.parameters], around.costs, around.threads, options.max_memory)
+            made = program(whole, (*one.packed.timings, *second.timings))
             return replace(made, report=replace(made.report, noise=error))
     if most_exact < math.inf:
         raise InfeasibleError(
@@ -536,7 +538,7 @@ def _lower_deep(
 
 
 def key_steps(graph: Graph, parameters: Parameters) -> tuple[int, ...]:
-    """Rotation steps that need keys: of the graph's kernels and of bootstraps."""
+    """Rotation steps that need keys where none is composed: of the graph's kernels and of bootstraps."""
     return tuple(sorted(steps_with_keys(record(graph, parameters).rotations, parameters)))
 
 

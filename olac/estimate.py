@@ -111,7 +111,7 @@ def sizes(
     kept = parameters.bootstrapping is None
     special = 0 if kept else SPECIAL_KEYS - 1
     return Sizes(
-        key_bytes=_key_bytes(parameters) * (rotations + 1 + special),
+        key_bytes=evaluation_key_bytes(parameters) * (rotations + 1 + special),
         setup_bytes=precomputed_bytes(parameters),
         plaintext_bytes=sum(n * plaintext_bytes(parameters.log_ring, level + 1) for level, n in encodes.items()),
         ciphertext_bytes=_most_alive(graph, kernels, parameters, levels),
@@ -120,7 +120,8 @@ def sizes(
     )
 
 
-def _key_bytes(parameters: Parameters) -> int:
+def evaluation_key_bytes(parameters: Parameters) -> int:
+    """One key, for relinearisation, a rotation step or conjugation."""
     return rotation_key_bytes(parameters.log_ring, parameters.limbs, parameters.digits, len(parameters.special_primes))
 
 
@@ -156,7 +157,7 @@ def estimate(
     table = costs or CostTable.default()
     parameters = program.parameters
     kept = parameters.bootstrapping is None
-    evaluator = CostEvaluator(parameters, table, used, encoded=kept, slowdown=slowdown)
+    evaluator = CostEvaluator(parameters, table, used, encoded=kept, slowdown=slowdown, rotations=program.rotations)
     seconds: dict[str, float] = {}
     levels: dict[str, int] = {}
     spent = 0.0
@@ -183,7 +184,7 @@ def estimate(
         * evaluator.price("encode", parameters.depth)
     )
     held = current_rss_bytes()
-    client = BARE_PROCESS_BYTES + LIBRARY_BYTES + size.key_bytes + 4 * _key_bytes(parameters)
+    client = BARE_PROCESS_BYTES + LIBRARY_BYTES + size.key_bytes + 4 * evaluation_key_bytes(parameters)
     return Estimate(
         seconds_per_image=evaluator.seconds / program.batch,
         first_seconds=evaluator.seconds + (encoding if kept else 0.0),

@@ -135,7 +135,8 @@ class ApproximatedModel:
 class CompiledProgram:
     """A program for encrypted inputs: the levelled graph, the parameters, and the rotation steps that need keys.
 
-    It holds no secret, no torch and no openfhe object.
+    Rotations by other steps are composed of these (`olac.rotations.composition`). It holds no secret, no torch and no
+    openfhe object.
     """
 
     graph: Graph
@@ -172,6 +173,12 @@ class CompiledProgram:
         """Whether a run takes a product of ciphertexts, which needs the relinearisation key."""
         events = record(self.graph, self.parameters).events
         return any(event.primitive in ("multiply", "relinearize") for event in events)
+
+    @cached_property
+    def composed(self) -> tuple[int, ...]:
+        """Rotation steps that the program takes and has no key for."""
+        taken = set(record(self.graph, self.parameters).rotations)
+        return tuple(sorted(taken - {*self.rotations, self.parameters.conjugation_step}))
 
     @property
     def batch(self) -> int:

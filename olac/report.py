@@ -24,7 +24,7 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
         f"ring dimension {parameters.ring_dimension}, {parameters.depth} levels of {parameters.scale_bits} bits, "
         f"{parameters.digits} key-switching digits, {parameters.technique}",
         f"log2(QP) = {parameters.log_qp:.1f}: {_security(parameters)}",
-        f"{len(program.rotations)} rotation keys",
+        f"{len(program.rotations)} rotation keys" + _composed(len(program.composed)),
     ]
     boots = parameters.bootstrapping
     if boots is not None:
@@ -41,6 +41,10 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
             f"largest output error {check.max_error:.3g}"
         )
     return lines + list(program.report.notes)
+
+
+def _composed(count: int) -> str:
+    return f"; {count} steps that are rare are composed of others" if count else ""
 
 
 def _security(parameters: Parameters) -> str:

@@ -12,7 +12,7 @@ from olac.backends.cost import CostEvaluator
 from olac.bootstrapping import steps_with_keys
 from olac.costs import CostTable
 from olac.errors import InfeasibleError
-from olac.estimate import sizes
+from olac.estimate import Sizes, sizes
 from olac.ir.graph import Graph
 from olac.kernels.execute import build_hollow_kernels
 from olac.kernels.record import record
@@ -20,6 +20,7 @@ from olac.parameters import Parameters
 from olac.passes.assign_levels import required_levels
 from olac.passes.base import PassTiming
 from olac.passes.place_bootstraps import Boots, Plan, Problem, Profiles, insert, place_bootstraps
+from olac.rotation_keys import KeyChoice, Uses, choose_keys
 
 MACHINE_BYTES = 8e9
 """Memory that comes with the cores of a server; what a program takes beyond it has to be paid with them."""
@@ -62,12 +63,36 @@ def preferred(found: Iterable[AnyPriced], max_memory: float | None) -> list[AnyP
     )
 
 
+def _occupied(seconds: float, server_bytes: float) -> float:
+    """What a run keeps others from, where the machine is not known."""
+    return seconds * (MACHINE_BYTES + server_bytes)
+
+
+def with_keys(uses: Uses, pricer: CostEvaluator, seconds: float, size: Sizes, max_memory: float | None) -> KeyChoice:
+    """The steps that get keys, by the rule of `preferred`.
+
+    Without a limit a key goes where a run occupies less without it, with one where the program would not fit.
+
+    Args:
+        uses: how often each step is taken, by level.
+        pricer: for the parameters.
+        seconds, size: with keys for all steps.
+    """
+    if max_memory is None:
+        return choose_keys(uses, pricer.parameters, pricer.price, seconds, size, _occupied, lambda _: False)
+    limit = max_memory
+    return choose_keys(
+        uses, pricer.parameters, pricer.price, seconds, size, lambda _, needed: needed, lambda needed: needed <= limit
+    )
+
+
 @dataclass(frozen=True)
 class Digits:
-    """A levelled program, at one number of digits of key switching."""
+    """A levelled program, at one number of digits of key switching; `steps` are those that get keys."""
 
     parameters: Parameters
     lowered: Graph
+    steps: tuple[int, ...]
     seconds: float
     server_bytes: float
     timings: tuple[PassTiming, ...] = ()
@@ -76,14 +101,15 @@ class Digits:
 def price_digits(
     lowered: Graph,
     choices: Sequence[Parameters],
-    rotations: int,
     table: CostTable,
     threads: int,
+    max_memory: float | None = None,
     timings: tuple[PassTiming, ...] = (),
 ) -> list[Digits]:
     """One levelled graph under parameters that differ in digits alone: its ops and levels are the same in all."""
     kernels = build_hollow_kernels(lowered)
-    events = record(lowered, choices[0], kernels).counts()
+    recorder = record(lowered, choices[0], kernels)
+    events, uses = recorder.counts(), recorder.uses()
     encodes = Counter({level: count for (primitive, level), count in events.items() if primitive == "encode"})
     levels = {node.id: node.type.state.level for node in lowered.nodes if node.type.state is not None}
     found = []
@@ -94,8 +120,10 @@ def price_digits(
             for (primitive, level), count in events.items()
             if primitive != "encode" or parameters.bootstrapping is not None
         )
-        size = sizes(lowered, kernels, parameters, rotations, encodes, levels)
-        found.append(Digits(parameters, lowered, seconds, size.server_bytes, timings))
+        steps = steps_with_keys(recorder.rotations, parameters)
+        size = sizes(lowered, kernels, parameters, len(steps), encodes, levels)
+        chosen = with_keys(uses, pricer, seconds, size, max_memory)
+        found.append(Digits(parameters, lowered, chosen.steps, chosen.seconds, chosen.sizes.server_bytes, timings))
     return found
 
 
@@ -111,11 +139,15 @@ class Packed:
 
 @dataclass(frozen=True)
 class Deep:
-    """A plan of bootstraps under one set of parameters; `within` the number of them that was asked for, if any was."""
+    """A plan of bootstraps under one set of parameters; `within` the number of them that was asked for, if any was.
+
+    `steps` are those that get keys.
+    """
 
     parameters: Parameters
     packed: Packed
     boots: Boots
+    steps: tuple[int, ...]
     seconds: float
     server_bytes: float
     within: bool = True
@@ -136,6 +168,7 @@ def price_deep(
     threads: int,
     refuse: Callable[[Parameters, str], None],
     most: int | None = None,
+    max_memory: float | None = None,
 ) -> list[Deep]:
     """Every set of parameters with the plan of bootstraps of least predicted time.
 
@@ -145,6 +178,7 @@ def price_deep(
         pack: layouts and lowerings; called once for each ring and budget of bootstraps, whose keys lowerings share.
         refuse: called with what can't hold the graph, and why.
         most: bootstraps that plans should take at most; where a set of parameters takes more, its plan says so.
+        max_memory: bytes that a server may take; what takes more is returned, too.
     """
     packed: dict[tuple[int, tuple[int, int]], Packed] = {}
     usual: dict[tuple[int, tuple[int, int]], Parameters] = {}
@@ -173,7 +207,11 @@ def price_deep(
         steps = len(steps_with_keys(one.profiles.steps, parameters))
         nothing: Mapping[int, int] = {}  # weights are encoded when they are needed
         size = sizes(whole, one.profiles.kernels, parameters, steps, nothing, levels)
-        found.append(Deep(parameters, one, plan.boots, plan.seconds, size.server_bytes, within))
+        operands = {node.id: levels[node.id] + node.levels(one.graph.constants) for node in one.graph.nodes}
+        uses = one.profiles.uses(operands)
+        chosen = with_keys(uses, CostEvaluator(parameters, table, threads), plan.seconds, size, max_memory)
+        needed = chosen.sizes.server_bytes
+        found.append(Deep(parameters, one, plan.boots, chosen.steps, chosen.seconds, needed, within))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -87,6 +88,7 @@ class Profiles:
 
     def __init__(self, graph: Graph, parameters: Parameters) -> None:
         self._events: dict[str, tuple[tuple[str, int, int], ...]] = {}
+        self._uses: dict[str, tuple[tuple[int, int, int], ...]] = {}
         steps: set[int] = set()
         self.kernels = build_hollow_kernels(graph)
         for node in graph.nodes:
@@ -96,8 +98,19 @@ class Profiles:
                     (primitive, parameters.depth - level, count)
                     for (primitive, level), count in sorted(recorder.counts().items())
                 )
+                self._uses[node.id] = tuple(
+                    (step, parameters.depth - level, count) for (step, level), count in sorted(recorder.uses().items())
+                )
                 steps.update(recorder.rotations)
         self.steps = frozenset(steps)
+
+    def uses(self, levels: Mapping[str, int]) -> Counter[tuple[int, int]]:
+        """How often each (rotation step, level) is taken, with the operands of each node at its level in `levels`."""
+        found: Counter[tuple[int, int]] = Counter()
+        for name, events in self._uses.items():
+            for step, below, count in events:
+                found[step, levels[name] - below] += count
+        return found
 
     def seconds(self, node: Node, level: int, price: Callable[[str, int], float]) -> float:
         """Predicted seconds with operands at a level."""

@@ -16,7 +16,8 @@ DENSE = Parameters(14, 6, 40, 47, 3)
 
 
 def lines(parameters: Parameters) -> str:
-    return "\n".join(parameter_lines(replace(deep_program(), parameters=parameters)))
+    program = small_program() if parameters.bootstrapping is None else deep_program()
+    return "\n".join(parameter_lines(replace(program, parameters=parameters)))
 
 
 def test_a_sparse_secret_claims_no_standard() -> None:

@@ -13,6 +13,7 @@ from olac.costs import CostTable
 from olac.errors import SecurityError
 from olac.estimate import estimate
 from olac.ir.graph import Graph
+from olac.kernels.record import record
 from olac.parameters import (
     BOOTSTRAP_FIRST_BITS,
     BOOTSTRAP_SCALE_BITS,
@@ -68,11 +69,11 @@ def test_digits_are_priced_as_whole_programs_are() -> None:
     assert len(choices) > 2
     passes = (AssignLayouts(), ChooseLowerings(), PlaceBootstraps(), AssignLevels())
     lowered = PassManager(passes).run(graph, PassContext(parameters=choices[0], costs=TABLE, threads=1))
-    program = CompiledProgram(lowered, choices[0], key_steps(lowered, choices[0]))
-    found = price_digits(program.graph, choices, len(program.rotations), TABLE, 1)
+    found = price_digits(lowered, choices, TABLE, 1)
     assert [one.parameters for one in found] == choices
     for one in found:
-        whole = estimate(CompiledProgram(program.graph, one.parameters, program.rotations), 1, TABLE)
+        assert one.steps == key_steps(lowered, one.parameters)  # memory is small beside what a machine has
+        whole = estimate(CompiledProgram(lowered, one.parameters, one.steps), 1, TABLE)
         assert one.seconds == pytest.approx(whole.seconds_per_image)
         assert one.server_bytes / GB == pytest.approx(whole.server_gb)
     assert len({round(one.server_bytes) for one in found}) == len(found)
@@ -105,6 +106,11 @@ def test_plans_with_bootstraps_are_priced_as_whole_programs_are() -> None:
         whole = PassManager(passes).run(one.packed.graph, context)
         program = CompiledProgram(whole, one.parameters, key_steps(whole, one.parameters))
         made = estimate(program, 1, TABLE)
+        operands = {
+            node.id: node.type.state.level + node.levels(whole.constants) for node in whole.nodes if node.type.state
+        }
+        assert one.packed.profiles.uses(operands) == record(whole, one.parameters).uses()
+        assert one.steps == program.rotations
         assert set(program.rotations) == steps_with_keys(one.packed.profiles.steps, one.parameters)
         assert one.server_bytes / GB == pytest.approx(made.server_gb)
         assert one.seconds == pytest.approx(made.seconds_per_image, rel=0.05)

@@ -88,9 +88,10 @@ def make_backend(name: str, technique: str, steps: tuple[int, ...] = STEPS) -> B
             1e-3,
         )
     recorder = (
-        RecorderEvaluator(parameters) if name == "recorder" else CostEvaluator(parameters, CostTable.default(), 1)
+        RecorderEvaluator(parameters, steps)
+        if name == "recorder"
+        else CostEvaluator(parameters, CostTable.default(), 1, rotations=steps)
     )
-    recorder._rotations = frozenset(steps)
     return Backend(recorder, lambda slots, level: recorder.fresh(level), None, 0.0)
 
 
@@ -249,6 +250,57 @@ def test_rotations_at_noise_degree_two(backend: Backend) -> None:
     assert backend.close(total, value + np.roll(value, -1) + np.roll(value, -2))
 
 
+def test_rotations_without_a_key_are_composed(backend: Backend) -> None:
+    """7 = 2 + 5, 19 = 2 + 17, 23 = 1 + 5 + 17 and 39 = 5 + 17 + 17: what keys for them would give."""
+    ev = backend.evaluator
+    a, b = backend.encrypt(slots(0), 5), backend.encrypt(slots(1), 5)
+    for step in (3, 7, 39, 39 - SLOTS):
+        turned = ev.rotate(a, step)
+        assert turned.state == a.state
+        assert backend.close(turned, np.roll(slots(0), -step))
+    for steps in ((0, 1, 3, 7, 39), (3,), (3, 0), (6, 18), (3, 6)):
+        moved = ev.rotate_hoisted(a, steps)
+        assert set(moved) == set(steps)
+        assert all(backend.close(moved[step], np.roll(slots(0), -step)) for step in steps)
+    for terms in ([(a, 7), (b, 17), (a, 0)], [(a, 39)], [(a, 19), (b, 23)]):
+        expected = sum(np.roll(slots(0 if part is a else 1), -step) for part, step in terms)
+        assert backend.close(ev.rotate_sum(terms), np.asarray(expected))
+    product = ev.multiply_plain(a, plain(backend, slots(1), 5))
+    total = ev.normalize(ev.rotate_sum([(product, 7), (product, 1)]))
+    value = slots(0) * slots(1)
+    assert backend.close(total, np.roll(value, -7) + np.roll(value, -1))
+
+
+def test_composed_rotations_are_counted_as_they_are_taken() -> None:
+    steps = (1, 2, 5)
+
+    def taken(call: Callable[[RecorderEvaluator, Ciphertext[None]], object]) -> list[tuple[str, int]]:
+        recorder = RecorderEvaluator(parameters_for(FIXED), steps)
+        call(recorder, recorder.fresh(5))
+        assert set(recorder.rotations) <= set(steps)
+        return [(event.primitive, event.step) for event in recorder.events]
+
+    assert taken(lambda ev, a: ev.rotate(a, 8)) == [("rotate", 1), ("rotate", 2), ("rotate", 5)]
+    # The first steps share their digits; 1 itself is wanted and is the first of 3, too.
+    assert taken(lambda ev, a: ev.rotate_hoisted(a, (1, 3, 7))) == [
+        ("hoist", 0),
+        ("hoisted_rotate", 1),
+        ("rotate", 2),
+        ("hoisted_rotate", 2),
+        ("rotate", 5),
+    ]
+    assert taken(lambda ev, a: ev.rotate_hoisted(a, (3, 6))) == [("rotate", 1), ("rotate", 2), ("rotate", 5)]
+    assert taken(lambda ev, a: ev.rotate_sum([(a, 7), (a, 1)])) == [
+        ("rotate", 2),
+        ("hoist", 0),
+        ("ext_rotate", 5),
+        ("hoist", 0),
+        ("ext_rotate", 1),
+        ("ext_add", 0),
+        ("key_switch_down", 0),
+    ]
+
+
 def test_mistakes_are_refused_alike(backend: Backend) -> None:
     ev = backend.evaluator
     a, low = backend.encrypt(slots(0), 5), backend.encrypt(slots(1), 4)
@@ -271,9 +323,9 @@ def test_mistakes_are_refused_alike(backend: Backend) -> None:
         (VerificationError, "level 0", lambda: ev.normalize(ev.multiply(bottom, bottom))),
         (VerificationError, "drop from level", lambda: ev.drop(low, 5)),
         (VerificationError, "encode for level", lambda: plain(backend, slots(0), 8, 1.0)),
-        (MissingKeyError, "step 3", lambda: ev.rotate(a, 3)),
-        (MissingKeyError, "step 3", lambda: ev.rotate_hoisted(a, [1, 3])),
-        (MissingKeyError, "step 3", lambda: ev.rotate_sum([(a, 1), (a, 3)])),
+        (MissingKeyError, "step 999", lambda: ev.rotate(a, 999)),
+        (MissingKeyError, "step 999", lambda: ev.rotate_hoisted(a, [1, 999])),
+        (MissingKeyError, "step 999", lambda: ev.rotate_sum([(a, 1), (a, 999)])),
         (VerificationError, "rotate_sum of", lambda: ev.rotate_sum([(a, 1), (low, 2)])),
     ]
     if ev.parameters.technique == FIXED:

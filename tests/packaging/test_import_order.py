@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the lowest layer to the highest.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.errors",),
-    ("olac.ir", "olac.plugins", "olac.memory", "olac.threads", "olac.files"),
+    ("olac.ir", "olac.plugins", "olac.memory", "olac.threads", "olac.files", "olac.rotations"),
     ("olac.polynomials",),
     ("olac.parameters", "olac.costs", "olac.cost_fit", "olac.bootstrapping"),
     # Passes choose by price and check by recording, so these two backends lie below them.
@@ -25,7 +25,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.kernels",),
     ("olac.passes",),
     ("olac.frontend", "olac.calibration", "olac.tensors", "olac.approximation"),
-    ("olac.program", "olac.estimate", "olac.artifact", "olac.envelope", "olac.noise", "olac.search"),
+    (
+        "olac.program",
+        "olac.estimate",
+        "olac.artifact",
+        "olac.envelope",
+        "olac.noise",
+        "olac.search",
+        "olac.rotation_keys",
+    ),
     ("olac.backends",),
     ("olac", "olac.compiler", "olac.report", "olac.runtime", "olac.cli", "olac.demo", "olac.__main__"),
 )

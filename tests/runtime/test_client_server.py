@@ -15,6 +15,7 @@ import pytest
 
 from olac import envelope
 from olac.backends.openfhe.wire import wire
+from olac.costs import CostTable
 from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError, OlacError
 from olac.ir.graph import Graph
 from olac.ir.ops import Array
@@ -23,6 +24,7 @@ from olac.program import CompiledProgram
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server, commands
 from olac.runtime import client as client_module
 from olac.runtime.messages import one_key_bytes
+from olac.search import price_digits
 from tests.runtime.small_program import ERROR, LIMIT, SHAPE, images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
@@ -94,6 +96,17 @@ def test_bytes_in_every_direction(each: Pair) -> None:
     # Live and received objects mix: a live input on loaded keys, a received one on live keys.
     _close(each.program, x, each.client.decrypt(server.run(each.client.encrypt(x))))
     _close(each.program, x, each.client.decrypt(each.server.run(given)))
+
+
+def test_a_program_with_fewer_keys_gives_the_same(pair: Pair) -> None:
+    whole = pair.program
+    (less,) = price_digits(whole.graph, [whole.parameters], CostTable.default(), 1, max_memory=1.0)
+    program = CompiledProgram(whole.graph, whole.parameters, less.steps)
+    assert program.composed
+    client = Client(program)
+    keys = client.generate_keys()
+    assert keys.steps == less.steps
+    _close(whole, images(BATCH), client.decrypt(Server(program, keys).run(client.encrypt(images(BATCH)))))
 
 
 def test_single_images_and_batches_that_are_not_full(pair: Pair) -> None:

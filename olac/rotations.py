@@ -1,0 +1,47 @@
+"""Rotations that are made of others: a rare step needs no key of its own."""
+
+from __future__ import annotations
+
+import functools
+
+MOST_STEPS = 3
+"""Of a composition; each but the first costs a key switch more."""
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def composition(step: int, held: frozenset[int], slots: int) -> tuple[int, ...] | None:
+    """The fewest steps of `held`, at most `MOST_STEPS`, that together rotate by `step`; None where there are none.
+
+    Steps count modulo `slots`, so -s stands for slots - s; no step moves nothing. Of several shortest compositions it
+    is the least in lexicographic order, ascending within: a function of the arguments alone, which stays the same when
+    a step that it does not use leaves `held`. Every backend and every prediction asks this function.
+
+    Args:
+        step: any integer.
+        held: steps that there are keys for, each in 1 ... slots - 1.
+        slots: of a ciphertext.
+    """
+    step %= slots
+    if not step:
+        return ()
+    if step in held:
+        return (step,)
+    ordered = sorted(held)
+    pair = _pair(step, ordered, held, slots)
+    if pair is not None:
+        return pair
+    for first in ordered:
+        rest = (step - first) % slots
+        pair = _pair(rest, ordered, held, slots)
+        if pair is not None:
+            return (first, *pair)
+    return None
+
+
+def _pair(step: int, ordered: list[int], held: frozenset[int], slots: int) -> tuple[int, int] | None:
+    """The pair with the smallest first step; its second is no smaller, or it would have come first."""
+    for first in ordered:
+        second = (step - first) % slots
+        if second in held:
+            return first, second
+    return None

@@ -1,0 +1,156 @@
+"""Compositions of rotation steps, against all there are; and which steps of a program get keys."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from olac.backends.cost import CostEvaluator
+from olac.backends.simulator import SimulatorEvaluator
+from olac.bootstrapping import bootstrap_steps
+from olac.compiler import key_steps
+from olac.costs import CostTable
+from olac.estimate import Sizes, evaluation_key_bytes
+from olac.kernels.execute import build_kernels, execute
+from olac.kernels.record import record
+from olac.parameters import FIXED, FLEXIBLE, Bootstrapping, Parameters
+from olac.program import CompiledProgram
+from olac.report import parameter_lines
+from olac.rotation_keys import Uses, choose_keys
+from olac.rotations import MOST_STEPS, composition
+from olac.search import MACHINE_BYTES, price_digits, with_keys
+from tests.runtime.small_program import images, small_program
+
+TABLE = CostTable.default()
+
+
+def brute_force(step: int, held: frozenset[int], slots: int) -> tuple[int, ...] | None:
+    for length in range(MOST_STEPS + 1):
+        found = [
+            path
+            for path in itertools.combinations_with_replacement(sorted(held), length)
+            if (sum(path) - step) % slots == 0
+        ]
+        if found:
+            return min(found)
+    return None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_compositions_are_the_least_of_all(seed: int) -> None:
+    chosen = random.Random(seed)
+    slots = 64
+    held = frozenset(chosen.sample(range(1, slots), chosen.randint(0, 8)))
+    lengths = set()
+    for step in range(-slots, slots):
+        path = composition(step, held, slots)
+        assert path == brute_force(step, held, slots)
+        lengths.add(None if path is None else len(path))
+        unused = held - set(path or ())
+        for other in unused:
+            if path is not None:
+                assert composition(step, held - {other}, slots) == path
+    assert seed > 0 or {0, 1, 2, 3} <= lengths
+
+
+PARAMETERS = Parameters(12, 4, 35, 42, 2, FIXED, security=0)
+PRICER = CostEvaluator(PARAMETERS, TABLE, 1)
+ONE_KEY = evaluation_key_bytes(PARAMETERS)
+
+
+def sized(keys: int) -> Sizes:
+    return Sizes(keys * ONE_KEY, 0, 0, 0, 0, True)
+
+
+def seconds_at_which_a_key_pays(extra: float, keys: int) -> float:
+    """Of a run, so that `extra` seconds more and a key less leave the product of seconds and bytes as it is."""
+    before, after = MACHINE_BYTES + sized(keys).server_bytes, MACHINE_BYTES + sized(keys - 1).server_bytes
+    return extra * after / (before - after)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_key_goes_exactly_when_that_pays(times: int) -> None:
+    uses = {(1, 4): 100, (2, 4): 100, (3, 2): times}
+    even = seconds_at_which_a_key_pays(times * PRICER.price("rotate", 2), 4)
+    kept = with_keys(uses, PRICER, 0.99 * even, sized(4), None)
+    assert (kept.steps, kept.seconds, kept.sizes) == ((1, 2, 3), 0.99 * even, sized(4))
+    gone = with_keys(uses, PRICER, 1.01 * even, sized(4), None)
+    assert gone.steps == (1, 2) and gone.sizes == sized(3)
+    assert gone.seconds == pytest.approx(1.01 * even + times * PRICER.price("rotate", 2))
+
+
+def test_three_rotations_have_to_pay_for_two_more() -> None:
+    uses = {(1, 4): 1000, (16, 4): 1000, (33, 2): 1}  # 33 = 1 + 16 + 16
+    even = seconds_at_which_a_key_pays(2 * PRICER.price("rotate", 2), 4)
+    assert with_keys(uses, PRICER, 0.99 * even, sized(4), None).steps == (1, 16, 33)
+    assert with_keys(uses, PRICER, 1.01 * even, sized(4), None).steps == (1, 16)
+
+
+def test_within_a_limit_keys_stay_and_beyond_it_those_go_that_are_missed_least() -> None:
+    uses: Uses = {(1, 4): 100, (2, 4): 100, (3, 4): 9, (4, 4): 2, (5, 4): 5}
+    whole = sized(6)
+    assert with_keys(uses, PRICER, 1e6, whole, whole.server_bytes).steps == (1, 2, 3, 4, 5)
+    one_less = with_keys(uses, PRICER, 1.0, whole, whole.server_bytes - 1)
+    assert one_less.steps == (1, 2, 3, 5)  # 4 = 1 + 3, so 3 stays as well
+    assert one_less.seconds == pytest.approx(1.0 + 2 * PRICER.price("rotate", 4))
+    least = with_keys(uses, PRICER, 1.0, whole, 1.0)
+    assert least.steps == (1, 2, 3)  # 5 = 2 + 3
+    assert least.sizes == sized(4)
+
+
+def test_keys_of_bootstraps_and_of_conjugation_stay() -> None:
+    boots = Parameters(11, 20, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4))
+    theirs = bootstrap_steps(boots)
+    pricer = CostEvaluator(boots, TABLE, 1)
+    other = next(s for s in range(1, boots.slots) if s not in theirs and composition(s, theirs, boots.slots))
+    uses: Uses = {(other, 2): 1, (min(theirs), 2): 1, (boots.conjugation_step, 2): 1}
+    chosen = choose_keys(uses, boots, pricer.price, 1.0, sized(100), lambda _, size: size, lambda _: False)
+    assert set(chosen.steps) == theirs
+    without: Uses = {(1, 2): 5, (2, 2): 1, (PARAMETERS.conjugation_step, 2): 1}
+    chosen = choose_keys(without, PARAMETERS, PRICER.price, 1.0, sized(4), lambda _, size: size, lambda _: False)
+    assert chosen.steps == (1, PARAMETERS.conjugation_step)
+
+
+@pytest.mark.filterwarnings("ignore:.*compiled without security")
+def test_a_program_within_less_memory(tmp_path: Path) -> None:
+    """What is predicted with fewer keys is what the recorder counts with them; values and files stay right."""
+    program = small_program()
+    graph, parameters = program.graph, program.parameters
+    (whole,) = price_digits(graph, [parameters], TABLE, 1)
+    assert whole.steps == key_steps(graph, parameters)
+    limit = whole.server_bytes - 2.5 * evaluation_key_bytes(parameters)
+    (less,) = price_digits(graph, [parameters], TABLE, 1, limit)
+    assert len(less.steps) == len(whole.steps) - 3 and less.server_bytes <= limit
+    made = CompiledProgram(graph, parameters, less.steps)
+    assert set(made.composed) == set(whole.steps) - set(less.steps) and program.composed == ()
+    assert "3 steps that are rare are composed of others" in "\n".join(parameter_lines(made))
+    estimate = made.estimate(1, costs=TABLE)
+    assert estimate.server_gb == pytest.approx(less.server_bytes / 1e9)
+    assert program.estimate(1, costs=TABLE).seconds_per_image < estimate.seconds_per_image
+    assert 0.95 * less.seconds < estimate.seconds_per_image < 1.001 * less.seconds  # some share a rotation
+    evaluator = CostEvaluator(parameters, TABLE, 1, encoded=True, rotations=less.steps)
+    record(graph, parameters, recorder=evaluator)
+    assert estimate.seconds_per_image == pytest.approx(evaluator.seconds)
+    assert set(evaluator.rotations) <= {*less.steps, parameters.conjugation_step}
+    made.save(tmp_path / "program.olac")
+    loaded = CompiledProgram.load(tmp_path / "program.olac")
+    assert (loaded.rotations, loaded.composed) == (made.rotations, made.composed)
+    x = images()
+    simulator = SimulatorEvaluator(parameters, loaded.rotations)
+    given, wanted = program.input.type, program.output.type
+    assert given.layout is not None and given.state is not None and wanted.layout is not None
+    slots = given.layout.pack(x / given.unit)
+    fresh = tuple(simulator.encrypt(part, given.state.level) for part in slots)
+    (output,) = execute(graph, build_kernels(graph), simulator, {program.input.id: fresh})
+    answer = wanted.layout.unpack(np.stack([simulator.decrypt(part) for part in output])) * wanted.unit
+    np.testing.assert_allclose(answer, program.simulate(x), atol=1e-9)
+
+
+def test_every_step_less_changes_the_fingerprint() -> None:
+    program = small_program()
+    assert replace(program, rotations=program.rotations[1:]).fingerprint != program.fingerprint
