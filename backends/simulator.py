@@ -13,6 +13,9 @@ from olac.ir.ops import bent
 from olac.ir.types import CipherState
 from olac.parameters import Parameters
 
+REPEATING = 1e-6
+"""Periods of a ciphertext that differ by more hold different values."""
+
 
 class SimulatorEvaluator(Evaluator[Slots, Slots]):
     """Payloads are slots times their scale, as in a real ciphertext, so that a wrong scale gives a wrong value.
@@ -87,7 +90,14 @@ class SimulatorEvaluator(Evaluator[Slots, Slots]):
     def _bootstrap(self, a: Slots, state: CipherState) -> Slots:
         setup = self.parameters.bootstrapping
         assert setup is not None
-        slots = bent(_real(a) / state.scale, setup.correction)
+        periods = (_real(a) / state.scale).reshape(-1, 1 << self.parameters.log_bootstrap_slots)
+        mean = periods.mean(axis=0)  # of what noise makes them differ by
+        exact = not (self._noise or self._bootstrap_noise)
+        if exact and not np.allclose(periods, mean, rtol=0.0, atol=REPEATING):
+            raise VerificationError(
+                f"a bootstrap of slots that do not repeat after {len(mean)}: they would become nonsense"
+            )
+        slots = np.tile(bent(mean, setup.correction), len(periods))
         if self._bootstrap_noise:
             slots = slots + self._random.normal(0.0, self._bootstrap_noise, slots.shape)
         return slots * self.parameters.scale(setup.output_level)

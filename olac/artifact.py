@@ -44,7 +44,7 @@ from olac.parameters import Parameters, is_prime
 from olac.program import CompiledProgram, Report
 
 FORMAT = "olac-program"
-VERSION = 3
+VERSION = 4
 MAX_HEADER_BYTES = 100_000_000
 MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14
@@ -422,6 +422,9 @@ def _check_level(program: CompiledProgram, node: Node) -> None:
             raise ValueError(f"{node.id} bootstraps at level {highest}, or without a set-up")
         if node.op.correction != boots.correction:
             raise ValueError(f"{node.id} bootstraps with a correction factor of {node.op.correction}")
+        layout = program.graph[node.inputs[0]].type.layout
+        if layout is None or layout.repeats_after > 1 << parameters.log_bootstrap_slots:
+            raise ValueError(f"{node.id} bootstraps slots that do not repeat after 2^{parameters.log_bootstrap_slots}")
         highest = boots.output_level
     if not 0 <= state.level <= highest - node.levels(program.graph.constants):
         raise ValueError(f"{node.id} is at level {state.level}, its operands allow {highest}")

@@ -2,8 +2,11 @@
 
 The transforms between coefficients and slots are FFTs whose layers are collapsed into `budget` levels each (Chen,
 Chillotti and Song, "Improved Bootstrapping for Approximate Homomorphic Encryption", EUROCRYPT 2019), every level by
-baby steps and giant steps. The rules below are those of OpenFHE 1.6; a test holds them against the keys that the
-library makes, at small rings and for several budgets.
+baby steps and giant steps. Where the slots of a ciphertext repeat, the transforms are those of one period, and a sum of
+rotations behind the raise takes what it added to the one polynomial of fewer coefficients that they belong to (Cheon,
+Han, Kim, Kim and Song, "Bootstrapping for Approximate Homomorphic Encryption", EUROCRYPT 2018, section 5.1). The rules
+below are those of OpenFHE 1.6; a test holds them against the keys that the library makes, at small rings, for several
+budgets and numbers of slots.
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ BOOTSTRAP_NOISE: dict[tuple[int, int], float] = {
 }
 """Root mean square error of a bootstrap in a slot, the sine aside, at ring 2^16: measured, by bits of scale and of q_0.
 
-At smaller rings it is less, and the number of digits, the levels and their budget do not matter. It grows with the
-correction factor, by some 2 for each bit. It does not fall evenly with the scale (38 bits and 42: 3.2e-4), for it
-depends on how the scales of the levels drift, and they do as the primes lie.
+At smaller rings it is less. The number of digits, the levels, their budget and the number of slots do not matter. It
+grows with the correction factor, by some 2 for each bit. It does not fall evenly with the scale (38 bits and 42:
+3.2e-4), for it depends on how the scales of the levels drift, and they do as the primes lie.
 """
 
 
@@ -95,12 +98,33 @@ def transforms(log_slots: int, boots: Bootstrapping, depth: int) -> tuple[tuple[
 
 def _transforms(parameters: Parameters) -> tuple[tuple[Layer, int], ...]:
     boots = parameters.bootstrapping
-    return () if boots is None else transforms(parameters.log_ring - 1, boots, parameters.depth)
+    return () if boots is None else transforms(parameters.log_bootstrap_slots, boots, parameters.depth)
+
+
+def trace_steps(parameters: Parameters) -> tuple[tuple[int, ...], ...]:
+    """Rotations of the sum over all periods of a ciphertext whose slots repeat, by the sums that it is made of.
+
+    Four terms at a time, and two where that is left; none where a bootstrap works on all slots.
+    """
+    found, period = [], 1 << parameters.log_bootstrap_slots
+    while period < parameters.slots:
+        terms = min(4, parameters.slots // period)
+        found.append(tuple(term * period for term in range(1, terms)))
+        period *= terms
+    return tuple(found)
 
 
 def bootstrap_steps(parameters: Parameters) -> frozenset[int]:
-    """Rotation steps that bootstraps of full ciphertexts need keys for; none without bootstrapping."""
-    return frozenset().union(*(layer.steps(parameters.slots) for layer, _ in _transforms(parameters)))
+    """Rotation steps that bootstraps need keys for; none without bootstrapping."""
+    if parameters.bootstrapping is None:
+        return frozenset()
+    period = 1 << parameters.log_bootstrap_slots
+    found = frozenset().union(*(layer.steps(period) for layer, _ in _transforms(parameters)))
+    if period < parameters.slots:
+        # The layers of a transform leave a rotation by 1 to its end. Back from slots, real parts and imaginary ones lie
+        # side by side in two periods, and it is one by a period more.
+        found = found.union((period + 1,), *trace_steps(parameters))
+    return found
 
 
 def steps_with_keys(steps: Iterable[int], parameters: Parameters) -> frozenset[int]:
@@ -132,11 +156,12 @@ def precomputed_bytes(parameters: Parameters) -> int:
 
 
 def bootstrap_work(parameters: Parameters) -> tuple[tuple[str, int, int], ...]:
-    """What one bootstrap of a full ciphertext is made of: (primitive of the table of costs, level, times).
+    """What one bootstrap of a ciphertext is made of: (primitive of the table of costs, level, times).
 
     In each layer the operand is decomposed once and rotated by the baby steps; products and sums stay modulo Q P; every
     giant step but the first takes a decomposition and a rotation of its own. Between the transforms the ciphertext is
-    raised to the whole chain and switched back from the sparser secret, conjugated once, and reduced modulo q_0.
+    raised to the whole chain and switched back from the sparser secret, where its slots repeat summed over all periods,
+    conjugated once, and reduced modulo q_0.
     """
     boots = parameters.bootstrapping
     if boots is None:
@@ -155,6 +180,9 @@ def bootstrap_work(parameters: Parameters) -> tuple[tuple[str, int, int], ...]:
         ]
     reduced = parameters.depth - boots.budget[0]
     found += [("normalize", parameters.depth, 2), ("rotate", parameters.depth, 1), ("rotate", reduced, 1)]
+    for rotations in map(len, trace_steps(parameters)):
+        found += [(name, parameters.depth, rotations) for name in ("hoisted_rotate", "add")]
+        found.append(("hoist", parameters.depth, 1))
     share, more = divmod(SINE_PRODUCTS, SINE_LEVELS)
     for index in range(SINE_LEVELS):
         times = share + (index < more)

@@ -43,7 +43,17 @@ from olac.plugins import load_plugins
 from olac.polynomials.fit import FitOptions
 from olac.polynomials.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
 from olac.program import ApproximatedModel, CompiledProgram, Report, SelfCheck
-from olac.search import MACHINE_BYTES, Deep, Digits, Packed, preferred, price_deep, price_digits
+from olac.search import (
+    MACHINE_BYTES,
+    Deep,
+    Digits,
+    Packed,
+    preferred,
+    preferred_deep,
+    price_deep,
+    price_digits,
+    price_sparse,
+)
 from olac.threads import usable_threads
 
 DEFAULT_PRECISION = 1e-3
@@ -472,7 +482,8 @@ def _lower_deep(
         boots = parameters.bootstrapping
         assert boots is not None
         budget = f"{boots.budget[0]} + {boots.budget[1]}"
-        say(f"lowering at ring 2^{parameters.log_ring}, with bootstraps in {budget} levels")
+        slots = "" if boots.log_slots is None else f" on 2^{boots.log_slots} slots"
+        say(f"lowering at ring 2^{parameters.log_ring}, with bootstraps in {budget} levels{slots}")
         dumps: list[tuple[str, str]] = []  # of many that are packed, one is taken
         manager = PassManager(passes[:where], options.dump_after, lambda name, text: dumps.append((name, text)))
         packed = manager.run(graph, context(parameters))
@@ -501,9 +512,10 @@ def _lower_deep(
             options.fit.max_bootstraps,
             options.max_memory,
         )
-        # More bootstraps than were asked for only where memory leaves no choice.
-        best = preferred([one for one in found if one.within], options.max_memory)
-        best = best or preferred(found, options.max_memory)
+        if options.parameters is None:
+            most = options.fit.max_bootstraps
+            found += price_sparse(graph, found, pack, around.costs, around.threads, options.max_memory, most)
+        best = preferred_deep(found, options.max_memory)
         too_large += [] if best else found
         for one in best[:1]:
             rest = (

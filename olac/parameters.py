@@ -130,11 +130,14 @@ class Bootstrapping:
         budget: levels of the transform from coefficients to slots and of the one back.
         correction: bits by which values are scaled down within the sine; more of them make the sine more exact and
             let more noise in.
+        log_slots: log2 of the slots that a bootstrap works on, after which the slots of its operand must repeat; None
+            for all slots of the ring. Fewer take less time and memory.
     """
 
     rest: int
     budget: tuple[int, int] = (3, 3)
     correction: int = 8
+    log_slots: int | None = None
 
     def __post_init__(self) -> None:
         if self.rest < 1:
@@ -143,6 +146,8 @@ class Bootstrapping:
             raise ValueError(f"bootstrapping with a level budget of {self.budget}")
         if not 1 <= self.correction <= 15:
             raise ValueError(f"bootstrapping with a correction factor of {self.correction}")
+        if self.log_slots is not None and self.log_slots < max(self.budget):
+            raise ValueError(f"bootstrapping of 2^{self.log_slots} slots with a level budget of {self.budget}")
 
     @property
     def depth(self) -> int:
@@ -196,6 +201,11 @@ class Parameters:
                 raise ValueError(f"a depth of {self.depth}, bootstrapping is for {self.bootstrapping.depth}")
             if self.first_bits - self.scale_bits > self.bootstrapping.correction:
                 raise ValueError("the first prime has more bits above the scale than bootstrapping corrects")
+            if (self.bootstrapping.log_slots or 0) >= self.log_ring - 1:
+                raise ValueError(
+                    f"bootstrapping of 2^{self.bootstrapping.log_slots} slots at ring 2^{self.log_ring}: fewer than "
+                    f"2^{self.log_ring - 1}, or None for all"
+                )
         if self.technique not in TECHNIQUES:
             raise ValueError(f"scaling technique {self.technique!r} is not one of {', '.join(TECHNIQUES)}")
         if not 10 <= self.log_ring <= 17:
@@ -232,6 +242,12 @@ class Parameters:
     def slots(self) -> int:
         """N / 2."""
         return 1 << (self.log_ring - 1)
+
+    @property
+    def log_bootstrap_slots(self) -> int:
+        """log2 of the slots that a bootstrap works on: the slots of its operand repeat after so many."""
+        boots = self.bootstrapping
+        return self.log_ring - 1 if boots is None or boots.log_slots is None else boots.log_slots
 
     @property
     def limbs(self) -> int:
@@ -350,6 +366,7 @@ class Parameters:
             security += (
                 f", sparse secret held to log2(QP) {self.security_bound}" if self.security else ", sparse secret"
             ) + f", bootstraps to level {boot.output_level} in {boot.budget[0]} + {boot.budget[1]} levels"
+            security += "" if boot.log_slots is None else f" on 2^{boot.log_slots} slots"
         return (
             f"ring 2^{self.log_ring}, {self.depth} levels of {self.scale_bits} bits, first prime {self.first_bits} "
             f"bits, {self.digits} digits, log2(QP) {self.log_qp:.0f}, {self.technique}, {security}"

@@ -29,7 +29,8 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
     boots = parameters.bootstrapping
     if boots is not None:
         count = sum(len(_ciphertexts(node)) for node in program.graph.nodes if isinstance(node.op, Bootstrap))
-        lines.append(f"{count} bootstraps, each from level {boots.input_level} to {boots.output_level}")
+        slots = "" if boots.log_slots is None else f", on the 2^{boots.log_slots} slots after which values repeat"
+        lines.append(f"{count} bootstraps, each from level {boots.input_level} to {boots.output_level}{slots}")
     if program.report.noise is not None:
         lines.append(
             f"noise and bootstraps change outputs by up to {program.report.noise:.2g} of their range (simulated)"

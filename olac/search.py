@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from olac.backends.cost import CostEvaluator
@@ -129,7 +129,7 @@ def price_digits(
 
 @dataclass(frozen=True)
 class Packed:
-    """A graph with layouts and lowerings for one ring and one way to bootstrap."""
+    """A graph with layouts and lowerings for one ring and one way to bootstrap: a budget and a number of slots."""
 
     graph: Graph
     profiles: Profiles
@@ -175,24 +175,21 @@ def price_deep(
     Args:
         graph: at stage POLYNOMIAL.
         choices: of any rings; where they are many, those that can't hold the graph cost little.
-        pack: layouts and lowerings; called once for each ring and budget of bootstraps, whose keys lowerings share.
+        pack: layouts and lowerings; called once for each ring, budget and number of slots of bootstraps, whose keys
+            lowerings share.
         refuse: called with what can't hold the graph, and why.
         most: bootstraps that plans should take at most; where a set of parameters takes more, its plan says so.
         max_memory: bytes that a server may take; what takes more is returned, too.
     """
-    packed: dict[tuple[int, tuple[int, int]], Packed] = {}
-    usual: dict[tuple[int, tuple[int, int]], Parameters] = {}
+    packed: dict[_Way, Packed] = {}
+    usual: dict[_Way, Parameters] = {}
     found = []
     for parameters in choices:  # the longest chain with the fewest digits stands for its budget
-        boots = parameters.bootstrapping
-        assert boots is not None
-        held = usual.setdefault((parameters.log_ring, boots.budget), parameters)
+        held = usual.setdefault(_way(parameters), parameters)
         if (parameters.digits, -parameters.depth) < (held.digits, -held.depth):
-            usual[parameters.log_ring, boots.budget] = parameters
+            usual[_way(parameters)] = parameters
     for parameters in choices:
-        boots = parameters.bootstrapping
-        assert boots is not None
-        key = parameters.log_ring, boots.budget
+        key = _way(parameters)
         try:
             check_reach(graph, parameters)
             if key not in packed:
@@ -202,17 +199,94 @@ def price_deep(
         except InfeasibleError as error:
             refuse(parameters, str(error))
             continue
-        whole = insert(one.graph, plan.boots, boots.correction, "place_bootstraps")
-        levels = required_levels(whole, boots.input_level)
-        steps = len(steps_with_keys(one.profiles.steps, parameters))
-        nothing: Mapping[int, int] = {}  # weights are encoded when they are needed
-        size = sizes(whole, one.profiles.kernels, parameters, steps, nothing, levels)
-        operands = {node.id: levels[node.id] + node.levels(one.graph.constants) for node in one.graph.nodes}
-        uses = one.profiles.uses(operands)
-        chosen = with_keys(uses, CostEvaluator(parameters, table, threads), plan.seconds, size, max_memory)
-        needed = chosen.sizes.server_bytes
-        found.append(Deep(parameters, one, plan.boots, chosen.steps, chosen.seconds, needed, within))
+        found.append(_deep(parameters, one, plan, within, CostEvaluator(parameters, table, threads), max_memory))
     return found
+
+
+_Way = tuple[int, tuple[int, int], int | None]
+"""To bootstrap: the ring, the budget and the slots."""
+
+
+def _way(parameters: Parameters) -> _Way:
+    boots = parameters.bootstrapping
+    assert boots is not None
+    return parameters.log_ring, boots.budget, boots.log_slots
+
+
+def _deep(
+    parameters: Parameters, packed: Packed, plan: Plan, within: bool, pricer: CostEvaluator, max_memory: float | None
+) -> Deep:
+    """A plan with the steps that get keys, and the memory that a server takes."""
+    boots = parameters.bootstrapping
+    assert boots is not None
+    whole = insert(packed.graph, plan.boots, boots.correction, "place_bootstraps")
+    levels = required_levels(whole, boots.input_level)
+    steps = len(steps_with_keys(packed.profiles.steps, parameters))
+    nothing: Mapping[int, int] = {}  # weights are encoded when they are needed
+    size = sizes(whole, packed.profiles.kernels, parameters, steps, nothing, levels)
+    operands = {node.id: levels[node.id] + node.levels(packed.graph.constants) for node in packed.graph.nodes}
+    chosen = with_keys(packed.profiles.uses(operands), pricer, plan.seconds, size, max_memory)
+    needed = chosen.sizes.server_bytes
+    return Deep(parameters, packed, plan.boots, chosen.steps, chosen.seconds, needed, within)
+
+
+def preferred_deep(found: Sequence[Deep], max_memory: float | None) -> list[Deep]:
+    """As `preferred`; more bootstraps than were asked for only where memory leaves no choice."""
+    return preferred([one for one in found if one.within], max_memory) or preferred(found, max_memory)
+
+
+def price_sparse(
+    graph: Graph,
+    found: Sequence[Deep],
+    pack: Callable[[Parameters], Packed],
+    table: CostTable,
+    threads: int,
+    max_memory: float | None,
+    most: int | None = None,
+) -> list[Deep]:
+    """Plans with bootstraps on a part of the slots, after which all values repeat that they bootstrap.
+
+    First each ring and budget with its preferred parameters, the lowerings as they are, on every number of slots after
+    which values repeat. Where one of these plans would be taken, there are lowerings made for its ring, budget and
+    number of slots, as other keys are there to share, and plans for all chains.
+
+    Args:
+        graph, pack, table, threads, most: as of `price_deep`.
+        found: plans with bootstraps on all slots.
+        max_memory: that programs may take, by which it is decided whether one would be taken.
+    """
+    by_way: dict[_Way, list[Deep]] = {}
+    for one in found:
+        by_way.setdefault(_way(one.parameters), []).append(one)
+    sparse: list[Deep] = []
+    for same in by_way.values():
+        for one in preferred_deep([one for one in same if one.boots], max_memory)[:1]:
+            for log_slots in _numbers_of_slots(one):
+                parameters = _on_slots(one.parameters, log_slots)
+                with contextlib.suppress(InfeasibleError):  # too few places for bootstraps
+                    plan, within = _plan(one.packed, parameters, table, threads, most)
+                    pricer = CostEvaluator(parameters, table, threads)
+                    sparse.append(_deep(parameters, one.packed, plan, within, pricer, max_memory))
+    best = preferred_deep([*found, *sparse], max_memory)
+    log_ring, budget, taken = _way(best[0].parameters) if best else (0, (0, 0), None)
+    if taken is None:
+        return sparse
+    chains = [_on_slots(one.parameters, taken) for one in by_way[log_ring, budget, None]]
+    return sparse + price_deep(graph, chains, pack, table, threads, lambda parameters, why: None, most, max_memory)
+
+
+def _numbers_of_slots(one: Deep) -> list[int]:
+    """Their log2: after which values repeat, and that the budget takes; all slots are not among them."""
+    boots = one.parameters.bootstrapping
+    assert boots is not None
+    layouts = (node.type.layout for node in one.packed.graph.nodes)
+    found = {max(layout.repeats_after.bit_length() - 1, *boots.budget) for layout in layouts if layout is not None}
+    return sorted(found - {one.parameters.log_bootstrap_slots})
+
+
+def _on_slots(parameters: Parameters, log_slots: int) -> Parameters:
+    assert parameters.bootstrapping is not None
+    return replace(parameters, bootstrapping=replace(parameters.bootstrapping, log_slots=log_slots))
 
 
 def _plan(

@@ -14,6 +14,7 @@ from olac.backends.recorder import RecorderEvaluator
 from olac.costs import CostTable
 from olac.errors import InfeasibleError, VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node, describe
+from olac.ir.layout import TensorLayout
 from olac.ir.ops import Bootstrap, Input
 from olac.ir.types import Stage
 from olac.kernels.base import Kernel
@@ -158,6 +159,11 @@ class Option:
     price: float = 0.0
 
 
+def repeats(layout: TensorLayout, boots: Bootstrapping) -> bool:
+    """Whether the slots of a value repeat as bootstraps of a set-up take for granted."""
+    return boots.log_slots is None or layout.repeats_after <= 1 << boots.log_slots
+
+
 class Problem:
     """What a plan has to keep to, and what it costs.
 
@@ -196,9 +202,14 @@ class Problem:
         return 1 if layout is None else layout.ciphertexts
 
     def fits(self, name: str) -> bool:
-        """Whether the slots of a value stay where a bootstrap is exact."""
+        """Whether a value may be bootstrapped: its slots stay where that is exact, and repeat as the set-up asks."""
         kind = self.graph[name].type
-        return kind.bound is None or kind.bound.magnitude <= kind.unit * WIDEST
+        exact = kind.bound is None or kind.bound.magnitude <= kind.unit * WIDEST
+        return exact and (kind.layout is None or repeats(kind.layout, self.boots))
+
+    def _repeating(self) -> str:
+        log_slots = self.boots.log_slots
+        return "" if log_slots is None else f", that repeat after 2^{log_slots} slots"
 
     def highest(self) -> dict[str, int]:
         """The highest level that each value can have, were all bootstrapped that may be.
@@ -217,7 +228,8 @@ class Problem:
                     f"levels run out at {node.id} from {node.origin}: bootstraps leave "
                     f"{self.boots.output_level - self.boots.input_level} levels between them, which does not reach to "
                     "it from the last place for one (values of at most their unit, at level "
-                    f"{self.boots.input_level} or above). Lower the degrees of the activations before it."
+                    f"{self.boots.input_level} or above{self._repeating()}). Lower the degrees of the activations "
+                    "before it."
                 )
             if level >= self.boots.input_level and self.fits(node.id):
                 level = max(level, self.boots.output_level)
@@ -377,8 +389,8 @@ def check_levels(graph: Graph, parameters: Parameters) -> None:
 
     Raises:
         VerificationError: a level below zero or above what the operands, a bootstrap or the chain give; a bootstrap
-            below the level that it takes, without a set-up or with another correction factor, or of values beyond
-            [-1, 1].
+            below the level that it takes, without a set-up or with another correction factor, of values beyond
+            [-1, 1], or of slots that do not repeat as its set-up asks.
     """
     boots = parameters.bootstrapping
     for node in graph.nodes:
@@ -397,6 +409,8 @@ def check_levels(graph: Graph, parameters: Parameters) -> None:
                 problem = f"bootstraps with a correction factor of {node.op.correction}, not {boots.correction}"
             elif kind.bound is not None and kind.bound.magnitude > kind.unit * WIDEST:
                 problem = f"bootstraps values up to {kind.bound.magnitude / kind.unit:.3g}, beyond [-1, 1]"
+            elif kind.layout is not None and not repeats(kind.layout, boots):
+                problem = f"bootstraps a value that does not repeat after 2^{parameters.log_bootstrap_slots} slots"
             top = boots.output_level
         if not 0 <= node.type.state.level <= top:
             problem = problem or f"is at level {node.type.state.level}, outside 0 ... {top}"

@@ -147,8 +147,9 @@ def test_a_newer_version_says_update(path: Path) -> None:
 
 
 def test_an_older_version_says_compile_again(path: Path) -> None:
-    _write(path, _outer(path) | {"version": 2})
-    _refused(path, "version 2", "Compile the model again")
+    for version in (2, 3):
+        _write(path, _outer(path) | {"version": version})
+        _refused(path, f"version {version}", "Compile the model again")
 
 
 def test_a_changed_constant_changes_the_fingerprint(path: Path) -> None:
@@ -353,8 +354,9 @@ def test_a_program_with_bootstraps_comes_back_as_it_was(deep: Path) -> None:
 
 def test_the_set_up_is_part_of_the_fingerprint() -> None:
     program, _ = bootstrapped_program()
-    other = replace(program, parameters=replace(program.parameters, bootstrapping=Bootstrapping(4, correction=9)))
-    assert other.fingerprint != program.fingerprint
+    for boots in (Bootstrapping(4, correction=9), Bootstrapping(4, log_slots=9)):
+        other = replace(program, parameters=replace(program.parameters, bootstrapping=boots))
+        assert other.fingerprint != program.fingerprint
 
 
 DEEP_CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
@@ -365,6 +367,14 @@ DEEP_CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "one budget": ("budget", lambda m: m["parameters"]["bootstrapping"].update(budget=[6])),
     "budget of text": ("budget", lambda m: m["parameters"]["bootstrapping"].update(budget=["3", 3])),
     "correction 0": ("correction", lambda m: m["parameters"]["bootstrapping"].update(correction=0)),
+    "too few slots": ("2^2 slots", lambda m: m["parameters"]["bootstrapping"].update(log_slots=2)),
+    "all slots as a part": ("fewer than 2^10", lambda m: m["parameters"]["bootstrapping"].update(log_slots=10)),
+    "a part of the slots that do not repeat": (
+        "repeat after 2^7",
+        lambda m: m["parameters"]["bootstrapping"].update(log_slots=7),
+    ),
+    "slots of text": ("log_slots", lambda m: m["parameters"]["bootstrapping"].update(log_slots="9")),
+    "no slots": ("bootstrapping", lambda m: m["parameters"]["bootstrapping"].pop("log_slots")),
     "set-up of text": ("bootstrapping", lambda m: m["parameters"].update(bootstrapping="sparse")),
     "more in the set-up": ("bootstrapping", lambda m: m["parameters"]["bootstrapping"].update(iterations=2)),
     "result too high": ("operands allow 7", lambda m: _boot(m)["type"]["state"].update(level=8)),
@@ -401,7 +411,11 @@ def test_sparse_secrets_above_their_bound_are_refused(deep: Path) -> None:
     _rewrite(deep, lambda m: m["parameters"].update(security=128))
     with pytest.raises(SecurityError, match=r"deep\.olac.*exceeds the 0 bits.*sparse secret"):
         load_program(deep)
-    larger = {"log_ring": 16, "depth": 28, "bootstrapping": {"rest": 12, "budget": [3, 3], "correction": 8}}
+    larger = {
+        "log_ring": 16,
+        "depth": 28,
+        "bootstrapping": {"rest": 12, "budget": [3, 3], "correction": 8, "log_slots": None},
+    }
     _rewrite(deep, lambda m: m["parameters"].update(larger))
     with pytest.raises(SecurityError, match=r"exceeds the 1553 bits.*sparse secret"):
         load_program(deep)

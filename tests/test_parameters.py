@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -152,6 +153,7 @@ def sparse(log_ring: int, rest: int, digits: int, security: int = 128) -> Parame
         ((4, (3, 3, 3)), "level budget"),
         ((4, (3, 3), 0), "correction factor of 0"),
         ((4, (3, 3), 16), "correction factor of 16"),
+        ((4, (3, 5), 8, 4), r"2\^4 slots with a level budget of \(3, 5\)"),
     ],
 )
 def test_bootstrapping_that_cannot_be_is_refused(arguments: tuple[object, ...], message: str) -> None:
@@ -181,6 +183,17 @@ def test_parameters_that_do_not_match_bootstrapping_are_refused(changes: dict[st
     assert Parameters(**right, security=0, bootstrapping=boots).depth == 20  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
         Parameters(**(right | changes), security=0, bootstrapping=boots)  # type: ignore[arg-type]
+
+
+def test_the_slots_of_bootstraps() -> None:
+    whole = Parameters(11, 20, 40, 48, 3, FLEXIBLE, 0, Bootstrapping(4))
+    part = replace(whole, bootstrapping=Bootstrapping(4, log_slots=9))
+    assert whole.log_bootstrap_slots == replace(whole, bootstrapping=None).log_bootstrap_slots == 10
+    assert part.log_bootstrap_slots == 9
+    assert part.describe() == whole.describe() + " on 2^9 slots"
+    for log_slots in (10, 11):
+        with pytest.raises(ValueError, match=rf"2\^{log_slots} slots at ring 2\^11: fewer than 2\^10"):
+            replace(whole, bootstrapping=Bootstrapping(4, log_slots=log_slots))
 
 
 def test_sparse_secrets_are_held_to_their_own_bound() -> None:

@@ -26,6 +26,13 @@ def test_a_sparse_secret_claims_no_standard() -> None:
     assert "Homomorphic Encryption Standard" not in text and "from level 4 to 11" in text
 
 
+def test_bootstraps_on_a_part_of_the_slots_say_so() -> None:
+    assert "slots" not in lines(SPARSE)
+    assert SPARSE.bootstrapping is not None
+    part = replace(SPARSE, bootstrapping=replace(SPARSE.bootstrapping, log_slots=12))
+    assert "from level 4 to 11, on the 2^12 slots after which values repeat" in lines(part)
+
+
 def test_a_dense_secret_names_the_standard() -> None:
     assert "(Homomorphic Encryption Standard, uniform ternary secret, classical attacker)" in lines(DENSE)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 
 from olac.bootstrapping import steps_with_keys
@@ -30,8 +32,18 @@ from olac.passes.base import PassContext, PassManager
 from olac.passes.choose_lowerings import ChooseLowerings
 from olac.passes.place_bootstraps import PlaceBootstraps, Profiles
 from olac.program import CompiledProgram
-from olac.search import MACHINE_BYTES, NEARLY, Deep, Packed, preferred, price_deep, price_digits
-from tests.networks import cubic_blocks, images_for, normalized, residual_network
+from olac.search import (
+    MACHINE_BYTES,
+    NEARLY,
+    Deep,
+    Packed,
+    preferred,
+    preferred_deep,
+    price_deep,
+    price_digits,
+    price_sparse,
+)
+from tests.networks import Growing, cubic_blocks, images_for, normalized, residual_network
 
 GB = 1e9
 TABLE = CostTable.default()
@@ -114,6 +126,78 @@ def test_plans_with_bootstraps_are_priced_as_whole_programs_are() -> None:
         assert set(program.rotations) == steps_with_keys(one.packed.profiles.steps, one.parameters)
         assert one.server_bytes / GB == pytest.approx(made.server_gb)
         assert one.seconds == pytest.approx(made.seconds_per_image, rel=0.05)
+
+
+def pack_of(graph: Graph, packs: list[Parameters]) -> Callable[[Parameters], Packed]:
+    """Layouts and lowerings; `packs` gets what they were made for."""
+
+    def pack(parameters: Parameters) -> Packed:
+        packs.append(parameters)
+        context = PassContext(parameters=parameters, costs=TABLE, threads=1)
+        packed = PassManager((AssignLayouts(), ChooseLowerings())).run(graph, context)
+        return Packed(packed, Profiles(packed, parameters))
+
+    return pack
+
+
+def never(parameters: Parameters, why: str) -> None:
+    raise AssertionError(why)
+
+
+def test_bootstraps_work_on_a_part_of_the_slots_where_values_repeat() -> None:
+    graph, _, _ = cubic_blocks(8)
+    chains = [
+        Parameters(13, boots.depth, 40, 47, digits, FLEXIBLE, 0, boots)
+        for digits, boots in itertools.product((2, 3), (Bootstrapping(6), Bootstrapping(5, (4, 3))))
+    ]
+    packs: list[Parameters] = []
+    pack = pack_of(graph, packs)
+    found = price_deep(graph, chains, pack, TABLE, 1, never)
+    assert len(packs) == 2
+    sparse = price_sparse(graph, found, pack, TABLE, 1, None)
+    best = preferred_deep([*found, *sparse], None)[0]
+    boots = best.parameters.bootstrapping
+    assert boots is not None and boots.log_slots is not None
+    # Of each budget a plan for every number of slots, and those of one with lowerings of its own.
+    (anew,) = packs[2:]
+    assert anew.bootstrapping == replace(boots, rest=anew.depth - boots.depth + boots.rest)
+    first, second = sparse[:-2], sparse[-2:]
+    lowered = {id(one.packed) for one in found}
+    assert len(lowered) == 2 and {id(one.packed) for one in first} == lowered
+    assert id(second[0].packed) == id(second[1].packed) not in lowered
+    assert {one.parameters.digits for one in second} == {2, 3}
+    assert {one.parameters.bootstrapping for one in second} == {boots}
+    for one in sparse:
+        context = PassContext(parameters=one.parameters, costs=TABLE, threads=1)
+        whole = PassManager((PlaceBootstraps(one.boots), AssignLevels())).run(one.packed.graph, context)
+        largest = max(whole[name].type.layout.repeats_after for _, name in one.boots)  # type: ignore[union-attr]
+        assert largest <= 1 << one.parameters.log_bootstrap_slots < one.parameters.slots
+        made = estimate(CompiledProgram(whole, one.parameters, key_steps(whole, one.parameters)), 1, TABLE)
+        assert one.server_bytes / GB == pytest.approx(made.server_gb)
+        assert one.seconds == pytest.approx(made.seconds_per_image, rel=0.05)
+    full = preferred_deep(found, None)[0]
+    assert best.seconds < full.seconds and best.server_bytes < full.server_bytes
+
+
+def test_values_that_take_all_slots_are_bootstrapped_on_all() -> None:
+    g = Growing(3, (8, 8, 8))
+    cubic = np.array([[0.1, 0.5, 0.15, 0.03]])
+    value = g.polynomial(g.conv(g.input, 8), cubic)
+    for _ in range(9):
+        value = g.polynomial(g.conv(value, 8), cubic)
+    graph, _ = normalized(g.graph(value), g.images)
+    packs: list[Parameters] = []
+    pack = pack_of(graph, packs)
+    boots = Bootstrapping(6)
+    small, large = (Parameters(ring, boots.depth, 40, 47, 2, FLEXIBLE, 0, boots) for ring in (10, 13))
+    found = price_deep(graph, [small], pack, TABLE, 1, never)
+    assert found[0].boots
+    assert price_sparse(graph, found, pack, TABLE, 1, None) == [] and packs == [small]
+    found = price_deep(graph, [large], pack, TABLE, 1, never)
+    # Nothing fits in so little memory, so nothing is lowered for it.
+    assert price_sparse(graph, found, pack, TABLE, 1, 1.0) == [] and packs == [small, large]
+    sparse = price_sparse(graph, found, pack, TABLE, 1, None)
+    assert sparse and all(one.parameters.log_bootstrap_slots >= 9 for one in sparse)
 
 
 def test_plans_keep_to_a_number_of_bootstraps_where_they_can() -> None:

@@ -80,7 +80,8 @@ def set_up_bootstrapping(
     """Prepare a context for bootstraps, with `precompute` also the plaintexts that they take.
 
     Args:
-        slots: of the ciphertexts; None for all. There is one set-up for each number of slots in a context.
+        slots: that bootstraps work on; None for those of the parameters. There is one set-up for each number of slots
+            in a context.
         budget: levels of both transforms, where no bootstrap is to follow; None for that of the parameters.
     """
     boots = parameters.bootstrapping
@@ -95,7 +96,7 @@ def set_up_bootstrapping(
     context.EvalBootstrapSetup(
         list(budget or boots.budget),
         [0, 0],
-        slots or parameters.slots,
+        slots or 1 << parameters.log_bootstrap_slots,
         boots.correction,
         precompute,
         BTSlotsEncoding=True,

@@ -228,7 +228,14 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
     def _bootstrap(self, a: Any, state: CipherState) -> Any:
         setup = self.parameters.bootstrapping
         assert setup is not None
-        out = self._context.EvalBootstrap(a)
+        slots = 1 << self.parameters.log_bootstrap_slots
+        operand = a
+        if slots < self.slots:
+            # OpenFHE takes the set-up for the slots that the operand says it has. Beside a bootstrap a copy is nothing.
+            operand = a.Clone()
+            operand.SetSlots(slots)
+        out = self._context.EvalBootstrap(operand)
+        out.SetSlots(self.slots)
         if out.GetNoiseScaleDeg() == 2:
             out = self._context.Compress(out, setup.output_level + 1)
         if out.GetLevel() != self.used_levels(setup.output_level) or out.GetNoiseScaleDeg() != 1:

@@ -296,8 +296,10 @@ class Wire:
         fhe, container, boots = self._fhe, self._fhe.CryptoContext, self.parameters.bootstrapping
         assert boots is not None
         own, passing = key.GetKeyTag(), new_tag()
-        # Half of the slots and a level for each layer: of all set-ups this has the fewest rotations.
+        # Half of the slots and a level for each layer: of all set-ups this has the fewest rotations. A quarter where
+        # the program's bootstraps have half: their set-up would be replaced.
         log_slots = self.parameters.log_ring - 2
+        log_slots -= log_slots == self.parameters.log_bootstrap_slots
         half = 1 << log_slots
         # OpenFHE forgets all keys or none, so those of others step aside for the while.
         others = container.GetAllEvalAutomorphismKeys()

@@ -130,6 +130,11 @@ class TensorLayout:
         """Copies with shifts of their own: 1 where they are plain. Content repeats after so many periods."""
         return min(self.slots // self.period, self.period // self.step) if self.step else 1
 
+    @property
+    def repeats_after(self) -> int:
+        """Slots after which the content of a ciphertext repeats; `slots` where it does not."""
+        return self.period * self.distinct_copies
+
     @cached_property
     def addresses(self) -> Index:
         """For each element in row-major order: ciphertext * slots + slot, for the first image of the batch."""

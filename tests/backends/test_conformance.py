@@ -344,12 +344,21 @@ BOOTSTRAP_ERROR = 2.0**-10
 """Far below what the sine does to slots of 1, which is 2.5 %."""
 
 
-def bootstrapped_backend(name: str) -> Backend:
+PERIODS = {
+    log_slots: Parameters(
+        LOG_RING, 16 + rest, 40, 44, 3, FLEXIBLE, 0, Bootstrapping(rest, correction=4, log_slots=log_slots)
+    )
+    for rest, log_slots in ((5, LOG_RING - 2), (6, 6))
+}
+"""Set-ups of bootstraps on a part of the slots, on chains of their own."""
+
+
+def bootstrapped_backend(name: str, parameters: Parameters = BOOTSTRAPPED) -> Backend:
     if name == "simulator":
-        simulator = SimulatorEvaluator(BOOTSTRAPPED, STEPS)
+        simulator = SimulatorEvaluator(parameters, STEPS)
         return Backend(simulator, simulator.encrypt, simulator.decrypt, 1e-9)
     if name == "openfhe":
-        evaluator, secret = bootstrapped_openfhe()
+        evaluator, secret = bootstrapped_openfhe(parameters)
         return Backend(
             evaluator,
             lambda slots, level: evaluator.encrypt(secret, slots, level),
@@ -357,19 +366,19 @@ def bootstrapped_backend(name: str) -> Backend:
             BOOTSTRAP_ERROR,
         )
     recorder = (
-        RecorderEvaluator(BOOTSTRAPPED) if name == "recorder" else CostEvaluator(BOOTSTRAPPED, CostTable.default(), 1)
+        RecorderEvaluator(parameters) if name == "recorder" else CostEvaluator(parameters, CostTable.default(), 1)
     )
     return Backend(recorder, lambda slots, level: recorder.fresh(level), None, 0.0)
 
 
-@functools.lru_cache(maxsize=1)
-def bootstrapped_openfhe() -> tuple[OpenFHEEvaluator, Any]:
-    ready = wire(BOOTSTRAPPED)
+@functools.lru_cache(maxsize=3)
+def bootstrapped_openfhe(parameters: Parameters) -> tuple[OpenFHEEvaluator, Any]:
+    ready = wire(parameters)
     ready.prepare_bootstraps()
-    secret = new_secret_key(BOOTSTRAPPED)
-    steps = tuple(sorted({*STEPS, *bootstrap_steps(BOOTSTRAPPED)}))
-    keys = make_keys(BOOTSTRAPPED, secret, steps, True)
-    evaluator = OpenFHEEvaluator(ready.context, BOOTSTRAPPED, steps)
+    secret = new_secret_key(parameters)
+    steps = tuple(sorted({*STEPS, *bootstrap_steps(parameters)}))
+    keys = make_keys(parameters, secret, steps, True)
+    evaluator = OpenFHEEvaluator(ready.context, parameters, steps)
     evaluator.keys = keys  # type: ignore[attr-defined]  # alive as long as they are needed
     return evaluator, secret
 
@@ -401,6 +410,40 @@ def test_a_bootstrap_gives_levels_and_keeps_the_value(name: str) -> None:
         assert backend.close(product, sine(slots(3)) * slots(4))
         low = ev.drop(made, 1)
         assert backend.close(ev.add(low, backend.encrypt(slots(5), 1)), sine(slots(3)) + slots(5))
+
+
+@pytest.mark.parametrize("log_slots", PERIODS)
+def test_a_bootstrap_of_slots_that_repeat(name: str, log_slots: int) -> None:
+    """The same sine and precision; its operand stays what it was, and the result is one of all slots."""
+    parameters = PERIODS[log_slots]
+    backend, boots, period = bootstrapped_backend(name, parameters), parameters.bootstrapping, 1 << log_slots
+    assert boots is not None
+    ev, values = backend.evaluator, np.tile(slots(3)[:period], SLOTS // period)
+    a = backend.encrypt(values, boots.input_level)
+    made = ev.bootstrap(a)
+    assert made.state == CipherState(boots.output_level, 1, parameters.scale(boots.output_level))
+    assert backend.close(made, sine(values))
+    product = ev.normalize(ev.multiply_plain(made, plain(backend, slots(4), boots.output_level)))
+    assert backend.close(product, sine(values) * slots(4))
+    assert backend.close(ev.rotate(product, 5), np.roll(sine(values) * slots(4), -5))
+    assert backend.close(a, values)
+    assert backend.close(
+        ev.rotate(ev.add_plain(a, plain(backend, slots(5), boots.input_level)), 1), np.roll(values + slots(5), -1)
+    )
+
+
+def test_the_simulator_refuses_slots_that_do_not_repeat() -> None:
+    """OpenFHE sees no slots, and gives nonsense."""
+    parameters = PERIODS[LOG_RING - 2]
+    nearly = np.tile(slots(3)[: SLOTS // 2], 2)
+    nearly[7] += 1e-3
+    simulator = SimulatorEvaluator(parameters)
+    for values in (slots(3), nearly):
+        with pytest.raises(VerificationError, match=f"do not repeat after {SLOTS // 2}"):
+            simulator.bootstrap(simulator.encrypt(values, 5))
+    simulator = SimulatorEvaluator(parameters, bootstrap_bits=12)
+    made = simulator.decrypt(simulator.bootstrap(simulator.encrypt(nearly, 5)))
+    assert np.allclose(made, sine(np.tile(slots(3)[: SLOTS // 2], 2)), atol=2e-3)
 
 
 class Untouched(OpenFHEEvaluator):

@@ -29,6 +29,8 @@ from tests.networks import cubic_blocks
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
 
 ROOT = Path(__file__).resolve().parents[2]
+LOG_SLOTS = 8
+"""Of the 2^10 slots bootstraps work on those after which the widest values repeat."""
 ERROR = 2.0**-8
 """Of the logits, relative to the largest."""
 SERVER = """
@@ -71,15 +73,16 @@ def images() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def program(images: torch.Tensor) -> CompiledProgram:
-    boots = Bootstrapping(5)
-    parameters = Parameters(11, boots.depth, 40, 47, 3, FLEXIBLE, 0, boots)
+    boots = Bootstrapping(5, log_slots=LOG_SLOTS)
+    parameters = Parameters(11, boots.depth, 42, 49, 3, FLEXIBLE, 0, boots)
     return olac.compile(
         residual_net(), [images], method="channel", degree=3, parameters=parameters, insecure=True, threads=1
     )
 
 
 def test_files_and_another_process(program: CompiledProgram, images: torch.Tensor, tmp_path: Path) -> None:
-    assert any(isinstance(node.op, Bootstrap) for node in program.graph.nodes)
+    layouts = [node.type.layout for node in program.graph.nodes if isinstance(node.op, Bootstrap)]
+    assert layouts and all(layout is not None and layout.repeats_after <= 1 << LOG_SLOTS for layout in layouts)
     program.save(tmp_path / "program.olac")
     x = images[:1].double().numpy()
     np.save(tmp_path / "x.npy", x)

@@ -86,6 +86,12 @@ def test_more_levels_take_a_larger_ring() -> None:
     assert rings[-1] > rings[0]
 
 
+def repeating(program: CompiledProgram) -> list[int]:
+    """Slots after which the values that a program bootstraps repeat."""
+    layouts = (node.type.layout for node in program.graph.nodes if isinstance(node.op, Bootstrap))
+    return [layout.repeats_after for layout in layouts if layout is not None]
+
+
 def test_what_is_too_deep_for_any_chain_gets_bootstraps() -> None:
     dumps: list[str] = []
     dump_after = ("assign_layouts", "assign_levels")
@@ -98,6 +104,7 @@ def test_what_is_too_deep_for_any_chain_gets_bootstraps() -> None:
     assert (parameters.log_ring, parameters.security, parameters.technique) == (16, 128, FLEXIBLE)
     assert parameters.log_qp <= 1553
     assert sum(isinstance(node.op, Bootstrap) for node in program.graph.nodes) > 2
+    assert parameters.log_bootstrap_slots == max(repeating(program)).bit_length() - 1 < 15
     assert set(program.rotations) >= bootstrap_steps(parameters)
     estimate = program.estimate()
     assert estimate.server_gb > (estimate.key_bytes + estimate.setup_bytes) / 1e9 > 1
@@ -211,6 +218,10 @@ def test_pinned_parameters_are_taken_or_refused_never_replaced() -> None:
     program = olac.compile(small_net(8), [images()], degree=7, parameters=pinned, insecure=True)
     assert program.parameters == pinned
     assert any(isinstance(node.op, Bootstrap) for node in program.graph.nodes)
+    largest = max(repeating(program))
+    assert largest < pinned.slots
+    part = replace(pinned, bootstrapping=replace(boots, log_slots=largest.bit_length()))  # twice as many as would do
+    assert olac.compile(small_net(8), [images()], degree=7, parameters=part, insecure=True).parameters == part
     assert any("NOT SECURE" in note for note in program.report.notes)
     with pytest.raises(SecurityError, match="exceeds the 0 bits"):
         olac.compile(small_net(20), [images()], degree=15, parameters=replace(pinned, security=128))

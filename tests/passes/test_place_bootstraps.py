@@ -394,6 +394,22 @@ def test_a_network_without_a_place_is_refused_by_the_pass() -> None:
         PlaceBootstraps().run(graph, PassContext(parameters=Parameters(11, 17, 40, 47, 3, FLEXIBLE, 0, boots)))
 
 
+def test_only_values_that_repeat_are_bootstrapped_on_a_part_of_the_slots() -> None:
+    """The fewer slots, the fewer places; and where there are none left, it says so."""
+    graph = packed_net()
+    everywhere = PlaceBootstraps().run(graph, PassContext(parameters=DEEP))
+    layouts = {node.type.layout for node in everywhere.nodes if isinstance(node.op, Bootstrap)}
+    largest = max(layout.repeats_after for layout in layouts if layout is not None)
+    assert largest < DEEP.slots and DEEP.bootstrapping is not None
+    for log_slots in (largest.bit_length() - 1, 3):
+        part = replace(DEEP, bootstrapping=replace(DEEP.bootstrapping, log_slots=log_slots))
+        if log_slots > 3:
+            assert PlaceBootstraps().run(graph, PassContext(parameters=part)) == everywhere
+            continue
+        with pytest.raises(InfeasibleError, match=rf"that repeat after 2\^{log_slots} slots"):
+            PlaceBootstraps().run(graph, PassContext(parameters=part))
+
+
 def test_given_bootstraps_are_taken_and_those_that_do_not_suffice_are_refused() -> None:
     graph, context = packed_net(), PassContext(parameters=DEEP)
     assert PlaceBootstraps(boots=()).run(graph, context) == graph
@@ -456,6 +472,15 @@ def test_the_checker_derives_levels_anew() -> None:
     for message, wrong in cases:
         with pytest.raises(VerificationError, match=message):
             check_levels(wrong, DEEP)
+    layout = graph[boot.inputs[0]].type.layout
+    assert layout is not None and DEEP.bootstrapping is not None
+    log_slots = layout.repeats_after.bit_length() - 1
+    enough, fewer = (
+        replace(DEEP, bootstrapping=replace(DEEP.bootstrapping, log_slots=n)) for n in (log_slots, log_slots - 1)
+    )
+    check_levels(graph, enough)
+    with pytest.raises(VerificationError, match=rf"does not repeat after 2\^{log_slots - 1} slots"):
+        check_levels(graph, fewer)
     with pytest.raises(VerificationError, match="without bootstrapping"):
         check_levels(graph, Parameters(11, 20, 40, 47, 3, FLEXIBLE, 0))
     with pytest.raises(VerificationError, match="has no level"):

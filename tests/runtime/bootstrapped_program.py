@@ -15,12 +15,14 @@ from olac.program import CompiledProgram
 from tests.networks import Growing, normalized
 
 PARAMETERS = Parameters(11, 20, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4))
+ON_HALF = Parameters(11, 21, 41, 48, 3, FLEXIBLE, 0, Bootstrapping(5, log_slots=9))
+"""A chain whose bootstraps work on half of the slots."""
 ERROR = 2.0**-8
 """Of the outputs, relative to the largest."""
 
 
-@functools.lru_cache(maxsize=1)
-def bootstrapped_program() -> tuple[CompiledProgram, Array]:
+@functools.lru_cache(maxsize=2)
+def bootstrapped_program(parameters: Parameters = PARAMETERS) -> tuple[CompiledProgram, Array]:
     """Three basic blocks with cubics, the last one strided, and a linear layer; and images in its ranges."""
     g = Growing(3, (2, 4, 4))
     cubic = np.array([[0.1, 0.5, 0.15, 0.03]])
@@ -31,6 +33,6 @@ def bootstrapped_program() -> tuple[CompiledProgram, Array]:
         y = g.polynomial(g.add(Add(), z, g.conv(y, channels, stride, kernel=1) if stride > 1 else y), cubic)
     y = g.add(Reshape((int(np.prod(g.shape(y))),)), y)
     graph, calibration = normalized(g.graph(g.linear(y, 3)), g.images)
-    context = PassContext(calibration=calibration, parameters=PARAMETERS)
+    context = PassContext(calibration=calibration, parameters=parameters)
     lowered = PassManager(lowering_pipeline()).run(graph, context)
-    return CompiledProgram(lowered, PARAMETERS, key_steps(lowered, PARAMETERS)), g.images
+    return CompiledProgram(lowered, parameters, key_steps(lowered, parameters)), g.images

@@ -17,9 +17,10 @@ from olac.bootstrapping import SPECIAL_KEYS, bootstrap_steps
 from olac.envelope import DIGEST_BYTES
 from olac.errors import ArtifactError, BackendError
 from olac.ir.ops import Array
+from olac.parameters import Parameters
 from olac.runtime import Client, EncryptedResult, EvaluationKeys, Server
 from olac.runtime.messages import needs_relinearisation, one_key_bytes, special_key_bytes
-from tests.runtime.bootstrapped_program import ERROR, PARAMETERS, bootstrapped_program
+from tests.runtime.bootstrapped_program import ERROR, ON_HALF, PARAMETERS, bootstrapped_program
 from tests.runtime.small_program import ERROR as SMALL_ERROR
 from tests.runtime.small_program import images as small_images
 from tests.runtime.small_program import small_program
@@ -30,8 +31,8 @@ pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compil
 class Pair:
     """A client, its server and the frame of its keys, made once."""
 
-    def __init__(self) -> None:
-        self.program, self.images = bootstrapped_program()
+    def __init__(self, parameters: Parameters = PARAMETERS) -> None:
+        self.program, self.images = bootstrapped_program(parameters)
         self.client = Client(self.program)
         self.seen: list[tuple[int, int]] = []
         self.keys = self.client.generate_keys(lambda done, total: self.seen.append((done, total)))
@@ -78,6 +79,20 @@ def test_live_keys_bytes_and_files_give_the_same(pair: Pair, tmp_path: Path) -> 
     result = server.run(pair.client.encrypt(pair.images[:1])).to_bytes()
     assert right(pair, pair.client.decrypt(EncryptedResult.from_bytes(pair.program, result)))
     assert any(node.op.name == "bootstrap" for node in pair.program.graph.nodes)
+
+
+def test_bootstraps_on_half_of_the_slots(tmp_path: Path) -> None:
+    """Special keys come from a set-up for half of the slots, too: that of the program must outlive it."""
+    pair = Pair(ON_HALF)
+    assert any(node.op.name == "bootstrap" for node in pair.program.graph.nodes)
+    assert set(pair.keys.steps) >= bootstrap_steps(ON_HALF) and 512 + 1 in pair.keys.steps
+    server = Server(pair.program, pair.keys)
+    assert right(pair, answered(pair, server))
+    second = Client(pair.program)
+    second.generate_keys().save(tmp_path / "evaluation.keys")
+    assert right(pair, answered(pair, server))
+    loaded = EvaluationKeys.load(pair.program, tmp_path / "evaluation.keys")
+    assert right(pair, answered(pair, Server(pair.program, loaded), second))
 
 
 @pytest.mark.parametrize("threads", [1, 4])
