@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from olac.backends.openfhe.context import make_context, set_up_bootstrapping
+from olac.backends.openfhe.context import chain_of, make_context, make_small_context, set_up_bootstrapping
 from olac.backends.openfhe.library import load
 from olac.errors import ArtifactError, BackendError
 from olac.parameters import Parameters
@@ -267,7 +267,7 @@ class Wire:
     def special_keys(self, key: Any) -> tuple[Any, dict[int, Words]]:
         """Fresh special keys of a secret key: an EvalKeyMap under its tag, and the words of each."""
         indices = self.special_indices
-        data = self._picked(key, indices)
+        data = self._picked(self.context, key, indices)
         primes = [self.special_key_primes(i) for i in indices]
         words = extract(data, [p for part in primes for p in part], self.length)
         parts = np.split(words, np.cumsum([len(part) for part in primes])[:-1])
@@ -282,14 +282,19 @@ class Wire:
     def _special_template(self) -> Template:
         name, index = "special key", self.special_indices[0]
         if name not in self._templates:
-            data = self._picked(self._spare, (index,))
+            # The basis of this key is q_0 and two primes that the ring decides, whatever the levels are.
+            context = make_small_context(self.parameters)
+            if chain_of(context) == self.parameters.primes[:1]:
+                data = self._picked(context, context.KeyGen().secretKey, (index,))
+            else:
+                data = self._picked(self.context, self._spare, (index,))
             # The sparser secret that this key leads to has a tag of its own.
             (tag,) = set(TAG_PATTERN.findall(data))
             self._templates[name] = template(data, self.special_key_primes(index), self.length, tag.decode())
         return self._templates[name]
 
-    def _picked(self, key: Any, indices: Sequence[int]) -> bytes:
-        """Bytes of an EvalKeyMap with some special keys, under a key's own tag.
+    def _picked(self, context: Any, key: Any, indices: Sequence[int]) -> bytes:
+        """Bytes of an EvalKeyMap with some special keys of a secret key of the context, under its own tag.
 
         OpenFHE makes them only together with rotation keys, and picks some only from a file that it wrote itself.
         """
@@ -301,16 +306,16 @@ class Wire:
         half = 1 << log_slots
         # OpenFHE forgets all keys or none, so those of others step aside for the while.
         others = container.GetAllEvalAutomorphismKeys()
-        set_up_bootstrapping(self.context, self.parameters, precompute=False, slots=half, budget=(log_slots, log_slots))
+        set_up_bootstrapping(context, self.parameters, precompute=False, slots=half, budget=(log_slots, log_slots))
         try:
             key.SetKeyTag(passing)
             try:
-                self.context.EvalBootstrapKeyGen(key, half)
+                context.EvalBootstrapKeyGen(key, half)
             finally:
                 key.SetKeyTag(own)
             with tempfile.TemporaryDirectory() as folder:
                 path = str(Path(folder) / "keys")
-                if not fhe.SerializeEvalBootstrapKey(path, fhe.BINARY, self.context, passing, half):
+                if not fhe.SerializeEvalBootstrapKey(path, fhe.BINARY, context, passing, half):
                     raise BackendError(f"OpenFHE can't write {path}")
                 container.ClearEvalAutomorphismKeys()
                 if not fhe.DeserializeEvalBootstrapKey(path, fhe.BINARY, passing, list(indices)):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from olac.backends.openfhe import keys
+from olac.backends.openfhe.context import chain_of, make_small_context
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import Wire, extract, wire
@@ -17,6 +18,7 @@ from olac.bootstrapping import SPECIAL_KEYS, bootstrap_steps
 from olac.envelope import DIGEST_BYTES
 from olac.errors import ArtifactError, BackendError
 from olac.ir.ops import Array
+from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 from olac.runtime import Client, EncryptedResult, EvaluationKeys, Server
 from olac.runtime.messages import needs_relinearisation, one_key_bytes, special_key_bytes
 from tests.runtime.bootstrapped_program import ERROR, PARAMETERS, bootstrapped_program
@@ -172,6 +174,18 @@ def test_special_keys_survive_as_words(pair: Pair) -> None:
             ready.special_key(part | np.uint64(1 << 62), index, "0" * 32)
         with pytest.raises(ArtifactError, match="not uniform"):
             ready.special_key(part * np.uint64(0), index, "0" * 32)
+
+
+@pytest.mark.parametrize("first_bits", [40, 47])
+def test_templates_of_special_keys_are_of_one_prime_where_that_is_q0(first_bits: int) -> None:
+    """A first prime of the scale's size depends on the levels: then the template is made with all of them."""
+    parameters = Parameters(10, 20, 40, first_bits, 2, FLEXIBLE, 0, Bootstrapping(4))
+    assert (chain_of(make_small_context(parameters)) == parameters.primes[:1]) is (first_bits == 47)
+    ready, fhe = wire(parameters), load()
+    index = ready.special_indices[0]
+    _, words = ready.special_keys(new_secret_key(parameters))
+    key = fhe.Serialize(ready.special_key(words[index], index, "0" * 32), fhe.BINARY)
+    assert np.array_equal(extract(key, ready.special_key_primes(index), ready.length), words[index])
 
 
 def forged(frame: bytes, change: Callable[[bytes], bytes]) -> bytes:
