@@ -53,6 +53,7 @@ class KeySet:
         entries = list(self._maps)
         if self.relinearisation is not None:
             entries.insert(0, ((), self.relinearisation))
+        files: list[MemoryFile] = []
         free: list[MemoryFile] = []
 
         def written(entry: tuple[tuple[int, ...], Any]) -> tuple[tuple[int, ...], WrittenKeys]:
@@ -61,6 +62,7 @@ class KeySet:
                 file = free.pop()
             except IndexError:
                 file = MemoryFile()
+                files.append(file)
             return steps, written_keys(ready, keys, one * max(1, len(steps)), file)
 
         try:
@@ -70,7 +72,7 @@ class KeySet:
                     yield from found.blocks(0 if step is None else by_index.index(step) * len(one), len(one))
                 free.append(found.file)
         finally:
-            for file in free:
+            for file in files:
                 file.close()
         for words in self.special.values():
             yield from words

@@ -11,7 +11,7 @@ import io
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +25,7 @@ from olac.bootstrapping import SPECIAL_KEYS
 from olac.costs import ciphertext_bytes, rotation_key_bytes
 from olac.envelope import Header, Part, read_header
 from olac.errors import ArtifactError
-from olac.files import Source, write_file
+from olac.files import Reader, Source, write_file
 from olac.ir.types import ValueType
 from olac.program import CompiledProgram
 
@@ -115,24 +115,40 @@ class EvaluationKeys:
         """The keys as OpenFHE uses them, read key by key where they came from outside.
 
         Raises:
-            ArtifactError: the file changed after it was opened, or its words are no residues.
+            ArtifactError: a key in the file changed after it was opened, or its words are no residues.
         """
         if self._live is None:
             assert self._header is not None
-            header, length = self._header, self.program.parameters.ring_dimension
+            header = self._header
             with header.source.reader() as reader:
-
-                def blocks(place: int) -> Iterator[Words]:
-                    room = np.empty(length, dtype="<u8")
-                    for _ in self._parts[place].pieces(reader, room.data.cast("B")):
-                        yield room
-
                 try:
-                    live = install_keys(self.program.parameters, self.steps, self.relinearisation, blocks, progress)
+                    live = install_keys(
+                        self.program.parameters,
+                        self.steps,
+                        self.relinearisation,
+                        partial(self.blocks, reader),
+                        progress,
+                    )
                 except ArtifactError as error:
                     raise named(error, header) from error
             self._live = live
         return self._live
+
+    def blocks(self, reader: Reader, place: int) -> Iterator[Words]:
+        """The words of one key that came from outside, block by block, each valid until the next is asked for.
+
+        Any thread may read any key, in any order. Only the end says that it is what it was when all was checked.
+
+        Args:
+            reader: of the source that they came from.
+            place: of the key: relinearisation, where it is there, rotations as in `steps`, special ones.
+
+        Raises:
+            ArtifactError: the key changed after the first reading. It names no file.
+        """
+        room = np.empty(self.program.parameters.ring_dimension, dtype="<u8")
+        for _ in self._parts[place].pieces(reader, room.data.cast("B")):
+            yield room
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
         if self._header is not None:
