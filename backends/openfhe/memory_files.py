@@ -13,6 +13,8 @@ from olac.errors import BackendError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+DESCRIPTORS = "/proc/self/fd"
+
 
 class MemoryFile:
     """A file without a name in any folder, which nothing but this process writes.
@@ -26,9 +28,9 @@ class MemoryFile:
     def __init__(self) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         try:
-            if hasattr(os, "memfd_create"):
+            if hasattr(os, "memfd_create") and Path(DESCRIPTORS).is_dir():
                 self._handle = os.memfd_create("olac", os.MFD_CLOEXEC)
-                self.path = f"/proc/self/fd/{self._handle}"
+                self.path = f"{DESCRIPTORS}/{self._handle}"
             else:
                 self._folder = tempfile.TemporaryDirectory()
                 self.path = str(Path(self._folder.name) / "keys")
