@@ -21,12 +21,15 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from olac.errors import ArtifactError
-from olac.files import Source
+from olac.files import Reader, Source
 from olac.parameters import Parameters
 from olac.program import CompiledProgram
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 MAGIC = b"OLAC"
 VERSION = 1
@@ -109,16 +112,60 @@ class Header:
         with self.source.open() as stream:
             yield Payload(self, stream)
 
-    def check_hash(self) -> None:
-        """Read everything once and compare the hash."""
+    def check_hash(self, sizes: Iterable[int]) -> tuple[Part, ...]:
+        """Read everything once and compare the hash; the parts of these sizes, which are all of the payload."""
+        buffer, parts, start = memoryview(bytearray(CHUNK)), [], self.payload_start
         with self.payload() as payload:
-            left = self.payload_bytes
-            while left:
-                left -= len(payload.read(min(CHUNK, left)))
+            for size in sizes:
+                before, left = payload.hashed, size
+                while left:
+                    piece = buffer[: min(CHUNK, left)]
+                    payload.read_into(piece)
+                    left -= len(piece)
+                parts.append(Part(start, size, before, payload.hashed.digest()))
+                start += size
             payload.finish()
+        return tuple(parts)
 
 
 DAMAGED = "The file was damaged or not written by olac: get it again from who made it."
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a payload whose hash was right; it can be read at any time, by any thread.
+
+    SHA-256 goes on from what it was before the part, so a part is checked alone, against all that was checked first.
+
+    Attributes:
+        start, size: where it begins in the whole frame, and its bytes.
+        before: SHA-256 of all before it.
+        after: the digest with it.
+    """
+
+    start: int
+    size: int
+    before: Hash
+    after: bytes
+
+    def pieces(self, reader: Reader, buffer: memoryview) -> Iterator[memoryview]:
+        """The part in pieces as large as the buffer of bytes, in which each of them is until the next is asked for.
+
+        Nothing of it may be used before the last piece was followed by the end.
+
+        Raises:
+            ArtifactError: at the end, where it is not what it was; or it is no longer there. It names no file.
+        """
+        digest = self.before.copy()
+        for at in range(0, self.size, len(buffer)):
+            piece = buffer[: min(len(buffer), self.size - at)]
+            found = reader.read_into(piece, self.start + at)
+            if found != len(piece):
+                raise ArtifactError(f"it ends {len(piece) - found} bytes early, which it did not when it was opened")
+            digest.update(piece)
+            yield piece
+        if digest.digest() != self.after:
+            raise ArtifactError(f"the SHA-256 up to byte {self.start + self.size} is another than when it was opened")
 
 
 class Payload:
@@ -134,11 +181,24 @@ class Payload:
     def read(self, size: int) -> bytes:
         """The next `size` bytes."""
         data = self._stream.read(size)
+        self._take(data, size)
+        return data
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill a buffer of bytes with what comes next."""
+        found = self._stream.readinto(buffer)  # type: ignore[attr-defined]
+        self._take(buffer[:found], len(buffer))
+
+    def _take(self, data: bytes | memoryview, size: int) -> None:
         if size > self._left or len(data) != size:
             raise self._header.error(f"it ends {size - len(data)} bytes early", DAMAGED)
         self._left -= size
         self._digest.update(data)
-        return data
+
+    @property
+    def hashed(self) -> Hash:
+        """SHA-256 of all so far."""
+        return self._digest.copy()
 
     def finish(self) -> None:
         """Compare the hash; only after the whole payload."""

@@ -50,6 +50,37 @@ class Source:
         except OSError as error:
             raise ArtifactError(f"{self.name}: can't be read: {error.strerror or error}") from error
 
+    @contextmanager
+    def reader(self) -> Iterator[Reader]:
+        """The source, open."""
+        with self.open() as stream:
+            yield Reader(self, stream)
+
+
+class Reader:
+    """Reads an open source from any place; several threads may use one."""
+
+    def __init__(self, source: Source, stream: BinaryIO) -> None:
+        self._source = source
+        self._stream = stream
+
+    def read_into(self, buffer: memoryview, at: int) -> int:
+        """Fill a buffer of bytes from an offset on; how many there were."""
+        if self._source.path is None:
+            piece = self._source.data[at : at + len(buffer)]
+            buffer[: len(piece)] = piece
+            return len(piece)
+        done = 0
+        try:
+            while done < len(buffer):
+                more = os.preadv(self._stream.fileno(), [buffer[done:]], at + done)
+                if not more:
+                    break
+                done += more
+        except OSError as error:
+            raise ArtifactError(f"{self._source.name}: can't be read: {error.strerror or error}") from error
+        return done
+
 
 def check_writable(path: str | Path) -> None:
     """Raise ArtifactError where a file could not be written at the end of a long run."""

@@ -25,31 +25,8 @@ def make_context(parameters: Parameters, complex_slots: bool = False) -> Any:
     """
     parameters.check_security()
     fhe = load()
-    wanted = fhe.CCParamsCKKSRNS()
     boots = parameters.bootstrapping
-    # The sparse key lives inside the bootstrap alone; without one the secret is uniform.
-    wanted.SetSecretKeyDist(fhe.UNIFORM_TERNARY if boots is None else fhe.SPARSE_ENCAPSULATED)
-    levels = {
-        0: fhe.HEStd_NotSet,
-        128: fhe.HEStd_128_classic,
-        192: fhe.HEStd_192_classic,
-        256: fhe.HEStd_256_classic,
-    }
-    wanted.SetSecurityLevel(levels[parameters.security])
-    wanted.SetRingDim(parameters.ring_dimension)
-    wanted.SetMultiplicativeDepth(parameters.depth)
-    wanted.SetScalingModSize(parameters.scale_bits)
-    wanted.SetFirstModSize(parameters.first_bits)
-    wanted.SetScalingTechnique(getattr(fhe, parameters.technique))
-    wanted.SetKeySwitchTechnique(fhe.HYBRID)
-    wanted.SetNumLargeDigits(parameters.digits)
-    wanted.SetBatchSize(parameters.slots)
-    if complex_slots:
-        wanted.SetCKKSDataType(fhe.COMPLEX)
-    try:
-        context = fhe.GenCryptoContext(wanted)
-    except RuntimeError as error:
-        raise SecurityError(f"OpenFHE refuses {parameters.describe()}: {error}") from error
+    context = _generated(parameters, parameters.depth, parameters.digits, complex_slots)
     features = [fhe.PKE, fhe.KEYSWITCH, fhe.LEVELEDSHE]
     if boots is not None:
         features += [fhe.ADVANCEDSHE, fhe.FHE]
@@ -64,6 +41,48 @@ def make_context(parameters: Parameters, complex_slots: bool = False) -> Any:
     if primes != parameters.primes:
         raise VerificationError(f"OpenFHE chose the primes {primes}, olac compiled for {parameters.primes}")
     return context
+
+
+def make_small_context(parameters: Parameters) -> Any:
+    """A context of the same ring, secrets and sizes of primes, but without levels, to make templates in.
+
+    Its keys are small and quickly made. Its one prime is the q_0 of the parameters in nearly all cases, which is the
+    caller's to check.
+    """
+    fhe = load()
+    context = _generated(parameters, 0, 1)
+    for feature in (fhe.PKE, fhe.KEYSWITCH, fhe.LEVELEDSHE, fhe.ADVANCEDSHE, fhe.FHE):
+        context.Enable(feature)
+    return context
+
+
+def _generated(parameters: Parameters, depth: int, digits: int, complex_slots: bool = False) -> Any:
+    """OpenFHE's context with another depth and other digits, without features and unchecked."""
+    fhe = load()
+    wanted = fhe.CCParamsCKKSRNS()
+    # The sparse key lives inside the bootstrap alone; without one the secret is uniform.
+    wanted.SetSecretKeyDist(fhe.UNIFORM_TERNARY if parameters.bootstrapping is None else fhe.SPARSE_ENCAPSULATED)
+    levels = {
+        0: fhe.HEStd_NotSet,
+        128: fhe.HEStd_128_classic,
+        192: fhe.HEStd_192_classic,
+        256: fhe.HEStd_256_classic,
+    }
+    wanted.SetSecurityLevel(levels[parameters.security])
+    wanted.SetRingDim(parameters.ring_dimension)
+    wanted.SetMultiplicativeDepth(depth)
+    wanted.SetScalingModSize(parameters.scale_bits)
+    wanted.SetFirstModSize(parameters.first_bits)
+    wanted.SetScalingTechnique(getattr(fhe, parameters.technique))
+    wanted.SetKeySwitchTechnique(fhe.HYBRID)
+    wanted.SetNumLargeDigits(digits)
+    wanted.SetBatchSize(parameters.slots)
+    if complex_slots:
+        wanted.SetCKKSDataType(fhe.COMPLEX)
+    try:
+        return fhe.GenCryptoContext(wanted)
+    except RuntimeError as error:
+        raise SecurityError(f"OpenFHE refuses {parameters.describe()}: {error}") from error
 
 
 _SET_UP: dict[Parameters, Bootstrapping] = {}

@@ -6,20 +6,27 @@ its own, so that clients and servers in one process don't touch each other's key
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from olac.backends.openfhe.key_bytes import KeyMaker, WrittenKeys, written_keys
 from olac.backends.openfhe.library import load
-from olac.backends.openfhe.wire import Words, new_tag, wire
+from olac.backends.openfhe.memory_files import MemoryFile
+from olac.backends.openfhe.special_keys import make_bootstrap_keys, others_aside
+from olac.backends.openfhe.wire import wire
+from olac.backends.openfhe.words import Words, new_tag
 from olac.bootstrapping import SPECIAL_KEYS
 from olac.errors import BackendError
 from olac.parameters import Parameters
 from olac.threads import helpers, in_threads, usable_threads
 
 KEY_MAKERS = 3
-"""Threads that make keys from words; as many as one thread that reads and hashes can feed."""
+"""Threads that make keys from words, each with a buffer of its own."""
 
 
 @dataclass
@@ -32,26 +39,43 @@ class KeySet:
     relinearisation: Any = None
     special: dict[int, Words] = field(default_factory=dict)
     _maps: list[tuple[tuple[int, ...], Any]] = field(default_factory=list)
+    """Neighbours in `steps` and OpenFHE's map of their keys, in the order of `steps`."""
 
-    def words(self) -> Iterator[Words]:
-        """The relinearisation key, where there is one, then the rotation keys as in `steps`, and special ones last.
+    def blocks(self) -> Iterator[Words]:
+        """The words of all keys, block by block, each of N words and valid until the next is asked for.
 
-        Only for sets that were made here. Copies of a few keys, at most twice as many as there are threads, are alive.
+        The relinearisation key comes first, where there is one, then the rotation keys as in `steps`, and special ones
+        last. Only for sets that were made here. One entry of `_maps` more than there are threads is alive in bytes.
         """
         ready = wire(self.parameters)
-        if self.relinearisation is not None:
-            yield ready.relinearisation_key_words(self.relinearisation)
         index = {step: ready.automorphism_index(step) for step in self.steps}
+        one = ready.evaluation_key_primes
+        entries = list(self._maps)
+        if self.relinearisation is not None:
+            entries.insert(0, ((), self.relinearisation))
+        files: list[MemoryFile] = []
+        free: list[MemoryFile] = []
 
-        def words(entry: tuple[tuple[int, ...], Any]) -> list[Words]:
+        def written(entry: tuple[tuple[int, ...], Any]) -> tuple[tuple[int, ...], WrittenKeys]:
             steps, keys = entry
-            by_index = sorted(steps, key=index.__getitem__)
-            found = dict(zip(by_index, ready.rotation_key_words(keys, len(steps)), strict=True))
-            return [found[step] for step in steps]
+            try:
+                file = free.pop()
+            except IndexError:
+                file = MemoryFile()
+                files.append(file)
+            return steps, written_keys(ready, keys, one * max(1, len(steps)), file)
 
-        for part in in_threads(words, self._maps, helpers(1)):
-            yield from part
-        yield from self.special.values()
+        try:
+            for steps, found in in_threads(written, entries, helpers(1)):
+                by_index = sorted(steps, key=index.__getitem__)
+                for step in steps or (None,):
+                    yield from found.blocks(0 if step is None else by_index.index(step) * len(one), len(one))
+                free.append(found.file)
+        finally:
+            for file in files:
+                file.close()
+        for words in self.special.values():
+            yield from words
 
 
 def new_secret_key(parameters: Parameters) -> Any:
@@ -84,64 +108,116 @@ def make_keys(
 
     try:
         if parameters.bootstrapping is not None:
-            keys, made.special = ready.special_keys(secret_key)
-            fhe.CryptoContext.InsertEvalAutomorphismKey(keys, tag)
-            report(SPECIAL_KEYS)
+            _make_special(made, secret_key)
+            report(SPECIAL_KEYS + len(made._maps))
         if relinearise:
             context.EvalMultKeyGen(secret_key)
             made.relinearisation = fhe.CryptoContext.GetEvalMultKeyVector(tag)[0]
             report(1)
-        for chunk in _chunks(steps):
+        there = {step for entry, _ in made._maps for step in entry}
+        for chunk in _chunks(steps, there):
             keys = context.EvalAutomorphismKeyGen(secret_key, [ready.automorphism_index(s) for s in chunk])
             if not made._maps and not made.special:
                 # OpenFHE takes the first map as its own and puts the later keys into it: a copy stays as it is.
                 keys = fhe.DeserializeEvalKeyMapString(fhe.Serialize(keys, fhe.BINARY), fhe.BINARY)
             made._maps.append((tuple(chunk), keys))
             report(len(chunk))
+        place = {step: i for i, step in enumerate(steps)}
+        made._maps.sort(key=lambda entry: place[entry[0][0]])
     except RuntimeError as error:
         raise BackendError(f"OpenFHE can't make the evaluation keys: {error}") from error
     _check(made)
     return made
 
 
+def _make_special(made: KeySet, secret_key: Any) -> None:
+    """Put the special keys into a set that is empty, and those of its rotation keys that OpenFHE makes with them."""
+    ready, fhe, tag = wire(made.parameters), load(), new_tag()
+    container, steps = fhe.CryptoContext, {ready.automorphism_index(step): step for step in made.steps}
+    with MemoryFile() as file:
+        with others_aside():
+            make_bootstrap_keys(ready, ready.context, secret_key, tag)
+            indices = sorted(container.GetExistingEvalAutomorphismKeyIndices(tag))
+            parts = [
+                ready.special_key_primes(i) if i in ready.special_indices else ready.evaluation_key_primes
+                for i in indices
+            ]
+            keys = container.GetEvalAutomorphismKeyMap(tag)
+            found = written_keys(ready, keys, tuple(prime for part in parts for prime in part), file)
+            del keys
+        # OpenFHE takes the first map as its own and puts the later keys into it: here that of a special key.
+        with KeyMaker(ready, made.tag, False, 0) as maker:
+            places = dict(zip(indices, itertools.accumulate(map(len, parts), initial=0), strict=False))
+            sizes = dict(zip(indices, map(len, parts), strict=True))
+            for index in ready.special_indices:
+                blocks = [block.copy() for block in found.blocks(places[index], sizes[index])]
+                made.special[index] = np.stack(blocks)
+                container.InsertEvalAutomorphismKey(maker.special(index, made.special[index]), made.tag)
+            for index in indices:
+                if index in steps:
+                    key = maker.rotations([(index, found.blocks(places[index], sizes[index]))])
+                    container.InsertEvalAutomorphismKey(key, made.tag)
+                    made._maps.append(((steps[index],), key))
+
+
 def install_keys(
     parameters: Parameters,
     steps: Sequence[int],
     relinearise: bool,
-    words: Iterator[Words],
+    blocks: Callable[[int], Iterator[Words]],
     progress: Callable[[int, int], None] | None = None,
 ) -> KeySet:
-    """Keys from words that came from outside, in the order of `KeySet.words`, under a new tag.
+    """Keys from words that came from outside, under a new tag.
+
+    Args:
+        blocks: the words of a key, block by block, by its place in the order of `KeySet.blocks`. Several threads call
+            it, for each key once, in no particular order.
 
     Raises:
-        ArtifactError: words that are no residues; whatever `words` raises.
+        ArtifactError: words that are no residues; whatever `blocks` raises.
     """
     ready = wire(parameters)
     fhe = load()
     made = KeySet(parameters, new_tag(), tuple(steps))
-    ready.prepare_keys(relinearise)
-    makers: list[Callable[[Words], Any]] = []
-    if relinearise:
-        makers.append(lambda given: ready.relinearisation_key(given, made.tag))
-    for step in steps:
-        makers.append(partial(ready.rotation_key, index=ready.automorphism_index(step), tag=made.tag))
-    for index in ready.special_indices if parameters.bootstrapping is not None else ():
-        makers.append(partial(ready.special_key, index=index, tag=made.tag))
+    first = int(relinearise)
+    special = ready.special_indices if parameters.bootstrapping is not None else ()
+    rotations = [(ready.automorphism_index(step), first + i) for i, step in enumerate(steps)]
+    total, done = first + len(steps) + len(special), 0
 
-    def make(given: tuple[Callable[[Words], Any], Words]) -> Any:
-        maker, part = given
-        return maker(part)
+    with KeyMaker(ready, made.tag, relinearise, len(rotations)) as maker:
 
-    # One thread reads, the others check words and make keys of them; OpenFHE's maps are filled here alone.
-    pairs = ((maker, next(words)) for maker in makers)
-    for done, key in enumerate(in_threads(make, pairs, helpers(KEY_MAKERS)), 1):
-        if relinearise and done == 1:
-            made.relinearisation = key
-            fhe.CryptoContext.InsertEvalMultKey([key], made.tag)
-        else:
-            fhe.CryptoContext.InsertEvalAutomorphismKey(key, made.tag)
-        if progress is not None:
-            progress(done, len(makers))
+        def several(part: Sequence[tuple[int, int]]) -> Any:
+            return maker.rotations([(index, blocks(place)) for index, place in part])
+
+        def single(index: int, place: int) -> Any:
+            return maker.special(index, blocks(place))
+
+        # How many keys come of each job, and the job.
+        jobs: list[tuple[int, Callable[[], Any]]] = []
+        if relinearise:
+            jobs.append((1, lambda: maker.relinearisation(blocks(0))))
+        whole = len(rotations) - len(rotations) % maker.together
+        for start in range(0, whole, maker.together):
+            jobs.append((maker.together, partial(several, rotations[start : start + maker.together])))
+        jobs += [(1, partial(several, [entry])) for entry in rotations[whole:]]
+        for place, index in enumerate(special, first + len(rotations)):
+            jobs.append((1, partial(single, index, place)))
+
+        def run(job: tuple[int, Callable[[], Any]]) -> tuple[int, Any]:
+            count, make = job
+            return count, make()
+
+        # The threads read, check and make; OpenFHE's maps are filled here alone.
+        for count, key in in_threads(run, jobs, helpers(KEY_MAKERS)):
+            if relinearise and not done:
+                made.relinearisation = key
+                fhe.CryptoContext.InsertEvalMultKey([key], made.tag)
+            else:
+                fhe.CryptoContext.InsertEvalAutomorphismKey(key, made.tag)
+            for _ in range(count):
+                done += 1
+                if progress is not None:
+                    progress(done, total)
     _check(made)
     return made
 
@@ -157,10 +233,15 @@ def _check(made: KeySet) -> None:
         raise BackendError(f"OpenFHE lacks {len(wanted - held)} of {len(wanted)} keys for rotations and bootstraps")
 
 
-def _chunks(steps: Sequence[int]) -> Iterable[Sequence[int]]:
-    """One step, then as many at a time as OpenFHE makes keys for in parallel."""
-    if steps:
-        yield steps[:1]
-    size = usable_threads()
-    for start in range(1, len(steps), size):
-        yield steps[start : start + size]
+def _chunks(steps: Sequence[int], there: Container[int]) -> Iterator[Sequence[int]]:
+    """Neighbours among the steps, without those that are there: one, then as many as OpenFHE makes in parallel."""
+    chunk: list[int] = []
+    first = True
+    for step in steps:
+        if step not in there:
+            chunk.append(step)
+        if chunk and (first or step in there or len(chunk) == usable_threads()):
+            yield tuple(chunk)
+            chunk, first = [], False
+    if chunk:
+        yield tuple(chunk)

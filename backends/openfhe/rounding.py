@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from olac.backends.openfhe.wire import Words, wire
+from olac.backends.openfhe.wire import wire
+from olac.backends.openfhe.words import Words
 from olac.parameters import FIXED, Parameters
 
 Index = npt.NDArray[np.int64]

@@ -14,7 +14,8 @@ import numpy as np
 
 from olac import envelope
 from olac.backends.base import SCALE_TOLERANCE, Ciphertext
-from olac.backends.openfhe.wire import WORD_BYTES, check_words, wire
+from olac.backends.openfhe.wire import wire
+from olac.backends.openfhe.words import WORD_BYTES, check_words
 from olac.envelope import DAMAGED, read_header
 from olac.errors import ArtifactError, BackendError
 from olac.files import Source, write_file

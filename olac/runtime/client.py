@@ -14,7 +14,8 @@ import numpy as np
 from olac import envelope
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.keys import make_keys, new_secret_key
-from olac.backends.openfhe.wire import WORD_BYTES, new_tag, wire
+from olac.backends.openfhe.wire import wire
+from olac.backends.openfhe.words import WORD_BYTES, new_tag
 from olac.envelope import read_header
 from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError
 from olac.files import Source, write_file

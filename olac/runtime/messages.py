@@ -7,10 +7,11 @@ or a frame (see `olac.envelope`) that came from outside. None of them holds a se
 from __future__ import annotations
 
 import hashlib
+import io
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,12 +19,13 @@ import numpy as np
 
 from olac import envelope
 from olac.backends.openfhe.keys import KeySet, install_keys
-from olac.backends.openfhe.wire import WORD_BYTES, Words, check_words, wire
+from olac.backends.openfhe.wire import wire
+from olac.backends.openfhe.words import WORD_BYTES, Words, check_words
 from olac.bootstrapping import SPECIAL_KEYS
 from olac.costs import ciphertext_bytes, rotation_key_bytes
-from olac.envelope import Header, read_header
+from olac.envelope import Header, Part, read_header
 from olac.errors import ArtifactError
-from olac.files import Source, write_file
+from olac.files import Reader, Source, write_file
 from olac.ir.types import ValueType
 from olac.program import CompiledProgram
 
@@ -81,6 +83,7 @@ class EvaluationKeys:
         self.relinearisation = relinearisation
         self._live = live
         self._header = header
+        self._parts: tuple[Part, ...] = ()
 
     @property
     def count(self) -> int:
@@ -88,8 +91,13 @@ class EvaluationKeys:
         return len(self.steps) + int(self.relinearisation)
 
     @property
+    def _sizes(self) -> list[int]:
+        """Bytes of the words of each key, in the order of `KeySet.blocks`."""
+        return [*[one_key_bytes(self.program)] * self.count, *special_key_bytes(self.program)]
+
+    @property
     def _payload_bytes(self) -> int:
-        return self.count * one_key_bytes(self.program) + sum(special_key_bytes(self.program))
+        return sum(self._sizes)
 
     @property
     def key_bytes(self) -> int:
@@ -107,26 +115,40 @@ class EvaluationKeys:
         """The keys as OpenFHE uses them, read key by key where they came from outside.
 
         Raises:
-            ArtifactError: the file changed after it was opened, or its words are no residues.
+            ArtifactError: a key in the file changed after it was opened, or its words are no residues.
         """
         if self._live is None:
             assert self._header is not None
-            header, one = self._header, one_key_bytes(self.program)
-            length = self.program.parameters.ring_dimension
-            sizes = [*[one] * self.count, *special_key_bytes(self.program)]
-            with header.payload() as payload:
-
-                def words() -> Iterator[Words]:
-                    for size in sizes:
-                        yield np.frombuffer(payload.read(size), "<u8").reshape(-1, length)
-
+            header = self._header
+            with header.source.reader() as reader:
                 try:
-                    live = install_keys(self.program.parameters, self.steps, self.relinearisation, words(), progress)
+                    live = install_keys(
+                        self.program.parameters,
+                        self.steps,
+                        self.relinearisation,
+                        partial(self.blocks, reader),
+                        progress,
+                    )
                 except ArtifactError as error:
                     raise named(error, header) from error
-                payload.finish()
             self._live = live
         return self._live
+
+    def blocks(self, reader: Reader, place: int) -> Iterator[Words]:
+        """The words of one key that came from outside, block by block, each valid until the next is asked for.
+
+        Any thread may read any key, in any order. Only the end says that it is what it was when all was checked.
+
+        Args:
+            reader: of the source that they came from.
+            place: of the key: relinearisation, where it is there, rotations as in `steps`, special ones.
+
+        Raises:
+            ArtifactError: the key changed after the first reading. It names no file.
+        """
+        room = np.empty(self.program.parameters.ring_dimension, dtype="<u8")
+        for _ in self._parts[place].pieces(reader, room.data.cast("B")):
+            yield room
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
         if self._header is not None:
@@ -136,12 +158,15 @@ class EvaluationKeys:
             return
         assert self._live is not None
         fields = {"keys": self.identity, "steps": list(self.steps), "relinearisation": self.relinearisation}
-        payload = (raw(words) for words in self._live.words())
+        payload = (raw(words) for words in self._live.blocks())
         yield from envelope.frame(envelope.EVALUATION_KEYS, self.program, fields, payload, self._payload_bytes)
 
     def to_bytes(self) -> bytes:
         """One frame; large keys are better saved to a file, which takes no memory."""
-        return b"".join(self._pieces())
+        out = io.BytesIO()
+        for piece in self._pieces():  # each is valid until the next is asked for
+            out.write(piece)
+        return out.getvalue()
 
     def save(self, path: str | Path) -> None:
         """Write a file, key by key."""
@@ -167,7 +192,7 @@ class EvaluationKeys:
         steps = header.integers("steps", program.rotations)
         keys = cls(program, header.identity("keys"), steps, header.flag("relinearisation"), header=header)
         header.expect_payload(keys._payload_bytes)
-        header.check_hash()
+        keys._parts = header.check_hash(keys._sizes)
         return keys
 
 

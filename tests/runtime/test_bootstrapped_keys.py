@@ -9,15 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from olac.backends.openfhe import keys
+from olac.backends.openfhe import key_bytes, keys, special_keys
+from olac.backends.openfhe.context import chain_of, make_small_context
+from olac.backends.openfhe.key_bytes import KeyMaker
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
-from olac.backends.openfhe.wire import Wire, extract, wire
+from olac.backends.openfhe.special_keys import special_template
+from olac.backends.openfhe.wire import Wire, wire
+from olac.backends.openfhe.words import Words, extract
 from olac.bootstrapping import SPECIAL_KEYS, bootstrap_steps
 from olac.envelope import DIGEST_BYTES
 from olac.errors import ArtifactError, BackendError
 from olac.ir.ops import Array
-from olac.parameters import Parameters
+from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 from olac.runtime import Client, EncryptedResult, EvaluationKeys, Server
 from olac.runtime.messages import needs_relinearisation, one_key_bytes, special_key_bytes
 from tests.runtime.bootstrapped_program import ERROR, ON_HALF, PARAMETERS, bootstrapped_program
@@ -153,7 +157,7 @@ def test_keys_of_others_come_back_when_making_special_ones_fails(pair: Pair, mon
     fhe = load()
     made = make_keys(PARAMETERS, new_secret_key(PARAMETERS), (1, 2), False)
     held = sorted(fhe.CryptoContext.GetExistingEvalAutomorphismKeyIndices(made.tag))
-    ready, spare = wire(PARAMETERS), new_secret_key(PARAMETERS)
+    spare = new_secret_key(PARAMETERS)
     tag = spare.GetKeyTag()
 
     class Failing:
@@ -162,31 +166,57 @@ def test_keys_of_others_come_back_when_making_special_ones_fails(pair: Pair, mon
         def __getattr__(self, name: str) -> object:
             return getattr(fhe, name)
 
-        class CryptoContext(fhe.CryptoContext):  # type: ignore[misc, name-defined]
-            @staticmethod
-            def DeserializeEvalBootstrapKey(*arguments: object) -> bool:
-                return False
+        def SerializeToFile(self, *arguments: object) -> bool:
+            return False
 
-        DeserializeEvalBootstrapKey = CryptoContext.DeserializeEvalBootstrapKey
+        def DeserializeEvalBootstrapKey(self, *arguments: object) -> bool:
+            return False
 
-    monkeypatch.setattr(ready, "_fhe", Failing())
+    monkeypatch.setattr(special_keys, "load", Failing)
+    monkeypatch.setattr(key_bytes, "load", Failing)
     with pytest.raises(BackendError, match="can't read"):
-        ready.special_keys(spare)
+        special_template(Wire(PARAMETERS))
+    with pytest.raises(BackendError, match="can't write"):
+        make_keys(PARAMETERS, spare, (1, 2), False)
     monkeypatch.undo()
     assert sorted(fhe.CryptoContext.GetExistingEvalAutomorphismKeyIndices(made.tag)) == held
     assert spare.GetKeyTag() == tag
 
 
+def special_words() -> dict[int, Words]:
+    """Of a key pair that nobody has."""
+    return make_keys(PARAMETERS, new_secret_key(PARAMETERS), (), False).special
+
+
 def test_special_keys_survive_as_words(pair: Pair) -> None:
-    ready: Wire = wire(PARAMETERS)
-    _, words = ready.special_keys(new_secret_key(PARAMETERS))
+    ready, words = wire(PARAMETERS), special_words()
     assert tuple(words) == ready.special_indices
-    for index, part in words.items():
-        assert len(part) == len(ready.special_key_primes(index))
-        with pytest.raises(ArtifactError, match="not less than their prime"):
-            ready.special_key(part | np.uint64(1 << 62), index, "0" * 32)
-        with pytest.raises(ArtifactError, match="not uniform"):
-            ready.special_key(part * np.uint64(0), index, "0" * 32)
+    with KeyMaker(ready, "0" * 32, False, 0) as maker:
+        for index, part in words.items():
+            assert len(part) == len(ready.special_key_primes(index))
+            with pytest.raises(ArtifactError, match="not less than their prime"):
+                maker.special(index, part | np.uint64(1 << 62))
+            with pytest.raises(ArtifactError, match="not uniform"):
+                maker.special(index, part * np.uint64(0))
+            with pytest.raises(ArtifactError, match="blocks of coefficients"):
+                maker.special(index, part[1:])
+            with pytest.raises(ArtifactError, match="more or other coefficients"):
+                maker.special(index, np.concatenate([part, part]))
+            with pytest.raises(ArtifactError, match="more or other coefficients"):
+                maker.special(index, part[:, 1:])
+
+
+@pytest.mark.parametrize("first_bits", [40, 47])
+def test_templates_of_special_keys_are_of_one_prime_where_that_is_q0(first_bits: int) -> None:
+    """A first prime of the scale's size depends on the levels: then the template is made with all of them."""
+    parameters = Parameters(10, 20, 40, first_bits, 2, FLEXIBLE, 0, Bootstrapping(4))
+    assert (chain_of(make_small_context(parameters)) == parameters.primes[:1]) is (first_bits == 47)
+    ready, fhe = wire(parameters), load()
+    index = ready.special_indices[0]
+    words = make_keys(parameters, new_secret_key(parameters), (), False).special
+    with KeyMaker(ready, "0" * 32, False, 0) as maker:
+        key = fhe.Serialize(maker.special(index, words[index]), fhe.BINARY)
+    assert np.array_equal(extract(key, ready.special_key_primes(index), ready.length), words[index])
 
 
 def forged(frame: bytes, change: Callable[[bytes], bytes]) -> bytes:

@@ -442,6 +442,33 @@ def test_headers_that_are_no_objects(pair: Pair, header: bytes) -> None:
         EncryptedInput.from_bytes(pair.program, start + header + bytes(envelope.DIGEST_BYTES))
 
 
+def test_keys_are_read_alone_in_any_order(pair: Pair, tmp_path: Path) -> None:
+    """Each is held to what it was when all were checked, whatever became of the others."""
+    path = tmp_path / "evaluation.keys"
+    path.write_bytes(pair.key_frame)
+    one = one_key_bytes(pair.program)
+    start = len(pair.key_frame) - envelope.DIGEST_BYTES - pair.keys.count * one
+    keys = EvaluationKeys.load(pair.program, path)
+    received = EvaluationKeys.from_bytes(pair.program, pair.key_frame)
+    changed = bytearray(pair.key_frame)
+    changed[start + 2 * one - 1] ^= 1  # the last byte of the second key
+    path.write_bytes(changed)
+    assert keys._header is not None and received._header is not None
+    with keys._header.source.reader() as reader, received._header.source.reader() as other:
+        for place in reversed(range(keys.count)):
+            expected = pair.key_frame[start + place * one : start + (place + 1) * one]
+            assert b"".join(bytes(block.data) for block in received.blocks(other, place)) == expected
+            if place != 1:
+                assert b"".join(bytes(block.data) for block in keys.blocks(reader, place)) == expected
+                continue
+            with pytest.raises(ArtifactError, match="SHA-256"):
+                for _ in keys.blocks(reader, place):
+                    pass
+        path.write_bytes(changed[: start + 2 * one])
+        with pytest.raises(ArtifactError, match=r"ends .* bytes early"):
+            next(keys.blocks(reader, 2))
+
+
 def test_a_file_that_changes_after_it_was_checked(pair: Pair, tmp_path: Path) -> None:
     path = tmp_path / "evaluation.keys"
     path.write_bytes(pair.key_frame)
