@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -55,11 +55,19 @@ class PlaintextCache:
         return made
 
 
+class KeyTags(Protocol):
+    """Rotation keys that are not all held under the tag of the ciphertexts."""
+
+    def tag(self, step: int) -> str | None:
+        """The tag that OpenFHE holds the key of a step under until the next call; None for the ciphertext's."""
+
+
 class OpenFHEEvaluator(Evaluator[Any, Any]):
     """Args:
     context: from `make_context(parameters)`, with the evaluation keys loaded.
     rotations: steps that there are keys for.
     cache: keeps plaintexts between runs; None encodes anew every time.
+    tags: where keys are that are not held under the tag of the ciphertexts; asked before every rotation.
     """
 
     def __init__(
@@ -68,10 +76,12 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         parameters: Parameters,
         rotations: Iterable[int] | None = None,
         cache: PlaintextCache | None = None,
+        tags: KeyTags | None = None,
     ) -> None:
         super().__init__(parameters, rotations)
         self._context = context
         self._cache = cache
+        self._tags = tags
         self._fixed = parameters.technique == FIXED
         self._order = 4 * parameters.slots
         self._rounding = Rounding(parameters)
@@ -180,7 +190,21 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return out
 
     def _rotate(self, a: Any, step: int, state: CipherState) -> Any:
-        return self._rounded(self._context.EvalRotate(a, step), state)
+        return self._rounded(self._with_key(a, step, lambda: self._context.EvalRotate(a, step)), state)
+
+    def _with_key(self, a: Any, step: int, rotate: Callable[[], Any]) -> Any:
+        """What `rotate` makes of a, while a has the tag that the key of the step is held under."""
+        tag = None if self._tags is None else self._tags.tag(step)
+        if tag is None:
+            return rotate()
+        own = a.GetKeyTag()
+        a.SetKeyTag(tag)
+        try:
+            rotated = rotate()
+        finally:
+            a.SetKeyTag(own)
+        rotated.SetKeyTag(own)
+        return rotated
 
     def _add_conjugate(self, a: Any, state: CipherState) -> Any:
         tag = a.GetKeyTag()
@@ -192,7 +216,8 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return self._context.EvalFastRotationPrecompute(a)
 
     def _hoisted_rotate(self, a: Any, digits: Any, step: int, state: CipherState) -> Any:
-        return self._rounded(self._context.EvalFastRotation(a, step, self._order, digits), state)
+        rotated = self._with_key(a, step, lambda: self._context.EvalFastRotation(a, step, self._order, digits))
+        return self._rounded(rotated, state)
 
     def _rounded(self, a: Any, state: CipherState) -> Any:
         """The result of a key switch without its bias; at noise degree 2 the rescale makes both vanish."""
@@ -201,7 +226,7 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return a
 
     def _extended_rotate(self, a: Any, digits: Any, step: int, state: CipherState) -> Any:
-        return self._context.EvalFastRotationExt(a, step, digits, True)
+        return self._with_key(a, step, lambda: self._context.EvalFastRotationExt(a, step, digits, True))
 
     def _extended_add(self, a: Any, b: Any, state: CipherState) -> Any:
         self._context.EvalAddInPlaceNoCheck(a, b)
