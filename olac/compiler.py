@@ -378,9 +378,10 @@ def lower(
             pass_seconds=approximated.report.pass_seconds + tuple((t.name, t.seconds) for t in timings),
             notes=approximated.report.notes
             + _notes(approximated.report, options)
-            + bootstrap_notes(lowered, calibration.held_out),
+            + bootstrap_notes(lowered, calibration.held_out)
+            + paging_notes(priced, options.max_memory),
         )
-        return CompiledProgram(lowered, priced.parameters, priced.steps, report)
+        return CompiledProgram(lowered, priced.parameters, priced.keys.steps, report)
 
     depth = lowered_depth(graph, passes, options.batch)
     noise = OutputNoise(graph, calibration)
@@ -660,6 +661,17 @@ def _notes(report: Report, options: CompileOptions) -> tuple[str, ...]:
             f"{check_result.agreement:.0%} only: ask for more (min_agreement), or allow more levels (max_depth)"
         )
     return tuple(notes)
+
+
+def paging_notes(priced: Digits, max_memory: float | None) -> tuple[str, ...]:
+    """What a server has to do to stay within the memory that was asked for."""
+    keys = priced.keys
+    if max_memory is None or keys.held == keys.pool:
+        return ()
+    return (
+        f"within max_memory = {max_memory / GB:.2f} GB a server holds {keys.held} at a time of {keys.pool} rotation "
+        f"keys that no bootstrap needs, and reads {keys.reads} keys a run from their file: {keys.seconds:.1f} s in all",
+    )
 
 
 def bootstrap_notes(graph: Graph, images: Array) -> tuple[str, ...]:

@@ -30,6 +30,13 @@ UNUSED_SHARE = 0.035
 """Memory between objects, which the allocator keeps: ResNet-20 took 12.29 GB where its objects are 11.88 GB."""
 
 
+LOADING_KEYS = 2
+"""Bytes of so many keys are held beside a key that is being read from a file."""
+READING_RATE = 8e8
+"""Bytes a second of a key that is read, hashed and checked, beside what OpenFHE takes to make it: in all, a key of
+78 MB at ring 2^16 takes 0.24 s on one thread."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Predicted costs of one program on one machine.
@@ -123,6 +130,12 @@ def sizes(
 def evaluation_key_bytes(parameters: Parameters) -> int:
     """One key, for relinearisation, a rotation step or conjugation."""
     return rotation_key_bytes(parameters.log_ring, parameters.limbs, parameters.digits, len(parameters.special_primes))
+
+
+def key_reading_seconds(evaluator: CostEvaluator) -> float:
+    """To read one key from a file and make it."""
+    size = evaluation_key_bytes(evaluator.parameters)
+    return evaluator.price("deserialize_key", evaluator.parameters.depth) + size / READING_RATE
 
 
 def _most_alive(graph: Graph, kernels: Mapping[str, Kernel], parameters: Parameters, levels: Mapping[str, int]) -> int:

@@ -1,12 +1,19 @@
-"""Which rotation steps of a program get keys: rare ones are composed of others where that pays."""
+"""Which rotation steps of a program get keys, and which of these wait in their file.
+
+Rare steps are composed of others where that pays. Where memory is limited and not enough for the rest, a server holds
+the keys of bootstraps and as many others as fit, and reads one when it is needed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from olac.backends.cost import CostEvaluator
 from olac.bootstrapping import bootstrap_steps, steps_with_keys
-from olac.estimate import Sizes, evaluation_key_bytes
+from olac.estimate import LOADING_KEYS, UNUSED_SHARE, Sizes, evaluation_key_bytes, key_reading_seconds
+from olac.paging import evictions
 from olac.parameters import Parameters
 from olac.rotations import composition
 
@@ -23,23 +30,28 @@ class KeyChoice:
         seconds: of a run. A composed step is priced as its rotations, which is a little too much where several
             compositions share their first.
         sizes: bytes of a server.
+        pool: how many of the steps no bootstrap needs, and no conjugation.
+        held: how many of their keys a server holds at once.
+        reads: keys that a run reads from their file because of that.
     """
 
     steps: tuple[int, ...]
     seconds: float
     sizes: Sizes
+    pool: int
+    held: int
+    reads: int = 0
 
 
-def choose_keys(
+def fewer_keys(
     uses: Uses,
     parameters: Parameters,
     price: Callable[[str, int], float],
     seconds: float,
     sizes: Sizes,
     reward: Callable[[float, float], float],
-    enough: Callable[[float], bool],
-) -> KeyChoice:
-    """Take keys away, the one that is missed least first.
+) -> Iterator[KeyChoice]:
+    """Keys for all steps, and then key by key fewer, the one that is missed least first.
 
     A step that others are composed of keeps its key, so a composition found once stays what `composition` finds. Keys
     of bootstraps and of conjugation stay.
@@ -48,18 +60,18 @@ def choose_keys(
         uses: of all steps.
         price: seconds of a primitive at a level.
         seconds, sizes: of the program with a key for every step.
-        reward: what is to be as small as possible, from seconds and bytes of a server.
-        enough: whether a server of so many bytes needs no smaller one.
+        reward: what has to become smaller with every key that goes, from seconds and bytes of a server.
     """
-    held = {step % parameters.slots for step in steps_with_keys((step for step, _ in uses), parameters)} - {0}
-    missed = _missed(uses, held - bootstrap_steps(parameters), price)
+    steps = steps_with_keys((step for step, _ in uses), parameters)
+    held = {step % parameters.slots for step in steps} - {0}
+    pool = held - bootstrap_steps(parameters)
+    missed = _missed(uses, pool, price)
     one_key = evaluation_key_bytes(parameters)
     composed: set[int] = set()
     parts: set[int] = set()
+    yield KeyChoice(tuple(sorted(steps)), seconds, sizes, len(pool), len(pool))
     for most in (2, 3):  # whatever two rotations do comes before what takes three
         for step, one_rotation in missed:
-            if enough(sizes.server_bytes):
-                break
             if step in composed or step in parts:
                 continue
             slower = seconds + (most - 1) * one_rotation
@@ -73,8 +85,56 @@ def choose_keys(
             held.remove(step)
             composed.add(step)
             parts.update(path)
-    all_steps = steps_with_keys((step for step, _ in uses), parameters)
-    return KeyChoice(tuple(sorted(all_steps - composed)), seconds, sizes)
+            left = len(pool) - len(composed)
+            yield KeyChoice(tuple(sorted(steps - composed)), seconds, sizes, left, left)
+
+
+def within(
+    choices: Iterable[KeyChoice], order: Sequence[int], evaluator: CostEvaluator, max_memory: float
+) -> KeyChoice:
+    """The fastest way to fit in `max_memory` bytes, or where there is none the smallest.
+
+    Args:
+        choices: from `fewer_keys`.
+        order: all steps that a run takes, as if each had a key.
+        evaluator: for the parameters; prices what is read.
+    """
+    best: KeyChoice | None = None
+    smallest: KeyChoice | None = None
+    for choice in choices:
+        if best is not None and choice.seconds >= best.seconds:
+            break
+        one = choice
+        if one.sizes.server_bytes > max_memory and one.pool > 1 + LOADING_KEYS:
+            one = _read_when_needed(choice, order, evaluator, max_memory)
+        if one.sizes.server_bytes <= max_memory and (best is None or one.seconds < best.seconds):
+            best = one
+        if smallest is None or one.sizes.server_bytes < smallest.sizes.server_bytes:
+            smallest = one
+    assert smallest is not None
+    return best or smallest
+
+
+def _read_when_needed(
+    choice: KeyChoice, order: Sequence[int], evaluator: CostEvaluator, max_memory: float
+) -> KeyChoice:
+    """As many keys of the pool as fit, at least one."""
+    parameters, slots = evaluator.parameters, evaluator.slots
+    one_key = evaluation_key_bytes(parameters)
+    over = (choice.sizes.server_bytes - max_memory) / ((1 + UNUSED_SHARE) * one_key)
+    held = max(1, choice.pool - LOADING_KEYS - math.ceil(over))
+    away = choice.pool - held - LOADING_KEYS
+    with_keys = frozenset(step % slots for step in choice.steps) - {0}
+    pool = with_keys - bootstrap_steps(parameters)
+    paths = {step: composition(step, with_keys, slots) or () for step in set(order)}
+    reads = evictions([part for step in order for part in paths[step] if part in pool], held)
+    return replace(
+        choice,
+        seconds=choice.seconds + reads * key_reading_seconds(evaluator),
+        sizes=replace(choice.sizes, key_bytes=choice.sizes.key_bytes - away * one_key),
+        held=held,
+        reads=reads,
+    )
 
 
 def _missed(uses: Uses, steps: Iterable[int], price: Callable[[str, int], float]) -> list[tuple[int, float]]:

@@ -20,7 +20,7 @@ from olac.parameters import Parameters
 from olac.passes.assign_levels import required_levels
 from olac.passes.base import PassTiming
 from olac.passes.place_bootstraps import Boots, Plan, Problem, Profiles, insert, place_bootstraps
-from olac.rotation_keys import KeyChoice, Uses, choose_keys
+from olac.rotation_keys import KeyChoice, Uses, fewer_keys, within
 
 MACHINE_BYTES = 8e9
 """Memory that comes with the cores of a server; what a program takes beyond it has to be paid with them."""
@@ -68,34 +68,45 @@ def _occupied(seconds: float, server_bytes: float) -> float:
     return seconds * (MACHINE_BYTES + server_bytes)
 
 
-def with_keys(uses: Uses, pricer: CostEvaluator, seconds: float, size: Sizes, max_memory: float | None) -> KeyChoice:
+def with_keys(
+    uses: Uses, order: Sequence[int], pricer: CostEvaluator, seconds: float, size: Sizes, max_memory: float | None
+) -> KeyChoice:
     """The steps that get keys, by the rule of `preferred`.
 
-    Without a limit a key goes where a run occupies less without it, with one where the program would not fit.
+    Without a limit a key goes where a run occupies less without it. With one keys go, or wait in their file, where the
+    program would not fit.
 
     Args:
         uses: how often each step is taken, by level.
+        order: all steps that a run takes.
         pricer: for the parameters.
         seconds, size: with keys for all steps.
     """
+    given = uses, pricer.parameters, pricer.price, seconds, size
     if max_memory is None:
-        return choose_keys(uses, pricer.parameters, pricer.price, seconds, size, _occupied, lambda _: False)
-    limit = max_memory
-    return choose_keys(
-        uses, pricer.parameters, pricer.price, seconds, size, lambda _, needed: needed, lambda needed: needed <= limit
-    )
+        *_, last = fewer_keys(*given, _occupied)
+        return last
+    return within(fewer_keys(*given, lambda _, needed: needed), order, pricer, max_memory)
 
 
 @dataclass(frozen=True)
 class Digits:
-    """A levelled program, at one number of digits of key switching; `steps` are those that get keys."""
+    """A levelled program, at one number of digits of key switching, with the rotation steps that get keys."""
 
     parameters: Parameters
     lowered: Graph
-    steps: tuple[int, ...]
-    seconds: float
-    server_bytes: float
+    keys: KeyChoice
     timings: tuple[PassTiming, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Predicted for one run."""
+        return self.keys.seconds
+
+    @property
+    def server_bytes(self) -> float:
+        """Predicted peak memory of a server."""
+        return self.keys.sizes.server_bytes
 
 
 def price_digits(
@@ -110,6 +121,7 @@ def price_digits(
     kernels = build_hollow_kernels(lowered)
     recorder = record(lowered, choices[0], kernels)
     events, uses = recorder.counts(), recorder.uses()
+    order = [event.step for event in recorder.events if event.step]
     encodes = Counter({level: count for (primitive, level), count in events.items() if primitive == "encode"})
     levels = {node.id: node.type.state.level for node in lowered.nodes if node.type.state is not None}
     found = []
@@ -122,8 +134,8 @@ def price_digits(
         )
         steps = steps_with_keys(recorder.rotations, parameters)
         size = sizes(lowered, kernels, parameters, len(steps), encodes, levels)
-        chosen = with_keys(uses, pricer, seconds, size, max_memory)
-        found.append(Digits(parameters, lowered, chosen.steps, chosen.seconds, chosen.sizes.server_bytes, timings))
+        chosen = with_keys(uses, order, pricer, seconds, size, max_memory)
+        found.append(Digits(parameters, lowered, chosen, timings))
     return found
 
 
@@ -139,15 +151,11 @@ class Packed:
 
 @dataclass(frozen=True)
 class Deep:
-    """A plan of bootstraps under one set of parameters; `within` the number of them that was asked for, if any was.
-
-    `steps` are those that get keys.
-    """
+    """A plan of bootstraps under one set of parameters; `within` the number of them that was asked for, if any was."""
 
     parameters: Parameters
     packed: Packed
     boots: Boots
-    steps: tuple[int, ...]
     seconds: float
     server_bytes: float
     within: bool = True
@@ -195,11 +203,11 @@ def price_deep(
             if key not in packed:
                 packed[key] = pack(usual[key])
             one = packed[key]
-            plan, within = _plan(one, parameters, table, threads, most)
+            plan, few = _plan(one, parameters, table, threads, most)
         except InfeasibleError as error:
             refuse(parameters, str(error))
             continue
-        found.append(_deep(parameters, one, plan, within, CostEvaluator(parameters, table, threads), max_memory))
+        found.append(_deep(parameters, one, plan, few, CostEvaluator(parameters, table, threads), max_memory))
     return found
 
 
@@ -214,7 +222,7 @@ def _way(parameters: Parameters) -> _Way:
 
 
 def _deep(
-    parameters: Parameters, packed: Packed, plan: Plan, within: bool, pricer: CostEvaluator, max_memory: float | None
+    parameters: Parameters, packed: Packed, plan: Plan, few: bool, pricer: CostEvaluator, max_memory: float | None
 ) -> Deep:
     """A plan with the steps that get keys, and the memory that a server takes."""
     boots = parameters.bootstrapping
@@ -225,9 +233,9 @@ def _deep(
     nothing: Mapping[int, int] = {}  # weights are encoded when they are needed
     size = sizes(whole, packed.profiles.kernels, parameters, steps, nothing, levels)
     operands = {node.id: levels[node.id] + node.levels(packed.graph.constants) for node in packed.graph.nodes}
-    chosen = with_keys(packed.profiles.uses(operands), pricer, plan.seconds, size, max_memory)
-    needed = chosen.sizes.server_bytes
-    return Deep(parameters, packed, plan.boots, chosen.steps, chosen.seconds, needed, within)
+    uses, order = packed.profiles.uses(operands), packed.profiles.order
+    keys = with_keys(uses, order, pricer, plan.seconds, size, max_memory)
+    return Deep(parameters, packed, plan.boots, keys.seconds, keys.sizes.server_bytes, few)
 
 
 def preferred_deep(found: Sequence[Deep], max_memory: float | None) -> list[Deep]:
@@ -264,9 +272,9 @@ def price_sparse(
             for log_slots in _numbers_of_slots(one):
                 parameters = _on_slots(one.parameters, log_slots)
                 with contextlib.suppress(InfeasibleError):  # too few places for bootstraps
-                    plan, within = _plan(one.packed, parameters, table, threads, most)
+                    plan, few = _plan(one.packed, parameters, table, threads, most)
                     pricer = CostEvaluator(parameters, table, threads)
-                    sparse.append(_deep(parameters, one.packed, plan, within, pricer, max_memory))
+                    sparse.append(_deep(parameters, one.packed, plan, few, pricer, max_memory))
     best = preferred_deep([*found, *sparse], max_memory)
     log_ring, budget, taken = _way(best[0].parameters) if best else (0, (0, 0), None)
     if taken is None:

@@ -85,12 +85,13 @@ class Profiles:
     Attributes:
         kernels: of the nodes, without weights where those don't matter.
         steps: rotation steps of all kernels.
+        order: the same as they are taken, one after the other.
     """
 
     def __init__(self, graph: Graph, parameters: Parameters) -> None:
         self._events: dict[str, tuple[tuple[str, int, int], ...]] = {}
         self._uses: dict[str, tuple[tuple[int, int, int], ...]] = {}
-        steps: set[int] = set()
+        order: list[int] = []
         self.kernels = build_hollow_kernels(graph)
         for node in graph.nodes:
             if not isinstance(node.op, Input | Bootstrap):
@@ -102,8 +103,9 @@ class Profiles:
                 self._uses[node.id] = tuple(
                     (step, parameters.depth - level, count) for (step, level), count in sorted(recorder.uses().items())
                 )
-                steps.update(recorder.rotations)
-        self.steps = frozenset(steps)
+                order += [event.step for event in recorder.events if event.step]
+        self.order = tuple(order)
+        self.steps = frozenset(order)
 
     def uses(self, levels: Mapping[str, int]) -> Counter[tuple[int, int]]:
         """How often each (rotation step, level) is taken, with the operands of each node at its level in `levels`."""

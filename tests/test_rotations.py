@@ -13,15 +13,16 @@ import pytest
 from olac.backends.cost import CostEvaluator
 from olac.backends.simulator import SimulatorEvaluator
 from olac.bootstrapping import bootstrap_steps
-from olac.compiler import key_steps
+from olac.compiler import key_steps, paging_notes
 from olac.costs import CostTable
-from olac.estimate import Sizes, evaluation_key_bytes
+from olac.estimate import LOADING_KEYS, Sizes, evaluation_key_bytes, key_reading_seconds
 from olac.kernels.execute import build_kernels, execute
 from olac.kernels.record import record
+from olac.paging import evictions
 from olac.parameters import FIXED, FLEXIBLE, Bootstrapping, Parameters
 from olac.program import CompiledProgram
 from olac.report import parameter_lines
-from olac.rotation_keys import Uses, choose_keys
+from olac.rotation_keys import KeyChoice, Uses, fewer_keys, within
 from olac.rotations import MOST_STEPS, composition
 from olac.search import MACHINE_BYTES, price_digits, with_keys
 from tests.runtime.small_program import images, small_program
@@ -73,13 +74,18 @@ def seconds_at_which_a_key_pays(extra: float, keys: int) -> float:
     return extra * after / (before - after)
 
 
+def chosen_keys(uses: Uses, seconds: float, keys: int, max_memory: float | None = None) -> KeyChoice:
+    order = [step for turn in range(max(uses.values())) for (step, _), times in uses.items() if turn < times]
+    return with_keys(uses, order, PRICER, seconds, sized(keys), max_memory)
+
+
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_key_goes_exactly_when_that_pays(times: int) -> None:
     uses = {(1, 4): 100, (2, 4): 100, (3, 2): times}
     even = seconds_at_which_a_key_pays(times * PRICER.price("rotate", 2), 4)
-    kept = with_keys(uses, PRICER, 0.99 * even, sized(4), None)
+    kept = chosen_keys(uses, 0.99 * even, 4)
     assert (kept.steps, kept.seconds, kept.sizes) == ((1, 2, 3), 0.99 * even, sized(4))
-    gone = with_keys(uses, PRICER, 1.01 * even, sized(4), None)
+    gone = chosen_keys(uses, 1.01 * even, 4)
     assert gone.steps == (1, 2) and gone.sizes == sized(3)
     assert gone.seconds == pytest.approx(1.01 * even + times * PRICER.price("rotate", 2))
 
@@ -87,20 +93,73 @@ def test_a_key_goes_exactly_when_that_pays(times: int) -> None:
 def test_three_rotations_have_to_pay_for_two_more() -> None:
     uses = {(1, 4): 1000, (16, 4): 1000, (33, 2): 1}  # 33 = 1 + 16 + 16
     even = seconds_at_which_a_key_pays(2 * PRICER.price("rotate", 2), 4)
-    assert with_keys(uses, PRICER, 0.99 * even, sized(4), None).steps == (1, 16, 33)
-    assert with_keys(uses, PRICER, 1.01 * even, sized(4), None).steps == (1, 16)
+    assert chosen_keys(uses, 0.99 * even, 4).steps == (1, 16, 33)
+    assert chosen_keys(uses, 1.01 * even, 4).steps == (1, 16)
 
 
 def test_within_a_limit_keys_stay_and_beyond_it_those_go_that_are_missed_least() -> None:
     uses: Uses = {(1, 4): 100, (2, 4): 100, (3, 4): 9, (4, 4): 2, (5, 4): 5}
-    whole = sized(6)
-    assert with_keys(uses, PRICER, 1e6, whole, whole.server_bytes).steps == (1, 2, 3, 4, 5)
-    one_less = with_keys(uses, PRICER, 1.0, whole, whole.server_bytes - 1)
+    whole = sized(6).server_bytes
+    everything = chosen_keys(uses, 1e6, 6, whole)
+    assert everything.steps == (1, 2, 3, 4, 5) and everything.held == everything.pool == 5
+    one_less = chosen_keys(uses, 1.0, 6, whole - 1)
     assert one_less.steps == (1, 2, 3, 5)  # 4 = 1 + 3, so 3 stays as well
     assert one_less.seconds == pytest.approx(1.0 + 2 * PRICER.price("rotate", 4))
-    least = with_keys(uses, PRICER, 1.0, whole, 1.0)
-    assert least.steps == (1, 2, 3)  # 5 = 2 + 3
-    assert least.sizes == sized(4)
+    two_less = chosen_keys(uses, 1.0, 6, sized(4).server_bytes)
+    assert two_less.steps == (1, 2, 3)  # 5 = 2 + 3
+    assert two_less.sizes == sized(4) and two_less.held == two_less.pool == 3
+
+
+@pytest.mark.parametrize("held", [1, 2, 4])
+def test_where_no_key_may_go_some_wait_in_their_file(held: int) -> None:
+    keys = 5 + LOADING_KEYS
+    uses = {(step, 4): 7 for step in range(1, 1 + keys)}
+    limit = sized(1 + held + LOADING_KEYS).server_bytes + 1
+    order = [step for _ in range(7) for step, _ in uses]
+    found = within(
+        itertools.islice(fewer_keys(uses, PARAMETERS, PRICER.price, 1.0, sized(1 + keys), lambda _, b: b), 1),
+        order,
+        PRICER,
+        limit,
+    )
+    assert len(found.steps) == found.pool == keys and found.held == held
+    assert found.sizes.server_bytes == pytest.approx(limit)
+    assert found.reads == evictions(order, held) > 0
+    assert found.seconds == pytest.approx(1.0 + found.reads * key_reading_seconds(PRICER))
+
+
+def test_of_composing_and_reading_the_faster_is_taken() -> None:
+    """Keys that are used one after the other are read once each; used in turn they are read again and again."""
+    uses: Uses = {(step, 4): 1000 for step in range(1, 9)}
+    limit = sized(6).server_bytes
+    in_turn = [step for _ in range(1000) for step in range(1, 9)]
+    in_blocks = [step for step in range(1, 9) for _ in range(1000)]
+    read = with_keys(uses, in_blocks, PRICER, 1.0, sized(9), limit)
+    composed = with_keys(uses, in_turn, PRICER, 1.0, sized(9), limit)
+    assert read.reads == 8 - read.held > 0 and len(read.steps) == 8
+    assert composed.reads == 0 and len(composed.steps) == 5
+    assert read.seconds < composed.seconds and max(read.sizes.server_bytes, composed.sizes.server_bytes) <= limit
+
+
+def test_a_note_says_what_a_server_holds_and_reads() -> None:
+    program = small_program()
+    (whole,) = price_digits(program.graph, [program.parameters], TABLE, 1)
+    (least,) = price_digits(program.graph, [program.parameters], TABLE, 1, 1.0)
+    limit = least.server_bytes
+    (paged,) = price_digits(program.graph, [program.parameters], TABLE, 1, limit)
+    keys = paged.keys
+    assert paged.server_bytes <= limit and keys.reads > 0 and keys.held < keys.pool
+    (note,) = paging_notes(paged, limit)
+    assert f"holds {keys.held} at a time of {keys.pool} rotation keys" in note and f"reads {keys.reads} keys" in note
+    assert paging_notes(whole, None) == paging_notes(whole, whole.server_bytes) == ()
+    assert paged.seconds > CompiledProgram(program.graph, program.parameters, keys.steps).estimate(1).seconds_per_image
+
+
+def test_nothing_fits_in_nothing() -> None:
+    uses: Uses = {(step, 4): 1000 for step in range(1, 9)}
+    least = chosen_keys(uses, 1.0, 9, 1.0)
+    assert least.sizes.server_bytes > 1.0
+    assert chosen_keys(uses, 1.0, 9, least.sizes.server_bytes).sizes == least.sizes
 
 
 def test_keys_of_bootstraps_and_of_conjugation_stay() -> None:
@@ -109,11 +168,11 @@ def test_keys_of_bootstraps_and_of_conjugation_stay() -> None:
     pricer = CostEvaluator(boots, TABLE, 1)
     other = next(s for s in range(1, boots.slots) if s not in theirs and composition(s, theirs, boots.slots))
     uses: Uses = {(other, 2): 1, (min(theirs), 2): 1, (boots.conjugation_step, 2): 1}
-    chosen = choose_keys(uses, boots, pricer.price, 1.0, sized(100), lambda _, size: size, lambda _: False)
-    assert set(chosen.steps) == theirs
+    *_, chosen = fewer_keys(uses, boots, pricer.price, 1.0, sized(100), lambda _, size: size)
+    assert set(chosen.steps) == theirs and chosen.pool == 0
     without: Uses = {(1, 2): 5, (2, 2): 1, (PARAMETERS.conjugation_step, 2): 1}
-    chosen = choose_keys(without, PARAMETERS, PRICER.price, 1.0, sized(4), lambda _, size: size, lambda _: False)
-    assert chosen.steps == (1, PARAMETERS.conjugation_step)
+    *_, chosen = fewer_keys(without, PARAMETERS, PRICER.price, 1.0, sized(4), lambda _, size: size)
+    assert chosen.steps == (1, PARAMETERS.conjugation_step) and chosen.pool == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*compiled without security")
@@ -122,21 +181,21 @@ def test_a_program_within_less_memory(tmp_path: Path) -> None:
     program = small_program()
     graph, parameters = program.graph, program.parameters
     (whole,) = price_digits(graph, [parameters], TABLE, 1)
-    assert whole.steps == key_steps(graph, parameters)
+    assert whole.keys.steps == key_steps(graph, parameters)
     limit = whole.server_bytes - 2.5 * evaluation_key_bytes(parameters)
     (less,) = price_digits(graph, [parameters], TABLE, 1, limit)
-    assert len(less.steps) == len(whole.steps) - 3 and less.server_bytes <= limit
-    made = CompiledProgram(graph, parameters, less.steps)
-    assert set(made.composed) == set(whole.steps) - set(less.steps) and program.composed == ()
+    assert len(less.keys.steps) == len(whole.keys.steps) - 3 and less.server_bytes <= limit
+    made = CompiledProgram(graph, parameters, less.keys.steps)
+    assert set(made.composed) == set(whole.keys.steps) - set(less.keys.steps) and program.composed == ()
     assert "3 steps that are rare are composed of others" in "\n".join(parameter_lines(made))
     estimate = made.estimate(1, costs=TABLE)
     assert estimate.server_gb == pytest.approx(less.server_bytes / 1e9)
     assert program.estimate(1, costs=TABLE).seconds_per_image < estimate.seconds_per_image
     assert 0.95 * less.seconds < estimate.seconds_per_image < 1.001 * less.seconds  # some share a rotation
-    evaluator = CostEvaluator(parameters, TABLE, 1, encoded=True, rotations=less.steps)
+    evaluator = CostEvaluator(parameters, TABLE, 1, encoded=True, rotations=less.keys.steps)
     record(graph, parameters, recorder=evaluator)
     assert estimate.seconds_per_image == pytest.approx(evaluator.seconds)
-    assert set(evaluator.rotations) <= {*less.steps, parameters.conjugation_step}
+    assert set(evaluator.rotations) <= {*less.keys.steps, parameters.conjugation_step}
     made.save(tmp_path / "program.olac")
     loaded = CompiledProgram.load(tmp_path / "program.olac")
     assert (loaded.rotations, loaded.composed) == (made.rotations, made.composed)

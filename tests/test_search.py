@@ -84,8 +84,8 @@ def test_digits_are_priced_as_whole_programs_are() -> None:
     found = price_digits(lowered, choices, TABLE, 1)
     assert [one.parameters for one in found] == choices
     for one in found:
-        assert one.steps == key_steps(lowered, one.parameters)  # memory is small beside what a machine has
-        whole = estimate(CompiledProgram(lowered, one.parameters, one.steps), 1, TABLE)
+        assert one.keys.steps == key_steps(lowered, one.parameters)  # memory is small beside what a machine has
+        whole = estimate(CompiledProgram(lowered, one.parameters, one.keys.steps), 1, TABLE)
         assert one.seconds == pytest.approx(whole.seconds_per_image)
         assert one.server_bytes / GB == pytest.approx(whole.server_gb)
     assert len({round(one.server_bytes) for one in found}) == len(found)
@@ -122,7 +122,7 @@ def test_plans_with_bootstraps_are_priced_as_whole_programs_are() -> None:
             node.id: node.type.state.level + node.levels(whole.constants) for node in whole.nodes if node.type.state
         }
         assert one.packed.profiles.uses(operands) == record(whole, one.parameters).uses()
-        assert one.steps == program.rotations
+        assert one.packed.profiles.order == tuple(e.step for e in record(whole, one.parameters).events if e.step)
         assert set(program.rotations) == steps_with_keys(one.packed.profiles.steps, one.parameters)
         assert one.server_bytes / GB == pytest.approx(made.server_gb)
         assert one.seconds == pytest.approx(made.seconds_per_image, rel=0.05)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -81,12 +81,21 @@ class _Places(threading.local):
             self.work, self.count = before
 
 
+class KeyTags(Protocol):
+    """Rotation keys that are not all held under the tag of the ciphertexts."""
+
+    def tag(self, step: int) -> str | None:
+        """The tag that OpenFHE holds the key of a step under until the next call; None for the ciphertext's."""
+
+
 class OpenFHEEvaluator(Evaluator[Any, Any]):
     """Args:
     context: from `make_context(parameters)`, with the evaluation keys loaded.
     rotations: steps that there are keys for.
     cache: keeps plaintexts between runs, each of which begins with `restart`; None encodes anew every time.
-    workers: threads of Python that do what need not be done in order; None for as many as OpenFHE's loops use.
+    workers: threads of Python that do what need not be done in order; None for as many as OpenFHE's loops use, but
+        none with `tags`, which takes one rotation after the other.
+    tags: where keys are that are not held under the tag of the ciphertexts; asked before every rotation.
     """
 
     def __init__(
@@ -96,15 +105,17 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         rotations: Iterable[int] | None = None,
         cache: PlaintextCache | None = None,
         workers: Workers | None = None,
+        tags: KeyTags | None = None,
     ) -> None:
         super().__init__(parameters, rotations)
-        self._workers = workers if workers is not None else Workers(helpers(usable_threads()))
+        self._workers = workers or Workers(helpers(usable_threads()) if tags is None else 0)
         self._places = _Places()
         self._lock = threading.Lock()
         self._of_complex: Any = None
         self._warm = False
         self._context = context
         self._cache = cache
+        self._tags = tags
         self._fixed = parameters.technique == FIXED
         self._order = 4 * parameters.slots
         self._rounding = Rounding(parameters)
@@ -245,7 +256,21 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return out
 
     def _rotate(self, a: Any, step: int, state: CipherState) -> Any:
-        return self._rounded(self._context.EvalRotate(a, step), state)
+        return self._rounded(self._with_key(a, step, lambda: self._context.EvalRotate(a, step)), state)
+
+    def _with_key(self, a: Any, step: int, rotate: Callable[[], Any]) -> Any:
+        """What `rotate` makes of a, while a has the tag that the key of the step is held under."""
+        tag = None if self._tags is None else self._tags.tag(step)
+        if tag is None:
+            return rotate()
+        own = a.GetKeyTag()
+        a.SetKeyTag(tag)
+        try:
+            rotated = rotate()
+        finally:
+            a.SetKeyTag(own)
+        rotated.SetKeyTag(own)
+        return rotated
 
     def _add_conjugate(self, a: Any, state: CipherState) -> Any:
         tag = a.GetKeyTag()
@@ -257,7 +282,8 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return self._context.EvalFastRotationPrecompute(a)
 
     def _hoisted_rotate(self, a: Any, digits: Any, step: int, state: CipherState) -> Any:
-        return self._rounded(self._context.EvalFastRotation(a, step, self._order, digits), state)
+        rotated = self._with_key(a, step, lambda: self._context.EvalFastRotation(a, step, self._order, digits))
+        return self._rounded(rotated, state)
 
     def _rounded(self, a: Any, state: CipherState) -> Any:
         """The result of a key switch without its bias; at noise degree 2 the rescale makes both vanish."""
@@ -266,7 +292,7 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return a
 
     def _extended_rotate(self, a: Any, digits: Any, step: int, state: CipherState) -> Any:
-        return self._context.EvalFastRotationExt(a, step, digits, True)
+        return self._with_key(a, step, lambda: self._context.EvalFastRotationExt(a, step, digits, True))
 
     def _extended_add(self, a: Any, b: Any, state: CipherState) -> Any:
         self._context.EvalAddInPlaceNoCheck(a, b)

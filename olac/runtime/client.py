@@ -13,6 +13,7 @@ import numpy as np
 
 from olac import envelope
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
+from olac.backends.openfhe.key_maps import KEY_MAPS
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import WORD_BYTES, new_tag
@@ -63,7 +64,8 @@ class Client:
         program = self.program
         key, identity = new_secret_key(program.parameters), new_identity()
         relinearise = needs_relinearisation(program)
-        live = make_keys(program.parameters, key, program.rotations, relinearise, progress)
+        with KEY_MAPS.using():
+            live = make_keys(program.parameters, key, program.rotations, relinearise, progress)
         self._secret_key, self._identity = key, identity
         return EvaluationKeys(program, identity, program.rotations, relinearise, live=live)
 

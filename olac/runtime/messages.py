@@ -107,6 +107,11 @@ class EvaluationKeys:
         return self.count * one + sum(special_key_bytes(self.program))
 
     @property
+    def header(self) -> Header | None:
+        """Of the frame that they came in; None where they were made in this process."""
+        return self._header
+
+    @property
     def installed(self) -> bool:
         """Whether OpenFHE holds them in this process."""
         return self._live is not None

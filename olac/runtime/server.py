@@ -12,9 +12,11 @@ from typing import Any
 
 from olac.backends.base import Ciphertext, Slots
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
+from olac.backends.openfhe.key_maps import KEY_MAPS
 from olac.backends.openfhe.wire import wire
 from olac.backends.recorder import RecorderEvaluator
 from olac.errors import ArtifactError, BackendError, InfeasibleError, MissingKeyError, VerificationError
+from olac.estimate import LIBRARY_BYTES, LOADING_KEYS, UNUSED_SHARE
 from olac.files import check_writable
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap
@@ -24,7 +26,14 @@ from olac.kernels.execute import execute
 from olac.memory import available_bytes, current_rss_bytes
 from olac.program import CompiledProgram
 from olac.runtime.checkpoints import Checkpoint
-from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys, needs_relinearisation
+from olac.runtime.messages import (
+    EncryptedInput,
+    EncryptedResult,
+    EvaluationKeys,
+    needs_relinearisation,
+    one_key_bytes,
+)
+from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
 
 GB = 1e9
 NAMED_STEPS = 12
@@ -58,6 +67,9 @@ class Progress:
 class Server:
     """Runs one program under one client's evaluation keys.
 
+    Where not all keys of a file fit in memory, those for rotations beside bootstraps are read from the file when a run
+    needs them, and go when others need their room. Such a run keeps all others in this process waiting.
+
     Args:
         program: what to run.
         evaluation_keys: from the client, live or loaded.
@@ -67,6 +79,7 @@ class Server:
 
     Attributes:
         last_run: wall seconds by node id, of the last run; without those before its checkpoint where it continued one.
+        pages: the keys that are read when they are needed, and how often they were; None where all are held.
 
     Raises:
         ArtifactError: the keys belong to another program, or are damaged.
@@ -86,9 +99,17 @@ class Server:
         self.last_run: dict[str, float] = {}
         self._lock = threading.Lock()
         self._check_keys(evaluation_keys)
-        room = self._check_memory(evaluation_keys, max_memory)
+        room, capacity = self._check_memory(evaluation_keys, max_memory)
         self._identity = evaluation_keys.identity
-        self._keys = evaluation_keys.install()
+        self._pager: KeyPager | None = None
+        with KEY_MAPS.using():
+            if capacity is None:
+                self._keys = evaluation_keys.install()
+            else:
+                pinned, steps = pinned_steps(program), evaluation_keys.steps
+                self._keys, file = install_pinned(evaluation_keys, pinned)
+                self._pager = KeyPager(program, steps, pinned, file, capacity)
+        self.pages = None if self._pager is None else self._pager.pages
         self._kernels = program.kernels
         if program.parameters.bootstrapping is not None:
             # After the keys: what these take is known better than that of the plaintexts made here.
@@ -97,7 +118,11 @@ class Server:
             cache_bytes = max(0, int(room)) if program.parameters.bootstrapping is None else 0
         self._cache = PlaintextCache(cache_bytes)
         self._evaluator = OpenFHEEvaluator(
-            wire(program.parameters).context, program.parameters, evaluation_keys.steps, self._cache
+            wire(program.parameters).context,
+            program.parameters,
+            evaluation_keys.steps,
+            self._cache,
+            tags=self._pager,
         )
         self._steps = evaluation_keys.steps
         self._prepared = False
@@ -121,8 +146,11 @@ class Server:
                 "the evaluation keys lack the relinearisation key. Make the keys anew with Client.generate_keys()."
             )
 
-    def _check_memory(self, keys: EvaluationKeys, max_memory: float | None) -> float:
-        """Bytes that are left for encoded weights."""
+    def _check_memory(self, keys: EvaluationKeys, max_memory: float | None) -> tuple[float, int | None]:
+        """Bytes that are left for encoded weights, and how many keys are held of those that are not always.
+
+        None where all are held.
+        """
         # Before the rest: it makes the kernels, which are of some size themselves.
         estimate = self.program.estimate()
         self._predicted = estimate.node_seconds
@@ -131,13 +159,20 @@ class Server:
         if max_memory is not None:
             room = min(room, max_memory - held)
         needed = estimate.ciphertext_bytes + estimate.setup_bytes + (0 if keys.installed else keys.key_bytes)
-        if needed > room:
-            raise InfeasibleError(
-                f"running the program takes {needed / GB:.2f} GB more than the {held / GB:.2f} GB that this process "
-                f"holds, and {max(0.0, room) / GB:.2f} GB are left. Allow more with max_memory, take a larger machine, "
-                "or compile with max_memory for a program with fewer keys."
-            )
-        return room - needed
+        if needed <= room:
+            return room - needed, None
+        one, away = one_key_bytes(self.program), len(set(keys.steps) - pinned_steps(self.program))
+        least = LIBRARY_BYTES + (1 + UNUSED_SHARE) * (needed - (away - 1 - LOADING_KEYS) * one)
+        if keys.header is not None and not keys.installed and away > 1 + LOADING_KEYS and least <= room:
+            return 0.0, min(away, 1 + int((room - least) / ((1 + UNUSED_SHARE) * one)))
+        fewer = (
+            "" if least >= needed else f" ({least / GB:.2f} GB do for keys from a file, most of them read as needed)"
+        )
+        raise InfeasibleError(
+            f"running the program takes {needed / GB:.2f} GB more than the {held / GB:.2f} GB that this process "
+            f"holds{fewer}, and {max(0.0, room) / GB:.2f} GB are left. Allow more with max_memory, take a larger "
+            "machine, or compile with max_memory for a program with fewer keys."
+        )
 
     @property
     def encode_seconds(self) -> float:
@@ -181,7 +216,8 @@ class Server:
 
         Raises:
             ArtifactError: the input is of another program or was encrypted under other keys; the checkpoint is
-                damaged, of another program, keys or input, or can't be written where it should be.
+                damaged, of another program, keys or input, or can't be written where it should be; the file of the
+                keys is no longer what it was, where keys are read from it.
             BackendError: OpenFHE refused an operation.
         """
         program = self.program
@@ -192,7 +228,7 @@ class Server:
                 f"{encrypted.name} was encrypted under other keys than this server has. Send it with its own "
                 "evaluation keys."
             )
-        with self._lock:
+        with self._lock, KEY_MAPS.using() if self._pager is None else KEY_MAPS.changing():
             if checkpoint is None:
                 return self._run(encrypted, progress, observe, None)
             check_writable(checkpoint)
@@ -222,7 +258,10 @@ class Server:
         else:
             behind, values = found.behind, found.values
             # Plaintexts are kept by their place in a whole run: one that starts in the middle encodes its own.
-            evaluator = OpenFHEEvaluator(wire(program.parameters).context, program.parameters, self._steps, cache=None)
+            context = wire(program.parameters).context
+            evaluator = OpenFHEEvaluator(context, program.parameters, self._steps, tags=self._pager)
+        if self._pager is not None:
+            self._pager.restart(behind)
         start = time.perf_counter()
 
         def keep(node: Node, values: Mapping[str, Value]) -> None:

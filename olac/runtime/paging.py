@@ -1,0 +1,142 @@
+"""Rotation keys that stay in their file until a run needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import numpy as np
+
+from olac.backends.openfhe.key_bytes import KeyMaker
+from olac.backends.openfhe.key_maps import put, take_out
+from olac.backends.openfhe.keys import KeySet, install_keys
+from olac.backends.openfhe.wire import wire
+from olac.backends.openfhe.words import Words, new_tag
+from olac.backends.recorder import RecorderEvaluator
+from olac.bootstrapping import bootstrap_steps
+from olac.errors import ArtifactError
+from olac.ir.graph import Node
+from olac.kernels.base import Value
+from olac.kernels.record import record
+from olac.paging import Pages
+from olac.program import CompiledProgram
+from olac.runtime.messages import EvaluationKeys, named, special_key_bytes
+
+
+class KeyFile:
+    """Single rotation keys of a file, each the same as when the whole file was checked."""
+
+    def __init__(self, keys: EvaluationKeys) -> None:
+        assert keys.header is not None
+        self._keys, self._header = keys, keys.header
+        self._places = {step: int(keys.relinearisation) + i for i, step in enumerate(keys.steps)}
+
+    def key(self, step: int, tag: str) -> Any:
+        """An EvalKeyMap with the key of a step, under a tag.
+
+        Raises:
+            ArtifactError: the file is gone, or the key is another than it was.
+        """
+        ready = wire(self._keys.program.parameters)
+        index, place = ready.automorphism_index(step), self._places[step]
+        try:
+            with self._header.source.reader() as reader, KeyMaker(ready, tag, False, 0) as maker:
+                return maker.rotations([(index, self._keys.blocks(reader, place))])
+        except ArtifactError as error:
+            raise self._header.error(
+                f"the key for rotation step {step} can't be read again: {error}",
+                "Leave the file as it is while a server uses it.",
+            ) from error
+
+
+def pinned_steps(program: CompiledProgram) -> frozenset[int]:
+    """Steps whose keys are always held: OpenFHE looks up those of bootstraps and of conjugation itself."""
+    return bootstrap_steps(program.parameters) | {program.parameters.conjugation_step}
+
+
+def install_pinned(
+    keys: EvaluationKeys, pinned: Collection[int], progress: Callable[[int, int], None] | None = None
+) -> tuple[KeySet, KeyFile]:
+    """Keys of a frame, of which those for rotations by other steps than `pinned` stay where they are.
+
+    Raises:
+        ArtifactError: as `EvaluationKeys.install`.
+    """
+    header, first = keys.header, int(keys.relinearisation)
+    assert header is not None
+    held = tuple(step for step in keys.steps if step in pinned)
+    behind = first + len(keys.steps)
+    places = [*range(first), *(first + i for i, step in enumerate(keys.steps) if step in pinned)]
+    places += range(behind, behind + len(special_key_bytes(keys.program)))
+    with header.source.reader() as reader:
+
+        def blocks(place: int) -> Iterator[Words]:
+            return keys.blocks(reader, places[place])
+
+        try:
+            live = install_keys(keys.program.parameters, held, keys.relinearisation, blocks, progress)
+        except ArtifactError as error:
+            raise named(error, header) from error
+    return live, KeyFile(keys)
+
+
+def needed_order(
+    program: CompiledProgram, steps: Collection[int], pinned: Collection[int]
+) -> tuple[tuple[int, ...], dict[str, int]]:
+    """The steps beside `pinned` in the order in which a run takes them, and how many lie before each node's end."""
+    recorder = RecorderEvaluator(program.parameters, steps)
+    events: dict[str, int] = {}
+
+    def after(node: Node, value: Value) -> None:
+        events[node.id] = len(recorder.events)
+
+    record(program.graph, program.parameters, recorder=recorder, after=after)
+    apart = {0, *pinned}
+    before = np.cumsum([0, *(event.step not in apart for event in recorder.events)])
+    order = tuple(event.step for event in recorder.events if event.step not in apart)
+    return order, {name: int(before[count]) for name, count in events.items()}
+
+
+class KeyPager:
+    """Reads keys before they are needed and lets go those that are needed last; only while `KEY_MAPS.changing()`.
+
+    Args:
+        program: whose runs need the keys.
+        steps: that there are keys for.
+        pinned: of these, the ones that are held anyway.
+        file: of the others.
+        capacity: how many of the others may be held at once, at least 1.
+    """
+
+    def __init__(
+        self,
+        program: CompiledProgram,
+        steps: Collection[int],
+        pinned: Collection[int],
+        file: KeyFile,
+        capacity: int,
+    ) -> None:
+        order, self._ends = needed_order(program, steps, pinned)
+        self.pages = Pages(order, capacity)
+        self._pinned = frozenset(pinned)
+        self._file = file
+        self._tags: dict[int, str] = {}
+
+    def restart(self, behind: str | None = None) -> None:
+        """Begin a run, or continue one behind a node."""
+        # What a failed run left is not known to be whole.
+        self.pages.held = {step: place for step, place in self.pages.held.items() if step in self._tags}
+        self.pages.restart(0 if behind is None else self._ends[behind])
+
+    def tag(self, step: int) -> str | None:
+        """The tag that a step's key is held under now; None for that of the ciphertext."""
+        if step in self._pinned:
+            return None
+        missing, gone = self.pages.need(step)
+        if gone is not None:
+            take_out(self._tags.pop(gone))
+        if missing:
+            tag = new_tag()
+            put(self._file.key(step, tag), tag)
+            self._tags[step] = tag
+        return self._tags[step]
