@@ -92,8 +92,7 @@ def predicted_seconds(table: CostTable, primitive: str, parameters: Parameters, 
     More threads than measured are taken to bring nothing more, and work to grow with the ring.
     """
     at = shape(parameters, level)
-    counts = sorted({key.threads for key in table.factors})
-    used = max((count for count in counts if count <= threads), default=counts[0])
+    used = max((count for count in table.threads if count <= threads), default=table.threads[0])
     ring = min(max(at.log_ring, table.log_rings[0]), table.log_rings[-1])
     return table.seconds(primitive, replace(at, log_ring=ring), used) * 2.0 ** (at.log_ring - ring)
 

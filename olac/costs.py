@@ -376,10 +376,15 @@ class CostTable:
         lines += [_block("rows", rows), _block("factors", factors)]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
-    @property
+    @functools.cached_property
     def log_rings(self) -> tuple[int, ...]:
         """The measured rings, each as the logarithm of its dimension."""
         return tuple(sorted({key.log_ring for key in self.factors}))
+
+    @functools.cached_property
+    def threads(self) -> tuple[int, ...]:
+        """The measured numbers of threads."""
+        return tuple(sorted({key.threads for key in self.factors}))
 
     def seconds(self, primitive: str, shape: CiphertextShape, threads: int = 2) -> float:
         """Wall seconds of one call that may use `threads` threads.
