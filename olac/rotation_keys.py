@@ -12,9 +12,12 @@ from dataclasses import dataclass, replace
 
 from olac.backends.cost import CostEvaluator
 from olac.bootstrapping import bootstrap_steps, steps_with_keys
+from olac.costs import CostTable
 from olac.estimate import LOADING_KEYS, UNUSED_SHARE, Sizes, evaluation_key_bytes, key_reading_seconds
+from olac.kernels.record import record
 from olac.paging import evictions
 from olac.parameters import Parameters
+from olac.program import CompiledProgram
 from olac.rotations import composition
 
 Uses = Mapping[tuple[int, int], int]
@@ -113,6 +116,19 @@ def within(
             smallest = one
     assert smallest is not None
     return best or smallest
+
+
+def held_within(program: CompiledProgram, max_memory: float, table: CostTable, threads: int) -> KeyChoice:
+    """What a server of a program that is there already has to do to stay within `max_memory` bytes, or the least."""
+    parameters = program.parameters
+    evaluator = CostEvaluator(
+        parameters, table, threads, encoded=parameters.bootstrapping is None, rotations=program.rotations
+    )
+    record(program.graph, parameters, recorder=evaluator)
+    order = [event.step for event in evaluator.events if event.step]
+    size = program.estimate(threads, costs=table).sizes
+    pool = len(set(program.rotations) - bootstrap_steps(parameters) - {parameters.conjugation_step})
+    return within([KeyChoice(program.rotations, evaluator.seconds, size, pool, pool)], order, evaluator, max_memory)
 
 
 def _read_when_needed(

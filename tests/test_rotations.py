@@ -21,8 +21,8 @@ from olac.kernels.record import record
 from olac.paging import evictions
 from olac.parameters import FIXED, FLEXIBLE, Bootstrapping, Parameters
 from olac.program import CompiledProgram
-from olac.report import parameter_lines
-from olac.rotation_keys import KeyChoice, Uses, fewer_keys, within
+from olac.report import memory_line, parameter_lines
+from olac.rotation_keys import KeyChoice, Uses, fewer_keys, held_within, within
 from olac.rotations import MOST_STEPS, composition
 from olac.search import MACHINE_BYTES, price_digits, with_keys
 from tests.runtime.small_program import images, small_program
@@ -141,6 +141,10 @@ def test_of_composing_and_reading_the_faster_is_taken() -> None:
     assert read.seconds < composed.seconds and max(read.sizes.server_bytes, composed.sizes.server_bytes) <= limit
 
 
+def pricer(program: CompiledProgram) -> CostEvaluator:
+    return CostEvaluator(program.parameters, TABLE, 1)
+
+
 def test_a_note_says_what_a_server_holds_and_reads() -> None:
     program = small_program()
     (whole,) = price_digits(program.graph, [program.parameters], TABLE, 1)
@@ -152,7 +156,14 @@ def test_a_note_says_what_a_server_holds_and_reads() -> None:
     (note,) = paging_notes(paged, limit)
     assert f"holds {keys.held} at a time of {keys.pool} rotation keys" in note and f"reads {keys.reads} keys" in note
     assert paging_notes(whole, None) == paging_notes(whole, whole.server_bytes) == ()
-    assert paged.seconds > CompiledProgram(program.graph, program.parameters, keys.steps).estimate(1).seconds_per_image
+    made = CompiledProgram(program.graph, program.parameters, keys.steps)
+    again = held_within(made, limit, TABLE, 1)
+    assert (again.held, again.pool, again.reads, again.sizes) == (keys.held, keys.pool, keys.reads, keys.sizes)
+    estimate = made.estimate(1, costs=TABLE)
+    assert again.seconds == pytest.approx(estimate.seconds_per_image + keys.reads * key_reading_seconds(pricer(made)))
+    assert note == f"within max_memory = {memory_line(keys, limit)}"
+    assert "holds all keys" in memory_line(held_within(made, 1e9, TABLE, 1), 1e9)
+    assert "takes at least" in memory_line(held_within(made, 1e6, TABLE, 1), 1e6)
 
 
 def test_nothing_fits_in_nothing() -> None:
