@@ -66,6 +66,7 @@ class Evaluator(ABC, Generic[C, P]):
         self.slots = parameters.slots
         self._rotations = None if rotations is None else frozenset(rotations)
         self._held = frozenset(step % self.slots for step in self._rotations or ()) - {0}
+        self._paths: dict[int, tuple[int, ...]] = {}
 
     # Threads ---------------------------------------------------------------------------------------------------------
 
@@ -243,12 +244,14 @@ class Evaluator(ABC, Generic[C, P]):
         step %= self.slots
         if self._rotations is None:
             return (step,) if step else ()
-        path = composition(step, self._held, self.slots)
-        if path is None:
-            raise MissingKeyError(
-                f"there is no rotation key for step {step}, nor are there any {MOST_STEPS} that would make it"
-            )
-        return path
+        if step not in self._paths:
+            path = composition(step, self._held, self.slots)
+            if path is None:
+                raise MissingKeyError(
+                    f"there is no rotation key for step {step}, nor are there any {MOST_STEPS} that would make it"
+                )
+            self._paths[step] = path
+        return self._paths[step]
 
     def _moved(self, a: Ciphertext[C], steps: Sequence[int]) -> Iterator[Ciphertext[C]]:
         """a rotated by each of some steps that have keys, hoisted where there are several."""

@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a compiled program is and what it will take")
     info.add_argument("program", type=Path)
     info.add_argument("--costs", type=Path, metavar="FILE", help="predict from this table of calibrate-costs")
+    info.add_argument("--max-memory", type=float, metavar="GB", help="say what a server does within that")
     info.set_defaults(run=_info)
 
     calibrate = commands.add_parser(
@@ -124,18 +125,25 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
+    from olac.costs import CostTable
     from olac.program import CompiledProgram
-    from olac.report import parameter_lines, plan_table
+    from olac.report import memory_line, parameter_lines, plan_table
+    from olac.rotation_keys import held_within
+    from olac.threads import usable_threads
 
     console = Console()
     program = CompiledProgram.load(options.program)
-    estimate = program.estimate(costs=None if options.costs is None else _load_costs(options.costs))
+    costs = CostTable.default() if options.costs is None else _load_costs(options.costs)
+    estimate = program.estimate(costs=costs)
     for line in parameter_lines(program):
         console.print(line)
     console.print(
         f"predicted: {estimate.seconds_per_image:.2f} s an image, keys of {estimate.key_bytes / 1e9:.3f} GB in "
         f"{estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB, client {estimate.client_gb:.2f} GB"
     )
+    if options.max_memory is not None:
+        limit = options.max_memory * 1e9
+        console.print(memory_line(held_within(program, limit, costs, usable_threads()), limit), soft_wrap=True)
     console.print(plan_table(program, estimate.node_seconds))
 
 

@@ -43,6 +43,7 @@ from olac.plugins import load_plugins
 from olac.polynomials.fit import FitOptions
 from olac.polynomials.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
 from olac.program import ApproximatedModel, CompiledProgram, Report, SelfCheck
+from olac.report import memory_line
 from olac.search import (
     MACHINE_BYTES,
     Deep,
@@ -668,10 +669,7 @@ def paging_notes(priced: Digits, max_memory: float | None) -> tuple[str, ...]:
     keys = priced.keys
     if max_memory is None or keys.held == keys.pool:
         return ()
-    return (
-        f"within max_memory = {max_memory / GB:.2f} GB a server holds {keys.held} at a time of {keys.pool} rotation "
-        f"keys that no bootstrap needs, and reads {keys.reads} keys a run from their file: {keys.seconds:.1f} s in all",
-    )
+    return (f"within max_memory = {memory_line(keys, max_memory)}",)
 
 
 def bootstrap_notes(graph: Graph, images: Array) -> tuple[str, ...]:

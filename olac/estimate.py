@@ -55,6 +55,7 @@ class Estimate:
         client_gb: peak memory of a client process.
         process_gb: peak memory of one process that is both, from what this process holds now.
         counts: how often each primitive runs.
+        sizes: what `server_gb` is made of.
     """
 
     seconds_per_image: float
@@ -70,6 +71,7 @@ class Estimate:
     client_gb: float
     process_gb: float
     counts: dict[str, int]
+    sizes: Sizes
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ def estimate(
         client_gb=client / GB,
         process_gb=(held + size.held_bytes) / GB,
         counts=dict(Counter(event.primitive for event in evaluator.events)),
+        sizes=size,
     )
 
 

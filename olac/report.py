@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,12 @@ from olac.ir.graph import Diagonals, Node
 from olac.ir.ops import Bootstrap, Polynomial
 from olac.parameters import Parameters
 from olac.program import CompiledProgram
+from olac.rotation_keys import KeyChoice
 
 if TYPE_CHECKING:
     from olac.runtime.debug import Row
+
+GB = 1e9
 
 
 def parameter_lines(program: CompiledProgram) -> list[str]:
@@ -46,6 +50,19 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
 
 def _composed(count: int) -> str:
     return f"; {count} steps that are rare are composed of others" if count else ""
+
+
+def memory_line(keys: KeyChoice, max_memory: float) -> str:
+    """What a server does within so many bytes (see `olac.rotation_keys.held_within`)."""
+    needed, seconds = keys.sizes.server_bytes, f"{keys.seconds:.2f} s a run"
+    if needed > max_memory:
+        return f"{max_memory / GB:.2f} GB: a server takes at least {math.ceil(needed / GB * 100) / 100:.2f} GB"
+    if keys.held == keys.pool:
+        return f"{max_memory / GB:.2f} GB: a server holds all keys, {seconds}"
+    return (
+        f"{max_memory / GB:.2f} GB: a server holds {keys.held} at a time of {keys.pool} rotation keys that no "
+        f"bootstrap needs, and reads {keys.reads} keys a run from their file: {seconds}"
+    )
 
 
 def _security(parameters: Parameters) -> str:

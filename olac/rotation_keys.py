@@ -12,9 +12,12 @@ from dataclasses import dataclass, replace
 
 from olac.backends.cost import CostEvaluator
 from olac.bootstrapping import bootstrap_steps, steps_with_keys
+from olac.costs import CostTable
 from olac.estimate import LOADING_KEYS, UNUSED_SHARE, Sizes, evaluation_key_bytes, key_reading_seconds
+from olac.kernels.record import record
 from olac.paging import evictions
 from olac.parameters import Parameters
+from olac.program import CompiledProgram
 from olac.rotations import composition
 
 Uses = Mapping[tuple[int, int], int]
@@ -90,29 +93,60 @@ def fewer_keys(
 
 
 def within(
-    choices: Iterable[KeyChoice], order: Sequence[int], evaluator: CostEvaluator, max_memory: float
+    choices: Iterable[KeyChoice], order: Sequence[int], evaluator: CostEvaluator, encoding: float, max_memory: float
 ) -> KeyChoice:
     """The fastest way to fit in `max_memory` bytes, or where there is none the smallest.
+
+    As a server does, each choice first gives up encoded weights that it would keep, and then reads keys as needed.
 
     Args:
         choices: from `fewer_keys`.
         order: all steps that a run takes, as if each had a key.
         evaluator: for the parameters; prices what is read.
+        encoding: seconds to encode all weights.
     """
     best: KeyChoice | None = None
     smallest: KeyChoice | None = None
     for choice in choices:
         if best is not None and choice.seconds >= best.seconds:
             break
-        one = choice
+        one = _with_fewer_plaintexts(choice, encoding, max_memory)
         if one.sizes.server_bytes > max_memory and one.pool > 1 + LOADING_KEYS:
-            one = _read_when_needed(choice, order, evaluator, max_memory)
+            one = _read_when_needed(one, order, evaluator, max_memory)
         if one.sizes.server_bytes <= max_memory and (best is None or one.seconds < best.seconds):
             best = one
         if smallest is None or one.sizes.server_bytes < smallest.sizes.server_bytes:
             smallest = one
     assert smallest is not None
     return best or smallest
+
+
+def held_within(program: CompiledProgram, max_memory: float, table: CostTable, threads: int) -> KeyChoice:
+    """What a server of a program that is there already has to do to stay within `max_memory` bytes, or the least."""
+    parameters = program.parameters
+    evaluator = CostEvaluator(
+        parameters, table, threads, encoded=parameters.bootstrapping is None, rotations=program.rotations
+    )
+    record(program.graph, parameters, recorder=evaluator)
+    order = [event.step for event in evaluator.events if event.step]
+    estimate = program.estimate(threads, costs=table)
+    pool = len(set(program.rotations) - bootstrap_steps(parameters) - {parameters.conjugation_step})
+    whole = KeyChoice(program.rotations, evaluator.seconds, estimate.sizes, pool, pool)
+    return within([whole], order, evaluator, estimate.first_seconds - evaluator.seconds, max_memory)
+
+
+def _with_fewer_plaintexts(choice: KeyChoice, encoding: float, max_memory: float) -> KeyChoice:
+    """As many encoded weights as fit; the others are encoded in every run."""
+    sizes = choice.sizes
+    if not sizes.keeps_plaintexts or not sizes.plaintext_bytes:
+        return choice
+    over = max(0.0, sizes.server_bytes - max_memory) / (1 + UNUSED_SHARE)
+    kept = max(0, math.floor(sizes.plaintext_bytes - over))
+    return replace(
+        choice,
+        seconds=choice.seconds + encoding * (1 - kept / sizes.plaintext_bytes),
+        sizes=replace(sizes, plaintext_bytes=kept),
+    )
 
 
 def _read_when_needed(

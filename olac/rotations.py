@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 MOST_STEPS = 3
 """Of a composition; each but the first costs a key switch more."""
 
 
-@functools.lru_cache(maxsize=1 << 14)
 def composition(step: int, held: frozenset[int], slots: int) -> tuple[int, ...] | None:
     """The fewest steps of `held`, at most `MOST_STEPS`, that together rotate by `step`; None where there are none.
 

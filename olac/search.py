@@ -69,24 +69,31 @@ def _occupied(seconds: float, server_bytes: float) -> float:
 
 
 def with_keys(
-    uses: Uses, order: Sequence[int], pricer: CostEvaluator, seconds: float, size: Sizes, max_memory: float | None
+    uses: Uses,
+    order: Sequence[int],
+    pricer: CostEvaluator,
+    seconds: float,
+    size: Sizes,
+    encoding: float,
+    max_memory: float | None,
 ) -> KeyChoice:
     """The steps that get keys, by the rule of `preferred`.
 
     Without a limit a key goes where a run occupies less without it. With one keys go, or wait in their file, where the
-    program would not fit.
+    program would not fit and that is the fastest way.
 
     Args:
         uses: how often each step is taken, by level.
         order: all steps that a run takes.
         pricer: for the parameters.
         seconds, size: with keys for all steps.
+        encoding: seconds to encode all weights.
     """
     given = uses, pricer.parameters, pricer.price, seconds, size
     if max_memory is None:
         *_, last = fewer_keys(*given, _occupied)
         return last
-    return within(fewer_keys(*given, lambda _, needed: needed), order, pricer, max_memory)
+    return within(fewer_keys(*given, lambda _, needed: needed), order, pricer, encoding, max_memory)
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,8 @@ def price_digits(
         )
         steps = steps_with_keys(recorder.rotations, parameters)
         size = sizes(lowered, kernels, parameters, len(steps), encodes, levels)
-        chosen = with_keys(uses, order, pricer, seconds, size, max_memory)
+        encoding = sum(count * pricer.price("encode", level) for level, count in encodes.items())
+        chosen = with_keys(uses, order, pricer, seconds, size, encoding, max_memory)
         found.append(Digits(parameters, lowered, chosen, timings))
     return found
 
@@ -234,7 +242,7 @@ def _deep(
     size = sizes(whole, packed.profiles.kernels, parameters, steps, nothing, levels)
     operands = {node.id: levels[node.id] + node.levels(packed.graph.constants) for node in packed.graph.nodes}
     uses, order = packed.profiles.uses(operands), packed.profiles.order
-    keys = with_keys(uses, order, pricer, plan.seconds, size, max_memory)
+    keys = with_keys(uses, order, pricer, plan.seconds, size, 0.0, max_memory)
     return Deep(parameters, packed, plan.boots, keys.seconds, keys.sizes.server_bytes, few)
 
 

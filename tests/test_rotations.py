@@ -21,8 +21,8 @@ from olac.kernels.record import record
 from olac.paging import evictions
 from olac.parameters import FIXED, FLEXIBLE, Bootstrapping, Parameters
 from olac.program import CompiledProgram
-from olac.report import parameter_lines
-from olac.rotation_keys import KeyChoice, Uses, fewer_keys, within
+from olac.report import memory_line, parameter_lines
+from olac.rotation_keys import KeyChoice, Uses, fewer_keys, held_within, within
 from olac.rotations import MOST_STEPS, composition
 from olac.search import MACHINE_BYTES, price_digits, with_keys
 from tests.runtime.small_program import images, small_program
@@ -76,7 +76,7 @@ def seconds_at_which_a_key_pays(extra: float, keys: int) -> float:
 
 def chosen_keys(uses: Uses, seconds: float, keys: int, max_memory: float | None = None) -> KeyChoice:
     order = [step for turn in range(max(uses.values())) for (step, _), times in uses.items() if turn < times]
-    return with_keys(uses, order, PRICER, seconds, sized(keys), max_memory)
+    return with_keys(uses, order, PRICER, seconds, sized(keys), 0.0, max_memory)
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -120,6 +120,7 @@ def test_where_no_key_may_go_some_wait_in_their_file(held: int) -> None:
         itertools.islice(fewer_keys(uses, PARAMETERS, PRICER.price, 1.0, sized(1 + keys), lambda _, b: b), 1),
         order,
         PRICER,
+        0.0,
         limit,
     )
     assert len(found.steps) == found.pool == keys and found.held == held
@@ -134,11 +135,15 @@ def test_of_composing_and_reading_the_faster_is_taken() -> None:
     limit = sized(6).server_bytes
     in_turn = [step for _ in range(1000) for step in range(1, 9)]
     in_blocks = [step for step in range(1, 9) for _ in range(1000)]
-    read = with_keys(uses, in_blocks, PRICER, 1.0, sized(9), limit)
-    composed = with_keys(uses, in_turn, PRICER, 1.0, sized(9), limit)
+    read = with_keys(uses, in_blocks, PRICER, 1.0, sized(9), 0.0, limit)
+    composed = with_keys(uses, in_turn, PRICER, 1.0, sized(9), 0.0, limit)
     assert read.reads == 8 - read.held > 0 and len(read.steps) == 8
     assert composed.reads == 0 and len(composed.steps) == 5
     assert read.seconds < composed.seconds and max(read.sizes.server_bytes, composed.sizes.server_bytes) <= limit
+
+
+def pricer(program: CompiledProgram) -> CostEvaluator:
+    return CostEvaluator(program.parameters, TABLE, 1)
 
 
 def test_a_note_says_what_a_server_holds_and_reads() -> None:
@@ -152,7 +157,30 @@ def test_a_note_says_what_a_server_holds_and_reads() -> None:
     (note,) = paging_notes(paged, limit)
     assert f"holds {keys.held} at a time of {keys.pool} rotation keys" in note and f"reads {keys.reads} keys" in note
     assert paging_notes(whole, None) == paging_notes(whole, whole.server_bytes) == ()
-    assert paged.seconds > CompiledProgram(program.graph, program.parameters, keys.steps).estimate(1).seconds_per_image
+    made = CompiledProgram(program.graph, program.parameters, keys.steps)
+    again = held_within(made, limit, TABLE, 1)
+    assert (again.held, again.pool, again.reads, again.sizes) == (keys.held, keys.pool, keys.reads, keys.sizes)
+    estimate = made.estimate(1, costs=TABLE)
+    assert again.seconds == pytest.approx(estimate.first_seconds + keys.reads * key_reading_seconds(pricer(made)))
+    assert note == f"within max_memory = {memory_line(keys, limit)}"
+    assert "holds all keys" in memory_line(held_within(made, 1e9, TABLE, 1), 1e9)
+    assert "takes at least" in memory_line(held_within(made, 1e6, TABLE, 1), 1e6)
+
+
+def test_encoded_weights_give_way_before_keys_do() -> None:
+    uses: Uses = {(step, 4): 1000 for step in range(1, 9)}
+    order = [step for _ in range(1000) for step in range(1, 9)]
+    size = replace(sized(9), plaintext_bytes=4 * ONE_KEY)
+    for left, spent in ((4, 0.0), (3, 0.25), (1, 0.75), (0, 1.0)):
+        limit = replace(size, plaintext_bytes=left * ONE_KEY).server_bytes + 1
+        found = with_keys(uses, order, PRICER, 1.0, size, 1e-3, limit)
+        assert len(found.steps) == found.held == 8 and found.reads == 0
+        assert found.seconds == pytest.approx(1.0 + 1e-3 * spent)
+        assert found.sizes.plaintext_bytes == pytest.approx(left * ONE_KEY, abs=2)
+    beyond = with_keys(uses, order, PRICER, 1.0, size, 1e-3, sized(9).server_bytes - 1)
+    assert len(beyond.steps) == 7 and beyond.sizes.plaintext_bytes > 0  # without the key there is room for some
+    dear = with_keys(uses, order, PRICER, 1.0, size, 1e6, sized(9).server_bytes)
+    assert len(dear.steps) < 8 and dear.sizes.plaintext_bytes == 4 * ONE_KEY
 
 
 def test_nothing_fits_in_nothing() -> None:
@@ -175,6 +203,14 @@ def test_keys_of_bootstraps_and_of_conjugation_stay() -> None:
     assert chosen.steps == (1, PARAMETERS.conjugation_step) and chosen.pool == 1
 
 
+def with_three_keys_less(program: CompiledProgram) -> KeyChoice:
+    (whole,) = price_digits(program.graph, [program.parameters], TABLE, 1)
+    uses = record(program.graph, program.parameters).uses()
+    own, sizes = pricer(program), whole.keys.sizes
+    choices = fewer_keys(uses, program.parameters, own.price, whole.seconds, sizes, lambda _, size: size)
+    return list(itertools.islice(choices, 4))[-1]
+
+
 @pytest.mark.filterwarnings("ignore:.*compiled without security")
 def test_a_program_within_less_memory(tmp_path: Path) -> None:
     """What is predicted with fewer keys is what the recorder counts with them; values and files stay right."""
@@ -182,20 +218,19 @@ def test_a_program_within_less_memory(tmp_path: Path) -> None:
     graph, parameters = program.graph, program.parameters
     (whole,) = price_digits(graph, [parameters], TABLE, 1)
     assert whole.keys.steps == key_steps(graph, parameters)
-    limit = whole.server_bytes - 2.5 * evaluation_key_bytes(parameters)
-    (less,) = price_digits(graph, [parameters], TABLE, 1, limit)
-    assert len(less.keys.steps) == len(whole.keys.steps) - 3 and less.server_bytes <= limit
-    made = CompiledProgram(graph, parameters, less.keys.steps)
-    assert set(made.composed) == set(whole.keys.steps) - set(less.keys.steps) and program.composed == ()
+    less = with_three_keys_less(program)
+    assert len(less.steps) == len(whole.keys.steps) - 3
+    made = CompiledProgram(graph, parameters, less.steps)
+    assert set(made.composed) == set(whole.keys.steps) - set(less.steps) and program.composed == ()
     assert "3 steps that are rare are composed of others" in "\n".join(parameter_lines(made))
     estimate = made.estimate(1, costs=TABLE)
-    assert estimate.server_gb == pytest.approx(less.server_bytes / 1e9)
+    assert estimate.server_gb == pytest.approx(less.sizes.server_bytes / 1e9)
     assert program.estimate(1, costs=TABLE).seconds_per_image < estimate.seconds_per_image
     assert 0.95 * less.seconds < estimate.seconds_per_image < 1.001 * less.seconds  # some share a rotation
-    evaluator = CostEvaluator(parameters, TABLE, 1, encoded=True, rotations=less.keys.steps)
+    evaluator = CostEvaluator(parameters, TABLE, 1, encoded=True, rotations=less.steps)
     record(graph, parameters, recorder=evaluator)
     assert estimate.seconds_per_image == pytest.approx(evaluator.seconds)
-    assert set(evaluator.rotations) <= {*less.keys.steps, parameters.conjugation_step}
+    assert set(evaluator.rotations) <= {*less.steps, parameters.conjugation_step}
     made.save(tmp_path / "program.olac")
     loaded = CompiledProgram.load(tmp_path / "program.olac")
     assert (loaded.rotations, loaded.composed) == (made.rotations, made.composed)

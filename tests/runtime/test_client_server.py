@@ -14,17 +14,19 @@ import numpy as np
 import pytest
 
 from olac import envelope
+from olac.backends.cost import CostEvaluator
 from olac.backends.openfhe.wire import wire
 from olac.costs import CostTable
 from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError, OlacError
 from olac.ir.graph import Graph
 from olac.ir.ops import Array
+from olac.kernels.record import record
 from olac.parameters import FIXED, TECHNIQUES
 from olac.program import CompiledProgram
+from olac.rotation_keys import fewer_keys
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server, commands
 from olac.runtime import client as client_module
 from olac.runtime.messages import one_key_bytes
-from olac.search import price_digits
 from tests.runtime.small_program import ERROR, LIMIT, SHAPE, images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
@@ -100,14 +102,16 @@ def test_bytes_in_every_direction(each: Pair) -> None:
 
 def test_a_program_with_fewer_keys_gives_the_same(pair: Pair) -> None:
     whole = pair.program
-    (all_keys,) = price_digits(whole.graph, [whole.parameters], CostTable.default(), 1)
-    limit = all_keys.server_bytes - 2.5 * one_key_bytes(whole)
-    (less,) = price_digits(whole.graph, [whole.parameters], CostTable.default(), 1, limit)
-    program = CompiledProgram(whole.graph, whole.parameters, less.keys.steps)
+    table, uses = CostTable.default(), record(whole.graph, whole.parameters).uses()
+    price, estimate = CostEvaluator(whole.parameters, table, 1).price, whole.estimate(1, costs=table)
+    *_, least = fewer_keys(
+        uses, whole.parameters, price, estimate.seconds_per_image, estimate.sizes, lambda _, size: size
+    )
+    program = CompiledProgram(whole.graph, whole.parameters, least.steps)
     assert program.composed
     client = Client(program)
     keys = client.generate_keys()
-    assert keys.steps == less.keys.steps
+    assert keys.steps == least.steps
     _close(whole, images(BATCH), client.decrypt(Server(program, keys).run(client.encrypt(images(BATCH)))))
 
 

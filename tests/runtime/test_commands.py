@@ -25,6 +25,8 @@ def test_from_keys_to_a_decrypted_result(tmp_path: Path, capsys: pytest.CaptureF
     secret, evaluation = str(tmp_path / "keys" / "secret.key"), str(tmp_path / "keys" / "evaluation.keys")
 
     assert main(["info", files["p.olac"]]) == 0
+    assert main(["info", files["p.olac"], "--max-memory", "4"]) == 0
+    assert "4.00 GB: a server holds all keys" in capsys.readouterr().out
     assert main(["keygen", files["p.olac"], files["keys"]]) == 0
     assert main(["encrypt", files["p.olac"], secret, files["image.npy"], files["in.enc"]]) == 0
     assert main(["run", files["p.olac"], evaluation, files["in.enc"], files["out.enc"]]) == 0
