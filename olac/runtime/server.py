@@ -159,12 +159,15 @@ class Server:
         if max_memory is not None:
             room = min(room, max_memory - held)
         needed = estimate.ciphertext_bytes + estimate.setup_bytes + (0 if keys.installed else keys.key_bytes)
+        one, away = one_key_bytes(self.program), len(set(keys.steps) - pinned_steps(self.program))
+        fewest = 1 + LOADING_KEYS
+        least = LIBRARY_BYTES + (1 + UNUSED_SHARE) * (needed - (away - fewest) * one)
+        may_wait = keys.header is not None and not keys.installed and away > fewest
+        # What the library takes beside its objects is cut from the keys where it can be.
+        if may_wait and least <= room < LIBRARY_BYTES + (1 + UNUSED_SHARE) * needed:
+            return 0.0, min(away, 1 + int((room - least) / ((1 + UNUSED_SHARE) * one)))
         if needed <= room:
             return room - needed, None
-        one, away = one_key_bytes(self.program), len(set(keys.steps) - pinned_steps(self.program))
-        least = LIBRARY_BYTES + (1 + UNUSED_SHARE) * (needed - (away - 1 - LOADING_KEYS) * one)
-        if keys.header is not None and not keys.installed and away > 1 + LOADING_KEYS and least <= room:
-            return 0.0, min(away, 1 + int((room - least) / ((1 + UNUSED_SHARE) * one)))
         fewer = (
             "" if least >= needed else f" ({least / GB:.2f} GB do for keys from a file, most of them read as needed)"
         )
