@@ -62,7 +62,19 @@ class Wire:
     def ciphertext(self, words: Words, level: int, tag: str) -> Any:
         """A ciphertext of noise degree 1 and its level's canonical scale; words of shape (2, level + 1, N)."""
         data = self._ciphertext_template(level).fill(words.reshape(-1, self.length), tag)
-        return self._fhe.DeserializeCiphertextString(data, self._fhe.BINARY)
+        parsed = self._fhe.DeserializeCiphertextString(data, self._fhe.BINARY)
+        # What the wheel's extension makes, and all that is cloned of it, runs code that was not compiled to be fast: a
+        # network without bootstraps took twice as long. A sum is a clone of its first operand, so a zero that the
+        # library made goes first.
+        zero = self._zero(level)
+        zero.SetKeyTag(tag)
+        return self.context.EvalAdd(zero, parsed)
+
+    def _zero(self, level: int) -> Any:
+        """A ciphertext whose words are all zero, at the canonical scale of a level."""
+        plain = self.context.MakeCKKSPackedPlaintext([0.0] * self.parameters.slots, 1, self.parameters.depth - level)
+        ciphertext = self.context.Encrypt(self.spare, plain)
+        return self.context.EvalSub(ciphertext, ciphertext)
 
     def _ciphertext_template(self, level: int) -> Template:
         name = f"ciphertext {level}"
