@@ -123,7 +123,8 @@ def test_bootstraps_that_take_too_much_memory_say_what_would_do() -> None:
     assert found is not None
     enough = olac.compile(small_net(20), [images()], degree=15, max_memory=float(found[1]) * 1e9)
     assert enough.estimate().server_gb <= float(found[1])
-    assert enough.parameters.digits == 2
+    with pytest.raises(InfeasibleError, match=rf"Allow at least {found[1]} GB"):
+        olac.compile(small_net(20), [images()], degree=15, max_memory=float(found[1]) * 1e9 - 1.1e7)
 
 
 def test_a_precision_with_bootstraps_is_met_or_refused() -> None:
