@@ -352,7 +352,8 @@ class _Encoder(RecorderEvaluator):
     """Encodes what a run encodes, in the same order, and computes nothing else."""
 
     def __init__(self, evaluator: OpenFHEEvaluator) -> None:
-        super().__init__(evaluator.parameters)
+        # With the same keys: a composed step is asked for in other pieces, and the places of plaintexts count these.
+        super().__init__(evaluator.parameters, evaluator._rotations)
         self._encode_for_run: Any = evaluator._encode
         self.each = evaluator.each  # type: ignore[method-assign]
 

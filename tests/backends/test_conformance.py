@@ -33,6 +33,7 @@ from olac.passes.base import PassContext, PassManager
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.pipeline import lowering_pipeline
+from olac.runtime.server import _Encoder
 from olac.threads import Workers
 from tests.networks import comparing_network, images_for, normalized, residual_network, residual_quadratics
 
@@ -601,6 +602,29 @@ def test_the_machine_is_measured_against_the_table(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(speed, "_seconds", three_seconds)
     monkeypatch.setattr(speed, "predicted_seconds", lambda table, name, *_: 1.0 if name in LIGHT else 1.5)
     assert speed.measure_slowdown(parameters_for(FIXED), CostTable.default(), 1) == Slowdown(light=3.0, heavy=2.0)
+
+
+def test_weights_encoded_before_a_run_are_found_where_rotations_are_composed() -> None:
+    """A step that begins with another one's shares its decomposition: what is asked for in one go is not the same."""
+    backend = make_backend("openfhe", FIXED, (1,))
+    context, _ = openfhe_keys(FIXED)
+    cache = PlaintextCache(10**9)
+    evaluator = OpenFHEEvaluator(context, parameters_for(FIXED), (1,), cache, Workers(0))
+    encoder = _Encoder(evaluator)
+
+    def program(ev: Evaluator[Any, Any], a: Ciphertext[Any]) -> Ciphertext[Any]:
+        rotated = ev.rotate_hoisted(a, [1, 2])
+        plains = [ev.encode(lambda i=i: slots(i), 5, ev.parameters.scale(5)) for i in (1, 2)]  # type: ignore[misc]
+        return ev.normalize(ev.add(*(ev.multiply_plain(rotated[i], plains[i - 1]) for i in (1, 2))))
+
+    evaluator.restart()
+    program(encoder, encoder.fresh(5))
+    held = cache.bytes
+    evaluator.restart()
+    found = program(evaluator, backend.encrypt(slots(0), 5))
+    assert cache.bytes == held > 0
+    expected = np.roll(slots(0), -1) * slots(1) + np.roll(slots(0), -2) * slots(2)
+    assert backend.close(found, expected)
 
 
 def test_the_plaintext_cache_gives_the_same_result() -> None:
