@@ -21,16 +21,16 @@ from olac.ir.ops import Activation, Array
 from olac.ir.types import Range
 from olac.polynomials.domain import singularity
 from olac.polynomials.statistics import (
-    HELD_OUT_MOST,
+    HELD_OUT_EVERY,
     SAMPLE_BYTES,
     SAMPLE_IMAGES,
     Calibration,
     Histogram,
     SingleArray,
+    held_out_limit,
     sample_limit,
 )
 
-HELD_OUT_EVERY = 8
 RUN_ELEMENTS = 1 << 18
 """Input elements in one run of the model: the loader's batches are cut and joined to it."""
 
@@ -228,8 +228,9 @@ def calibrate(
 ) -> Calibration:
     """Run a model over calibration images and collect the statistics of its values.
 
-    Every 8th image, from the first on and 256 at most, is held out of all statistics; a single image is both. Memory
-    doesn't grow with the number of images, and the result doesn't depend on the size of the batches.
+    Every 8th image, from the first on and 2,048 at most (512 if they are large), is held out of all statistics; a
+    single image is both. Memory doesn't grow with the number of images, and the result doesn't depend on the size of
+    the batches.
 
     Args:
         traced: the traced model, already lifted.
@@ -248,6 +249,7 @@ def calibrate(
     held: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
     kept = seen = fitted = 0
+    most_held = held_out_limit(8 * elements)
 
     def observe(images: torch.Tensor, where: str) -> None:
         observer.where = where
@@ -269,7 +271,7 @@ def calibrate(
                 )
             out = (torch.arange(seen, seen + len(images)) % HELD_OUT_EVERY) == 0
             # Of what remains to be held out, the first ones are taken.
-            out &= torch.cumsum(out, 0) <= HELD_OUT_MOST - kept
+            out &= torch.cumsum(out, 0) <= most_held - kept
             kept += int(out.sum())
             fitted += int((~out).sum())
             to_hold.add(index, images[out])

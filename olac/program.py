@@ -30,14 +30,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """The program's polynomials against the model itself, on calibration images that no fit has seen.
+    """The program's polynomials against the model itself, on calibration images that decided nothing.
 
     Attributes:
         images: how many.
-        agreement: share of them with the same largest output.
+        agreement: the mean score, by the criterion of the task.
         max_error: largest difference of an output.
         mean_error: mean difference of outputs.
         structure_error: largest relative difference of the lifted graph, before any approximation, from the model.
+        task: what the outputs are taken for ("classification", "binary", ...; see `olac.approximation.criterion`).
+        meaning: what the agreement is a share of.
+        low, high: the interval that holds the true agreement with 95 % confidence.
+        goal: the agreement that was asked for, or None in files that do not say.
+        images_to_goal: images for `low` to reach the goal if the agreement stays; None if it is not above the goal.
+        explained: R squared of the outputs, by each output's own variance; None in files that do not say.
     """
 
     images: int
@@ -45,6 +51,13 @@ class SelfCheck:
     max_error: float
     mean_error: float
     structure_error: float
+    task: str = "classification"
+    meaning: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    goal: float | None = None
+    images_to_goal: int | None = None
+    explained: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from dataclasses import replace
 
 import torch
 
-from olac.approximation.common import WORST, mirrored, output_error, stressed, wrecked
+from olac.approximation.common import WORST, mirrored, output_error, output_sizes, stressed, wrecked
+from olac.approximation.criterion import ENOUGH_CLASSES, Spread
 from olac.approximation.sweep import batched, by_channel, patches
 from olac.ir.functions import channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
@@ -30,9 +31,6 @@ RATE, TYPICAL_ERROR, TYPICAL_DEGREE = 2e-3, 0.07, 3
 """Of Adam, in units of a layer's own standard deviation, where the outputs' error is TYPICAL_ERROR to begin with. It
 grows with the root of that error, within the bounds RATES, and is less where degrees are above TYPICAL_DEGREE."""
 RATES = (4e-4, 3e-3)
-ENOUGH = 0.03
-"""Below this error of the outputs nothing is reconstructed: what more diverging images would cost is more than what is
-left to gain. At degree 7 the sweep leaves ResNet-20 with no such image of 10,000, and gradients with a few."""
 WORSE, SLOWER = 1.5, 0.5
 """A pass after which the error is more than WORSE times the least so far is taken back, and the rate is SLOWER times
 what it was from there on: deep networks bear smaller steps."""
@@ -195,6 +193,8 @@ def reconstruct(
     *,
     refit: bool = True,
     progress: Callable[[str], None] | None = None,
+    spread: Spread = "together",
+    enough: float = ENOUGH_CLASSES,
 ) -> Graph:
     """The approximated graph with better coefficients and weights, or as it was where that is no gain.
 
@@ -206,6 +206,8 @@ def reconstruct(
         epochs: passes over the images.
         refit: whether weights are trained, too.
         progress: called with a line of text for each epoch.
+        spread: how errors of outputs are scaled.
+        enough: error of the outputs below which nothing is reconstructed.
     """
     if len(images) < LEAST_IMAGES or epochs == 0:
         return approximated
@@ -220,6 +222,7 @@ def reconstruct(
         whitened = _Whitened(approximated, start, sound, refit)
         first = _values(original, clean, images[: 4 * BATCH], watched)
         sizes = {name: first[name].var().clamp_min(1e-12) for name in watched}
+        output_size = output_sizes(first[output].flatten(1), spread)
 
     def outputs(graph: Graph, weights: dict[str, Tensor], x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -231,11 +234,12 @@ def reconstruct(
     def held_error(weights: dict[str, Tensor]) -> float:
         """On unseen images; those that steps were taken on count where they are wrecked."""
         made = outputs(approximated, weights, seen)
-        return output_error(outputs(approximated, weights, held_out), wanted) + WORST * wrecked(made, seen_wanted)
+        unseen = output_error(outputs(approximated, weights, held_out), wanted, spread)
+        return unseen + WORST * wrecked(made, seen_wanted, spread)
 
     tails = _Tails(original, approximated, sizes)
     best, kept = held_error(start), start
-    if best < ENOUGH:
+    if best < enough:
         return approximated
     rate = min(max(RATE * math.sqrt(best / TYPICAL_ERROR), RATES[0]), RATES[1])
     degrees = [
@@ -252,11 +256,12 @@ def reconstruct(
                 targets = _values(original, clean, batch, watched)
             current = whitened.current()
             values = _bounded_values(approximated, current, batch, watched, sizes)
-            errors = {
-                name: torch.log1p((values[name] - targets[name]).square().flatten(1).mean(1) / sizes[name]).mean()
-                for name in watched
-            }
-            loss = torch.stack(list(errors.values())).mean() + errors[output] + TAIL * tails(current)
+            errors = [
+                torch.log1p((values[name] - targets[name]).square().flatten(1).mean(1) / sizes[name]).mean()
+                for name in sorted(watched - {output})
+            ]
+            last = torch.log1p(((values[output] - targets[output]).square().flatten(1) / output_size).mean(1)).mean()
+            loss = torch.stack([*errors, last]).mean() + last + TAIL * tails(current)
             steps.take(loss)
         now = {name: value.detach() for name, value in whitened.current(steps.mean()).items()}
         error = held_error(now)

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from olac.approximation.common import output_error
+from olac.approximation.criterion import Spread
 from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Add, Conv2d, Input, Linear, Polynomial
@@ -96,6 +97,7 @@ def sweep(
     choose: bool = True,
     probes: Sequence[int] = (),
     progress: Callable[[str], None] | None = None,
+    spread: Spread = "together",
 ) -> Swept:
     """Replace the activations that `degrees` names, in network order.
 
@@ -107,6 +109,7 @@ def sweep(
         choose: whether to choose them by the held-out images; else the options' own, or defaults by degree.
         probes: further degrees whose effect at each activation is measured.
         progress: called with a line of text for each activation.
+        spread: how errors of outputs are scaled.
     """
     original = tensors(graph)
     weights = dict(original)
@@ -123,7 +126,7 @@ def sweep(
         """Error of the outputs with this value at node `index` and everything behind it clean."""
         values = {**held.disturbed, order[index].id: value}
         outputs = run(graph, original, values, order[index + 1 :])[graph.outputs[0]]
-        return output_error(outputs, clean_outputs)
+        return output_error(outputs, clean_outputs, spread)
 
     for index, node in enumerate(order):
         for one in (fitted, held):
@@ -157,7 +160,7 @@ def sweep(
             one.drop([i for i in set(node.inputs) if last[i] == node.id])
     outputs = held.disturbed[graph.outputs[0]]
     rebuilt = _rebuilt(graph, new, weights)
-    return Swept(rebuilt, output_error(outputs, clean_outputs), outputs, clean_outputs, effects)
+    return Swept(rebuilt, output_error(outputs, clean_outputs, spread), outputs, clean_outputs, effects)
 
 
 def batched(node: Node, operands: Sequence[Tensor], weights: Mapping[str, Tensor], graph: Graph) -> Tensor:

@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "olac.rotation_keys",
     ),
     ("olac.backends",),
-    ("olac", "olac.compiler", "olac.report", "olac.runtime", "olac.cli", "olac.demo", "olac.__main__"),
+    ("olac", "olac.compiler", "olac.promises", "olac.report", "olac.runtime", "olac.cli", "olac.demo", "olac.__main__"),
 )
 
 # Names in LAYERS that stand for themselves alone, not for the modules below them.
