@@ -329,9 +329,7 @@ def _compressed(x: Tensor, bound: float) -> Tensor:
 class _Tails:
     """How much further polynomials are from their functions than before, over the ranges that they were padded to."""
 
-    def __init__(
-        self, original: Graph, approximated: Graph, fitted: Sequence[Node], sizes: dict[str, Tensor]
-    ) -> None:
+    def __init__(self, original: Graph, approximated: Graph, fitted: Sequence[Node], sizes: dict[str, Tensor]) -> None:
         t = torch.linspace(-1, 1, 65)
         self._parts = []
         for node in fitted:

@@ -21,6 +21,7 @@ from torch import fx, nn
 from olac.errors import UnsupportedModelError, UnsupportedNode, VerificationError
 from olac.frontend.custom import NotElementwiseError, plain_name
 from olac.frontend.trace import LEAVES, Traced
+from olac.internal import guard
 from olac.ir.functions import Definition
 from olac.ir.graph import Graph, GraphBuilder, Origin
 from olac.ir.ops import (
@@ -1162,6 +1163,7 @@ def _ids(value: Any) -> Any:
     return value.id if isinstance(value, Value) else None
 
 
+@guard("lifting the model")
 def lift(traced: Traced) -> Graph:
     """The traced model as a graph at stage TRACED, with one input, `x`, and one output.
 

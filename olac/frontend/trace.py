@@ -26,6 +26,7 @@ from torch.fx.node import map_aggregate
 
 from olac.errors import CalibrationError, UnsupportedModelError, UnsupportedNode
 from olac.frontend.custom import Activations, Custom, plain_name
+from olac.internal import callers, guard
 
 LEAVES: set[type[nn.Module]] = set()
 """Module classes from outside torch.nn that have a lifting of their own, and so are not traced into."""
@@ -81,6 +82,7 @@ class Traced:
         return tuple(self.example.shape[1:])
 
 
+@guard("tracing the model")
 def trace(model: nn.Module, example: torch.Tensor, activations: Activations | None = None) -> Traced:
     """Trace a model on an example of shape (images, *image shape).
 
@@ -95,11 +97,12 @@ def trace(model: nn.Module, example: torch.Tensor, activations: Activations | No
         CalibrationError: where the model itself fails on the example.
         TypeError, ValueError: where `activations` names no part of the model.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"a torch.nn.Module is compiled, not {type(model).__name__}")
+    with callers():
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"a torch.nn.Module is compiled, not {type(model).__name__}")
+        _check_example(example)
+        custom = Custom(activations, model)
     _check_model(model)
-    _check_example(example)
-    custom = Custom(activations, model)
     plain = evaluation_copy(model)
     images = _distinct(example.detach().to("cpu", torch.float32), BATCH)
     with torch.no_grad():
