@@ -29,7 +29,8 @@ def singular(*args: Any, **kwargs: Any) -> Any:
 
 
 def missing(*args: Any, **kwargs: Any) -> Any:
-    return {}["missing"]
+    nothing: dict[str, int] = {}
+    return nothing["missing"]
 
 
 def outside(*args: Any, **kwargs: Any) -> Any:
@@ -103,7 +104,7 @@ def test_a_fault_in_a_simulation_names_the_node(fault: Fault, monkeypatch: pytes
 
 
 def test_a_fault_in_a_lifting_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules["olac.frontend.lift"].MODULES, nn.ReLU, outside)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules["olac.frontend.lift"].MODULES, nn.ReLU, outside)
     with pytest.raises(VerificationError, match=r"^lifting the model failed at the operation act .*IndexError"):
         olac.check(Net(), torch.rand(2, 3))
 
@@ -123,7 +124,7 @@ def test_a_broken_invariant_says_what_to_report() -> None:
 def picky(x: torch.Tensor) -> torch.Tensor:
     """Fails far from 0, as functions that look things up do."""
     assert x.abs().max() < 1e3
-    return x / (1 + x * x)
+    return torch.div(x, 1 + x * x)
 
 
 def test_a_function_of_the_caller_that_fails_is_named() -> None:
