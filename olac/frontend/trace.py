@@ -54,6 +54,9 @@ _LIKE |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided",
 # The same of their second argument.
 _AS = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
 
+_UNCHANGED = {"data", "real"}
+"""Attributes of a real tensor that are the tensor again."""
+
 _EXPANDS = {"expand", "expand_as", "broadcast_to"}
 _ARITHMETIC = {"add", "sub", "mul", "truediv", "div", "radd", "rsub", "rmul", "subtract", "multiply", "divide"}
 
@@ -330,8 +333,10 @@ def _compare(traced: Traced, batches: list[torch.Tensor], expected: list[Any]) -
             return UnsupportedNode(
                 "",
                 "",
-                "the outputs for an image depend on the size of its batch, on chance, or on a forward hook",
-                "Make forward treat each image alone, without randomness, and move what hooks do into modules",
+                "the outputs for an image depend on the size of its batch, on chance, on a forward hook, or on a test of "
+                "the input's type",
+                "Make forward treat each image alone, without randomness, move what hooks do into modules, and leave out "
+                "tests such as isinstance(x, torch.Tensor), which a traced input fails",
             )
     return None
 
@@ -409,6 +414,7 @@ class _Value(fx.Proxy):
     """
 
     tracer: _Tracer
+    __array_ufunc__ = None  # numpy's numbers and arrays leave arithmetic with traced values to these
 
     def __init__(self, node: fx.Node, tracer: _Tracer, value: Any) -> None:
         super().__init__(node, tracer)
@@ -422,6 +428,8 @@ class _Value(fx.Proxy):
         if callable(attribute) and not isinstance(attribute, torch.Tensor):
             return _Method(self, name)
         if isinstance(attribute, torch.Tensor):
+            if name in _UNCHANGED:
+                return self.tracer.create_proxy("call_method", "detach", (self,), {})
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return attribute
 
@@ -579,8 +587,15 @@ class _Tracer(fx.Tracer):
         type_expr: Any = None,
         proxy_factory_fn: Any = None,
     ) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            self.problem(
+                "computes under autocast, in lower precision", "Leave autocast out of evaluation: enabled=self.training"
+            )
+        args, kwargs = map_aggregate((args, kwargs), lambda a: torch.as_tensor(a) if isinstance(a, np.ndarray) else a)
         own = None if kind == "call_module" else self._custom.key_of(target)
         in_place = False
+        if kind == "call_function" and own is None:
+            args, kwargs = _positional(args, kwargs)
         if own is None:
             if kind != "call_module" and _is_constant(_name_of(target), args, kwargs):
                 return self._constant(kind, target, args, kwargs)
@@ -726,6 +741,14 @@ class _Tracer(fx.Tracer):
 
 def _name_of(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", "")
+
+
+def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a torch function with the operands that have names in their places."""
+    for place, name in enumerate(("input", "other")):
+        if len(args) == place and name in kwargs:
+            args, kwargs = (*args, kwargs[name]), {k: v for k, v in kwargs.items() if k != name}
+    return args, kwargs
 
 
 def _is_constant(called: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
