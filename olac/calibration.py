@@ -15,6 +15,7 @@ from torch import fx
 
 from olac.errors import CalibrationError, VerificationError
 from olac.frontend.trace import Traced
+from olac.internal import callers_items
 from olac.ir.functions import Definition, channel_function, define
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Array
@@ -78,7 +79,7 @@ def _batches(loader: Any) -> Iterator[torch.Tensor]:
     if not isinstance(loader, Iterable):
         raise CalibrationError(f"a loader is an iterable of batches, not {type(loader).__name__}")
     expected: tuple[int, ...] | None = None
-    for index, item in enumerate(loader):
+    for index, item in enumerate(callers_items(loader)):
         images = as_images(item, f"batch {index}")
         shape = tuple(images.shape[1:])
         if expected is not None and shape != expected:
@@ -120,7 +121,13 @@ class _Observer(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one fx node and observe the IR nodes that were made for it; where only `looking`, refuse NaN alone."""
-        result = super().run_node(n)
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            where = ", ".join(n.meta[part] for part in ("path", "source") if n.meta.get(part))
+            raise CalibrationError(
+                f"{self.where}: the model fails at {where or n.name}: {type(error).__name__}: {error}"
+            ) from error
         made = [i for i in self._traced.lifted.get(n.name, ()) if i in self._nodes]
         if made and self.looking:
             values: dict[str, torch.Tensor] = {}

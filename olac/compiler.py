@@ -19,6 +19,7 @@ from olac.costs import CostTable, rotation_key_bytes
 from olac.errors import CalibrationError, InfeasibleError, SecurityError, VerificationError
 from olac.estimate import GB
 from olac.frontend import Activations, Traced, check, lift, trace
+from olac.internal import callers, callers_own, guard
 from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import Array, Bootstrap, Input, LinearOp
@@ -159,6 +160,11 @@ class CompileOptions:
             raise ValueError(f"a scale of {self.scale_bits} bits is outside {least} ... {MAX_SCALE_BITS}")
 
 
+def _say(progress: Stages | None) -> Stages:
+    """Progress of a caller who may not want any; what it raises is the caller's own."""
+    return (lambda line: None) if progress is None else callers_own(progress)
+
+
 def calibrate(
     model: Any,
     calib_loader: Iterable[Any],
@@ -178,14 +184,16 @@ def calibrate(
     Raises:
         UnsupportedModelError, CalibrationError: as in `approximate`.
     """
-    say = progress or (lambda line: None)
-    load_plugins()
+    say = _say(progress)
+    with callers():
+        load_plugins()
     say("tracing the model")
     example, batches = first_batch(calib_loader)
     traced = trace(model, example, activations)
     return _calibrate(traced, lift(traced), batches, say, sample_images, sample_bytes)
 
 
+@guard("calibrating")
 def _calibrate(
     traced: Traced, graph: Graph, batches: Iterable[Any], say: Stages, sample_images: int, sample_bytes: int
 ) -> Calibration:
@@ -272,6 +280,7 @@ def _with_choices(options: CompileOptions, choices: dict[str, Any]) -> CompileOp
     return replace(options, fit=replace(options.fit, **fit), **rest)
 
 
+@guard("approximating the model")
 def _approximate(
     model: Any,
     loader: Iterable[Any] | Calibration,
@@ -279,8 +288,9 @@ def _approximate(
     pipeline: Sequence[Pass] | None,
     progress: Stages | None,
 ) -> tuple[ApproximatedModel, Calibration]:
-    say = progress or (lambda line: None)
-    load_plugins()
+    say = _say(progress)
+    with callers():
+        load_plugins()
     say("tracing the model")
     if isinstance(loader, Calibration):
         calibration = loader
@@ -362,6 +372,7 @@ def _rounding_error(graph: Graph, images: Array, exact: Array) -> float:
     return float(np.max(np.abs(rounded - exact)))
 
 
+@guard("lowering the program")
 def lower(
     approximated: ApproximatedModel,
     calibration: Calibration,
@@ -370,7 +381,7 @@ def lower(
     progress: Stages | None = None,
 ) -> CompiledProgram:
     """Choose parameters for an approximated model and lower it to ciphertexts."""
-    say = progress or (lambda line: None)
+    say = _say(progress)
     say("choosing parameters")
     graph = approximated.graph
     costs = options.costs or CostTable.default()

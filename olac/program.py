@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from olac.errors import InputError, VerificationError
+from olac.internal import callers_own, guard
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Array
 from olac.ir.types import Stage
@@ -127,6 +128,13 @@ def check_images(images: Any, shape: tuple[int, ...]) -> Array:
     return array
 
 
+def _simulated(graph: Graph, images: Any, observe: Callable[[Node, Array], Array | None] | None) -> Array:
+    with guard("simulating"):
+        return graph.evaluate(
+            check_images(images, graph.inputs[0].type.shape), None if observe is None else callers_own(observe)
+        )
+
+
 @dataclass(frozen=True)
 class ApproximatedModel:
     """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters."""
@@ -141,7 +149,7 @@ class ApproximatedModel:
 
     def simulate(self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None) -> Array:
         """Outputs (n, *output shape) of the true polynomials in float64, for images (n, *input shape) or one image."""
-        return self.graph.evaluate(check_images(images, self.input_shape), observe)
+        return _simulated(self.graph, images, observe)
 
 
 @dataclass(frozen=True)
@@ -200,7 +208,7 @@ class CompiledProgram:
 
     def simulate(self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None) -> Array:
         """What an encrypted run would give without noise: outputs (n, *output shape) for images (n, *input shape)."""
-        return self.graph.evaluate(check_images(images, self.input_shape), observe)
+        return _simulated(self.graph, images, observe)
 
     @cached_property
     def fingerprint(self) -> str:

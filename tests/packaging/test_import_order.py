@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the lowest layer to the highest.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("olac.errors",),
+    ("olac.errors", "olac.internal"),
     ("olac.ir", "olac.plugins", "olac.memory", "olac.threads", "olac.files", "olac.rotations", "olac.paging"),
     ("olac.polynomials",),
     ("olac.parameters", "olac.costs", "olac.cost_fit", "olac.bootstrapping"),
