@@ -18,7 +18,8 @@ import torch
 
 from olac.approximation.common import WORST, mirrored, output_error, output_sizes, stressed, wrecked
 from olac.approximation.criterion import ENOUGH_CLASSES, Spread
-from olac.approximation.sweep import batched, by_channel, patches
+from olac.approximation.least_squares import Root, whitening
+from olac.approximation.sweep import batched, by_channel
 from olac.ir.functions import channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Conv2d, Input, Linear, Polynomial, PolynomialProduct
@@ -61,7 +62,7 @@ class _Whitened:
     ) -> None:
         self.weights = weights
         self.theta: dict[str, Tensor] = {}
-        self.map: dict[str, Tensor] = {}
+        self.map: dict[str, Tensor | Root] = {}
         self._groups: dict[str, int] = {}
         self._largest: dict[str, float] = {}
         live = {graph.inputs[0].id: images}
@@ -79,7 +80,7 @@ class _Whitened:
                 if last[i] == node.id:
                     live.pop(i, None)
 
-    def _add(self, name: str, mapping: Tensor) -> None:
+    def _add(self, name: str, mapping: Tensor | Root) -> None:
         self.theta[name] = torch.zeros_like(self.weights[name], requires_grad=True)
         self.map[name] = mapping.float()
 
@@ -102,15 +103,10 @@ class _Whitened:
 
     def _linear(self, op: Conv2d | Linear, x: Tensor, y: Tensor) -> None:
         weight = self.weights[op.weight]
-        u = patches(op, x, weight)
-        u = u - u.mean(2, keepdim=True)
-        columns = u.shape[1]
-        gram = (u @ u.mT).double() / u.shape[2]
-        size = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
-        values, vectors = torch.linalg.eigh(gram / size)
-        root = vectors @ torch.diag_embed((values.clamp_min(0) + DAMPING) ** -0.5) @ vectors.mT
+        root, size = whitening(op, x, weight, DAMPING)
         self._groups[op.weight] = op.groups if isinstance(op, Conv2d) else 1
-        self._add(op.weight, root * float(y.std()) / (size.sqrt() * math.sqrt(columns)))
+        columns = weight[0].numel()
+        self._add(op.weight, root.scaled(float(y.std()) / (size.sqrt() * math.sqrt(columns))))
         if op.bias is not None:
             self._add(op.bias, y.std())
 
@@ -119,10 +115,11 @@ class _Whitened:
         made = dict(self.weights)
         for name, theta in (self.theta if thetas is None else thetas).items():
             mapping = self.map[name]
-            if mapping.ndim == 0:
+            if isinstance(mapping, Root):
+                groups = self._groups[name]
+                step = mapping.after(theta.reshape(groups, len(theta) // groups, -1)).reshape(theta.shape)
+            elif mapping.ndim == 0:
                 step = mapping * theta
-            elif name in self._groups:
-                step = (theta.reshape(self._groups[name], -1, mapping.shape[-1]) @ mapping).reshape(theta.shape)
             else:
                 step = (mapping @ theta[:, :, None])[:, :, 0]
             made[name] = self.weights[name] + step
