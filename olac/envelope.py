@@ -217,7 +217,7 @@ class Payload:
 
 @contextmanager
 def open_frame(source: Source, kind: str, program: CompiledProgram) -> Iterator[Payload]:
-    """Parse the beginning of a frame, check all that can be checked without reading the payload, and read on from there.
+    """Parse the beginning of a frame, check all that can be checked without the payload, and read on from there.
 
     The source is opened once: a file that takes the place of another in the meantime is not read at all. The hash of
     the whole frame is checked when all of the payload was read.

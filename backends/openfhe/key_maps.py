@@ -1,7 +1,7 @@
 """OpenFHE's static maps of evaluation keys, out of which single keys can go.
 
-OpenFHE holds evaluation keys by the tag of a ciphertext and forgets all of them or none. So a key that may have to go is
-held under a tag of its own: all maps are taken out, and the others put back. Whatever looks keys up in the meantime
+OpenFHE holds evaluation keys by the tag of a ciphertext and forgets all of them or none. So a key that may have to go
+is held under a tag of its own: all maps are taken out, and the others put back. Whatever looks keys up in the meantime
 would fail, and so may what looks them up while a tag is new, so `KEY_MAPS` is held for both.
 
 What nobody needs any more (`Held`) is not let go at once, because it may come to light anywhere: Python's garbage
@@ -27,9 +27,9 @@ from olac.memory import return_freed
 class MapsLock:
     """Many threads may use the maps at once, or one may change which tags there are.
 
-    A thread that has the lock gets it again. One that uses the maps and wants to change them steps aside while it waits,
-    so two of them do not wait for each other, and others may have changed the maps before it goes on. Who waits to change
-    them comes before those who come later.
+    A thread that has the lock gets it again. One that uses the maps and wants to change them steps aside while it
+    waits, so two of them do not wait for each other, and others may have changed the maps before it goes on. Who waits
+    to change them comes before those who come later.
     """
 
     def __init__(self) -> None:
