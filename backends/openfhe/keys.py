@@ -82,10 +82,10 @@ class KeySet:
             yield from words
 
 
-def new_secret_key(parameters: Parameters) -> Any:
+def new_secret_key(parameters: Parameters, identity: str | None = None) -> Any:
     """A ternary secret key under a tag of its own: uniform, or sparse where the parameters have bootstraps."""
     key = wire(parameters).context.KeyGen().secretKey
-    key.SetKeyTag(new_tag())
+    key.SetKeyTag(new_tag(identity))
     return key
 
 
@@ -173,10 +173,12 @@ def install_keys(
     relinearise: bool,
     blocks: Callable[[int], Iterator[Words]],
     progress: Callable[[int, int], None] | None = None,
+    identity: str | None = None,
 ) -> KeySet:
     """Keys from words that came from outside, under a new tag.
 
     Args:
+        identity: of their key pair.
         blocks: the words of a key, block by block, by its place in the order of `KeySet.blocks`. Several threads call
             it, for each key once, in no particular order.
 
@@ -184,7 +186,7 @@ def install_keys(
         ArtifactError: words that are no residues; whatever `blocks` raises.
     """
     ready = wire(parameters)
-    made = KeySet(parameters, new_tag(), tuple(steps))
+    made = KeySet(parameters, new_tag(identity), tuple(steps))
     first = int(relinearise)
     special = ready.special_indices if parameters.bootstrapping is not None else ()
     rotations = [(ready.automorphism_index(step), first + i) for i, step in enumerate(steps)]

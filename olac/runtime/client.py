@@ -80,7 +80,8 @@ class Client:
         self._check_open()
         self._check_memory()
         program = self.program
-        key, identity = new_secret_key(program.parameters), new_identity()
+        identity = new_identity()
+        key = new_secret_key(program.parameters, identity)
         relinearise = needs_relinearisation(program)
         live = make_keys(program.parameters, key, program.rotations, relinearise, progress)
         self._secret_key, self._identity = key, identity
@@ -128,7 +129,7 @@ class Client:
             payload.finish()
         client = Client(program)
         try:
-            client._secret_key = wire(parameters).secret_key(words, new_tag())
+            client._secret_key = wire(parameters).secret_key(words, new_tag(identity))
         except ArtifactError as error:
             raise header.error(str(error), "Make new keys.") from error
         client._identity = identity

@@ -21,7 +21,7 @@ import numpy as np
 from olac import envelope
 from olac.backends.openfhe.keys import KeySet, install_keys
 from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import WORD_BYTES, Words, check_words
+from olac.backends.openfhe.words import WORD_BYTES, Words, check_words, is_tag_of
 from olac.bootstrapping import SPECIAL_KEYS
 from olac.costs import ciphertext_bytes, rotation_key_bytes
 from olac.envelope import Header, Part, open_frame
@@ -164,6 +164,7 @@ class EvaluationKeys:
                         self.relinearisation,
                         partial(self.blocks, reader),
                         progress,
+                        self.identity,
                     )
                 except ArtifactError as error:
                     raise named(error, header) from error
@@ -324,8 +325,8 @@ class _Ciphertexts(ABC):
                     f"{self.name}: a ciphertext of {found} limbs and noise degree {part.GetNoiseScaleDeg()}, expected "
                     f"{limbs} and 1. {REPLACED}"
                 )
-        if len({part.GetKeyTag() for part in self._live}) > 1:
-            raise ArtifactError(f"{self.name}: ciphertexts under several keys. {REPLACED}")
+            if not is_tag_of(part.GetKeyTag(), self.identity):
+                raise ArtifactError(f"{self.name}: a ciphertext under another key than the rest says. {REPLACED}")
         return self._live
 
     def _payload(self) -> Iterator[memoryview]:

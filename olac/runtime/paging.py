@@ -74,7 +74,7 @@ def install_pinned(
             return keys.blocks(reader, places[place])
 
         try:
-            live = install_keys(keys.program.parameters, held, keys.relinearisation, blocks, progress)
+            live = install_keys(keys.program.parameters, held, keys.relinearisation, blocks, progress, keys.identity)
         except ArtifactError as error:
             raise named(error, header) from error
     return live, KeyFile(keys)

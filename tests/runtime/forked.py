@@ -1,6 +1,6 @@
 """A process of its own, whose children are forks: what they may do and what they are refused, as JSON.
 
-    python -m tests.runtime.forked after | before
+python -m tests.runtime.forked after | before
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def forked(work: Callable[[], Any]) -> Any:
         signal.alarm(SECONDS)
         try:
             answer = work()
-        except BaseException as error:  # noqa: BLE001  # the parent gets it
+        except BaseException as error:  # the parent gets it
             answer = f"{type(error).__name__}: {error}"
         os.write(writing, json.dumps(answer).encode())
         os._exit(0)
@@ -53,7 +53,7 @@ def forked(work: Callable[[], Any]) -> Any:
 
 
 def refused(work: Callable[[], Any]) -> str:
-    """"refused", or what came instead."""
+    """ "refused", or what came instead."""
     try:
         return f"returned {work()!r}"[:80]
     except ForkError as error:
@@ -72,7 +72,11 @@ def served() -> list[Any]:
         path = Path(folder) / "secret"
         client.save_secret_key(path)
         secret = hashlib.sha256(path.read_bytes()[-4096:]).hexdigest()
-    return [secret, hashlib.sha256(sent[-4096:]).hexdigest(), bool(np.abs(outputs - program.simulate(images())).max() < ERROR)]
+    return [
+        secret,
+        hashlib.sha256(sent[-4096:]).hexdigest(),
+        bool(np.abs(outputs - program.simulate(images())).max() < ERROR),
+    ]
 
 
 def after(folder: Path) -> dict[str, Any]:
