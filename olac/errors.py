@@ -65,6 +65,14 @@ class BackendError(OlacError):
     """OpenFHE can't be loaded, or refused an operation."""
 
 
+class ForkError(BackendError):
+    """OpenFHE is used in a process that was forked after its parent had used it."""
+
+
+class ClosedError(BackendError):
+    """A client, a server or a set of keys is used after it was closed."""
+
+
 class MissingKeyError(BackendError):
     """An evaluation key that the program needs isn't in the key set."""
 
