@@ -19,8 +19,10 @@ from olac.errors import CalibrationError, InfeasibleError, SecurityError, Verifi
 from olac.estimate import GB
 from olac.frontend import Activations, Traced, check, lift, trace
 from olac.ir.graph import Graph, Node
+from olac.ir.head import OutputHead, Outputs
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import Array, Bootstrap, Input, LinearOp
+from olac.ir.split import split_head
 from olac.kernels.record import record
 from olac.memory import total_bytes
 from olac.noise import CHECK_IMAGES, MAX_SCALE_BITS, OutputNoise
@@ -99,6 +101,9 @@ class CompileOptions:
             a module's qualified name or by the function itself; as a function over numpy arrays or torch tensors, or
             None for what the model computes there.
         dump_after, dump: passes after which `dump(name, text)` gets the graph.
+        client_head: the client computes a model's last softmax, argmax, scales and functions that never fall, such as
+            sigmoid, exactly, on decrypted outputs (see `olac.ir.split`); so it sees what goes into them. Without it
+            such functions become polynomials as all others, and softmax and argmax are refused.
     """
 
     fit: FitOptions = field(default_factory=FitOptions)
@@ -117,6 +122,7 @@ class CompileOptions:
     activations: Mapping[Any, Callable[[Any], Any] | None] = field(default_factory=dict)
     dump_after: Sequence[str] = ()
     dump: Callable[[str, str], None] | None = None
+    client_head: bool = True
 
     def __post_init__(self) -> None:
         if self.precision is not None and not 0 < self.precision < 1:
@@ -271,14 +277,15 @@ def _approximate(
     if isinstance(loader, Calibration):
         calibration = loader
         traced = trace(model, calibrations.as_images(calibration.held_out, "the calibration"), options.activations)
-        graph = lift(traced)
-        calibrations.check_calibration(calibration, graph)
+        whole = lift(traced, options.client_head)
+        calibrations.check_calibration(calibration, whole)
     else:
         example, batches = first_batch(loader)
         traced = trace(model, example, options.activations)
-        graph = lift(traced)
-        calibration = _calibrate(traced, graph, batches, say, SAMPLE_IMAGES, SAMPLE_BYTES)
-    structure = _structure_error(graph, calibration, given=isinstance(loader, Calibration))
+        whole = lift(traced, options.client_head)
+        calibration = _calibrate(traced, whole, batches, say, SAMPLE_IMAGES, SAMPLE_BYTES)
+    graph, head = split_head(whole, options.client_head)
+    structure = _structure_error(graph, head, calibration, given=isinstance(loader, Calibration))
     bounded, clamped = calibrations.with_finite_functions(_with_bounds(graph, calibration), calibration)
     say("fitting polynomials")
     sample = calibration.sample if len(calibration.sample) else calibration.held_out
@@ -293,11 +300,11 @@ def _approximate(
     report = Report(
         fits=tuple(context.fits),
         front=tuple(context.front),
-        check=_self_check(result, calibration, structure),
+        check=_self_check(result, head, calibration, structure),
         pass_seconds=tuple((timing.name, timing.seconds) for timing in manager.timings),
         notes=(*clamped, *calibrations.outlier_notes(graph, calibration)),
     )
-    return ApproximatedModel(result, report), calibration
+    return ApproximatedModel(result, report, head), calibration
 
 
 def _with_bounds(graph: Graph, calibration: Calibration) -> Graph:
@@ -310,18 +317,24 @@ def _with_bounds(graph: Graph, calibration: Calibration) -> Graph:
     )
 
 
-def _structure_error(graph: Graph, calibration: Calibration, given: bool) -> float:
+def _structure_error(graph: Graph, head: OutputHead, calibration: Calibration, given: bool) -> float:
     """The lifted graph against the model, before anything is approximated: a difference is a bug of ours.
 
     Or the calibration was `given` and is of another model.
     """
     images, theirs = calibration.held_out[:CHECK_IMAGES], calibration.held_out_outputs[:CHECK_IMAGES]
-    ours = graph.evaluate(images)
-    if given and ours.size != theirs.size:
+    raw = graph.evaluate(images)
+    if given and len(images) * math.prod(head.output_shape(raw.shape[1:])) != theirs.size:
         raise CalibrationError(f"the calibration has outputs of shape {theirs.shape[1:]}: it is of another model")
-    size = max(1e-6, float(np.max(np.abs(theirs))))
-    error = float(np.max(np.abs(ours.reshape(theirs.shape) - theirs))) / size
-    if not error <= STRUCTURE_TOLERANCE + ROUNDING_MARGIN * _rounding_error(graph, images, ours) / size:
+    scores = head.scores.apply(raw)
+    if head.decides:
+        # Nearly equal scores may give another class in single precision, so scores are compared.
+        size = max(1e-6, float(np.max(np.abs(scores))))
+        error = head.shortfall(scores, theirs) / size
+    else:
+        size = max(1e-6, float(np.max(np.abs(theirs))))
+        error = float(np.max(np.abs(scores.reshape(theirs.shape) - theirs))) / size
+    if not error <= STRUCTURE_TOLERANCE + ROUNDING_MARGIN * _rounding_error(graph, head, images, scores) / size:
         if given:
             raise CalibrationError(
                 f"the calibration is of another model: its outputs differ by {error:.2g} of the largest from this one's"
@@ -332,19 +345,19 @@ def _structure_error(graph: Graph, calibration: Calibration, given: bool) -> flo
     return error
 
 
-def _rounding_error(graph: Graph, images: Array, exact: Array) -> float:
+def _rounding_error(graph: Graph, head: OutputHead, images: Array, exact: Outputs) -> float:
     """How far single precision alone takes the outputs: much, where large values cancel."""
     rounded = graph.evaluate(images, lambda node, value: value.astype(np.float32).astype(np.float64))
-    return float(np.max(np.abs(rounded - exact)))
+    return float(np.max(np.abs(head.scores.apply(rounded) - exact)))
 
 
-def _self_check(graph: Graph, calibration: Calibration, structure: float) -> SelfCheck:
-    ours = graph.evaluate(calibration.held_out).reshape(len(calibration.held_out), -1)
+def _self_check(graph: Graph, head: OutputHead, calibration: Calibration, structure: float) -> SelfCheck:
+    ours = head.apply(graph.evaluate(calibration.held_out)).reshape(len(calibration.held_out), -1)
     theirs = calibration.held_out_outputs.reshape(len(ours), -1)
     error = np.abs(ours - theirs)
     return SelfCheck(
         images=len(ours),
-        agreement=float(np.mean(ours.argmax(1) == theirs.argmax(1))),
+        agreement=float(np.mean(ours == theirs if head.decides else ours.argmax(1) == theirs.argmax(1))),
         max_error=float(error.max()),
         mean_error=float(error.mean()),
         structure_error=structure,
@@ -382,7 +395,7 @@ def lower(
             + bootstrap_notes(lowered, calibration.held_out)
             + paging_notes(priced, options.max_memory),
         )
-        return CompiledProgram(lowered, priced.parameters, priced.keys.steps, report)
+        return CompiledProgram(lowered, priced.parameters, priced.keys.steps, report, approximated.head)
 
     depth = lowered_depth(graph, passes, options.batch)
     noise = OutputNoise(graph, calibration)

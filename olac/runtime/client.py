@@ -20,6 +20,7 @@ from olac.backends.openfhe.words import WORD_BYTES, new_tag
 from olac.envelope import read_header
 from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError
 from olac.files import Source, write_file
+from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.kernels.base import Value
 from olac.memory import available_bytes, current_rss_bytes
@@ -163,8 +164,11 @@ class Client:
                 stacklevel=3,
             )
 
-    def decrypt(self, result: EncryptedResult) -> Array:
-        """The outputs, shape (images, *output shape), in true units.
+    def decrypt(self, result: EncryptedResult, *, raw: bool = False) -> Outputs:
+        """The model's outputs, shape (images, *output shape), in true units; integers if its last step is an argmax.
+
+        Args:
+            raw: give what the program's head is applied to, such as logits, shape (images, *raw shape).
 
         Raises:
             ArtifactError: the result belongs to another program or another key.
@@ -193,7 +197,7 @@ class Client:
         images = layout.unpack(np.stack(slots))[: result.images] * type_.unit
         if not all(math.isfinite(v) for v in (float(images.min()), float(images.max()))):
             raise BackendError(f"{result.name} decrypts to values that are not finite")
-        return images
+        return images if raw else program.head.apply(images)
 
     def slots(self, value: Value) -> Array:
         """All slots of any value of a run, shape (ciphertexts, slots); NaN where a ciphertext does not decrypt.
