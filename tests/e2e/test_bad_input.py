@@ -152,7 +152,7 @@ def test_own_modules(given: Any) -> None:
     assert program.report.fits[0].function == "Snake"
     assert olac.check(model, images()) and not olac.check(model, images(), activations={Snake: given})
     calibration = olac.calibrate(model, images(), activations={Snake: given})
-    assert olac.approximate(model, calibration, activations={Snake: given}).graph == approximated.graph
+    assert olac.approximate(model, calibration, options).graph == approximated.graph
 
 
 def test_own_functions() -> None:
