@@ -82,7 +82,8 @@ class CompileOptions:
     Attributes:
         fit: how activations become polynomials.
         precision: largest error of the outputs by the noise of encryption, relative to their calibrated range, as it
-            is simulated. None for 1e-3, and for what the usual scale gives where programs have bootstraps.
+            is simulated; before and after what the client computes. None for 1e-3, and for what the usual scale gives
+            where programs have bootstraps.
         security: 128, 192 or 256 bits.
         insecure: waive the check of security, for tests at small rings; every output says so.
         technique: OpenFHE's scaling technique.
@@ -398,7 +399,7 @@ def lower(
         return CompiledProgram(lowered, priced.parameters, priced.keys.steps, report, approximated.head)
 
     depth = lowered_depth(graph, passes, options.batch)
-    noise = OutputNoise(graph, calibration)
+    noise = OutputNoise(graph, calibration, approximated.head)
     try:
         choices = _parameter_choices(graph, noise, depth, options)
     except (InfeasibleError, SecurityError):

@@ -23,6 +23,15 @@ def _class_axis(lifter: Lifter, x: Value, dim: Any) -> int:
     return _axis(lifter, x, (0 if len(x.shape) in (0, 2) else 1) if dim is None else dim)
 
 
+def _reduced(
+    lifter: Lifter, x: Value, kind: type[ArgMax] | type[Max], dim: Any, keepdim: Any, suffix: str = ""
+) -> Value:
+    """One element for all along an axis. One number an image keeps its axis in the graph, as everywhere."""
+    axis, vector = _axis(lifter, x, dim), len(x.shape) == 1
+    made = lifter.at_client(x, kind(axis, bool(keepdim) or vector), suffix)
+    return Value(made.id, ()) if vector and not keepdim else made
+
+
 @register_module(nn.Softmax)
 def _module_softmax(lifter: Lifter, m: nn.Softmax, x: Value) -> Any:
     return lifter.at_client(x, Softmax(_class_axis(lifter, x, m.dim)))
@@ -61,13 +70,12 @@ def _softmin(lifter: Lifter, input: Value, dim: Any = None, _stacklevel: int = 3
 
 @register_function(torch.argmax, "argmax")
 def _argmax(lifter: Lifter, input: Value, dim: Any = None, keepdim: bool = False) -> Any:
-    return lifter.at_client(input, ArgMax(_axis(lifter, input, dim), bool(keepdim)))
+    return _reduced(lifter, input, ArgMax, dim, keepdim)
 
 
 @register_function(torch.argmin, "argmin")
 def _argmin(lifter: Lifter, input: Value, dim: Any = None, keepdim: bool = False) -> Any:
-    axis = _axis(lifter, input, dim)
-    return lifter.at_client(lifter.affine(input, scale=-1.0, suffix="negative"), ArgMax(axis, bool(keepdim)))
+    return _reduced(lifter, lifter.affine(input, scale=-1.0, suffix="negative"), ArgMax, dim, keepdim)
 
 
 @register_function(torch.amax, "amax")
@@ -75,14 +83,13 @@ def _amax(lifter: Lifter, input: Value, dim: Any = (), keepdim: bool = False) ->
     dims = [dim] if isinstance(dim, int) else list(dim)
     if len(dims) != 1:
         raise Unsupported(f"{lifter.called} over {len(dims)} axes", "Take it over one axis, or use MaxPool2d")
-    return lifter.at_client(input, Max(_axis(lifter, input, dims[0]), bool(keepdim)))
+    return _reduced(lifter, input, Max, dims[0], keepdim)
 
 
 @register_function(torch.max, "max")
 def _max(lifter: Lifter, input: Value, dim: Any = None, keepdim: bool = False) -> Any:
-    axis = _axis(lifter, input, dim)
-    values = lifter.at_client(input, Max(axis, bool(keepdim)), suffix="values")
-    return values, lifter.at_client(input, ArgMax(axis, bool(keepdim)), suffix="indices")
+    values = _reduced(lifter, input, Max, dim, keepdim, "values")
+    return values, _reduced(lifter, input, ArgMax, dim, keepdim, "indices")
 
 
 @register_function(torch.exp, "exp")

@@ -9,6 +9,7 @@ import numpy as np
 
 from olac.errors import ArtifactError, InputError
 from olac.files import check_writable, write_file
+from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.program import CompiledProgram, check_images
 from olac.runtime.client import Client
@@ -104,8 +105,13 @@ def run(
     return Path(output)
 
 
-def decrypt(program: str | Path, secret_key: str | Path, result: str | Path, output: str | Path) -> Array:
+def decrypt(
+    program: str | Path, secret_key: str | Path, result: str | Path, output: str | Path, *, raw: bool = False
+) -> Outputs:
     """Decrypt a result, write it to a .npy file of shape (images, *output shape) and return it.
+
+    The file holds integers if the model's last step is an argmax. `raw` leaves out the model's last steps, which the
+    client computes, and gives what goes into them.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program or key.
@@ -114,7 +120,7 @@ def decrypt(program: str | Path, secret_key: str | Path, result: str | Path, out
     check_writable(output)
     compiled = CompiledProgram.load(program)
     client = Client.load(compiled, secret_key)
-    values = client.decrypt(EncryptedResult.load(compiled, result))
+    values = client.decrypt(EncryptedResult.load(compiled, result), raw=raw)
     write_npy(output, values)
     return values
 
@@ -168,7 +174,7 @@ def read_npy(path: str | Path) -> Array:
     return np.array(array, dtype=np.float64)
 
 
-def write_npy(path: str | Path, values: Array) -> None:
+def write_npy(path: str | Path, values: Outputs) -> None:
     """Write an array to a .npy file, completely or not at all."""
     import io
 
