@@ -132,11 +132,20 @@ class _Observer(fx.Interpreter):
         if made and self.looking:
             values: dict[str, torch.Tensor] = {}
             for argument in n.all_input_nodes:
-                _collect(self._traced.results.get(argument.name), self.env[argument], values)
-            _collect(self._traced.results.get(n.name), result, values)
+                self._collect(self._traced.results.get(argument.name), self.env[argument], values)
+            self._collect(self._traced.results.get(n.name), result, values)
             for node_id in made:
                 self._observe(self._nodes[node_id], values)
         return result
+
+    def _collect(self, ids: Any, value: Any, values: dict[str, torch.Tensor]) -> None:
+        if isinstance(ids, tuple) and isinstance(value, (tuple, list)):
+            for one, part in zip(ids, value, strict=False):
+                self._collect(one, part, values)
+        elif isinstance(ids, str) and isinstance(value, torch.Tensor):
+            # One number for each image has no axis in torch, and one of length 1 in the graph.
+            node = self._nodes.get(ids)
+            values[ids] = value if node is None or value.ndim > 1 else value.reshape(len(value), *node.type.shape)
 
     def _observe(self, node: Node, values: dict[str, torch.Tensor]) -> None:
         if node.id not in values:
@@ -161,14 +170,6 @@ class _Observer(fx.Interpreter):
             if node.id not in self.histograms:
                 self.histograms[node.id] = Histogram(seen.shape[1])
             self.histograms[node.id].add(seen.numpy())
-
-
-def _collect(ids: Any, value: Any, values: dict[str, torch.Tensor]) -> None:
-    if isinstance(ids, tuple) and isinstance(value, (tuple, list)):
-        for one, part in zip(ids, value, strict=False):
-            _collect(one, part, values)
-    elif isinstance(ids, str) and isinstance(value, torch.Tensor):
-        values[ids] = value
 
 
 class _Sample:
@@ -396,7 +397,10 @@ def _clamped(definition: Definition, histogram: Histogram) -> Definition:
 def outlier_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
     """Activations whose range a few values stretch far beyond all others."""
     notes = []
+    known = {node.id for node in graph.nodes}  # an activation that the client computes is in no graph
     for node_id, histogram in calibration.histograms.items():
+        if node_id not in known:
+            continue
         seen = histogram.range()
         for share, times in OUTLIERS:
             usual = max(abs(histogram.quantile(1 - share)), abs(histogram.quantile(share)))

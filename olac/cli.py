@@ -18,6 +18,7 @@ from olac.plugins import load_plugins
 
 if TYPE_CHECKING:
     from olac.costs import CostTable
+    from olac.ir.head import Outputs
     from olac.runtime import Progress
 
 
@@ -101,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
         decrypt.add_argument(name, type=Path)
     decrypt.add_argument(
         "--input", type=Path, metavar="FILE", help="the encrypted input that it must be the result of: finds mix-ups"
+    )
+    decrypt.add_argument(
+        "--raw", action="store_true", help="what the program gives, such as logits, without the model's last steps"
     )
     decrypt.set_defaults(run=_decrypt)
 
@@ -283,10 +287,23 @@ def _decrypt(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
     values = commands.decrypt(
-        options.program, options.secret_key, options.result, options.output, encrypted=options.input
+        options.program,
+        options.secret_key,
+        options.result,
+        options.output,
+        encrypted=options.input,
+        raw=options.raw,
     )
     for row in values.reshape(len(values), -1):
-        print(f"class {row.argmax()}: " + " ".join(f"{value:.4g}" for value in row))
+        print(_outcome(row))
+
+
+def _outcome(row: Outputs) -> str:
+    """The outputs for one image, and the class if there is a choice."""
+    if row.dtype.kind == "i":
+        return "class " + " ".join(map(str, row))
+    numbers = " ".join(f"{value:.4g}" for value in row)
+    return numbers if len(row) == 1 else f"class {row.argmax()}: {numbers}"
 
 
 def _debug(options: argparse.Namespace) -> None:

@@ -21,8 +21,10 @@ from olac.estimate import GB
 from olac.frontend import Activations, Traced, check, lift, trace
 from olac.internal import callers, callers_own, guard
 from olac.ir.graph import Graph, Node
+from olac.ir.head import OutputHead, Outputs
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import Array, Bootstrap, Input, LinearOp
+from olac.ir.split import split_head
 from olac.kernels.record import record
 from olac.memory import total_bytes
 from olac.noise import CHECK_IMAGES, MAX_SCALE_BITS, OutputNoise
@@ -85,7 +87,8 @@ class CompileOptions:
     Attributes:
         fit: how activations become polynomials.
         precision: largest error of the outputs by the noise of encryption, relative to their calibrated range, as it
-            is simulated. None for 1e-3, and for what the usual scale gives where programs have bootstraps.
+            is simulated; before and after what the client computes. None for 1e-3, and for what the usual scale gives
+            where programs have bootstraps.
         security: 128, 192 or 256 bits.
         insecure: waive the check of security, for tests at small rings; every output says so.
         technique: OpenFHE's scaling technique.
@@ -110,6 +113,9 @@ class CompileOptions:
             arrays (n, *output shape) that gives a score of 0 to 1 for each image, shape (n,).
         strict: refuse what else makes a note: a calibration of fewer than 256 images or with channels that hardly ever
             vary (CalibrationError), an agreement below the one asked for (InfeasibleError).
+        client_head: the client computes a model's last softmax, argmax, scales and functions that never fall, such as
+            sigmoid, exactly, on decrypted outputs (see `olac.ir.split`); so it sees what goes into them. Without it
+            such functions become polynomials as all others, and softmax and argmax are refused.
     """
 
     fit: FitOptions = field(default_factory=FitOptions)
@@ -130,6 +136,7 @@ class CompileOptions:
     dump: Callable[[str, str], None] | None = None
     task: str | Criterion | Callable[[Array, Array], Array] = "auto"
     strict: bool = False
+    client_head: bool = True
 
     def __post_init__(self) -> None:
         if self.precision is not None and not 0 < self.precision < 1:
@@ -295,17 +302,18 @@ def _approximate(
     if isinstance(loader, Calibration):
         calibration = loader
         traced = trace(model, calibrations.as_images(calibration.held_out, "the calibration"), options.activations)
-        graph = lift(traced)
-        calibrations.check_calibration(calibration, graph)
+        whole = lift(traced, options.client_head)
+        calibrations.check_calibration(calibration, whole)
     else:
         example, batches = first_batch(loader)
         traced = trace(model, example, options.activations)
-        graph = lift(traced)
-        calibration = _calibrate(traced, graph, batches, say, SAMPLE_IMAGES, SAMPLE_BYTES)
-    structure = _structure_error(graph, calibration, given=isinstance(loader, Calibration))
+        whole = lift(traced, options.client_head)
+        calibration = _calibrate(traced, whole, batches, say, SAMPLE_IMAGES, SAMPLE_BYTES)
+    graph, head = split_head(whole, options.client_head)
+    structure = _structure_error(graph, head, calibration, given=isinstance(loader, Calibration))
     bounded, clamped = calibrations.with_finite_functions(_with_bounds(graph, calibration), calibration)
     criterion = criterion_for(
-        options.task, calibration.held_out_outputs, last_function(graph), graph.inputs[0].type.shape
+        options.task, calibration.held_out_outputs, last_function(graph, head), graph.inputs[0].type.shape
     )
     data = data_shortfalls(graph, calibration)
     if options.strict:
@@ -316,11 +324,13 @@ def _approximate(
         calibration=calibration,
         costs=options.costs,
         threads=options.threads or usable_threads(),
-        images=ImageFitter(sample, calibration.choosing, say, criterion),
+        images=ImageFitter(sample, calibration.choosing, say, criterion, head.apply),
     )
     manager = PassManager(pipeline or approximation_pipeline(options.fit), options.dump_after, options.dump)
     result = manager.run(bounded, context)
-    check_result = self_check(ApproximatedModel(result).simulate, calibration, criterion, goal(options.fit), structure)
+    check_result = self_check(
+        ApproximatedModel(result, head=head), graph, calibration, criterion, goal(options.fit), structure
+    )
     missed = goal_shortfalls(check_result)
     if options.strict:
         refuse_shortfalls(data, missed)
@@ -331,7 +341,7 @@ def _approximate(
         pass_seconds=tuple((timing.name, timing.seconds) for timing in manager.timings),
         notes=(*missed, *data, *clamped, *calibrations.outlier_notes(graph, calibration)),
     )
-    return ApproximatedModel(result, report), calibration
+    return ApproximatedModel(result, report, head), calibration
 
 
 def _with_bounds(graph: Graph, calibration: Calibration) -> Graph:
@@ -344,18 +354,24 @@ def _with_bounds(graph: Graph, calibration: Calibration) -> Graph:
     )
 
 
-def _structure_error(graph: Graph, calibration: Calibration, given: bool) -> float:
+def _structure_error(graph: Graph, head: OutputHead, calibration: Calibration, given: bool) -> float:
     """The lifted graph against the model, before anything is approximated: a difference is a bug of ours.
 
     Or the calibration was `given` and is of another model.
     """
     images, theirs = calibration.held_out[:CHECK_IMAGES], calibration.held_out_outputs[:CHECK_IMAGES]
-    ours = graph.evaluate(images)
-    if given and ours.size != theirs.size:
+    raw = graph.evaluate(images)
+    if given and len(images) * math.prod(head.output_shape(raw.shape[1:])) != theirs.size:
         raise CalibrationError(f"the calibration has outputs of shape {theirs.shape[1:]}: it is of another model")
-    size = max(1e-6, float(np.max(np.abs(theirs))))
-    error = float(np.max(np.abs(ours.reshape(theirs.shape) - theirs))) / size
-    if not error <= STRUCTURE_TOLERANCE + ROUNDING_MARGIN * _rounding_error(graph, images, ours) / size:
+    scores = head.scores.apply(raw)
+    if head.decides:
+        # Nearly equal scores may give another class in single precision, so scores are compared.
+        size = max(1e-6, float(np.max(np.abs(scores))))
+        error = head.shortfall(scores, theirs) / size
+    else:
+        size = max(1e-6, float(np.max(np.abs(theirs))))
+        error = float(np.max(np.abs(scores.reshape(theirs.shape) - theirs))) / size
+    if not error <= STRUCTURE_TOLERANCE + ROUNDING_MARGIN * _rounding_error(graph, head, images, scores) / size:
         if given:
             raise CalibrationError(
                 f"the calibration is of another model: its outputs differ by {error:.2g} of the largest from this one's"
@@ -366,10 +382,10 @@ def _structure_error(graph: Graph, calibration: Calibration, given: bool) -> flo
     return error
 
 
-def _rounding_error(graph: Graph, images: Array, exact: Array) -> float:
+def _rounding_error(graph: Graph, head: OutputHead, images: Array, exact: Outputs) -> float:
     """How far single precision alone takes the outputs: much, where large values cancel."""
     rounded = graph.evaluate(images, lambda node, value: value.astype(np.float32).astype(np.float64))
-    return float(np.max(np.abs(rounded - exact)))
+    return float(np.max(np.abs(head.scores.apply(rounded) - exact)))
 
 
 @guard("lowering the program")
@@ -404,10 +420,10 @@ def lower(
             + bootstrap_notes(lowered, calibration.judged[:NOTED_IMAGES])
             + paging_notes(priced, options.max_memory),
         )
-        return CompiledProgram(lowered, priced.parameters, priced.keys.steps, report)
+        return CompiledProgram(lowered, priced.parameters, priced.keys.steps, report, approximated.head)
 
     depth = lowered_depth(graph, passes, options.batch)
-    noise = OutputNoise(graph, calibration)
+    noise = OutputNoise(graph, calibration, approximated.head)
     try:
         choices = _parameter_choices(graph, noise, depth, options)
     except (InfeasibleError, SecurityError):

@@ -15,6 +15,7 @@ import numpy as np
 from olac.errors import InputError, VerificationError
 from olac.internal import callers_own, guard
 from olac.ir.graph import Graph, Node
+from olac.ir.head import OutputHead, Outputs
 from olac.ir.ops import Array
 from olac.ir.types import Stage
 from olac.kernels.base import Kernel
@@ -137,33 +138,49 @@ def _simulated(graph: Graph, images: Any, observe: Callable[[Node, Array], Array
 
 @dataclass(frozen=True)
 class ApproximatedModel:
-    """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters."""
+    """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters.
+
+    `head` makes the model's outputs of the graph's, exactly.
+    """
 
     graph: Graph
     report: Report = field(default_factory=Report)
+    head: OutputHead = field(default_factory=OutputHead)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one image."""
         return self.graph.inputs[0].type.shape
 
-    def simulate(self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None) -> Array:
-        """Outputs (n, *output shape) of the true polynomials in float64, for images (n, *input shape) or one image."""
-        return _simulated(self.graph, images, observe)
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one image's outputs, () for one number."""
+        return self.head.output_shape(self.graph[self.graph.outputs[0]].type.shape)
+
+    def simulate(
+        self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None, *, raw: bool = False
+    ) -> Outputs:
+        """Outputs (n, *output shape) of the true polynomials in float64, for images (n, *input shape) or one image.
+
+        Integers if the model's last step is an argmax. `raw` gives what the head is applied to, (n, *raw shape).
+        """
+        outputs = _simulated(self.graph, images, observe)
+        return outputs if raw else self.head.apply(outputs)
 
 
 @dataclass(frozen=True)
 class CompiledProgram:
     """A program for encrypted inputs: the levelled graph, the parameters, and the rotation steps that need keys.
 
-    Rotations by other steps are composed of these (`olac.rotations.composition`). It holds no secret, no torch and no
-    openfhe object.
+    Rotations by other steps are composed of these (`olac.rotations.composition`). `head` is what the client computes
+    on decrypted outputs. It holds no secret, no torch and no openfhe object.
     """
 
     graph: Graph
     parameters: Parameters
     rotations: tuple[int, ...]
     report: Report = field(default_factory=Report)
+    head: OutputHead = field(default_factory=OutputHead)
 
     def __post_init__(self) -> None:
         if self.graph.stage != Stage.LEVELLED:
@@ -176,8 +193,13 @@ class CompiledProgram:
 
     @property
     def output(self) -> Node:
-        """The node that the client decrypts."""
+        """The node that the client decrypts; the head makes the model's outputs of its value."""
         return self.graph[self.graph.outputs[0]]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one image's outputs, () for one number."""
+        return self.head.output_shape(self.output.type.shape)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -206,9 +228,15 @@ class CompiledProgram:
         """Images in one set of ciphertexts."""
         return self.input.type.batch
 
-    def simulate(self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None) -> Array:
-        """What an encrypted run would give without noise: outputs (n, *output shape) for images (n, *input shape)."""
-        return _simulated(self.graph, images, observe)
+    def simulate(
+        self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None, *, raw: bool = False
+    ) -> Outputs:
+        """What an encrypted run would give without noise: outputs (n, *output shape) for images (n, *input shape).
+
+        Integers if the model's last step is an argmax. `raw` gives what the head is applied to, (n, *raw shape).
+        """
+        outputs = _simulated(self.graph, images, observe)
+        return outputs if raw else self.head.apply(outputs)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -227,6 +255,9 @@ class CompiledProgram:
             lowering = node.lowering
             how = None if lowering is None else [lowering.kind, _canonical(asdict(lowering))]
             digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, how]).encode())
+        if self.head:  # programs without one keep the fingerprint that they had before there were heads
+            steps = [[step.kind, _canonical(asdict(step))] for step in self.head.steps]
+            digest.update(json.dumps(["head", steps]).encode())
         return digest.hexdigest()
 
     def estimate(

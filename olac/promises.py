@@ -10,11 +10,15 @@ from olac.approximation.confidence import images_for, interval
 from olac.approximation.criterion import Criterion, explained
 from olac.errors import CalibrationError, InfeasibleError
 from olac.ir.graph import Graph
+from olac.ir.head import Affine as HeadAffine
+from olac.ir.head import OutputHead
+from olac.ir.head import Reshape as HeadReshape
+from olac.ir.head import Slice as HeadSlice
 from olac.ir.ops import Activation, Array, Reshape
 from olac.passes.choose_degrees import MIN_AGREEMENT
 from olac.polynomials.fit import FitOptions
 from olac.polynomials.statistics import Calibration, Histogram
-from olac.program import SelfCheck
+from olac.program import ApproximatedModel, SelfCheck
 from olac.report import percent
 
 FEW_IMAGES = 256
@@ -25,8 +29,16 @@ NAMED = 3
 CHUNK = 64
 
 
-def last_function(graph: Graph) -> str | None:
-    """The activation that makes the outputs of a graph at stage TRACED, or None; reshapes may follow it."""
+def last_function(graph: Graph, head: OutputHead) -> str | None:
+    """The function that makes a model's outputs, or None if they are linear; reshapes and slices may follow it.
+
+    Args:
+        graph: at stage TRACED.
+        head: what follows it at the client.
+    """
+    for step in reversed(head.steps):
+        if not isinstance(step, HeadReshape | HeadSlice):
+            return None if isinstance(step, HeadAffine) else step.name
     node = graph[graph.outputs[0]]
     while isinstance(node.op, Reshape):
         node = graph[node.inputs[0]]
@@ -39,7 +51,8 @@ def goal(options: FitOptions) -> float:
 
 
 def self_check(
-    simulate: Callable[[Array], Array],
+    approximated: ApproximatedModel,
+    clean: Graph,
     calibration: Calibration,
     criterion: Criterion,
     asked: float,
@@ -48,14 +61,19 @@ def self_check(
     """A program's outputs against the model's, on held-out images that neither fits nor plans have used.
 
     Args:
-        simulate: from images (n, *input shape) to outputs as users see them.
-        calibration, criterion, asked: what is judged, how, and the agreement that is asked for.
+        approximated: what is judged.
+        clean: the graph before its activations were replaced.
+        calibration, criterion, asked: by what and how it is judged, and the agreement that is asked for.
         structure_error: of the lifted graph, for the report.
     """
     images, theirs = calibration.judged, calibration.judged_outputs
-    ours = np.concatenate([simulate(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)])
-    error = np.abs(ours.reshape(len(ours), -1) - theirs.reshape(len(theirs), -1))
-    agreement = criterion.agreement(ours.reshape(theirs.shape), theirs)
+    head = approximated.head
+    raw = _in_chunks(lambda part: approximated.simulate(part, raw=True), images)
+    ours = head.apply(raw).reshape(theirs.shape)
+    agreement = criterion.agreement(ours, theirs)
+    if head.decides:  # classes have no errors: the scores that they are chosen by do
+        ours, theirs = head.scores.apply(raw), head.scores.apply(_in_chunks(clean.evaluate, images))
+    error = np.abs(ours - theirs)
     low, high = interval(agreement, len(images))
     return SelfCheck(
         images=len(images),
@@ -71,6 +89,10 @@ def self_check(
         images_to_goal=images_for(agreement, asked),
         explained=explained(ours, theirs),
     )
+
+
+def _in_chunks(evaluate: Callable[[Array], Array], images: Array) -> Array:
+    return np.concatenate([evaluate(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)])
 
 
 def data_shortfalls(graph: Graph, calibration: Calibration) -> tuple[str, ...]:

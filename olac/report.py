@@ -23,7 +23,7 @@ GB = 1e9
 
 
 def parameter_lines(program: CompiledProgram) -> list[str]:
-    """Ring, chain, security, keys and the self-check, a line each."""
+    """Ring, chain, security, keys, what the client computes and the self-check, a line each."""
     parameters = program.parameters
     lines = [
         f"ring dimension {parameters.ring_dimension}, {parameters.depth} levels of {parameters.scale_bits} bits, "
@@ -31,6 +31,11 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
         f"log2(QP) = {parameters.log_qp:.1f}: {_security(parameters)}",
         f"{len(program.rotations)} rotation keys" + _composed(len(program.composed)),
     ]
+    if program.head:
+        lines.append(
+            f"the client computes the model's last steps, exactly: {program.head}. It sees what goes into them, "
+            f"values of shape {program.output.type.shape}"
+        )
     boots = parameters.bootstrapping
     if boots is not None:
         count = sum(len(_ciphertexts(node)) for node in program.graph.nodes if isinstance(node.op, Bootstrap))

@@ -16,9 +16,10 @@ import olac
 from olac.approximation import ImageFitter
 from olac.approximation.criterion import Classification, Regression
 from olac.errors import CalibrationError, InfeasibleError
-from olac.ir.ops import Array
+from olac.ir.graph import GraphBuilder
+from olac.ir.ops import Array, Input
 from olac.polynomials.statistics import CHOOSING_MOST, Calibration, calibration_images, held_out_limit
-from olac.program import SelfCheck
+from olac.program import ApproximatedModel, SelfCheck
 from olac.promises import goal_shortfalls, self_check
 from olac.report import parameter_lines
 
@@ -98,10 +99,13 @@ def test_a_goal_that_is_missed_is_said() -> None:
     images = np.arange(200.0)[:, None]
     calibration = calibration_of(images, theirs)
 
-    def simulate(batch: Array) -> Array:
-        return np.asarray(ours[batch[:, 0].astype(int)], dtype=np.float64)
+    class Known(ApproximatedModel):
+        def simulate(self, batch: Any, observe: Any = None, *, raw: bool = False) -> Array:
+            return np.asarray(ours[batch[:, 0].astype(int)], dtype=np.float64)
 
-    check = self_check(simulate, calibration, Classification(), 0.98, 0.0)
+    builder = GraphBuilder()
+    graph = builder.build([builder.add(Input((1,)), name="x")])
+    check = self_check(Known(graph), graph, calibration, Classification(), 0.98, 0.0)
     assert check.images == 100 and check.agreement == pytest.approx(0.9)
     assert check.low < 0.9 < check.high and check.images_to_goal is None
     (note,) = goal_shortfalls(check)
@@ -159,6 +163,35 @@ def test_the_report_says_how_sure_it_is() -> None:
     sure = replace(check, agreement=1.0, low=0.87, images_to_goal=189)
     text = "\n".join(parameter_lines(replace(program, report=replace(program.report, check=sure))))
     assert "189 such images show at least 98.0%: calibrate with about 3024 in all" in text
+
+
+def test_errors_of_classes_are_those_of_their_scores() -> None:
+    class Decides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            classes: Tensor = self.inner(x).argmax(1)
+            return classes
+
+    check = olac.approximate(Decides(), [inputs(300)], degree=7, **QUICK).report.check
+    plain = olac.approximate(network(4), [inputs(300)], degree=7, **QUICK).report.check
+    assert check is not None and plain is not None and check.task == "classification"
+    assert check.agreement == plain.agreement
+    assert check.mean_error == pytest.approx(plain.mean_error, rel=1e-3) and check.explained is not None
+
+
+@pytest.mark.parametrize(
+    ("last", "client_head", "task"),
+    [(nn.Sigmoid(), True, "binary"), (nn.Sigmoid(), False, "binary"), (None, True, "regression")],
+)
+def test_the_last_function_tells_the_task(last: nn.Module | None, client_head: bool, task: str) -> None:
+    options: dict[str, Any] = {"degree": 7, "client_head": client_head, **QUICK}
+    check = olac.approximate(network(1, last), [inputs(300)], **options).report.check
+    assert check is not None and check.task == task
+    if task == "binary":
+        assert "same side of 0.5 and within 0.1" in check.meaning
 
 
 # Tasks --------------------------------------------------------------------------------------------------------------

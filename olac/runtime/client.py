@@ -20,6 +20,7 @@ from olac.envelope import open_frame
 from olac.errors import ArtifactError, BackendError, ClosedError, InfeasibleError, InputError, MissingKeyError
 from olac.files import Source, write_file
 from olac.forks import check_fork
+from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.kernels.base import Value
 from olac.memory import available_bytes, current_rss_bytes
@@ -187,10 +188,11 @@ class Client:
                 stacklevel=3,
             )
 
-    def decrypt(self, result: EncryptedResult, *, of: EncryptedInput | None = None) -> Array:
-        """The outputs, shape (images, *output shape), in true units.
+    def decrypt(self, result: EncryptedResult, *, of: EncryptedInput | None = None, raw: bool = False) -> Outputs:
+        """The model's outputs, shape (images, *output shape), in true units; integers if its last step is an argmax.
 
         Args:
+            raw: give what the program's head is applied to, such as logits, shape (images, *raw shape).
             of: the input that the result must be of. This finds results that were mixed up, not a server that lies.
 
         Raises:
@@ -223,7 +225,7 @@ class Client:
         images = layout.unpack(np.stack(slots))[: result.images] * type_.unit
         if not all(math.isfinite(v) for v in (float(images.min()), float(images.max()))):
             raise BackendError(f"{result.name} decrypts to values that are not finite")
-        return images
+        return images if raw else program.head.apply(images)
 
     def slots(self, value: Value) -> Array:
         """All slots of any value of a run, shape (ciphertexts, slots); NaN where a ciphertext does not decrypt.

@@ -9,6 +9,7 @@ import numpy as np
 
 from olac.errors import ArtifactError, InputError
 from olac.files import check_writable, write_file
+from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.program import CompiledProgram, check_images
 from olac.runtime.client import Client
@@ -111,11 +112,15 @@ def decrypt(
     output: str | Path,
     *,
     encrypted: str | Path | None = None,
-) -> Array:
+    raw: bool = False,
+) -> Outputs:
     """Decrypt a result, write it to a .npy file of shape (images, *output shape) and return it.
+
+    The file holds integers if the model's last step is an argmax.
 
     Args:
         encrypted: the input that the result must be of, if that is to be checked.
+        raw: leave out the model's last steps, which the client computes, and give what goes into them.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program, key or input.
@@ -125,7 +130,7 @@ def decrypt(
     compiled = CompiledProgram.load(program)
     client = Client.load(compiled, secret_key)
     given = None if encrypted is None else EncryptedInput.load(compiled, encrypted)
-    values = client.decrypt(EncryptedResult.load(compiled, result), of=given)
+    values = client.decrypt(EncryptedResult.load(compiled, result), of=given, raw=raw)
     write_npy(output, values)
     return values
 
@@ -179,7 +184,7 @@ def read_npy(path: str | Path) -> Array:
     return np.array(array, dtype=np.float64)
 
 
-def write_npy(path: str | Path, values: Array) -> None:
+def write_npy(path: str | Path, values: Outputs) -> None:
     """Write an array to a .npy file, completely or not at all."""
     import io
 
