@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from olac.backends.base import Ciphertext, Slots
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
@@ -17,13 +17,13 @@ from olac.backends.openfhe.wire import wire
 from olac.backends.recorder import RecorderEvaluator
 from olac.errors import ArtifactError, BackendError, InfeasibleError, MissingKeyError, VerificationError
 from olac.estimate import LIBRARY_BYTES, LOADING_KEYS, UNUSED_SHARE
-from olac.files import check_writable
+from olac.files import check_writable, remove_file
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
 from olac.kernels.execute import execute
-from olac.memory import available_bytes, current_rss_bytes
+from olac.memory import available_bytes, current_rss_bytes, memory_for
 from olac.program import CompiledProgram
 from olac.runtime.checkpoints import Checkpoint
 from olac.runtime.messages import (
@@ -87,6 +87,7 @@ class Server:
         InfeasibleError: the keys and ciphertexts need more memory than allowed.
     """
 
+    @memory_for("preparing the server")
     def __init__(
         self,
         program: CompiledProgram,
@@ -177,11 +178,19 @@ class Server:
             "machine, or compile with max_memory for a program with fewer keys."
         )
 
+    def __reduce__(self) -> NoReturn:
+        """It holds keys as OpenFHE has them, which are of this process alone."""
+        raise BackendError(
+            "a server is not pickled or copied. Pickle its program and evaluation keys, or save them, and make a "
+            "Server of them where it is needed."
+        )
+
     @property
     def encode_seconds(self) -> float:
         """Wall time that encoding weights has taken so far, in all runs."""
         return self._cache.seconds
 
+    @memory_for("encoding weights")
     def prepare(self) -> None:
         """Encode all weights that the cache has room for, so that the first run is as fast as the others."""
         with self._lock:
@@ -196,6 +205,7 @@ class Server:
         fresh = (encoder.fresh(type_.state.level),) * type_.layout.ciphertexts
         execute(program.graph, self._kernels, encoder, {program.input.id: fresh})
 
+    @memory_for("running the program")
     def run(
         self,
         encrypted: EncryptedInput,
@@ -234,11 +244,11 @@ class Server:
         with self._lock, KEY_MAPS.using() if self._pager is None else KEY_MAPS.changing():
             if checkpoint is None:
                 return self._run(encrypted, progress, observe, None)
-            check_writable(checkpoint)
+            check_writable(checkpoint, special=False)
             keeper = _Keeper(program, encrypted, Path(checkpoint), checkpoint_seconds)
             result = self._run(encrypted, progress, observe, keeper)
             if not keep_checkpoint:
-                keeper.path.unlink(missing_ok=True)
+                remove_file(keeper.path)
             return result
 
     def _run(
