@@ -6,7 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from olac.ir.types import Stage
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
 from olac.kernels.record import record
+from olac.memory import memory_for
 from olac.parameters import Parameters
 from olac.passes.base import FitReport, FrontPoint
 
@@ -111,21 +114,50 @@ def _canonical(value: Any) -> Any:
 def check_images(images: Any, shape: tuple[int, ...]) -> Array:
     """Images as float64 of shape (n, *shape); one image may come without the batch axis.
 
+    Tensors are taken from whatever device, with or without gradients.
+
     Raises:
-        InputError: another shape, or values that are not finite.
+        InputError: another shape, what is no array of real numbers, or values that are not finite.
+        InfeasibleError: memory ran out.
     """
+    with memory_for("taking the input"):
+        array = _real_array(images)
+        if array.shape == shape:
+            array = array[None]
+        if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
+            raise InputError(
+                f"the program takes images of shape {shape} (or (n, {', '.join(map(str, shape))})), not {array.shape}"
+            )
+        # Shapes first: nothing of the size of an array that is not wanted is made.
+        try:
+            with np.errstate(over="ignore"):
+                made = np.asarray(array, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError("the input holds numbers that float64 can't hold") from error
+        if not np.all(np.isfinite(made)):
+            raise InputError("the input holds values that are not finite, or that float64 can't hold")
+    return made
+
+
+def _real_array(images: Any) -> Any:
+    """An array of real numbers, as it is given; InputError for all else. What it holds is told to nobody."""
+    name = type(images).__name__
     try:
-        array = np.asarray(images, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"an input of type {type(images).__name__} is not an array of numbers") from error
-    if array.shape == shape:
-        array = array[None]
-    if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
-        raise InputError(
-            f"the program takes images of shape {shape} (or (n, {', '.join(map(str, shape))})), not {array.shape}"
-        )
-    if not np.all(np.isfinite(array)):
-        raise InputError("the input holds values that are not finite")
+        if hasattr(images, "detach"):  # a tensor: torch need not be here
+            images = images.detach().cpu()
+            # numpy has no half of bfloat16, and would drop imaginary parts with no more than a warning.
+            images = images.numpy() if images.is_complex() else images.double().numpy()
+        array = np.asanyarray(images)
+    except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+        raise InputError(f"an input of type {name} is not an array of numbers") from error
+    if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
+        raise InputError("the input is an array with masked values. Fill them in (array.filled(value)).")
+    array = np.asarray(array)
+    real = array.dtype.kind in "fiub" or (
+        array.dtype.kind == "O" and all(isinstance(value, Real | Decimal) for value in array.reshape(-1))
+    )
+    if not real:
+        raise InputError(f"an input of type {name} holds {array.dtype}, not real numbers")
     return array
 
 
@@ -280,3 +312,20 @@ class CompiledProgram:
         from olac.artifact import load_program
 
         return load_program(Path(path))
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
+        from olac.artifact import program_bytes
+
+        return program_bytes(self)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> CompiledProgram:
+        """Check what `to_bytes` gave; raises `ArtifactError` for anything that isn't a program."""
+        from olac.artifact import program_from_bytes
+
+        return program_from_bytes(data)
+
+    def __reduce__(self) -> tuple[Callable[[bytes], CompiledProgram], tuple[bytes]]:
+        """Pickles and copies go by `to_bytes`, so that what comes back has been checked as files are."""
+        return CompiledProgram.from_bytes, (self.to_bytes(),)

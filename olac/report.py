@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
+from olac.errors import plain
 from olac.ir.graph import Diagonals, Node
 from olac.ir.ops import Bootstrap, Polynomial
 from olac.parameters import Parameters
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from olac.runtime.debug import Row
 
 GB = 1e9
+SHOWN_NOTES = 100
+SHOWN_CHARACTERS = 2000
 
 
 def parameter_lines(program: CompiledProgram) -> list[str]:
@@ -48,7 +52,10 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
     check = program.report.check
     if check is not None:
         lines += _check_lines(check)
-    return lines + list(program.report.notes)
+    notes = [plain(note) for note in program.report.notes[:SHOWN_NOTES]]
+    lines += [note if len(note) <= SHOWN_CHARACTERS else note[:SHOWN_CHARACTERS] + "..." for note in notes]
+    more = len(program.report.notes) - SHOWN_NOTES
+    return lines + ([f"and {more} more notes"] if more > 0 else [])
 
 
 def _composed(count: int) -> str:
@@ -151,9 +158,9 @@ def plan_table(
     for node in program.graph.nodes:
         layout, state = node.type.layout, node.type.state
         assert layout is not None and state is not None
-        row = [
-            node.id,
-            node.op.name,
+        row: list[str | Text] = [
+            Text(plain(node.id)),  # as it is: no markup of rich's
+            Text(plain(node.op.name)),
             str(degrees.get(node.id, "")),
             str(state.level),
             str(layout.ciphertexts),
@@ -176,8 +183,8 @@ def debug_table(rows: Sequence[Row]) -> Table:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
-            row.layer,
-            row.op,
+            Text(plain(row.layer)),
+            Text(plain(row.op)),
             str(row.level),
             f"{row.true_error:.1e}",
             f"{row.error:.1e}",
