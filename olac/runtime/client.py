@@ -144,12 +144,12 @@ class Client:
             ArtifactError: the file is missing, damaged, or of another kind, version or program, or others may read it.
             InfeasibleError: there isn't memory enough.
         """
-        check_private(path)
-        _check_room(program, "loading the secret key")
         parameters = program.parameters
         size = parameters.limbs * parameters.ring_dimension * WORD_BYTES
         with open_frame(Source.of_file(path), envelope.SECRET_KEY, program) as payload:
             header = payload.header
+            check_private(path)
+            _check_room(program, "loading the secret key")
             identity = header.identity("keys")
             header.expect_payload(size)
             words = np.frombuffer(payload.read(size), "<u8").reshape(parameters.limbs, -1)
