@@ -67,7 +67,7 @@ class OutputNoise:
             bits = PROBE_SCALE_BITS
             sigma = _rescale_noise(PROBE_LOG_RING)
             # Beyond that noise is no longer small, and grows faster than in proportion.
-            while not (error := self._error(self._graph, self._clean, sigma * 2.0**-bits)) <= LARGE_NOISE * self._size:
+            while not (error := self._error(self._graph, self._clean, sigma * 2.0**-bits)) <= LARGE_NOISE:
                 if bits > MAX_SCALE_BITS:
                     break
                 bits += PROBE_STEP_BITS
