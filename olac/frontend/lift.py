@@ -205,7 +205,7 @@ def _array(lifter: Lifter, constant: Any, rank: int) -> Array:
             f"a constant of shape {array.shape} has more axes than the value", "Give constants the value's rank"
         )
     if array.ndim == rank + 1:
-        if np.isfinite(array).all() and not (array == array[:1]).all() or len(array) not in (1, lifter.batch):
+        if (np.isfinite(array).all() and not (array == array[:1]).all()) or len(array) not in (1, lifter.batch):
             raise Unsupported("a constant differs between the images of a batch", "Use one constant for all images")
         array = array[0]
     return array

@@ -333,10 +333,10 @@ def _compare(traced: Traced, batches: list[torch.Tensor], expected: list[Any]) -
             return UnsupportedNode(
                 "",
                 "",
-                "the outputs for an image depend on the size of its batch, on chance, on a forward hook, or on a test of "
-                "the input's type",
-                "Make forward treat each image alone, without randomness, move what hooks do into modules, and leave out "
-                "tests such as isinstance(x, torch.Tensor), which a traced input fails",
+                "the outputs for an image depend on the size of its batch, on chance, on a forward hook, or on a test "
+                "of the input's type",
+                "Make forward treat each image alone, without randomness, move what hooks do into modules, and leave "
+                "out tests such as isinstance(x, torch.Tensor), which a traced input fails",
             )
     return None
 
