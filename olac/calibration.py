@@ -112,6 +112,7 @@ class _Observer(fx.Interpreter):
         self.histograms: dict[str, Histogram] = {}
         self.low: dict[str, float] = {}
         self.high: dict[str, float] = {}
+        self.channels: dict[str, Array] = {}
         self.where = ""
         self.observing = self.looking = True
         known = {i for made in traced.lifted.values() for i in made}
@@ -153,7 +154,9 @@ class _Observer(fx.Interpreter):
             operands = [values[i].double().numpy() for i in node.inputs]
             values[node.id] = torch.from_numpy(node.op.evaluate(operands, self._graph.constants))
         value = values[node.id]
-        low, high = (float(v) for v in torch.aminmax(value))
+        by_channel = value.reshape(len(value), value.shape[1] if value.ndim > 1 else 1, -1)
+        lows, highs = _array(by_channel.amin((0, 2))), _array(by_channel.amax((0, 2)))
+        low, high = float(lows.min()), float(highs.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             origin = [part for part in (node.origin.path, node.origin.source) if part]
             what = f"{node.id} ({', '.join(origin)})" if origin else node.id
@@ -165,6 +168,10 @@ class _Observer(fx.Interpreter):
             return
         self.low[node.id] = min(low, self.low.get(node.id, low))
         self.high[node.id] = max(high, self.high.get(node.id, high))
+        before = self.channels.get(node.id)
+        self.channels[node.id] = np.stack(
+            [lows, highs] if before is None else [np.minimum(lows, before[:, 0]), np.maximum(highs, before[:, 1])], 1
+        )
         if isinstance(node.op, Activation):
             seen = values[node.inputs[0]]
             if node.id not in self.histograms:
@@ -303,6 +310,7 @@ def calibrate(
         sample=sample.array(),
         sample_every=sample.every,
         fingerprint=fingerprint(graph),
+        channels=observer.channels,
     )
 
 

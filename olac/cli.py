@@ -158,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     encrypt = commands.add_parser("encrypt", help="client: encrypt images from a .npy file")
     for name in ("program", "secret_key", "images", "output"):
         encrypt.add_argument(name, type=Path)
+    encrypt.add_argument(
+        "--force", action="store_true", help="encrypt images far outside the calibrated range too, with a warning"
+    )
     encrypt.set_defaults(run=_encrypt)
 
     run = commands.add_parser("run", help="server: run a program on an encrypted input; needs no secret key")
@@ -281,7 +284,9 @@ def _keygen(options: argparse.Namespace) -> None:
 def _encrypt(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
-    commands.encrypt(options.program, options.secret_key, options.images, options.output)
+    commands.encrypt(
+        options.program, options.secret_key, options.images, options.output, allow_out_of_range=options.force
+    )
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from olac.internal import callers, callers_own, guard
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead, Outputs
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Array, Bootstrap, Input, LinearOp
+from olac.ir.ops import Array, Bootstrap, Input, LinearOp, Polynomial, PolynomialProduct, Square
 from olac.ir.split import split_head
 from olac.kernels.record import record
 from olac.memory import total_bytes
@@ -43,6 +43,7 @@ from olac.passes.base import Pass, PassContext, PassManager, PassTiming
 from olac.passes.choose_lowerings import KINDS, lowered_depth
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
 from olac.passes.place_bootstraps import WIDEST, PlaceBootstraps, Profiles
+from olac.passes.scale_inputs import UNEVEN, first_readers
 from olac.plugins import load_plugins
 from olac.polynomials.fit import FitOptions
 from olac.polynomials.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
@@ -646,9 +647,10 @@ def _parameter_choices(
             f"2^{rings[-1]}. Take a smaller batch" + ("." if options.log_ring is None else " or a larger ring.")
         )
     if not found and bits > MAX_SCALE_BITS:
+        much = f"{bits}" if bits > MAX_SCALE_BITS + 1 else f"more than {MAX_SCALE_BITS}"
         raise InfeasibleError(
-            f"a precision of {precision:g} takes a scale of {bits} bits, {MAX_SCALE_BITS} at most are "
-            "supported. Ask for less precision, lower the degrees of the activations, or calibrate without outliers."
+            f"a precision of {precision:g} takes a scale of {much} bits, {MAX_SCALE_BITS} at most are "
+            f"supported. {why_so_fine(graph, noise.loudest())}"
         )
     if options.log_ring is not None and not found and not options.insecure:
         raise SecurityError(
@@ -656,6 +658,34 @@ def _parameter_choices(
             "Leave log_ring open, lower the degrees of the activations, or pass insecure=True for experiments."
         )
     return require_candidates(found, depth, bits, security)
+
+
+def why_so_fine(graph: Graph, loudest: Node) -> str:
+    """What makes a graph need a fine scale, by the node whose noise matters most, and what to do."""
+    (source,) = graph.inputs
+    _, readers = first_readers(graph, source.id)
+    others = {node.id: node for node in readers if not isinstance(node.op, LinearOp)}
+    sizes = [one.magnitude for one in source.type.channels]
+    if others and loudest.id in {source.id, *others} and sizes and max(sizes) > UNEVEN * min(sizes):
+        names = ", ".join(f"{node.id} ({node.origin.path or node.op.name})" for node in others.values())
+        return (
+            "The columns or channels of the input are of very different size, and share one unit because not only "
+            f"linear layers read them, but {names}: scale them to the same size before the model, or ask for less "
+            "precision."
+        )
+    if loudest.id == source.id:
+        return (
+            "The model makes much of small differences in its input, which encryption blurs: calibrate with images "
+            "that vary as real ones do, scale the input, or ask for less precision."
+        )
+    where = f"{loudest.id} ({loudest.origin.path or 'model'})"
+    advice = ["scale the weights around it", "ask for less precision"]
+    if any(isinstance(node.op, Polynomial | PolynomialProduct | Square) for node in graph.nodes):
+        advice[1:1] = ["lower the degrees of the activations", "calibrate without outliers"]
+    return (
+        f"It is for the noise of {where}: its values are large beside what is left of them in the outputs. "
+        f"{', '.join(advice[:-1]).capitalize()}, or {advice[-1]}."
+    )
 
 
 def _holds_batch(graph: Graph, log_ring: int, batch: int) -> bool:

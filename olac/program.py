@@ -18,7 +18,7 @@ from olac.errors import InputError, VerificationError
 from olac.internal import callers_own, guard
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead, Outputs
-from olac.ir.ops import Array
+from olac.ir.ops import Array, Input
 from olac.ir.types import Stage
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from olac.backends.cost import Slowdown
     from olac.costs import CostTable
     from olac.estimate import Estimate
+
+
+LATER = ("channels", "offsets", "factors")
+"""Fields of types and inputs that programs of version 4 lack."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,11 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, str | bool) or value is None:
         return value
     return repr(float(value))
+
+
+def _said(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Without what came later to programs and is not used: so programs from before keep their fingerprints."""
+    return {name: value for name, value in attributes.items() if name not in LATER or value}
 
 
 def check_images(images: Any, shape: tuple[int, ...]) -> Array:
@@ -238,6 +247,12 @@ class CompiledProgram:
         """Shape of one image."""
         return self.input.type.shape
 
+    def encode(self, images: Array) -> Array:
+        """What the graph computes with, for images (n, *input shape); slots are this over the input's unit."""
+        op = self.input.op
+        assert isinstance(op, Input)
+        return op.encode(images)
+
     @cached_property
     def kernels(self) -> dict[str, Kernel]:
         """The kernels of all nodes, made once for estimates and runs."""
@@ -282,8 +297,8 @@ class CompiledProgram:
             digest.update(f"{name} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         for node in self.graph.nodes:
-            attributes = {name: _canonical(value) for name, value in node.op.attributes().items()}
-            kind = _canonical(asdict(node.type))
+            attributes = _said({name: _canonical(value) for name, value in node.op.attributes().items()})
+            kind = _said(_canonical(asdict(node.type)))
             lowering = node.lowering
             how = None if lowering is None else [lowering.kind, _canonical(asdict(lowering))]
             digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, how]).encode())

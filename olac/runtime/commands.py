@@ -69,12 +69,22 @@ def keygen(
     return secret, evaluation
 
 
-def encrypt(program: str | Path, secret_key: str | Path, images: str | Path, output: str | Path) -> Path:
+def encrypt(
+    program: str | Path,
+    secret_key: str | Path,
+    images: str | Path,
+    output: str | Path,
+    *,
+    allow_out_of_range: bool = False,
+) -> Path:
     """Encrypt images from a .npy file of shape (n, *input shape) or `input shape`.
+
+    Args:
+        allow_out_of_range: as in `Client.encrypt`.
 
     Raises:
         ArtifactError: a file is missing or damaged.
-        InputError: the array has another shape, type, or values that are not finite.
+        InputError: the array has another shape, type, values that are not finite or far outside the calibrated range.
     """
     inputs = {"program": program, "secret key": secret_key, "file of images": images}
     check_apart({"encrypted input": output}, inputs)
@@ -82,7 +92,7 @@ def encrypt(program: str | Path, secret_key: str | Path, images: str | Path, out
     compiled = CompiledProgram.load(program)
     array = read_npy(images, compiled.input_shape, compiled.batch)
     client = Client.load(compiled, secret_key)
-    client.encrypt(array).save(output)
+    client.encrypt(array, allow_out_of_range=allow_out_of_range).save(output)
     return Path(output)
 
 

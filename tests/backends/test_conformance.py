@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from olac.backends.base import Array, Ciphertext, Evaluator, without_negligible
+from olac.backends.base import Array, Ciphertext, Evaluator, Slots, without_negligible
 from olac.backends.cost import LIGHT, CostEvaluator, Slowdown
 from olac.backends.openfhe import speed
 from olac.backends.openfhe.context import make_context
@@ -110,7 +110,7 @@ def slots(seed: int) -> Array:
     return np.random.default_rng(seed).uniform(-1, 1, SLOTS)
 
 
-def plain(backend: Backend, values: Array, level: int, scale: float | None = None) -> Any:
+def plain(backend: Backend, values: Slots, level: int, scale: float | None = None) -> Any:
     chosen = backend.evaluator.parameters.scale(level) if scale is None else scale
     return backend.evaluator.encode(lambda: values, level, chosen)
 
