@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from olac.errors import ArtifactError
+from olac.files import MAGIC as MAGIC
+from olac.files import SECRET_KEY as SECRET_KEY
 from olac.files import Reader, Source
 from olac.parameters import Parameters
 from olac.program import CompiledProgram
@@ -32,9 +34,7 @@ from olac.program import CompiledProgram
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
-MAGIC = b"OLAC"
 VERSION = 1
-SECRET_KEY = "secret-key"
 EVALUATION_KEYS = "evaluation-keys"
 INPUT = "input"
 RESULT = "result"

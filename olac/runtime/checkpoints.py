@@ -57,7 +57,7 @@ class Checkpoint:
 
         fields = {"keys": given.identity, "input": given.digest, "behind": self.behind, "values": list(names)}
         size = sum(_value_bytes(program, name) for name in names)
-        write_file(path, envelope.frame(envelope.CHECKPOINT, program, fields, payload(), size))
+        write_file(path, envelope.frame(envelope.CHECKPOINT, program, fields, payload(), size), size=size)
 
     @staticmethod
     def load(program: CompiledProgram, given: EncryptedInput, path: str | Path, tag: str) -> Checkpoint:

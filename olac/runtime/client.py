@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -16,13 +16,16 @@ from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import WORD_BYTES, new_tag
+from olac.costs import ciphertext_bytes
 from olac.envelope import open_frame
 from olac.errors import ArtifactError, BackendError, ClosedError, InfeasibleError, InputError, MissingKeyError
-from olac.files import Source, write_file
+from olac.estimate import LIBRARY_BYTES
+from olac.files import Output, Source, check_private, check_writable, write_files
 from olac.forks import check_fork
+from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.kernels.base import Value
-from olac.memory import available_bytes, current_rss_bytes
+from olac.memory import available_bytes, check_room, current_rss_bytes, memory_for
 from olac.program import CompiledProgram, check_images
 from olac.runtime.messages import (
     EncryptedInput,
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 GB = 1e9
+WORKING_CIPHERTEXTS = 4
+"""Bytes of so many ciphertexts are held beside those that are encrypted or decrypted."""
 RANGE_TOLERANCE = 1e-6
 """How far beyond the calibrated range an image may go without a warning, relative to the range."""
 
@@ -66,6 +71,7 @@ class Client:
 
     # Keys ------------------------------------------------------------------------------------------------------------
 
+    @memory_for("making the keys")
     def generate_keys(self, progress: Callable[[int, int], None] | None = None) -> EvaluationKeys:
         """Make a new secret key, kept here, and the evaluation keys that a server needs.
 
@@ -106,19 +112,40 @@ class Client:
             ArtifactError: the file exists and `overwrite` is False, or it can't be written.
             MissingKeyError: there is no secret key yet.
         """
+        check_writable(path, overwrite=overwrite, replaces_key=True)
+        write_files([self.secret_key_output(path, overwrite=overwrite)])
+
+    @memory_for("saving the secret key")
+    def secret_key_output(self, path: str | Path, *, overwrite: bool = False) -> Output:
+        """What `save_secret_key` writes, for `olac.files.write_files`: beside the evaluation keys, say.
+
+        Raises:
+            MissingKeyError: there is no secret key yet.
+        """
         key = self._key()
         words = wire(self.program.parameters).secret_key_words(key)
         raw = np.ascontiguousarray(words, dtype="<u8").tobytes()
         pieces = envelope.frame(envelope.SECRET_KEY, self.program, {"keys": self._identity}, [raw], len(raw))
-        write_file(path, pieces, mode=0o600, overwrite=overwrite)
+        return Output(Path(path), pieces, private=True, overwrite=overwrite, replaces_key=overwrite, size=len(raw))
+
+    def __reduce__(self) -> NoReturn:
+        """The secret key would leave by a way that nobody looks at."""
+        raise ArtifactError(
+            "a client is not pickled or copied, since its secret key would go with it. Save the key with "
+            "save_secret_key, and load it where it is needed with Client.load."
+        )
 
     @staticmethod
+    @memory_for("loading the secret key")
     def load(program: CompiledProgram, path: str | Path) -> Client:
         """A client with the secret key from a file of `save_secret_key`.
 
         Raises:
-            ArtifactError: the file is missing, damaged, or of another kind, version or program.
+            ArtifactError: the file is missing, damaged, or of another kind, version or program, or others may read it.
+            InfeasibleError: there isn't memory enough.
         """
+        check_private(path)
+        _check_room(program, "loading the secret key")
         parameters = program.parameters
         size = parameters.limbs * parameters.ring_dimension * WORD_BYTES
         with open_frame(Source.of_file(path), envelope.SECRET_KEY, program) as payload:
@@ -148,6 +175,7 @@ class Client:
 
     # Data ------------------------------------------------------------------------------------------------------------
 
+    @memory_for("encrypting")
     def encrypt(self, images: Any) -> EncryptedInput:
         """Encrypt images of shape (n, *input shape), or one of shape `input shape`, in true units, n <= batch.
 
@@ -168,6 +196,7 @@ class Client:
         self._warn(given)
         layout, state = type_.layout, type_.state
         assert layout is not None and state is not None
+        _check_room(program, "encrypting", layout.ciphertexts)
         batch = np.zeros((program.batch, *program.input_shape))
         batch[: len(given)] = given / type_.unit
         evaluator = self._evaluator()
@@ -187,10 +216,12 @@ class Client:
                 stacklevel=3,
             )
 
-    def decrypt(self, result: EncryptedResult, *, of: EncryptedInput | None = None) -> Array:
-        """The outputs, shape (images, *output shape), in true units.
+    @memory_for("decrypting")
+    def decrypt(self, result: EncryptedResult, *, of: EncryptedInput | None = None, raw: bool = False) -> Outputs:
+        """The model's outputs, shape (images, *output shape), in true units; integers if its last step is an argmax.
 
         Args:
+            raw: give what the program's head is applied to, such as logits, shape (images, *raw shape).
             of: the input that the result must be of. This finds results that were mixed up, not a server that lies.
 
         Raises:
@@ -208,6 +239,7 @@ class Client:
         type_ = program.output.type
         layout, state = type_.layout, type_.state
         assert layout is not None and state is not None
+        _check_room(program, "decrypting", layout.ciphertexts)
         evaluator = self._evaluator()
         slots = []
         for payload in result.payloads(key.GetKeyTag()):
@@ -223,7 +255,7 @@ class Client:
         images = layout.unpack(np.stack(slots))[: result.images] * type_.unit
         if not all(math.isfinite(v) for v in (float(images.min()), float(images.max()))):
             raise BackendError(f"{result.name} decrypts to values that are not finite")
-        return images
+        return images if raw else program.head.apply(images)
 
     def slots(self, value: Value) -> Array:
         """All slots of any value of a run, shape (ciphertexts, slots); NaN where a ciphertext does not decrypt.
@@ -241,3 +273,10 @@ class Client:
 
     def _evaluator(self) -> OpenFHEEvaluator:
         return OpenFHEEvaluator(wire(self.program.parameters).context, self.program.parameters)
+
+
+def _check_room(program: CompiledProgram, what: str, ciphertexts: int = 0) -> None:
+    """Raise InfeasibleError if OpenFHE's objects for so many ciphertexts don't fit in memory."""
+    parameters = program.parameters
+    one = ciphertext_bytes(parameters.log_ring, parameters.limbs + len(parameters.special_primes))
+    check_room(LIBRARY_BYTES + (WORKING_CIPHERTEXTS + ciphertexts) * one, what)

@@ -26,8 +26,9 @@ from olac.bootstrapping import SPECIAL_KEYS
 from olac.costs import ciphertext_bytes, rotation_key_bytes
 from olac.envelope import Header, Part, open_frame
 from olac.errors import ArtifactError, ClosedError
-from olac.files import Reader, Source, write_file
+from olac.files import Output, Reader, Source, check_writable, write_files
 from olac.ir.types import ValueType
+from olac.memory import check_room, memory_for
 from olac.program import CompiledProgram
 
 if TYPE_CHECKING:
@@ -209,16 +210,34 @@ class EvaluationKeys:
                 raise named(error, header) from error
         yield self._parts[-1].after if self._parts else hashlib.sha256(header.start).digest()
 
+    @memory_for("writing the evaluation keys")
     def to_bytes(self) -> bytes:
         """One frame; large keys are better saved to a file, which takes no memory."""
+        check_room(2 * self._payload_bytes, "a frame of the evaluation keys")
         out = io.BytesIO()
         for piece in self._pieces():  # each is valid until the next is asked for
             out.write(piece)
         return out.getvalue()
 
     def save(self, path: str | Path) -> None:
-        """Write a file, key by key."""
-        write_file(path, self._pieces())
+        """Write a file, key by key.
+
+        Raises:
+            ArtifactError: the file can't be written (see `olac.files.write_file`).
+            InfeasibleError: memory ran out.
+        """
+        output = self.output(path)
+        check_writable(path, size=output.size)
+        with memory_for("saving the evaluation keys"):
+            write_files([output])
+
+    def output(self, path: str | Path) -> Output:
+        """What `save` writes, for `olac.files.write_files`: beside the secret key, say."""
+        return Output(Path(path), self._pieces(), size=self._payload_bytes)
+
+    def __reduce__(self) -> tuple[Callable[[CompiledProgram, bytes], EvaluationKeys], tuple[CompiledProgram, bytes]]:
+        """Pickles and copies go by `to_bytes`, so that what comes back has been checked as files are."""
+        return type(self).from_bytes, (self.program, self.to_bytes())
 
     @classmethod
     def from_bytes(cls, program: CompiledProgram, data: bytes) -> Self:
@@ -235,6 +254,7 @@ class EvaluationKeys:
         return cls._read(program, Source.of_file(path))
 
     @classmethod
+    @memory_for("reading the evaluation keys")
     def _read(cls, program: CompiledProgram, source: Source) -> Self:
         with open_frame(source, envelope.EVALUATION_KEYS, program) as payload:
             header = payload.header
@@ -351,13 +371,26 @@ class _Ciphertexts(ABC):
             self.kind, self.program, fields, payload, int(np.prod(shape, dtype=np.int64)) * WORD_BYTES
         )
 
+    @memory_for("writing ciphertexts")
     def to_bytes(self) -> bytes:
         """One frame."""
         return b"".join(self._pieces())
 
     def save(self, path: str | Path) -> None:
-        """Write one frame to a file."""
-        write_file(path, self._pieces())
+        """Write one frame to a file.
+
+        Raises:
+            ArtifactError: the file can't be written (see `olac.files.write_file`).
+            InfeasibleError: memory ran out.
+        """
+        size = int(np.prod(self._shape(self.program), dtype=np.int64)) * WORD_BYTES
+        check_writable(path, size=size)
+        with memory_for(f"saving the {self.kind}"):
+            write_files([Output(Path(path), self._pieces(), size=size)])
+
+    def __reduce__(self) -> tuple[Callable[[CompiledProgram, bytes], _Ciphertexts], tuple[CompiledProgram, bytes]]:
+        """Pickles and copies go by `to_bytes`, so that what comes back has been checked as files are."""
+        return type(self).from_bytes, (self.program, self.to_bytes())
 
     @classmethod
     def from_bytes(cls, program: CompiledProgram, data: bytes) -> Self:
@@ -374,6 +407,7 @@ class _Ciphertexts(ABC):
         return cls._read(program, Source.of_file(path))
 
     @classmethod
+    @memory_for("reading ciphertexts")
     def _read(cls, program: CompiledProgram, source: Source) -> Self:
         shape = cls._shape(program)
         size = int(np.prod(shape, dtype=np.int64)) * WORD_BYTES

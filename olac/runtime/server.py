@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from olac.backends.base import Ciphertext, Slots
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
@@ -26,14 +26,14 @@ from olac.errors import (
     VerificationError,
 )
 from olac.estimate import LIBRARY_BYTES, LOADING_KEYS, UNUSED_SHARE
-from olac.files import check_writable
+from olac.files import check_writable, remove_file
 from olac.forks import check_fork, is_stale
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
 from olac.kernels.execute import execute
-from olac.memory import available_bytes, current_rss_bytes
+from olac.memory import available_bytes, current_rss_bytes, memory_for
 from olac.program import CompiledProgram
 from olac.runtime.checkpoints import Checkpoint
 from olac.runtime.messages import (
@@ -106,6 +106,7 @@ class Server:
         ClosedError: the keys are closed.
     """
 
+    @memory_for("preparing the server")
     def __init__(
         self,
         program: CompiledProgram,
@@ -240,11 +241,19 @@ class Server:
             "machine, or compile with max_memory for a program with fewer keys."
         )
 
+    def __reduce__(self) -> NoReturn:
+        """It holds keys as OpenFHE has them, which are of this process alone."""
+        raise BackendError(
+            "a server is not pickled or copied. Pickle its program and evaluation keys, or save them, and make a "
+            "Server of them where it is needed."
+        )
+
     @property
     def encode_seconds(self) -> float:
         """Wall time that encoding weights has taken so far, in all runs."""
         return self._cache.seconds
 
+    @memory_for("encoding weights")
     def prepare(self) -> None:
         """Encode all weights that the cache has room for, so that the first run is as fast as the others.
 
@@ -264,6 +273,7 @@ class Server:
         fresh = (encoder.fresh(type_.state.level),) * type_.layout.ciphertexts
         execute(program.graph, self._kernels, encoder, {program.input.id: fresh})
 
+    @memory_for("running the program")
     def run(
         self,
         encrypted: EncryptedInput,
@@ -306,11 +316,11 @@ class Server:
         with self._turn(), KEY_MAPS.using() if self._pager is None else KEY_MAPS.changing():
             if checkpoint is None:
                 return self._run(encrypted, progress, observe, None)
-            check_writable(checkpoint)
+            check_writable(checkpoint, special=False)
             keeper = _Keeper(program, encrypted, Path(checkpoint), checkpoint_seconds)
             result = self._run(encrypted, progress, observe, keeper)
             if not keep_checkpoint:
-                keeper.path.unlink(missing_ok=True)
+                remove_file(keeper.path)
             return result
 
     def _run(

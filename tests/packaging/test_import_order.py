@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the lowest layer to the highest.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("olac.errors",),
+    ("olac.errors", "olac.internal"),
     (
         "olac.ir",
         "olac.plugins",
@@ -44,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "olac.rotation_keys",
     ),
     ("olac.backends",),
-    ("olac", "olac.compiler", "olac.report", "olac.runtime", "olac.cli", "olac.demo", "olac.__main__"),
+    ("olac", "olac.compiler", "olac.promises", "olac.report", "olac.runtime", "olac.cli", "olac.demo", "olac.__main__"),
 )
 
 # Names in LAYERS that stand for themselves alone, not for the modules below them.

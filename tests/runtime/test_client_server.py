@@ -521,26 +521,26 @@ def test_npy_files(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ArtifactError, match="file of numbers"):
-        commands.read_npy(path)
+        commands.read_npy(path, (4,), 1)
     np.savez(tmp_path / "x.npz", a=np.ones(2))
     with pytest.raises(ArtifactError, match="archive"):
-        commands.read_npy(tmp_path / "x.npz")
+        commands.read_npy(tmp_path / "x.npz", (4,), 1)
     for data in (b"", b"text", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff{", b"\x80\x04K\x01."):
         path.write_bytes(data)
         with pytest.raises(OlacError, match=r"x\.npy"):
-            commands.read_npy(path)
+            commands.read_npy(path, (4,), 1)
     np.save(path, np.array([1j]))
     with pytest.raises(InputError, match="complex"):
-        commands.read_npy(path)
+        commands.read_npy(path, (4,), 1)
     np.save(path, np.array(["a"]))
     with pytest.raises(InputError):
-        commands.read_npy(path)
+        commands.read_npy(path, (4,), 1)
     # A header that claims far more than there is.
     np.save(path, np.zeros((3, 7)))
     path.write_bytes(path.read_bytes().replace(b"(3, 7)", b"(3000000000000, 7)", 1)[:-11])
     with pytest.raises(OlacError):
-        commands.read_npy(path)
+        commands.read_npy(path, (4,), 1)
     np.save(path, np.arange(4, dtype=np.uint8))
-    assert commands.read_npy(path).dtype == np.float64
+    assert commands.read_npy(path, (4,), 1).dtype == np.float64
     with pytest.raises(ArtifactError, match="does not exist"):
-        commands.read_npy(tmp_path / "missing.npy")
+        commands.read_npy(tmp_path / "missing.npy", (4,), 1)
