@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,13 +36,14 @@ class Worker:
         folder: of the material.
         memory: bytes that it may map beyond what it has when it is ready.
         threads: of OpenMP.
+        program: what Python runs.
     """
 
     kinds: Sequence[str]
     folder: Path
     memory: int = MEMORY_BYTES
     threads: int = 1
-    environment: Mapping[str, str] = field(default_factory=dict)
+    program: Sequence[str] = ("-m", "benchmarks.faults.worker")
     _process: subprocess.Popen[str] | None = None
     _errors: IO[bytes] | None = None
 
@@ -50,7 +51,7 @@ class Worker:
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.faults.worker", str(self.folder), str(self.memory), *self.kinds],
+            [sys.executable, *self.program, str(self.folder), str(self.memory), *self.kinds],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -63,7 +64,6 @@ class Worker:
                 "OMP_NUM_THREADS": str(self.threads),
                 "OMP_WAIT_POLICY": "passive",
                 "PYTHONWARNINGS": "ignore",
-                **self.environment,
             },
         )
         self._process = process
@@ -141,9 +141,3 @@ def _cpu_seconds(pid: int) -> float:
     except (OSError, ValueError):
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def run(worker: Worker, kind: str, seeds: Iterable[int]) -> Iterator[Finding]:
-    """All cases of a kind, as they end."""
-    for seed in seeds:
-        yield worker.case(kind, seed)
