@@ -99,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     decrypt = commands.add_parser("decrypt", help="client: decrypt a result into a .npy file")
     for name in ("program", "secret_key", "result", "output"):
         decrypt.add_argument(name, type=Path)
+    decrypt.add_argument(
+        "--input", type=Path, metavar="FILE", help="the encrypted input that it must be the result of: finds mix-ups"
+    )
     decrypt.set_defaults(run=_decrypt)
 
     debug = commands.add_parser(
@@ -279,7 +282,9 @@ def _duration(seconds: float) -> str:
 def _decrypt(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
-    values = commands.decrypt(options.program, options.secret_key, options.result, options.output)
+    values = commands.decrypt(
+        options.program, options.secret_key, options.result, options.output, encrypted=options.input
+    )
     for row in values.reshape(len(values), -1):
         print(f"class {row.argmax()}: " + " ".join(f"{value:.4g}" for value in row))
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from olac.errors import InputError, VerificationError
+from olac.internal import callers_own, guard
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Array
 from olac.ir.types import Stage
@@ -30,14 +31,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """The program's polynomials against the model itself, on calibration images that no fit has seen.
+    """The program's polynomials against the model itself, on calibration images that decided nothing.
 
     Attributes:
         images: how many.
-        agreement: share of them with the same largest output.
+        agreement: the mean score, by the criterion of the task.
         max_error: largest difference of an output.
         mean_error: mean difference of outputs.
         structure_error: largest relative difference of the lifted graph, before any approximation, from the model.
+        task: what the outputs are taken for ("classification", "binary", ...; see `olac.approximation.criterion`).
+        meaning: what the agreement is a share of.
+        low, high: the interval that holds the true agreement with 95 % confidence.
+        goal: the agreement that was asked for, or None in files that do not say.
+        images_to_goal: images for `low` to reach the goal if the agreement stays; None if it is not above the goal.
+        explained: R squared of the outputs, by each output's own variance; None in files that do not say.
     """
 
     images: int
@@ -45,6 +52,13 @@ class SelfCheck:
     max_error: float
     mean_error: float
     structure_error: float
+    task: str = "classification"
+    meaning: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    goal: float | None = None
+    images_to_goal: int | None = None
+    explained: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +128,13 @@ def check_images(images: Any, shape: tuple[int, ...]) -> Array:
     return array
 
 
+def _simulated(graph: Graph, images: Any, observe: Callable[[Node, Array], Array | None] | None) -> Array:
+    with guard("simulating"):
+        return graph.evaluate(
+            check_images(images, graph.inputs[0].type.shape), None if observe is None else callers_own(observe)
+        )
+
+
 @dataclass(frozen=True)
 class ApproximatedModel:
     """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters."""
@@ -128,7 +149,7 @@ class ApproximatedModel:
 
     def simulate(self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None) -> Array:
         """Outputs (n, *output shape) of the true polynomials in float64, for images (n, *input shape) or one image."""
-        return self.graph.evaluate(check_images(images, self.input_shape), observe)
+        return _simulated(self.graph, images, observe)
 
 
 @dataclass(frozen=True)
@@ -187,7 +208,7 @@ class CompiledProgram:
 
     def simulate(self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None) -> Array:
         """What an encrypted run would give without noise: outputs (n, *output shape) for images (n, *input shape)."""
-        return self.graph.evaluate(check_images(images, self.input_shape), observe)
+        return _simulated(self.graph, images, observe)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -12,7 +12,8 @@ from rich.table import Table
 from olac.ir.graph import Diagonals, Node
 from olac.ir.ops import Bootstrap, Polynomial
 from olac.parameters import Parameters
-from olac.program import CompiledProgram
+from olac.polynomials.statistics import calibration_images
+from olac.program import CompiledProgram, SelfCheck
 from olac.rotation_keys import KeyChoice
 
 if TYPE_CHECKING:
@@ -41,15 +42,43 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
         )
     check = program.report.check
     if check is not None:
-        lines.append(
-            f"self-check on {check.images} unseen calibration images: {check.agreement:.1%} agree with the model, "
-            f"largest output error {check.max_error:.3g}"
-        )
+        lines += _check_lines(check)
     return lines + list(program.report.notes)
 
 
 def _composed(count: int) -> str:
     return f"; {count} steps that are rare are composed of others" if count else ""
+
+
+def _check_lines(check: SelfCheck) -> list[str]:
+    """The self-check, for people."""
+    lines = [
+        f"self-check as {check.task} on {check.images} calibration images that decided nothing: agreement "
+        f"{percent(check.agreement)} ({check.meaning or 'images whose largest output is the same'}), 95% confidence "
+        f"{percent(check.low)} to {percent(check.high)}",
+        f"output error: mean {check.mean_error:.3g}, largest {check.max_error:.3g}"
+        + ("" if check.explained is None else f"; R2 {_r_squared(check.explained)}"),
+    ]
+    if check.goal is not None and check.low < check.goal <= check.agreement:
+        if check.images_to_goal is None:
+            lines.append(f"the interval reaches below {percent(check.goal)}; no number of images narrows it to that")
+        else:
+            needed = calibration_images(check.images_to_goal)
+            lines.append(
+                f"if the agreement stays, {check.images_to_goal} such images show at least {percent(check.goal)}: "
+                + ("more than a calibration holds" if needed is None else f"calibrate with about {needed} in all")
+            )
+    return lines
+
+
+def percent(share: float) -> str:
+    """In per cent, with the decimals that tell it from 100."""
+    text = f"{share:.1%}"
+    return f"{share:.3%}" if share < 1 and text.startswith("100") else text
+
+
+def _r_squared(value: float) -> str:
+    return f"{value:.4f}" if value > -10 else "below -10" if math.isfinite(value) else "none, as some are not finite"
 
 
 def memory_line(keys: KeyChoice, max_memory: float) -> str:

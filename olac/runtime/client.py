@@ -7,19 +7,19 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from olac import envelope
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
-from olac.backends.openfhe.key_maps import KEY_MAPS
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import WORD_BYTES, new_tag
-from olac.envelope import read_header
-from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError
+from olac.envelope import open_frame
+from olac.errors import ArtifactError, BackendError, ClosedError, InfeasibleError, InputError, MissingKeyError
 from olac.files import Source, write_file
+from olac.forks import check_fork
 from olac.ir.ops import Array
 from olac.kernels.base import Value
 from olac.memory import available_bytes, current_rss_bytes
@@ -32,6 +32,9 @@ from olac.runtime.messages import (
     new_identity,
     tagged,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 GB = 1e9
 RANGE_TOLERANCE = 1e-6
@@ -48,6 +51,18 @@ class Client:
         self.program = program
         self._secret_key: Any = None
         self._identity = ""
+        self._closed = False
+
+    def close(self) -> None:
+        """Let the secret key go, which is not saved by that; nothing can be encrypted or decrypted any more."""
+        self._closed = True
+        self._secret_key = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # Keys ------------------------------------------------------------------------------------------------------------
 
@@ -59,13 +74,16 @@ class Client:
 
         Raises:
             InfeasibleError: the keys need more memory than there is; nothing was made.
+            ForkError: the process was forked after OpenFHE was used.
+            ClosedError: after `close`.
         """
+        self._check_open()
         self._check_memory()
         program = self.program
-        key, identity = new_secret_key(program.parameters), new_identity()
+        identity = new_identity()
+        key = new_secret_key(program.parameters, identity)
         relinearise = needs_relinearisation(program)
-        with KEY_MAPS.using():
-            live = make_keys(program.parameters, key, program.rotations, relinearise, progress)
+        live = make_keys(program.parameters, key, program.rotations, relinearise, progress)
         self._secret_key, self._identity = key, identity
         return EvaluationKeys(program, identity, program.rotations, relinearise, live=live)
 
@@ -101,23 +119,29 @@ class Client:
         Raises:
             ArtifactError: the file is missing, damaged, or of another kind, version or program.
         """
-        header = read_header(Source.of_file(path), envelope.SECRET_KEY, program)
-        identity = header.identity("keys")
         parameters = program.parameters
         size = parameters.limbs * parameters.ring_dimension * WORD_BYTES
-        header.expect_payload(size)
-        with header.payload() as payload:
+        with open_frame(Source.of_file(path), envelope.SECRET_KEY, program) as payload:
+            header = payload.header
+            identity = header.identity("keys")
+            header.expect_payload(size)
             words = np.frombuffer(payload.read(size), "<u8").reshape(parameters.limbs, -1)
             payload.finish()
         client = Client(program)
         try:
-            client._secret_key = wire(parameters).secret_key(words, new_tag())
+            client._secret_key = wire(parameters).secret_key(words, new_tag(identity))
         except ArtifactError as error:
             raise header.error(str(error), "Make new keys.") from error
         client._identity = identity
         return client
 
+    def _check_open(self) -> None:
+        check_fork()
+        if self._closed:
+            raise ClosedError("the client is closed. Make another: Client(program), or Client.load(program, path).")
+
     def _key(self) -> Any:
+        self._check_open()
         if self._secret_key is None:
             raise MissingKeyError("the client has no secret key: call generate_keys(), or Client.load(program, path)")
         return self._secret_key
@@ -163,18 +187,24 @@ class Client:
                 stacklevel=3,
             )
 
-    def decrypt(self, result: EncryptedResult) -> Array:
+    def decrypt(self, result: EncryptedResult, *, of: EncryptedInput | None = None) -> Array:
         """The outputs, shape (images, *output shape), in true units.
 
+        Args:
+            of: the input that the result must be of. This finds results that were mixed up, not a server that lies.
+
         Raises:
-            ArtifactError: the result belongs to another program or another key.
+            ArtifactError: it is no result, or one of another program, another key or another input than `of`.
             BackendError: what comes out is no number: the result is damaged, or a value overflowed.
         """
         key, program = self._key(), self.program
+        EncryptedResult.check_kind(result)
         if result.program.fingerprint != program.fingerprint:
             raise ArtifactError(f"{result.name} is of another program. Decrypt it with the program that made it.")
         if result.identity != self._identity:
             raise ArtifactError(f"{result.name} was made with other keys. Decrypt it with the secret key of its input.")
+        if of is not None:
+            result.check_input(of)
         type_ = program.output.type
         layout, state = type_.layout, type_.state
         assert layout is not None and state is not None

@@ -104,17 +104,28 @@ def run(
     return Path(output)
 
 
-def decrypt(program: str | Path, secret_key: str | Path, result: str | Path, output: str | Path) -> Array:
+def decrypt(
+    program: str | Path,
+    secret_key: str | Path,
+    result: str | Path,
+    output: str | Path,
+    *,
+    encrypted: str | Path | None = None,
+) -> Array:
     """Decrypt a result, write it to a .npy file of shape (images, *output shape) and return it.
 
+    Args:
+        encrypted: the input that the result must be of, if that is to be checked.
+
     Raises:
-        ArtifactError: a file is missing, damaged, or belongs to another program or key.
+        ArtifactError: a file is missing, damaged, or belongs to another program, key or input.
         BackendError: the result does not decrypt to numbers.
     """
     check_writable(output)
     compiled = CompiledProgram.load(program)
     client = Client.load(compiled, secret_key)
-    values = client.decrypt(EncryptedResult.load(compiled, result))
+    given = None if encrypted is None else EncryptedInput.load(compiled, encrypted)
+    values = client.decrypt(EncryptedResult.load(compiled, result), of=given)
     write_npy(output, values)
     return values
 
