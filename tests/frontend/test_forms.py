@@ -300,6 +300,46 @@ def test_boolean_outputs_are_refused(compare: Callable[[Any, Any], Any]) -> None
     assert "Comparisons are not polynomial" in problems(Apply(lambda m, x: compare(m.layer(x), 0.5)), torch.randn(3, 4))
 
 
+INTEGERS: dict[str, Callable[[Any], Any]] = {
+    "to a type": lambda x: x.to(torch.int32).float(),
+    "to another's type": lambda x: (10 * x).to(torch.ones(1, dtype=torch.int64)).float(),
+    "type_as": lambda x: (10 * x).type_as(torch.ones(1, dtype=torch.int64)) * 0.5,
+    "a type's name": lambda x: (10 * x).type("torch.IntTensor").float(),
+    "complex": lambda x: torch.complex(x, x).real,
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_values_that_are_no_real_numbers_are_refused(name: str) -> None:
+    assert problems(Apply(lambda m, x: INTEGERS[name](m.layer(x))), torch.randn(3, 4))
+
+
+def test_division_by_zero_is_refused() -> None:
+    for zero in (0, 0.0, torch.tensor([1.0, 2.0, 0.0, 1.0])):
+        assert "a constant isn't finite" in problems(Apply(lambda m, x, z=zero: x / z), torch.randn(3, 4))  # type: ignore[misc]
+
+
+def test_changes_in_place() -> None:
+    """Of the input, too: what the caller gives stays as it is."""
+
+    def changed(model: Any, x: Any) -> Any:
+        y = nn.ReLU(inplace=True)(x.add_(1).mul_(2))
+        return y * x
+
+    images = torch.randn(40, 4)
+    before = images.clone()
+    model = Apply(changed)
+    assert not problems(model, images)
+    graph = lift(trace(model, images))
+    assert torch.equal(images, before)
+    assert np.allclose(
+        graph.evaluate(images.double().numpy()), torch.relu(2 * (before + 1)).double().numpy() ** 2, atol=1e-6
+    )
+    for name in ("zero_", "normal_"):
+        function = Apply(lambda m, x, n=name: (y := x * 1, getattr(y, n)(), x + y)[-1])  # type: ignore[misc]
+        assert f"changes a tensor in place ({name})" in problems(function, images)
+
+
 def test_complex_outputs_are_refused() -> None:
     assert "fft_fft is not supported" in problems(Apply(lambda m, x: torch.fft.fft(x)), torch.randn(3, 4))
 
