@@ -570,8 +570,9 @@ class _Tracer(fx.Tracer):
             for other, version, name in self._constants:
                 if other is a and version == a._version:
                     return self.create_node("get_attr", name, (), {})
-            made: fx.Node = super().create_arg(a.clone())
-            self._constants.append((a, a._version, str(made.target)))
+            made = super().create_arg(a.clone())
+            if isinstance(made, fx.Node):
+                self._constants.append((a, a._version, str(made.target)))
             return made
         return super().create_arg(a)
 

@@ -70,10 +70,11 @@ class HoldsComputed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 3)
-        self.weight, self.others = self.layer.weight * 2, [self.layer.bias * 3, {"sum": self.layer.weight.sum()}]
+        self.weight, self.biases = self.layer.weight * 2, [self.layer.bias * 3]
+        self.sums = {"all": (self.layer.weight.sum(),)}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.others[0]) + self.others[1]["sum"]
+        return F.linear(x, self.weight, self.biases[0]) + self.sums["all"][0]
 
 
 def pruned() -> nn.Module:
