@@ -13,6 +13,7 @@ from olac.passes.fold_affine import FoldAffine
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.place_bootstraps import PlaceBootstraps
+from olac.passes.scale_inputs import ScaleInputs
 from olac.polynomials.fit import FitOptions
 
 
@@ -26,6 +27,7 @@ def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...
         WidenMaxPool(),
         FoldSquares(),
         ComposeLinear(),
+        ScaleInputs(),
         NormalizeUnits(),
     )
 

@@ -16,8 +16,10 @@ from dataclasses import replace
 
 import torch
 
-from olac.approximation.common import WORST, mirrored, output_error, stressed, wrecked
-from olac.approximation.sweep import batched, by_channel, patches
+from olac.approximation.common import WORST, mirrored, output_error, output_sizes, stressed, wrecked
+from olac.approximation.criterion import ENOUGH_CLASSES, Spread
+from olac.approximation.least_squares import Root, whitening
+from olac.approximation.sweep import batched, by_channel
 from olac.ir.functions import channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Conv2d, Input, Linear, Polynomial, PolynomialProduct
@@ -30,9 +32,6 @@ RATE, TYPICAL_ERROR, TYPICAL_DEGREE = 2e-3, 0.07, 3
 """Of Adam, in units of a layer's own standard deviation, where the outputs' error is TYPICAL_ERROR to begin with. It
 grows with the root of that error, within the bounds RATES, and is less where degrees are above TYPICAL_DEGREE."""
 RATES = (4e-4, 3e-3)
-ENOUGH = 0.03
-"""Below this error of the outputs nothing is reconstructed: what more diverging images would cost is more than what is
-left to gain. At degree 7 the sweep leaves ResNet-20 with no such image of 10,000, and gradients with a few."""
 WORSE, SLOWER = 1.5, 0.5
 """A pass after which the error is more than WORSE times the least so far is taken back, and the rate is SLOWER times
 what it was from there on: deep networks bear smaller steps."""
@@ -63,7 +62,7 @@ class _Whitened:
     ) -> None:
         self.weights = weights
         self.theta: dict[str, Tensor] = {}
-        self.map: dict[str, Tensor] = {}
+        self.map: dict[str, Tensor | Root] = {}
         self._groups: dict[str, int] = {}
         self._largest: dict[str, float] = {}
         live = {graph.inputs[0].id: images}
@@ -81,7 +80,7 @@ class _Whitened:
                 if last[i] == node.id:
                     live.pop(i, None)
 
-    def _add(self, name: str, mapping: Tensor) -> None:
+    def _add(self, name: str, mapping: Tensor | Root) -> None:
         self.theta[name] = torch.zeros_like(self.weights[name], requires_grad=True)
         self.map[name] = mapping.float()
 
@@ -104,15 +103,10 @@ class _Whitened:
 
     def _linear(self, op: Conv2d | Linear, x: Tensor, y: Tensor) -> None:
         weight = self.weights[op.weight]
-        u = patches(op, x, weight)
-        u = u - u.mean(2, keepdim=True)
-        columns = u.shape[1]
-        gram = (u @ u.mT).double() / u.shape[2]
-        size = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
-        values, vectors = torch.linalg.eigh(gram / size)
-        root = vectors @ torch.diag_embed((values.clamp_min(0) + DAMPING) ** -0.5) @ vectors.mT
+        root, size = whitening(op, x, weight, DAMPING)
         self._groups[op.weight] = op.groups if isinstance(op, Conv2d) else 1
-        self._add(op.weight, root * float(y.std()) / (size.sqrt() * math.sqrt(columns)))
+        columns = weight[0].numel()
+        self._add(op.weight, root.scaled(float(y.std()) / (size.sqrt() * math.sqrt(columns))))
         if op.bias is not None:
             self._add(op.bias, y.std())
 
@@ -121,10 +115,11 @@ class _Whitened:
         made = dict(self.weights)
         for name, theta in (self.theta if thetas is None else thetas).items():
             mapping = self.map[name]
-            if mapping.ndim == 0:
+            if isinstance(mapping, Root):
+                groups = self._groups[name]
+                step = mapping.after(theta.reshape(groups, len(theta) // groups, -1)).reshape(theta.shape)
+            elif mapping.ndim == 0:
                 step = mapping * theta
-            elif name in self._groups:
-                step = (theta.reshape(self._groups[name], -1, mapping.shape[-1]) @ mapping).reshape(theta.shape)
             else:
                 step = (mapping @ theta[:, :, None])[:, :, 0]
             made[name] = self.weights[name] + step
@@ -197,6 +192,8 @@ def reconstruct(
     *,
     refit: bool = True,
     progress: Callable[[str], None] | None = None,
+    spread: Spread = "together",
+    enough: float = ENOUGH_CLASSES,
 ) -> Graph:
     """The approximated graph with better coefficients and weights, or as it was where that is no gain.
 
@@ -210,6 +207,8 @@ def reconstruct(
         epochs: passes over the images.
         refit: whether weights are trained, too.
         progress: called with a line of text for each epoch.
+        spread: how errors of outputs are scaled.
+        enough: error of the outputs below which nothing is reconstructed.
     """
     if len(images) < LEAST_IMAGES or epochs == 0:
         return approximated
@@ -224,8 +223,9 @@ def reconstruct(
         whitened = _Whitened(approximated, start, sound, frozenset(node.id for node in fitted), refit)
         grow = frozenset(node.id for node in original.nodes if _may_grow(node))
         first = _values(original, clean, images[: 4 * BATCH], watched | grow)
-        spread = {name: value.var().clamp_min(1e-12) for name, value in first.items()}
-        sizes = {name: spread[name] for name in watched}
+        variances = {name: value.var().clamp_min(1e-12) for name, value in first.items()}
+        sizes = {name: variances[name] for name in watched}
+        output_size = output_sizes(first[output].flatten(1), spread)
 
     def outputs(graph: Graph, weights: dict[str, Tensor], x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -237,12 +237,13 @@ def reconstruct(
     def held_error(weights: dict[str, Tensor]) -> float:
         """On unseen images; those that steps were taken on count where they are wrecked."""
         made = outputs(approximated, weights, seen)
-        return output_error(outputs(approximated, weights, held_out), wanted) + WORST * wrecked(made, seen_wanted)
+        unseen = output_error(outputs(approximated, weights, held_out), wanted, spread)
+        return unseen + WORST * wrecked(made, seen_wanted, spread)
 
-    bounds = {name: BOUND * float(size.sqrt()) for name, size in spread.items()}
+    bounds = {name: BOUND * float(size.sqrt()) for name, size in variances.items()}
     tails = _Tails(original, approximated, fitted, sizes)
     best, kept = held_error(start), start
-    if best < ENOUGH:
+    if best < enough:
         return approximated
     rate = min(max(RATE * math.sqrt(best / TYPICAL_ERROR), RATES[0]), RATES[1])
     degrees = [start[node.op.coefficients].shape[1] - 1 for node in fitted if isinstance(node.op, Polynomial)]
@@ -257,11 +258,12 @@ def reconstruct(
                 targets = _values(original, clean, batch, watched)
             current = whitened.current()
             values = _bounded_values(approximated, current, batch, watched, bounds)
-            errors = {
-                name: torch.log1p((values[name] - targets[name]).square().flatten(1).mean(1) / sizes[name]).mean()
-                for name in watched
-            }
-            loss = torch.stack(list(errors.values())).mean() + errors[output] + TAIL * tails(current)
+            errors = [
+                torch.log1p((values[name] - targets[name]).square().flatten(1).mean(1) / sizes[name]).mean()
+                for name in sorted(watched - {output})
+            ]
+            last = torch.log1p(((values[output] - targets[output]).square().flatten(1) / output_size).mean(1)).mean()
+            loss = torch.stack([*errors, last]).mean() + last + TAIL * tails(current)
             steps.take(loss)
         now = {name: value.detach() for name, value in whitened.current(steps.mean()).items()}
         error = held_error(now)

@@ -57,9 +57,8 @@ def test_it_gains_on_images_not_seen(monkeypatch: pytest.MonkeyPatch, degree: in
     """Without what makes it safe at the price of accuracy, which the rest of this file leaves on."""
     monkeypatch.setattr("olac.approximation.reconstruct.TAIL", 0.0)
     monkeypatch.setattr("olac.approximation.reconstruct.STRESSED", 0.0)
-    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 0.0)
     before = start(degree)
-    after = reconstruct(NET, before, images(400, 9), HELD, 6, refit=refit)
+    after = reconstruct(NET, before, images(400, 9), HELD, 6, refit=refit, enough=0.0)
     assert held_error(after) < 0.9 * held_error(before)
     assert error(NET, after, UNSEEN) < 0.97 * error(NET, before, UNSEEN)
 
@@ -158,11 +157,10 @@ def test_passes_that_break_something_are_taken_back(monkeypatch: pytest.MonkeyPa
 
 def test_steps_that_are_far_too_large_get_smaller_until_they_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("olac.approximation.reconstruct.RATES", (0.5, 0.5))
-    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 0.0)
     before = start(3)
-    after = reconstruct(NET, before, images(400, 9), HELD, 10)
+    after = reconstruct(NET, before, images(400, 9), HELD, 10, enough=0.0)
     monkeypatch.setattr("olac.approximation.reconstruct.WORSE", math.inf)
-    assert reconstruct(NET, before, images(400, 9), HELD, 10) is before
+    assert reconstruct(NET, before, images(400, 9), HELD, 10, enough=0.0) is before
     assert error(NET, after, UNSEEN) < 0.97 * error(NET, before, UNSEEN)
 
 
@@ -256,7 +254,6 @@ def test_progress() -> None:
     assert len(lines) == 3 and lines[-1].startswith("reconstructing: pass 3 of 3, error ")
 
 
-def test_what_is_good_enough_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_good_enough_is_left_alone() -> None:
     before = start(7)
-    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 1.01 * held_error(before) + 10.0)
-    assert reconstruct(NET, before, TRAIN, HELD, 2) is before
+    assert reconstruct(NET, before, TRAIN, HELD, 2, enough=1.01 * held_error(before) + 10.0) is before
