@@ -24,7 +24,7 @@ import numpy as np
 from olac.bootstrapping import bootstrap_steps
 from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
-from olac.files import Source, write_file
+from olac.files import Source, check_writable, write_file
 from olac.ir.graph import LOWERINGS, Diagonals, Graph, Lowering, Node, Origin
 from olac.ir.head import STEPS, OutputHead, Step
 from olac.ir.ops import (
@@ -42,6 +42,7 @@ from olac.ir.ops import (
 )
 from olac.ir.types import Stage, ValueType
 from olac.ir.verify import verify
+from olac.memory import memory_for
 from olac.parameters import Parameters, is_prime
 from olac.program import CompiledProgram, Report
 
@@ -50,6 +51,9 @@ VERSION = 4
 MAX_HEADER_BYTES = 100_000_000
 MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14
+MAX_PARTS = 1 << 16
+MAX_NOTE_CHARACTERS = 1 << 20
+REPORT_LISTS = ("fits", "front", "notes", "pass_seconds")
 REMAKE = "Compile the model again and save it anew."
 RANKS = {
     "conv2d": {"weight": 4, "bias": 1},
@@ -63,11 +67,24 @@ RANKS = {
 """Axes of constants, where the op's shape rule takes them for granted."""
 
 
+@memory_for("saving the program")
 def save_program(program: CompiledProgram, path: str | Path) -> None:
     """Write a program to one file, completely or not at all.
 
     Raises:
         ArtifactError: the file can't be written.
+        InfeasibleError: memory ran out.
+        VerificationError: the program would not come back as it is.
+    """
+    check_writable(path)
+    data = program_bytes(program)
+    write_file(path, [data], size=len(data))
+
+
+def program_bytes(program: CompiledProgram) -> bytes:
+    """What `save_program` writes.
+
+    Raises:
         VerificationError: the program would not come back as it is.
     """
     from safetensors.numpy import save
@@ -81,17 +98,29 @@ def save_program(program: CompiledProgram, path: str | Path) -> None:
     metadata = {FORMAT: json.dumps({"version": VERSION, "sha256": digest, "manifest": manifest})}
     # ascontiguousarray would give scalars an axis, and safetensors writes strided arrays in the wrong order.
     tensors = {name: np.asarray(a, dtype="<f8", order="C") for name, a in program.graph.constants.items()}
-    write_file(path, [save(tensors, metadata=metadata)])
+    data: bytes = save(tensors, metadata=metadata)
+    return data
 
 
+@memory_for("loading the program")
 def load_program(path: str | Path) -> CompiledProgram:
     """Read a program and check all of it.
 
     Raises:
         ArtifactError: the file is missing, damaged, of another kind or a newer version, or its program is not valid.
+        InfeasibleError: memory ran out.
         SecurityError: its parameters don't have the security that they claim.
     """
-    source = Source.of_file(path)
+    return _load(Source.of_file(path))
+
+
+@memory_for("loading the program")
+def program_from_bytes(data: bytes) -> CompiledProgram:
+    """What `program_bytes` gave, checked as `load_program` checks files; it raises the same errors."""
+    return _load(Source(data=bytes(data)))
+
+
+def _load(source: Source) -> CompiledProgram:
     text, constants = _read(source)
     manifest = _parse(source, text, f"its manifest is not JSON. {REMAKE}")
     wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report"}
@@ -112,7 +141,7 @@ def load_program(path: str | Path) -> CompiledProgram:
         )
     if program.parameters.security == 0:
         warnings.warn(
-            f"{source.name} was compiled without security, for tests: its ciphertexts hide nothing", stacklevel=3
+            f"{source.name} was compiled without security, for tests: its ciphertexts hide nothing", stacklevel=5
         )
     return program
 
@@ -123,6 +152,7 @@ def load_program(path: str | Path) -> CompiledProgram:
 def _read(source: Source) -> tuple[str, dict[str, Array]]:
     """The text of the manifest and the constants."""
     from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import load
 
     with source.open() as stream:
         start = stream.read(8)
@@ -137,12 +167,19 @@ def _read(source: Source) -> tuple[str, dict[str, Array]]:
     text = None
     constants = {}
     try:
-        with safe_open(str(source.path), framework="np") as opened:
-            found = (opened.metadata() or {}).get(FORMAT)
+        if source.path is None:
+            # safetensors gives the tensors of bytes, not their metadata.
+            head = json.loads(source.data[8 : 8 + length])
+            found = head.get("__metadata__", {}).get(FORMAT)
             if found is not None:
-                text = _manifest_text(source, found)
-                constants = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+                text, constants = _manifest_text(source, found), load(source.data)
+        else:
+            with safe_open(str(source.path), framework="np") as opened:
+                found = (opened.metadata() or {}).get(FORMAT)
+                if found is not None:
+                    text = _manifest_text(source, found)
+                    constants = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{source.name}: not a program of olac, or damaged: {error}. Get it again.") from error
     if text is None:
         raise ArtifactError(
@@ -157,7 +194,9 @@ def _read(source: Source) -> tuple[str, dict[str, Array]]:
     return text, constants
 
 
-def _manifest_text(source: Source, found: str) -> str:
+def _manifest_text(source: Source, found: object) -> str:
+    if not isinstance(found, str):
+        raise ValueError("its metadata is not text")
     outer = _parse(source, found, "its metadata is damaged. Get it again.")
     version = outer.get("version")
     if type(version) is not int or version != VERSION:
@@ -343,7 +382,12 @@ def _decode(data: Any, kind: Any, where: str) -> Any:
 
 def _check(program: CompiledProgram) -> None:
     """All that the compiler promises of its programs; ValueError or an error of olac's where it doesn't hold."""
-    parameters, graph = program.parameters, program.graph
+    parameters, graph, report = program.parameters, program.graph, program.report
+    for name, parts in (("nodes", graph.nodes), *((name, getattr(report, name)) for name in REPORT_LISTS)):
+        if len(parts) > MAX_PARTS:
+            raise ValueError(f"it has {len(parts)} {name}, more than {MAX_PARTS}")
+    if sum(map(len, report.notes)) > MAX_NOTE_CHARACTERS:
+        raise ValueError(f"its notes are longer than {MAX_NOTE_CHARACTERS} characters")
     _check_chain_exists(parameters)
     parameters.check_security()
     named = {name for node in graph.nodes for name in node.op.constant_names()}

@@ -22,6 +22,7 @@ from torch import fx, nn
 from olac.errors import UnsupportedModelError, UnsupportedNode, VerificationError
 from olac.frontend.custom import NotElementwiseError, plain_name
 from olac.frontend.trace import LEAVES, Traced
+from olac.internal import guard
 from olac.ir.functions import Definition
 from olac.ir.graph import Graph, GraphBuilder, Origin
 from olac.ir.head import Reshape as LastReshape
@@ -226,7 +227,7 @@ def _array(lifter: Lifter, constant: Any, rank: int) -> Array:
             f"a constant of shape {array.shape} has more axes than the value", "Give constants the value's rank"
         )
     if array.ndim == rank + 1:
-        if not (array == array[:1]).all() or len(array) not in (1, lifter.batch):
+        if (np.isfinite(array).all() and not (array == array[:1]).all()) or len(array) not in (1, lifter.batch):
             raise Unsupported("a constant differs between the images of a batch", "Use one constant for all images")
         array = array[0]
     return array
@@ -1039,6 +1040,8 @@ def _identifier(path: str, operation: str) -> str:
 def _operation(node: fx.Node) -> str:
     """The operation's plain name: "add", "relu", "getitem"."""
     target = node.meta.get("called") or node.target
+    if target is getattr:
+        target = node.args[1]
     name = target if isinstance(target, str) else getattr(target, "__name__", "function")
     return name.strip("_") or name
 
@@ -1225,6 +1228,7 @@ class _LastSteps:
         return None
 
 
+@guard("lifting the model")
 def lift(traced: Traced, client_head: bool = True) -> Graph:
     """The traced model as a graph at stage TRACED, with one input, `x`, and one output.
 
