@@ -996,7 +996,7 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         "Use BatchNorm2d or BatchNorm1d, whose statistics are constants in evaluation",
     ),
     ("batch_?norm", "Use BatchNorm1d or BatchNorm2d"),
-    ("softmax|softmin", "Leave it out: apply it to the decrypted outputs"),
+    ("softmax|softmin", "End the model in it, so that the client computes it, or apply it to the decrypted outputs"),
     ("attention|transformer", "Attention divides and exponentiates encrypted data; use a convolutional model"),
     ("embedding|one_hot", "Look embeddings up before encryption and give the model their values"),
     ("^cat$|concat|stack", "Use sums (residual connections), or convolutions that are added up"),
