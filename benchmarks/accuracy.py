@@ -27,6 +27,7 @@ from benchmarks.models import MODELS, Benchmark
 from benchmarks.results import ResultsFile, Row
 from benchmarks.strategies import Strategy
 from olac import tensors
+from olac.approximation.criterion import Classification
 from olac.compiler import CompileOptions
 from olac.errors import OlacError
 from olac.ir.ops import Input
@@ -161,7 +162,7 @@ class Measurement:
             "strategy": item,
             "total_depth": total_depth,
             "top1": float(np.mean(classes == self._labels)),
-            "agreement": float(np.mean(classes == self.plaintext.argmax(1))),
+            "agreement": Classification().agreement(outputs.astype(np.float64), self.plaintext.astype(np.float64)),
             "plaintext_top1": self.plaintext_top1,
             "wrecked": int(wrecked.sum()),
             "images": self.images,

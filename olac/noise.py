@@ -9,6 +9,7 @@ import numpy as np
 from olac.bootstrapping import bootstrap_noise
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, Node
+from olac.ir.head import OutputHead
 from olac.ir.ops import Array, Bootstrap, Input, Polynomial, PolynomialProduct
 from olac.parameters import Parameters
 from olac.polynomials.statistics import Calibration
@@ -27,11 +28,14 @@ NOISE_MARGIN_BITS = 2.0
 class OutputNoise:
     """The outputs of a graph at stage POLYNOMIAL on held-out images, and what noise makes of them.
 
+    What a client makes of the outputs counts as well, up to a choice of classes: errors are the largest of both, each
+    relative to its own range. So a shift can't hide an error, and a scale can't blow one up unseen.
+
     Raises:
         InfeasibleError: no image has finite outputs.
     """
 
-    def __init__(self, graph: Graph, calibration: Calibration) -> None:
+    def __init__(self, graph: Graph, calibration: Calibration, head: OutputHead | None = None) -> None:
         self._graph = graph
         images = calibration.held_out[:CHECK_IMAGES]
         clean = graph.evaluate(images)
@@ -41,10 +45,16 @@ class OutputNoise:
                 "all calibration images that were held out diverge. Raise the degrees of the activations."
             )
         self._images, self._clean = images[sound], clean[sound]
-        self._size = float(np.max(np.abs(self._clean)))
+        size = float(np.max(np.abs(self._clean)))
         unit = graph[graph.outputs[0]].type.unit
-        if self._size < TINY_OUTPUT * unit:
-            self._size = unit  # outputs that are always zero have no precision of their own
+        if size < TINY_OUTPUT * unit:
+            size = unit  # outputs that are always zero have no precision of their own
+        self._views = [(OutputHead(), size)]
+        if head:
+            seen = head.scores
+            size = float(np.max(np.abs(seen.apply(self._clean))))
+            if size >= TINY_OUTPUT:
+                self._views.append((seen, size))
         self._probe: tuple[float, int] | None = None
 
     def scale_bits(self, log_ring: int, precision: float) -> int:
@@ -57,7 +67,7 @@ class OutputNoise:
             bits = PROBE_SCALE_BITS
             sigma = _rescale_noise(PROBE_LOG_RING)
             # Beyond that noise is no longer small, and grows faster than in proportion.
-            while not (error := self._error(self._graph, self._clean, sigma * 2.0**-bits)) <= LARGE_NOISE * self._size:
+            while not (error := self._error(self._graph, self._clean, sigma * 2.0**-bits)) <= LARGE_NOISE:
                 if bits > MAX_SCALE_BITS:
                     break
                 bits += PROBE_STEP_BITS
@@ -66,11 +76,11 @@ class OutputNoise:
         if math.isinf(error):
             return MAX_SCALE_BITS + 1
         error *= _rescale_noise(log_ring) / _rescale_noise(PROBE_LOG_RING)
-        needed = bits + math.ceil(math.log2(max(error, 1e-30) / (precision * self._size)))
+        needed = bits + math.ceil(math.log2(max(error, 1e-30) / precision))
         if bits > PROBE_SCALE_BITS:  # so coarser scales need not be as good as that one promises
             sigma = _rescale_noise(log_ring)
             while needed <= MAX_SCALE_BITS:
-                if self._error(self._graph, self._clean, sigma * 2.0**-needed) <= precision * self._size:
+                if self._error(self._graph, self._clean, sigma * 2.0**-needed) <= precision:
                     break
                 needed += 1
         return needed
@@ -89,10 +99,10 @@ class OutputNoise:
             parameters: that it runs with.
         """
         rescale = _rescale_noise(parameters.log_ring) * 2.0**-parameters.scale_bits
-        return self._error(graph, graph.evaluate(self._images), rescale, bootstrap_noise(parameters)) / self._size
+        return self._error(graph, graph.evaluate(self._images), rescale, bootstrap_noise(parameters))
 
     def _error(self, graph: Graph, clean: Array, sigma: float, bootstrap: float = 0.0, only: str = "") -> float:
-        """Largest change of the outputs; infinite where values diverge.
+        """Largest change of the outputs, relative to their range; infinite where values diverge.
 
         Every linear op and polynomial adds the noise of a rescale to every slot, a bootstrap its own. With `only` one
         node does.
@@ -113,7 +123,10 @@ class OutputNoise:
             return None
 
         with np.errstate(over="ignore", invalid="ignore"):
-            error = float(np.max(np.abs(graph.evaluate(self._images, disturb) - clean)))
+            noisy = graph.evaluate(self._images, disturb)
+            error = max(
+                float(np.max(np.abs(head.apply(noisy) - head.apply(clean)))) / size for head, size in self._views
+            )
         return error if math.isfinite(error) else math.inf
 
 

@@ -7,7 +7,7 @@ from olac.passes.assign_levels import AssignLevels
 from olac.passes.base import Pass
 from olac.passes.choose_lowerings import ChooseLowerings
 from olac.passes.compose_linear import ComposeLinear
-from olac.passes.expand_max_pool import ExpandMaxPool
+from olac.passes.expand_max_pool import ExpandMaxPool, WidenMaxPool
 from olac.passes.fit_activations import FitActivations
 from olac.passes.fold_affine import FoldAffine
 from olac.passes.fold_squares import FoldSquares
@@ -24,6 +24,7 @@ def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...
         ExpandMaxPool(chosen.alpha if chosen.method == "minimax" else ExpandMaxPool.alpha),
         FoldAffine(),
         FitActivations(chosen),
+        WidenMaxPool(),
         FoldSquares(),
         ComposeLinear(),
         ScaleInputs(),

@@ -58,6 +58,12 @@ class PlaintextCache:
                 self.bytes += size
         return made
 
+    def clear(self) -> None:
+        """Keep nothing that was made so far."""
+        with self._lock:
+            self._kept.clear()
+            self.bytes = 0
+
 
 class _Places(threading.local):
     """Where a thread is in a run: a number for all that one after another does, in a piece of work within another."""

@@ -74,6 +74,13 @@ class Node:
     origin: Origin = field(default=Origin(), compare=False)
     lowering: Lowering | None = None
 
+    @property
+    def place(self) -> str:
+        """The id, the op, and the module path, source line and passes that the node comes from, for errors."""
+        source = f", {self.origin.source}" if self.origin.source else ""
+        made = f", made by {', '.join(self.origin.passes)}" if self.origin.passes else ""
+        return f"node {self.id} ({self.op.name}, from {self.origin.path or 'the model itself'}{source}{made})"
+
     def levels(self, constants: Mapping[str, Array]) -> int:
         """Levels from the lowest operand to the result: the op's, and what its lowering takes beyond them."""
         return self.op.levels(constants) + (0 if self.lowering is None else self.lowering.extra_levels)

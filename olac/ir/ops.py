@@ -19,6 +19,7 @@ from numpy.polynomial import chebyshev
 from scipy import sparse
 
 from olac.ir.functions import PER_CHANNEL, Definition, activation
+from olac.ir.head import Step
 
 Array = npt.NDArray[np.float64]
 Shape = tuple[int, ...]
@@ -639,6 +640,27 @@ class Activation(Op):
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
         return activation(self.function, self.parameters)(operands[0])
+
+
+@register
+@dataclass(frozen=True)
+class AtClient(Op):
+    """A step that no ciphertext takes: only a client does, on decrypted outputs; stage TRACED only.
+
+    `olac.ir.split.split_head` moves it from the end of a graph into the head.
+    """
+
+    step: Step
+    name: ClassVar[str] = "at_client"
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        try:
+            return self.step.infer(shapes[0])
+        except ValueError as error:
+            raise ShapeError(f"{self.step.name}: {error}") from error
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return np.asarray(self.step.apply(operands[0]), dtype=np.float64)
 
 
 @register

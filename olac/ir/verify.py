@@ -11,6 +11,7 @@ from olac.ir.graph import Diagonals, Graph, Node, describe
 from olac.ir.multiplexed import Multiplexed, can_multiplex
 from olac.ir.ops import (
     Activation,
+    AtClient,
     Bootstrap,
     Input,
     LinearOp,
@@ -100,6 +101,8 @@ def _polynomial(graph: Graph) -> Iterator[Problem]:
             yield node, f"the activation {node.op.function} is left at stage {graph.stage.name}"
         if isinstance(node.op, MaxPool2d):
             yield node, f"max-pooling is left at stage {graph.stage.name}"
+        if isinstance(node.op, AtClient):
+            yield node, f"{node.op.step.name}, which only clients compute, is left at stage {graph.stage.name}"
 
 
 def _packed(graph: Graph) -> Iterator[Problem]:

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from olac.errors import ArtifactError
-from olac.files import Source, write_file
+from olac.files import Source, check_writable, write_file
 from olac.ir.types import Range
+from olac.memory import memory_for
 from olac.polynomials.statistics import BINS, Calibration, Histogram
 
 FORMAT = "olac-calibration"
@@ -41,10 +42,17 @@ _LATER = {"channel_ranges"}
 Arrays = dict[str, npt.NDArray[Any]]
 
 
+@memory_for("saving the calibration")
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Write a calibration to one file, completely or not at all. ArtifactError where it can't be written."""
+    """Write a calibration to one file that its owner alone may read, completely or not at all.
+
+    Raises:
+        ArtifactError: the file can't be written.
+        InfeasibleError: memory ran out.
+    """
     from safetensors.numpy import save
 
+    check_writable(path)
     histograms, ranges = calibration.histograms, calibration.ranges
     arrays: dict[str, Any] = {
         "ranges": [[seen.low, seen.high] for seen in ranges.values()],
@@ -69,13 +77,16 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     )
     # One entry, because safetensors writes several in any order: equal calibrations give equal files.
     entry = json.dumps({"version": VERSION, "sha256": _digest(manifest, tensors), "manifest": manifest})
-    write_file(path, [save(tensors, metadata={FORMAT: entry})])
+    data = save(tensors, metadata={FORMAT: entry})
+    write_file(path, [data], private=True, size=len(data))
 
 
+@memory_for("loading the calibration")
 def load_calibration(path: Path) -> Calibration:
     """Read a calibration and check all of it.
 
     Raises:
+        InfeasibleError: memory ran out.
         ArtifactError: the file is missing, damaged, of another kind or version, or its numbers don't fit together.
     """
     source = Source.of_file(path)

@@ -17,8 +17,12 @@ Array = npt.NDArray[np.float64]
 
 SingleArray = npt.NDArray[np.float32]
 
-HELD_OUT_MOST = 256
-"""Images that are held out of the statistics at most."""
+HELD_OUT_MOST, HELD_OUT_BYTES = 2048, 512 << 20
+"""Images that are held out of the statistics at most: so many, and fewer if they take more bytes."""
+HELD_OUT_EVERY = 8
+"""Each image of this number is held out, from the first on."""
+CHOOSING_MOST = 256
+"""Of the images that are held out, choices are made by half, and by no more than this."""
 SAMPLE_IMAGES = 1024
 SAMPLE_BYTES = 512 << 20
 """The sample of images for fits is no larger than these."""
@@ -277,12 +281,33 @@ class Calibration:
     fingerprint: str = ""
     channels: Mapping[str, Array] = field(default_factory=dict)
 
+    @property
+    def choosing(self) -> Array:
+        """The held-out images that degrees, tails and weights may be chosen by: every second one, 256 at most."""
+        return self.held_out[: 2 * CHOOSING_MOST : 2]
+
+    @property
+    def judged(self) -> Array:
+        """The held-out images that decide nothing: the rest, or if there is one image in all, that one."""
+        return self.held_out[self._judged]
+
+    @property
+    def judged_outputs(self) -> Array:
+        """The model's outputs for `judged`."""
+        return self.held_out_outputs[self._judged]
+
+    @property
+    def _judged(self) -> npt.NDArray[np.intp]:
+        every = np.arange(len(self.held_out))
+        rest = every[(every % 2 == 1) | (every >= 2 * CHOOSING_MOST)]
+        return rest if len(rest) else every
+
     def merge(
         self, other: Calibration, *, sample_images: int = SAMPLE_IMAGES, sample_bytes: int = SAMPLE_BYTES
     ) -> Calibration:
         """What one pass over the images of both would have shown, up to which ones are held out or sampled.
 
-        Images held out by either stay held out, up to `HELD_OUT_MOST`. CalibrationError for another model's.
+        Images held out by either stay held out, up to `held_out_limit`. CalibrationError for another model's.
         """
         if (
             self.fingerprint != other.fingerprint
@@ -303,12 +328,13 @@ class Calibration:
         most = sample_limit(sample[:1].nbytes, sample_images, sample_bytes)
         while len(sample) > most:
             sample, every = sample[::2], 2 * every
+        kept = held_out_limit(self.held_out[:1].nbytes)
         return Calibration(
             images=self.images + other.images,
             histograms={i: h.copy().merge(other.histograms[i]) for i, h in self.histograms.items()},
             ranges={i: seen.union(other.ranges[i]) for i, seen in self.ranges.items()},
-            held_out=np.concatenate([self.held_out, other.held_out])[:HELD_OUT_MOST],
-            held_out_outputs=np.concatenate([self.held_out_outputs, other.held_out_outputs])[:HELD_OUT_MOST],
+            held_out=np.concatenate([self.held_out, other.held_out])[:kept],
+            held_out_outputs=np.concatenate([self.held_out_outputs, other.held_out_outputs])[:kept],
             sample=sample,
             sample_every=every,
             fingerprint=self.fingerprint,
@@ -331,6 +357,17 @@ class Calibration:
         from olac.polynomials.files import load_calibration
 
         return load_calibration(Path(path))
+
+
+def held_out_limit(image_bytes: int) -> int:
+    """Most images that are held out, for images of a size in double precision; at least 2 x CHOOSING_MOST."""
+    return max(2 * CHOOSING_MOST, min(HELD_OUT_MOST, HELD_OUT_BYTES // max(1, image_bytes)))
+
+
+def calibration_images(judged: int) -> int | None:
+    """Images of a calibration of which so many decide nothing; None if a calibration never holds out that many."""
+    held = 2 * judged if judged <= CHOOSING_MOST else judged + CHOOSING_MOST
+    return None if held > HELD_OUT_MOST else held * HELD_OUT_EVERY
 
 
 def sample_limit(image_bytes: int, images: int = SAMPLE_IMAGES, total_bytes: int = SAMPLE_BYTES) -> int:

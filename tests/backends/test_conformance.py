@@ -420,12 +420,12 @@ def bootstrapped_backend(name: str, parameters: Parameters = BOOTSTRAPPED) -> Ba
 @functools.lru_cache(maxsize=3)
 def bootstrapped_openfhe(parameters: Parameters) -> tuple[OpenFHEEvaluator, Any]:
     ready = wire(parameters)
-    ready.prepare_bootstraps()
+    prepared = ready.prepare_bootstraps()
     secret = new_secret_key(parameters)
     steps = tuple(sorted({*STEPS, *bootstrap_steps(parameters)}))
     keys = make_keys(parameters, secret, steps, True)
     evaluator = OpenFHEEvaluator(ready.context, parameters, steps)
-    evaluator.keys = keys  # type: ignore[attr-defined]  # alive as long as they are needed
+    evaluator.keys = keys, prepared  # type: ignore[attr-defined]  # alive as long as they are needed
     return evaluator, secret
 
 

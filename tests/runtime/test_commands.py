@@ -78,7 +78,7 @@ def test_tables_of_costs_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFi
     small_program().save(program)
     bad.write_text("{}")
     wrong = [
-        ("no such file", ["info", str(program), "--costs", str(tmp_path / "nothing.json")]),
+        ("does not exist", ["info", str(program), "--costs", str(tmp_path / "nothing.json")]),
         ("isn't a cost table", ["info", str(program), "--costs", str(bad)]),
         ("doesn't exist", ["calibrate-costs", "--output", str(tmp_path / "no" / "costs.json")]),
         ("rings to measure", ["calibrate-costs", "--output", str(bad), "--rings", "11"]),
