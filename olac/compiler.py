@@ -40,9 +40,10 @@ from olac.parameters import (
     require_candidates,
 )
 from olac.passes.base import Pass, PassContext, PassManager, PassTiming
+from olac.passes.bootstrap_problem import WIDEST
 from olac.passes.choose_lowerings import KINDS, lowered_depth
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
-from olac.passes.place_bootstraps import WIDEST, PlaceBootstraps, Profiles
+from olac.passes.place_bootstraps import PlaceBootstraps, Profiles
 from olac.passes.scale_inputs import UNEVEN, first_readers
 from olac.plugins import load_plugins
 from olac.polynomials.fit import FitOptions

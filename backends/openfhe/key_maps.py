@@ -108,28 +108,44 @@ class MapsLock:
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        """While a thread that is using the maps does something else, and has kept nothing that it found in them.
+        """While a thread that has the lock does something else, and has kept nothing that it found in the maps.
 
-        Others may change them in the meantime. So nobody waits for the end of a run of hours. Who is changing the maps
-        goes on doing so.
+        Others may use or change them in the meantime. So nobody waits for the end of a run of hours.
         """
         me = threading.get_ident()
         with self._changed:
-            aside = 0 if self._owner == me else self._users.pop(me, 0)
+            depth = self._depth if self._owner == me else 0
+            if depth:
+                self._owner, self._depth = None, 0
+            aside = self._users.pop(me, 0)
             self._changed.notify_all()
         try:
-            if aside and (self._gone or self._jobs):
+            if (depth or aside) and (self._gone or self._jobs):
                 with self.changing():
                     pass  # what is to go goes at its end
             yield
         finally:
-            if aside:
-                with self._changed:
-                    try:
-                        while self._owner is not None or self._waiting:
-                            self._changed.wait()
-                    finally:
-                        self._users[me] += aside
+            if depth or aside:
+                self._return(depth, aside)
+
+    def _return(self, depth: int, aside: int) -> None:
+        """After a rest."""
+        me, interrupted = threading.get_ident(), None
+        with self._changed:
+            self._waiting += bool(depth)
+            while self._owner is not None or (self._users if depth else self._waiting):
+                try:
+                    self._changed.wait()
+                except BaseException as error:  # Ctrl-C: what the thread had it must get again before it goes
+                    interrupted = error
+            self._waiting -= bool(depth)
+            if depth:
+                self._owner, self._depth = me, depth
+            self._users[me] += aside
+            self._users += Counter()
+            self._changed.notify_all()
+        if interrupted is not None:
+            raise interrupted
 
     def forget_later(self, tags: Collection[str]) -> None:
         """Let keys go as soon as nobody uses the maps. Waits for nothing, so a finalizer may call it."""

@@ -225,6 +225,8 @@ class Client:
     def decrypt(self, result: EncryptedResult, *, of: EncryptedInput | None = None, raw: bool = False) -> Outputs:
         """The model's outputs, shape (images, *output shape), in true units; integers if its last step is an argmax.
 
+        Warns if they lie far outside the range that they were calibrated to have.
+
         Args:
             raw: give what the program's head is applied to, such as logits, shape (images, *raw shape).
             of: the input that the result must be of. This finds results that were mixed up, not a server that lies.

@@ -81,7 +81,7 @@ class Server:
     """Runs one program under one client's evaluation keys.
 
     Where not all keys of a file fit in memory, those for rotations beside bootstraps are read from the file when a run
-    needs them, and go when others need their room. Such a run keeps all others in this process waiting.
+    needs them, and go when others need their room. Such a run and others in this process take turns, node by node.
 
     `close`, the end of a `with` block, or the end of this object lets everything go that it holds: encoded weights at
     once, keys and what bootstraps take as soon as no run of this process is in the middle of a node. Keys that another

@@ -79,10 +79,22 @@ def test_servers_run_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(answer, program.simulate(images()), atol=ERROR)
 
 
-def test_who_wants_to_change_maps_waits_for_a_node_and_not_for_a_run() -> None:
+@pytest.mark.parametrize("paged", [False, True])
+def test_who_wants_to_change_maps_waits_for_a_node_and_not_for_a_run(
+    monkeypatch: pytest.MonkeyPatch, paged: bool
+) -> None:
     program = small_program()
     client = Client(program)
-    server = Server(program, client.generate_keys())
+    keys = EvaluationKeys.from_bytes(program, client.generate_keys().to_bytes())
+    if paged:
+
+        def two_at_a_time(self: Server, keys: EvaluationKeys, max_memory: float | None) -> tuple[float, int]:
+            self._predicted = dict.fromkeys((node.id for node in program.graph.nodes), 0.0)
+            return 0.0, 2
+
+        monkeypatch.setattr(Server, "_check_memory", two_at_a_time)
+    server = Server(program, keys)
+    assert (server.pages is not None) == paged
     changed, order = threading.Event(), []
 
     def change() -> None:
@@ -100,4 +112,5 @@ def test_who_wants_to_change_maps_waits_for_a_node_and_not_for_a_run() -> None:
 
     answer = client.decrypt(server.run(client.encrypt(images()), progress))
     assert order == ["changed"] + ["node"] * len(program.graph.nodes)
+    assert key_maps.KEY_MAPS._owner is None and not key_maps.KEY_MAPS._users
     np.testing.assert_allclose(answer, program.simulate(images()), atol=ERROR)

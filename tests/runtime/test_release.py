@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -111,16 +112,19 @@ def test_what_is_closed_says_so() -> None:
         with client.generate_keys() as keys, Server(program, keys) as server:
             image = client.encrypt(images())
             result = server.run(image)
-        for use in (lambda: server.run(image), server.prepare):
+        uses: list[Callable[[], object]] = [lambda: server.run(image), server.prepare]
+        for use in uses:
             with pytest.raises(ClosedError, match=r"server is closed\. Make another"):
                 use()
-        for use in (lambda: Server(program, keys), keys.to_bytes, keys.install):
+        uses = [lambda: Server(program, keys), keys.to_bytes, keys.install]
+        for use in uses:
             with pytest.raises(ClosedError, match="keys are closed"):
                 use()
         server.close()
         keys.close()
         assert server._cache.bytes == 0 and server.encode_seconds > 0
-    for use in (lambda: client.encrypt(images()), lambda: client.decrypt(result), client.generate_keys):
+    uses = [lambda: client.encrypt(images()), lambda: client.decrypt(result), client.generate_keys]
+    for use in uses:
         with pytest.raises(ClosedError, match=r"client is closed\. Make another"):
             use()
 
@@ -230,6 +234,37 @@ def test_nothing_goes_while_keys_are_in_use() -> None:
             assert tag not in held()
 
 
+def test_who_rests_gets_back_what_it_had() -> None:
+    """Users and one who changes take turns, each as often as it rests."""
+    order: list[str] = []
+    begun = threading.Event()
+
+    def use() -> None:
+        with KEY_MAPS.using(), KEY_MAPS.using():
+            begun.set()
+            for _ in range(3):
+                assert KEY_MAPS._owner is None
+                order.append("used")
+                turns = order.count("changed")
+                while order.count("changed") == turns < 3:
+                    with KEY_MAPS.resting():
+                        time.sleep(0.001)
+
+    with KEY_MAPS.changing(), KEY_MAPS.using(), KEY_MAPS.changing():
+        using = threading.Thread(target=use)
+        using.start()
+        assert not begun.wait(0.05)
+        for _ in range(3):
+            assert KEY_MAPS._owner == threading.get_ident() and KEY_MAPS._depth == 2
+            order.append("changed")
+            with KEY_MAPS.resting():
+                assert begun.wait(60)
+    using.join(60)
+    assert sorted(order) == ["changed"] * 3 + ["used"] * 3
+    assert order[:2] == ["changed", "used"]
+    assert KEY_MAPS._owner is None and not KEY_MAPS._users and not KEY_MAPS._waiting
+
+
 def test_what_the_garbage_collector_finds_goes_with_the_next_use() -> None:
     """It may run at any place, and in a thread that has the lock."""
     tag = new_tag()
@@ -274,9 +309,10 @@ def test_two_that_use_keys_and_want_to_change_them_do_not_wait_for_each_other() 
 
 
 def test_the_lock_is_free_after_errors() -> None:
-    for lock in (KEY_MAPS.using, KEY_MAPS.changing, KEY_MAPS.resting):
-        with pytest.raises(KeyError), KEY_MAPS.using(), lock():
-            raise KeyError
+    for lock in (KEY_MAPS.using, KEY_MAPS.changing):
+        for other in (KEY_MAPS.using, KEY_MAPS.changing, KEY_MAPS.resting):
+            with pytest.raises(KeyError), lock(), lock(), other():
+                raise KeyError
         assert KEY_MAPS._owner is None and not KEY_MAPS._users and not KEY_MAPS._waiting
 
     def fail() -> None:
