@@ -514,10 +514,11 @@ def _lower_deep(
             lambda parameters, why: refused.setdefault(why, []).append(parameters),
             options.fit.max_bootstraps,
             options.max_memory,
+            say,
         )
         if options.parameters is None:
             most = options.fit.max_bootstraps
-            found += price_sparse(graph, found, pack, around.costs, around.threads, options.max_memory, most)
+            found += price_sparse(graph, found, pack, around.costs, around.threads, options.max_memory, most, say)
         best = preferred_deep(found, options.max_memory)
         too_large += [] if best else found
         for one in best[:1]:
