@@ -52,6 +52,7 @@ FORMAT = "olac-program"
 SINCE_VERSION_5: dict[type, frozenset[str]] = {
     Input: frozenset({"offsets", "factors"}),
     ValueType: frozenset({"channels"}),
+    Report: frozenset({"max_memory"}),
     SelfCheck: frozenset({"task", "meaning", "low", "high", "goal", "images_to_goal", "explained"}),
 }
 """Fields that files of version 4 lack. They have defaults, with which programs are what they were."""
