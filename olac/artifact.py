@@ -87,7 +87,8 @@ def load_program(path: str | Path) -> CompiledProgram:
 
     Raises:
         ArtifactError: the file is missing, damaged, of another kind or a newer version, or its program is not valid.
-        SecurityError: its parameters don't have the security that they claim.
+        SecurityError: its parameters don't have the security that they claim, by the bounds of any version. Those of
+            earlier versions, which were a little higher, bring a warning.
     """
     source = Source.of_file(path)
     text, constants = _read(source)
@@ -111,6 +112,13 @@ def load_program(path: str | Path) -> CompiledProgram:
     if program.parameters.security == 0:
         warnings.warn(
             f"{source.name} was compiled without security, for tests: its ciphertexts hide nothing", stacklevel=3
+        )
+    elif not program.parameters.secure:
+        warnings.warn(
+            f"{source.name} was compiled for {program.parameters.security}-bit security by bounds that newer attacks "
+            f"have lowered: it has {math.floor(program.parameters.security_bits)} bits. It runs as before; compile the "
+            "model again for the full security.",
+            stacklevel=3,
         )
     return program
 
@@ -333,7 +341,7 @@ def _check(program: CompiledProgram) -> None:
     """All that the compiler promises of its programs; ValueError or an error of olac's where it doesn't hold."""
     parameters, graph = program.parameters, program.graph
     _check_chain_exists(parameters)
-    parameters.check_security()
+    parameters.check_security(earlier=True)
     named = {name for node in graph.nodes for name in node.op.constant_names()}
     if named != set(graph.constants):
         raise ValueError(f"constants {sorted(named ^ set(graph.constants))[:5]} are named or stored, not both")

@@ -99,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     decrypt = commands.add_parser("decrypt", help="client: decrypt a result into a .npy file")
     for name in ("program", "secret_key", "result", "output"):
         decrypt.add_argument(name, type=Path)
+    decrypt.add_argument(
+        "--decimals", type=int, metavar="D", help="round outputs that are to be shared (SECURITY.md says what it does)"
+    )
     decrypt.set_defaults(run=_decrypt)
 
     debug = commands.add_parser(
@@ -279,9 +282,12 @@ def _duration(seconds: float) -> str:
 def _decrypt(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
-    values = commands.decrypt(options.program, options.secret_key, options.result, options.output)
+    values = commands.decrypt(
+        options.program, options.secret_key, options.result, options.output, decimals=options.decimals
+    )
+    shown = ".4g" if options.decimals is None else f".{max(options.decimals, 0)}f"
     for row in values.reshape(len(values), -1):
-        print(f"class {row.argmax()}: " + " ".join(f"{value:.4g}" for value in row))
+        print(f"class {row.argmax()}: " + " ".join(format(value, shown) for value in row))
 
 
 def _debug(options: argparse.Namespace) -> None:

@@ -38,6 +38,10 @@ RANGE_TOLERANCE = 1e-6
 """How far beyond the calibrated range an image may go without a warning, relative to the range."""
 
 
+MOST_DECIMALS = 15
+"""That outputs are rounded to, or that many digits before the point."""
+
+
 class Client:
     """Encrypts for one program and decrypts its results.
 
@@ -163,13 +167,21 @@ class Client:
                 stacklevel=3,
             )
 
-    def decrypt(self, result: EncryptedResult) -> Array:
+    def decrypt(self, result: EncryptedResult, *, decimals: int | None = None) -> Array:
         """The outputs, shape (images, *output shape), in true units.
+
+        Args:
+            decimals: round to so many decimals, for outputs that are to be shared; negative ones round to tens and
+                more. Rounding lowers what the noise in the outputs tells of the secret key. It proves nothing: see
+                SECURITY.md.
 
         Raises:
             ArtifactError: the result belongs to another program or another key.
             BackendError: what comes out is no number: the result is damaged, or a value overflowed.
+            InputError: `decimals` is no whole number from -15 to 15.
         """
+        if decimals is not None and (type(decimals) is not int or abs(decimals) > MOST_DECIMALS):
+            raise InputError(f"decimals = {decimals}: give a whole number from {-MOST_DECIMALS} to {MOST_DECIMALS}")
         key, program = self._key(), self.program
         if result.program.fingerprint != program.fingerprint:
             raise ArtifactError(f"{result.name} is of another program. Decrypt it with the program that made it.")
@@ -193,7 +205,7 @@ class Client:
         images = layout.unpack(np.stack(slots))[: result.images] * type_.unit
         if not all(math.isfinite(v) for v in (float(images.min()), float(images.max()))):
             raise BackendError(f"{result.name} decrypts to values that are not finite")
-        return images
+        return images if decimals is None else np.round(images, decimals) + 0.0  # no -0.0
 
     def slots(self, value: Value) -> Array:
         """All slots of any value of a run, shape (ciphertexts, slots); NaN where a ciphertext does not decrypt.

@@ -104,17 +104,28 @@ def run(
     return Path(output)
 
 
-def decrypt(program: str | Path, secret_key: str | Path, result: str | Path, output: str | Path) -> Array:
+def decrypt(
+    program: str | Path,
+    secret_key: str | Path,
+    result: str | Path,
+    output: str | Path,
+    *,
+    decimals: int | None = None,
+) -> Array:
     """Decrypt a result, write it to a .npy file of shape (images, *output shape) and return it.
+
+    Args:
+        decimals: as of `Client.decrypt`, for outputs that are to be shared.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program or key.
         BackendError: the result does not decrypt to numbers.
+        InputError: `decimals` is no whole number from -15 to 15.
     """
     check_writable(output)
     compiled = CompiledProgram.load(program)
     client = Client.load(compiled, secret_key)
-    values = client.decrypt(EncryptedResult.load(compiled, result))
+    values = client.decrypt(EncryptedResult.load(compiled, result), decimals=decimals)
     write_npy(output, values)
     return values
 
