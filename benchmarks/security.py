@@ -3,7 +3,7 @@
 `olac.parameters` holds every ring and secret to a largest modulus and interpolates between these. This computes what
 the cheapest known attack costs at each of them (tests/ckks_security.json), and a test compares. The estimator is no
 dependency: `INSTALL` says how to get it. Its own searches take hours at large rings and sparse secrets, so most of its
-cost functions are minimised here, by descent from the best of several starts.
+cost functions are minimised here, by descent from several starts.
 """
 
 from __future__ import annotations
@@ -44,15 +44,21 @@ SIGMA = 3.19
 DENSE, SPARSE, ENCAPSULATED = "ternary", "sparse", "encapsulated"
 WEIGHTS = {DENSE: None, SPARSE: SPARSE_WEIGHT, ENCAPSULATED: ENCAPSULATION_WEIGHT}
 BLOCK_SIZES = (60, 90, 130, 180, 240, 300)
-"""Of lattice reduction: a search starts from the best of these."""
+"""Of lattice reduction, that searches start from."""
 REDUCIBLE = 36
 """Coordinates for each bit of the modulus that a block size of 330 reduces, a little less."""
-PATIENCE = 3
-"""Weights of guessed coordinates that may be dearer than the best before the search for it ends."""
-WITHIN = (0.5,)
+SEARCHES = 2
+"""As many, from the block sizes that are cheapest at the start."""
+GUESSED_WEIGHTS = (0, 1, 2, 4, 6, 9, 13, 18, 24)
+"""Coordinates that are not zero among the guessed ones, at the start of searches."""
+WITHIN = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Where between two bounds there is an estimate, in 1 / log2(q)."""
-BEYOND = (1.25, 2.0)
+BEYOND = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0)
 """How far beyond the bound of 128 bits there is one."""
+
+
+class EstimatorError(Exception):
+    """The lattice estimator is not there."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +81,17 @@ def points() -> list[Point]:
         for low, high in itertools.pairwise(bounds):
             found += [Point(DENSE, ring, round(1 / ((1 - x) / low + x / high))) for x in WITHIN]
         found += [Point(DENSE, ring, round(loosest * factor)) for factor in BEYOND]
-    found += [Point(SPARSE, ring, round(q * 1.25)) for ring, q in SPARSE_SECURITY_BOUNDS[128].items()]
+    for secret, table in ((SPARSE, SPARSE_SECURITY_BOUNDS), (ENCAPSULATED, ENCAPSULATION_BOUNDS)):
+        found += [Point(secret, ring, round(1.25 * q)) for ring, q in table[128].items()]
     return list(dict.fromkeys(found))
 
 
-def descend(
-    cost: Callable[..., float], start: Sequence[int], steps: Sequence[int], lows: Sequence[int], finest: int = 1
-) -> float:
+def descend(cost: Callable[..., float], start: Sequence[int], steps: Sequence[int], lows: Sequence[int]) -> float:
     """The least cost that steps along single coordinates reach, with steps that halve where none helps.
 
     Args:
         start, steps: of each coordinate.
         lows: that coordinates do not go below.
-        finest: step of the last coordinate; of the others it is 1.
     """
     known: dict[tuple[int, ...], float] = {}
 
@@ -98,7 +102,7 @@ def descend(
             known[x] = cost(*x)
         return known[x]
 
-    best, width, least = tuple(start), list(steps), [1] * (len(steps) - 1) + [finest]
+    best, width = tuple(start), list(steps)
     while any(width):
         moved = False
         for i, step in enumerate(width):
@@ -108,8 +112,21 @@ def descend(
                     best, moved = x, True
                     x = (*best[:i], best[i] + sign * step, *best[i + 1 :])
         if not moved:
-            width = [half if (half := step // 2) >= low else 0 for step, low in zip(width, least, strict=True)]
+            width = [step // 2 for step in width]
     return at(best)
+
+
+def guesses(n: int, h: int, zeta: int, most: int) -> tuple[float, float]:
+    """How many ternary vectors of zeta coordinates have no more than `most` that are not zero, and how likely the
+    guessed part of a secret of weight h is one of them."""
+    i = np.arange(most + 1)
+
+    def choose(total: Any, taken: Any) -> Any:
+        return gammaln(total + 1) - gammaln(taken + 1) - gammaln(total - taken + 1)
+
+    space = choose(zeta, i) + i * math.log(2)
+    hit = choose(zeta, i) + choose(n - zeta, h - i) - choose(n, h) if most else choose(n - zeta, h) - choose(n, h)
+    return float(np.exp(space).sum()), min(1.0, float(np.exp(hit).sum()))
 
 
 def _use_numpy(estimator: Any, primal: Any, exactly: Any) -> None:
@@ -161,6 +178,10 @@ def _use_numpy(estimator: Any, primal: Any, exactly: Any) -> None:
     for volume in (1500.0, 2500.0, 4000.0):
         asked = (600, volume, math.log(estimator.reduction.delta(60)), errors)
         assert primal.PrimalHybrid.svp_dimension_gsa(*asked) == dimension(*asked)
+    sparse = estimator.ND.SparseTernary(16, 16, 600)
+    for zeta, most in ((100, 3), (400, 20)):
+        exact = estimator.prob.guessing_set_and_hit_probability(zeta, sparse, most)
+        assert np.allclose(np.array(exact, dtype=float), guesses(600, 32, zeta, most), rtol=1e-6)
     primal.GSA = estimator.simulator.GSA = geometric_series
     primal.prob_babai, primal.mitm_babai_probability = babai, meeting
     primal.PrimalHybrid.svp_dimension_gsa = staticmethod(dimension)
@@ -176,7 +197,7 @@ class Estimator:
             import estimator
             from estimator import lwe_dual, lwe_guess, lwe_primal, prob
         except ImportError as error:
-            raise SystemExit(f"error: {INSTALL}\n({error})") from error
+            raise EstimatorError(f"{INSTALL}\n({error})") from error
         self._all, self._primal, self._dual, self._guess, self._prob = (
             estimator,
             lwe_primal,
@@ -186,6 +207,8 @@ class Estimator:
         )
         self._model = estimator.RC.MATZOV
         _use_numpy(estimator, lwe_primal, lwe_primal.RR)
+        self._real = lwe_primal.RR
+        lwe_dual.pi, lwe_dual.e = self._real(lwe_dual.pi), self._real(lwe_dual.e)  # numbers, no symbols
         # As its own searches do, for the costs that are called here without them.
         lasting = dict.fromkeys(("mem", "beta", "delta", "d", "zeta", "t", "h1", "k"), False)
         estimator.cost.Cost.register_impermanent(rop=True, red=True, m=True, **lasting)
@@ -199,7 +222,7 @@ class Estimator:
         n = 1 << point.log_ring
         secret = e.ND.UniformMod(3) if weight is None else e.ND.SparseTernary(weight // 2, weight // 2, n)
         given = e.LWE.Parameters(
-            n=n, q=2**point.log_q, Xs=secret, Xe=e.ND.DiscreteGaussian(SIGMA), m=math.inf
+            n=n, q=self._real(2) ** point.log_q, Xs=secret, Xe=e.ND.DiscreteGaussian(SIGMA), m=math.inf
         ).normalize()
         usvp = e.LWE.primal_usvp(given, red_cost_model=self._model, red_shape_model="gsa")
         beta = int(usvp.get("beta", 1000))
@@ -223,26 +246,24 @@ class Estimator:
         Args:
             cost: of a block size, of how many coordinates are guessed and of how many of these are not zero.
         """
+        weight = int(given.Xs.hamming_weight)
 
-        def least(beta: int, zeta: int) -> float:
-            best, since = math.inf, 0
-            for weight in range(min(zeta, given.Xs.hamming_weight) + 1 if zeta < given.n else 0):
-                found = cost(beta, zeta, weight)
-                best, since = min(best, found), 0 if found < best else since + 1
-                if since == PATIENCE and best < math.inf:
-                    break
-            return best
+        def valid(beta: int, zeta: int, most: int) -> float:
+            return cost(beta, zeta, most) if zeta < given.n and most <= min(zeta, weight) else math.inf
 
         starts = []
         for beta in BLOCK_SIZES:
             kept = round(REDUCIBLE * (beta / 330) ** 0.7 * point.log_q)  # coordinates that such blocks can reduce
-            starts.append((beta, max(0, given.n - kept)))
-        best = min(starts, key=lambda start: least(*start))
-        return descend(least, best, (32, (given.n - best[1]) // 8), (40, 0), finest=16)
+            starts += [(beta, max(0, given.n - kept), most) for most in GUESSED_WEIGHTS]
+        best: dict[int, tuple[int, int, int]] = {}  # of each block size
+        for start in sorted(starts, key=lambda start: valid(*start)):
+            best.setdefault(start[0], start)
+        tried = list(best.values())[:SEARCHES]
+        return min(descend(valid, one, (32, max(1, (given.n - one[1]) // 8), 2), (40, 0, 0)) for one in tried)
 
     def _hybrid(self, given: Any, beta: int, zeta: int, weight: int, mitm: bool) -> float:
         """The primal attack, with or without meeting in the middle of the guessed coordinates."""
-        space, hit = self._prob.guessing_set_and_hit_probability(zeta, given.Xs, weight)
+        space, hit = guesses(given.n, int(given.Xs.hamming_weight), zeta, weight)
         return _log2(
             self._primal.PrimalHybrid.cost(
                 beta=beta,
@@ -293,16 +314,22 @@ def _row(point: Point, costs: dict[str, float]) -> dict[str, Any]:
     return {**vars(point), "bits": min(costs.values()), "costs": costs}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Estimate and write, after each estimate all that there is."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.security", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command line."""
     parser.add_argument("--estimator", type=Path, metavar="DIR", help="a checkout of the lattice estimator")
     parser.add_argument("--commit", help="of the estimator, where the folder is no git checkout")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the estimates go")
     parser.add_argument("--append", action="store_true", help="keep the estimates that the file has already")
     parser.add_argument("--rings", type=int, nargs="+", metavar="R", help="log2 of ring dimensions; all if left out")
     parser.add_argument("--secrets", choices=list(WEIGHTS), nargs="+", metavar="S", help="of " + ", ".join(WEIGHTS))
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Estimate and write, after each estimate all that there is.
+
+    Raises:
+        EstimatorError: the estimator can't be imported; says how to install it.
+    """
     estimator = Estimator(options.estimator)
     known: dict[Point, Any] = {}
     if options.append and options.json.exists():
@@ -327,6 +354,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fields = "".join(f' "{name}": {json.dumps(value)},\n' for name, value in head.items())
         options.json.write_text("{\n" + fields + ' "estimates": [\n  ' + lines + "\n ]\n}\n")
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """As `python -m benchmarks security`, in an environment that has the estimator but not what the others need."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.security", description=__doc__)
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(arguments))
+    except EstimatorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
