@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: accuracy by strategy, encrypted runs, bootstraps, and tables and plots of the results."""
+"""`python -m benchmarks`: accuracy by strategy, encrypted runs, bootstraps, faults, and tables and plots of results."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from benchmarks import bootstraps, encrypted, security
 from benchmarks.comparison import compare
 from benchmarks.data import DataError, data_folder, test_set, training_set
+from benchmarks.faults import command as faults_command
 from benchmarks.results import ResultsError, ResultsFile, markdown_table, plot, read_rows, require_plot, rich_table
 from benchmarks.strategies import StrategyError, parse_strategies
 from olac.passes.choose_lowerings import KINDS
@@ -71,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     estimates = commands.add_parser("security", help="what the lattice estimator says of the bounds of security")
     security.add_arguments(estimates)
     estimates.set_defaults(run=_security)
+    faults = commands.add_parser("faults", help="faults of many kinds, and what becomes of them")
+    faults_command.add_arguments(faults, _positive)
+    faults.set_defaults(run=_faults)
 
     drawing = commands.add_parser("plot", help="total depth against top-1")
     drawing.add_argument("--json", type=Path, nargs="+", required=True, metavar="FILE")
@@ -224,6 +228,10 @@ def _bootstraps(options: argparse.Namespace, command: str) -> int:
 
 def _security(options: argparse.Namespace, command: str) -> int:
     return security.run(options)
+
+
+def _faults(options: argparse.Namespace, command: str) -> int:
+    return faults_command.run(options, lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def _plot(options: argparse.Namespace, command: str) -> int:

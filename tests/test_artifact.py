@@ -97,7 +97,7 @@ def test_strided_constants_and_scalars_are_stored_by_value(program: CompiledProg
 def test_saving_replaces_the_file_whole_or_not_at_all(program: CompiledProgram, path: Path, tmp_path: Path) -> None:
     program.save(path)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-    with pytest.raises(ArtifactError, match="can't be written"):
+    with pytest.raises(ArtifactError, match="doesn't exist"):
         program.save(tmp_path / "no such folder" / "p.olac")
 
 
@@ -223,6 +223,14 @@ CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "baby 0": lambda m: m["graph"]["nodes"][1]["lowering"].update(baby=0),
     "imaginary 3": lambda m: m["graph"]["nodes"][1]["lowering"].update(imaginary=3),
     "imaginary beyond": lambda m: m["graph"]["nodes"][1]["lowering"].update(imaginary=1 << 14),
+    "no word of channels": lambda m: m["graph"]["nodes"][0]["type"].pop("channels"),
+    "too few channels": lambda m: m["graph"]["nodes"][0]["type"].update(channels=[{"low": 0.0, "high": 1.0}]),
+    "an empty range": lambda m: m["graph"]["nodes"][0]["type"].update(channels=[{"low": 1.0, "high": 0.0}] * 2),
+    "other ranges": lambda m: m["graph"]["nodes"][0]["type"].update(channels=[{"low": 0.0, "high": 1.0}] * 2),
+    "too few factors": lambda m: m["graph"]["nodes"][0]["attributes"].update(offsets=[0.0], factors=[1.0]),
+    "factors of 0": lambda m: m["graph"]["nodes"][0]["attributes"].update(offsets=[0.0, 0.0], factors=[0.0, 1.0]),
+    "other factors": lambda m: m["graph"]["nodes"][0]["attributes"].update(offsets=[0.0, 0.0], factors=[2.0, 1.0]),
+    "other offsets": lambda m: m["graph"]["nodes"][0]["attributes"].update(offsets=[0.5, 0.0], factors=[1.0, 1.0]),
     "node twice": lambda m: m["graph"]["nodes"].append(m["graph"]["nodes"][1]),
     "no nodes": lambda m: m["graph"].update(nodes=[]),
     "nodes an object": lambda m: m["graph"].update(nodes={}),
