@@ -117,7 +117,8 @@ def load_program(path: str | Path) -> CompiledProgram:
     Raises:
         ArtifactError: the file is missing, damaged, of another kind or a newer version, or its program is not valid.
         InfeasibleError: memory ran out.
-        SecurityError: its parameters don't have the security that they claim.
+        SecurityError: its parameters don't have the security that they claim, by the bounds of any version. Those of
+            earlier versions, which were a little higher, bring a warning.
     """
     return _load(Source.of_file(path))
 
@@ -150,6 +151,13 @@ def _load(source: Source) -> CompiledProgram:
     if program.parameters.security == 0:
         warnings.warn(
             f"{source.name} was compiled without security, for tests: its ciphertexts hide nothing", stacklevel=5
+        )
+    elif not program.parameters.secure:
+        warnings.warn(
+            f"{source.name} was compiled for {program.parameters.security}-bit security by bounds that newer attacks "
+            f"have lowered: it has {math.floor(program.parameters.security_bits)} bits. It runs as before; compile the "
+            "model again for the full security.",
+            stacklevel=5,
         )
     return program
 
@@ -395,7 +403,7 @@ def _check(program: CompiledProgram) -> None:
     if sum(map(len, report.notes)) > MAX_NOTE_CHARACTERS:
         raise ValueError(f"its notes are longer than {MAX_NOTE_CHARACTERS} characters")
     _check_chain_exists(parameters)
-    parameters.check_security()
+    parameters.check_security(earlier=True)
     named = {name for node in graph.nodes for name in node.op.constant_names()}
     if named != set(graph.constants):
         raise ValueError(f"constants {sorted(named ^ set(graph.constants))[:5]} are named or stored, not both")

@@ -192,6 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     decrypt.add_argument(
         "--raw", action="store_true", help="what the program gives, such as logits, without the model's last steps"
     )
+    decrypt.add_argument(
+        "--decimals", type=int, metavar="D", help="round outputs that are to be shared (SECURITY.md says what it does)"
+    )
     decrypt.set_defaults(run=_decrypt)
 
     debug = commands.add_parser(
@@ -388,16 +391,18 @@ def _decrypt(options: argparse.Namespace) -> None:
         options.output,
         encrypted=options.input,
         raw=options.raw,
+        decimals=options.decimals,
     )
+    shown = ".4g" if options.decimals is None else f".{max(options.decimals, 0)}f"
     for row in values.reshape(len(values), -1):
-        print(_outcome(row))
+        print(_outcome(row, shown))
 
 
-def _outcome(row: Outputs) -> str:
+def _outcome(row: Outputs, shown: str) -> str:
     """The outputs for one image, and the class if there is a choice."""
     if row.dtype.kind == "i":
         return "class " + " ".join(map(str, row))
-    numbers = " ".join(f"{value:.4g}" for value in row)
+    numbers = " ".join(format(value, shown) for value in row)
     return numbers if len(row) == 1 else f"class {row.argmax()}: {numbers}"
 
 
