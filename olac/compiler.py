@@ -22,7 +22,7 @@ from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import Array, Bootstrap, Input, LinearOp
 from olac.kernels.record import record
-from olac.memory import total_bytes
+from olac.memory import memory_for, total_bytes
 from olac.noise import CHECK_IMAGES, MAX_SCALE_BITS, OutputNoise
 from olac.parameters import (
     BOOTSTRAP_FIRST_BITS,
@@ -145,6 +145,7 @@ class CompileOptions:
             raise ValueError(f"a scale of {self.scale_bits} bits is outside {least} ... {MAX_SCALE_BITS}")
 
 
+@memory_for("calibrating")
 def calibrate(
     model: Any,
     calib_loader: Iterable[Any],
@@ -186,6 +187,7 @@ def _calibrate(
     )
 
 
+@memory_for("approximating the model")
 def approximate(
     model: Any,
     calib_loader: Iterable[Any] | Calibration,
@@ -221,6 +223,7 @@ def approximate(
     return approximated
 
 
+@memory_for("compiling the model")
 def compile(
     model: Any,
     calib_loader: Iterable[Any] | Calibration,
@@ -351,6 +354,7 @@ def _self_check(graph: Graph, calibration: Calibration, structure: float) -> Sel
     )
 
 
+@memory_for("lowering the model")
 def lower(
     approximated: ApproximatedModel,
     calibration: Calibration,

@@ -175,7 +175,13 @@ class Client:
         batch = np.zeros((program.batch, *program.input_shape))
         batch[: len(given)] = given / type_.unit
         evaluator = self._evaluator()
-        live = tuple(evaluator.encrypt(key, slots, state.level).payload for slots in layout.pack(batch))
+        try:
+            live = tuple(evaluator.encrypt(key, slots, state.level).payload for slots in layout.pack(batch))
+        except RuntimeError as error:  # OpenFHE's, which can't be told by class
+            raise InputError(
+                "OpenFHE can't encrypt the input: it holds values far beyond the range that the program was "
+                "calibrated for, which don't fit in a ciphertext."
+            ) from error
         return EncryptedInput(program, self._identity, len(given), live=live)
 
     def _warn(self, images: Array) -> None:
