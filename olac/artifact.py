@@ -26,10 +26,12 @@ from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
 from olac.files import Source, check_writable, write_file
 from olac.ir.graph import LOWERINGS, Diagonals, Graph, Lowering, Node, Origin
+from olac.ir.head import STEPS, OutputHead, Step
 from olac.ir.ops import (
     OPS,
     Activation,
     Array,
+    AtClient,
     Bootstrap,
     Conv2d,
     MaxPool2d,
@@ -124,7 +126,7 @@ def _load(source: Source) -> CompiledProgram:
     text, constants = _read(source)
     manifest = _parse(source, text, f"its manifest is not JSON. {REMAKE}")
     wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report"}
-    if set(manifest) != wanted:
+    if set(manifest) - {"head"} != wanted:  # older files have no head
         raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
     try:
         program = _program(manifest, constants)
@@ -255,6 +257,7 @@ def _manifest(program: CompiledProgram) -> dict[str, Any]:
         "parameters": _encode(program.parameters),
         "rotations": _encode(program.rotations),
         "report": _encode(program.report),
+        "head": [_tagged(step) for step in program.head.steps],
     }
 
 
@@ -282,6 +285,7 @@ def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> Com
         _decode(manifest["parameters"], Parameters, "parameters"),
         _decode(manifest["rotations"], tuple[int, ...], "rotations"),
         _decode(manifest["report"], Report, "report"),
+        _head(manifest.get("head", [])),
     )
 
 
@@ -290,7 +294,7 @@ def _node(data: Any, where: str) -> Node:
     node_id = _decode(parts["id"], str, f"{where}.id")
     where = f"{where} ({node_id[:60]})"
     name = parts["op"]
-    if not isinstance(name, str) or name not in OPS or OPS[name] in (Activation, MaxPool2d):
+    if not isinstance(name, str) or name not in OPS or OPS[name] in (Activation, AtClient, MaxPool2d):
         raise ValueError(f"{where}: unknown op {str(name)[:60]!r}: a newer olac or an extension made it")
     return Node(
         node_id,
@@ -302,19 +306,27 @@ def _node(data: Any, where: str) -> Node:
     )
 
 
-def _tagged(lowering: Lowering | None) -> dict[str, Any] | None:
-    return None if lowering is None else {"kind": lowering.kind, **_encode(lowering)}
+def _tagged(value: Lowering | Step | None) -> dict[str, Any] | None:
+    return None if value is None else {"kind": value.kind, **_encode(value)}
 
 
 def _lowering(data: Any, where: str) -> Lowering | None:
-    """A lowering of the kind that it names, with exactly the fields of that kind."""
-    if data is None:
-        return None
+    return None if data is None else typing.cast(Lowering, _of_kind(data, LOWERINGS, where, "lowering"))
+
+
+def _head(data: Any) -> OutputHead:
+    if not isinstance(data, list):
+        raise ValueError(f"head is a {type(data).__name__}, expected a list")
+    return OutputHead(tuple(_of_kind(step, STEPS, f"head[{i}]", "step") for i, step in enumerate(data)))
+
+
+def _of_kind(data: Any, kinds: Mapping[str, type], where: str, what: str) -> Any:
+    """A value of the kind that it names, with exactly the fields of that kind."""
     kind = data.get("kind") if isinstance(data, dict) else None
-    if not isinstance(kind, str) or kind not in LOWERINGS:
-        raise ValueError(f"{where}: unknown lowering {str(kind)[:60]!r}: a newer olac or an extension made it")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"{where}: unknown {what} {str(kind)[:60]!r}: a newer olac or an extension made it")
     rest = {name: value for name, value in data.items() if name != "kind"}
-    return typing.cast(Lowering, _decode(rest, LOWERINGS[kind], where))
+    return _decode(rest, kinds[kind], where)
 
 
 def _encode(value: Any) -> Any:
@@ -395,6 +407,10 @@ def _check(program: CompiledProgram) -> None:
     for node in graph.nodes:
         _check_node(program, node)
     verify(graph)
+    try:
+        program.head.output_shape(program.output.type.shape)
+    except ValueError as error:
+        raise ValueError(f"the head does not take the program's outputs: {error}") from error
     for node in graph.nodes:
         _check_level(program, node)
     steps = program.rotations

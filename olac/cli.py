@@ -22,6 +22,7 @@ from olac.memory import check_limits
 from olac.plugins import load_plugins
 
 if TYPE_CHECKING:
+    from olac.ir.head import Outputs
     from olac.runtime import Progress
 
 
@@ -157,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     encrypt = commands.add_parser("encrypt", help="client: encrypt images from a .npy file")
     for name in ("program", "secret_key", "images", "output"):
         encrypt.add_argument(name, type=Path)
+    encrypt.add_argument(
+        "--force", action="store_true", help="encrypt images far outside the calibrated range too, with a warning"
+    )
     encrypt.set_defaults(run=_encrypt)
 
     run = commands.add_parser("run", help="server: run a program on an encrypted input; needs no secret key")
@@ -178,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
     decrypt = commands.add_parser("decrypt", help="client: decrypt a result into a .npy file")
     for name in ("program", "secret_key", "result", "output"):
         decrypt.add_argument(name, type=Path)
+    decrypt.add_argument(
+        "--input", type=Path, metavar="FILE", help="the encrypted input that it must be the result of: finds mix-ups"
+    )
+    decrypt.add_argument(
+        "--raw", action="store_true", help="what the program gives, such as logits, without the model's last steps"
+    )
     decrypt.set_defaults(run=_decrypt)
 
     debug = commands.add_parser(
@@ -274,7 +284,9 @@ def _keygen(options: argparse.Namespace) -> None:
 def _encrypt(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
-    commands.encrypt(options.program, options.secret_key, options.images, options.output)
+    commands.encrypt(
+        options.program, options.secret_key, options.images, options.output, allow_out_of_range=options.force
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -356,9 +368,24 @@ def _duration(seconds: float) -> str:
 def _decrypt(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
-    values = commands.decrypt(options.program, options.secret_key, options.result, options.output)
+    values = commands.decrypt(
+        options.program,
+        options.secret_key,
+        options.result,
+        options.output,
+        encrypted=options.input,
+        raw=options.raw,
+    )
     for row in values.reshape(len(values), -1):
-        print(f"class {row.argmax()}: " + " ".join(f"{value:.4g}" for value in row))
+        print(_outcome(row))
+
+
+def _outcome(row: Outputs) -> str:
+    """The outputs for one image, and the class if there is a choice."""
+    if row.dtype.kind == "i":
+        return "class " + " ".join(map(str, row))
+    numbers = " ".join(f"{value:.4g}" for value in row)
+    return numbers if len(row) == 1 else f"class {row.argmax()}: {numbers}"
 
 
 def _debug(options: argparse.Namespace) -> None:

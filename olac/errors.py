@@ -6,6 +6,7 @@ caller gave; `BackendError` is about the machine; `VerificationError` is a bug o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,9 +83,32 @@ class BackendError(OlacError):
     """OpenFHE can't be loaded, or refused an operation."""
 
 
+class ForkError(BackendError):
+    """OpenFHE is used in a process that was forked after its parent had used it."""
+
+
+class ClosedError(BackendError):
+    """A client, a server or a set of keys is used after it was closed."""
+
+
 class MissingKeyError(BackendError):
     """An evaluation key that the program needs isn't in the key set."""
 
 
 class VerificationError(OlacError):
-    """An invariant of the compiler is broken: a bug in olac or in a pass from outside."""
+    """An invariant of the compiler is broken: a bug in olac or in a pass, op or lifting that was registered with it.
+
+    Its text ends with one sentence that says what to report.
+    """
+
+    def __str__(self) -> str:
+        versions = ", ".join(
+            f"{name} {version}"
+            for name in ("olac", "torch", "numpy")
+            if (version := getattr(sys.modules.get(name), "__version__", None))
+        )
+        return (
+            f"{super().__str__() or 'an invariant of the compiler is broken'}\n"
+            "This is a bug in olac, or in a pass, op or lifting that was registered with it: "
+            f"report this message with the model's code ({versions})."
+        )

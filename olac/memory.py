@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import resource
 from collections.abc import Iterator
@@ -172,3 +174,9 @@ def _stat(path: Path, field: str) -> int:
     except (OSError, ValueError):
         pass
     return 0
+
+
+def return_freed() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it and can give it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from olac.errors import InputError, VerificationError
+from olac.internal import callers_own, guard
 from olac.ir.graph import Graph, Node
-from olac.ir.ops import Array
+from olac.ir.head import OutputHead, Outputs
+from olac.ir.ops import Array, Input
 from olac.ir.types import Stage
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
@@ -31,16 +33,26 @@ if TYPE_CHECKING:
     from olac.estimate import Estimate
 
 
+LATER = ("channels", "offsets", "factors")
+"""Fields of types and inputs that programs of version 4 lack."""
+
+
 @dataclass(frozen=True)
 class SelfCheck:
-    """The program's polynomials against the model itself, on calibration images that no fit has seen.
+    """The program's polynomials against the model itself, on calibration images that decided nothing.
 
     Attributes:
         images: how many.
-        agreement: share of them with the same largest output.
+        agreement: the mean score, by the criterion of the task.
         max_error: largest difference of an output.
         mean_error: mean difference of outputs.
         structure_error: largest relative difference of the lifted graph, before any approximation, from the model.
+        task: what the outputs are taken for ("classification", "binary", ...; see `olac.approximation.criterion`).
+        meaning: what the agreement is a share of.
+        low, high: the interval that holds the true agreement with 95 % confidence.
+        goal: the agreement that was asked for, or None in files that do not say.
+        images_to_goal: images for `low` to reach the goal if the agreement stays; None if it is not above the goal.
+        explained: R squared of the outputs, by each output's own variance; None in files that do not say.
     """
 
     images: int
@@ -48,6 +60,13 @@ class SelfCheck:
     max_error: float
     mean_error: float
     structure_error: float
+    task: str = "classification"
+    meaning: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    goal: float | None = None
+    images_to_goal: int | None = None
+    explained: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +113,11 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, str | bool) or value is None:
         return value
     return repr(float(value))
+
+
+def _said(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Without what came later to programs and is not used: so programs from before keep their fingerprints."""
+    return {name: value for name, value in attributes.items() if name not in LATER or value}
 
 
 def check_images(images: Any, shape: tuple[int, ...]) -> Array:
@@ -148,35 +172,58 @@ def _real_array(images: Any) -> Any:
     return array
 
 
+def _simulated(graph: Graph, images: Any, observe: Callable[[Node, Array], Array | None] | None) -> Array:
+    with guard("simulating"):
+        return graph.evaluate(
+            check_images(images, graph.inputs[0].type.shape), None if observe is None else callers_own(observe)
+        )
+
+
 @dataclass(frozen=True)
 class ApproximatedModel:
-    """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters."""
+    """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters.
+
+    `head` makes the model's outputs of the graph's, exactly.
+    """
 
     graph: Graph
     report: Report = field(default_factory=Report)
+    head: OutputHead = field(default_factory=OutputHead)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one image."""
         return self.graph.inputs[0].type.shape
 
-    def simulate(self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None) -> Array:
-        """Outputs (n, *output shape) of the true polynomials in float64, for images (n, *input shape) or one image."""
-        return self.graph.evaluate(check_images(images, self.input_shape), observe)
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one image's outputs, () for one number."""
+        return self.head.output_shape(self.graph[self.graph.outputs[0]].type.shape)
+
+    def simulate(
+        self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None, *, raw: bool = False
+    ) -> Outputs:
+        """Outputs (n, *output shape) of the true polynomials in float64, for images (n, *input shape) or one image.
+
+        Integers if the model's last step is an argmax. `raw` gives what the head is applied to, (n, *raw shape).
+        """
+        outputs = _simulated(self.graph, images, observe)
+        return outputs if raw else self.head.apply(outputs)
 
 
 @dataclass(frozen=True)
 class CompiledProgram:
     """A program for encrypted inputs: the levelled graph, the parameters, and the rotation steps that need keys.
 
-    Rotations by other steps are composed of these (`olac.rotations.composition`). It holds no secret, no torch and no
-    openfhe object.
+    Rotations by other steps are composed of these (`olac.rotations.composition`). `head` is what the client computes
+    on decrypted outputs. It holds no secret, no torch and no openfhe object.
     """
 
     graph: Graph
     parameters: Parameters
     rotations: tuple[int, ...]
     report: Report = field(default_factory=Report)
+    head: OutputHead = field(default_factory=OutputHead)
 
     def __post_init__(self) -> None:
         if self.graph.stage != Stage.LEVELLED:
@@ -189,13 +236,24 @@ class CompiledProgram:
 
     @property
     def output(self) -> Node:
-        """The node that the client decrypts."""
+        """The node that the client decrypts; the head makes the model's outputs of its value."""
         return self.graph[self.graph.outputs[0]]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one image's outputs, () for one number."""
+        return self.head.output_shape(self.output.type.shape)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one image."""
         return self.input.type.shape
+
+    def encode(self, images: Array) -> Array:
+        """What the graph computes with, for images (n, *input shape); slots are this over the input's unit."""
+        op = self.input.op
+        assert isinstance(op, Input)
+        return op.encode(images)
 
     @cached_property
     def kernels(self) -> dict[str, Kernel]:
@@ -219,9 +277,15 @@ class CompiledProgram:
         """Images in one set of ciphertexts."""
         return self.input.type.batch
 
-    def simulate(self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None) -> Array:
-        """What an encrypted run would give without noise: outputs (n, *output shape) for images (n, *input shape)."""
-        return self.graph.evaluate(check_images(images, self.input_shape), observe)
+    def simulate(
+        self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None, *, raw: bool = False
+    ) -> Outputs:
+        """What an encrypted run would give without noise: outputs (n, *output shape) for images (n, *input shape).
+
+        Integers if the model's last step is an argmax. `raw` gives what the head is applied to, (n, *raw shape).
+        """
+        outputs = _simulated(self.graph, images, observe)
+        return outputs if raw else self.head.apply(outputs)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -235,11 +299,14 @@ class CompiledProgram:
             digest.update(f"{name} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         for node in self.graph.nodes:
-            attributes = {name: _canonical(value) for name, value in node.op.attributes().items()}
-            kind = _canonical(asdict(node.type))
+            attributes = _said({name: _canonical(value) for name, value in node.op.attributes().items()})
+            kind = _said(_canonical(asdict(node.type)))
             lowering = node.lowering
             how = None if lowering is None else [lowering.kind, _canonical(asdict(lowering))]
             digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, how]).encode())
+        if self.head:  # programs without one keep the fingerprint that they had before there were heads
+            steps = [[step.kind, _canonical(asdict(step))] for step in self.head.steps]
+            digest.update(json.dumps(["head", steps]).encode())
         return digest.hexdigest()
 
     def estimate(

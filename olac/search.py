@@ -19,7 +19,8 @@ from olac.kernels.record import record
 from olac.parameters import Parameters
 from olac.passes.assign_levels import required_levels
 from olac.passes.base import PassTiming
-from olac.passes.place_bootstraps import Boots, Plan, Problem, Profiles, insert, place_bootstraps
+from olac.passes.bootstrap_problem import Boots, Plan, Problem
+from olac.passes.place_bootstraps import Profiles, insert, place_bootstraps
 from olac.rotation_keys import KeyChoice, Uses, fewer_keys, within
 
 MACHINE_BYTES = 8e9

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from olac.approximation.common import output_error
+from olac.approximation.criterion import Spread
+from olac.approximation.least_squares import ridge_regression, unknowns
 from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Add, Conv2d, Input, Linear, Polynomial
@@ -28,8 +29,8 @@ Tensor = torch.Tensor
 
 RIDGES = (1e-3, 1e-2, 1e-1)
 """Pulls towards the trained weights that are tried, beside leaving them alone."""
-MOST_COLUMNS = 6000
-"""Layers with more inputs to an output are not re-fitted: their normal equations take too long."""
+MOST_UNKNOWNS = 6000
+"""Layers whose normal equations have more unknowns are not re-fitted: solving them takes too long."""
 TOLERANCE = 1.03
 """Of the tails within this factor of the best, the safest are taken."""
 
@@ -96,6 +97,7 @@ def sweep(
     choose: bool = True,
     probes: Sequence[int] = (),
     progress: Callable[[str], None] | None = None,
+    spread: Spread = "together",
 ) -> Swept:
     """Replace the activations that `degrees` names, in network order.
 
@@ -107,6 +109,7 @@ def sweep(
         choose: whether to choose them by the held-out images; else the options' own, or defaults by degree.
         probes: further degrees whose effect at each activation is measured.
         progress: called with a line of text for each activation.
+        spread: how errors of outputs are scaled.
     """
     original = tensors(graph)
     weights = dict(original)
@@ -123,7 +126,7 @@ def sweep(
         """Error of the outputs with this value at node `index` and everything behind it clean."""
         values = {**held.disturbed, order[index].id: value}
         outputs = run(graph, original, values, order[index + 1 :])[graph.outputs[0]]
-        return output_error(outputs, clean_outputs)
+        return output_error(outputs, clean_outputs, spread)
 
     for index, node in enumerate(order):
         for one in (fitted, held):
@@ -157,7 +160,7 @@ def sweep(
             one.drop([i for i in set(node.inputs) if last[i] == node.id])
     outputs = held.disturbed[graph.outputs[0]]
     rebuilt = _rebuilt(graph, new, weights)
-    return Swept(rebuilt, output_error(outputs, clean_outputs), outputs, clean_outputs, effects)
+    return Swept(rebuilt, output_error(outputs, clean_outputs, spread), outputs, clean_outputs, effects)
 
 
 def batched(node: Node, operands: Sequence[Tensor], weights: Mapping[str, Tensor], graph: Graph) -> Tensor:
@@ -186,59 +189,6 @@ def _rebuilt(graph: Graph, new: Mapping[str, Node], weights: Mapping[str, Tensor
 # Linear layers -------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Moments:
-    """Means and centred second moments of a linear layer's patches and targets, by group."""
-
-    gram: Tensor
-    cross: Tensor
-    patches: Tensor
-    targets: Tensor
-
-    def solve(self, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """Weights (groups, out, columns) and bias (groups, out) by ridge regression towards `weight`."""
-        columns = self.gram.shape[1]
-        size = self.gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-        system = self.gram + (ridge * size + 1e-12) * torch.eye(columns, dtype=torch.float64)
-        step = torch.linalg.solve(system, (self.cross - weight @ self.gram).mT).mT
-        made = weight + step
-        return made, self.targets - (made @ self.patches[:, :, None])[:, :, 0]
-
-
-def patches(op: Conv2d | Linear, x: Tensor, weight: Tensor) -> Tensor:
-    """Rows of the layer as a product of matrices: (groups, columns, positions)."""
-    if isinstance(op, Linear):
-        return x.T[None]
-    top, bottom, left, right = op.padding
-    unfolded = F.unfold(
-        F.pad(x, (left, right, top, bottom)), (weight.shape[2], weight.shape[3]), dilation=op.dilation, stride=op.stride
-    )
-    columns = weight[0].numel()
-    return unfolded.reshape(len(x), op.groups, columns, -1).permute(1, 2, 0, 3).reshape(op.groups, columns, -1)
-
-
-def _moments(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> _Moments:
-    groups = op.groups if isinstance(op, Conv2d) else 1
-    out, columns = len(weight) // groups, weight[0].numel()
-    gram = torch.zeros(groups, columns, columns, dtype=torch.float64)
-    cross = torch.zeros(groups, out, columns, dtype=torch.float64)
-    mean_x = torch.zeros(groups, columns, dtype=torch.float64)
-    mean_y = torch.zeros(groups, out, dtype=torch.float64)
-    count = 0
-    for part, wanted in zip(x.split(CHUNK), target.split(CHUNK), strict=True):
-        u = patches(op, part, weight)
-        y = wanted.reshape(len(part), groups, out, -1).permute(1, 2, 0, 3).reshape(groups, out, -1)
-        gram += u @ u.mT
-        cross += y @ u.mT
-        mean_x += u.sum(2, dtype=torch.float64)
-        mean_y += y.sum(2, dtype=torch.float64)
-        count += u.shape[2]
-    mean_x, mean_y = mean_x / count, mean_y / count
-    gram = gram / count - mean_x[:, :, None] * mean_x[:, None, :]
-    cross = cross / count - mean_y[:, :, None] * mean_x[:, None, :]
-    return _Moments(gram, cross, mean_x, mean_y)
-
-
 def _refit(
     graph: Graph,
     node: Node,
@@ -255,15 +205,15 @@ def _refit(
     op = node.op
     assert isinstance(op, Conv2d | Linear)
     weight = weights[op.weight]
-    if weight[0].numel() > MOST_COLUMNS:
-        return node
     target = fitted.clean[node.id]
+    if unknowns(weight, target) > MOST_UNKNOWNS:
+        return node
     if len(users) == 1 and isinstance(users[0].op, Add):
         others = [i for i in users[0].inputs if i != node.id]
         if others and others[0] in fitted.disturbed:
             # What the other branch is off is made up for here.
             target = target + (fitted.clean[others[0]] - fitted.disturbed[others[0]])
-    moments = _moments(op, fitted.disturbed[node.inputs[0]], target, weight)
+    regression = ridge_regression(op, fitted.disturbed[node.inputs[0]], target, weight)
     groups = op.groups if isinstance(op, Conv2d) else 1
     flat = weight.double().reshape(groups, len(weight) // groups, -1)
     names = (f"{node.id}.weight.fitted", f"{node.id}.bias.fitted")
@@ -271,7 +221,7 @@ def _refit(
     ridges = (options.ridge,) if options.ridge is not None else RIDGES if choose else (RIDGES[1],)
     best: tuple[float, Tensor, Tensor] | None = None
     for ridge in ridges:
-        w, b = moments.solve(flat, ridge)
+        w, b = regression.solve(flat, ridge)
         weights[names[0]], weights[names[1]] = w.reshape(weight.shape).float(), b.reshape(-1).float()
         if not choose:
             return made

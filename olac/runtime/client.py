@@ -7,25 +7,35 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from olac import envelope
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
-from olac.backends.openfhe.key_maps import KEY_MAPS
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import WORD_BYTES, new_tag
 from olac.costs import ciphertext_bytes
-from olac.envelope import read_header
-from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError
+from olac.envelope import open_frame
+from olac.errors import (
+    ArtifactError,
+    BackendError,
+    ClosedError,
+    InfeasibleError,
+    InputError,
+    MissingKeyError,
+    VerificationError,
+)
 from olac.estimate import LIBRARY_BYTES
 from olac.files import Output, Source, check_private, check_writable, write_files
+from olac.forks import check_fork
+from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.kernels.base import Value
 from olac.memory import available_bytes, check_room, current_rss_bytes, memory_for
 from olac.program import CompiledProgram, check_images
+from olac.runtime.check_ranges import check_input, check_output
 from olac.runtime.messages import (
     EncryptedInput,
     EncryptedResult,
@@ -35,11 +45,12 @@ from olac.runtime.messages import (
     tagged,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 GB = 1e9
 WORKING_CIPHERTEXTS = 4
 """Bytes of so many ciphertexts are held beside those that are encrypted or decrypted."""
-RANGE_TOLERANCE = 1e-6
-"""How far beyond the calibrated range an image may go without a warning, relative to the range."""
 
 
 class Client:
@@ -52,6 +63,18 @@ class Client:
         self.program = program
         self._secret_key: Any = None
         self._identity = ""
+        self._closed = False
+
+    def close(self) -> None:
+        """Let the secret key go, which is not saved by that; nothing can be encrypted or decrypted any more."""
+        self._closed = True
+        self._secret_key = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # Keys ------------------------------------------------------------------------------------------------------------
 
@@ -64,13 +87,16 @@ class Client:
 
         Raises:
             InfeasibleError: the keys need more memory than there is; nothing was made.
+            ForkError: the process was forked after OpenFHE was used.
+            ClosedError: after `close`.
         """
+        self._check_open()
         self._check_memory()
         program = self.program
-        key, identity = new_secret_key(program.parameters), new_identity()
+        identity = new_identity()
+        key = new_secret_key(program.parameters, identity)
         relinearise = needs_relinearisation(program)
-        with KEY_MAPS.using():
-            live = make_keys(program.parameters, key, program.rotations, relinearise, progress)
+        live = make_keys(program.parameters, key, program.rotations, relinearise, progress)
         self._secret_key, self._identity = key, identity
         return EvaluationKeys(program, identity, program.rotations, relinearise, live=live)
 
@@ -125,25 +151,31 @@ class Client:
             ArtifactError: the file is missing, damaged, or of another kind, version or program, or others may read it.
             InfeasibleError: there isn't memory enough.
         """
-        header = read_header(Source.of_file(path), envelope.SECRET_KEY, program)
-        check_private(path)
-        _check_room(program, "loading the secret key")
-        identity = header.identity("keys")
         parameters = program.parameters
         size = parameters.limbs * parameters.ring_dimension * WORD_BYTES
-        header.expect_payload(size)
-        with header.payload() as payload:
+        with open_frame(Source.of_file(path), envelope.SECRET_KEY, program) as payload:
+            header = payload.header
+            check_private(path)
+            _check_room(program, "loading the secret key")
+            identity = header.identity("keys")
+            header.expect_payload(size)
             words = np.frombuffer(payload.read(size), "<u8").reshape(parameters.limbs, -1)
             payload.finish()
         client = Client(program)
         try:
-            client._secret_key = wire(parameters).secret_key(words, new_tag())
+            client._secret_key = wire(parameters).secret_key(words, new_tag(identity))
         except ArtifactError as error:
             raise header.error(str(error), "Make new keys.") from error
         client._identity = identity
         return client
 
+    def _check_open(self) -> None:
+        check_fork()
+        if self._closed:
+            raise ClosedError("the client is closed. Make another: Client(program), or Client.load(program, path).")
+
     def _key(self) -> Any:
+        self._check_open()
         if self._secret_key is None:
             raise MissingKeyError("the client has no secret key: call generate_keys(), or Client.load(program, path)")
         return self._secret_key
@@ -151,13 +183,18 @@ class Client:
     # Data ------------------------------------------------------------------------------------------------------------
 
     @memory_for("encrypting")
-    def encrypt(self, images: Any) -> EncryptedInput:
+    def encrypt(self, images: Any, *, allow_out_of_range: bool = False) -> EncryptedInput:
         """Encrypt images of shape (n, *input shape), or one of shape `input shape`, in true units, n <= batch.
 
-        Warns where values leave the range that the program was calibrated for: polynomials are only right inside it.
+        Warns if values leave the range that their column or channel was calibrated for: polynomials are only right
+        inside it.
+
+        Args:
+            allow_out_of_range: encrypt, with a warning, what lies so far outside that it is refused otherwise.
 
         Raises:
-            InputError: another shape, no image or more than a batch, or values that are not finite.
+            InputError: another shape, no image or more than a batch, values that are not finite, or values further
+                from the middle of the calibrated range than `FAR` times its half width.
         """
         key, program = self._key(), self.program
         type_ = program.input.type
@@ -168,48 +205,44 @@ class Client:
                 f"the program takes {most} at a time, not {len(given)}. Encrypt them one after another, or compile "
                 "with a larger batch."
             )
-        self._warn(given)
         layout, state = type_.layout, type_.state
         assert layout is not None and state is not None
+        encoded = program.encode(given)
+        message = check_input(encoded, type_, allow_out_of_range)
+        if message:
+            warnings.warn(message, stacklevel=3)
         _check_room(program, "encrypting", layout.ciphertexts)
         batch = np.zeros((program.batch, *program.input_shape))
-        batch[: len(given)] = given / type_.unit
+        batch[: len(given)] = encoded / type_.unit
         evaluator = self._evaluator()
         try:
             live = tuple(evaluator.encrypt(key, slots, state.level).payload for slots in layout.pack(batch))
-        except RuntimeError as error:  # OpenFHE's, which can't be told by class
-            raise InputError(
-                "OpenFHE can't encrypt the input: it holds values far beyond the range that the program was "
-                "calibrated for, which don't fit in a ciphertext."
-            ) from error
+        except VerificationError as error:
+            raise InputError("the input holds values that are too large for any ciphertext of the program") from error
         return EncryptedInput(program, self._identity, len(given), live=live)
 
-    def _warn(self, images: Array) -> None:
-        bound = self.program.input.type.bound
-        if bound is None:
-            return
-        slack = RANGE_TOLERANCE * (bound.high - bound.low)
-        low, high = float(images.min()), float(images.max())
-        if low < bound.low - slack or high > bound.high + slack:
-            warnings.warn(
-                f"the images hold values in [{low:.6g}, {high:.6g}], the program was calibrated for "
-                f"[{bound.low:.6g}, {bound.high:.6g}]: its outputs may be wrong",
-                stacklevel=3,
-            )
-
     @memory_for("decrypting")
-    def decrypt(self, result: EncryptedResult) -> Array:
-        """The outputs, shape (images, *output shape), in true units.
+    def decrypt(self, result: EncryptedResult, *, of: EncryptedInput | None = None, raw: bool = False) -> Outputs:
+        """The model's outputs, shape (images, *output shape), in true units; integers if its last step is an argmax.
+
+        Warns if they lie far outside the range that they were calibrated to have.
+
+        Args:
+            raw: give what the program's head is applied to, such as logits, shape (images, *raw shape).
+            of: the input that the result must be of. This finds results that were mixed up, not a server that lies.
 
         Raises:
-            ArtifactError: the result belongs to another program or another key.
+            ArtifactError: it is no result, or one of another program, another key or another input than `of`.
             BackendError: what comes out is no number: the result is damaged, or a value overflowed.
         """
         key, program = self._key(), self.program
+        EncryptedResult.check_kind(result)
         if result.program.fingerprint != program.fingerprint:
             raise ArtifactError(f"{result.name} is of another program. Decrypt it with the program that made it.")
         if result.identity != self._identity:
             raise ArtifactError(f"{result.name} was made with other keys. Decrypt it with the secret key of its input.")
+        if of is not None:
+            result.check_input(of)
         type_ = program.output.type
         layout, state = type_.layout, type_.state
         assert layout is not None and state is not None
@@ -229,7 +262,10 @@ class Client:
         images = layout.unpack(np.stack(slots))[: result.images] * type_.unit
         if not all(math.isfinite(v) for v in (float(images.min()), float(images.max()))):
             raise BackendError(f"{result.name} decrypts to values that are not finite")
-        return images
+        message = check_output(images, type_)
+        if message:
+            warnings.warn(f"{result.name}: {message}", stacklevel=3)
+        return images if raw else program.head.apply(images)
 
     def slots(self, value: Value) -> Array:
         """All slots of any value of a run, shape (ciphertexts, slots); NaN where a ciphertext does not decrypt.

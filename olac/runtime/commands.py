@@ -19,6 +19,7 @@ from olac.files import (
     remove_file,
     write_files,
 )
+from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.memory import memory_for
 from olac.program import CompiledProgram, check_images
@@ -68,12 +69,22 @@ def keygen(
     return secret, evaluation
 
 
-def encrypt(program: str | Path, secret_key: str | Path, images: str | Path, output: str | Path) -> Path:
+def encrypt(
+    program: str | Path,
+    secret_key: str | Path,
+    images: str | Path,
+    output: str | Path,
+    *,
+    allow_out_of_range: bool = False,
+) -> Path:
     """Encrypt images from a .npy file of shape (n, *input shape) or `input shape`.
+
+    Args:
+        allow_out_of_range: as in `Client.encrypt`.
 
     Raises:
         ArtifactError: a file is missing or damaged.
-        InputError: the array has another shape, type, or values that are not finite.
+        InputError: the array has another shape, type, values that are not finite or far outside the calibrated range.
     """
     inputs = {"program": program, "secret key": secret_key, "file of images": images}
     check_apart({"encrypted input": output}, inputs)
@@ -81,7 +92,7 @@ def encrypt(program: str | Path, secret_key: str | Path, images: str | Path, out
     compiled = CompiledProgram.load(program)
     array = read_npy(images, compiled.input_shape, compiled.batch)
     client = Client.load(compiled, secret_key)
-    client.encrypt(array).save(output)
+    client.encrypt(array, allow_out_of_range=allow_out_of_range).save(output)
     return Path(output)
 
 
@@ -126,18 +137,35 @@ def run(
     return Path(output)
 
 
-def decrypt(program: str | Path, secret_key: str | Path, result: str | Path, output: str | Path) -> Array:
+def decrypt(
+    program: str | Path,
+    secret_key: str | Path,
+    result: str | Path,
+    output: str | Path,
+    *,
+    encrypted: str | Path | None = None,
+    raw: bool = False,
+) -> Outputs:
     """Decrypt a result, write it to a .npy file of shape (images, *output shape) and return it.
 
+    The file holds integers if the model's last step is an argmax.
+
+    Args:
+        encrypted: the input that the result must be of, if that is to be checked.
+        raw: leave out the model's last steps, which the client computes, and give what goes into them.
+
     Raises:
-        ArtifactError: a file is missing, damaged, or belongs to another program or key.
+        ArtifactError: a file is missing, damaged, or belongs to another program, key or input.
         BackendError: the result does not decrypt to numbers.
     """
-    check_apart({"output": output}, {"program": program, "secret key": secret_key, "result": result})
+    check_apart(
+        {"output": output}, {"program": program, "secret key": secret_key, "result": result, "input": encrypted}
+    )
     check_writable(output)
     compiled = CompiledProgram.load(program)
     client = Client.load(compiled, secret_key)
-    values = client.decrypt(EncryptedResult.load(compiled, result))
+    given = None if encrypted is None else EncryptedInput.load(compiled, encrypted)
+    values = client.decrypt(EncryptedResult.load(compiled, result), of=given, raw=raw)
     write_npy(output, values)
     return values
 
@@ -204,7 +232,7 @@ def read_npy(path: str | Path, shape: tuple[int, ...], batch: int, *, cut: bool 
         raise InputError(f"{source.name}: {error}") from error
 
 
-def write_npy(path: str | Path, values: Array) -> None:
+def write_npy(path: str | Path, values: Outputs) -> None:
     """Write an array to a .npy file that its owner alone may read, completely or not at all."""
     import io
 

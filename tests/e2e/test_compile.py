@@ -281,11 +281,11 @@ def test_the_self_check_reports_on_unseen_images() -> None:
     program = olac.compile(small_net(2), [images(200)], degree=7)
     check = program.report.check
     assert check is not None
-    assert check.images == 25
+    assert check.images == 12  # of 25 held out, choices are made by the others
     assert check.agreement > 0.9
     with torch.no_grad():
         expected = small_net(2)(images(200)).double().numpy()
-    held_out = np.arange(0, 200, 8)
+    held_out = np.arange(8, 200, 16)
     error = np.abs(program.simulate(images(200)[held_out].numpy()) - expected[held_out])
     assert check.max_error == pytest.approx(error.max(), rel=1e-3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import stat
 import threading
@@ -20,12 +21,14 @@ from olac.costs import CostTable
 from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError, OlacError
 from olac.ir.graph import Graph
 from olac.ir.ops import Array
+from olac.ir.types import Range
 from olac.kernels.record import record
 from olac.parameters import FIXED, TECHNIQUES
 from olac.program import CompiledProgram
 from olac.rotation_keys import fewer_keys
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server, commands
 from olac.runtime import client as client_module
+from olac.runtime.check_ranges import check_output
 from olac.runtime.messages import one_key_bytes
 from tests.runtime.small_program import ERROR, LIMIT, SHAPE, images, small_program
 
@@ -260,13 +263,43 @@ def test_inputs_of_another_shape_or_not_finite(pair: Pair, bad: Any) -> None:
 def test_values_beyond_the_calibrated_range_warn(pair: Pair, recwarn: pytest.WarningsRecorder) -> None:
     pair.client.encrypt(np.full(SHAPE, LIMIT))
     assert not recwarn.list
-    with pytest.warns(UserWarning, match=r"calibrated for\s+\[-2, 2\]"):
+    with pytest.warns(UserWarning, match=r"channels 0, 1 of the input hold values outside the calibrated range"):
         pair.client.encrypt(np.full(SHAPE, 1.1 * LIMIT))
+
+
+def test_values_far_beyond_the_calibrated_range_are_refused(pair: Pair) -> None:
+    image = np.zeros(SHAPE)
+    image[1, 2, 3] = 3.1 * LIMIT
+    with pytest.raises(InputError, match=r"^channel 1 of the input holds .*allow_out_of_range") as refused:
+        pair.client.encrypt(image)
+    assert "6.2" not in str(refused.value)
+    with pytest.warns(UserWarning, match="channel 1 of the input holds values far outside"):
+        pair.client.encrypt(image, allow_out_of_range=True)
+    with pytest.raises(InputError, match="too large for any ciphertext"), pytest.warns(UserWarning):
+        pair.client.encrypt(np.full(SHAPE, 1e300), allow_out_of_range=True)
+
+
+def test_outputs_far_beyond_their_calibrated_range_are_told(pair: Pair, recwarn: pytest.WarningsRecorder) -> None:
+    pair.client.decrypt(pair.server.run(pair.client.encrypt(images())))
+    assert not recwarn.list
+    narrow = replace(pair.program.output.type, channels=(Range(-1e-9, 1e-9),) * 4 + (Range(-9.0, 9.0),))
+    assert check_output(np.zeros((1, 5)), narrow) == ""
+    assert "columns 0, 2 of the outputs hold" in check_output(np.array([[1.0, 0.0, -1.0, 0.0, 9.0]]), narrow)
+    graph = pair.program.graph
+    made = graph.rewrite(
+        lambda node, builder, inputs: builder.keep(node, inputs, type=narrow) if node.id in graph.outputs else None,
+        by="",
+    )
+    client = copy.copy(pair.client)
+    client.program = replace(pair.program, graph=made)
+    client.program.__dict__["fingerprint"] = pair.program.fingerprint
+    with pytest.warns(UserWarning, match="of the outputs hold"):
+        client.decrypt(pair.server.run(pair.client.encrypt(images())))
 
 
 def test_what_overflows_does_not_decrypt_silently_as_nonsense_or_crash(pair: Pair) -> None:
     with pytest.warns(UserWarning, match="calibrated"):
-        encrypted = pair.client.encrypt(np.full(SHAPE, 1e6))
+        encrypted = pair.client.encrypt(np.full(SHAPE, 1e6), allow_out_of_range=True)
     with pytest.raises(BackendError, match="does not decrypt"):
         pair.client.decrypt(pair.server.run(encrypted))
 

@@ -1,0 +1,231 @@
+"""Ridge regression and whitening of linear layers, in whichever space is smaller: that of inputs, or that of samples.
+
+A layer with F inputs to each output, seen on n samples (images, or positions in them), has moments of rank n at most.
+With F up to n all is done on the F x F matrix of second moments. With fewer samples than inputs the same results come
+from the n x n matrix of the samples' products with each other, and nothing of size F x F is ever made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.nn import functional as F
+
+from olac.ir.ops import Conv2d, Linear
+from olac.tensors import CHUNK
+
+Tensor = torch.Tensor
+
+TINY = 1e-12
+BLOCK = 2048
+"""Columns that are in double precision at a time."""
+
+
+def patches(op: Conv2d | Linear, x: Tensor, weight: Tensor) -> Tensor:
+    """Rows of the layer as a product of matrices: (groups, columns, samples)."""
+    if isinstance(op, Linear):
+        return x.T[None]
+    top, bottom, left, right = op.padding
+    unfolded = F.unfold(
+        F.pad(x, (left, right, top, bottom)), (weight.shape[2], weight.shape[3]), dilation=op.dilation, stride=op.stride
+    )
+    columns = weight[0].numel()
+    return unfolded.reshape(len(x), op.groups, columns, -1).permute(1, 2, 0, 3).reshape(op.groups, columns, -1)
+
+
+def unknowns(weight: Tensor, output: Tensor) -> int:
+    """Size of the system that a layer's regression takes: inputs to an output, or samples if those are fewer.
+
+    Args:
+        weight: (out, ...), one row an output.
+        output: (n, out, ...), of the layer.
+    """
+    return min(weight[0].numel(), output.numel() // len(weight))
+
+
+# Ridge regression ----------------------------------------------------------------------------------------------------
+
+
+class Regression(Protocol):
+    """Ridge regression of one layer, solved for several ridges."""
+
+    def solve(self, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """Weights (groups, out, columns) and bias (groups, out) by ridge regression towards `weight`.
+
+        Args:
+            weight: (groups, out, columns), in double precision.
+            ridge: price of a squared change of a weight, in units of the columns' mean variance.
+        """
+
+
+def ridge_regression(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> Regression:
+    """Regression of a layer's targets (n, out, ...) on its inputs x (n, ...), in the smaller of both spaces."""
+    of_samples = unknowns(weight, target) < weight[0].numel()
+    return _samples(op, x, target, weight) if of_samples else _moments(op, x, target, weight)
+
+
+@dataclass
+class _Moments:
+    """Means and centred second moments of a linear layer's patches and targets, by group."""
+
+    gram: Tensor
+    cross: Tensor
+    patches: Tensor
+    targets: Tensor
+
+    def solve(self, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """See `Regression`."""
+        columns = self.gram.shape[1]
+        size = self.gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        system = self.gram + (ridge * size + TINY) * torch.eye(columns, dtype=torch.float64)
+        step = torch.linalg.solve(system, (self.cross - weight @ self.gram).mT).mT
+        made = weight + step
+        return made, self.targets - (made @ self.patches[:, :, None])[:, :, 0]
+
+
+def _moments(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> _Moments:
+    groups = op.groups if isinstance(op, Conv2d) else 1
+    out, columns = len(weight) // groups, weight[0].numel()
+    gram = torch.zeros(groups, columns, columns, dtype=torch.float64)
+    cross = torch.zeros(groups, out, columns, dtype=torch.float64)
+    mean_x = torch.zeros(groups, columns, dtype=torch.float64)
+    mean_y = torch.zeros(groups, out, dtype=torch.float64)
+    count = 0
+    for u, y in _chunks(op, x, target, weight):
+        gram += u @ u.mT
+        cross += y @ u.mT
+        mean_x += u.sum(2, dtype=torch.float64)
+        mean_y += y.sum(2, dtype=torch.float64)
+        count += u.shape[2]
+    mean_x, mean_y = mean_x / count, mean_y / count
+    gram = gram / count - mean_x[:, :, None] * mean_x[:, None, :]
+    cross = cross / count - mean_y[:, :, None] * mean_x[:, None, :]
+    return _Moments(gram, cross, mean_x, mean_y)
+
+
+@dataclass
+class _Samples:
+    """The same in the space of samples: (groups, columns, n) centred patches, (groups, out, n) targets, and products.
+
+    With X the patches, Y the targets and r the ridge, the step from weights W is
+    (Y - W X) X' (X X' + r)^-1 = (Y - W X) (X' X + r)^-1 X'.
+    """
+
+    rows: Tensor
+    targets: Tensor
+    gram: Tensor
+    row_means: Tensor
+    target_means: Tensor
+
+    def solve(self, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """See `Regression`."""
+        count, columns = self.gram.shape[1], self.rows.shape[1]
+        size = self.gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] / columns
+        system = self.gram + (ridge * size + TINY) * torch.eye(count, dtype=torch.float64)
+        left = self.targets.clone()
+        for part, block in _blocks(self.rows):
+            left -= weight[:, :, part] @ block
+        found = torch.linalg.solve(system, left.mT / count).mT
+        made = weight.clone()
+        for part, block in _blocks(self.rows):
+            made[:, :, part] += found @ block.mT
+        return made, self.target_means - (made @ self.row_means[:, :, None])[:, :, 0]
+
+
+def _samples(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> _Samples:
+    chunks = list(_chunks(op, x, target, weight))
+    rows, targets = torch.cat([u for u, _ in chunks], 2), torch.cat([y for _, y in chunks], 2).double()
+    del chunks
+    means = rows.mean(2, dtype=torch.float64)
+    rows = _centred(rows, means)
+    target_means = targets.mean(2)
+    return _Samples(rows, targets - target_means[:, :, None], _products(rows), means, target_means)
+
+
+def _chunks(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Patches (groups, columns, samples) and targets (groups, out, samples), a few images at a time."""
+    groups = op.groups if isinstance(op, Conv2d) else 1
+    out = len(weight) // groups
+    for part, wanted in zip(x.split(CHUNK), target.split(CHUNK), strict=True):
+        y = wanted.reshape(len(part), groups, out, -1).permute(1, 2, 0, 3).reshape(groups, out, -1)
+        yield patches(op, part, weight), y
+
+
+def _blocks(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Some columns at a time, in double precision."""
+    for start in range(0, rows.shape[1], BLOCK):
+        part = slice(start, start + BLOCK)
+        yield part, rows[:, part].double()
+
+
+def _centred(rows: Tensor, means: Tensor) -> Tensor:
+    centred = torch.empty_like(rows)
+    for part, block in _blocks(rows):
+        centred[:, part] = (block - means[:, part, None]).float()
+    return centred
+
+
+def _products(rows: Tensor) -> Tensor:
+    """Mean products of the samples with each other: (groups, n, n)."""
+    gram = torch.zeros(len(rows), rows.shape[2], rows.shape[2], dtype=torch.float64)
+    for _, block in _blocks(rows):
+        gram += block.mT @ block
+    return gram / rows.shape[2]
+
+
+# Whitening -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Root:
+    """A symmetric matrix (groups, F, F): `base` times the identity, less `thin` times its transpose, or as it is.
+
+    Attributes:
+        base: (groups, 1, 1), where `thin` is given; else (groups, F, F), the matrix.
+        thin: (groups, F, n), or None.
+    """
+
+    base: Tensor
+    thin: Tensor | None = None
+
+    def scaled(self, factor: Tensor) -> Root:
+        """All times a factor (groups, 1, 1) of at least 0."""
+        return Root(self.base * factor, None if self.thin is None else self.thin * factor.sqrt())
+
+    def float(self) -> Root:
+        """In single precision."""
+        return Root(self.base.float(), None if self.thin is None else self.thin.float())
+
+    def after(self, rows: Tensor) -> Tensor:
+        """Rows (groups, out, F) times the matrix."""
+        if self.thin is None:
+            return rows @ self.base
+        return rows * self.base - (rows @ self.thin) @ self.thin.mT
+
+
+def whitening(op: Conv2d | Linear, x: Tensor, weight: Tensor, damping: float) -> tuple[Root, Tensor]:
+    """(C / size + damping)^(-1/2) for the covariance C of a layer's patches, and their mean variance, the size.
+
+    The size has shape (groups, 1, 1). With u the centred patches of n samples, C = u u' / n has rank n at most, so the
+    root is damping^(-1/2) less a product of that rank.
+    """
+    u = patches(op, x, weight)
+    u = u - u.mean(2, keepdim=True)
+    columns, count = u.shape[1:]
+    if columns <= count:
+        gram = (u @ u.mT).double() / count
+        size = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(TINY)[:, None, None]
+        values, vectors = torch.linalg.eigh(gram / size)
+        return Root(vectors @ torch.diag_embed((values.clamp_min(0) + damping) ** -0.5) @ vectors.mT), size
+    gram = _products(u)
+    size = (gram.diagonal(dim1=1, dim2=2).sum(1) / columns).clamp_min(TINY)[:, None, None]
+    values, vectors = torch.linalg.eigh(gram / size)
+    damped = values.clamp_min(0) + damping
+    # (damping^-1/2 - damped^-1/2) / values, which stays exact where values are 0.
+    drop = 1 / (damped.sqrt() * damping**0.5 * (damped.sqrt() + damping**0.5))
+    right = vectors * (drop / (count * size[:, :, 0])).sqrt()[:, None, :]
+    thin = torch.cat([block @ right for _, block in _blocks(u)], 1)
+    return Root(torch.full_like(size, damping**-0.5), thin), size

@@ -1,0 +1,126 @@
+"""Regression and whitening of wide layers: the small system gives what the large one gives, and none is larger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from olac.approximation import least_squares
+from olac.approximation.least_squares import Root, patches, ridge_regression, unknowns, whitening
+from olac.approximation.reconstruct import reconstruct
+from olac.approximation.sweep import sweep
+from olac.ir.ops import Conv2d, Linear
+from olac.polynomials.fit import FitOptions
+from tests.approximation.nets import activations, folded, images
+
+DAMPING = 0.1
+GROUPED = Conv2d("w", None, (2, 2), (0, 1, 1, 0), (1, 1), 2)
+
+
+def layers() -> Iterator[tuple[str, tuple[Conv2d | Linear, Tensor, Tensor]]]:
+    """Layers with more inputs to an output than there are samples: op, inputs, weights."""
+    random = torch.Generator().manual_seed(3)
+    yield "linear", (Linear("w"), torch.randn(70, 90, generator=random) + 2, torch.randn(7, 90, generator=random))
+    x = images(5, 4, (16, 5, 5)) * torch.linspace(0.1, 3, 16)[:, None, None]
+    yield "convolution", (GROUPED, x, torch.randn(8, 8, 3, 3, generator=random) / 8)
+
+
+LAYERS = dict(layers())
+
+
+def target_of(op: Conv2d | Linear, x: Tensor, weight: Tensor) -> Tensor:
+    """Something near the layer's output, of its shape."""
+    random = torch.Generator().manual_seed(5)
+    if isinstance(op, Linear):
+        y = x @ weight.T
+    else:
+        top, bottom, left, right = op.padding
+        padded = torch.nn.functional.pad(x, (left, right, top, bottom))
+        y = torch.nn.functional.conv2d(padded, weight, None, op.stride, 0, op.dilation, op.groups)
+    return y.tanh() + 0.3 * torch.randn(y.shape, generator=random) + 1
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.1])
+@pytest.mark.parametrize("name", LAYERS)
+def test_regression_on_samples_is_that_on_inputs(name: str, ridge: float) -> None:
+    op, x, weight = LAYERS[name]
+    target = target_of(op, x, weight)
+    columns = weight[0].numel()
+    assert unknowns(weight, target) < columns
+    small = ridge_regression(op, x, target, weight)
+    large = least_squares._moments(op, x.double(), target.double(), weight)
+    assert isinstance(small, least_squares._Samples)
+    groups = op.groups if isinstance(op, Conv2d) else 1
+    flat = weight.double().reshape(groups, len(weight) // groups, columns)
+    (w, b), (wanted, bias) = small.solve(flat, ridge), large.solve(flat, ridge)
+    assert (wanted - flat).abs().max() > 0.01, "there is something to fit"
+    assert torch.allclose(w, wanted, atol=1e-6 * float(wanted.abs().max()))
+    assert torch.allclose(b, bias, atol=1e-5 * float(bias.abs().max()))
+    more = torch.cat([x] * 30)
+    assert isinstance(ridge_regression(op, more, target_of(op, more, weight), weight), least_squares._Moments)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_whitening_from_samples_is_that_from_inputs(name: str) -> None:
+    op, x, weight = LAYERS[name]
+    root, size = whitening(op, x, weight, DAMPING)
+    assert root.thin is not None
+    u = patches(op, x, weight).double()
+    u = u - u.mean(2, keepdim=True)
+    covariance = u @ u.mT / u.shape[2]
+    assert torch.allclose(size[:, 0, 0], covariance.diagonal(dim1=1, dim2=2).mean(1), rtol=1e-5)
+    values, vectors = torch.linalg.eigh(covariance / size)
+    wanted = vectors @ torch.diag_embed((values.clamp_min(0) + DAMPING) ** -0.5) @ vectors.mT
+    eye = torch.eye(u.shape[1], dtype=torch.float64).expand(len(u), -1, -1)
+    assert torch.allclose(root.after(eye), wanted, atol=1e-5)
+    assert torch.allclose(root.scaled(3 * size).after(eye), 3 * size * wanted, atol=1e-4)
+    assert torch.allclose(root.float().after(eye.float()), wanted.float(), atol=1e-5)
+    more, _ = whitening(op, torch.cat([x] * 30), weight, DAMPING)
+    assert more.thin is None
+    assert torch.allclose(more.after(eye), wanted, atol=1e-4)
+    assert isinstance(more, Root)
+
+
+class Largest(TorchDispatchMode):
+    """Watches all that torch makes, and remembers the most elements of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, Tensor):
+                self.elements = max(self.elements, one.numel())
+        return made
+
+
+def test_nothing_grows_with_the_square_of_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweep and reconstruction of a layer of 2000 inputs on 80 images."""
+    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 0.0)
+    width, count = 2000, 80
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(8, width), torch.nn.ReLU(), torch.nn.Linear(width, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)
+    )
+    train, held = torch.randn(count, 8), torch.randn(40, 8)
+    graph = folded(model, train[:2])
+    with Largest() as seen:
+        swept = sweep(graph, train, held, dict.fromkeys(activations(graph), 2), FitOptions(), choose=False).graph
+        assert any(name.endswith(".fitted") and "weight" in name for name in swept.constants), "layers were fitted"
+        lines: list[str] = []
+        reconstruct(graph, swept, train, held, 2, progress=lines.append)
+    assert len(lines) == 2
+    assert width * count <= seen.elements <= 8 * width * count < width**2
