@@ -61,7 +61,6 @@ MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14
 MAX_PARTS = 1 << 16
 MAX_NOTE_CHARACTERS = 1 << 20
-REPORT_LISTS = ("fits", "front", "notes", "pass_seconds")
 REMAKE = PROGRAMS.remake
 RANKS = {
     "conv2d": {"weight": 4, "bias": 1},
@@ -98,7 +97,10 @@ def program_bytes(program: CompiledProgram) -> bytes:
     from safetensors.numpy import save
 
     manifest = json.dumps(_manifest(program))
-    again = _program(json.loads(manifest), program.graph.constants)
+    try:
+        again = _program(json.loads(manifest), program.graph.constants)
+    except ValueError as error:
+        raise VerificationError(f"the program can't be saved: {error}") from error
     if again.fingerprint != program.fingerprint:
         raise VerificationError("the program holds values that a file can't hold, such as numpy scalars in types")
     digest = hashlib.sha256(manifest.encode()).hexdigest()
@@ -270,7 +272,19 @@ def _manifest(program: CompiledProgram) -> dict[str, Any]:
     }
 
 
+def _check_counts(manifest: Mapping[str, Any]) -> None:
+    """Before anything is made of the parts of a manifest: they are shown to people, and a compiler makes few."""
+    for where in ("graph", "report"):
+        parts = manifest[where] if isinstance(manifest[where], dict) else {}
+        for name, part in parts.items():
+            if isinstance(part, list) and len(part) > MAX_PARTS:
+                raise ValueError(f"it has {len(part)} {name[:60]}, more than {MAX_PARTS}")
+            if name == "notes" and sum(len(str(note)) for note in part or ()) > MAX_NOTE_CHARACTERS:
+                raise ValueError(f"its notes are longer than {MAX_NOTE_CHARACTERS} characters")
+
+
 def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> CompiledProgram:
+    _check_counts(manifest)
     graph = _object(manifest["graph"], {"nodes", "outputs", "stage"}, "graph")
     if graph["stage"] != Stage.LEVELLED.name:
         raise ValueError(f"the graph is at stage {graph['stage']!r}, expected {Stage.LEVELLED.name}")
@@ -396,12 +410,7 @@ def _decode(data: Any, kind: Any, where: str) -> Any:
 
 def _check(program: CompiledProgram) -> None:
     """All that the compiler promises of its programs; ValueError or an error of olac's where it doesn't hold."""
-    parameters, graph, report = program.parameters, program.graph, program.report
-    for name, parts in (("nodes", graph.nodes), *((name, getattr(report, name)) for name in REPORT_LISTS)):
-        if len(parts) > MAX_PARTS:
-            raise ValueError(f"it has {len(parts)} {name}, more than {MAX_PARTS}")
-    if sum(map(len, report.notes)) > MAX_NOTE_CHARACTERS:
-        raise ValueError(f"its notes are longer than {MAX_NOTE_CHARACTERS} characters")
+    parameters, graph = program.parameters, program.graph
     _check_chain_exists(parameters)
     parameters.check_security(earlier=True)
     named = {name for node in graph.nodes for name in node.op.constant_names()}

@@ -26,7 +26,7 @@ from olac.ir.layout import TensorLayout
 from olac.ir.ops import Array, Bootstrap, Input, LinearOp, Polynomial, PolynomialProduct, Square
 from olac.ir.split import split_head
 from olac.kernels.record import record
-from olac.memory import bytes_of, total_bytes
+from olac.memory import bytes_of, memory_for, total_bytes
 from olac.noise import CHECK_IMAGES, MAX_SCALE_BITS, OutputNoise
 from olac.parameters import (
     BOOTSTRAP_FIRST_BITS,
@@ -182,6 +182,7 @@ def _say(progress: Stages | None) -> Stages:
     return (lambda line: None) if progress is None else callers_own(progress)
 
 
+@memory_for("calibrating")
 def calibrate(
     model: Any,
     calib_loader: Iterable[Any],
@@ -225,6 +226,7 @@ def _calibrate(
     )
 
 
+@memory_for("approximating the model")
 def approximate(
     model: Any,
     calib_loader: Iterable[Any] | Calibration,
@@ -260,6 +262,7 @@ def approximate(
     return approximated
 
 
+@memory_for("compiling the model")
 def compile(
     model: Any,
     calib_loader: Iterable[Any] | Calibration,

@@ -24,7 +24,7 @@ from olac.ir.types import Stage
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
 from olac.kernels.record import record
-from olac.memory import memory_for
+from olac.memory import check_room, memory_for
 from olac.parameters import Parameters
 from olac.passes.base import FitReport, FrontPoint
 
@@ -146,6 +146,8 @@ def check_images(images: Any, shape: tuple[int, ...]) -> Array:
                 f"the program takes images of shape {shape} (or (n, {', '.join(map(str, shape))})), not {array.shape}"
             )
         # Shapes first: nothing of the size of an array that is not wanted is made.
+        if array.dtype != np.float64:
+            check_room(array.size * np.dtype(np.float64).itemsize, "taking the input")
         try:
             with np.errstate(over="ignore"):
                 made = np.asarray(array, dtype=np.float64)
