@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import itertools
 import json
 import math
@@ -142,7 +143,7 @@ def _use_numpy(estimator: Any, primal: Any, exactly: Any) -> None:
         volume = math.log2(q) * (d - n - bool(tau)) + math.log2(xi) * n + (math.log2(tau) if tau else 0.0)
         norms = (d - 1 - 2 * np.arange(d)) * math.log2(estimator.reduction.delta(beta)) + volume / d
         with np.errstate(over="ignore", under="ignore"):
-            return np.exp2(2 * norms)
+            return np.asarray(np.exp2(2 * norms))
 
     def product(factors: np.ndarray[Any, Any]) -> Any:
         with np.errstate(divide="ignore"):
@@ -234,10 +235,10 @@ class Estimator:
         }
         if weight is not None:
             for name, mitm in (("bdd_hybrid", False), ("bdd_mitm_hybrid", True)):
-                costs[name] = self._guessing(given, point, lambda b, z, w, m=mitm: self._hybrid(given, b, z, w, m))
+                costs[name] = self._guessing(given, point, functools.partial(self._hybrid, given, mitm=mitm))
             solvers = {"dual_hybrid_sparse": self._guess.exhaustive_search, "dual_mitm_hybrid": self._guess.mitm}
             for name, solver in solvers.items():
-                costs[name] = self._guessing(given, point, lambda b, z, w, s=solver: self._sparse(given, b, z, w, s))
+                costs[name] = self._guessing(given, point, functools.partial(self._sparse, given, solver=solver))
         return {name: round(cost, 2) for name, cost in costs.items() if math.isfinite(cost)}
 
     def _guessing(self, given: Any, point: Point, cost: Callable[[int, int, int], float]) -> float:
