@@ -25,6 +25,7 @@ from olac.bootstrapping import bootstrap_steps
 from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
 from olac.files import Source, check_writable, write_file
+from olac.formats import PROGRAMS
 from olac.ir.graph import LOWERINGS, Diagonals, Graph, Lowering, Node, Origin
 from olac.ir.head import STEPS, OutputHead, Step
 from olac.ir.ops import (
@@ -34,6 +35,7 @@ from olac.ir.ops import (
     AtClient,
     Bootstrap,
     Conv2d,
+    Input,
     MaxPool2d,
     Op,
     Polynomial,
@@ -44,17 +46,22 @@ from olac.ir.types import Stage, ValueType
 from olac.ir.verify import verify
 from olac.memory import memory_for
 from olac.parameters import Parameters, is_prime
-from olac.program import CompiledProgram, Report
+from olac.program import CompiledProgram, Report, SelfCheck
 
 FORMAT = "olac-program"
-VERSION = 4
+SINCE_VERSION_5: dict[type, frozenset[str]] = {
+    Input: frozenset({"offsets", "factors"}),
+    ValueType: frozenset({"channels"}),
+    Report: frozenset({"max_memory"}),
+    SelfCheck: frozenset({"task", "meaning", "low", "high", "goal", "images_to_goal", "explained"}),
+}
+"""Fields that files of version 4 lack. They have defaults, with which programs are what they were."""
 MAX_HEADER_BYTES = 100_000_000
 MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14
 MAX_PARTS = 1 << 16
 MAX_NOTE_CHARACTERS = 1 << 20
-REPORT_LISTS = ("fits", "front", "notes", "pass_seconds")
-REMAKE = "Compile the model again and save it anew."
+REMAKE = PROGRAMS.remake
 RANKS = {
     "conv2d": {"weight": 4, "bias": 1},
     "linear": {"weight": 2, "bias": 1},
@@ -90,12 +97,15 @@ def program_bytes(program: CompiledProgram) -> bytes:
     from safetensors.numpy import save
 
     manifest = json.dumps(_manifest(program))
-    again = _program(json.loads(manifest), program.graph.constants)
+    try:
+        again = _program(json.loads(manifest), program.graph.constants)
+    except ValueError as error:
+        raise VerificationError(f"the program can't be saved: {error}") from error
     if again.fingerprint != program.fingerprint:
         raise VerificationError("the program holds values that a file can't hold, such as numpy scalars in types")
     digest = hashlib.sha256(manifest.encode()).hexdigest()
     # One entry, because safetensors writes several in any order: equal programs give equal files.
-    metadata = {FORMAT: json.dumps({"version": VERSION, "sha256": digest, "manifest": manifest})}
+    metadata = {FORMAT: json.dumps({"version": PROGRAMS.current, "sha256": digest, "manifest": manifest})}
     # ascontiguousarray would give scalars an axis, and safetensors writes strided arrays in the wrong order.
     tensors = {name: np.asarray(a, dtype="<f8", order="C") for name, a in program.graph.constants.items()}
     data: bytes = save(tensors, metadata=metadata)
@@ -109,7 +119,8 @@ def load_program(path: str | Path) -> CompiledProgram:
     Raises:
         ArtifactError: the file is missing, damaged, of another kind or a newer version, or its program is not valid.
         InfeasibleError: memory ran out.
-        SecurityError: its parameters don't have the security that they claim.
+        SecurityError: its parameters don't have the security that they claim, by the bounds of any version. Those of
+            earlier versions, which were a little higher, bring a warning.
     """
     return _load(Source.of_file(path))
 
@@ -142,6 +153,13 @@ def _load(source: Source) -> CompiledProgram:
     if program.parameters.security == 0:
         warnings.warn(
             f"{source.name} was compiled without security, for tests: its ciphertexts hide nothing", stacklevel=5
+        )
+    elif not program.parameters.secure:
+        warnings.warn(
+            f"{source.name} was compiled for {program.parameters.security}-bit security by bounds that newer attacks "
+            f"have lowered: it has {math.floor(program.parameters.security_bits)} bits. It runs as before; compile the "
+            "model again for the full security.",
+            stacklevel=5,
         )
     return program
 
@@ -199,12 +217,7 @@ def _manifest_text(source: Source, found: object) -> str:
         raise ValueError("its metadata is not text")
     outer = _parse(source, found, "its metadata is damaged. Get it again.")
     version = outer.get("version")
-    if type(version) is not int or version != VERSION:
-        advice = "Update olac." if type(version) is int and version > VERSION else REMAKE
-        raise ArtifactError(
-            f"{source.name}: format version {str(version)[:20]}, this olac ({_olac_version()}) reads "
-            f"version {VERSION}. {advice}"
-        )
+    PROGRAMS.check(version, source.name)
     text = outer.get("manifest")
     if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != outer.get("sha256"):
         raise ArtifactError(f"{source.name}: the hash of its manifest is wrong: it was damaged. Get it again.")
@@ -259,7 +272,19 @@ def _manifest(program: CompiledProgram) -> dict[str, Any]:
     }
 
 
+def _check_counts(manifest: Mapping[str, Any]) -> None:
+    """Before anything is made of the parts of a manifest: they are shown to people, and a compiler makes few."""
+    for where in ("graph", "report"):
+        parts = manifest[where] if isinstance(manifest[where], dict) else {}
+        for name, part in parts.items():
+            if isinstance(part, list) and len(part) > MAX_PARTS:
+                raise ValueError(f"it has {len(part)} {name[:60]}, more than {MAX_PARTS}")
+            if name == "notes" and sum(len(str(note)) for note in part or ()) > MAX_NOTE_CHARACTERS:
+                raise ValueError(f"its notes are longer than {MAX_NOTE_CHARACTERS} characters")
+
+
 def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> CompiledProgram:
+    _check_counts(manifest)
     graph = _object(manifest["graph"], {"nodes", "outputs", "stage"}, "graph")
     if graph["stage"] != Stage.LEVELLED.name:
         raise ValueError(f"the graph is at stage {graph['stage']!r}, expected {Stage.LEVELLED.name}")
@@ -358,6 +383,9 @@ def _decode(data: Any, kind: Any, where: str) -> Any:
         return tuple(_decode(d, a, f"{where}[{i}]") for i, (d, a) in enumerate(zip(data, parts, strict=True)))
     if is_dataclass(kind):
         hints = _hints(typing.cast(type, kind))
+        later = SINCE_VERSION_5.get(typing.cast(type, kind), frozenset())
+        missing = later - set(data) if isinstance(data, dict) else frozenset()
+        hints = {name: hint for name, hint in hints.items() if name not in missing}
         given = _object(data, set(hints), where)
         made = {name: _decode(given[name], hint, f"{where}.{name}") for name, hint in hints.items()}
         try:
@@ -382,14 +410,9 @@ def _decode(data: Any, kind: Any, where: str) -> Any:
 
 def _check(program: CompiledProgram) -> None:
     """All that the compiler promises of its programs; ValueError or an error of olac's where it doesn't hold."""
-    parameters, graph, report = program.parameters, program.graph, program.report
-    for name, parts in (("nodes", graph.nodes), *((name, getattr(report, name)) for name in REPORT_LISTS)):
-        if len(parts) > MAX_PARTS:
-            raise ValueError(f"it has {len(parts)} {name}, more than {MAX_PARTS}")
-    if sum(map(len, report.notes)) > MAX_NOTE_CHARACTERS:
-        raise ValueError(f"its notes are longer than {MAX_NOTE_CHARACTERS} characters")
+    parameters, graph = program.parameters, program.graph
     _check_chain_exists(parameters)
-    parameters.check_security()
+    parameters.check_security(earlier=True)
     named = {name for node in graph.nodes for name in node.op.constant_names()}
     if named != set(graph.constants):
         raise ValueError(f"constants {sorted(named ^ set(graph.constants))[:5]} are named or stored, not both")

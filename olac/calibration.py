@@ -60,16 +60,21 @@ def as_images(item: Any, where: str) -> torch.Tensor:
         item = item[0]
     if not isinstance(item, torch.Tensor):
         try:
-            item = torch.as_tensor(np.asarray(item))
-        except (TypeError, ValueError, RuntimeError) as error:
+            array = np.asanyarray(item)
+            if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
+                raise CalibrationError(f"{where} is an array with masked values: fill them in (array.filled(value))")
+            item = torch.as_tensor(np.asarray(array))
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CalibrationError(f"{where} is a {type(item).__name__}, not images") from error
+    if item.layout is not torch.strided or item.is_meta:
+        raise CalibrationError(f"{where} is a tensor without its values in memory; give it dense (images.to_dense())")
     if item.dtype != torch.uint8 and not item.is_floating_point():
         raise CalibrationError(f"{where} has type {item.dtype}; give floats (images.float()) or uint8")
     if item.ndim < 2:
         raise CalibrationError(f"{where} has shape {tuple(item.shape)}, without a batch axis before the image's")
     images: torch.Tensor = item.detach().to("cpu", torch.float32)
     if not torch.isfinite(images).all():
-        raise CalibrationError(f"{where} holds NaN or infinite values")
+        raise CalibrationError(f"{where} holds NaN or infinite values, or such as single precision can't hold")
     return images
 
 

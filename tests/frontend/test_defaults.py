@@ -141,8 +141,8 @@ class Net(nn.Module):
         return flat
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = self.last(self.values(x))
-        return outputs
+        out: torch.Tensor = self.last(self.values(x))
+        return out
 
 
 class Ending(Net):
@@ -253,8 +253,8 @@ class Squared(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv(x)
         y = torch.relu(y) + 0.1 * y * y
-        outputs: torch.Tensor = self.last(nn.functional.max_pool2d(y, 2).flatten(1).square())
-        return outputs
+        out: torch.Tensor = self.last(nn.functional.max_pool2d(y, 2).flatten(1).square())
+        return out
 
 
 @pytest.mark.parametrize("name", POOLED)

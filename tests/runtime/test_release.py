@@ -122,6 +122,7 @@ def test_what_is_closed_says_so() -> None:
                 use()
         server.close()
         keys.close()
+        assert np.max(np.abs(client.decrypt(result) - program.simulate(images()))) < ERROR
         assert server._cache.bytes == 0 and server.encode_seconds > 0
     uses = [lambda: client.encrypt(images()), lambda: client.decrypt(result), client.generate_keys]
     for use in uses:
@@ -190,6 +191,7 @@ def test_paged_keys_go_too(monkeypatch: pytest.MonkeyPatch) -> None:
     room = estimate.ciphertext_bytes + estimate.setup_bytes + received.key_bytes - (away - 0.5) * one_key_bytes(program)
     server = Server(program, received, max_memory=(1 + UNUSED_SHARE) * room)
     assert server.pages is not None and server.pages.capacity == 2
+    received.close()
     assert right(program, client, server)
     assert len(held() - before) == 3  # and that of relinearisation
     server.close()
