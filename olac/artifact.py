@@ -25,6 +25,7 @@ from olac.bootstrapping import bootstrap_steps
 from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
 from olac.files import Source, check_writable, write_file
+from olac.formats import PROGRAMS
 from olac.ir.graph import LOWERINGS, Diagonals, Graph, Lowering, Node, Origin
 from olac.ir.head import STEPS, OutputHead, Step
 from olac.ir.ops import (
@@ -34,6 +35,7 @@ from olac.ir.ops import (
     AtClient,
     Bootstrap,
     Conv2d,
+    Input,
     MaxPool2d,
     Op,
     Polynomial,
@@ -44,16 +46,21 @@ from olac.ir.types import Stage, ValueType
 from olac.ir.verify import verify
 from olac.memory import memory_for
 from olac.parameters import Parameters, is_prime
-from olac.program import CompiledProgram, Report
+from olac.program import CompiledProgram, Report, SelfCheck
 
 FORMAT = "olac-program"
-VERSION = 4
+SINCE_VERSION_5: dict[type, frozenset[str]] = {
+    Input: frozenset({"offsets", "factors"}),
+    ValueType: frozenset({"channels"}),
+    SelfCheck: frozenset({"task", "meaning", "low", "high", "goal", "images_to_goal", "explained"}),
+}
+"""Fields that files of version 4 lack. They have defaults, with which programs are what they were."""
 MAX_HEADER_BYTES = 100_000_000
 MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14
 MAX_PARTS = 1 << 16
 MAX_NOTE_CHARACTERS = 1 << 20
-REMAKE = "Compile the model again and save it anew."
+REMAKE = PROGRAMS.remake
 RANKS = {
     "conv2d": {"weight": 4, "bias": 1},
     "linear": {"weight": 2, "bias": 1},
@@ -97,7 +104,7 @@ def program_bytes(program: CompiledProgram) -> bytes:
         raise VerificationError("the program holds values that a file can't hold, such as numpy scalars in types")
     digest = hashlib.sha256(manifest.encode()).hexdigest()
     # One entry, because safetensors writes several in any order: equal programs give equal files.
-    metadata = {FORMAT: json.dumps({"version": VERSION, "sha256": digest, "manifest": manifest})}
+    metadata = {FORMAT: json.dumps({"version": PROGRAMS.current, "sha256": digest, "manifest": manifest})}
     # ascontiguousarray would give scalars an axis, and safetensors writes strided arrays in the wrong order.
     tensors = {name: np.asarray(a, dtype="<f8", order="C") for name, a in program.graph.constants.items()}
     data: bytes = save(tensors, metadata=metadata)
@@ -201,12 +208,7 @@ def _manifest_text(source: Source, found: object) -> str:
         raise ValueError("its metadata is not text")
     outer = _parse(source, found, "its metadata is damaged. Get it again.")
     version = outer.get("version")
-    if type(version) is not int or version != VERSION:
-        advice = "Update olac." if type(version) is int and version > VERSION else REMAKE
-        raise ArtifactError(
-            f"{source.name}: format version {str(version)[:20]}, this olac ({_olac_version()}) reads "
-            f"version {VERSION}. {advice}"
-        )
+    PROGRAMS.check(version, source.name)
     text = outer.get("manifest")
     if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != outer.get("sha256"):
         raise ArtifactError(f"{source.name}: the hash of its manifest is wrong: it was damaged. Get it again.")
@@ -372,6 +374,9 @@ def _decode(data: Any, kind: Any, where: str) -> Any:
         return tuple(_decode(d, a, f"{where}[{i}]") for i, (d, a) in enumerate(zip(data, parts, strict=True)))
     if is_dataclass(kind):
         hints = _hints(typing.cast(type, kind))
+        later = SINCE_VERSION_5.get(typing.cast(type, kind), frozenset())
+        missing = later - set(data) if isinstance(data, dict) else frozenset()
+        hints = {name: hint for name, hint in hints.items() if name not in missing}
         given = _object(data, set(hints), where)
         made = {name: _decode(given[name], hint, f"{where}.{name}") for name, hint in hints.items()}
         try:

@@ -201,6 +201,32 @@ class Max(Step):
 
 
 @dataclass(frozen=True)
+class Normalize(Step):
+    """x, divided by its p-norm along an axis, or by `least` if that is more: torch's F.normalize."""
+
+    axis: int = 0
+    p: float = 2.0
+    least: float = 1e-12
+    kind: ClassVar[str] = "normalize"
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.p < math.inf and 0 <= self.least < math.inf):
+            raise ValueError(f"a {self.p}-norm of {self.least} at least")
+
+    def infer(self, shape: Shape) -> Shape:
+        _check_axis(self.axis, shape)
+        return shape
+
+    def apply(self, values: Outputs) -> Outputs:
+        norms = np.linalg.norm(values, self.p, axis=self.axis + 1, keepdims=True)
+        with np.errstate(invalid="ignore", divide="ignore"):  # without a least norm, zeros give NaN, as in torch
+            return np.asarray(values / np.maximum(norms, self.least))
+
+    def __str__(self) -> str:
+        return f"divided by the {self.p:g}-norm along axis {self.axis}"
+
+
+@dataclass(frozen=True)
 class Slice(Step):
     """Strided slicing: (start, stop, step) on each axis, as Python slices with positive steps."""
 
@@ -243,7 +269,7 @@ class Reshape(Step):
 
 
 STEPS: dict[str, type[Step]] = {
-    step.kind: step for step in (Elementwise, Affine, Softmax, LogSoftmax, ArgMax, Max, Slice, Reshape)
+    step.kind: step for step in (Elementwise, Affine, Softmax, LogSoftmax, ArgMax, Max, Normalize, Slice, Reshape)
 }
 """By the name that they have in files."""
 

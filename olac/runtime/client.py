@@ -207,11 +207,11 @@ class Client:
             )
         layout, state = type_.layout, type_.state
         assert layout is not None and state is not None
+        _check_room(program, "encrypting", layout.ciphertexts)
         encoded = program.encode(given)
         message = check_input(encoded, type_, allow_out_of_range)
         if message:
-            warnings.warn(message, stacklevel=3)
-        _check_room(program, "encrypting", layout.ciphertexts)
+            warnings.warn(message, stacklevel=3)  # after the decorator
         batch = np.zeros((program.batch, *program.input_shape))
         batch[: len(given)] = encoded / type_.unit
         evaluator = self._evaluator()
@@ -230,6 +230,8 @@ class Client:
         Args:
             raw: give what the program's head is applied to, such as logits, shape (images, *raw shape).
             of: the input that the result must be of. This finds results that were mixed up, not a server that lies.
+
+        Warns if they lie far outside of the range that they were calibrated to have.
 
         Raises:
             ArtifactError: it is no result, or one of another program, another key or another input than `of`.
@@ -264,7 +266,7 @@ class Client:
             raise BackendError(f"{result.name} decrypts to values that are not finite")
         message = check_output(images, type_)
         if message:
-            warnings.warn(f"{result.name}: {message}", stacklevel=3)
+            warnings.warn(f"{result.name}: {message}", stacklevel=3)  # after the decorator
         return images if raw else program.head.apply(images)
 
     def slots(self, value: Value) -> Array:

@@ -125,10 +125,12 @@ class Net(nn.Module):
     def values(self, x: torch.Tensor) -> torch.Tensor:
         y = self.operation(self.first(x))
         y = y[0] * 0.5 + y[1] if isinstance(y, (tuple, list)) else y
-        return y.reshape(x.shape[0], -1).float()
+        flat: torch.Tensor = y.reshape(x.shape[0], -1).float()
+        return flat
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.values(x))
+        out: torch.Tensor = self.last(self.values(x))
+        return out
 
 
 def check(shape: tuple[int, ...], operation: Callable[..., Any], error: float) -> None:
@@ -227,7 +229,8 @@ class Squared(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv(x)
         y = torch.relu(y) + 0.1 * y * y
-        return self.last(nn.functional.max_pool2d(y, 2).flatten(1).square())
+        out: torch.Tensor = self.last(nn.functional.max_pool2d(y, 2).flatten(1).square())
+        return out
 
 
 @pytest.mark.parametrize("name", POOLED)
