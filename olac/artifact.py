@@ -15,7 +15,7 @@ import types
 import typing
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,6 @@ from olac.parameters import Parameters, is_prime
 from olac.program import CompiledProgram, Report, SelfCheck
 
 FORMAT = "olac-program"
-SINCE_VERSION_5: dict[type, frozenset[str]] = {
-    Input: frozenset({"offsets", "factors"}),
-    ValueType: frozenset({"channels"}),
-    SelfCheck: frozenset({"task", "meaning", "low", "high", "goal", "images_to_goal", "explained"}),
-}
-"""Fields that files of version 4 lack. They have defaults, with which programs are what they were."""
 MAX_HEADER_BYTES = 100_000_000
 MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14
@@ -118,7 +112,8 @@ def load_program(path: str | Path) -> CompiledProgram:
     Raises:
         ArtifactError: the file is missing, damaged, of another kind or a newer version, or its program is not valid.
         InfeasibleError: memory ran out.
-        SecurityError: its parameters don't have the security that they claim.
+        SecurityError: its parameters don't have the security that they claim, by the bounds of any version. Those of
+            earlier versions, which were a little higher, bring a warning.
     """
     return _load(Source.of_file(path))
 
@@ -130,10 +125,9 @@ def program_from_bytes(data: bytes) -> CompiledProgram:
 
 
 def _load(source: Source) -> CompiledProgram:
-    text, constants = _read(source)
-    manifest = _parse(source, text, f"its manifest is not JSON. {REMAKE}")
-    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report"}
-    if set(manifest) - {"head"} != wanted:  # older files have no head
+    manifest, constants = _read(source)
+    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report", "head"}
+    if set(manifest) != wanted:
         raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
     try:
         program = _program(manifest, constants)
@@ -152,14 +146,21 @@ def _load(source: Source) -> CompiledProgram:
         warnings.warn(
             f"{source.name} was compiled without security, for tests: its ciphertexts hide nothing", stacklevel=5
         )
+    elif not program.parameters.secure:
+        warnings.warn(
+            f"{source.name} was compiled for {program.parameters.security}-bit security by bounds that newer attacks "
+            f"have lowered: it has {math.floor(program.parameters.security_bits)} bits. It runs as before; compile the "
+            "model again for the full security.",
+            stacklevel=5,
+        )
     return program
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def _read(source: Source) -> tuple[str, dict[str, Array]]:
-    """The text of the manifest and the constants."""
+def _read(source: Source) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The manifest, as files of the current version have it, and the constants."""
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load
 
@@ -173,7 +174,7 @@ def _read(source: Source) -> tuple[str, dict[str, Array]]:
             f"{source.name}: not a program of olac, or cut short ({source.size} bytes). "
             "Check the path, or get it again."
         )
-    text = None
+    manifest = None
     constants = {}
     try:
         if source.path is None:
@@ -181,16 +182,16 @@ def _read(source: Source) -> tuple[str, dict[str, Array]]:
             head = json.loads(source.data[8 : 8 + length])
             found = head.get("__metadata__", {}).get(FORMAT)
             if found is not None:
-                text, constants = _manifest_text(source, found), load(source.data)
+                manifest, constants = _read_manifest(source, found), load(source.data)
         else:
             with safe_open(str(source.path), framework="np") as opened:
                 found = (opened.metadata() or {}).get(FORMAT)
                 if found is not None:
-                    text = _manifest_text(source, found)
+                    manifest = _read_manifest(source, found)
                     constants = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{source.name}: not a program of olac, or damaged: {error}. Get it again.") from error
-    if text is None:
+    if manifest is None:
         raise ArtifactError(
             f"{source.name}: a safetensors file, but not a program of olac. "
             "Give a file that CompiledProgram.save wrote."
@@ -200,10 +201,10 @@ def _read(source: Source) -> tuple[str, dict[str, Array]]:
             raise ArtifactError(
                 f"{source.name}: the tensor {name} is of type {array.dtype}, expected float64. {REMAKE}"
             )
-    return text, constants
+    return manifest, constants
 
 
-def _manifest_text(source: Source, found: object) -> str:
+def _read_manifest(source: Source, found: object) -> dict[str, Any]:
     if not isinstance(found, str):
         raise ValueError("its metadata is not text")
     outer = _parse(source, found, "its metadata is damaged. Get it again.")
@@ -212,7 +213,32 @@ def _manifest_text(source: Source, found: object) -> str:
     text = outer.get("manifest")
     if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != outer.get("sha256"):
         raise ArtifactError(f"{source.name}: the hash of its manifest is wrong: it was damaged. Get it again.")
-    return text
+    manifest = _parse(source, text, f"its manifest is not JSON. {REMAKE}")
+    if version == 4:
+        _add_fields_of_version_5(manifest)
+    return manifest
+
+
+def _add_fields_of_version_5(manifest: dict[str, Any]) -> None:
+    """Give a manifest of version 4 what it lacks; with these values programs are what they were.
+
+    Nothing of it is checked yet: what has another form stays, and is refused later.
+    """
+    manifest.setdefault("head", [])
+    graph, report = manifest.get("graph"), manifest.get("report")
+    nodes = graph.get("nodes") if isinstance(graph, dict) else None
+    for node in nodes if isinstance(nodes, list) else ():
+        if isinstance(node, dict) and isinstance(node.get("type"), dict):
+            node["type"].setdefault("channels", [])
+        if isinstance(node, dict) and node.get("op") == Input.name and isinstance(node.get("attributes"), dict):
+            node["attributes"].setdefault("offsets", [])
+            node["attributes"].setdefault("factors", [])
+    if isinstance(report, dict):
+        report.setdefault("max_memory", None)
+        if isinstance(report.get("check"), dict):
+            for field in fields(SelfCheck):
+                if field.default is not MISSING:
+                    report["check"].setdefault(field.name, field.default)
 
 
 def _parse(source: Source, text: str, problem: str) -> dict[str, Any]:
@@ -287,7 +313,7 @@ def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> Com
         _decode(manifest["parameters"], Parameters, "parameters"),
         _decode(manifest["rotations"], tuple[int, ...], "rotations"),
         _decode(manifest["report"], Report, "report"),
-        _head(manifest.get("head", [])),
+        _head(manifest["head"]),
     )
 
 
@@ -374,9 +400,6 @@ def _decode(data: Any, kind: Any, where: str) -> Any:
         return tuple(_decode(d, a, f"{where}[{i}]") for i, (d, a) in enumerate(zip(data, parts, strict=True)))
     if is_dataclass(kind):
         hints = _hints(typing.cast(type, kind))
-        later = SINCE_VERSION_5.get(typing.cast(type, kind), frozenset())
-        missing = later - set(data) if isinstance(data, dict) else frozenset()
-        hints = {name: hint for name, hint in hints.items() if name not in missing}
         given = _object(data, set(hints), where)
         made = {name: _decode(given[name], hint, f"{where}.{name}") for name, hint in hints.items()}
         try:
@@ -403,7 +426,7 @@ def _check(program: CompiledProgram) -> None:
     """All that the compiler promises of its programs; ValueError or an error of olac's where it doesn't hold."""
     parameters, graph = program.parameters, program.graph
     _check_chain_exists(parameters)
-    parameters.check_security()
+    parameters.check_security(earlier=True)
     named = {name for node in graph.nodes for name in node.op.constant_names()}
     if named != set(graph.constants):
         raise ValueError(f"constants {sorted(named ^ set(graph.constants))[:5]} are named or stored, not both")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -78,6 +79,7 @@ class Report:
         pass_seconds: by pass, in order.
         noise: how far rescales and bootstraps take an output at most, relative to the outputs' range, as simulated on
             held-out images; None where there are no bootstraps, and `precision` holds.
+        max_memory: bytes that the program was compiled for; None without a limit.
     """
 
     fits: tuple[FitReport, ...] = ()
@@ -86,6 +88,11 @@ class Report:
     notes: tuple[str, ...] = ()
     front: tuple[FrontPoint, ...] = ()
     noise: float | None = None
+    max_memory: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_memory is not None and not 0 < self.max_memory < math.inf:
+            raise ValueError(f"a limit of {self.max_memory} bytes of memory")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for files."""
@@ -101,6 +108,7 @@ class Report:
             tuple(str(note) for note in data["notes"]),
             tuple(FrontPoint(**{**point, "degrees": tuple(point["degrees"])}) for point in data["front"]),
             None if data.get("noise") is None else float(data["noise"]),
+            None if data.get("max_memory") is None else float(data["max_memory"]),
         )
 
 
@@ -277,6 +285,11 @@ class CompiledProgram:
         """Images in one set of ciphertexts."""
         return self.input.type.batch
 
+    @property
+    def max_memory(self) -> float | None:
+        """Bytes that the program was compiled for: a server keeps to them if it is told nothing else."""
+        return self.report.max_memory
+
     def simulate(
         self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None, *, raw: bool = False
     ) -> Outputs:
@@ -312,10 +325,18 @@ class CompiledProgram:
     def estimate(
         self, threads: int | None = None, slowdown: Slowdown | None = None, costs: CostTable | None = None
     ) -> Estimate:
-        """Predicted seconds and memory, from the shipped table of costs or another (see `olac.estimate`)."""
+        """Predicted seconds and memory, from the shipped table of costs or another (see `olac.estimate`).
+
+        They are of a server that keeps to the memory that the program was compiled for, if there is such a limit.
+        """
         from olac.estimate import estimate
 
-        return estimate(self, threads=threads, costs=costs, slowdown=slowdown)
+        found = estimate(self, threads=threads, costs=costs, slowdown=slowdown)
+        if self.max_memory is None:
+            return found
+        from olac.rotation_keys import estimate_within
+
+        return estimate_within(self, found, self.max_memory, threads=threads, costs=costs, slowdown=slowdown)
 
     def save(self, path: str | Path) -> None:
         """Write the program to one file (see `olac.artifact`)."""
