@@ -237,21 +237,10 @@ class Estimator:
         }
         if weight is not None:
             for name, mitm in (("bdd_hybrid", False), ("bdd_mitm_hybrid", True)):
-<<<<<<< HEAD
-                costs[name] = self._guessing(given, point, functools.partial(self._hybrid, given, mitm=mitm))
+                costs[name] = self._guessing(given, point, beta, functools.partial(self._hybrid, given, mitm=mitm))
             solvers = {"dual_hybrid_sparse": self._guess.exhaustive_search, "dual_mitm_hybrid": self._guess.mitm}
             for name, solver in solvers.items():
-                costs[name] = self._guessing(given, point, functools.partial(self._sparse, given, solver=solver))
-=======
-                costs[name] = self._guessing(
-                    given, point, beta, lambda b, z, w, m=mitm: self._hybrid(given, b, z, w, m)
-                )
-            solvers = {"dual_hybrid_sparse": self._guess.exhaustive_search, "dual_mitm_hybrid": self._guess.mitm}
-            for name, solver in solvers.items():
-                costs[name] = self._guessing(
-                    given, point, beta, lambda b, z, w, s=solver: self._sparse(given, b, z, w, s)
-                )
->>>>>>> sec
+                costs[name] = self._guessing(given, point, beta, functools.partial(self._sparse, given, solver=solver))
         return {name: round(cost, 2) for name, cost in costs.items() if math.isfinite(cost)}
 
     def _guessing(self, given: Any, point: Point, least: int, cost: Callable[[int, int, int], float]) -> float:

@@ -153,8 +153,10 @@ def test_arrays_that_do_not_fit_in_memory() -> None:
 @pytest.mark.parametrize("value", [1e300, -1.7e308])
 def test_values_that_do_not_fit_in_a_ciphertext(value: float) -> None:
     client, _ = pair()
-    with pytest.raises(InputError, match="range that the program was calibrated for"):
+    with pytest.raises(InputError, match="calibrated range"):
         client.encrypt(np.full(SHAPE, value))
+    with pytest.raises(InputError, match="too large for any ciphertext"):
+        client.encrypt(np.full(SHAPE, value), allow_out_of_range=True)
 
 
 def test_compiling_without_memory() -> None:
