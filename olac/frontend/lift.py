@@ -1178,10 +1178,16 @@ def _check_shape(lifter: Lifter, node: fx.Node, result: Any) -> None:
         )
 
 
-def _check_type(node: fx.Node, result: Any) -> None:
-    """An encrypted value is a real number: what torch makes integers, booleans or complex of is something else."""
+def _check_type(lifter: Lifter, node: fx.Node, result: Any) -> None:
+    """An encrypted value is a real number: what torch makes integers, booleans or complex of is something else.
+
+    The client's argmax gives integers, and what follows it may go on with them.
+    """
     dtype = node.meta.get("dtype")
-    if isinstance(result, Value) and dtype is not None and not dtype.is_floating_point:
+    real = [given is None or given.is_floating_point for given in (n.meta.get("dtype") for n in node.all_input_nodes)]
+    if not isinstance(result, Value) or isinstance(lifter.builder[result.id].op, AtClient) or not all(real):
+        return
+    if dtype is not None and not dtype.is_floating_point:
         raise Unsupported(f"converts to {dtype}", "Leave conversions to anything but real numbers out")
 
 
@@ -1303,7 +1309,7 @@ def lift(traced: Traced, client_head: bool = True) -> Graph:
             args, kwargs = _resolve(node.args, environment), _resolve(dict(node.kwargs), environment)
             try:
                 result = _lift_node(lifter, traced, node, args, kwargs)
-                _check_type(node, result)
+                _check_type(lifter, node, result)
                 _check_shape(lifter, node, result)
             except (Unsupported, ShapeError) as error:
                 if isinstance(error, Unsupported):
