@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import bootstraps, encrypted
+from benchmarks import bootstraps, encrypted, security
 from benchmarks.comparison import compare
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.faults import command as faults_command
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(given)
     try:
         return int(options.run(options, shlex.join(["python", "-m", "benchmarks", *given])))
-    except (StrategyError, DataError, ResultsError) as error:
+    except (StrategyError, DataError, ResultsError, security.EstimatorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except encrypted.RunError as error:
@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _bootstraps_parser(commands.add_parser("bootstraps", help="seconds, noise and memory of one bootstrap"))
 
+    estimates = commands.add_parser("security", help="what the lattice estimator says of the bounds of security")
+    security.add_arguments(estimates)
+    estimates.set_defaults(run=_security)
     faults = commands.add_parser("faults", help="faults of many kinds, and what becomes of them")
     faults_command.add_arguments(faults, _positive)
     faults.set_defaults(run=_faults)
@@ -221,6 +224,10 @@ def _encrypted(options: argparse.Namespace, command: str) -> int:
 def _bootstraps(options: argparse.Namespace, command: str) -> int:
     Console().print(rich_table([bootstraps.run(options, command)]))
     return 0
+
+
+def _security(options: argparse.Namespace, command: str) -> int:
+    return security.run(options)
 
 
 def _faults(options: argparse.Namespace, command: str) -> int:

@@ -165,7 +165,7 @@ def use_checkpoint(material: Material, path: Path, made: Mutated) -> Verdict:
 
 def use_images(material: Material, path: Path, made: Mutated) -> Verdict:
     """Read images as `olac encrypt` does."""
-    array = commands.read_npy(path)
+    array = commands.read_npy(path, material.program.input_shape, material.program.batch)
     if array.dtype != np.float64:
         return wrong(f"an array of type {array.dtype}")
     given = material.client.encrypt(array)

@@ -53,6 +53,10 @@ WORKING_CIPHERTEXTS = 4
 """Bytes of so many ciphertexts are held beside those that are encrypted or decrypted."""
 
 
+MOST_DECIMALS = 15
+"""That outputs are rounded to, or that many digits before the point."""
+
+
 class Client:
     """Encrypts for one program and decrypts its results.
 
@@ -222,7 +226,14 @@ class Client:
         return EncryptedInput(program, self._identity, len(given), live=live)
 
     @memory_for("decrypting")
-    def decrypt(self, result: EncryptedResult, *, of: EncryptedInput | None = None, raw: bool = False) -> Outputs:
+    def decrypt(
+        self,
+        result: EncryptedResult,
+        *,
+        of: EncryptedInput | None = None,
+        raw: bool = False,
+        decimals: int | None = None,
+    ) -> Outputs:
         """The model's outputs, shape (images, *output shape), in true units; integers if its last step is an argmax.
 
         Warns if they lie far outside the range that they were calibrated to have.
@@ -230,13 +241,17 @@ class Client:
         Args:
             raw: give what the program's head is applied to, such as logits, shape (images, *raw shape).
             of: the input that the result must be of. This finds results that were mixed up, not a server that lies.
-
-        Warns if they lie far outside of the range that they were calibrated to have.
+            decimals: round to so many decimals, for outputs that are to be shared; negative ones round to tens and
+                more. Rounding lowers what the noise in the outputs tells of the secret key. It proves nothing: see
+                SECURITY.md.
 
         Raises:
             ArtifactError: it is no result, or one of another program, another key or another input than `of`.
             BackendError: what comes out is no number: the result is damaged, or a value overflowed.
+            InputError: `decimals` is no whole number from -15 to 15.
         """
+        if decimals is not None and (type(decimals) is not int or abs(decimals) > MOST_DECIMALS):
+            raise InputError(f"decimals = {decimals}: give a whole number from {-MOST_DECIMALS} to {MOST_DECIMALS}")
         key, program = self._key(), self.program
         EncryptedResult.check_kind(result)
         if result.program.fingerprint != program.fingerprint:
@@ -267,7 +282,9 @@ class Client:
         message = check_output(images, type_)
         if message:
             warnings.warn(f"{result.name}: {message}", stacklevel=3)  # after the decorator
-        return images if raw else program.head.apply(images)
+        outputs = images if raw else program.head.apply(images)
+        # No -0.0, and integers of an argmax as they are.
+        return outputs if decimals is None or outputs.dtype.kind == "i" else np.round(outputs, decimals) + 0.0
 
     def slots(self, value: Value) -> Array:
         """All slots of any value of a run, shape (ciphertexts, slots); NaN where a ciphertext does not decrypt.

@@ -102,7 +102,7 @@ def run(
     encrypted: str | Path,
     output: str | Path,
     *,
-    max_memory: float | None = None,
+    max_memory: float | str | None = None,
     progress: Callable[[Progress], None] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -145,6 +145,7 @@ def decrypt(
     *,
     encrypted: str | Path | None = None,
     raw: bool = False,
+    decimals: int | None = None,
 ) -> Outputs:
     """Decrypt a result, write it to a .npy file of shape (images, *output shape) and return it.
 
@@ -153,10 +154,12 @@ def decrypt(
     Args:
         encrypted: the input that the result must be of, if that is to be checked.
         raw: leave out the model's last steps, which the client computes, and give what goes into them.
+        decimals: as of `Client.decrypt`, for outputs that are to be shared.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program, key or input.
         BackendError: the result does not decrypt to numbers.
+        InputError: `decimals` is no whole number from -15 to 15.
     """
     check_apart(
         {"output": output}, {"program": program, "secret key": secret_key, "result": result, "input": encrypted}
@@ -165,7 +168,7 @@ def decrypt(
     compiled = CompiledProgram.load(program)
     client = Client.load(compiled, secret_key)
     given = None if encrypted is None else EncryptedInput.load(compiled, encrypted)
-    values = client.decrypt(EncryptedResult.load(compiled, result), of=given, raw=raw)
+    values = client.decrypt(EncryptedResult.load(compiled, result), of=given, raw=raw, decimals=decimals)
     write_npy(output, values)
     return values
 
@@ -176,7 +179,7 @@ def debug(
     evaluation_keys: str | Path,
     images: str | Path,
     *,
-    max_memory: float | None = None,
+    max_memory: float | str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Row, ...]:
     """Run the first batch of the images in a .npy file encrypted and simulated, and compare every layer.

@@ -18,6 +18,7 @@ from olac.backends.cost import CostEvaluator
 from olac.backends.openfhe.wire import wire
 from olac.costs import CostTable
 from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError, OlacError
+from olac.formats import FRAMES
 from olac.ir.graph import Graph
 from olac.ir.ops import Array
 from olac.ir.types import Range
@@ -425,7 +426,7 @@ def test_files_of_another_kind_version_or_program(files: dict[str, Path], tmp_pa
             with pytest.raises(ArtifactError, match=f"of kind '{other}', expected '{kind}'"):
                 read(pair.program, path)
     data = bytearray(files[kind].read_bytes())
-    data[4:6] = (envelope.VERSION + 1).to_bytes(2, "little")
+    data[4:6] = (FRAMES.current + 1).to_bytes(2, "little")
     newer = tmp_path / "newer"
     newer.write_bytes(data)
     with pytest.raises(ArtifactError, match=r"version 2.*Update olac"):
@@ -479,7 +480,7 @@ def test_headers_that_make_no_sense(pair: Pair, change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("header", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 100_000, b'{"program": 1e999}'])
 def test_headers_that_are_no_objects(pair: Pair, header: bytes) -> None:
-    start = envelope.PREFIX.pack(envelope.MAGIC, envelope.VERSION, envelope.INPUT.encode(), len(header), 0)
+    start = envelope.PREFIX.pack(envelope.MAGIC, FRAMES.current, envelope.INPUT.encode(), len(header), 0)
     with pytest.raises(ArtifactError):
         EncryptedInput.from_bytes(pair.program, start + header + bytes(envelope.DIGEST_BYTES))
 
