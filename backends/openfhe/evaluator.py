@@ -14,7 +14,7 @@ from olac.backends.base import Array, Ciphertext, Evaluator, R, Slots, T
 from olac.backends.openfhe.context import make_context
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.rounding import EXACT_PRODUCTS, Rounding
-from olac.costs import plaintext_bytes
+from olac.costs import kept_plaintext_bytes
 from olac.errors import VerificationError
 from olac.ir.types import CipherState
 from olac.parameters import FIXED, Parameters
@@ -194,7 +194,7 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
 
         if self._cache is None:
             return make()
-        size = plaintext_bytes(self.parameters.log_ring, level + 1)
+        size = kept_plaintext_bytes(self.parameters.log_ring, level + 1)
         share = 1.0 / self._workers.threads if self._workers.inside else 1.0
         return self._cache.get(self._places.next(), size, make, share)
 
