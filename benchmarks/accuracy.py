@@ -30,6 +30,7 @@ from olac import tensors
 from olac.approximation.criterion import Classification
 from olac.compiler import CompileOptions
 from olac.errors import OlacError
+from olac.ir.ops import Input
 from olac.kernels.depth import activation_depth
 from olac.program import ApproximatedModel
 
@@ -184,7 +185,9 @@ def evaluate(
     source, target = graph.inputs[0], graph[graph.outputs[0]]
 
     def single(x: torch.Tensor) -> Array:
-        values = tensors.run(graph, weights, {source.id: x / source.type.unit})[target.id]
+        assert isinstance(source.op, Input)
+        given = torch.from_numpy(source.op.encode(x.double().numpy()) / source.type.unit).float()
+        values = tensors.run(graph, weights, {source.id: given})[target.id]
         return np.asarray((values.double() * target.type.unit).flatten(1).numpy())
 
     def exact(x: torch.Tensor) -> Array:

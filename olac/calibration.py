@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from olac.errors import CalibrationError, VerificationError
+from olac.formats import without_unused
 from olac.frontend.trace import Traced
 from olac.internal import callers_items
 from olac.ir.functions import Definition, channel_function, define
@@ -60,16 +61,21 @@ def as_images(item: Any, where: str) -> torch.Tensor:
         item = item[0]
     if not isinstance(item, torch.Tensor):
         try:
-            item = torch.as_tensor(np.asarray(item))
-        except (TypeError, ValueError, RuntimeError) as error:
+            array = np.asanyarray(item)
+            if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
+                raise CalibrationError(f"{where} is an array with masked values: fill them in (array.filled(value))")
+            item = torch.as_tensor(np.asarray(array))
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CalibrationError(f"{where} is a {type(item).__name__}, not images") from error
+    if item.layout is not torch.strided or item.is_meta:
+        raise CalibrationError(f"{where} is a tensor without its values in memory; give it dense (images.to_dense())")
     if item.dtype != torch.uint8 and not item.is_floating_point():
         raise CalibrationError(f"{where} has type {item.dtype}; give floats (images.float()) or uint8")
     if item.ndim < 2:
         raise CalibrationError(f"{where} has shape {tuple(item.shape)}, without a batch axis before the image's")
     images: torch.Tensor = item.detach().to("cpu", torch.float32)
     if not torch.isfinite(images).all():
-        raise CalibrationError(f"{where} holds NaN or infinite values")
+        raise CalibrationError(f"{where} holds NaN or infinite values, or such as single precision can't hold")
     return images
 
 
@@ -112,6 +118,7 @@ class _Observer(fx.Interpreter):
         self.histograms: dict[str, Histogram] = {}
         self.low: dict[str, float] = {}
         self.high: dict[str, float] = {}
+        self.channels: dict[str, Array] = {}
         self.where = ""
         self.observing = self.looking = True
         known = {i for made in traced.lifted.values() for i in made}
@@ -153,7 +160,9 @@ class _Observer(fx.Interpreter):
             operands = [values[i].double().numpy() for i in node.inputs]
             values[node.id] = torch.from_numpy(node.op.evaluate(operands, self._graph.constants))
         value = values[node.id]
-        low, high = (float(v) for v in torch.aminmax(value))
+        by_channel = value.reshape(len(value), value.shape[1] if value.ndim > 1 else 1, -1)
+        lows, highs = _array(by_channel.amin((0, 2))), _array(by_channel.amax((0, 2)))
+        low, high = float(lows.min()), float(highs.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             origin = [part for part in (node.origin.path, node.origin.source) if part]
             what = f"{node.id} ({', '.join(origin)})" if origin else node.id
@@ -165,6 +174,10 @@ class _Observer(fx.Interpreter):
             return
         self.low[node.id] = min(low, self.low.get(node.id, low))
         self.high[node.id] = max(high, self.high.get(node.id, high))
+        before = self.channels.get(node.id)
+        self.channels[node.id] = np.stack(
+            [lows, highs] if before is None else [np.minimum(lows, before[:, 0]), np.maximum(highs, before[:, 1])], 1
+        )
         if isinstance(node.op, Activation):
             seen = values[node.inputs[0]]
             if node.id not in self.histograms:
@@ -303,6 +316,7 @@ def calibrate(
         sample=sample.array(),
         sample_every=sample.every,
         fingerprint=fingerprint(graph),
+        channels=observer.channels,
     )
 
 
@@ -310,7 +324,7 @@ def fingerprint(graph: Graph) -> str:
     """SHA-256 of a lifted model: its ops, shapes and weights. Of functions that the caller gave, the names."""
     digest = hashlib.sha256()
     for node in graph.nodes:
-        attributes = {name: repr(value) for name, value in node.op.attributes().items()}
+        attributes = {name: repr(value) for name, value in without_unused(node.op.attributes()).items()}
         if isinstance(node.op, Activation) and node.op.definition is not None:
             attributes["function"] = node.op.definition.label
         digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, node.type.shape]).encode())

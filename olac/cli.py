@@ -132,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a compiled program is and what it will take")
     info.add_argument("program", type=Path)
     info.add_argument("--costs", type=Path, metavar="FILE", help="predict from this table of calibrate-costs")
-    info.add_argument("--max-memory", type=float, metavar="GB", help="say what a server does within that")
+    info.add_argument(
+        "--max-memory", type=_memory, metavar="GB", help="say what a server does within that; or with a unit, as 512MB"
+    )
     info.set_defaults(run=_info)
 
     calibrate = commands.add_parser(
@@ -158,12 +160,17 @@ def _parser() -> argparse.ArgumentParser:
     encrypt = commands.add_parser("encrypt", help="client: encrypt images from a .npy file")
     for name in ("program", "secret_key", "images", "output"):
         encrypt.add_argument(name, type=Path)
+    encrypt.add_argument(
+        "--force", action="store_true", help="encrypt images far outside the calibrated range too, with a warning"
+    )
     encrypt.set_defaults(run=_encrypt)
 
     run = commands.add_parser("run", help="server: run a program on an encrypted input; needs no secret key")
     for name in ("program", "evaluation_keys", "input", "output"):
         run.add_argument(name, type=Path)
-    run.add_argument("--max-memory", type=float, metavar="GB", help="that this process may take")
+    run.add_argument(
+        "--max-memory", type=_memory, metavar="GB", help="that this process may take; or with a unit, as 512MB"
+    )
     run.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="keeps what the run has come to; a later run continues from it"
     )
@@ -185,6 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     decrypt.add_argument(
         "--raw", action="store_true", help="what the program gives, such as logits, without the model's last steps"
     )
+    decrypt.add_argument(
+        "--decimals", type=int, metavar="D", help="round outputs that are to be shared (SECURITY.md says what it does)"
+    )
     decrypt.set_defaults(run=_decrypt)
 
     debug = commands.add_parser(
@@ -195,7 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument(
         "--threshold", type=_from_zero, default=0.05, help="largest error that passes for right, in a layer's unit"
     )
-    debug.add_argument("--max-memory", type=float, metavar="GB", help="that this process may take")
+    debug.add_argument(
+        "--max-memory", type=_memory, metavar="GB", help="that this process may take; or with a unit, as 512MB"
+    )
     debug.set_defaults(run=_debug)
     return parser
 
@@ -228,10 +240,11 @@ def _info(options: argparse.Namespace) -> None:
         console.print(line, markup=False)
     console.print(
         f"predicted: {estimate.seconds_per_image:.2f} s an image, keys of {estimate.key_bytes / 1e9:.3f} GB in "
-        f"{estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB, client {estimate.client_gb:.2f} GB"
+        f"{estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB "
+        f"({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), client {estimate.client_gb:.2f} GB"
     )
     if options.max_memory is not None:
-        limit = options.max_memory * 1e9
+        limit = options.max_memory
         console.print(memory_line(held_within(program, limit, costs, usable_threads()), limit), soft_wrap=True)
     console.print(plan_table(program, estimate.node_seconds))
 
@@ -281,7 +294,9 @@ def _keygen(options: argparse.Namespace) -> None:
 def _encrypt(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
-    commands.encrypt(options.program, options.secret_key, options.images, options.output)
+    commands.encrypt(
+        options.program, options.secret_key, options.images, options.output, allow_out_of_range=options.force
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -301,7 +316,7 @@ def _run(options: argparse.Namespace) -> int:
                 options.evaluation_keys,
                 options.input,
                 options.output,
-                max_memory=_bytes(options.max_memory),
+                max_memory=options.max_memory,
                 progress=keep,
                 checkpoint=options.checkpoint,
                 checkpoint_seconds=options.checkpoint_seconds,
@@ -336,8 +351,14 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _bytes(gigabytes: float | None) -> float | None:
-    return None if gigabytes is None else gigabytes * 1e9
+def _memory(text: str) -> float:
+    """Bytes; a number without a unit is in GB."""
+    from olac.memory import bytes_of
+
+    try:
+        return bytes_of(text, "the value", bare="GB")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _stopped(last: Progress | None, checkpoint: Path | None) -> str:
@@ -370,16 +391,18 @@ def _decrypt(options: argparse.Namespace) -> None:
         options.output,
         encrypted=options.input,
         raw=options.raw,
+        decimals=options.decimals,
     )
+    shown = ".4g" if options.decimals is None else f".{max(options.decimals, 0)}f"
     for row in values.reshape(len(values), -1):
-        print(_outcome(row))
+        print(_outcome(row, shown))
 
 
-def _outcome(row: Outputs) -> str:
+def _outcome(row: Outputs, shown: str) -> str:
     """The outputs for one image, and the class if there is a choice."""
     if row.dtype.kind == "i":
         return "class " + " ".join(map(str, row))
-    numbers = " ".join(f"{value:.4g}" for value in row)
+    numbers = " ".join(format(value, shown) for value in row)
     return numbers if len(row) == 1 else f"class {row.argmax()}: {numbers}"
 
 
@@ -394,7 +417,7 @@ def _debug(options: argparse.Namespace) -> None:
             options.secret_key,
             options.evaluation_keys,
             options.images,
-            max_memory=_bytes(options.max_memory),
+            max_memory=options.max_memory,
             progress=show,
         )
     _Console().print(debug_table(rows))

@@ -13,7 +13,7 @@ from rich.text import Text
 from olac.errors import plain
 from olac.ir.graph import Diagonals, Node
 from olac.ir.ops import Bootstrap, Polynomial
-from olac.parameters import Parameters
+from olac.parameters import SPARSE_WEIGHT, Parameters
 from olac.polynomials.statistics import calibration_images
 from olac.program import CompiledProgram, SelfCheck
 from olac.rotation_keys import KeyChoice
@@ -110,13 +110,18 @@ def _security(parameters: Parameters) -> str:
     """What is claimed, and what it rests on."""
     if parameters.security == 0:
         return "NOT SECURE (asked for)"
-    claim = f"{parameters.security_bits:.0f}-bit security"
+    claim = f"{math.floor(parameters.security_bits)}-bit security"
+    if not parameters.secure:
+        claim += f", less than the {parameters.security} bits that it was compiled for: compile the model again"
     if parameters.bootstrapping is not None:
         return (
-            f"{claim} (sparse ternary secret of Hamming weight 192, within {parameters.security_bound}, the largest "
-            "published for it; no standard has a table for such secrets)"
+            f"{claim} (sparse ternary secret of Hamming weight {SPARSE_WEIGHT}, within {parameters.security_bound}, "
+            "the largest published for it, and the lattice estimator; no standard has a table for such secrets)"
         )
-    return f"{claim} (Homomorphic Encryption Standard, uniform ternary secret, classical attacker)"
+    return (
+        f"{claim} (uniform ternary secret, classical attacker, by the Security Guidelines for Implementing Homomorphic "
+        "Encryption of 2024 and the lattice estimator)"
+    )
 
 
 def _ciphertexts(node: Node) -> range:

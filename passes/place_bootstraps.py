@@ -6,7 +6,7 @@ import itertools
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from olac.backends.cost import CostEvaluator
@@ -14,41 +14,18 @@ from olac.backends.recorder import RecorderEvaluator
 from olac.costs import CostTable
 from olac.errors import InfeasibleError, VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node, describe
-from olac.ir.layout import TensorLayout
 from olac.ir.ops import Bootstrap, Input
 from olac.ir.types import Stage
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_hollow_kernels
-from olac.parameters import Bootstrapping, Parameters
+from olac.parameters import Parameters
 from olac.passes.base import Pass, PassContext
+from olac.passes.bootstrap_beam import beam
+from olac.passes.bootstrap_problem import WIDEST, Boots, Plan, Problem, repeats
 
-MOST_STATES = 512
-"""Of the dynamic program at one place, the cheapest of each number of bootstraps that are still to come, where those
-are limited; networks with few values alive at once have far fewer."""
-WIDEST = 1.0 + 1e-9
-"""Largest calibrated magnitude of a slot at a bootstrap."""
-
-Boots = tuple[tuple[int, str], ...]
-"""Bootstraps: the value, and the position in the graph's order behind which its readers get the new one."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where bootstraps go.
-
-    Attributes:
-        boots: values and where they are bootstrapped, in the graph's order.
-        seconds: predicted, for the program and its bootstraps.
-        bootstraps: of single ciphertexts.
-        fresh_level: level of the encrypted input.
-        picks: by node, which of its options is taken, where there are several.
-    """
-
-    boots: Boots
-    seconds: float
-    bootstraps: int
-    fresh_level: int
-    picks: Mapping[str, int] = field(default_factory=dict)
+MOST_STATES = 64
+"""Of the exact dynamic program at one place, for each number of bootstraps that are still to come if those are limited.
+Networks with few values alive at once have far fewer. A graph with more is left to `olac.passes.bootstrap_beam`."""
 
 
 @dataclass(frozen=True)
@@ -153,92 +130,6 @@ def place_bootstraps(
     return solve(problem, one_boot, most)
 
 
-@dataclass(frozen=True)
-class Option:
-    """One way to compute a node: the levels that it takes, and a price beside its seconds."""
-
-    levels: int
-    price: float = 0.0
-
-
-def repeats(layout: TensorLayout, boots: Bootstrapping) -> bool:
-    """Whether the slots of a value repeat as bootstraps of a set-up take for granted."""
-    return boots.log_slots is None or layout.repeats_after <= 1 << boots.log_slots
-
-
-class Problem:
-    """What a plan has to keep to, and what it costs.
-
-    Args:
-        graph: at any stage; before PACKED every value counts as one ciphertext.
-        boots: the levels around a bootstrap.
-        depth: levels of the chain, the most of a fresh input.
-        seconds: of a node with operands at a level; must not fall with the level.
-
-    Attributes:
-        options: for each node the ways to compute it, which may be more than one before degrees are chosen.
-    """
-
-    def __init__(self, graph: Graph, boots: Bootstrapping, depth: int, seconds: Callable[[Node, int], float]) -> None:
-        self.graph, self.boots, self.depth = graph, boots, depth
-        self._seconds = seconds
-        self._memo: dict[tuple[str, int], float] = {}
-        self.options: dict[str, tuple[Option, ...]] = {
-            node.id: (Option(node.levels(graph.constants)),) for node in graph.nodes
-        }
-
-    def least(self, name: str) -> int:
-        """The fewest levels that a node may take."""
-        return min(option.levels for option in self.options[name])
-
-    def seconds(self, node: Node, level: int) -> float:
-        """Of a node with operands at a level."""
-        key = (node.id, level)
-        if key not in self._memo:
-            self._memo[key] = self._seconds(node, level)
-        return self._memo[key]
-
-    def ciphertexts(self, name: str) -> int:
-        """How many ciphertexts a value has."""
-        layout = self.graph[name].type.layout
-        return 1 if layout is None else layout.ciphertexts
-
-    def fits(self, name: str) -> bool:
-        """Whether a value may be bootstrapped: its slots stay where that is exact, and repeat as the set-up asks."""
-        kind = self.graph[name].type
-        exact = kind.bound is None or kind.bound.magnitude <= kind.unit * WIDEST
-        return exact and (kind.layout is None or repeats(kind.layout, self.boots))
-
-    def _repeating(self) -> str:
-        log_slots = self.boots.log_slots
-        return "" if log_slots is None else f", that repeat after 2^{log_slots} slots"
-
-    def highest(self) -> dict[str, int]:
-        """The highest level that each value can have, were all bootstrapped that may be.
-
-        Raises:
-            InfeasibleError: a node gets no level.
-        """
-        found: dict[str, int] = {}
-        for node in self.graph.nodes:
-            if isinstance(node.op, Input):
-                level = self.depth
-            else:
-                level = min(found[name] for name in node.inputs) - self.least(node.id)
-            if level < 0:
-                raise InfeasibleError(
-                    f"levels run out at {node.id} from {node.origin}: bootstraps leave "
-                    f"{self.boots.output_level - self.boots.input_level} levels between them, which does not reach to "
-                    "it from the last place for one (values of at most their unit, at level "
-                    f"{self.boots.input_level} or above{self._repeating()}). Lower the degrees of the activations "
-                    "before it."
-                )
-            if level >= self.boots.input_level and self.fits(node.id):
-                level = max(level, self.boots.output_level)
-            found[node.id] = level
-        return found
-
-
 State = tuple[tuple[str, int], ...]
 """Levels that what is still to come needs of the values that are alive at a place, and under COUNT how many bootstraps
 it takes, where those are limited."""
@@ -259,7 +150,9 @@ def solve(problem: Problem, one_boot: float, most: int | None = None) -> Plan:
     """Dynamic program from the last node to the first, over the levels that live values need.
 
     A value may be bootstrapped before any node that reads it, on its own; that node and all later ones read the new
-    one. Of two states the one that needs no less and costs no less is dropped.
+    one. Of two states the one that needs no less and costs no less is dropped. That finds the best plan. A graph in
+    which too many states are left is planned by a search that keeps a bounded number of them; plans that could be
+    compared with the best cost up to 1 % more (`olac.passes.bootstrap_beam`).
 
     Args:
         problem: see there.
@@ -283,7 +176,7 @@ def solve(problem: Problem, one_boot: float, most: int | None = None) -> Plan:
         found: dict[State, _Way] = {}
         for state, way in ways.items():
             rest = dict(state)
-            level = rest.pop(node.id)
+            level = rest.pop(node.id, 0)
             for pick, option in enumerate(problem.options[node.id]):
                 operand = level + option.levels
                 if any(operand > highest[name] for name in node.inputs):
@@ -301,7 +194,10 @@ def solve(problem: Problem, one_boot: float, most: int | None = None) -> Plan:
                 for count in range(len(choices) + 1):
                     for chosen in itertools.combinations(choices, count):
                         _extend(found, needs, chosen, picked, seconds, index - 1, problem, one_boot, highest)
-        ways = _undominated(found)
+        undominated = _undominated(found)
+        if undominated is None:
+            return beam(problem, one_boot, most)
+        ways = undominated
         if not ways:
             raise InfeasibleError(f"no plan takes at most {most} bootstraps")
     best_state, best = min(ways.items(), key=lambda item: (item[1].seconds, item[0]))
@@ -343,18 +239,20 @@ def _extend(
         found[state] = extended
 
 
-def _undominated(found: Mapping[State, _Way]) -> dict[State, _Way]:
-    """States of one place that no other beats in every level and in cost; at most MOST_STATES of each count."""
+def _undominated(found: Mapping[State, _Way]) -> dict[State, _Way] | None:
+    """States of one place that no other beats in every level and in cost; None if there are too many."""
     kept: dict[State, _Way] = {}
     needs: list[tuple[int, ...]] = []
     of_count: dict[int, int] = {}
     for state, way in sorted(found.items(), key=lambda item: (item[1].seconds, item[0])):
         count = state[0][1] if state and state[0][0] == COUNT else 0
         mine = tuple(level for _, level in state)
-        if of_count.get(count, 0) < MOST_STATES and not any(all(map(operator.le, one, mine)) for one in needs):
+        if not any(all(map(operator.le, one, mine)) for one in needs):
             kept[state] = way
             needs.append(mine)
             of_count[count] = of_count.get(count, 0) + 1
+            if of_count[count] > MOST_STATES:
+                return None
     return kept
 
 

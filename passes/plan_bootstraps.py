@@ -12,7 +12,8 @@ from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
 from olac.ir.ops import Square
 from olac.parameters import Parameters, deep_candidates
-from olac.passes.place_bootstraps import Option, Plan, Problem, solve
+from olac.passes.bootstrap_problem import Option, Plan, Problem
+from olac.passes.place_bootstraps import solve
 from olac.passes.stand_ins import lowered
 
 NODE_PRICE = 1e-6

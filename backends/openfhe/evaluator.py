@@ -162,7 +162,8 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
     def encrypt(self, key: Any, slots: Array, level: int) -> Ciphertext[Any]:
         """Encrypt with the secret key (100 times less noise than with the public one) or the public key."""
         scale = self.parameters.scale(level)
-        return Ciphertext(self._context.Encrypt(key, self._make(slots, level, scale)), CipherState(level, 1, scale))
+        plain = self._make(self._fresh(slots, level, scale), level, scale)
+        return Ciphertext(self._context.Encrypt(key, plain), CipherState(level, 1, scale))
 
     def decrypt(self, key: Any, a: Ciphertext[Any]) -> Array:
         """The slots, shape (slots,). For clients only."""

@@ -141,11 +141,25 @@ def _grid(shapes: Sequence[Shape], name: str) -> tuple[int, int, int]:
 @register
 @dataclass(frozen=True)
 class Input(Op):
-    """A value that the client encrypts."""
+    """A value that the client encrypts: (image - offset) / factor, with an offset and a factor for each channel.
+
+    offsets, factors: one for each channel (the first axis), or none of them: nothing is taken away, and one factor, the
+    unit, is for all. What reads the input has them in its weights.
+    """
 
     shape: Shape = ()
+    offsets: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
     name: ClassVar[str] = "input"
     arity: ClassVar[int] = 0
+
+    def encode(self, images: Array) -> Array:
+        """What the graph computes with, for images (n, *shape)."""
+        if not self.factors:
+            return images
+        tail = (1,) * (len(self.shape) - 1)
+        offsets, factors = (np.array(each).reshape(-1, *tail) for each in (self.offsets, self.factors))
+        return np.asarray((images - offsets) / factors)
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         return self.shape

@@ -268,6 +268,7 @@ class Calibration:
         sample: (m, *input shape), images among those that the statistics are of, spread evenly over them.
         sample_every: of the images that the statistics are of each so-manyth is in the sample; a power of two.
         fingerprint: SHA-256 of the model's graph and weights (`olac.calibration.fingerprint`), or "" where unknown.
+        channels: for each node id the range of each channel, (channels, 2); nothing where it is unknown.
     """
 
     images: int
@@ -278,6 +279,7 @@ class Calibration:
     sample: SingleArray = field(default_factory=_no_images)
     sample_every: int = 1
     fingerprint: str = ""
+    channels: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def choosing(self) -> Array:
@@ -316,6 +318,7 @@ class Calibration:
                 for name in ("held_out", "held_out_outputs", "sample")
             )
             or any(h.channels != other.histograms[i].channels for i, h in self.histograms.items())
+            or any(seen.shape != other.channels[i].shape for i, seen in self.channels.items() if i in other.channels)
         ):
             raise CalibrationError("calibrations of different models can't be merged. Calibrate both with one model.")
         every = max(self.sample_every, other.sample_every)
@@ -335,6 +338,11 @@ class Calibration:
             sample=sample,
             sample_every=every,
             fingerprint=self.fingerprint,
+            channels={
+                i: np.stack([np.minimum(seen, theirs)[:, 0], np.maximum(seen, theirs)[:, 1]], axis=1)
+                for i, seen in self.channels.items()
+                if (theirs := other.channels.get(i)) is not None
+            },
         )
 
     def save(self, path: str | Path) -> None:

@@ -18,7 +18,15 @@ from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import WORD_BYTES, new_tag
 from olac.costs import ciphertext_bytes
 from olac.envelope import open_frame
-from olac.errors import ArtifactError, BackendError, ClosedError, InfeasibleError, InputError, MissingKeyError
+from olac.errors import (
+    ArtifactError,
+    BackendError,
+    ClosedError,
+    InfeasibleError,
+    InputError,
+    MissingKeyError,
+    VerificationError,
+)
 from olac.estimate import LIBRARY_BYTES
 from olac.files import Output, Source, check_private, check_writable, write_files
 from olac.forks import check_fork
@@ -27,6 +35,7 @@ from olac.ir.ops import Array
 from olac.kernels.base import Value
 from olac.memory import available_bytes, check_room, current_rss_bytes, memory_for
 from olac.program import CompiledProgram, check_images
+from olac.runtime.check_ranges import check_input, check_output
 from olac.runtime.messages import (
     EncryptedInput,
     EncryptedResult,
@@ -42,8 +51,10 @@ if TYPE_CHECKING:
 GB = 1e9
 WORKING_CIPHERTEXTS = 4
 """Bytes of so many ciphertexts are held beside those that are encrypted or decrypted."""
-RANGE_TOLERANCE = 1e-6
-"""How far beyond the calibrated range an image may go without a warning, relative to the range."""
+
+
+MOST_DECIMALS = 15
+"""That outputs are rounded to, or that many digits before the point."""
 
 
 class Client:
@@ -144,12 +155,12 @@ class Client:
             ArtifactError: the file is missing, damaged, or of another kind, version or program, or others may read it.
             InfeasibleError: there isn't memory enough.
         """
-        check_private(path)
-        _check_room(program, "loading the secret key")
         parameters = program.parameters
         size = parameters.limbs * parameters.ring_dimension * WORD_BYTES
         with open_frame(Source.of_file(path), envelope.SECRET_KEY, program) as payload:
             header = payload.header
+            check_private(path)
+            _check_room(program, "loading the secret key")
             identity = header.identity("keys")
             header.expect_payload(size)
             words = np.frombuffer(payload.read(size), "<u8").reshape(parameters.limbs, -1)
@@ -176,13 +187,18 @@ class Client:
     # Data ------------------------------------------------------------------------------------------------------------
 
     @memory_for("encrypting")
-    def encrypt(self, images: Any) -> EncryptedInput:
+    def encrypt(self, images: Any, *, allow_out_of_range: bool = False) -> EncryptedInput:
         """Encrypt images of shape (n, *input shape), or one of shape `input shape`, in true units, n <= batch.
 
-        Warns where values leave the range that the program was calibrated for: polynomials are only right inside it.
+        Warns if values leave the range that their column or channel was calibrated for: polynomials are only right
+        inside it.
+
+        Args:
+            allow_out_of_range: encrypt, with a warning, what lies so far outside that it is refused otherwise.
 
         Raises:
-            InputError: another shape, no image or more than a batch, or values that are not finite.
+            InputError: another shape, no image or more than a batch, values that are not finite, or values further
+                from the middle of the calibrated range than `FAR` times its half width.
         """
         key, program = self._key(), self.program
         type_ = program.input.type
@@ -193,41 +209,49 @@ class Client:
                 f"the program takes {most} at a time, not {len(given)}. Encrypt them one after another, or compile "
                 "with a larger batch."
             )
-        self._warn(given)
         layout, state = type_.layout, type_.state
         assert layout is not None and state is not None
         _check_room(program, "encrypting", layout.ciphertexts)
+        encoded = program.encode(given)
+        message = check_input(encoded, type_, allow_out_of_range)
+        if message:
+            warnings.warn(message, stacklevel=3)  # after the decorator
         batch = np.zeros((program.batch, *program.input_shape))
-        batch[: len(given)] = given / type_.unit
+        batch[: len(given)] = encoded / type_.unit
         evaluator = self._evaluator()
-        live = tuple(evaluator.encrypt(key, slots, state.level).payload for slots in layout.pack(batch))
+        try:
+            live = tuple(evaluator.encrypt(key, slots, state.level).payload for slots in layout.pack(batch))
+        except VerificationError as error:
+            raise InputError("the input holds values that are too large for any ciphertext of the program") from error
         return EncryptedInput(program, self._identity, len(given), live=live)
 
-    def _warn(self, images: Array) -> None:
-        bound = self.program.input.type.bound
-        if bound is None:
-            return
-        slack = RANGE_TOLERANCE * (bound.high - bound.low)
-        low, high = float(images.min()), float(images.max())
-        if low < bound.low - slack or high > bound.high + slack:
-            warnings.warn(
-                f"the images hold values in [{low:.6g}, {high:.6g}], the program was calibrated for "
-                f"[{bound.low:.6g}, {bound.high:.6g}]: its outputs may be wrong",
-                stacklevel=3,
-            )
-
     @memory_for("decrypting")
-    def decrypt(self, result: EncryptedResult, *, of: EncryptedInput | None = None, raw: bool = False) -> Outputs:
+    def decrypt(
+        self,
+        result: EncryptedResult,
+        *,
+        of: EncryptedInput | None = None,
+        raw: bool = False,
+        decimals: int | None = None,
+    ) -> Outputs:
         """The model's outputs, shape (images, *output shape), in true units; integers if its last step is an argmax.
+
+        Warns if they lie far outside the range that they were calibrated to have.
 
         Args:
             raw: give what the program's head is applied to, such as logits, shape (images, *raw shape).
             of: the input that the result must be of. This finds results that were mixed up, not a server that lies.
+            decimals: round to so many decimals, for outputs that are to be shared; negative ones round to tens and
+                more. Rounding lowers what the noise in the outputs tells of the secret key. It proves nothing: see
+                SECURITY.md.
 
         Raises:
             ArtifactError: it is no result, or one of another program, another key or another input than `of`.
             BackendError: what comes out is no number: the result is damaged, or a value overflowed.
+            InputError: `decimals` is no whole number from -15 to 15.
         """
+        if decimals is not None and (type(decimals) is not int or abs(decimals) > MOST_DECIMALS):
+            raise InputError(f"decimals = {decimals}: give a whole number from {-MOST_DECIMALS} to {MOST_DECIMALS}")
         key, program = self._key(), self.program
         EncryptedResult.check_kind(result)
         if result.program.fingerprint != program.fingerprint:
@@ -255,7 +279,12 @@ class Client:
         images = layout.unpack(np.stack(slots))[: result.images] * type_.unit
         if not all(math.isfinite(v) for v in (float(images.min()), float(images.max()))):
             raise BackendError(f"{result.name} decrypts to values that are not finite")
-        return images if raw else program.head.apply(images)
+        message = check_output(images, type_)
+        if message:
+            warnings.warn(f"{result.name}: {message}", stacklevel=3)  # after the decorator
+        outputs = images if raw else program.head.apply(images)
+        # No -0.0, and integers of an argmax as they are.
+        return outputs if decimals is None or outputs.dtype.kind == "i" else np.round(outputs, decimals) + 0.0
 
     def slots(self, value: Value) -> Array:
         """All slots of any value of a run, shape (ciphertexts, slots); NaN where a ciphertext does not decrypt.

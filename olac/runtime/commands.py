@@ -69,12 +69,22 @@ def keygen(
     return secret, evaluation
 
 
-def encrypt(program: str | Path, secret_key: str | Path, images: str | Path, output: str | Path) -> Path:
+def encrypt(
+    program: str | Path,
+    secret_key: str | Path,
+    images: str | Path,
+    output: str | Path,
+    *,
+    allow_out_of_range: bool = False,
+) -> Path:
     """Encrypt images from a .npy file of shape (n, *input shape) or `input shape`.
+
+    Args:
+        allow_out_of_range: as in `Client.encrypt`.
 
     Raises:
         ArtifactError: a file is missing or damaged.
-        InputError: the array has another shape, type, or values that are not finite.
+        InputError: the array has another shape, type, values that are not finite or far outside the calibrated range.
     """
     inputs = {"program": program, "secret key": secret_key, "file of images": images}
     check_apart({"encrypted input": output}, inputs)
@@ -82,7 +92,7 @@ def encrypt(program: str | Path, secret_key: str | Path, images: str | Path, out
     compiled = CompiledProgram.load(program)
     array = read_npy(images, compiled.input_shape, compiled.batch)
     client = Client.load(compiled, secret_key)
-    client.encrypt(array).save(output)
+    client.encrypt(array, allow_out_of_range=allow_out_of_range).save(output)
     return Path(output)
 
 
@@ -92,7 +102,7 @@ def run(
     encrypted: str | Path,
     output: str | Path,
     *,
-    max_memory: float | None = None,
+    max_memory: float | str | None = None,
     progress: Callable[[Progress], None] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -135,6 +145,7 @@ def decrypt(
     *,
     encrypted: str | Path | None = None,
     raw: bool = False,
+    decimals: int | None = None,
 ) -> Outputs:
     """Decrypt a result, write it to a .npy file of shape (images, *output shape) and return it.
 
@@ -143,10 +154,12 @@ def decrypt(
     Args:
         encrypted: the input that the result must be of, if that is to be checked.
         raw: leave out the model's last steps, which the client computes, and give what goes into them.
+        decimals: as of `Client.decrypt`, for outputs that are to be shared.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program, key or input.
         BackendError: the result does not decrypt to numbers.
+        InputError: `decimals` is no whole number from -15 to 15.
     """
     check_apart(
         {"output": output}, {"program": program, "secret key": secret_key, "result": result, "input": encrypted}
@@ -155,7 +168,7 @@ def decrypt(
     compiled = CompiledProgram.load(program)
     client = Client.load(compiled, secret_key)
     given = None if encrypted is None else EncryptedInput.load(compiled, encrypted)
-    values = client.decrypt(EncryptedResult.load(compiled, result), of=given, raw=raw)
+    values = client.decrypt(EncryptedResult.load(compiled, result), of=given, raw=raw, decimals=decimals)
     write_npy(output, values)
     return values
 
@@ -166,7 +179,7 @@ def debug(
     evaluation_keys: str | Path,
     images: str | Path,
     *,
-    max_memory: float | None = None,
+    max_memory: float | str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Row, ...]:
     """Run the first batch of the images in a .npy file encrypted and simulated, and compare every layer.

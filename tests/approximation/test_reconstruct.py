@@ -9,15 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from olac.approximation.common import output_error
 from olac.approximation.reconstruct import LEAST_IMAGES, SLOWER, _Steps, reconstruct
 from olac.approximation.sweep import sweep
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Conv2d, Linear, Polynomial
+from olac.ir.ops import Conv2d, Linear, Polynomial, PolynomialProduct, SparseLinear
+from olac.passes.base import PassContext, PassManager
+from olac.passes.expand_max_pool import ExpandMaxPool
 from olac.polynomials.fit import SQUARE, FitOptions
 from olac.tensors import run, tensors
-from tests.approximation.nets import activations, error, from_histograms, images, residual, values
+from tests.approximation.nets import activations, error, folded, from_histograms, images, residual, values
+from tests.networks import calibration_of
 
 TRAIN, HELD, UNSEEN = images(160, 1), images(50, 2), images(120, 3)
 NET = residual(1)
@@ -74,6 +78,42 @@ def test_a_bad_start_is_put_right() -> None:
     bad = spoilt(start(3))
     after = reconstruct(NET, bad, TRAIN, HELD, 25)
     assert error(NET, after, UNSEEN) < 0.35 * error(NET, bad, UNSEEN)
+
+
+def pooled() -> Graph:
+    """A small network with max-pooling between its activations, already expanded into compositions."""
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    )
+    graph = folded(model, TRAIN)
+    context = PassContext(calibration=calibration_of(graph, TRAIN.double().numpy()))
+    return PassManager([ExpandMaxPool()]).run(graph, context)
+
+
+def test_polynomials_that_stand_for_no_activation_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compositions of a max-pooling are what they are; all else around them gains, images out of range included."""
+    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 0.0)
+    graph = pooled()
+    before = start(2, graph)
+    after = reconstruct(graph, before, images(320, 9), HELD, 8)
+    assert error(graph, after, UNSEEN) < 0.97 * error(graph, before, UNSEEN)
+    fitted = set(activations(graph))
+    given = [node for node in after.nodes if isinstance(node.op, Polynomial | PolynomialProduct | SparseLinear)]
+    assert len([node for node in given if node.id not in fitted]) == 8
+    for node in given:
+        same = all(
+            np.array_equal(after.constants[n], before.constants[n])
+            for n in node.op.constant_names()
+            if n in before.constants
+        )
+        assert (node.op == before[node.id].op and same) == (node.id not in fitted)
 
 
 def test_parameters_are_averaged_over_a_pass_and_start_again_where_they_are_put() -> None:

@@ -152,7 +152,7 @@ def test_without_a_limit_memory_counts_too() -> None:
         for digits in range(1, parameters.depth + 2)
         if Parameters.valid_digits(parameters.depth, digits)
     ]
-    secure = [one for one in choices if one.log_qp_bound_use <= one.security_bound]
+    secure = [one for one in choices if one.secure]
     made = {one.digits: CompiledProgram(program.graph, one, program.rotations).estimate(1) for one in secure}
     occupied = {d: e.seconds_per_image * (MACHINE_BYTES + e.server_gb * 1e9) for d, e in made.items()}
     assert len(occupied) > 3
@@ -179,8 +179,7 @@ def test_a_ring_that_needs_many_digits_is_held_against_the_next(monkeypatch: pyt
 
 
 def _holds(parameters: Parameters, log_ring: int) -> bool:
-    one = replace(parameters, log_ring=log_ring)
-    return one.log_qp_bound_use <= one.security_bound
+    return replace(parameters, log_ring=log_ring).secure
 
 
 def _least_digits(parameters: Parameters) -> int:

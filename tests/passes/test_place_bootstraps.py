@@ -24,9 +24,10 @@ from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 from olac.passes.assign_layouts import AssignLayouts
 from olac.passes.assign_levels import AssignLevels, required_levels
 from olac.passes.base import PassContext, PassManager
+from olac.passes.bootstrap_problem import Plan, Problem
 from olac.passes.choose_lowerings import ChooseLowerings
 from olac.passes.pipeline import lowering_pipeline
-from olac.passes.place_bootstraps import PlaceBootstraps, Plan, Problem, check_levels, insert, solve
+from olac.passes.place_bootstraps import PlaceBootstraps, check_levels, insert, solve
 from tests.golden import check_golden
 from tests.networks import Growing, normalized
 

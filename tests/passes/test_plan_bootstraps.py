@@ -17,7 +17,8 @@ from olac.ir.graph import Graph, GraphBuilder
 from olac.ir.ops import Activation, Add, Affine, Bootstrap, Input, Square
 from olac.ir.types import Stage, ValueType
 from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
-from olac.passes.place_bootstraps import Option, solve
+from olac.passes.bootstrap_problem import Option
+from olac.passes.place_bootstraps import solve
 from olac.passes.plan_bootstraps import (
     NODE_PRICE,
     _Unscaled,
