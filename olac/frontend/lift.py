@@ -1178,10 +1178,14 @@ def _check_shape(lifter: Lifter, node: fx.Node, result: Any) -> None:
         )
 
 
-def _check_type(node: fx.Node, result: Any) -> None:
-    """An encrypted value is a real number: what torch makes integers, booleans or complex of is something else."""
+def _check_type(node: fx.Node, result: Any, classes: bool) -> None:
+    """An encrypted value is a real number: what torch makes integers, booleans or complex of is something else.
+
+    `classes` says that the client computes the value and that it is a class, an integer.
+    """
     dtype = node.meta.get("dtype")
-    if isinstance(result, Value) and dtype is not None and not dtype.is_floating_point:
+    allowed = dtype is None or dtype.is_floating_point or (classes and dtype == torch.int64)
+    if isinstance(result, Value) and not allowed:
         raise Unsupported(f"converts to {dtype}", "Leave conversions to anything but real numbers out")
 
 
@@ -1215,6 +1219,14 @@ class _LastSteps:
         self._lifter = lifter
         self._known: dict[str, _OnlyAtClient] = {}
 
+    def decided(self, values: Any) -> bool:
+        """Whether one of the values is a class."""
+        return any((v.id in self._known and self._known[v.id].decides) or self._chosen(v) for v in _values(values))
+
+    def _chosen(self, value: Value) -> bool:
+        op = self._lifter.builder[value.id].op
+        return isinstance(op, AtClient) and op.step.decides
+
     def follow(self, node: fx.Node, arguments: Sequence[Any], result: Any) -> _OnlyAtClient | None:
         """Take notice of what was made for an fx node; what it reads although it may not."""
         builder = self._lifter.builder
@@ -1229,7 +1241,7 @@ class _LastSteps:
         if read is not None or here:
             called = self._lifter.called
             for value in _values(result):
-                decides = isinstance(builder[value.id].op, AtClient) and any(step.decides for step in here)
+                decides = self._chosen(value)
                 self._known[value.id] = (
                     _OnlyAtClient(node, called, decides)
                     if read is None
@@ -1303,7 +1315,7 @@ def lift(traced: Traced, client_head: bool = True) -> Graph:
             args, kwargs = _resolve(node.args, environment), _resolve(dict(node.kwargs), environment)
             try:
                 result = _lift_node(lifter, traced, node, args, kwargs)
-                _check_type(node, result)
+                _check_type(node, result, last.decided([args, list(kwargs.values()), result]))
                 _check_shape(lifter, node, result)
             except (Unsupported, ShapeError) as error:
                 if isinstance(error, Unsupported):
