@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import itertools
 import json
 import math
@@ -47,8 +48,10 @@ BLOCK_SIZES = (60, 90, 130, 180, 240, 300)
 """Of lattice reduction, that searches start from."""
 REDUCIBLE = 36
 """Coordinates for each bit of the modulus that a block size of 330 reduces, a little less."""
-SEARCHES = 2
-"""As many, from the block sizes that are cheapest at the start."""
+SHARES = (0.75, 1.0, 1.3, 1.8)
+"""Of these, that are kept at the start."""
+SEARCHES = 3
+"""As many, from the starts of least cost."""
 GUESSED_WEIGHTS = (0, 1, 2, 4, 6, 9, 13, 18, 24)
 """Coordinates that are not zero among the guessed ones, at the start of searches."""
 WITHIN = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -139,10 +142,10 @@ def _use_numpy(estimator: Any, primal: Any, exactly: Any) -> None:
     def geometric_series(
         d: int, n: int, q: int, beta: int, xi: Any = 1, tau: Any = 1, dual: bool = False
     ) -> np.ndarray[Any, Any]:
-        volume = math.log2(q) * (d - n - bool(tau)) + math.log2(xi) * n + (math.log2(tau) if tau else 0.0)
+        volume = float(primal.log(q, 2)) * (d - n - bool(tau)) + math.log2(xi) * n + (math.log2(tau) if tau else 0.0)
         norms = (d - 1 - 2 * np.arange(d)) * math.log2(estimator.reduction.delta(beta)) + volume / d
         with np.errstate(over="ignore", under="ignore"):
-            return np.exp2(2 * norms)
+            return np.asarray(np.exp2(2 * norms))
 
     def product(factors: np.ndarray[Any, Any]) -> Any:
         with np.errstate(divide="ignore"):
@@ -169,11 +172,11 @@ def _use_numpy(estimator: Any, primal: Any, exactly: Any) -> None:
         short = np.flatnonzero((log_vol - 2 * balls) / n < np.log(bound))
         return estimator.lwe_primal.ZZ(d - (int(i[short[0]]) - 1) + (not is_homogeneous) if len(short) else 2)
 
-    given = (600, 300, 2**20, 60)
-    was, now = primal.GSA(*given, tau=False), geometric_series(*given, tau=False)
-    assert np.allclose(np.array(was, dtype=float), now, rtol=1e-9)
-    assert math.isclose(primal.prob_babai(was, 700.0), babai(now, 700.0), rel_tol=1e-6)
-    assert math.isclose(primal.mitm_babai_probability(was, 3.0), meeting(now, 3.0), rel_tol=1e-6)
+    for given in ((600, 300, exactly(2) ** 20, 60), (2400, 2290, exactly(2) ** 1100, 60)):
+        was, now = primal.GSA(*given, tau=False), geometric_series(*given, tau=False)
+        assert np.allclose(np.array(was, dtype=float), now, rtol=1e-9)
+        assert math.isclose(primal.prob_babai(was, 700.0), babai(now, 700.0), rel_tol=1e-6)
+        assert math.isclose(primal.mitm_babai_probability(was, 3.0), meeting(now, 3.0), rel_tol=1e-6)
     errors = estimator.ND.DiscreteGaussian(3.0)
     for volume in (1500.0, 2500.0, 4000.0):
         asked = (600, volume, math.log(estimator.reduction.delta(60)), errors)
@@ -234,31 +237,30 @@ class Estimator:
         }
         if weight is not None:
             for name, mitm in (("bdd_hybrid", False), ("bdd_mitm_hybrid", True)):
-                costs[name] = self._guessing(given, point, lambda b, z, w, m=mitm: self._hybrid(given, b, z, w, m))
+                costs[name] = self._guessing(given, point, beta, functools.partial(self._hybrid, given, mitm=mitm))
             solvers = {"dual_hybrid_sparse": self._guess.exhaustive_search, "dual_mitm_hybrid": self._guess.mitm}
             for name, solver in solvers.items():
-                costs[name] = self._guessing(given, point, lambda b, z, w, s=solver: self._sparse(given, b, z, w, s))
+                costs[name] = self._guessing(given, point, beta, functools.partial(self._sparse, given, solver=solver))
         return {name: round(cost, 2) for name, cost in costs.items() if math.isfinite(cost)}
 
-    def _guessing(self, given: Any, point: Point, cost: Callable[[int, int, int], float]) -> float:
+    def _guessing(self, given: Any, point: Point, least: int, cost: Callable[[int, int, int], float]) -> float:
         """The least cost of an attack that guesses coordinates of a sparse secret.
 
         Args:
+            least: block size of the attack that guesses nothing.
             cost: of a block size, of how many coordinates are guessed and of how many of these are not zero.
         """
         weight = int(given.Xs.hamming_weight)
 
         def valid(beta: int, zeta: int, most: int) -> float:
-            return cost(beta, zeta, most) if zeta < given.n and most <= min(zeta, weight) else math.inf
+            return cost(beta, zeta, most) if most <= min(zeta, weight) and 0 <= zeta < given.n else math.inf
 
-        starts = []
-        for beta in BLOCK_SIZES:
-            kept = round(REDUCIBLE * (beta / 330) ** 0.7 * point.log_q)  # coordinates that such blocks can reduce
-            starts += [(beta, max(0, given.n - kept), most) for most in GUESSED_WEIGHTS]
-        best: dict[int, tuple[int, int, int]] = {}  # of each block size
-        for start in sorted(starts, key=lambda start: valid(*start)):
-            best.setdefault(start[0], start)
-        tried = list(best.values())[:SEARCHES]
+        starts = [(least, 0, 0)]
+        for beta, share in itertools.product(BLOCK_SIZES, SHARES):
+            # Coordinates that such blocks can reduce are kept, or a share of them.
+            zeta = given.n - round(share * REDUCIBLE * (beta / 330) ** 0.7 * point.log_q)
+            starts += [(beta, zeta, most) for most in GUESSED_WEIGHTS]
+        tried = sorted(starts, key=lambda start: valid(*start))[:SEARCHES]
         return min(descend(valid, one, (32, max(1, (given.n - one[1]) // 8), 2), (40, 0, 0)) for one in tried)
 
     def _hybrid(self, given: Any, beta: int, zeta: int, weight: int, mitm: bool) -> float:
@@ -290,7 +292,7 @@ class Estimator:
 
     def _sparse(self, given: Any, beta: int, zeta: int, weight: int, solver: Any) -> float:
         """The dual attack that has a solver find the guessed coordinates."""
-        if zeta == 0 or weight == 0:
+        if min(zeta, weight) == 0:
             return math.inf  # nothing to solve
         return _log2(
             self._dual.DualHybrid.cost(

@@ -15,7 +15,7 @@ import types
 import typing
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,6 @@ from olac.parameters import Parameters, is_prime
 from olac.program import CompiledProgram, Report, SelfCheck
 
 FORMAT = "olac-program"
-SINCE_VERSION_5: dict[type, frozenset[str]] = {
-    Input: frozenset({"offsets", "factors"}),
-    ValueType: frozenset({"channels"}),
-    Report: frozenset({"max_memory"}),
-    SelfCheck: frozenset({"task", "meaning", "low", "high", "goal", "images_to_goal", "explained"}),
-}
-"""Fields that files of version 4 lack. They have defaults, with which programs are what they were."""
 MAX_HEADER_BYTES = 100_000_000
 MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14
@@ -132,10 +125,9 @@ def program_from_bytes(data: bytes) -> CompiledProgram:
 
 
 def _load(source: Source) -> CompiledProgram:
-    text, constants = _read(source)
-    manifest = _parse(source, text, f"its manifest is not JSON. {REMAKE}")
-    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report"}
-    if set(manifest) - {"head"} != wanted:  # older files have no head
+    manifest, constants = _read(source)
+    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report", "head"}
+    if set(manifest) != wanted:
         raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
     try:
         program = _program(manifest, constants)
@@ -167,8 +159,8 @@ def _load(source: Source) -> CompiledProgram:
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def _read(source: Source) -> tuple[str, dict[str, Array]]:
-    """The text of the manifest and the constants."""
+def _read(source: Source) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The manifest, as files of the current version have it, and the constants."""
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load
 
@@ -182,7 +174,7 @@ def _read(source: Source) -> tuple[str, dict[str, Array]]:
             f"{source.name}: not a program of olac, or cut short ({source.size} bytes). "
             "Check the path, or get it again."
         )
-    text = None
+    manifest = None
     constants = {}
     try:
         if source.path is None:
@@ -190,16 +182,16 @@ def _read(source: Source) -> tuple[str, dict[str, Array]]:
             head = json.loads(source.data[8 : 8 + length])
             found = head.get("__metadata__", {}).get(FORMAT)
             if found is not None:
-                text, constants = _manifest_text(source, found), load(source.data)
+                manifest, constants = _read_manifest(source, found), load(source.data)
         else:
             with safe_open(str(source.path), framework="np") as opened:
                 found = (opened.metadata() or {}).get(FORMAT)
                 if found is not None:
-                    text = _manifest_text(source, found)
+                    manifest = _read_manifest(source, found)
                     constants = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{source.name}: not a program of olac, or damaged: {error}. Get it again.") from error
-    if text is None:
+    if manifest is None:
         raise ArtifactError(
             f"{source.name}: a safetensors file, but not a program of olac. "
             "Give a file that CompiledProgram.save wrote."
@@ -209,10 +201,10 @@ def _read(source: Source) -> tuple[str, dict[str, Array]]:
             raise ArtifactError(
                 f"{source.name}: the tensor {name} is of type {array.dtype}, expected float64. {REMAKE}"
             )
-    return text, constants
+    return manifest, constants
 
 
-def _manifest_text(source: Source, found: object) -> str:
+def _read_manifest(source: Source, found: object) -> dict[str, Any]:
     if not isinstance(found, str):
         raise ValueError("its metadata is not text")
     outer = _parse(source, found, "its metadata is damaged. Get it again.")
@@ -221,7 +213,32 @@ def _manifest_text(source: Source, found: object) -> str:
     text = outer.get("manifest")
     if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != outer.get("sha256"):
         raise ArtifactError(f"{source.name}: the hash of its manifest is wrong: it was damaged. Get it again.")
-    return text
+    manifest = _parse(source, text, f"its manifest is not JSON. {REMAKE}")
+    if version == 4:
+        _add_fields_of_version_5(manifest)
+    return manifest
+
+
+def _add_fields_of_version_5(manifest: dict[str, Any]) -> None:
+    """Give a manifest of version 4 what it lacks; with these values programs are what they were.
+
+    Nothing of it is checked yet: what has another form stays, and is refused later.
+    """
+    manifest.setdefault("head", [])
+    graph, report = manifest.get("graph"), manifest.get("report")
+    nodes = graph.get("nodes") if isinstance(graph, dict) else None
+    for node in nodes if isinstance(nodes, list) else ():
+        if isinstance(node, dict) and isinstance(node.get("type"), dict):
+            node["type"].setdefault("channels", [])
+        if isinstance(node, dict) and node.get("op") == Input.name and isinstance(node.get("attributes"), dict):
+            node["attributes"].setdefault("offsets", [])
+            node["attributes"].setdefault("factors", [])
+    if isinstance(report, dict):
+        report.setdefault("max_memory", None)
+        if isinstance(report.get("check"), dict):
+            for field in fields(SelfCheck):
+                if field.default is not MISSING:
+                    report["check"].setdefault(field.name, field.default)
 
 
 def _parse(source: Source, text: str, problem: str) -> dict[str, Any]:
@@ -296,7 +313,7 @@ def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> Com
         _decode(manifest["parameters"], Parameters, "parameters"),
         _decode(manifest["rotations"], tuple[int, ...], "rotations"),
         _decode(manifest["report"], Report, "report"),
-        _head(manifest.get("head", [])),
+        _head(manifest["head"]),
     )
 
 
@@ -383,9 +400,6 @@ def _decode(data: Any, kind: Any, where: str) -> Any:
         return tuple(_decode(d, a, f"{where}[{i}]") for i, (d, a) in enumerate(zip(data, parts, strict=True)))
     if is_dataclass(kind):
         hints = _hints(typing.cast(type, kind))
-        later = SINCE_VERSION_5.get(typing.cast(type, kind), frozenset())
-        missing = later - set(data) if isinstance(data, dict) else frozenset()
-        hints = {name: hint for name, hint in hints.items() if name not in missing}
         given = _object(data, set(hints), where)
         made = {name: _decode(given[name], hint, f"{where}.{name}") for name, hint in hints.items()}
         try:

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from olac.errors import CalibrationError, VerificationError
+from olac.formats import without_unused
 from olac.frontend.trace import Traced
 from olac.internal import callers_items
 from olac.ir.functions import Definition, channel_function, define
@@ -167,7 +168,8 @@ class _Observer(fx.Interpreter):
             what = f"{node.id} ({', '.join(origin)})" if origin else node.id
             if isinstance(node.op, Activation) and values[node.inputs[0]].shape == value.shape:
                 given = values[node.inputs[0]][~torch.isfinite(value)]
-                what += f", for the input {float(given[0]):.6g}"
+                first = float(given[0])  # its sign says enough, and no value of an image is told
+                what += f", for {'a positive' if first > 0 else 'a negative' if first < 0 else 'a zero'} input"
             raise CalibrationError(f"{self.where}: the model gives NaN or infinite values at {what}")
         if not self.observing:
             return
@@ -323,7 +325,7 @@ def fingerprint(graph: Graph) -> str:
     """SHA-256 of a lifted model: its ops, shapes and weights. Of functions that the caller gave, the names."""
     digest = hashlib.sha256()
     for node in graph.nodes:
-        attributes = {name: repr(value) for name, value in node.op.attributes().items()}
+        attributes = {name: repr(value) for name, value in without_unused(node.op.attributes()).items()}
         if isinstance(node.op, Activation) and node.op.definition is not None:
             attributes["function"] = node.op.definition.label
         digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, node.type.shape]).encode())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from olac.errors import ArtifactError
 
@@ -66,4 +67,13 @@ FRAMES = Versions(current=2, oldest=1)
 """Of keys, ciphertexts and checkpoints."""
 CALIBRATIONS = Versions(current=2, oldest=1, remake="Calibrate the model again and save it anew.")
 
-__all__ = ["CALIBRATIONS", "FRAMES", "PROGRAMS", "Versions"]
+SINCE_VERSION_5 = ("channels", "offsets", "factors")
+"""Fields of types and ops that programs of version 4 and calibrations of version 1 lack."""
+
+
+def without_unused(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What counts in fingerprints: later fields only if they are used, so that older files keep theirs."""
+    return {name: value for name, value in fields.items() if name not in SINCE_VERSION_5 or value}
+
+
+__all__ = ["CALIBRATIONS", "FRAMES", "PROGRAMS", "Versions", "without_unused"]

@@ -18,8 +18,8 @@ FLEXIBLE = "FLEXIBLEAUTO"
 TECHNIQUES = (FIXED, FLEXIBLE)
 
 SECURITY_BOUNDS: dict[int, dict[int, int]] = {
-    128: {10: 26, 11: 53, 12: 106, 13: 214, 14: 430, 15: 868, 16: 1745, 17: 3515},
-    192: {11: 36, 12: 73, 13: 147, 14: 297, 15: 595, 16: 1198, 17: 2405},
+    128: {10: 26, 11: 53, 12: 106, 13: 214, 14: 430, 15: 868, 16: 1747, 17: 3515},
+    192: {11: 36, 12: 73, 13: 147, 14: 297, 15: 595, 16: 1199, 17: 2405},
     256: {11: 27, 12: 56, 13: 114, 14: 230, 15: 462, 16: 929, 17: 1864},
 }
 """Largest log2(QP) by security level and log2 of the ring, for uniform ternary secrets and classical attackers.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from olac.errors import InputError, VerificationError
+from olac.formats import without_unused
 from olac.internal import callers_own, guard
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead, Outputs
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
     from olac.backends.cost import Slowdown
     from olac.costs import CostTable
     from olac.estimate import Estimate
-
-
-LATER = ("channels", "offsets", "factors")
-"""Fields of types and inputs that programs of version 4 lack."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +118,6 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, str | bool) or value is None:
         return value
     return repr(float(value))
-
-
-def _said(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Without what came later to programs and is not used: so programs from before keep their fingerprints."""
-    return {name: value for name, value in attributes.items() if name not in LATER or value}
 
 
 def check_images(images: Any, shape: tuple[int, ...]) -> Array:
@@ -312,8 +304,8 @@ class CompiledProgram:
             digest.update(f"{name} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         for node in self.graph.nodes:
-            attributes = _said({name: _canonical(value) for name, value in node.op.attributes().items()})
-            kind = _said(_canonical(asdict(node.type)))
+            attributes = without_unused({name: _canonical(value) for name, value in node.op.attributes().items()})
+            kind = without_unused(_canonical(asdict(node.type)))
             lowering = node.lowering
             how = None if lowering is None else [lowering.kind, _canonical(asdict(lowering))]
             digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, how]).encode())
@@ -322,6 +314,7 @@ class CompiledProgram:
             digest.update(json.dumps(["head", steps]).encode())
         return digest.hexdigest()
 
+    @memory_for("estimating times and memory")
     def estimate(
         self, threads: int | None = None, slowdown: Slowdown | None = None, costs: CostTable | None = None
     ) -> Estimate:

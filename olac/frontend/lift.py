@@ -1178,16 +1178,14 @@ def _check_shape(lifter: Lifter, node: fx.Node, result: Any) -> None:
         )
 
 
-def _check_type(lifter: Lifter, node: fx.Node, result: Any) -> None:
+def _check_type(node: fx.Node, result: Any, classes: bool) -> None:
     """An encrypted value is a real number: what torch makes integers, booleans or complex of is something else.
 
-    The client's argmax gives integers, and what follows it may go on with them.
+    `classes` says that the client computes the value and that it is a class, an integer.
     """
     dtype = node.meta.get("dtype")
-    real = [given is None or given.is_floating_point for given in (n.meta.get("dtype") for n in node.all_input_nodes)]
-    if not isinstance(result, Value) or isinstance(lifter.builder[result.id].op, AtClient) or not all(real):
-        return
-    if dtype is not None and not dtype.is_floating_point:
+    allowed = dtype is None or dtype.is_floating_point or (classes and dtype == torch.int64)
+    if isinstance(result, Value) and not allowed:
         raise Unsupported(f"converts to {dtype}", "Leave conversions to anything but real numbers out")
 
 
@@ -1221,6 +1219,14 @@ class _LastSteps:
         self._lifter = lifter
         self._known: dict[str, _OnlyAtClient] = {}
 
+    def decided(self, values: Any) -> bool:
+        """Whether one of the values is a class."""
+        return any((v.id in self._known and self._known[v.id].decides) or self._chosen(v) for v in _values(values))
+
+    def _chosen(self, value: Value) -> bool:
+        op = self._lifter.builder[value.id].op
+        return isinstance(op, AtClient) and op.step.decides
+
     def follow(self, node: fx.Node, arguments: Sequence[Any], result: Any) -> _OnlyAtClient | None:
         """Take notice of what was made for an fx node; what it reads although it may not."""
         builder = self._lifter.builder
@@ -1235,7 +1241,7 @@ class _LastSteps:
         if read is not None or here:
             called = self._lifter.called
             for value in _values(result):
-                decides = isinstance(builder[value.id].op, AtClient) and any(step.decides for step in here)
+                decides = self._chosen(value)
                 self._known[value.id] = (
                     _OnlyAtClient(node, called, decides)
                     if read is None
@@ -1309,7 +1315,7 @@ def lift(traced: Traced, client_head: bool = True) -> Graph:
             args, kwargs = _resolve(node.args, environment), _resolve(dict(node.kwargs), environment)
             try:
                 result = _lift_node(lifter, traced, node, args, kwargs)
-                _check_type(lifter, node, result)
+                _check_type(node, result, last.decided([args, list(kwargs.values()), result]))
                 _check_shape(lifter, node, result)
             except (Unsupported, ShapeError) as error:
                 if isinstance(error, Unsupported):

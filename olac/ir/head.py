@@ -20,6 +20,9 @@ Array = npt.NDArray[np.float64]
 Outputs = npt.NDArray[Any]
 """float64, or int64 after an `ArgMax`."""
 Shape = tuple[int, ...]
+MAX_AXES = 16
+MAX_STEPS = 1000
+"""Models have fewer; files may not ask for more."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Elementwise(Step):
         return shape
 
     def apply(self, values: Outputs) -> Outputs:
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             return np.asarray(self._made()(np.asarray(values, dtype=np.float64)))
 
     @property
@@ -257,6 +260,8 @@ class Reshape(Step):
     kind: ClassVar[str] = "reshape"
 
     def infer(self, shape: Shape) -> Shape:
+        if len(self.shape) > MAX_AXES:
+            raise ValueError(f"a shape of {len(self.shape)} axes, {MAX_AXES} at most are taken")
         if min(self.shape, default=1) < 1 or math.prod(shape) != math.prod(self.shape):
             raise ValueError(f"{shape} in the shape {self.shape}")
         return self.shape
@@ -322,6 +327,8 @@ class OutputHead:
 
         ValueError where a step does not take what it gets.
         """
+        if len(self.steps) > MAX_STEPS:
+            raise ValueError(f"{len(self.steps)} steps, {MAX_STEPS} at most are taken")
         for step in self.steps:
             raw = step.infer(raw)
         return raw

@@ -197,3 +197,5 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["decrypt", "--raw", paths["p.olac"], secret, paths["out.enc"], paths["raw.npy"]]) == 0
     np.testing.assert_allclose(np.load(paths["raw.npy"]), program.simulate(given, raw=True), atol=1e-2)
     assert capsys.readouterr().out.startswith(f"class {classes[0]}: ")
+    assert main(["debug", paths["p.olac"], secret, evaluation, paths["in.npy"]]) == 0
+    assert "every layer is right" in capsys.readouterr().out

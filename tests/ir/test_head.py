@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from olac.ir.functions import CLIENT_FUNCTIONS, FUNCTIONS
 from olac.ir.head import (
+    MAX_STEPS,
     STEPS,
     Affine,
     ArgMax,
@@ -145,6 +146,7 @@ def test_impossible_steps(make: Callable[[], Step]) -> None:
         Reshape((2,)),
         Reshape((-3, -1)),
         Reshape((0,)),
+        Reshape((3, *(1,) * 16)),
         Affine((1.0, 2.0), (0.0, 0.0), (2,)),
         Affine((1.0,) * 3, (0.0,) * 3, (3, 1)),
         Elementwise("prelu", (0.1, 0.2)),
@@ -154,3 +156,9 @@ def test_impossible_steps(make: Callable[[], Step]) -> None:
 def test_shapes_that_do_not_fit(step: Step) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         OutputHead((step,)).output_shape((3,))
+
+
+def test_the_number_of_steps_is_bounded() -> None:
+    OutputHead((Softmax(0),) * MAX_STEPS).output_shape((3,))
+    with pytest.raises(ValueError, match="1001 steps"):
+        OutputHead((Softmax(0),) * (MAX_STEPS + 1)).output_shape((3,))

@@ -70,6 +70,8 @@ def split(model: nn.Module, client_head: bool = True) -> tuple[str, tuple[str, .
         (lambda x: torch.max(x, dim=1, keepdim=True).indices, ("argmax",), (1,)),
         (lambda x: x.softmax(1).max(1).values, ("softmax", "max", "reshape"), ()),
         (lambda x: x.amax(1), ("max", "reshape"), ()),
+        (lambda x: 2 * x.max(1).values, ("max", "affine", "reshape"), ()),
+        (lambda x: x.argmax(1).unsqueeze(1), ("argmax",), (1,)),
         (F.normalize, ("normalize",), (4,)),
         (lambda x: F.normalize(x, p=1.0, dim=-1), ("normalize",), (4,)),
         (nn.Sigmoid(), ("sigmoid",), (4,)),

@@ -37,6 +37,7 @@ from olac.errors import (
     VerificationError,
     plain,
 )
+from olac.formats import FRAMES
 from olac.ir.graph import Graph
 from olac.memory import memory_for
 from olac.program import CompiledProgram, check_images
@@ -152,8 +153,10 @@ def test_arrays_that_do_not_fit_in_memory() -> None:
 @pytest.mark.parametrize("value", [1e300, -1.7e308])
 def test_values_that_do_not_fit_in_a_ciphertext(value: float) -> None:
     client, _ = pair()
-    with pytest.raises(InputError, match="range that the program was calibrated for"):
+    with pytest.raises(InputError, match="calibrated range"):
         client.encrypt(np.full(SHAPE, value))
+    with pytest.raises(InputError, match="too large for any ciphertext"):
+        client.encrypt(np.full(SHAPE, value), allow_out_of_range=True)
 
 
 def test_compiling_without_memory() -> None:
@@ -215,7 +218,7 @@ def test_npy_files_with_holes_take_no_memory(folder: Path, capsys: pytest.Captur
 def test_nested_json(tmp_path: Path) -> None:
     nested = b"[" * 100_000
     program, path = small_program(), tmp_path / "x"
-    prefix = envelope.PREFIX.pack(envelope.MAGIC, envelope.VERSION, b"input", len(nested), 0)
+    prefix = envelope.PREFIX.pack(envelope.MAGIC, FRAMES.current, b"input", len(nested), 0)
     with pytest.raises(ArtifactError, match="not JSON"):
         EncryptedInput.from_bytes(program, prefix + nested + bytes(32))
     path.write_bytes(nested)
