@@ -111,7 +111,9 @@ def on_slots(program: CompiledProgram, images: Array) -> Array:
     type_, out = program.input.type, program.output.type
     assert type_.layout is not None and type_.state is not None and out.layout is not None
     evaluator = SimulatorEvaluator(program.parameters, program.rotations)
-    fresh = tuple(evaluator.encrypt(one, type_.state.level) for one in type_.layout.pack(program.encode(images) / type_.unit))
+    fresh = tuple(
+        evaluator.encrypt(one, type_.state.level) for one in type_.layout.pack(program.encode(images) / type_.unit)
+    )
     (parts,) = execute(program.graph, program.kernels, evaluator, {program.input.id: fresh})
     return out.layout.unpack(np.stack([evaluator.decrypt(part) for part in parts])) * out.unit
 

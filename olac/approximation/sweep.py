@@ -133,6 +133,8 @@ def sweep(
             one.clean[node.id] = batched(node, [one.clean[i] for i in node.inputs], original, graph)
         disturbed = not fitted.same(node)
         if isinstance(node.op, Conv2d | Linear) and options.refit and disturbed:
+            if progress is not None:
+                progress(f"re-fitting the weights of {node.id}")
             kept = _refit(graph, node, weights, users[node.id], fitted, held, options, choose, index, rest)
             new[node.id] = kept
         elif isinstance(node.op, Activation) and node.id in degrees:

@@ -374,5 +374,8 @@ def test_progress_speaks_of_every_step() -> None:
     lines: list[str] = []
     olac.compile(small_net(), [images()], progress=lines.append)
     text = "\n".join(lines)
+    for item in (*approximation_pipeline(), *lowering_pipeline()):
+        assert f"pass {item.name}" in lines
+    assert any(line.startswith("re-fitting the weights of ") for line in lines)
     for word in ("tracing", "calibrating", "fitting", "parameters", "lowering"):
         assert word in text

@@ -12,6 +12,7 @@ from olac.ir.graph import Diagonals
 from olac.ir.layout import Array, TensorLayout
 from olac.ir.ops import Conv2d, Linear, LinearMap, LinearOp, SparseLinear
 from olac.kernels import linear as linear_module
+from olac.kernels import patterns
 from olac.kernels.linear import DiagonalKernel, Distinct, modulus_choices, place
 from olac.kernels.patterns import Kept, diagonals_of, entries_key, hollow_kernel
 from olac.parameters import Parameters
@@ -42,6 +43,19 @@ def test_of_other_ops_the_values_count() -> None:
     one = {"rows": np.array([0, 1]), "columns": np.array([1, 2]), "values": np.ones(2), "bias": np.zeros(2)}
     assert entries_key(op, (4,), one) == entries_key(op, (4,), {k: v.copy() for k, v in one.items()})
     assert entries_key(op, (4,), one) != entries_key(op, (4,), one | {"columns": np.array([1, 3])})
+
+
+def test_only_arrays_that_can_not_change_are_hashed_once() -> None:
+    mine = constants(0)
+    key = entries_key(CONV, SHAPE, mine)
+    mine["w"][0, 0, 0, 0] = 0.0
+    other = entries_key(CONV, SHAPE, mine)
+    assert other != key
+    mine["w"].setflags(write=False)
+    assert entries_key(CONV, SHAPE, mine) == entries_key(CONV, SHAPE, mine) == other
+    before = len(patterns._DIGESTS)
+    del mine["w"]
+    assert len(patterns._DIGESTS) == before - 1
 
 
 @pytest.mark.parametrize("zeros", [(), (0, 1, 2, 9, 30, 31)])
