@@ -161,7 +161,7 @@ class _Observer(fx.Interpreter):
             values[node.id] = torch.from_numpy(node.op.evaluate(operands, self._graph.constants))
         value = values[node.id]
         by_channel = value.reshape(len(value), value.shape[1] if value.ndim > 1 else 1, -1)
-        lows, highs = _array(by_channel.amin((0, 2))), _array(by_channel.amax((0, 2)))
+        lows, highs = _array(by_channel.amin(0).amin(1)), _array(by_channel.amax(0).amax(1))
         low, high = float(lows.min()), float(highs.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             origin = [part for part in (node.origin.path, node.origin.source) if part]
