@@ -314,6 +314,7 @@ class CompiledProgram:
             digest.update(json.dumps(["head", steps]).encode())
         return digest.hexdigest()
 
+    @memory_for("estimating times and memory")
     def estimate(
         self, threads: int | None = None, slowdown: Slowdown | None = None, costs: CostTable | None = None
     ) -> Estimate:

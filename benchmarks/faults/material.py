@@ -107,11 +107,11 @@ def _prepare_runtime(place: Path, program: CompiledProgram, image: Array) -> Non
 
 
 def on_slots(program: CompiledProgram, images: Array) -> Array:
-    """What the kernels make of a whole batch on exact slots; they check levels, scales and rotation keys."""
+    """The graph's outputs of a whole batch, by the kernels on exact slots; they check levels, scales and rotations."""
     type_, out = program.input.type, program.output.type
     assert type_.layout is not None and type_.state is not None and out.layout is not None
     evaluator = SimulatorEvaluator(program.parameters, program.rotations)
-    fresh = tuple(evaluator.encrypt(one, type_.state.level) for one in type_.layout.pack(images / type_.unit))
+    fresh = tuple(evaluator.encrypt(one, type_.state.level) for one in type_.layout.pack(program.encode(images) / type_.unit))
     (parts,) = execute(program.graph, program.kernels, evaluator, {program.input.id: fresh})
     return out.layout.unpack(np.stack([evaluator.decrypt(part) for part in parts])) * out.unit
 
