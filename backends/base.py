@@ -93,8 +93,8 @@ class Evaluator(ABC, Generic[C, P]):
         """Encode slots (a function that gives them, shape (slots,)) for ciphertexts of a level, at an exact scale.
 
         They may be complex. Values that a client decrypts, and those that are bootstrapped, have to be real again.
-        Slots so small that encoding rounds them away are zero, on every backend (see `negligible`). Slots may be larger
-        than what a ciphertext holds: they are taken modulo its modulus, and so is all that they are added to.
+        Slots so small that encoding rounds them away are zero on every backend. Slots may be larger than what a
+        ciphertext holds: they are taken modulo its modulus, and so is all that they are added to.
         """
         if not 0 <= level <= self.parameters.depth:
             raise VerificationError(f"encode for level {level} of {self.parameters.depth}")

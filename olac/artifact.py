@@ -15,7 +15,7 @@ import types
 import typing
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from olac.bootstrapping import bootstrap_steps
 from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
 from olac.files import Source, check_writable, write_file
+from olac.formats import PROGRAMS
 from olac.ir.graph import LOWERINGS, Diagonals, Graph, Lowering, Node, Origin
 from olac.ir.head import STEPS, OutputHead, Step
 from olac.ir.ops import (
@@ -34,6 +35,7 @@ from olac.ir.ops import (
     AtClient,
     Bootstrap,
     Conv2d,
+    Input,
     MaxPool2d,
     Op,
     Polynomial,
@@ -44,17 +46,15 @@ from olac.ir.types import Stage, ValueType
 from olac.ir.verify import verify
 from olac.memory import memory_for
 from olac.parameters import Parameters, is_prime
-from olac.program import CompiledProgram, Report
+from olac.program import CompiledProgram, Report, SelfCheck
 
 FORMAT = "olac-program"
-VERSION = 4
 MAX_HEADER_BYTES = 100_000_000
 MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14
 MAX_PARTS = 1 << 16
 MAX_NOTE_CHARACTERS = 1 << 20
-REPORT_LISTS = ("fits", "front", "notes", "pass_seconds")
-REMAKE = "Compile the model again and save it anew."
+REMAKE = PROGRAMS.remake
 RANKS = {
     "conv2d": {"weight": 4, "bias": 1},
     "linear": {"weight": 2, "bias": 1},
@@ -90,12 +90,15 @@ def program_bytes(program: CompiledProgram) -> bytes:
     from safetensors.numpy import save
 
     manifest = json.dumps(_manifest(program))
-    again = _program(json.loads(manifest), program.graph.constants)
+    try:
+        again = _program(json.loads(manifest), program.graph.constants)
+    except ValueError as error:
+        raise VerificationError(f"the program can't be saved: {error}") from error
     if again.fingerprint != program.fingerprint:
         raise VerificationError("the program holds values that a file can't hold, such as numpy scalars in types")
     digest = hashlib.sha256(manifest.encode()).hexdigest()
     # One entry, because safetensors writes several in any order: equal programs give equal files.
-    metadata = {FORMAT: json.dumps({"version": VERSION, "sha256": digest, "manifest": manifest})}
+    metadata = {FORMAT: json.dumps({"version": PROGRAMS.current, "sha256": digest, "manifest": manifest})}
     # ascontiguousarray would give scalars an axis, and safetensors writes strided arrays in the wrong order.
     tensors = {name: np.asarray(a, dtype="<f8", order="C") for name, a in program.graph.constants.items()}
     data: bytes = save(tensors, metadata=metadata)
@@ -122,10 +125,9 @@ def program_from_bytes(data: bytes) -> CompiledProgram:
 
 
 def _load(source: Source) -> CompiledProgram:
-    text, constants = _read(source)
-    manifest = _parse(source, text, f"its manifest is not JSON. {REMAKE}")
-    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report"}
-    if set(manifest) - {"head"} != wanted:  # older files have no head
+    manifest, constants = _read(source)
+    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report", "head"}
+    if set(manifest) != wanted:
         raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
     try:
         program = _program(manifest, constants)
@@ -157,8 +159,8 @@ def _load(source: Source) -> CompiledProgram:
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def _read(source: Source) -> tuple[str, dict[str, Array]]:
-    """The text of the manifest and the constants."""
+def _read(source: Source) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The manifest, as files of the current version have it, and the constants."""
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load
 
@@ -172,7 +174,7 @@ def _read(source: Source) -> tuple[str, dict[str, Array]]:
             f"{source.name}: not a program of olac, or cut short ({source.size} bytes). "
             "Check the path, or get it again."
         )
-    text = None
+    manifest = None
     constants = {}
     try:
         if source.path is None:
@@ -180,16 +182,16 @@ def _read(source: Source) -> tuple[str, dict[str, Array]]:
             head = json.loads(source.data[8 : 8 + length])
             found = head.get("__metadata__", {}).get(FORMAT)
             if found is not None:
-                text, constants = _manifest_text(source, found), load(source.data)
+                manifest, constants = _read_manifest(source, found), load(source.data)
         else:
             with safe_open(str(source.path), framework="np") as opened:
                 found = (opened.metadata() or {}).get(FORMAT)
                 if found is not None:
-                    text = _manifest_text(source, found)
+                    manifest = _read_manifest(source, found)
                     constants = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{source.name}: not a program of olac, or damaged: {error}. Get it again.") from error
-    if text is None:
+    if manifest is None:
         raise ArtifactError(
             f"{source.name}: a safetensors file, but not a program of olac. "
             "Give a file that CompiledProgram.save wrote."
@@ -199,24 +201,44 @@ def _read(source: Source) -> tuple[str, dict[str, Array]]:
             raise ArtifactError(
                 f"{source.name}: the tensor {name} is of type {array.dtype}, expected float64. {REMAKE}"
             )
-    return text, constants
+    return manifest, constants
 
 
-def _manifest_text(source: Source, found: object) -> str:
+def _read_manifest(source: Source, found: object) -> dict[str, Any]:
     if not isinstance(found, str):
         raise ValueError("its metadata is not text")
     outer = _parse(source, found, "its metadata is damaged. Get it again.")
     version = outer.get("version")
-    if type(version) is not int or version != VERSION:
-        advice = "Update olac." if type(version) is int and version > VERSION else REMAKE
-        raise ArtifactError(
-            f"{source.name}: format version {str(version)[:20]}, this olac ({_olac_version()}) reads "
-            f"version {VERSION}. {advice}"
-        )
+    PROGRAMS.check(version, source.name)
     text = outer.get("manifest")
     if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != outer.get("sha256"):
         raise ArtifactError(f"{source.name}: the hash of its manifest is wrong: it was damaged. Get it again.")
-    return text
+    manifest = _parse(source, text, f"its manifest is not JSON. {REMAKE}")
+    if version == 4:
+        _add_fields_of_version_5(manifest)
+    return manifest
+
+
+def _add_fields_of_version_5(manifest: dict[str, Any]) -> None:
+    """Give a manifest of version 4 what it lacks; with these values programs are what they were.
+
+    Nothing of it is checked yet: what has another form stays, and is refused later.
+    """
+    manifest.setdefault("head", [])
+    graph, report = manifest.get("graph"), manifest.get("report")
+    nodes = graph.get("nodes") if isinstance(graph, dict) else None
+    for node in nodes if isinstance(nodes, list) else ():
+        if isinstance(node, dict) and isinstance(node.get("type"), dict):
+            node["type"].setdefault("channels", [])
+        if isinstance(node, dict) and node.get("op") == Input.name and isinstance(node.get("attributes"), dict):
+            node["attributes"].setdefault("offsets", [])
+            node["attributes"].setdefault("factors", [])
+    if isinstance(report, dict):
+        report.setdefault("max_memory", None)
+        if isinstance(report.get("check"), dict):
+            for field in fields(SelfCheck):
+                if field.default is not MISSING:
+                    report["check"].setdefault(field.name, field.default)
 
 
 def _parse(source: Source, text: str, problem: str) -> dict[str, Any]:
@@ -267,7 +289,19 @@ def _manifest(program: CompiledProgram) -> dict[str, Any]:
     }
 
 
+def _check_counts(manifest: Mapping[str, Any]) -> None:
+    """Before anything is made of the parts of a manifest: they are shown to people, and a compiler makes few."""
+    for where in ("graph", "report"):
+        parts = manifest[where] if isinstance(manifest[where], dict) else {}
+        for name, part in parts.items():
+            if isinstance(part, list) and len(part) > MAX_PARTS:
+                raise ValueError(f"it has {len(part)} {name[:60]}, more than {MAX_PARTS}")
+            if name == "notes" and sum(len(str(note)) for note in part or ()) > MAX_NOTE_CHARACTERS:
+                raise ValueError(f"its notes are longer than {MAX_NOTE_CHARACTERS} characters")
+
+
 def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> CompiledProgram:
+    _check_counts(manifest)
     graph = _object(manifest["graph"], {"nodes", "outputs", "stage"}, "graph")
     if graph["stage"] != Stage.LEVELLED.name:
         raise ValueError(f"the graph is at stage {graph['stage']!r}, expected {Stage.LEVELLED.name}")
@@ -279,7 +313,7 @@ def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> Com
         _decode(manifest["parameters"], Parameters, "parameters"),
         _decode(manifest["rotations"], tuple[int, ...], "rotations"),
         _decode(manifest["report"], Report, "report"),
-        _head(manifest.get("head", [])),
+        _head(manifest["head"]),
     )
 
 
@@ -390,12 +424,7 @@ def _decode(data: Any, kind: Any, where: str) -> Any:
 
 def _check(program: CompiledProgram) -> None:
     """All that the compiler promises of its programs; ValueError or an error of olac's where it doesn't hold."""
-    parameters, graph, report = program.parameters, program.graph, program.report
-    for name, parts in (("nodes", graph.nodes), *((name, getattr(report, name)) for name in REPORT_LISTS)):
-        if len(parts) > MAX_PARTS:
-            raise ValueError(f"it has {len(parts)} {name}, more than {MAX_PARTS}")
-    if sum(map(len, report.notes)) > MAX_NOTE_CHARACTERS:
-        raise ValueError(f"its notes are longer than {MAX_NOTE_CHARACTERS} characters")
+    parameters, graph = program.parameters, program.graph
     _check_chain_exists(parameters)
     parameters.check_security(earlier=True)
     named = {name for node in graph.nodes for name in node.op.constant_names()}

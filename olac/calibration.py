@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from olac.errors import CalibrationError, VerificationError
+from olac.formats import without_unused
 from olac.frontend.trace import Traced
 from olac.internal import callers_items
 from olac.ir.functions import Definition, channel_function, define
@@ -60,16 +61,21 @@ def as_images(item: Any, where: str) -> torch.Tensor:
         item = item[0]
     if not isinstance(item, torch.Tensor):
         try:
-            item = torch.as_tensor(np.asarray(item))
-        except (TypeError, ValueError, RuntimeError) as error:
+            array = np.asanyarray(item)
+            if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
+                raise CalibrationError(f"{where} is an array with masked values: fill them in (array.filled(value))")
+            item = torch.as_tensor(np.asarray(array))
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CalibrationError(f"{where} is a {type(item).__name__}, not images") from error
+    if item.layout is not torch.strided or item.is_meta:
+        raise CalibrationError(f"{where} is a tensor without its values in memory; give it dense (images.to_dense())")
     if item.dtype != torch.uint8 and not item.is_floating_point():
         raise CalibrationError(f"{where} has type {item.dtype}; give floats (images.float()) or uint8")
     if item.ndim < 2:
         raise CalibrationError(f"{where} has shape {tuple(item.shape)}, without a batch axis before the image's")
     images: torch.Tensor = item.detach().to("cpu", torch.float32)
     if not torch.isfinite(images).all():
-        raise CalibrationError(f"{where} holds NaN or infinite values")
+        raise CalibrationError(f"{where} holds NaN or infinite values, or such as single precision can't hold")
     return images
 
 
@@ -162,7 +168,8 @@ class _Observer(fx.Interpreter):
             what = f"{node.id} ({', '.join(origin)})" if origin else node.id
             if isinstance(node.op, Activation) and values[node.inputs[0]].shape == value.shape:
                 given = values[node.inputs[0]][~torch.isfinite(value)]
-                what += f", for the input {float(given[0]):.6g}"
+                first = float(given[0])  # its sign says enough, and no value of an image is told
+                what += f", for {'a positive' if first > 0 else 'a negative' if first < 0 else 'a zero'} input"
             raise CalibrationError(f"{self.where}: the model gives NaN or infinite values at {what}")
         if not self.observing:
             return
@@ -318,7 +325,7 @@ def fingerprint(graph: Graph) -> str:
     """SHA-256 of a lifted model: its ops, shapes and weights. Of functions that the caller gave, the names."""
     digest = hashlib.sha256()
     for node in graph.nodes:
-        attributes = {name: repr(value) for name, value in node.op.attributes().items()}
+        attributes = {name: repr(value) for name, value in without_unused(node.op.attributes()).items()}
         if isinstance(node.op, Activation) and node.op.definition is not None:
             attributes["function"] = node.op.definition.label
         digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, node.type.shape]).encode())

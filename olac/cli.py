@@ -132,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a compiled program is and what it will take")
     info.add_argument("program", type=Path)
     info.add_argument("--costs", type=Path, metavar="FILE", help="predict from this table of calibrate-costs")
-    info.add_argument("--max-memory", type=float, metavar="GB", help="say what a server does within that")
+    info.add_argument(
+        "--max-memory", type=_memory, metavar="GB", help="say what a server does within that; or with a unit, as 512MB"
+    )
     info.set_defaults(run=_info)
 
     calibrate = commands.add_parser(
@@ -166,7 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="server: run a program on an encrypted input; needs no secret key")
     for name in ("program", "evaluation_keys", "input", "output"):
         run.add_argument(name, type=Path)
-    run.add_argument("--max-memory", type=float, metavar="GB", help="that this process may take")
+    run.add_argument(
+        "--max-memory", type=_memory, metavar="GB", help="that this process may take; or with a unit, as 512MB"
+    )
     run.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="keeps what the run has come to; a later run continues from it"
     )
@@ -201,7 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument(
         "--threshold", type=_from_zero, default=0.05, help="largest error that passes for right, in a layer's unit"
     )
-    debug.add_argument("--max-memory", type=float, metavar="GB", help="that this process may take")
+    debug.add_argument(
+        "--max-memory", type=_memory, metavar="GB", help="that this process may take; or with a unit, as 512MB"
+    )
     debug.set_defaults(run=_debug)
     return parser
 
@@ -234,10 +240,11 @@ def _info(options: argparse.Namespace) -> None:
         console.print(line, markup=False)
     console.print(
         f"predicted: {estimate.seconds_per_image:.2f} s an image, keys of {estimate.key_bytes / 1e9:.3f} GB in "
-        f"{estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB, client {estimate.client_gb:.2f} GB"
+        f"{estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB "
+        f"({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), client {estimate.client_gb:.2f} GB"
     )
     if options.max_memory is not None:
-        limit = options.max_memory * 1e9
+        limit = options.max_memory
         console.print(memory_line(held_within(program, limit, costs, usable_threads()), limit), soft_wrap=True)
     console.print(plan_table(program, estimate.node_seconds))
 
@@ -309,7 +316,7 @@ def _run(options: argparse.Namespace) -> int:
                 options.evaluation_keys,
                 options.input,
                 options.output,
-                max_memory=_bytes(options.max_memory),
+                max_memory=options.max_memory,
                 progress=keep,
                 checkpoint=options.checkpoint,
                 checkpoint_seconds=options.checkpoint_seconds,
@@ -344,8 +351,14 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _bytes(gigabytes: float | None) -> float | None:
-    return None if gigabytes is None else gigabytes * 1e9
+def _memory(text: str) -> float:
+    """Bytes; a number without a unit is in GB."""
+    from olac.memory import bytes_of
+
+    try:
+        return bytes_of(text, "the value", bare="GB")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _stopped(last: Progress | None, checkpoint: Path | None) -> str:
@@ -404,7 +417,7 @@ def _debug(options: argparse.Namespace) -> None:
             options.secret_key,
             options.evaluation_keys,
             options.images,
-            max_memory=_bytes(options.max_memory),
+            max_memory=options.max_memory,
             progress=show,
         )
     _Console().print(debug_table(rows))

@@ -17,7 +17,7 @@ from olac.bootstrapping import BOOTSTRAP_NOISE, steps_with_keys
 from olac.calibration import first_batch
 from olac.costs import CostTable, rotation_key_bytes
 from olac.errors import CalibrationError, InfeasibleError, SecurityError, VerificationError
-from olac.estimate import GB
+from olac.estimate import GB, Sizes
 from olac.frontend import Activations, Traced, check, lift, trace
 from olac.internal import callers, callers_own, guard
 from olac.ir.graph import Graph, Node
@@ -26,7 +26,7 @@ from olac.ir.layout import TensorLayout
 from olac.ir.ops import Array, Bootstrap, Input, LinearOp, Polynomial, PolynomialProduct, Square
 from olac.ir.split import split_head
 from olac.kernels.record import record
-from olac.memory import total_bytes
+from olac.memory import bytes_of, memory_for, total_bytes
 from olac.noise import CHECK_IMAGES, MAX_SCALE_BITS, OutputNoise
 from olac.parameters import (
     BOOTSTRAP_FIRST_BITS,
@@ -97,7 +97,8 @@ class CompileOptions:
         log_ring: pin log2 of the ring dimension; None takes the smallest that fits.
         scale_bits: pin the bits of the scale; None takes the fewest that meet `precision`.
         parameters: pin all of them; those without security need `insecure` as well.
-        max_memory: bytes that the server process may take, or None for no limit.
+        max_memory: bytes that the server process may take, or text such as "8GB" or "1.5GiB"; None for no limit. The
+            program carries it: servers keep to it if they are told nothing else.
         batch: images in one set of ciphertexts.
         convolutions: "multiplexed" computes them as MPCNN does wherever it can, for comparison; "auto" and "diagonals"
             by diagonals (see `olac.passes.choose_lowerings`). Plans of degrees within levels, bootstraps or seconds
@@ -128,7 +129,7 @@ class CompileOptions:
     log_ring: int | None = None
     scale_bits: int | None = None
     parameters: Parameters | None = None
-    max_memory: float | None = None
+    max_memory: float | str | None = None
     batch: int = 1
     convolutions: str = "auto"
     threads: int | None = None
@@ -145,6 +146,8 @@ class CompileOptions:
             raise ValueError(f"precision {self.precision} is outside 0 ... 1")
         if isinstance(self.task, str) and self.task not in TASKS:
             raise ValueError(f"task {self.task!r} is not one of {', '.join(TASKS)}")
+        if self.max_memory is not None:
+            bytes_of(self.max_memory, "max_memory")
         if self.batch < 1:
             raise ValueError(f"batch {self.batch} is below 1")
         if self.convolutions not in KINDS:
@@ -168,12 +171,18 @@ class CompileOptions:
         if self.scale_bits is not None and not least <= self.scale_bits <= MAX_SCALE_BITS:
             raise ValueError(f"a scale of {self.scale_bits} bits is outside {least} ... {MAX_SCALE_BITS}")
 
+    @property
+    def memory_limit(self) -> float | None:
+        """`max_memory` in bytes."""
+        return None if self.max_memory is None else bytes_of(self.max_memory, "max_memory")
+
 
 def _say(progress: Stages | None) -> Stages:
     """Progress of a caller who may not want any; what it raises is the caller's own."""
     return (lambda line: None) if progress is None else callers_own(progress)
 
 
+@memory_for("calibrating")
 def calibrate(
     model: Any,
     calib_loader: Iterable[Any],
@@ -217,6 +226,7 @@ def _calibrate(
     )
 
 
+@memory_for("approximating the model")
 def approximate(
     model: Any,
     calib_loader: Iterable[Any] | Calibration,
@@ -252,6 +262,7 @@ def approximate(
     return approximated
 
 
+@memory_for("compiling the model")
 def compile(
     model: Any,
     calib_loader: Iterable[Any] | Calibration,
@@ -420,7 +431,9 @@ def lower(
             notes=approximated.report.notes
             + _notes(options)
             + bootstrap_notes(lowered, calibration.judged[:NOTED_IMAGES])
-            + paging_notes(priced, options.max_memory),
+            + paging_notes(priced, options.memory_limit)
+            + memory_notes(priced.keys.sizes, total_bytes()),
+            max_memory=options.memory_limit,
         )
         return CompiledProgram(lowered, priced.parameters, priced.keys.steps, report, approximated.head)
 
@@ -440,10 +453,10 @@ def lower(
         if first.bootstrapping is not None and _places_bootstraps(passes):
             return _lower_deep(graph, [[first]], noise, passes, context, program, options, say)
         lowered = managed.run(graph, context(first))
-        found += price_digits(lowered, same, costs, threads, options.max_memory, tuple(managed.timings))
-        best = preferred(found, options.max_memory)
+        found += price_digits(lowered, same, costs, threads, options.memory_limit, tuple(managed.timings))
+        best = preferred(found, options.memory_limit)
         if best and (not _is_tight(same) or same is choices[-1]):
-            _say_memory(best[0].server_bytes, options, say)
+            _say_memory(best[0].keys.sizes, options, say)
             return program(best[0], best[0].timings)
     smallest = sorted(found, key=lambda one: one.server_bytes)
     limits = [f"{one.parameters.describe()}: {_up(one.server_bytes):.2f} GB" for one in smallest[:NAMED_LIMITS]]
@@ -460,18 +473,34 @@ def _up(size: float) -> float:
     return math.ceil(size / GB * 100) / 100
 
 
-def _say_memory(size: float, options: CompileOptions, say: Stages) -> None:
+def _say_memory(size: Sizes, options: CompileOptions, say: Stages) -> None:
     """What a server will take, where nobody has said what it may: it need not be this machine."""
-    if options.max_memory is None:
+    if options.memory_limit is None:
         say(
-            f"a server will take {size / GB:.2f} GB of memory (this machine has {total_bytes() / GB:.1f} GB); "
+            f"a server will take {_server_memory(size)} (this machine has {total_bytes() / GB:.1f} GB); "
             "max_memory sets a limit"
         )
 
 
+def _server_memory(size: Sizes) -> str:
+    least = size.least_server_bytes
+    without = "" if size.server_bytes == least else f", or {least / GB:.2f} GB if it keeps no encoded weights"
+    return f"{size.server_bytes / GB:.2f} GB of memory{without}"
+
+
+def memory_notes(size: Sizes, machine_bytes: float) -> tuple[str, ...]:
+    """Where a server takes more memory than the machine has that the program is compiled on."""
+    if size.server_bytes <= machine_bytes:
+        return ()
+    return (
+        f"a server takes {_server_memory(size)}; this machine has {machine_bytes / GB:.1f} GB. A server that has less "
+        "keeps fewer encoded weights, and reads keys when they are needed; compile with max_memory to plan for that",
+    )
+
+
 def _too_much_memory(options: CompileOptions, limits: Sequence[str], least: float) -> InfeasibleError:
     return InfeasibleError(
-        f"no parameters fit in max_memory = {(options.max_memory or 0) / GB:.2f} GB:\n  "
+        f"no parameters fit in max_memory = {(options.memory_limit or 0) / GB:.2f} GB:\n  "
         + "\n  ".join(limits)
         + f"\nAllow at least {least:.2f} GB, or lower the degrees of the activations."
     )
@@ -552,12 +581,13 @@ def _lower_deep(
             around.threads,
             lambda parameters, why: refused.setdefault(why, []).append(parameters),
             options.fit.max_bootstraps,
-            options.max_memory,
+            options.memory_limit,
+            say,
         )
         if options.parameters is None:
             most = options.fit.max_bootstraps
-            found += price_sparse(graph, found, pack, around.costs, around.threads, options.max_memory, most)
-        best = preferred_deep(found, options.max_memory)
+            found += price_sparse(graph, found, pack, around.costs, around.threads, options.memory_limit, most, say)
+        best = preferred_deep(found, options.memory_limit)
         too_large += [] if best else found
         for one in best[:1]:
             rest = (
@@ -573,8 +603,8 @@ def _lower_deep(
             if options.precision is not None and error > options.precision:
                 most_exact, coarser = min(most_exact, error), lowered
                 continue
-            _say_memory(one.server_bytes, options, say)
-            (whole,) = price_digits(lowered, [one.parameters], around.costs, around.threads, options.max_memory)
+            (whole,) = price_digits(lowered, [one.parameters], around.costs, around.threads, options.memory_limit)
+            _say_memory(whole.keys.sizes, options, say)
             made = program(whole, (*one.packed.timings, *second.timings))
             return replace(made, report=replace(made.report, noise=error))
     if most_exact < math.inf:
@@ -640,7 +670,7 @@ def _parameter_choices(
             log_rings=(log_ring,),
         )
         found += [same_ring] if same_ring else []
-        if same_ring and options.max_memory is None and not _is_tight(same_ring):
+        if same_ring and options.memory_limit is None and not _is_tight(same_ring):
             return found
     if not found and not _holds_batch(graph, rings[-1], options.batch):
         raise InfeasibleError(

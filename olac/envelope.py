@@ -28,13 +28,13 @@ from olac.errors import ArtifactError
 from olac.files import MAGIC as MAGIC
 from olac.files import SECRET_KEY as SECRET_KEY
 from olac.files import Reader, Source
+from olac.formats import FRAMES
 from olac.parameters import Parameters
 from olac.program import CompiledProgram
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
-VERSION = 1
 EVALUATION_KEYS = "evaluation-keys"
 INPUT = "input"
 RESULT = "result"
@@ -243,9 +243,7 @@ def _read_header(source: Source, stream: BinaryIO, kind: str, program: CompiledP
         raise ArtifactError(f"{source.name}: {size} bytes are too few for a {kind}. {DAMAGED}")
     _, version, raw_kind, header_bytes, payload_bytes = PREFIX.unpack(prefix)
     found = raw_kind.rstrip(b"\0").decode("ascii", "replace")
-    if version != VERSION:
-        advice = "Update olac." if version > VERSION else "Make it anew with this olac."
-        raise ArtifactError(f"{source.name}: format version {version}, this olac reads version {VERSION}. {advice}")
+    FRAMES.check(version, source.name)
     if found != kind:
         what = f"it is of kind {found!r}" if found in KINDS else f"its kind {found!r} is unknown"
         raise ArtifactError(f"{source.name}: {what}, expected {kind!r}. Check that the right file was given.")
@@ -287,7 +285,7 @@ def frame(
     }
     header = json.dumps(full, sort_keys=True).encode()
     digest = hashlib.sha256()
-    start = PREFIX.pack(MAGIC, VERSION, kind.encode(), len(header), payload_bytes) + header
+    start = PREFIX.pack(MAGIC, FRAMES.current, kind.encode(), len(header), payload_bytes) + header
     digest.update(start)
     yield start
     written = 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from olac.backends.cost import CostEvaluator, Slowdown
 from olac.bootstrapping import SPECIAL_KEYS, precomputed_bytes, working_bytes
-from olac.costs import CostTable, ciphertext_bytes, plaintext_bytes, rotation_key_bytes
+from olac.costs import CostTable, ciphertext_bytes, kept_plaintext_bytes, plaintext_bytes, rotation_key_bytes
 from olac.ir.graph import Graph, Node
 from olac.ir.multiplexed import Multiplexed
 from olac.ir.ops import Bootstrap, Conv2d, Polynomial
@@ -51,7 +51,9 @@ class Estimate:
         setup_bytes: plaintexts that bootstraps take.
         plaintext_bytes: all encoded weights, if they are kept; with bootstraps they are not, but encoded when needed.
         ciphertext_bytes: the largest set of ciphertexts alive at once.
-        server_gb: peak memory of a server process that keeps its plaintexts; with what they are encoded from.
+        server_gb: peak memory of a server process that keeps its encoded weights, or as many of them as the limit of
+            the program allows; with what they are encoded from.
+        server_gb_without_kept_weights: the same if all weights are encoded anew in each run.
         client_gb: peak memory of a client process.
         process_gb: peak memory of one process that is both, from what this process holds now.
         counts: how often each primitive runs.
@@ -68,6 +70,7 @@ class Estimate:
     plaintext_bytes: int
     ciphertext_bytes: int
     server_gb: float
+    server_gb_without_kept_weights: float
     client_gb: float
     process_gb: float
     counts: dict[str, int]
@@ -90,6 +93,11 @@ class Sizes:
     def server_bytes(self) -> float:
         """Peak memory of a server process."""
         return BARE_PROCESS_BYTES + self.held_bytes
+
+    @property
+    def least_server_bytes(self) -> float:
+        """The same if no encoded weights are kept."""
+        return replace(self, keeps_plaintexts=False).server_bytes
 
     @property
     def held_bytes(self) -> float:
@@ -122,7 +130,7 @@ def sizes(
     return Sizes(
         key_bytes=evaluation_key_bytes(parameters) * (rotations + 1 + special),
         setup_bytes=precomputed_bytes(parameters),
-        plaintext_bytes=sum(n * plaintext_bytes(parameters.log_ring, level + 1) for level, n in encodes.items()),
+        plaintext_bytes=sum(n * kept_plaintext_bytes(parameters.log_ring, level + 1) for level, n in encodes.items()),
         ciphertext_bytes=_most_alive(graph, kernels, parameters, levels),
         table_bytes=sum(kernel.table_bytes for kernel in kernels.values()),
         keeps_plaintexts=kept,
@@ -162,7 +170,9 @@ def estimate(
     costs: CostTable | None = None,
     slowdown: Slowdown | None = None,
 ) -> Estimate:
-    """Predict a program with the shipped table of costs, or another.
+    """Predict a program with the shipped table of costs, or another, on a server that has all the memory it wants.
+
+    `CompiledProgram.estimate` keeps to the memory that the program was compiled for.
 
     Args:
         threads: that OpenFHE will use; None for what this process has.
@@ -211,6 +221,7 @@ def estimate(
         plaintext_bytes=size.plaintext_bytes,
         ciphertext_bytes=size.ciphertext_bytes,
         server_gb=size.server_bytes / GB,
+        server_gb_without_kept_weights=size.least_server_bytes / GB,
         client_gb=client / GB,
         process_gb=(held + size.held_bytes) / GB,
         counts=dict(Counter(event.primitive for event in evaluator.events)),

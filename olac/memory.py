@@ -1,10 +1,12 @@
-"""Memory that this process may still take, and memory that it has taken."""
+"""Memory that this process may still take, and memory that it has taken; amounts of memory as people write them."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,14 @@ from olac.threads import usable_threads
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 KIB = 1024
+UNITS: dict[str, int] = {
+    "B": 1,
+    **{f"{letter}{unit}": 1000**k for k, letter in enumerate("KMGT", 1) for unit in ("", "B")},
+    **{f"{letter}IB": 1024**k for k, letter in enumerate("KMGT", 1)},
+}
+"""Bytes of a unit, in capitals."""
+LEAST_BYTES = 1_000_000
+"""A smaller number is not meant as bytes."""
 
 
 GB = 1e9
@@ -180,3 +190,36 @@ def return_freed() -> None:
     """Give memory that was freed back to the system, where the C library keeps it and can give it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def bytes_of(amount: float | str, what: str, *, or_zero: bool = False, bare: str = "") -> float:
+    """Bytes of an amount of memory: a number of them, or text such as "8GB", "512 MB" or "1.5GiB".
+
+    Args:
+        amount: as the caller gave it.
+        what: its name, for messages.
+        or_zero: whether nothing at all is an amount, too.
+        bare: the unit of text without one; empty where such text is refused.
+
+    Raises:
+        ValueError: no amount: not a number, not finite, zero or less, a unit that isn't known, fewer than a million
+            bytes, or a number where none was meant.
+    """
+    if isinstance(amount, str):
+        parts = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?|[0-9]+\.)\s*([A-Za-z]*)\s*", amount)
+        unit = UNITS.get((parts[2] or bare).upper()) if parts else None
+        if parts is None or unit is None:
+            raise ValueError(f'{what} {amount[:40]!r} is not an amount of memory such as "8GB", "512MB" or "1.5GiB"')
+        found = float(parts[1]) * unit
+    else:
+        try:
+            found = math.nan if isinstance(amount, bool) else float(amount)
+        except (TypeError, ValueError, OverflowError):
+            found = math.nan
+    if or_zero and found == 0:
+        return 0.0
+    if not math.isfinite(found) or found <= 0:
+        raise ValueError(f"{what} {str(amount)[:40]} is not an amount of memory above 0")
+    if found < LEAST_BYTES:
+        raise ValueError(f'{what} {str(amount)[:40]} is less than a megabyte: give bytes, or "8GB"')
+    return found

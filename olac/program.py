@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from olac.errors import InputError, VerificationError
+from olac.formats import without_unused
 from olac.internal import callers_own, guard
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead, Outputs
@@ -23,7 +25,7 @@ from olac.ir.types import Stage
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
 from olac.kernels.record import record
-from olac.memory import memory_for
+from olac.memory import check_room, memory_for
 from olac.parameters import Parameters
 from olac.passes.base import FitReport, FrontPoint
 
@@ -31,10 +33,6 @@ if TYPE_CHECKING:
     from olac.backends.cost import Slowdown
     from olac.costs import CostTable
     from olac.estimate import Estimate
-
-
-LATER = ("channels", "offsets", "factors")
-"""Fields of types and inputs that programs of version 4 lack."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,7 @@ class Report:
         pass_seconds: by pass, in order.
         noise: how far rescales and bootstraps take an output at most, relative to the outputs' range, as simulated on
             held-out images; None where there are no bootstraps, and `precision` holds.
+        max_memory: bytes that the program was compiled for; None without a limit.
     """
 
     fits: tuple[FitReport, ...] = ()
@@ -86,6 +85,11 @@ class Report:
     notes: tuple[str, ...] = ()
     front: tuple[FrontPoint, ...] = ()
     noise: float | None = None
+    max_memory: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_memory is not None and not 0 < self.max_memory < math.inf:
+            raise ValueError(f"a limit of {self.max_memory} bytes of memory")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for files."""
@@ -101,6 +105,7 @@ class Report:
             tuple(str(note) for note in data["notes"]),
             tuple(FrontPoint(**{**point, "degrees": tuple(point["degrees"])}) for point in data["front"]),
             None if data.get("noise") is None else float(data["noise"]),
+            None if data.get("max_memory") is None else float(data["max_memory"]),
         )
 
 
@@ -113,11 +118,6 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, str | bool) or value is None:
         return value
     return repr(float(value))
-
-
-def _said(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Without what came later to programs and is not used: so programs from before keep their fingerprints."""
-    return {name: value for name, value in attributes.items() if name not in LATER or value}
 
 
 def check_images(images: Any, shape: tuple[int, ...]) -> Array:
@@ -138,6 +138,8 @@ def check_images(images: Any, shape: tuple[int, ...]) -> Array:
                 f"the program takes images of shape {shape} (or (n, {', '.join(map(str, shape))})), not {array.shape}"
             )
         # Shapes first: nothing of the size of an array that is not wanted is made.
+        if array.dtype != np.float64:
+            check_room(array.size * np.dtype(np.float64).itemsize, "taking the input")
         try:
             with np.errstate(over="ignore"):
                 made = np.asarray(array, dtype=np.float64)
@@ -275,6 +277,11 @@ class CompiledProgram:
         """Images in one set of ciphertexts."""
         return self.input.type.batch
 
+    @property
+    def max_memory(self) -> float | None:
+        """Bytes that the program was compiled for: a server keeps to them if it is told nothing else."""
+        return self.report.max_memory
+
     def simulate(
         self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None, *, raw: bool = False
     ) -> Outputs:
@@ -297,8 +304,8 @@ class CompiledProgram:
             digest.update(f"{name} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         for node in self.graph.nodes:
-            attributes = _said({name: _canonical(value) for name, value in node.op.attributes().items()})
-            kind = _said(_canonical(asdict(node.type)))
+            attributes = without_unused({name: _canonical(value) for name, value in node.op.attributes().items()})
+            kind = without_unused(_canonical(asdict(node.type)))
             lowering = node.lowering
             how = None if lowering is None else [lowering.kind, _canonical(asdict(lowering))]
             digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, how]).encode())
@@ -307,13 +314,22 @@ class CompiledProgram:
             digest.update(json.dumps(["head", steps]).encode())
         return digest.hexdigest()
 
+    @memory_for("estimating times and memory")
     def estimate(
         self, threads: int | None = None, slowdown: Slowdown | None = None, costs: CostTable | None = None
     ) -> Estimate:
-        """Predicted seconds and memory, from the shipped table of costs or another (see `olac.estimate`)."""
+        """Predicted seconds and memory, from the shipped table of costs or another (see `olac.estimate`).
+
+        They are of a server that keeps to the memory that the program was compiled for, if there is such a limit.
+        """
         from olac.estimate import estimate
 
-        return estimate(self, threads=threads, costs=costs, slowdown=slowdown)
+        found = estimate(self, threads=threads, costs=costs, slowdown=slowdown)
+        if self.max_memory is None:
+            return found
+        from olac.rotation_keys import estimate_within
+
+        return estimate_within(self, found, self.max_memory, threads=threads, costs=costs, slowdown=slowdown)
 
     def save(self, path: str | Path) -> None:
         """Write the program to one file (see `olac.artifact`)."""

@@ -10,15 +10,25 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from olac.backends.cost import CostEvaluator
+from olac.backends.cost import CostEvaluator, Slowdown
 from olac.bootstrapping import bootstrap_steps, steps_with_keys
 from olac.costs import CostTable
-from olac.estimate import LOADING_KEYS, UNUSED_SHARE, Sizes, evaluation_key_bytes, key_reading_seconds
+from olac.estimate import (
+    GB,
+    LOADING_KEYS,
+    UNUSED_SHARE,
+    Estimate,
+    Sizes,
+    estimate,
+    evaluation_key_bytes,
+    key_reading_seconds,
+)
 from olac.kernels.record import record
 from olac.paging import evictions
 from olac.parameters import Parameters
 from olac.program import CompiledProgram
 from olac.rotations import composition
+from olac.threads import usable_threads
 
 Uses = Mapping[tuple[int, int], int]
 """How often each (step, level) is taken in one run, were there a key for every step."""
@@ -123,16 +133,53 @@ def within(
 
 def held_within(program: CompiledProgram, max_memory: float, table: CostTable, threads: int) -> KeyChoice:
     """What a server of a program that is there already has to do to stay within `max_memory` bytes, or the least."""
+    return _held_within(program, estimate(program, threads, table), max_memory, threads, table, None)
+
+
+def estimate_within(
+    program: CompiledProgram,
+    found: Estimate,
+    max_memory: float,
+    threads: int | None = None,
+    costs: CostTable | None = None,
+    slowdown: Slowdown | None = None,
+) -> Estimate:
+    """An estimate of a server that stays within so many bytes, from one of a server that need not."""
+    chosen = _held_within(program, found, max_memory, threads or usable_threads(), costs, slowdown)
+    sizes = chosen.sizes
+    return replace(
+        found,
+        seconds_per_image=chosen.seconds / program.batch,
+        first_seconds=max(found.first_seconds, chosen.seconds),
+        server_gb=sizes.server_bytes / GB,
+        server_gb_without_kept_weights=sizes.least_server_bytes / GB,
+        process_gb=found.process_gb + (sizes.held_bytes - found.sizes.held_bytes) / GB,
+        sizes=sizes,
+    )
+
+
+def _held_within(
+    program: CompiledProgram,
+    found: Estimate,
+    max_memory: float,
+    threads: int,
+    costs: CostTable | None,
+    slowdown: Slowdown | None,
+) -> KeyChoice:
     parameters = program.parameters
     evaluator = CostEvaluator(
-        parameters, table, threads, encoded=parameters.bootstrapping is None, rotations=program.rotations
+        parameters,
+        costs or CostTable.default(),
+        threads,
+        encoded=parameters.bootstrapping is None,
+        slowdown=slowdown,
+        rotations=program.rotations,
     )
     record(program.graph, parameters, recorder=evaluator)
     order = [event.step for event in evaluator.events if event.step]
-    estimate = program.estimate(threads, costs=table)
     pool = len(set(program.rotations) - bootstrap_steps(parameters) - {parameters.conjugation_step})
-    whole = KeyChoice(program.rotations, evaluator.seconds, estimate.sizes, pool, pool)
-    return within([whole], order, evaluator, estimate.first_seconds - evaluator.seconds, max_memory)
+    whole = KeyChoice(program.rotations, evaluator.seconds, found.sizes, pool, pool)
+    return within([whole], order, evaluator, found.first_seconds - evaluator.seconds, max_memory)
 
 
 def _with_fewer_plaintexts(choice: KeyChoice, encoding: float, max_memory: float) -> KeyChoice:

@@ -186,6 +186,7 @@ def price_deep(
     refuse: Callable[[Parameters, str], None],
     most: int | None = None,
     max_memory: float | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> list[Deep]:
     """Every set of parameters with the plan of bootstraps of least predicted time.
 
@@ -197,6 +198,7 @@ def price_deep(
         refuse: called with what can't hold the graph, and why.
         most: bootstraps that plans should take at most; where a set of parameters takes more, its plan says so.
         max_memory: bytes that a server may take; what takes more is returned, too.
+        progress: called with a line of text for each set.
     """
     packed: dict[_Way, Packed] = {}
     usual: dict[_Way, Parameters] = {}
@@ -205,8 +207,10 @@ def price_deep(
         held = usual.setdefault(_way(parameters), parameters)
         if (parameters.digits, -parameters.depth) < (held.digits, -held.depth):
             usual[_way(parameters)] = parameters
-    for parameters in choices:
+    for number, parameters in enumerate(choices, 1):
         key = _way(parameters)
+        if progress is not None:
+            progress(f"placing bootstraps: {number} of {len(choices)} sets of parameters")
         try:
             check_reach(graph, parameters)
             if key not in packed:
@@ -260,6 +264,7 @@ def price_sparse(
     threads: int,
     max_memory: float | None,
     most: int | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> list[Deep]:
     """Plans with bootstraps on a part of the slots, after which all values repeat that they bootstrap.
 
@@ -268,7 +273,7 @@ def price_sparse(
     number of slots, as other keys are there to share, and plans for all chains.
 
     Args:
-        graph, pack, table, threads, most: as of `price_deep`.
+        graph, pack, table, threads, most, progress: as of `price_deep`.
         found: plans with bootstraps on all slots.
         max_memory: that programs may take, by which it is decided whether one would be taken.
     """
@@ -289,7 +294,8 @@ def price_sparse(
     if taken is None:
         return sparse
     chains = [_on_slots(one.parameters, taken) for one in by_way[log_ring, budget, None]]
-    return sparse + price_deep(graph, chains, pack, table, threads, lambda parameters, why: None, most, max_memory)
+    more = price_deep(graph, chains, pack, table, threads, lambda parameters, why: None, most, max_memory, progress)
+    return sparse + more
 
 
 def _numbers_of_slots(one: Deep) -> list[int]:

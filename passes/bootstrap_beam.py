@@ -26,6 +26,10 @@ WIDTH = 64
 """States that are kept at one node."""
 WIDTH_COUNTED = 24
 """The same for each number of bootstraps, where these are limited."""
+WIDER = (1, 4)
+"""Times the width: more states are kept if too few of them were left at some node."""
+SURVIVORS = 0.25
+"""Share of states at a node that have to have one before it. All others can't be brought to an end."""
 MOST_CHILDREN = 4
 """Times the width: so many of the cheapest states are looked at before those are kept that no other beats."""
 MOST_ROUNDS = 100
@@ -137,8 +141,16 @@ class _Tables:
 
 def _best(tables: _Tables, one_boot: float, most: int | None) -> _Found | None:
     """The better of a beam and of what exchanges make of it; None if the beam ends."""
-    found = _Beam(tables, one_boot, most).run()
-    return None if found is None else _better(found, _exchanged(tables, found, one_boot, most), one_boot)
+    best: _Found | None = None
+    for times in WIDER:
+        search = _Beam(tables, one_boot, most, times)
+        found = search.run()
+        if found is not None:
+            found = _better(found, _exchanged(tables, found, one_boot, most), one_boot)
+            best = found if best is None else _better(best, found, one_boot)
+        if not search.lost:
+            break
+    return best
 
 
 def _better(found: _Found, other: _Found | None, one_boot: float) -> _Found:
@@ -199,10 +211,15 @@ class _States:
 
 
 class _Beam:
-    """From the last node to the first, with a bounded number of states."""
+    """From the last node to the first, with a bounded number of states.
 
-    def __init__(self, tables: _Tables, one_boot: float, most: int | None) -> None:
-        self._tables, self._one_boot, self._most = tables, one_boot, most
+    Attributes:
+        lost: whether most states came to nothing at some node.
+    """
+
+    def __init__(self, tables: _Tables, one_boot: float, most: int | None, times: int = 1) -> None:
+        self.lost = False
+        self._tables, self._one_boot, self._most, self._times = tables, one_boot, most, times
         self._ahead = tables.ahead(one_boot)
 
     def run(self) -> _Found | None:
@@ -220,8 +237,11 @@ class _Beam:
                 states = self._unread(states, index)
             parts = [part for part in self._children(states, index) if len(part.seconds)]
             if not parts:
+                self.lost = True
                 return None
-            states = kept(_States.joined(parts), self._ahead, self._one_boot, self._most is not None)
+            joined = _States.joined(parts)
+            self.lost |= len(np.unique(joined.parents)) < SURVIVORS * len(states.seconds)
+            states = kept(joined, self._ahead, self._one_boot, self._most is not None, self._times)
             passed.append((index, states))
         row = int(np.argmin(states.seconds + self._one_boot * states.counts))
         fresh, seconds, bootstraps = int(states.levels[row].max()), float(states.seconds[row]), int(states.counts[row])
@@ -287,7 +307,7 @@ class _Beam:
                 ).taken(fine)
 
 
-def kept(states: _States, ahead: Floats, one_boot: float, counted: bool) -> _States:
+def kept(states: _States, ahead: Floats, one_boot: float, counted: bool, times: int = 1) -> _States:
     """The states of least cost, with what is to come at least, that no other beats in every level and in cost.
 
     Where bootstraps are limited there are some for each number of them. The one that is sure to come to an end stays.
@@ -296,7 +316,7 @@ def kept(states: _States, ahead: Floats, one_boot: float, counted: bool) -> _Sta
     costs = states.seconds + one_boot * states.counts
     expected = costs + np.max([ahead[c, states.levels[:, k]] for k, c in enumerate(columns)], axis=0)
     order = np.lexsort((costs, expected))
-    width = WIDTH_COUNTED if counted else WIDTH
+    width = times * (WIDTH_COUNTED if counted else WIDTH)
     seen: dict[int, int] = {}
     found: dict[int, int] = {}
     rows: list[int] = []

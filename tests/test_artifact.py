@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save, save_file
 
-from olac.artifact import FORMAT, VERSION, load_program, save_program
+from olac.artifact import FORMAT, load_program, save_program
 from olac.errors import ArtifactError, SecurityError, VerificationError
+from olac.formats import PROGRAMS
 from olac.ir.graph import Diagonals, Graph, GraphBuilder
 from olac.ir.multiplexed import Multiplexed
 from olac.ir.ops import Input, Linear
@@ -146,8 +147,8 @@ def test_every_bit_flip_is_refused(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_newer_version_says_update(path: Path) -> None:
-    _write(path, _outer(path) | {"version": VERSION + 1})
-    _refused(path, f"version {VERSION + 1}", "Update olac")
+    _write(path, _outer(path) | {"version": PROGRAMS.current + 1})
+    _refused(path, f"version {PROGRAMS.current + 1}", "Update olac")
 
 
 def test_an_older_version_says_compile_again(path: Path) -> None:

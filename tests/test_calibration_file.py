@@ -14,6 +14,7 @@ from torch import nn
 
 import olac
 from olac.errors import ArtifactError, CalibrationError
+from olac.formats import CALIBRATIONS
 from olac.polynomials import files
 from olac.polynomials.statistics import Calibration
 
@@ -162,7 +163,7 @@ def rewrite(path: Path, change: Any) -> None:
     manifest = json.loads(json.loads(header["__metadata__"][files.FORMAT])["manifest"])
     change(manifest, arrays)
     text = json.dumps(manifest)
-    entry = {"version": files.VERSION, "sha256": files._digest(text, arrays), "manifest": text}
+    entry = {"version": CALIBRATIONS.current, "sha256": files._digest(text, arrays), "manifest": text}
     save_file(arrays, path, metadata={files.FORMAT: json.dumps(entry)})
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from olac import files
 from olac.errors import ArtifactError
 from olac.files import (
     MAGIC,
@@ -76,7 +75,7 @@ def test_a_file_that_is_there_keeps_its_mode_unless_it_is_private(tmp_path: Path
 
 
 def test_a_private_file_is_never_readable_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    seen: list[int] = []
 
     def pieces() -> Iterator[bytes]:
         seen.extend(mode(path) for path in tmp_path.iterdir())
@@ -137,7 +136,7 @@ def _fails_at(folder: Path, call: str, at: int, overwrite: bool, monkeypatch: py
 
     outputs = [Output(folder / name, [b"new"], overwrite=overwrite) for name in ("one", "two")]
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, call, once)
+        patch.setattr(os, call, once)
         try:
             write_files(outputs)
         except ArtifactError:
@@ -244,7 +243,8 @@ def test_descriptors_are_written_into(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     write_file(f"/dev/fd/{writer}", [b"piped"])
     assert os.read(reader, 100) == b"piped"
-    os.close(reader), os.close(writer)
+    os.close(reader)
+    os.close(writer)
     with (tmp_path / "x").open("wb") as stream:
         stream.write(b"before ")
         stream.flush()
@@ -287,10 +287,10 @@ def test_places_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ArtifactError, match="exists already"):
         write_file("x", [b"new"], overwrite=False)
     # root may write everywhere: so it is asked what another would be told
-    monkeypatch.setattr(files.os, "access", lambda path, wanted: Path(path).name != "x")
+    monkeypatch.setattr(os, "access", lambda path, wanted: Path(path).name != "x")
     with pytest.raises(ArtifactError, match="is read-only"):
         write_file("x", [b"new"])
-    monkeypatch.setattr(files.os, "access", lambda path, wanted: False)
+    monkeypatch.setattr(os, "access", lambda path, wanted: False)
     with pytest.raises(ArtifactError, match="can't be written to"):
         write_file("y", [b"new"])
     assert names(tmp_path) == {"x"}
@@ -341,7 +341,7 @@ def test_a_secret_key_that_others_may_read(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(ArtifactError, match=rf"mode 0{wrong:o}\)\. .* chmod 600 '.*my key'"):
             check_private(key)
     # Of another owner, for a group that we are in.
-    monkeypatch.setattr(files.os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     key.chmod(0o640)
     check_private(key)
     key.chmod(0o644)

@@ -58,7 +58,8 @@ class Net(nn.Module):
         self.first, self.act, self.last = nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.act(self.first(x)))
+        out: torch.Tensor = self.last(self.act(self.first(x)))
+        return out
 
 
 def compiled(**choices: Any) -> olac.CompiledProgram:

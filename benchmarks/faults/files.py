@@ -165,7 +165,7 @@ def use_checkpoint(material: Material, path: Path, made: Mutated) -> Verdict:
 
 def use_images(material: Material, path: Path, made: Mutated) -> Verdict:
     """Read images as `olac encrypt` does."""
-    array = commands.read_npy(path)
+    array = commands.read_npy(path, material.program.input_shape, material.program.batch)
     if array.dtype != np.float64:
         return wrong(f"an array of type {array.dtype}")
     given = material.client.encrypt(array)
@@ -187,6 +187,6 @@ KINDS: dict[str, tuple[str, Knowing, Use]] = {
 
 def mutations(folder: Path, name: str) -> Mutations:
     """The mutations of a kind of file, on material in a folder."""
-    # The keys of the other program take a hundred times as many bytes.
-    which = (m.PLAIN,) * 31 + (m.DEEP,) if name == "evaluation keys" else (m.PLAIN,) * 3 + (m.DEEP,)
+    # Runs of the other program take a hundred times as long, its keys a hundred times as many bytes.
+    which = (m.PLAIN,) * (99 if name == "evaluation keys" else 11) + (m.DEEP,)
     return Mutations(folder, *KINDS[name], which)

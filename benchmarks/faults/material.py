@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from olac.backends.simulator import SimulatorEvaluator
+from olac.errors import OlacError
 from olac.ir.ops import Array
 from olac.kernels.execute import execute
 from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
@@ -26,6 +27,7 @@ from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Loaded = TypeVar("Loaded")
 PLAIN, DEEP = "plain", "deep"
 PROGRAM, CALIBRATION = "program.olac", "images.calibration"
 SECRET, EVALUATION = "secret.key", "evaluation.keys"
@@ -105,13 +107,23 @@ def _prepare_runtime(place: Path, program: CompiledProgram, image: Array) -> Non
 
 
 def on_slots(program: CompiledProgram, images: Array) -> Array:
-    """What the kernels make of a whole batch on exact slots; they check levels, scales and rotation keys."""
+    """The graph's outputs of a whole batch, by the kernels on exact slots; they check levels, scales and rotations."""
     type_, out = program.input.type, program.output.type
     assert type_.layout is not None and type_.state is not None and out.layout is not None
     evaluator = SimulatorEvaluator(program.parameters, program.rotations)
-    fresh = tuple(evaluator.encrypt(one, type_.state.level) for one in type_.layout.pack(images / type_.unit))
+    fresh = tuple(evaluator.encrypt(one, type_.state.level) for one in type_.layout.pack(program.encode(images) / type_.unit))
     (parts,) = execute(program.graph, program.kernels, evaluator, {program.input.id: fresh})
     return out.layout.unpack(np.stack([evaluator.decrypt(part) for part in parts])) * out.unit
+
+
+def _whole(load: Callable[[], Loaded]) -> Loaded:
+    """What was loaded; a refusal is no verdict on a fault, but says that the material itself is of no use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return load()
+        except OlacError as error:
+            raise RuntimeError(f"the material can't be used: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -124,29 +136,27 @@ class Material:
     @cached_property
     def program(self) -> CompiledProgram:
         """As loaded from its file."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return CompiledProgram.load(self.place / PROGRAM)
+        return _whole(lambda: CompiledProgram.load(self.place / PROGRAM))
 
     @cached_property
     def client(self) -> Client:
         """With the secret key."""
-        return Client.load(self.program, self.place / SECRET)
+        return _whole(lambda: Client.load(self.program, self.place / SECRET))
 
     @cached_property
     def server(self) -> Server:
         """With the evaluation keys."""
-        return Server(self.program, EvaluationKeys.load(self.program, self.place / EVALUATION))
+        return _whole(lambda: Server(self.program, EvaluationKeys.load(self.program, self.place / EVALUATION)))
 
     @cached_property
     def input(self) -> EncryptedInput:
         """The encrypted image."""
-        return EncryptedInput.load(self.program, self.place / INPUT)
+        return _whole(lambda: EncryptedInput.load(self.program, self.place / INPUT))
 
     @cached_property
     def result(self) -> EncryptedResult:
         """Its encrypted outputs."""
-        return EncryptedResult.load(self.program, self.place / RESULT)
+        return _whole(lambda: EncryptedResult.load(self.program, self.place / RESULT))
 
     @cached_property
     def image(self) -> Array:

@@ -276,9 +276,9 @@ def criterion_for(
 
 def _decision(last: str | None) -> tuple[float, float | None]:
     """The threshold of a decision, and the tolerance of the value that it is made by."""
-    if last in ("sigmoid", "hardsigmoid"):
+    if last in ("sigmoid", "hardsigmoid", "softmax"):
         return 0.5, NEAR
-    if last == "log_sigmoid":
+    if last in ("log_sigmoid", "log_softmax"):
         return float(np.log(0.5)), None
     return 0.0, None
 
@@ -291,9 +291,11 @@ def _told(outputs: Array, last: str | None) -> str:
         return "map"
     if last == "argmax":
         return "classification"
+    if last == "normalize":
+        return "embedding"
     width = 1 if outputs.ndim < 2 else outputs.shape[1]
     if width == 1:
-        return "binary" if decisions else "regression"
+        return "binary" if decisions or classes else "regression"  # one of the probabilities of a softmax
     if decisions:
         return "multilabel"
     if not classes and len(outputs) >= 2:

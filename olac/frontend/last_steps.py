@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from olac.frontend.lift import Lifter, Unsupported, Value, register_function, register_module
-from olac.ir.head import ArgMax, Elementwise, LogSoftmax, Max, Softmax
+from olac.ir.head import ArgMax, Elementwise, LogSoftmax, Max, Normalize, Softmax
 
 
 def _axis(lifter: Lifter, x: Value, dim: Any) -> int:
@@ -90,6 +91,13 @@ def _amax(lifter: Lifter, input: Value, dim: Any = (), keepdim: bool = False) ->
 def _max(lifter: Lifter, input: Value, dim: Any = None, keepdim: bool = False) -> Any:
     values = _reduced(lifter, input, Max, dim, keepdim, "values")
     return values, _reduced(lifter, input, ArgMax, dim, keepdim, "indices")
+
+
+@register_function(F.normalize)
+def _normalize(lifter: Lifter, input: Value, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Any:
+    if not (isinstance(p, (int, float)) and 1 <= p < math.inf):
+        raise Unsupported(f"normalises by a {p}-norm", "Use p=2 or p=1")
+    return lifter.at_client(input, Normalize(_axis(lifter, input, dim), float(p), float(eps)))
 
 
 @register_function(torch.exp, "exp")

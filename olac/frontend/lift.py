@@ -301,7 +301,10 @@ def _div(lifter: Lifter, a: Any, b: Any, *, rounding_mode: str | None = None) ->
         raise Unsupported("rounds a division", "Leave rounding out")
     if isinstance(b, Value):
         raise Unsupported("divides by an encrypted value", "Multiply by a polynomial of it, or by a constant")
-    return _with_constant(lifter, a, 1.0 / (b.double() if isinstance(b, torch.Tensor) else b), scale=True)
+    with np.errstate(divide="ignore"):
+        return _with_constant(
+            lifter, a, b.double().reciprocal() if isinstance(b, torch.Tensor) else 1 / np.float64(b), True
+        )
 
 
 @register_function(operator.neg, torch.neg, torch.negative, "neg", "negative", "__neg__")
@@ -993,7 +996,7 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         "Use BatchNorm2d or BatchNorm1d, whose statistics are constants in evaluation",
     ),
     ("batch_?norm", "Use BatchNorm1d or BatchNorm2d"),
-    ("softmax|softmin", "Leave it out: apply it to the decrypted outputs"),
+    ("softmax|softmin", "End the model in it, so that the client computes it, or apply it to the decrypted outputs"),
     ("attention|transformer", "Attention divides and exponentiates encrypted data; use a convolutional model"),
     ("embedding|one_hot", "Look embeddings up before encryption and give the model their values"),
     ("^cat$|concat|stack", "Use sums (residual connections), or convolutions that are added up"),
@@ -1175,6 +1178,17 @@ def _check_shape(lifter: Lifter, node: fx.Node, result: Any) -> None:
         )
 
 
+def _check_type(node: fx.Node, result: Any, classes: bool) -> None:
+    """An encrypted value is a real number: what torch makes integers, booleans or complex of is something else.
+
+    `classes` says that the client computes the value and that it is a class, an integer.
+    """
+    dtype = node.meta.get("dtype")
+    allowed = dtype is None or dtype.is_floating_point or (classes and dtype == torch.int64)
+    if isinstance(result, Value) and not allowed:
+        raise Unsupported(f"converts to {dtype}", "Leave conversions to anything but real numbers out")
+
+
 def _ids(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_ids(v) for v in value)
@@ -1205,6 +1219,14 @@ class _LastSteps:
         self._lifter = lifter
         self._known: dict[str, _OnlyAtClient] = {}
 
+    def decided(self, values: Any) -> bool:
+        """Whether one of the values is a class."""
+        return any((v.id in self._known and self._known[v.id].decides) or self._chosen(v) for v in _values(values))
+
+    def _chosen(self, value: Value) -> bool:
+        op = self._lifter.builder[value.id].op
+        return isinstance(op, AtClient) and op.step.decides
+
     def follow(self, node: fx.Node, arguments: Sequence[Any], result: Any) -> _OnlyAtClient | None:
         """Take notice of what was made for an fx node; what it reads although it may not."""
         builder = self._lifter.builder
@@ -1219,7 +1241,7 @@ class _LastSteps:
         if read is not None or here:
             called = self._lifter.called
             for value in _values(result):
-                decides = isinstance(builder[value.id].op, AtClient) and any(step.decides for step in here)
+                decides = self._chosen(value)
                 self._known[value.id] = (
                     _OnlyAtClient(node, called, decides)
                     if read is None
@@ -1293,6 +1315,7 @@ def lift(traced: Traced, client_head: bool = True) -> Graph:
             args, kwargs = _resolve(node.args, environment), _resolve(dict(node.kwargs), environment)
             try:
                 result = _lift_node(lifter, traced, node, args, kwargs)
+                _check_type(node, result, last.decided([args, list(kwargs.values()), result]))
                 _check_shape(lifter, node, result)
             except (Unsupported, ShapeError) as error:
                 if isinstance(error, Unsupported):

@@ -68,8 +68,8 @@ class Traced:
     """A traced model.
 
     Each fx node has in its meta: "path", the qualified name of the module that owns it; "source", the user's file and
-    line ("model.py:12", or ""); "shape", a tuple with the batch axis first (None for results that aren't one tensor);
-    "called", the name of the operation where the node has another in its place.
+    line ("model.py:12", or ""); "shape", a tuple with the batch axis first, and "dtype" (both None for results that
+    aren't one tensor); "called", the name of the operation where the node has another in its place.
 
     Attributes:
         module: the fx graph, in float32 on the CPU; runs on batches of any size.
@@ -121,7 +121,7 @@ def trace(model: nn.Module, example: torch.Tensor, activations: Activations | No
     with torch.no_grad():
         before = _parameters(plain)
         try:
-            plain(images)
+            plain(images.clone())
         except Exception as error:
             raise CalibrationError(
                 f"the model fails on a batch of shape {tuple(images.shape)}: {type(error).__name__}: {_text(error)}"
@@ -239,7 +239,7 @@ def _text(error: BaseException) -> str:
 def _outputs(model: nn.Module, batch: torch.Tensor) -> Any:
     """What a model gives for a batch; None where it fails."""
     try:
-        return model(batch)
+        return model(batch.clone())  # which the model may change in place
     except Exception:
         return None
 
@@ -348,7 +348,7 @@ def _same(got: Any, output: Any) -> bool:
     """
     if not (isinstance(got, torch.Tensor) and isinstance(output, torch.Tensor)):
         return False
-    if got.numel() != output.numel() or got.squeeze().shape != output.squeeze().shape:
+    if got.squeeze().shape != output.squeeze().shape or got.is_complex() != output.is_complex():
         return False
     ours, theirs = (torch.view_as_real(one) if one.is_complex() else one.double() for one in (got, output))
     scale = float(theirs.nan_to_num(0.0, 0.0, 0.0).abs().max()) if theirs.numel() else 0.0
@@ -428,7 +428,7 @@ class _Value(fx.Proxy):
         if callable(attribute) and not isinstance(attribute, torch.Tensor):
             return _Method(self, name)
         if isinstance(attribute, torch.Tensor):
-            if name in _UNCHANGED:
+            if name in _UNCHANGED and not self.value.is_complex():
                 return self.tracer.create_proxy("call_method", "detach", (self,), {})
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return attribute
@@ -501,11 +501,15 @@ class _Tracer(fx.Tracer):
             self.problems.append(node)
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        for name, module in root.named_modules():
+        self._make_functional(root)
+        return super().trace(root, concrete_args)
+
+    def _make_functional(self, root: nn.Module, prefix: str = "") -> None:
+        """Let modules that change their input in place make new tensors, and remember which they are."""
+        for name, module in root.named_modules(prefix=prefix):
             if getattr(module, "inplace", False) is True:
                 self._in_place.add(name)
                 module.inplace = False
-        return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._custom.holds(m, module_qualified_name) or is_leaf(m)
@@ -517,6 +521,7 @@ class _Tracer(fx.Tracer):
             # A module that the model's code makes on the fly, or keeps in a plain list.
             name = f"_module_{len(list(self.root.children()))}"
             self.root.add_module(name, mod.float().eval())
+            self._make_functional(mod, name)
             if self.submodule_paths is not None:
                 for inner, child in mod.named_modules(prefix=name):
                     self.submodule_paths[child] = inner
@@ -543,6 +548,7 @@ class _Tracer(fx.Tracer):
         node.meta["path"] = self.scope.module_path
         node.meta["source"] = _source()
         node.meta["shape"] = tuple(self._images.shape) if node.op == "placeholder" else None
+        node.meta["dtype"] = None
         return node
 
     def create_arg(self, a: Any) -> Any:
@@ -565,15 +571,15 @@ class _Tracer(fx.Tracer):
                 if other is a and version == a._version:
                     return self.create_node("get_attr", name, (), {})
             made = super().create_arg(a.clone())
-            assert isinstance(made, fx.Node)
-            self._constants.append((a, a._version, str(made.target)))
+            if isinstance(made, fx.Node):
+                self._constants.append((a, a._version, str(made.target)))
             return made
         return super().create_arg(a)
 
     def _wrap(self, node: fx.Node, value: Any) -> _Value:
         proxy = _Value(node, self, value)
         if isinstance(value, torch.Tensor):
-            node.meta["shape"] = tuple(value.shape)
+            node.meta["shape"], node.meta["dtype"] = tuple(value.shape), value.dtype
         self._alive = [other for other in self._alive if other() is not None]
         self._alive.append(weakref.ref(proxy))
         return proxy
@@ -699,6 +705,8 @@ class _Tracer(fx.Tracer):
             for place in (torch.nn.functional, torch):
                 if kind == "call_function" and hasattr(place, plain) and target is not getattr(place, plain):
                     return kind, getattr(place, plain), kwargs, True
+            if isinstance(args[0], _Value) and called != "requires_grad_":
+                self.problem(f"changes a tensor in place ({called})", "Use the operation that makes a new tensor")
         return kind, target, kwargs, False
 
     def replace(self, proxy: _Value, result: Any) -> _Value:

@@ -20,6 +20,9 @@ Array = npt.NDArray[np.float64]
 Outputs = npt.NDArray[Any]
 """float64, or int64 after an `ArgMax`."""
 Shape = tuple[int, ...]
+MAX_AXES = 16
+MAX_STEPS = 1000
+"""Models have fewer; files may not ask for more."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Elementwise(Step):
         return shape
 
     def apply(self, values: Outputs) -> Outputs:
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             return np.asarray(self._made()(np.asarray(values, dtype=np.float64)))
 
     @property
@@ -201,6 +204,32 @@ class Max(Step):
 
 
 @dataclass(frozen=True)
+class Normalize(Step):
+    """x, divided by its p-norm along an axis, or by `least` if that is more: torch's F.normalize."""
+
+    axis: int = 0
+    p: float = 2.0
+    least: float = 1e-12
+    kind: ClassVar[str] = "normalize"
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.p < math.inf and 0 <= self.least < math.inf):
+            raise ValueError(f"a {self.p}-norm of {self.least} at least")
+
+    def infer(self, shape: Shape) -> Shape:
+        _check_axis(self.axis, shape)
+        return shape
+
+    def apply(self, values: Outputs) -> Outputs:
+        norms = np.linalg.norm(values, self.p, axis=self.axis + 1, keepdims=True)
+        with np.errstate(invalid="ignore", divide="ignore"):  # without a least norm, zeros give NaN, as in torch
+            return np.asarray(values / np.maximum(norms, self.least))
+
+    def __str__(self) -> str:
+        return f"divided by the {self.p:g}-norm along axis {self.axis}"
+
+
+@dataclass(frozen=True)
 class Slice(Step):
     """Strided slicing: (start, stop, step) on each axis, as Python slices with positive steps."""
 
@@ -231,6 +260,8 @@ class Reshape(Step):
     kind: ClassVar[str] = "reshape"
 
     def infer(self, shape: Shape) -> Shape:
+        if len(self.shape) > MAX_AXES:
+            raise ValueError(f"a shape of {len(self.shape)} axes, {MAX_AXES} at most are taken")
         if min(self.shape, default=1) < 1 or math.prod(shape) != math.prod(self.shape):
             raise ValueError(f"{shape} in the shape {self.shape}")
         return self.shape
@@ -243,7 +274,7 @@ class Reshape(Step):
 
 
 STEPS: dict[str, type[Step]] = {
-    step.kind: step for step in (Elementwise, Affine, Softmax, LogSoftmax, ArgMax, Max, Slice, Reshape)
+    step.kind: step for step in (Elementwise, Affine, Softmax, LogSoftmax, ArgMax, Max, Normalize, Slice, Reshape)
 }
 """By the name that they have in files."""
 
@@ -296,6 +327,8 @@ class OutputHead:
 
         ValueError where a step does not take what it gets.
         """
+        if len(self.steps) > MAX_STEPS:
+            raise ValueError(f"{len(self.steps)} steps, {MAX_STEPS} at most are taken")
         for step in self.steps:
             raw = step.infer(raw)
         return raw

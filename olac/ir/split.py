@@ -75,7 +75,7 @@ def split_head(graph: Graph, client_head: bool = True) -> tuple[Graph, OutputHea
     steps: list[Step] = []
     node = graph[graph.outputs[0]]
     while (step := step_of(node, graph.constants)) is not None:
-        if not client_head and not isinstance(step, head.Reshape):
+        if len(steps) == head.MAX_STEPS or not (client_head or isinstance(step, head.Reshape)):
             break
         ids.insert(0, node.id)
         steps.insert(0, step)

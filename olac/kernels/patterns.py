@@ -16,7 +16,7 @@ import numpy as np
 from olac.ir.graph import Diagonals
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import Affine, AveragePool, Constants, Conv2d, Linear, LinearOp, Shape
-from olac.kernels.linear import DiagonalKernel, Distinct, place
+from olac.kernels.linear import DiagonalKernel, Distinct, counted_modulo, distinct_diagonals
 
 MOST_KEPT = 256
 BY_ZEROS = (Affine, AveragePool, Conv2d, Linear)
@@ -68,9 +68,12 @@ def diagonals_of(
     """The diagonals that are not zero between two layouts, counted modulo `modulus`."""
 
     def find() -> Distinct:
-        return place(op.linear_map(shape, constants), operand, result, modulus).distinct
+        return distinct_diagonals(op.linear_map(shape, constants), operand, result)
 
-    return _DIAGONALS.get((entries_key(op, shape, constants), operand, result, modulus), find)
+    if operand.step:
+        raise ValueError(f"diagonals of shifted copies ({operand}) follow from those of plain ones")
+    key = (entries_key(op, shape, constants), operand, result)
+    return counted_modulo(_DIAGONALS.get(key, find), result, modulus)
 
 
 def hollow_kernel(

@@ -16,15 +16,15 @@ import numpy.typing as npt
 
 from olac.errors import ArtifactError
 from olac.files import Source, check_writable, write_file
+from olac.formats import CALIBRATIONS
 from olac.ir.types import Range
 from olac.memory import memory_for
 from olac.polynomials.statistics import BINS, Calibration, Histogram
 
 FORMAT = "olac-calibration"
-VERSION = 1
 MAX_HEADER_BYTES = 100_000_000
 MAX_INTEGER = 1 << 52
-REMAKE = "Calibrate again and save it anew."
+REMAKE = CALIBRATIONS.remake
 
 _PARTS = ("low", "high", "sums", "squares")
 _TYPES: dict[str, np.dtype[Any]] = {
@@ -76,7 +76,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
         }
     )
     # One entry, because safetensors writes several in any order: equal calibrations give equal files.
-    entry = json.dumps({"version": VERSION, "sha256": _digest(manifest, tensors), "manifest": manifest})
+    entry = json.dumps({"version": CALIBRATIONS.current, "sha256": _digest(manifest, tensors), "manifest": manifest})
     data = save(tensors, metadata={FORMAT: entry})
     write_file(path, [data], private=True, size=len(data))
 
@@ -91,12 +91,7 @@ def load_calibration(path: Path) -> Calibration:
     """
     source = Source.of_file(path)
     outer, arrays = _read(source)
-    version = outer.get("version")
-    if type(version) is not int or version != VERSION:
-        advice = "Update olac." if type(version) is int and version > VERSION else REMAKE
-        raise ArtifactError(
-            f"{source.name}: format version {str(version)[:20]}, this olac reads version {VERSION}. {advice}"
-        )
+    CALIBRATIONS.check(outer.get("version"), source.name)
     text = outer.get("manifest")
     if not isinstance(text, str) or _digest(text, arrays) != outer.get("sha256"):
         raise ArtifactError(f"{source.name}: its hash is wrong: it was damaged or changed. Get it again.")

@@ -211,11 +211,11 @@ class Client:
             )
         layout, state = type_.layout, type_.state
         assert layout is not None and state is not None
+        _check_room(program, "encrypting", layout.ciphertexts)
         encoded = program.encode(given)
         message = check_input(encoded, type_, allow_out_of_range)
         if message:
-            warnings.warn(message, stacklevel=3)
-        _check_room(program, "encrypting", layout.ciphertexts)
+            warnings.warn(message, stacklevel=3)  # after the decorator
         batch = np.zeros((program.batch, *program.input_shape))
         batch[: len(given)] = encoded / type_.unit
         evaluator = self._evaluator()
@@ -281,7 +281,7 @@ class Client:
             raise BackendError(f"{result.name} decrypts to values that are not finite")
         message = check_output(images, type_)
         if message:
-            warnings.warn(f"{result.name}: {message}", stacklevel=3)
+            warnings.warn(f"{result.name}: {message}", stacklevel=3)  # after the decorator
         outputs = images if raw else program.head.apply(images)
         # No -0.0, and integers of an argmax as they are.
         return outputs if decimals is None or outputs.dtype.kind == "i" else np.round(outputs, decimals) + 0.0

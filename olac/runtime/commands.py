@@ -102,7 +102,7 @@ def run(
     encrypted: str | Path,
     output: str | Path,
     *,
-    max_memory: float | None = None,
+    max_memory: float | str | None = None,
     progress: Callable[[Progress], None] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -179,7 +179,7 @@ def debug(
     evaluation_keys: str | Path,
     images: str | Path,
     *,
-    max_memory: float | None = None,
+    max_memory: float | str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Row, ...]:
     """Run the first batch of the images in a .npy file encrypted and simulated, and compare every layer.

@@ -172,6 +172,13 @@ class EvaluationKeys:
             self._installed = weakref.ref(live)
         return live
 
+    def apart(self) -> EvaluationKeys:
+        """The same keys that came from outside, which stay as they are when these are closed."""
+        assert self._header is not None
+        other = EvaluationKeys(self.program, self.identity, self.steps, self.relinearisation, header=self._header)
+        other._parts = self._parts
+        return other
+
     def blocks(self, reader: Reader, place: int) -> Iterator[Words]:
         """The words of one key that came from outside, block by block, each valid until the next is asked for.
 

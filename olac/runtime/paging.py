@@ -28,7 +28,7 @@ class KeyFile:
 
     def __init__(self, keys: EvaluationKeys) -> None:
         assert keys.header is not None
-        self._keys, self._header = keys, keys.header
+        self._keys, self._header = keys.apart(), keys.header
         self._places = {step: int(keys.relinearisation) + i for i, step in enumerate(keys.steps)}
 
     def key(self, step: int, tag: str) -> Any:

@@ -25,7 +25,7 @@ from olac.errors import (
     MissingKeyError,
     VerificationError,
 )
-from olac.estimate import LIBRARY_BYTES, LOADING_KEYS, UNUSED_SHARE
+from olac.estimate import BARE_PROCESS_BYTES, LIBRARY_BYTES, LOADING_KEYS, UNUSED_SHARE, estimate
 from olac.files import check_writable, remove_file
 from olac.forks import check_fork, is_stale
 from olac.ir.graph import Node
@@ -33,7 +33,7 @@ from olac.ir.ops import Bootstrap
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
 from olac.kernels.execute import execute
-from olac.memory import available_bytes, current_rss_bytes, memory_for
+from olac.memory import available_bytes, bytes_of, current_rss_bytes, memory_for
 from olac.program import CompiledProgram
 from olac.runtime.checkpoints import Checkpoint
 from olac.runtime.messages import (
@@ -90,7 +90,9 @@ class Server:
     Args:
         program: what to run.
         evaluation_keys: from the client, live or loaded.
-        max_memory: bytes that this process may take in all; None for what the machine has.
+        max_memory: bytes that this process may take in all, or text such as "8GB". None for what the program was
+            compiled for (`CompiledProgram.max_memory`), a bare process of Python included; if that is nothing, for what
+            the machine has. Keys that are in memory already stay there, though the program was compiled for less.
         cache_bytes: for encoded weights, which are kept between runs; None for what memory allows, or for programs with
             bootstraps, whose weights are encoded when they are needed, for nothing.
 
@@ -104,6 +106,7 @@ class Server:
         InfeasibleError: the keys and ciphertexts need more memory than allowed.
         ForkError: the process was forked after OpenFHE was used.
         ClosedError: the keys are closed.
+        ValueError: `max_memory` or `cache_bytes` is no amount of memory.
     """
 
     @memory_for("preparing the server")
@@ -112,17 +115,21 @@ class Server:
         program: CompiledProgram,
         evaluation_keys: EvaluationKeys,
         *,
-        max_memory: float | None = None,
-        cache_bytes: int | None = None,
+        max_memory: float | str | None = None,
+        cache_bytes: float | str | None = None,
     ) -> None:
         check_fork()
+        limit = None if max_memory is None else bytes_of(max_memory, "max_memory")
+        kept = None if cache_bytes is None else bytes_of(cache_bytes, "cache_bytes", or_zero=True)
         self.program = program
         self.last_run: dict[str, float] = {}
         self._lock = threading.Lock()
         self._running: int | None = None
         self._closed = False
         self._check_keys(evaluation_keys)
-        room, capacity = self._check_memory(evaluation_keys, max_memory)
+        # Before memory is looked at: they are of some size themselves.
+        self._kernels = program.kernels
+        room, capacity = self._check_memory(evaluation_keys, limit)
         self._identity = evaluation_keys.identity
         self._keys: KeySet | None
         self._pager: KeyPager | None = None
@@ -133,14 +140,13 @@ class Server:
             self._keys, file = install_pinned(evaluation_keys, pinned)
             self._pager = KeyPager(program, steps, pinned, file, capacity)
         self.pages = None if self._pager is None else self._pager.pages
-        self._kernels = program.kernels
         self._bootstraps: object = None
         if program.parameters.bootstrapping is not None:
             # After the keys: what these take is known better than that of the plaintexts made here.
             self._bootstraps = wire(program.parameters).prepare_bootstraps()
-        if cache_bytes is None:
-            cache_bytes = max(0, int(room)) if program.parameters.bootstrapping is None else 0
-        self._cache = PlaintextCache(cache_bytes)
+        if kept is None:
+            kept = max(0.0, room) if program.parameters.bootstrapping is None else 0.0
+        self._cache = PlaintextCache(int(kept))
         self._evaluator: OpenFHEEvaluator | None = OpenFHEEvaluator(
             wire(program.parameters).context,
             program.parameters,
@@ -215,23 +221,31 @@ class Server:
 
         None where all are held.
         """
-        # Before the rest: it makes the kernels, which are of some size themselves.
-        estimate = self.program.estimate()
-        self._predicted = estimate.node_seconds
+        found = estimate(self.program)
+        self._predicted = found.node_seconds
         held = current_rss_bytes()
         room: float = available_bytes()
-        if max_memory is not None:
-            room = min(room, max_memory - held)
-        needed = estimate.ciphertext_bytes + estimate.setup_bytes + (0 if keys.installed else keys.key_bytes)
+        needed = found.ciphertext_bytes + found.setup_bytes + (0 if keys.installed else keys.key_bytes)
         one, away = one_key_bytes(self.program), len(set(keys.steps) - pinned_steps(self.program))
         fewest = 1 + LOADING_KEYS
         least = LIBRARY_BYTES + (1 + UNUSED_SHARE) * (needed - (away - fewest) * one)
         may_wait = keys.header is not None and not keys.installed and away > fewest
+        within = room
+        if max_memory is not None:
+            room = within = min(room, max_memory - held)
+        elif self.program.max_memory is not None:
+            # What else is in this process is not the program's, which was compiled for a process of its own.
+            own = self.program.max_memory - BARE_PROCESS_BYTES - (1 + UNUSED_SHARE) * found.sizes.table_bytes
+            if keys.installed:
+                own -= (1 + UNUSED_SHARE) * keys.key_bytes
+            within = min(room, own)
+            if may_wait and within >= least:
+                room = within
         # What the library takes beside its objects is cut from the keys where it can be.
         if may_wait and least <= room < LIBRARY_BYTES + (1 + UNUSED_SHARE) * needed:
             return 0.0, min(away, 1 + int((room - least) / ((1 + UNUSED_SHARE) * one)))
         if needed <= room:
-            return room - needed, None
+            return (within - LIBRARY_BYTES) / (1 + UNUSED_SHARE) - needed, None
         fewer = (
             "" if least >= needed else f" ({least / GB:.2f} GB do for keys from a file, most of them read as needed)"
         )

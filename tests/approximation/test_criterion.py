@@ -74,6 +74,10 @@ def test_outputs_that_are_not_finite_agree_with_nothing(criterion: Criterion) ->
         (LOGITS[:, 0], None, (20,), Regression()),
         (LOGITS[:, :1], "sigmoid", (20,), Binary(0.5, 0.1)),
         (LOGITS[:, 0], "sigmoid", (20,), Binary(0.5, 0.1)),
+        (LOGITS[:, 0], "softmax", (20,), Binary(0.5, 0.1)),
+        (LOGITS[:, :1], "log_softmax", (20,), Binary(float(np.log(0.5)), None)),
+        (LOGITS[:, 0], "max", (20,), Regression()),
+        (LOGITS, "normalize", (20,), Embedding()),
         (LOGITS, "sigmoid", (20,), Multilabel(0.5, 0.1)),
         (LOGITS + array(100, 0, 0, 0), None, (20,), Regression()),  # the first is always the largest: no class
         (LOGITS + array(100, 0, 0, 0), "softmax", (20,), Classification()),

@@ -18,6 +18,7 @@ from benchmarks.faults.kinds import MUTATIONS
 from benchmarks.faults.material import DEEP, EVALUATION, INPUT, PLAIN, PROGRAM, Material, prepare
 from benchmarks.faults.outcomes import FAULTS, Finding, Outcome, Verdict, judged, markdown, right, rows
 from benchmarks.faults.pool import Worker
+from benchmarks.faults.processes import USES
 from olac.errors import ArtifactError, VerificationError
 
 pytestmark = pytest.mark.encrypted
@@ -35,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def process(folder: Path) -> Iterator[Worker]:
     """One process for most kinds: to start it takes longer than many cases."""
-    with worker([*MUTATIONS], folder) as made:
+    with worker([*MUTATIONS, "threads", "constant memory"], folder) as made:
         yield made
 
 
@@ -50,6 +51,20 @@ def check(process: Worker, kind: str, count: int, first: int = 0) -> Counter[Out
 def test_mutated_files(kind: str, process: Worker) -> None:
     ends = check(process, kind, MUTATED)
     assert ends[Outcome.REFUSED] > MUTATED / 2 and ends[Outcome.RIGHT] > 0
+
+
+def test_forks(folder: Path) -> None:
+    ways = 1 + len(USES)
+    with worker(["forks"], folder) as process:
+        ends = check(process, "forks", ways)
+    # Before its parent has used the library a child may do all, and after that nothing that is random.
+    assert ends[Outcome.RIGHT] >= 1 and ends[Outcome.REFUSED] >= 4
+
+
+@pytest.mark.parametrize(("kind", "count"), [("threads", 4), ("constant memory", 4)])
+def test_what_lasts(kind: str, count: int, process: Worker) -> None:
+    ends = check(process, kind, count)
+    assert ends[Outcome.RIGHT] == count
 
 
 # The harness itself sees faults ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ The operations are those of the registry: one without a case here fails.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,9 @@ _ACTIVATIONS = (
 )
 _NOTHING = "contiguous clone detach cpu requires_grad_ double float"
 _DROPOUT = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"
+
+_LAST_ALONG_AN_AXIS = "softmax special_softmax log_softmax special_log_softmax softmin argmax argmin max amax normalize"
+_LAST_ELEMENTWISE = "exp expm1 special_expm1"
 
 CASES: dict[str, Case] = {
     **dict.fromkeys(_ACTIVATIONS.split(), case(VECTOR, error=FITTED)),
@@ -85,8 +89,14 @@ CASES: dict[str, Case] = {
     "type_as": case(VECTOR, torch.zeros(1)),
     **dict.fromkeys(("broadcast_to", "expand"), case((2, 1, 4), (-1, 2, 4, 4))),
     "expand_as": case((2, 1, 4), torch.zeros(1)),
+    **dict.fromkeys(_LAST_ALONG_AN_AXIS.split(), case(VECTOR, dim=1)),
+    **dict.fromkeys(_LAST_ELEMENTWISE.split(), case(VECTOR)),
 }
 """By name of a function or method."""
+
+LAST = {*_LAST_ALONG_AN_AXIS.split(), *_LAST_ELEMENTWISE.split()}
+LAST_MODULES = {nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d}
+"""What the client computes, as a model's last step."""
 
 BY_MODULE: dict[type[nn.Module], tuple[tuple[int, ...], Callable[[], nn.Module], float]] = {
     nn.Conv2d: (IMAGE, lambda: nn.Conv2d(2, 3, 3, 2, 1), EXACT),
@@ -107,6 +117,8 @@ BY_MODULE: dict[type[nn.Module], tuple[tuple[int, ...], Callable[[], nn.Module],
     nn.Dropout3d: (IMAGE, nn.Dropout3d, EXACT),
     **{cls: (VECTOR, cls, EXACT) for cls in (nn.Identity, nn.Dropout, nn.Dropout1d, nn.AlphaDropout)},
     nn.FeatureAlphaDropout: (VECTOR, nn.FeatureAlphaDropout, EXACT),
+    **{cls: (VECTOR, partial(cls, 1), EXACT) for cls in (nn.Softmax, nn.LogSoftmax, nn.Softmin)},
+    nn.Softmax2d: (IMAGE, nn.Softmax2d, EXACT),
 }
 """By class, with the shape of the value; activations are made without arguments, on vectors."""
 
@@ -119,22 +131,36 @@ class Net(nn.Module):
         self.first: nn.Module = nn.Linear(6, 6) if shape == VECTOR else nn.Conv2d(shape[0], shape[0], 1)
         self.operation = operation
         with torch.no_grad():
-            width = self.values(torch.zeros(3, *shape)).shape[1]
+            width = self.values(torch.zeros(3, *shape))[0].numel()
         self.last = nn.Linear(width, 3)
 
     def values(self, x: torch.Tensor) -> torch.Tensor:
         y = self.operation(self.first(x))
         y = y[0] * 0.5 + y[1] if isinstance(y, (tuple, list)) else y
-        return y.reshape(x.shape[0], -1).float()
+        flat: torch.Tensor = y.reshape(x.shape[0], -1).float()
+        return flat
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.values(x))
+        out: torch.Tensor = self.last(self.values(x))
+        return out
 
 
-def check(shape: tuple[int, ...], operation: Callable[..., Any], error: float) -> None:
+class Ending(Net):
+    """A layer that mixes, and the operation, or the second of two results."""
+
+    def values(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.operation(self.first(x))
+        ending: torch.Tensor = y[1] if isinstance(y, tuple) else y
+        return ending
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.values(x)
+
+
+def check(shape: tuple[int, ...], operation: Callable[..., Any], error: float, last: bool = False) -> None:
     """Compile at default options, and compare with torch on images that calibration never saw."""
     torch.manual_seed(5)
-    net = Net(shape, operation).eval()
+    net = (Ending if last else Net)(shape, operation).eval()
     program = olac.compile(net, torch.randn(72, *shape).split(24))
     images = torch.randn(64, *shape) * 0.9
     with torch.no_grad():
@@ -184,7 +210,7 @@ def test_functions(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         if its is handler:
             monkeypatch.setitem(FUNCTIONS, other, seen)
     shape, args, kwargs, error = CASES[name_of(target)]
-    check(shape, operation(target, args, kwargs), error)
+    check(shape, operation(target, args, kwargs), error, name_of(target) in LAST)
     assert reached
 
 
@@ -195,7 +221,7 @@ def test_every_function_and_method_has_a_case() -> None:
 @pytest.mark.parametrize("cls", [cls for cls, _ in own(MODULES)], ids=lambda cls: cls.__name__)
 def test_modules(cls: type[nn.Module]) -> None:
     shape, make, error = BY_MODULE.get(cls, (VECTOR, cls, FITTED))
-    check(shape, make(), error)
+    check(shape, make(), error, cls in LAST_MODULES)
 
 
 def pooled(*layers: nn.Module) -> nn.Module:
@@ -227,7 +253,8 @@ class Squared(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv(x)
         y = torch.relu(y) + 0.1 * y * y
-        return self.last(nn.functional.max_pool2d(y, 2).flatten(1).square())
+        out: torch.Tensor = self.last(nn.functional.max_pool2d(y, 2).flatten(1).square())
+        return out
 
 
 @pytest.mark.parametrize("name", POOLED)

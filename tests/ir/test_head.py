@@ -11,12 +11,14 @@ from torch.nn import functional as F
 
 from olac.ir.functions import CLIENT_FUNCTIONS, FUNCTIONS
 from olac.ir.head import (
+    MAX_STEPS,
     STEPS,
     Affine,
     ArgMax,
     Elementwise,
     LogSoftmax,
     Max,
+    Normalize,
     OutputHead,
     Reshape,
     Slice,
@@ -47,6 +49,8 @@ SHAPE = (3, 4, 2)
         (ArgMax(2, keepdim=True), lambda x: x.argmax(3, keepdim=True)),
         (Max(1), lambda x: x.amax(2)),
         (Max(0, keepdim=True), lambda x: x.amax(1, keepdim=True)),
+        (Normalize(0), lambda x: F.normalize(x)),
+        (Normalize(1, 1.0, 2.0), lambda x: F.normalize(x, 1.0, 2, 2.0)),
         (Slice(((0, 2, 1), (1, 4, 2), (0, 2, 1))), lambda x: x[:, :2, 1:4:2]),
         (Reshape((24,)), lambda x: x.flatten(1)),
     ],
@@ -116,6 +120,9 @@ def test_numbers_of_parameters_are_checked(name: str) -> None:
         lambda: Affine((), (), (0,)),
         lambda: Affine((float("inf"),), (0.0,)),
         lambda: Affine((1.0,), (float("nan"),)),
+        lambda: Normalize(0, 0.5),
+        lambda: Normalize(0, float("nan")),
+        lambda: Normalize(0, 2.0, -1.0),
     ],
 )
 def test_impossible_steps(make: Callable[[], Step]) -> None:
@@ -131,6 +138,7 @@ def test_impossible_steps(make: Callable[[], Step]) -> None:
         LogSoftmax(1),
         ArgMax(5),
         Max(-2),
+        Normalize(1),
         Slice(((0, 2, 1), (0, 2, 1))),
         Slice(((2, 2, 1),)),
         Slice(((0, 2, -1),)),
@@ -138,6 +146,7 @@ def test_impossible_steps(make: Callable[[], Step]) -> None:
         Reshape((2,)),
         Reshape((-3, -1)),
         Reshape((0,)),
+        Reshape((3, *(1,) * 16)),
         Affine((1.0, 2.0), (0.0, 0.0), (2,)),
         Affine((1.0,) * 3, (0.0,) * 3, (3, 1)),
         Elementwise("prelu", (0.1, 0.2)),
@@ -147,3 +156,9 @@ def test_impossible_steps(make: Callable[[], Step]) -> None:
 def test_shapes_that_do_not_fit(step: Step) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         OutputHead((step,)).output_shape((3,))
+
+
+def test_the_number_of_steps_is_bounded() -> None:
+    OutputHead((Softmax(0),) * MAX_STEPS).output_shape((3,))
+    with pytest.raises(ValueError, match="1001 steps"):
+        OutputHead((Softmax(0),) * (MAX_STEPS + 1)).output_shape((3,))

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "olac.threads",
         "olac.forks",
         "olac.files",
+        "olac.formats",
         "olac.rotations",
         "olac.paging",
     ),

@@ -16,7 +16,7 @@ from olac.ir import Graph, Range
 from olac.ir.ops import Input
 from olac.parameters import Bootstrapping
 from olac.passes import bootstrap_beam, place_bootstraps
-from olac.passes.bootstrap_beam import WIDTH, beam
+from olac.passes.bootstrap_beam import WIDER, WIDTH, beam
 from olac.passes.bootstrap_problem import Option, Plan, Problem
 from olac.passes.place_bootstraps import MOST_STATES, solve
 from tests.passes.test_place_bootstraps import (
@@ -43,7 +43,7 @@ def wide(nodes: int, width: int, seed: int) -> Graph:
         kind = random.choice(3, p=[0.35, 0.35, 0.3])
         chosen = [str(random.choice(pool)) for _ in range(2 if kind == 2 else 1)]
         read.update(chosen)
-        (g.affine, g.polynomial, g.add)[kind](*chosen)  # type: ignore[operator]
+        (g.affine, g.polynomial, g.add)[kind](*chosen)
     left = [value for value in g.values if value not in read]
     while len(left) > 1:
         left = [*left[2:], g.add(left[0], left[1])]
@@ -152,8 +152,8 @@ def test_work_is_bounded_by_the_number_of_nodes(monkeypatch: pytest.MonkeyPatch,
     checked(p, plan, 10.0)
     ways = 4  # of bootstrapping two operands
     assert work.children > 0, "the exact program alone would not end"
-    assert work.most_kept <= WIDTH + 1
-    assert work.children <= ways * (WIDTH + 1) * len(graph.nodes)
+    assert work.most_kept <= max(WIDER) * WIDTH + 1
+    assert work.children <= ways * (sum(WIDER) * WIDTH + len(WIDER)) * len(graph.nodes)
     assert work.exact <= ways * MOST_STATES * len(graph.nodes)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import stat
 import threading
@@ -17,8 +16,10 @@ import pytest
 from olac import envelope
 from olac.backends.cost import CostEvaluator
 from olac.backends.openfhe.wire import wire
-from olac.costs import CostTable
+from olac.costs import CostTable, kept_plaintext_bytes
 from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError, OlacError
+from olac.estimate import UNUSED_SHARE, estimate
+from olac.formats import FRAMES
 from olac.ir.graph import Graph
 from olac.ir.ops import Array
 from olac.ir.types import Range
@@ -139,6 +140,32 @@ def test_encoded_weights_are_kept_and_give_the_same(pair: Pair) -> None:
     bare = Server(pair.program, pair.keys, cache_bytes=0)
     _close(pair.program, x, pair.client.decrypt(bare.run(pair.client.encrypt(x))))
     assert bare._cache.bytes == 0
+
+
+def test_a_server_keeps_to_the_memory_that_its_program_was_compiled_for(pair: Pair) -> None:
+    """Beside what else is in this process; what is asked for goes before."""
+    whole = estimate(pair.program)
+    some = whole.plaintext_bytes // 2
+    room = whole.sizes.least_server_bytes + (1 + UNUSED_SHARE) * some
+    limited = replace(pair.program, report=replace(pair.program.report, max_memory=room))
+    assert limited.fingerprint == pair.program.fingerprint
+    received = EvaluationKeys.from_bytes(limited, pair.key_frame)
+    server = Server(limited, received)
+    assert server._cache.budget == pytest.approx(some, abs=2)
+    server.prepare()
+    one = kept_plaintext_bytes(limited.parameters.log_ring, limited.parameters.limbs)
+    assert some - one < server._cache.bytes <= some
+    assert Server(limited, received, cache_bytes="1GB")._cache.budget == 1e9
+    assert Server(limited, received, max_memory="900GB")._cache.budget > some
+    small = replace(pair.program, report=replace(pair.program.report, max_memory=2e8))
+    assert Server(small, pair.keys)._cache.budget == 0  # live keys are there already
+
+
+@pytest.mark.parametrize("name", ["max_memory", "cache_bytes"])
+@pytest.mark.parametrize("amount", [8, -1e9, float("nan"), float("inf"), "8", "much"])
+def test_what_is_no_amount_of_memory_is_refused(pair: Pair, name: str, amount: float | str) -> None:
+    with pytest.raises(ValueError, match=name):
+        Server(pair.program, pair.keys, **{name: amount})
 
 
 def test_clients_in_one_process_do_not_disturb_each_other(pair: Pair) -> None:
@@ -279,7 +306,9 @@ def test_values_far_beyond_the_calibrated_range_are_refused(pair: Pair) -> None:
         pair.client.encrypt(np.full(SHAPE, 1e300), allow_out_of_range=True)
 
 
-def test_outputs_far_beyond_their_calibrated_range_are_told(pair: Pair, recwarn: pytest.WarningsRecorder) -> None:
+def test_outputs_far_beyond_their_calibrated_range_are_told(
+    pair: Pair, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair.client.decrypt(pair.server.run(pair.client.encrypt(images())))
     assert not recwarn.list
     narrow = replace(pair.program.output.type, channels=(Range(-1e-9, 1e-9),) * 4 + (Range(-9.0, 9.0),))
@@ -290,11 +319,13 @@ def test_outputs_far_beyond_their_calibrated_range_are_told(pair: Pair, recwarn:
         lambda node, builder, inputs: builder.keep(node, inputs, type=narrow) if node.id in graph.outputs else None,
         by="",
     )
-    client = copy.copy(pair.client)
-    client.program = replace(pair.program, graph=made)
-    client.program.__dict__["fingerprint"] = pair.program.fingerprint
+    program = replace(pair.program, graph=made)
+    assert program.fingerprint != pair.program.fingerprint
+    program.__dict__["fingerprint"] = pair.program.fingerprint
+    result = pair.server.run(pair.client.encrypt(images()))
+    monkeypatch.setattr(pair.client, "program", program)
     with pytest.warns(UserWarning, match="of the outputs hold"):
-        client.decrypt(pair.server.run(pair.client.encrypt(images())))
+        pair.client.decrypt(result)
 
 
 def test_what_overflows_does_not_decrypt_silently_as_nonsense_or_crash(pair: Pair) -> None:
@@ -422,10 +453,10 @@ def test_files_of_another_kind_version_or_program(files: dict[str, Path], tmp_pa
             with pytest.raises(ArtifactError, match=f"of kind '{other}', expected '{kind}'"):
                 read(pair.program, path)
     data = bytearray(files[kind].read_bytes())
-    data[4:6] = (envelope.VERSION + 1).to_bytes(2, "little")
+    data[4:6] = (FRAMES.current + 1).to_bytes(2, "little")
     newer = tmp_path / "newer"
     newer.write_bytes(data)
-    with pytest.raises(ArtifactError, match=r"version 2.*Update olac"):
+    with pytest.raises(ArtifactError, match=rf"version {FRAMES.current + 1}.*Update olac"):
         read(pair.program, newer)
     strangers = {
         "program": small_program(batch=BATCH, seed=1),
@@ -476,7 +507,7 @@ def test_headers_that_make_no_sense(pair: Pair, change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("header", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 100_000, b'{"program": 1e999}'])
 def test_headers_that_are_no_objects(pair: Pair, header: bytes) -> None:
-    start = envelope.PREFIX.pack(envelope.MAGIC, envelope.VERSION, envelope.INPUT.encode(), len(header), 0)
+    start = envelope.PREFIX.pack(envelope.MAGIC, FRAMES.current, envelope.INPUT.encode(), len(header), 0)
     with pytest.raises(ArtifactError):
         EncryptedInput.from_bytes(pair.program, start + header + bytes(envelope.DIGEST_BYTES))
 

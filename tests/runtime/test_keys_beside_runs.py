@@ -11,15 +11,14 @@ import pytest
 
 from olac.backends.openfhe import key_maps
 from olac.runtime import Client, EvaluationKeys, Server
-from tests.runtime.bootstrapped_program import bootstrapped_program
-from tests.runtime.small_program import ERROR, images, small_program
+from tests.runtime.small_program import ERROR, deep_program, images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
 
 
 def test_runs_are_right_while_keys_are_made_and_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # a run has helpers
-    program, deep = small_program(), bootstrapped_program()[0]
+    program, deep = small_program(), deep_program()
     client = Client(program)
     server = Server(program, client.generate_keys())
     given, expected = client.encrypt(images()), program.simulate(images())
@@ -35,6 +34,7 @@ def test_runs_are_right_while_keys_are_made_and_loaded(monkeypatch: pytest.Monke
             except Exception as problem:
                 wrong.append(problem)
             runs[0] += 1
+            done.wait(0.05)
 
     serving = threading.Thread(target=serve)
     serving.start()
