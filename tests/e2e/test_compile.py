@@ -232,9 +232,9 @@ def test_pinned_parameters_are_taken_or_refused_never_replaced() -> None:
     with pytest.raises(InfeasibleError, match="takes 4 levels, the pinned parameters have 3"):
         olac.compile(small_net(), [images()], degree=3, parameters=leveled)
     with pytest.raises(InfeasibleError, match="a batch of 4096 images"):
-        olac.compile(small_net(), [images()], degree=3, parameters=Parameters(13, 4, 30, 37, 5), batch=4096)
+        olac.compile(small_net(), [images()], degree=3, parameters=Parameters(13, 4, 29, 36, 5), batch=4096)
     assert (
-        olac.compile(small_net(), [images()], degree=3, parameters=Parameters(13, 4, 30, 37, 5)).parameters.depth == 4
+        olac.compile(small_net(), [images()], degree=3, parameters=Parameters(13, 4, 29, 36, 5)).parameters.depth == 4
     )
 
 
