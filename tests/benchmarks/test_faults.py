@@ -23,6 +23,7 @@ from olac.errors import ArtifactError, VerificationError
 
 pytestmark = pytest.mark.encrypted
 
+NETWORKS = 60
 MUTATED = 300
 
 
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def process(folder: Path) -> Iterator[Worker]:
     """One process for most kinds: to start it takes longer than many cases."""
-    with worker([*MUTATIONS, "threads", "constant memory"], folder) as made:
+    with worker(["networks", *MUTATIONS, "threads", "constant memory"], folder) as made:
         yield made
 
 
@@ -47,10 +48,25 @@ def check(process: Worker, kind: str, count: int, first: int = 0) -> Counter[Out
     return Counter(one.verdict.outcome for one in found)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MUTATIONS if kind != "mutated images"])
+def test_random_networks(process: Worker) -> None:
+    ends = check(process, "networks", NETWORKS)
+    assert ends[Outcome.RIGHT] > 0.9 * NETWORKS
+
+
+@pytest.mark.parametrize("kind", MUTATIONS)
 def test_mutated_files(kind: str, process: Worker) -> None:
     ends = check(process, kind, MUTATED)
     assert ends[Outcome.REFUSED] > MUTATED / 2 and ends[Outcome.RIGHT] > 0
+
+
+COMMANDS = [("failed writes", 72), ("failed allocations", 48), ("limited files", 18), ("killed", 18)]
+
+
+@pytest.mark.parametrize(("kind", "count"), COMMANDS)
+def test_commands_that_fail_or_are_killed(kind: str, count: int, folder: Path) -> None:
+    with worker([kind], folder) as process:
+        ends = check(process, kind, count)
+    assert ends[Outcome.REFUSED if kind != "killed" else Outcome.RIGHT] >= count / 2
 
 
 def test_forks(folder: Path) -> None:
