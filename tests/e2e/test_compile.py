@@ -260,7 +260,7 @@ def test_a_limit_of_memory_holds_for_the_program(tmp_path: Path) -> None:
     torch.manual_seed(0)
     parts = (nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64, 10))
     model, x = nn.Sequential(*parts), torch.rand(48, 1, 8, 8)
-    pinned = {"degree": 3, "batch": 8, "insecure": True, "log_ring": 12, "reconstruct": 0}
+    pinned: dict[str, Any] = {"degree": 3, "batch": 8, "insecure": True, "log_ring": 12, "reconstruct": 0}
     free = olac.compile(model, [x], **pinned)
     whole = free.estimate()
     assert free.max_memory is None

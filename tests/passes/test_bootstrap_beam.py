@@ -43,7 +43,7 @@ def wide(nodes: int, width: int, seed: int) -> Graph:
         kind = random.choice(3, p=[0.35, 0.35, 0.3])
         chosen = [str(random.choice(pool)) for _ in range(2 if kind == 2 else 1)]
         read.update(chosen)
-        (g.affine, g.polynomial, g.add)[kind](*chosen)  # type: ignore[operator]
+        (g.affine, g.polynomial, g.add)[kind](*chosen)
     left = [value for value in g.values if value not in read]
     while len(left) > 1:
         left = [*left[2:], g.add(left[0], left[1])]

@@ -162,7 +162,7 @@ def test_a_server_keeps_to_the_memory_that_its_program_was_compiled_for(pair: Pa
 @pytest.mark.parametrize("amount", [8, -1e9, float("nan"), float("inf"), "8", "much"])
 def test_what_is_no_amount_of_memory_is_refused(pair: Pair, name: str, amount: float | str) -> None:
     with pytest.raises(ValueError, match=name):
-        Server(pair.program, pair.keys, **{name: amount})  # type: ignore[arg-type]
+        Server(pair.program, pair.keys, **{name: amount})
 
 
 def test_clients_in_one_process_do_not_disturb_each_other(pair: Pair) -> None:
