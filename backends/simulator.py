@@ -43,7 +43,7 @@ class SimulatorEvaluator(Evaluator[Slots, Slots]):
     def encrypt(self, slots: Array, level: int) -> Ciphertext[Slots]:
         """A fresh ciphertext of shape (slots,) at a level."""
         scale = self.parameters.scale(level)
-        return Ciphertext(np.asarray(slots) * scale, CipherState(level, 1, scale))
+        return Ciphertext(self._fresh(np.asarray(slots), level, scale) * scale, CipherState(level, 1, scale))
 
     def decrypt(self, a: Ciphertext[Slots]) -> Array:
         """The slots, shape (slots,)."""

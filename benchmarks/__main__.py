@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: accuracy by strategy, encrypted runs, bootstraps, and tables and plots of the results."""
+"""`python -m benchmarks`: accuracy by strategy, encrypted runs, bootstraps, faults, and tables and plots of results."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import bootstraps, encrypted
+from benchmarks import bootstraps, encrypted, security
 from benchmarks.comparison import compare
 from benchmarks.data import DataError, data_folder, test_set, training_set
+from benchmarks.faults import command as faults_command
 from benchmarks.results import ResultsError, ResultsFile, markdown_table, plot, read_rows, require_plot, rich_table
 from benchmarks.strategies import StrategyError, parse_strategies
 from olac.passes.choose_lowerings import KINDS
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(given)
     try:
         return int(options.run(options, shlex.join(["python", "-m", "benchmarks", *given])))
-    except (StrategyError, DataError, ResultsError) as error:
+    except (StrategyError, DataError, ResultsError, security.EstimatorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except encrypted.RunError as error:
@@ -67,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     _encrypted_parser(commands.add_parser("encrypted", help="seconds, memory and errors of encrypted runs"))
 
     _bootstraps_parser(commands.add_parser("bootstraps", help="seconds, noise and memory of one bootstrap"))
+
+    estimates = commands.add_parser("security", help="what the lattice estimator says of the bounds of security")
+    security.add_arguments(estimates)
+    estimates.set_defaults(run=_security)
+    faults = commands.add_parser("faults", help="faults of many kinds, and what becomes of them")
+    faults_command.add_arguments(faults, _positive)
+    faults.set_defaults(run=_faults)
 
     drawing = commands.add_parser("plot", help="total depth against top-1")
     drawing.add_argument("--json", type=Path, nargs="+", required=True, metavar="FILE")
@@ -216,6 +224,14 @@ def _encrypted(options: argparse.Namespace, command: str) -> int:
 def _bootstraps(options: argparse.Namespace, command: str) -> int:
     Console().print(rich_table([bootstraps.run(options, command)]))
     return 0
+
+
+def _security(options: argparse.Namespace, command: str) -> int:
+    return security.run(options)
+
+
+def _faults(options: argparse.Namespace, command: str) -> int:
+    return faults_command.run(options, lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def _plot(options: argparse.Namespace, command: str) -> int:

@@ -27,8 +27,10 @@ from benchmarks.models import MODELS, Benchmark
 from benchmarks.results import ResultsFile, Row
 from benchmarks.strategies import Strategy
 from olac import tensors
+from olac.approximation.criterion import Classification
 from olac.compiler import CompileOptions
 from olac.errors import OlacError
+from olac.ir.ops import Input
 from olac.kernels.depth import activation_depth
 from olac.program import ApproximatedModel
 
@@ -160,7 +162,7 @@ class Measurement:
             "strategy": item,
             "total_depth": total_depth,
             "top1": float(np.mean(classes == self._labels)),
-            "agreement": float(np.mean(classes == self.plaintext.argmax(1))),
+            "agreement": Classification().agreement(outputs.astype(np.float64), self.plaintext.astype(np.float64)),
             "plaintext_top1": self.plaintext_top1,
             "wrecked": int(wrecked.sum()),
             "images": self.images,
@@ -183,7 +185,9 @@ def evaluate(
     source, target = graph.inputs[0], graph[graph.outputs[0]]
 
     def single(x: torch.Tensor) -> Array:
-        values = tensors.run(graph, weights, {source.id: x / source.type.unit})[target.id]
+        assert isinstance(source.op, Input)
+        given = torch.from_numpy(source.op.encode(x.double().numpy()) / source.type.unit).float()
+        values = tensors.run(graph, weights, {source.id: given})[target.id]
         return np.asarray((values.double() * target.type.unit).flatten(1).numpy())
 
     def exact(x: torch.Tensor) -> Array:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from olac import forks as _forks  # before anything can fork  # noqa: F401
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

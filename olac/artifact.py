@@ -15,7 +15,7 @@ import types
 import typing
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,18 @@ import numpy as np
 from olac.bootstrapping import bootstrap_steps
 from olac.envelope import MAGIC
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
-from olac.files import Source, write_file
+from olac.files import Source, check_writable, write_file
+from olac.formats import PROGRAMS
 from olac.ir.graph import LOWERINGS, Diagonals, Graph, Lowering, Node, Origin
+from olac.ir.head import STEPS, OutputHead, Step
 from olac.ir.ops import (
     OPS,
     Activation,
     Array,
+    AtClient,
     Bootstrap,
     Conv2d,
+    Input,
     MaxPool2d,
     Op,
     Polynomial,
@@ -40,15 +44,17 @@ from olac.ir.ops import (
 )
 from olac.ir.types import Stage, ValueType
 from olac.ir.verify import verify
+from olac.memory import memory_for
 from olac.parameters import Parameters, is_prime
-from olac.program import CompiledProgram, Report
+from olac.program import CompiledProgram, Report, SelfCheck
 
 FORMAT = "olac-program"
-VERSION = 4
 MAX_HEADER_BYTES = 100_000_000
 MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14
-REMAKE = "Compile the model again and save it anew."
+MAX_PARTS = 1 << 16
+MAX_NOTE_CHARACTERS = 1 << 20
+REMAKE = PROGRAMS.remake
 RANKS = {
     "conv2d": {"weight": 4, "bias": 1},
     "linear": {"weight": 2, "bias": 1},
@@ -61,38 +67,66 @@ RANKS = {
 """Axes of constants, where the op's shape rule takes them for granted."""
 
 
+@memory_for("saving the program")
 def save_program(program: CompiledProgram, path: str | Path) -> None:
     """Write a program to one file, completely or not at all.
 
     Raises:
         ArtifactError: the file can't be written.
+        InfeasibleError: memory ran out.
+        VerificationError: the program would not come back as it is.
+    """
+    check_writable(path)
+    data = program_bytes(program)
+    write_file(path, [data], size=len(data))
+
+
+def program_bytes(program: CompiledProgram) -> bytes:
+    """What `save_program` writes.
+
+    Raises:
         VerificationError: the program would not come back as it is.
     """
     from safetensors.numpy import save
 
     manifest = json.dumps(_manifest(program))
-    again = _program(json.loads(manifest), program.graph.constants)
+    try:
+        again = _program(json.loads(manifest), program.graph.constants)
+    except ValueError as error:
+        raise VerificationError(f"the program can't be saved: {error}") from error
     if again.fingerprint != program.fingerprint:
         raise VerificationError("the program holds values that a file can't hold, such as numpy scalars in types")
     digest = hashlib.sha256(manifest.encode()).hexdigest()
     # One entry, because safetensors writes several in any order: equal programs give equal files.
-    metadata = {FORMAT: json.dumps({"version": VERSION, "sha256": digest, "manifest": manifest})}
+    metadata = {FORMAT: json.dumps({"version": PROGRAMS.current, "sha256": digest, "manifest": manifest})}
     # ascontiguousarray would give scalars an axis, and safetensors writes strided arrays in the wrong order.
     tensors = {name: np.asarray(a, dtype="<f8", order="C") for name, a in program.graph.constants.items()}
-    write_file(path, [save(tensors, metadata=metadata)])
+    data: bytes = save(tensors, metadata=metadata)
+    return data
 
 
+@memory_for("loading the program")
 def load_program(path: str | Path) -> CompiledProgram:
     """Read a program and check all of it.
 
     Raises:
         ArtifactError: the file is missing, damaged, of another kind or a newer version, or its program is not valid.
-        SecurityError: its parameters don't have the security that they claim.
+        InfeasibleError: memory ran out.
+        SecurityError: its parameters don't have the security that they claim, by the bounds of any version. Those of
+            earlier versions, which were a little higher, bring a warning.
     """
-    source = Source.of_file(path)
-    text, constants = _read(source)
-    manifest = _parse(source, text, f"its manifest is not JSON. {REMAKE}")
-    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report"}
+    return _load(Source.of_file(path))
+
+
+@memory_for("loading the program")
+def program_from_bytes(data: bytes) -> CompiledProgram:
+    """What `program_bytes` gave, checked as `load_program` checks files; it raises the same errors."""
+    return _load(Source(data=bytes(data)))
+
+
+def _load(source: Source) -> CompiledProgram:
+    manifest, constants = _read(source)
+    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report", "head"}
     if set(manifest) != wanted:
         raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
     try:
@@ -110,7 +144,14 @@ def load_program(path: str | Path) -> CompiledProgram:
         )
     if program.parameters.security == 0:
         warnings.warn(
-            f"{source.name} was compiled without security, for tests: its ciphertexts hide nothing", stacklevel=3
+            f"{source.name} was compiled without security, for tests: its ciphertexts hide nothing", stacklevel=5
+        )
+    elif not program.parameters.secure:
+        warnings.warn(
+            f"{source.name} was compiled for {program.parameters.security}-bit security by bounds that newer attacks "
+            f"have lowered: it has {math.floor(program.parameters.security_bits)} bits. It runs as before; compile the "
+            "model again for the full security.",
+            stacklevel=5,
         )
     return program
 
@@ -118,9 +159,10 @@ def load_program(path: str | Path) -> CompiledProgram:
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def _read(source: Source) -> tuple[str, dict[str, Array]]:
-    """The text of the manifest and the constants."""
+def _read(source: Source) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The manifest, as files of the current version have it, and the constants."""
     from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import load
 
     with source.open() as stream:
         start = stream.read(8)
@@ -132,17 +174,24 @@ def _read(source: Source) -> tuple[str, dict[str, Array]]:
             f"{source.name}: not a program of olac, or cut short ({source.size} bytes). "
             "Check the path, or get it again."
         )
-    text = None
+    manifest = None
     constants = {}
     try:
-        with safe_open(str(source.path), framework="np") as opened:
-            found = (opened.metadata() or {}).get(FORMAT)
+        if source.path is None:
+            # safetensors gives the tensors of bytes, not their metadata.
+            head = json.loads(source.data[8 : 8 + length])
+            found = head.get("__metadata__", {}).get(FORMAT)
             if found is not None:
-                text = _manifest_text(source, found)
-                constants = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+                manifest, constants = _read_manifest(source, found), load(source.data)
+        else:
+            with safe_open(str(source.path), framework="np") as opened:
+                found = (opened.metadata() or {}).get(FORMAT)
+                if found is not None:
+                    manifest = _read_manifest(source, found)
+                    constants = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{source.name}: not a program of olac, or damaged: {error}. Get it again.") from error
-    if text is None:
+    if manifest is None:
         raise ArtifactError(
             f"{source.name}: a safetensors file, but not a program of olac. "
             "Give a file that CompiledProgram.save wrote."
@@ -152,22 +201,44 @@ def _read(source: Source) -> tuple[str, dict[str, Array]]:
             raise ArtifactError(
                 f"{source.name}: the tensor {name} is of type {array.dtype}, expected float64. {REMAKE}"
             )
-    return text, constants
+    return manifest, constants
 
 
-def _manifest_text(source: Source, found: str) -> str:
+def _read_manifest(source: Source, found: object) -> dict[str, Any]:
+    if not isinstance(found, str):
+        raise ValueError("its metadata is not text")
     outer = _parse(source, found, "its metadata is damaged. Get it again.")
     version = outer.get("version")
-    if type(version) is not int or version != VERSION:
-        advice = "Update olac." if type(version) is int and version > VERSION else REMAKE
-        raise ArtifactError(
-            f"{source.name}: format version {str(version)[:20]}, this olac ({_olac_version()}) reads "
-            f"version {VERSION}. {advice}"
-        )
+    PROGRAMS.check(version, source.name)
     text = outer.get("manifest")
     if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != outer.get("sha256"):
         raise ArtifactError(f"{source.name}: the hash of its manifest is wrong: it was damaged. Get it again.")
-    return text
+    manifest = _parse(source, text, f"its manifest is not JSON. {REMAKE}")
+    if version == 4:
+        _add_fields_of_version_5(manifest)
+    return manifest
+
+
+def _add_fields_of_version_5(manifest: dict[str, Any]) -> None:
+    """Give a manifest of version 4 what it lacks; with these values programs are what they were.
+
+    Nothing of it is checked yet: what has another form stays, and is refused later.
+    """
+    manifest.setdefault("head", [])
+    graph, report = manifest.get("graph"), manifest.get("report")
+    nodes = graph.get("nodes") if isinstance(graph, dict) else None
+    for node in nodes if isinstance(nodes, list) else ():
+        if isinstance(node, dict) and isinstance(node.get("type"), dict):
+            node["type"].setdefault("channels", [])
+        if isinstance(node, dict) and node.get("op") == Input.name and isinstance(node.get("attributes"), dict):
+            node["attributes"].setdefault("offsets", [])
+            node["attributes"].setdefault("factors", [])
+    if isinstance(report, dict):
+        report.setdefault("max_memory", None)
+        if isinstance(report.get("check"), dict):
+            for field in fields(SelfCheck):
+                if field.default is not MISSING:
+                    report["check"].setdefault(field.name, field.default)
 
 
 def _parse(source: Source, text: str, problem: str) -> dict[str, Any]:
@@ -214,10 +285,23 @@ def _manifest(program: CompiledProgram) -> dict[str, Any]:
         "parameters": _encode(program.parameters),
         "rotations": _encode(program.rotations),
         "report": _encode(program.report),
+        "head": [_tagged(step) for step in program.head.steps],
     }
 
 
+def _check_counts(manifest: Mapping[str, Any]) -> None:
+    """Before anything is made of the parts of a manifest: they are shown to people, and a compiler makes few."""
+    for where in ("graph", "report"):
+        parts = manifest[where] if isinstance(manifest[where], dict) else {}
+        for name, part in parts.items():
+            if isinstance(part, list) and len(part) > MAX_PARTS:
+                raise ValueError(f"it has {len(part)} {name[:60]}, more than {MAX_PARTS}")
+            if name == "notes" and sum(len(str(note)) for note in part or ()) > MAX_NOTE_CHARACTERS:
+                raise ValueError(f"its notes are longer than {MAX_NOTE_CHARACTERS} characters")
+
+
 def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> CompiledProgram:
+    _check_counts(manifest)
     graph = _object(manifest["graph"], {"nodes", "outputs", "stage"}, "graph")
     if graph["stage"] != Stage.LEVELLED.name:
         raise ValueError(f"the graph is at stage {graph['stage']!r}, expected {Stage.LEVELLED.name}")
@@ -229,6 +313,7 @@ def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> Com
         _decode(manifest["parameters"], Parameters, "parameters"),
         _decode(manifest["rotations"], tuple[int, ...], "rotations"),
         _decode(manifest["report"], Report, "report"),
+        _head(manifest["head"]),
     )
 
 
@@ -237,7 +322,7 @@ def _node(data: Any, where: str) -> Node:
     node_id = _decode(parts["id"], str, f"{where}.id")
     where = f"{where} ({node_id[:60]})"
     name = parts["op"]
-    if not isinstance(name, str) or name not in OPS or OPS[name] in (Activation, MaxPool2d):
+    if not isinstance(name, str) or name not in OPS or OPS[name] in (Activation, AtClient, MaxPool2d):
         raise ValueError(f"{where}: unknown op {str(name)[:60]!r}: a newer olac or an extension made it")
     return Node(
         node_id,
@@ -249,19 +334,27 @@ def _node(data: Any, where: str) -> Node:
     )
 
 
-def _tagged(lowering: Lowering | None) -> dict[str, Any] | None:
-    return None if lowering is None else {"kind": lowering.kind, **_encode(lowering)}
+def _tagged(value: Lowering | Step | None) -> dict[str, Any] | None:
+    return None if value is None else {"kind": value.kind, **_encode(value)}
 
 
 def _lowering(data: Any, where: str) -> Lowering | None:
-    """A lowering of the kind that it names, with exactly the fields of that kind."""
-    if data is None:
-        return None
+    return None if data is None else typing.cast(Lowering, _of_kind(data, LOWERINGS, where, "lowering"))
+
+
+def _head(data: Any) -> OutputHead:
+    if not isinstance(data, list):
+        raise ValueError(f"head is a {type(data).__name__}, expected a list")
+    return OutputHead(tuple(_of_kind(step, STEPS, f"head[{i}]", "step") for i, step in enumerate(data)))
+
+
+def _of_kind(data: Any, kinds: Mapping[str, type], where: str, what: str) -> Any:
+    """A value of the kind that it names, with exactly the fields of that kind."""
     kind = data.get("kind") if isinstance(data, dict) else None
-    if not isinstance(kind, str) or kind not in LOWERINGS:
-        raise ValueError(f"{where}: unknown lowering {str(kind)[:60]!r}: a newer olac or an extension made it")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"{where}: unknown {what} {str(kind)[:60]!r}: a newer olac or an extension made it")
     rest = {name: value for name, value in data.items() if name != "kind"}
-    return typing.cast(Lowering, _decode(rest, LOWERINGS[kind], where))
+    return _decode(rest, kinds[kind], where)
 
 
 def _encode(value: Any) -> Any:
@@ -333,7 +426,7 @@ def _check(program: CompiledProgram) -> None:
     """All that the compiler promises of its programs; ValueError or an error of olac's where it doesn't hold."""
     parameters, graph = program.parameters, program.graph
     _check_chain_exists(parameters)
-    parameters.check_security()
+    parameters.check_security(earlier=True)
     named = {name for node in graph.nodes for name in node.op.constant_names()}
     if named != set(graph.constants):
         raise ValueError(f"constants {sorted(named ^ set(graph.constants))[:5]} are named or stored, not both")
@@ -342,6 +435,10 @@ def _check(program: CompiledProgram) -> None:
     for node in graph.nodes:
         _check_node(program, node)
     verify(graph)
+    try:
+        program.head.output_shape(program.output.type.shape)
+    except ValueError as error:
+        raise ValueError(f"the head does not take the program's outputs: {error}") from error
     for node in graph.nodes:
         _check_level(program, node)
     steps = program.rotations

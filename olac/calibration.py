@@ -14,23 +14,25 @@ import torch
 from torch import fx
 
 from olac.errors import CalibrationError, VerificationError
+from olac.formats import without_unused
 from olac.frontend.trace import Traced
+from olac.internal import callers_items
 from olac.ir.functions import Definition, channel_function, define
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Array
 from olac.ir.types import Range
 from olac.polynomials.domain import singularity
 from olac.polynomials.statistics import (
-    HELD_OUT_MOST,
+    HELD_OUT_EVERY,
     SAMPLE_BYTES,
     SAMPLE_IMAGES,
     Calibration,
     Histogram,
     SingleArray,
+    held_out_limit,
     sample_limit,
 )
 
-HELD_OUT_EVERY = 8
 RUN_ELEMENTS = 1 << 18
 """Input elements in one run of the model: the loader's batches are cut and joined to it."""
 
@@ -59,16 +61,21 @@ def as_images(item: Any, where: str) -> torch.Tensor:
         item = item[0]
     if not isinstance(item, torch.Tensor):
         try:
-            item = torch.as_tensor(np.asarray(item))
-        except (TypeError, ValueError, RuntimeError) as error:
+            array = np.asanyarray(item)
+            if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
+                raise CalibrationError(f"{where} is an array with masked values: fill them in (array.filled(value))")
+            item = torch.as_tensor(np.asarray(array))
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CalibrationError(f"{where} is a {type(item).__name__}, not images") from error
+    if item.layout is not torch.strided or item.is_meta:
+        raise CalibrationError(f"{where} is a tensor without its values in memory; give it dense (images.to_dense())")
     if item.dtype != torch.uint8 and not item.is_floating_point():
         raise CalibrationError(f"{where} has type {item.dtype}; give floats (images.float()) or uint8")
     if item.ndim < 2:
         raise CalibrationError(f"{where} has shape {tuple(item.shape)}, without a batch axis before the image's")
     images: torch.Tensor = item.detach().to("cpu", torch.float32)
     if not torch.isfinite(images).all():
-        raise CalibrationError(f"{where} holds NaN or infinite values")
+        raise CalibrationError(f"{where} holds NaN or infinite values, or such as single precision can't hold")
     return images
 
 
@@ -78,7 +85,7 @@ def _batches(loader: Any) -> Iterator[torch.Tensor]:
     if not isinstance(loader, Iterable):
         raise CalibrationError(f"a loader is an iterable of batches, not {type(loader).__name__}")
     expected: tuple[int, ...] | None = None
-    for index, item in enumerate(loader):
+    for index, item in enumerate(callers_items(loader)):
         images = as_images(item, f"batch {index}")
         shape = tuple(images.shape[1:])
         if expected is not None and shape != expected:
@@ -111,6 +118,7 @@ class _Observer(fx.Interpreter):
         self.histograms: dict[str, Histogram] = {}
         self.low: dict[str, float] = {}
         self.high: dict[str, float] = {}
+        self.channels: dict[str, Array] = {}
         self.where = ""
         self.observing = self.looking = True
         known = {i for made in traced.lifted.values() for i in made}
@@ -120,16 +128,31 @@ class _Observer(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one fx node and observe the IR nodes that were made for it; where only `looking`, refuse NaN alone."""
-        result = super().run_node(n)
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            where = ", ".join(n.meta[part] for part in ("path", "source") if n.meta.get(part))
+            raise CalibrationError(
+                f"{self.where}: the model fails at {where or n.name}: {type(error).__name__}: {error}"
+            ) from error
         made = [i for i in self._traced.lifted.get(n.name, ()) if i in self._nodes]
         if made and self.looking:
             values: dict[str, torch.Tensor] = {}
             for argument in n.all_input_nodes:
-                _collect(self._traced.results.get(argument.name), self.env[argument], values)
-            _collect(self._traced.results.get(n.name), result, values)
+                self._collect(self._traced.results.get(argument.name), self.env[argument], values)
+            self._collect(self._traced.results.get(n.name), result, values)
             for node_id in made:
                 self._observe(self._nodes[node_id], values)
         return result
+
+    def _collect(self, ids: Any, value: Any, values: dict[str, torch.Tensor]) -> None:
+        if isinstance(ids, tuple) and isinstance(value, (tuple, list)):
+            for one, part in zip(ids, value, strict=False):
+                self._collect(one, part, values)
+        elif isinstance(ids, str) and isinstance(value, torch.Tensor):
+            # One number for each image has no axis in torch, and one of length 1 in the graph.
+            node = self._nodes.get(ids)
+            values[ids] = value if node is None or value.ndim > 1 else value.reshape(len(value), *node.type.shape)
 
     def _observe(self, node: Node, values: dict[str, torch.Tensor]) -> None:
         if node.id not in values:
@@ -137,31 +160,30 @@ class _Observer(fx.Interpreter):
             operands = [values[i].double().numpy() for i in node.inputs]
             values[node.id] = torch.from_numpy(node.op.evaluate(operands, self._graph.constants))
         value = values[node.id]
-        low, high = (float(v) for v in torch.aminmax(value))
+        by_channel = value.reshape(len(value), value.shape[1] if value.ndim > 1 else 1, -1)
+        lows, highs = _array(by_channel.amin((0, 2))), _array(by_channel.amax((0, 2)))
+        low, high = float(lows.min()), float(highs.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             origin = [part for part in (node.origin.path, node.origin.source) if part]
             what = f"{node.id} ({', '.join(origin)})" if origin else node.id
             if isinstance(node.op, Activation) and values[node.inputs[0]].shape == value.shape:
                 given = values[node.inputs[0]][~torch.isfinite(value)]
-                what += f", for the input {float(given[0]):.6g}"
+                first = float(given[0])  # its sign says enough, and no value of an image is told
+                what += f", for {'a positive' if first > 0 else 'a negative' if first < 0 else 'a zero'} input"
             raise CalibrationError(f"{self.where}: the model gives NaN or infinite values at {what}")
         if not self.observing:
             return
         self.low[node.id] = min(low, self.low.get(node.id, low))
         self.high[node.id] = max(high, self.high.get(node.id, high))
+        before = self.channels.get(node.id)
+        self.channels[node.id] = np.stack(
+            [lows, highs] if before is None else [np.minimum(lows, before[:, 0]), np.maximum(highs, before[:, 1])], 1
+        )
         if isinstance(node.op, Activation):
             seen = values[node.inputs[0]]
             if node.id not in self.histograms:
                 self.histograms[node.id] = Histogram(seen.shape[1])
             self.histograms[node.id].add(seen.numpy())
-
-
-def _collect(ids: Any, value: Any, values: dict[str, torch.Tensor]) -> None:
-    if isinstance(ids, tuple) and isinstance(value, (tuple, list)):
-        for one, part in zip(ids, value, strict=False):
-            _collect(one, part, values)
-    elif isinstance(ids, str) and isinstance(value, torch.Tensor):
-        values[ids] = value
 
 
 class _Sample:
@@ -228,8 +250,9 @@ def calibrate(
 ) -> Calibration:
     """Run a model over calibration images and collect the statistics of its values.
 
-    Every 8th image, from the first on and 256 at most, is held out of all statistics; a single image is both. Memory
-    doesn't grow with the number of images, and the result doesn't depend on the size of the batches.
+    Every 8th image, from the first on and 2,048 at most (512 if they are large), is held out of all statistics; a
+    single image is both. Memory doesn't grow with the number of images, and the result doesn't depend on the size of
+    the batches.
 
     Args:
         traced: the traced model, already lifted.
@@ -248,6 +271,7 @@ def calibrate(
     held: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
     kept = seen = fitted = 0
+    most_held = held_out_limit(8 * elements)
 
     def observe(images: torch.Tensor, where: str) -> None:
         observer.where = where
@@ -269,7 +293,7 @@ def calibrate(
                 )
             out = (torch.arange(seen, seen + len(images)) % HELD_OUT_EVERY) == 0
             # Of what remains to be held out, the first ones are taken.
-            out &= torch.cumsum(out, 0) <= HELD_OUT_MOST - kept
+            out &= torch.cumsum(out, 0) <= most_held - kept
             kept += int(out.sum())
             fitted += int((~out).sum())
             to_hold.add(index, images[out])
@@ -293,6 +317,7 @@ def calibrate(
         sample=sample.array(),
         sample_every=sample.every,
         fingerprint=fingerprint(graph),
+        channels=observer.channels,
     )
 
 
@@ -300,7 +325,7 @@ def fingerprint(graph: Graph) -> str:
     """SHA-256 of a lifted model: its ops, shapes and weights. Of functions that the caller gave, the names."""
     digest = hashlib.sha256()
     for node in graph.nodes:
-        attributes = {name: repr(value) for name, value in node.op.attributes().items()}
+        attributes = {name: repr(value) for name, value in without_unused(node.op.attributes()).items()}
         if isinstance(node.op, Activation) and node.op.definition is not None:
             attributes["function"] = node.op.definition.label
         digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, node.type.shape]).encode())
@@ -387,7 +412,10 @@ def _clamped(definition: Definition, histogram: Histogram) -> Definition:
 def outlier_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
     """Activations whose range a few values stretch far beyond all others."""
     notes = []
+    known = {node.id for node in graph.nodes}  # an activation that the client computes is in no graph
     for node_id, histogram in calibration.histograms.items():
+        if node_id not in known:
+            continue
         seen = histogram.range()
         for share, times in OUTLIERS:
             usual = max(abs(histogram.quantile(1 - share)), abs(histogram.quantile(share)))

@@ -3,46 +3,122 @@
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
+from rich.text import Text
 
 from olac import __version__
-from olac.errors import ArtifactError, OlacError
+from olac.errors import OlacError, plain
+from olac.memory import check_limits
 from olac.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from olac.costs import CostTable
+    from olac.ir.head import Outputs
     from olac.runtime import Progress
 
 
+class _Console(Console):
+    """rich's, which leaves it to `main` what happens if nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """As argparse's, with what was typed made fit for terminals."""
+        super().error(plain(message))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 on success, 1 with a message for any of olac's errors, 2 for wrong usage."""
+    """Run the command line; 0 on success, 1 with a message for any of olac's errors, 2 for wrong usage.
+
+    130 where it was interrupted, 141 where nobody reads what it prints, 70 for an error that is a bug of olac's.
+    """
     # Threads that spin at OpenMP's barriers make every primitive several times slower as soon as another process wants
     # a core; threads that sleep cost a few percent. It has to be said before torch or OpenFHE load the library.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
+        options = _parser().parse_args(arguments)
+        check_limits()
         load_plugins()
-        return int(options.run(options) or 0)
+        code = int(options.run(options) or 0)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except OlacError as error:
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        print(error, file=sys.stderr)
-        return 1
+        return _failed(type(error).__name__, str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except ImportError as error:
+        return _failed("error", f"a library that olac needs can't be loaded: {plain(error)}")
+    except BrokenPipeError:
+        _forget_stdout()
+        return 141
+    except OSError as error:
+        _forget_stdout()
+        where = "" if error.filename is None else f" ({plain(error.filename)})"
+        return _failed("error", f"{plain(error.strerror or error)}{where}")
+    except MemoryError:
+        return _failed(
+            "InfeasibleError", "memory ran out. Free memory, or raise the limits of this process (ulimit -v)."
+        )
+    except Exception as error:
+        if os.environ.get("OLAC_TRACEBACK"):
+            raise
+        # Neither its message nor its traceback: they may hold values of inputs.
+        return _failed(
+            "internal error",
+            f"{type(error).__name__} at {_place(error)}. It is a bug of olac: please report it with the command. "
+            "OLAC_TRACEBACK=1 shows where it comes from.",
+            70,
+        )
+
+
+def _failed(kind: str, message: str, code: int = 1) -> int:
+    with suppress(OSError):
+        _Console(stderr=True).print(f"[bold red]{kind}[/]: ", end="")
+        print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of olac's that an error went through."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}olac{os.sep}" in frame.filename]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
+
+
+def _forget_stdout() -> None:
+    """Let nothing more be written there: Python would try at its end, and fail again."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _from_zero(text: str) -> float:
+    """An argument that is a number of seconds, say."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{plain(text)} is not a number from 0 on")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="olac", description="Compile PyTorch models into programs that run on encrypted inputs."
-    )
+    parser = _Parser(prog="olac", description="Compile PyTorch models into programs that run on encrypted inputs.")
     parser.add_argument("--version", action="version", version=f"olac {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -84,6 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     encrypt = commands.add_parser("encrypt", help="client: encrypt images from a .npy file")
     for name in ("program", "secret_key", "images", "output"):
         encrypt.add_argument(name, type=Path)
+    encrypt.add_argument(
+        "--force", action="store_true", help="encrypt images far outside the calibrated range too, with a warning"
+    )
     encrypt.set_defaults(run=_encrypt)
 
     run = commands.add_parser("run", help="server: run a program on an encrypted input; needs no secret key")
@@ -96,13 +175,26 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, metavar="FILE", help="keeps what the run has come to; a later run continues from it"
     )
     run.add_argument(
-        "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="between checkpoints without a bootstrap"
+        "--checkpoint-seconds",
+        type=_from_zero,
+        default=60.0,
+        metavar="S",
+        help="between checkpoints without a bootstrap",
     )
     run.set_defaults(run=_run)
 
     decrypt = commands.add_parser("decrypt", help="client: decrypt a result into a .npy file")
     for name in ("program", "secret_key", "result", "output"):
         decrypt.add_argument(name, type=Path)
+    decrypt.add_argument(
+        "--input", type=Path, metavar="FILE", help="the encrypted input that it must be the result of: finds mix-ups"
+    )
+    decrypt.add_argument(
+        "--raw", action="store_true", help="what the program gives, such as logits, without the model's last steps"
+    )
+    decrypt.add_argument(
+        "--decimals", type=int, metavar="D", help="round outputs that are to be shared (SECURITY.md says what it does)"
+    )
     decrypt.set_defaults(run=_decrypt)
 
     debug = commands.add_parser(
@@ -111,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("program", "secret_key", "evaluation_keys", "images"):
         debug.add_argument(name, type=Path)
     debug.add_argument(
-        "--threshold", type=float, default=0.05, help="largest error that passes for right, in a layer's unit"
+        "--threshold", type=_from_zero, default=0.05, help="largest error that passes for right, in a layer's unit"
     )
     debug.add_argument(
         "--max-memory", type=_memory, metavar="GB", help="that this process may take; or with a unit, as 512MB"
@@ -127,7 +219,10 @@ def _demo(options: argparse.Namespace) -> None:
         raise OlacError(f"the demo needs torch and scikit-learn ({error}): pip install 'olac[demo]'") from error
     if not 1 <= options.images <= 360:
         raise OlacError(f"--images {options.images} is outside 1 ... 360")
-    run_demo(options.output, options.images, degree=options.degree, technique=options.technique)
+    try:
+        run_demo(options.output, options.images, degree=options.degree, technique=options.technique, console=_Console())
+    except ValueError as error:  # an option that can't be
+        raise OlacError(str(error)) from error
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -137,12 +232,12 @@ def _info(options: argparse.Namespace) -> None:
     from olac.rotation_keys import held_within
     from olac.threads import usable_threads
 
-    console = Console()
+    console = _Console()
     program = CompiledProgram.load(options.program)
-    costs = CostTable.default() if options.costs is None else _load_costs(options.costs)
+    costs = CostTable.default() if options.costs is None else CostTable.load(options.costs)
     estimate = program.estimate(costs=costs)
     for line in parameter_lines(program):
-        console.print(line)
+        console.print(line, markup=False)
     console.print(
         f"predicted: {estimate.seconds_per_image:.2f} s an image, keys of {estimate.key_bytes / 1e9:.3f} GB in "
         f"{estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB "
@@ -152,15 +247,6 @@ def _info(options: argparse.Namespace) -> None:
         limit = options.max_memory
         console.print(memory_line(held_within(program, limit, costs, usable_threads()), limit), soft_wrap=True)
     console.print(plan_table(program, estimate.node_seconds))
-
-
-def _load_costs(path: Path) -> CostTable:
-    from olac.costs import CostTable
-
-    try:
-        return CostTable.load(path)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: {error}. Make a table with olac calibrate-costs.") from error
 
 
 def _calibrate_costs(options: argparse.Namespace) -> None:
@@ -189,7 +275,7 @@ def _keygen(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
     estimate = CompiledProgram.load(options.program).estimate()
-    console = Console()
+    console = _Console()
     console.print(
         f"keys of {estimate.key_bytes / 1e9:.3f} GB, about {estimate.keygen_seconds:.0f} s and "
         f"{estimate.client_gb:.2f} GB of memory"
@@ -201,13 +287,16 @@ def _keygen(options: argparse.Namespace) -> None:
             overwrite=options.overwrite,
             progress=lambda done, total: status.update(f"making keys: {done} of {total}"),
         )
-    console.print(f"{secret}: keep it, whoever has it reads everything\n{evaluation}: for the server", soft_wrap=True)
+    console.print(f"{plain(secret)}: keep it, whoever has it reads everything", soft_wrap=True, markup=False)
+    console.print(f"{plain(evaluation)}: for the server", soft_wrap=True, markup=False)
 
 
 def _encrypt(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
-    commands.encrypt(options.program, options.secret_key, options.images, options.output)
+    commands.encrypt(
+        options.program, options.secret_key, options.images, options.output, allow_out_of_range=options.force
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -243,18 +332,21 @@ def _run(options: argparse.Namespace) -> int:
 @contextmanager
 def _shown() -> Iterator[Callable[[Progress], None]]:
     """Shows a run: one line that changes on a terminal, a line for each layer elsewhere."""
-    console = Console()
+    console = _Console()
     with console.status("loading keys") as status:
 
         def show(progress: Progress) -> None:
             line = (
-                f"{progress.done} of {progress.total}: {progress.node} at level {progress.level}, "
+                f"{progress.done} of {progress.total}: {plain(progress.node)} at level {progress.level}, "
                 f"{progress.memory_gb:.2f} GB, {_duration(progress.eta_seconds)} left"
             )
-            if console.is_terminal:
-                status.update(line)
-            else:
-                print(line, flush=True)  # files and pipes keep every line as it comes
+            try:
+                if console.is_terminal:
+                    status.update(Text(line))
+                else:
+                    print(line, flush=True)  # files and pipes keep every line as it comes
+            except OSError:  # nobody reads it, or its disk is full: no reason to end a run of hours
+                _forget_stdout()
 
         yield show
 
@@ -271,14 +363,14 @@ def _memory(text: str) -> float:
 
 def _stopped(last: Progress | None, checkpoint: Path | None) -> str:
     """One line: where a run was interrupted, and whether it can be continued."""
-    where = "before the first layer" if last is None else f"behind {last.node} ({last.done} of {last.total})"
+    where = "before the first layer" if last is None else f"behind {plain(last.node)} ({last.done} of {last.total})"
     if checkpoint is None:
         kept = "no checkpoint was kept (--checkpoint FILE keeps one)"
     elif not checkpoint.exists():
         kept = "there was no checkpoint yet"
     else:
-        upto = f" the run up to {last.checkpoint}" if last is not None and last.checkpoint else " what there was"
-        kept = f"{checkpoint} holds{upto}: the same command continues from there"
+        upto = f" the run up to {plain(last.checkpoint)}" if last is not None and last.checkpoint else " what there was"
+        kept = f"{plain(checkpoint)} holds{upto}: the same command continues from there"
     return f"interrupted {where}; {kept}"
 
 
@@ -292,9 +384,26 @@ def _duration(seconds: float) -> str:
 def _decrypt(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
-    values = commands.decrypt(options.program, options.secret_key, options.result, options.output)
+    values = commands.decrypt(
+        options.program,
+        options.secret_key,
+        options.result,
+        options.output,
+        encrypted=options.input,
+        raw=options.raw,
+        decimals=options.decimals,
+    )
+    shown = ".4g" if options.decimals is None else f".{max(options.decimals, 0)}f"
     for row in values.reshape(len(values), -1):
-        print(f"class {row.argmax()}: " + " ".join(f"{value:.4g}" for value in row))
+        print(_outcome(row, shown))
+
+
+def _outcome(row: Outputs, shown: str) -> str:
+    """The outputs for one image, and the class if there is a choice."""
+    if row.dtype.kind == "i":
+        return "class " + " ".join(map(str, row))
+    numbers = " ".join(format(value, shown) for value in row)
+    return numbers if len(row) == 1 else f"class {row.argmax()}: {numbers}"
 
 
 def _debug(options: argparse.Namespace) -> None:
@@ -311,9 +420,9 @@ def _debug(options: argparse.Namespace) -> None:
             max_memory=options.max_memory,
             progress=show,
         )
-    Console().print(debug_table(rows))
+    _Console().print(debug_table(rows))
     fault = first_fault(rows, options.threshold)
-    print("every layer is right" if fault is None else f"the first layer that goes wrong is {fault}")
+    print("every layer is right" if fault is None else f"the first layer that goes wrong is {plain(fault)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 
 from olac import calibration as calibrations
 from olac.approximation import ImageFitter
+from olac.approximation.criterion import TASKS, Criterion, criterion_for
 from olac.backends.cost import predicted_seconds
 from olac.bootstrapping import BOOTSTRAP_NOISE, steps_with_keys
 from olac.calibration import first_batch
@@ -18,11 +19,14 @@ from olac.costs import CostTable, rotation_key_bytes
 from olac.errors import CalibrationError, InfeasibleError, SecurityError, VerificationError
 from olac.estimate import GB, Sizes
 from olac.frontend import Activations, Traced, check, lift, trace
+from olac.internal import callers, callers_own, guard
 from olac.ir.graph import Graph, Node
+from olac.ir.head import OutputHead, Outputs
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Array, Bootstrap, Input, LinearOp
+from olac.ir.ops import Array, Bootstrap, Input, LinearOp, Polynomial, PolynomialProduct, Square
+from olac.ir.split import split_head
 from olac.kernels.record import record
-from olac.memory import bytes_of, total_bytes
+from olac.memory import bytes_of, memory_for, total_bytes
 from olac.noise import CHECK_IMAGES, MAX_SCALE_BITS, OutputNoise
 from olac.parameters import (
     BOOTSTRAP_FIRST_BITS,
@@ -40,10 +44,12 @@ from olac.passes.bootstrap_problem import WIDEST
 from olac.passes.choose_lowerings import KINDS, lowered_depth
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
 from olac.passes.place_bootstraps import PlaceBootstraps, Profiles
+from olac.passes.scale_inputs import UNEVEN, first_readers
 from olac.plugins import load_plugins
 from olac.polynomials.fit import FitOptions
 from olac.polynomials.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
-from olac.program import ApproximatedModel, CompiledProgram, Report, SelfCheck
+from olac.program import ApproximatedModel, CompiledProgram, Report
+from olac.promises import data_shortfalls, goal, goal_shortfalls, last_function, refuse_shortfalls, self_check
 from olac.report import memory_line
 from olac.search import (
     MACHINE_BYTES,
@@ -67,6 +73,8 @@ STRUCTURE_TOLERANCE = 1e-3
 ROUNDING_MARGIN = 16.0
 MAX_DEPTH = 100
 NAMED_BOOTSTRAPS = NAMED_LIMITS = 3
+NOTED_IMAGES = 256
+"""Images on which slots are looked at that enter bootstraps."""
 FEW_DIGITS = 3
 USUAL_KEYS = 64
 """Rotation keys of a convolutional network, about."""
@@ -81,7 +89,8 @@ class CompileOptions:
     Attributes:
         fit: how activations become polynomials.
         precision: largest error of the outputs by the noise of encryption, relative to their calibrated range, as it
-            is simulated. None for 1e-3, and for what the usual scale gives where programs have bootstraps.
+            is simulated; before and after what the client computes. None for 1e-3, and for what the usual scale gives
+            where programs have bootstraps.
         security: 128, 192 or 256 bits.
         insecure: waive the check of security, for tests at small rings; every output says so.
         technique: OpenFHE's scaling technique.
@@ -101,6 +110,15 @@ class CompileOptions:
             a module's qualified name or by the function itself; as a function over numpy arrays or torch tensors, or
             None for what the model computes there.
         dump_after, dump: passes after which `dump(name, text)` gets the graph.
+        task: what the outputs are for, which decides what agreement means: "classification", "binary", "multilabel",
+            "regression", "embedding" or "map"; "auto" tells it from the outputs and the last function, and the report
+            says which it took. Or an `olac.approximation.criterion.Criterion`, or a function `(ours, theirs)` of two
+            arrays (n, *output shape) that gives a score of 0 to 1 for each image, shape (n,).
+        strict: refuse what else makes a note: a calibration of fewer than 256 images or with channels that hardly ever
+            vary (CalibrationError), an agreement below the one asked for (InfeasibleError).
+        client_head: the client computes a model's last softmax, argmax, scales and functions that never fall, such as
+            sigmoid, exactly, on decrypted outputs (see `olac.ir.split`); so it sees what goes into them. Without it
+            such functions become polynomials as all others, and softmax and argmax are refused.
     """
 
     fit: FitOptions = field(default_factory=FitOptions)
@@ -119,10 +137,15 @@ class CompileOptions:
     activations: Mapping[Any, Callable[[Any], Any] | None] = field(default_factory=dict)
     dump_after: Sequence[str] = ()
     dump: Callable[[str, str], None] | None = None
+    task: str | Criterion | Callable[[Array, Array], Array] = "auto"
+    strict: bool = False
+    client_head: bool = True
 
     def __post_init__(self) -> None:
         if self.precision is not None and not 0 < self.precision < 1:
             raise ValueError(f"precision {self.precision} is outside 0 ... 1")
+        if isinstance(self.task, str) and self.task not in TASKS:
+            raise ValueError(f"task {self.task!r} is not one of {', '.join(TASKS)}")
         if self.max_memory is not None:
             bytes_of(self.max_memory, "max_memory")
         if self.batch < 1:
@@ -154,6 +177,12 @@ class CompileOptions:
         return None if self.max_memory is None else bytes_of(self.max_memory, "max_memory")
 
 
+def _say(progress: Stages | None) -> Stages:
+    """Progress of a caller who may not want any; what it raises is the caller's own."""
+    return (lambda line: None) if progress is None else callers_own(progress)
+
+
+@memory_for("calibrating")
 def calibrate(
     model: Any,
     calib_loader: Iterable[Any],
@@ -173,14 +202,16 @@ def calibrate(
     Raises:
         UnsupportedModelError, CalibrationError: as in `approximate`.
     """
-    say = progress or (lambda line: None)
-    load_plugins()
+    say = _say(progress)
+    with callers():
+        load_plugins()
     say("tracing the model")
     example, batches = first_batch(calib_loader)
     traced = trace(model, example, activations)
     return _calibrate(traced, lift(traced), batches, say, sample_images, sample_bytes)
 
 
+@guard("calibrating")
 def _calibrate(
     traced: Traced, graph: Graph, batches: Iterable[Any], say: Stages, sample_images: int, sample_bytes: int
 ) -> Calibration:
@@ -195,6 +226,7 @@ def _calibrate(
     )
 
 
+@memory_for("approximating the model")
 def approximate(
     model: Any,
     calib_loader: Iterable[Any] | Calibration,
@@ -230,6 +262,7 @@ def approximate(
     return approximated
 
 
+@memory_for("compiling the model")
 def compile(
     model: Any,
     calib_loader: Iterable[Any] | Calibration,
@@ -267,6 +300,7 @@ def _with_choices(options: CompileOptions, choices: dict[str, Any]) -> CompileOp
     return replace(options, fit=replace(options.fit, **fit), **rest)
 
 
+@guard("approximating the model")
 def _approximate(
     model: Any,
     loader: Iterable[Any] | Calibration,
@@ -274,39 +308,53 @@ def _approximate(
     pipeline: Sequence[Pass] | None,
     progress: Stages | None,
 ) -> tuple[ApproximatedModel, Calibration]:
-    say = progress or (lambda line: None)
-    load_plugins()
+    say = _say(progress)
+    with callers():
+        load_plugins()
     say("tracing the model")
     if isinstance(loader, Calibration):
         calibration = loader
         traced = trace(model, calibrations.as_images(calibration.held_out, "the calibration"), options.activations)
-        graph = lift(traced)
-        calibrations.check_calibration(calibration, graph)
+        whole = lift(traced, options.client_head)
+        calibrations.check_calibration(calibration, whole)
     else:
         example, batches = first_batch(loader)
         traced = trace(model, example, options.activations)
-        graph = lift(traced)
-        calibration = _calibrate(traced, graph, batches, say, SAMPLE_IMAGES, SAMPLE_BYTES)
-    structure = _structure_error(graph, calibration, given=isinstance(loader, Calibration))
+        whole = lift(traced, options.client_head)
+        calibration = _calibrate(traced, whole, batches, say, SAMPLE_IMAGES, SAMPLE_BYTES)
+    graph, head = split_head(whole, options.client_head)
+    structure = _structure_error(graph, head, calibration, given=isinstance(loader, Calibration))
     bounded, clamped = calibrations.with_finite_functions(_with_bounds(graph, calibration), calibration)
+    criterion = criterion_for(
+        options.task, calibration.held_out_outputs, last_function(graph, head), graph.inputs[0].type.shape
+    )
+    data = data_shortfalls(graph, calibration)
+    if options.strict:
+        refuse_shortfalls(data, ())
     say("fitting polynomials")
-    sample = calibration.sample if len(calibration.sample) else calibration.held_out
+    sample = calibration.sample if len(calibration.sample) else calibration.choosing
     context = PassContext(
         calibration=calibration,
         costs=options.costs,
         threads=options.threads or usable_threads(),
-        images=ImageFitter(sample, calibration.held_out, say),
+        images=ImageFitter(sample, calibration.choosing, say, criterion, head.apply),
     )
     manager = PassManager(pipeline or approximation_pipeline(options.fit), options.dump_after, options.dump, say)
     result = manager.run(bounded, context)
+    check_result = self_check(
+        ApproximatedModel(result, head=head), graph, calibration, criterion, goal(options.fit), structure
+    )
+    missed = goal_shortfalls(check_result)
+    if options.strict:
+        refuse_shortfalls(data, missed)
     report = Report(
         fits=tuple(context.fits),
         front=tuple(context.front),
-        check=_self_check(result, calibration, structure),
+        check=check_result,
         pass_seconds=tuple((timing.name, timing.seconds) for timing in manager.timings),
-        notes=(*clamped, *calibrations.outlier_notes(graph, calibration)),
+        notes=(*missed, *data, *clamped, *calibrations.outlier_notes(graph, calibration)),
     )
-    return ApproximatedModel(result, report), calibration
+    return ApproximatedModel(result, report, head), calibration
 
 
 def _with_bounds(graph: Graph, calibration: Calibration) -> Graph:
@@ -319,18 +367,24 @@ def _with_bounds(graph: Graph, calibration: Calibration) -> Graph:
     )
 
 
-def _structure_error(graph: Graph, calibration: Calibration, given: bool) -> float:
+def _structure_error(graph: Graph, head: OutputHead, calibration: Calibration, given: bool) -> float:
     """The lifted graph against the model, before anything is approximated: a difference is a bug of ours.
 
     Or the calibration was `given` and is of another model.
     """
     images, theirs = calibration.held_out[:CHECK_IMAGES], calibration.held_out_outputs[:CHECK_IMAGES]
-    ours = graph.evaluate(images)
-    if given and ours.size != theirs.size:
+    raw = graph.evaluate(images)
+    if given and len(images) * math.prod(head.output_shape(raw.shape[1:])) != theirs.size:
         raise CalibrationError(f"the calibration has outputs of shape {theirs.shape[1:]}: it is of another model")
-    size = max(1e-6, float(np.max(np.abs(theirs))))
-    error = float(np.max(np.abs(ours.reshape(theirs.shape) - theirs))) / size
-    if not error <= STRUCTURE_TOLERANCE + ROUNDING_MARGIN * _rounding_error(graph, images, ours) / size:
+    scores = head.scores.apply(raw)
+    if head.decides:
+        # Nearly equal scores may give another class in single precision, so scores are compared.
+        size = max(1e-6, float(np.max(np.abs(scores))))
+        error = head.shortfall(scores, theirs) / size
+    else:
+        size = max(1e-6, float(np.max(np.abs(theirs))))
+        error = float(np.max(np.abs(scores.reshape(theirs.shape) - theirs))) / size
+    if not error <= STRUCTURE_TOLERANCE + ROUNDING_MARGIN * _rounding_error(graph, head, images, scores) / size:
         if given:
             raise CalibrationError(
                 f"the calibration is of another model: its outputs differ by {error:.2g} of the largest from this one's"
@@ -341,25 +395,13 @@ def _structure_error(graph: Graph, calibration: Calibration, given: bool) -> flo
     return error
 
 
-def _rounding_error(graph: Graph, images: Array, exact: Array) -> float:
+def _rounding_error(graph: Graph, head: OutputHead, images: Array, exact: Outputs) -> float:
     """How far single precision alone takes the outputs: much, where large values cancel."""
     rounded = graph.evaluate(images, lambda node, value: value.astype(np.float32).astype(np.float64))
-    return float(np.max(np.abs(rounded - exact)))
+    return float(np.max(np.abs(head.scores.apply(rounded) - exact)))
 
 
-def _self_check(graph: Graph, calibration: Calibration, structure: float) -> SelfCheck:
-    ours = graph.evaluate(calibration.held_out).reshape(len(calibration.held_out), -1)
-    theirs = calibration.held_out_outputs.reshape(len(ours), -1)
-    error = np.abs(ours - theirs)
-    return SelfCheck(
-        images=len(ours),
-        agreement=float(np.mean(ours.argmax(1) == theirs.argmax(1))),
-        max_error=float(error.max()),
-        mean_error=float(error.mean()),
-        structure_error=structure,
-    )
-
-
+@guard("lowering the program")
 def lower(
     approximated: ApproximatedModel,
     calibration: Calibration,
@@ -368,7 +410,7 @@ def lower(
     progress: Stages | None = None,
 ) -> CompiledProgram:
     """Choose parameters for an approximated model and lower it to ciphertexts."""
-    say = progress or (lambda line: None)
+    say = _say(progress)
     say("choosing parameters")
     graph = approximated.graph
     costs = options.costs or CostTable.default()
@@ -387,16 +429,16 @@ def lower(
             approximated.report,
             pass_seconds=approximated.report.pass_seconds + tuple((t.name, t.seconds) for t in timings),
             notes=approximated.report.notes
-            + _notes(approximated.report, options)
-            + bootstrap_notes(lowered, calibration.held_out)
+            + _notes(options)
+            + bootstrap_notes(lowered, calibration.judged[:NOTED_IMAGES])
             + paging_notes(priced, options.memory_limit)
             + memory_notes(priced.keys.sizes, total_bytes()),
             max_memory=options.memory_limit,
         )
-        return CompiledProgram(lowered, priced.parameters, priced.keys.steps, report)
+        return CompiledProgram(lowered, priced.parameters, priced.keys.steps, report, approximated.head)
 
     depth = lowered_depth(graph, passes, options.batch)
-    noise = OutputNoise(graph, calibration)
+    noise = OutputNoise(graph, calibration, approximated.head)
     try:
         choices = _parameter_choices(graph, noise, depth, options)
     except (InfeasibleError, SecurityError):
@@ -636,9 +678,10 @@ def _parameter_choices(
             f"2^{rings[-1]}. Take a smaller batch" + ("." if options.log_ring is None else " or a larger ring.")
         )
     if not found and bits > MAX_SCALE_BITS:
+        much = f"{bits}" if bits > MAX_SCALE_BITS + 1 else f"more than {MAX_SCALE_BITS}"
         raise InfeasibleError(
-            f"a precision of {precision:g} takes a scale of {bits} bits, {MAX_SCALE_BITS} at most are "
-            "supported. Ask for less precision, lower the degrees of the activations, or calibrate without outliers."
+            f"a precision of {precision:g} takes a scale of {much} bits, {MAX_SCALE_BITS} at most are "
+            f"supported. {why_so_fine(graph, noise.loudest())}"
         )
     if options.log_ring is not None and not found and not options.insecure:
         raise SecurityError(
@@ -646,6 +689,34 @@ def _parameter_choices(
             "Leave log_ring open, lower the degrees of the activations, or pass insecure=True for experiments."
         )
     return require_candidates(found, depth, bits, security)
+
+
+def why_so_fine(graph: Graph, loudest: Node) -> str:
+    """What makes a graph need a fine scale, by the node whose noise matters most, and what to do."""
+    (source,) = graph.inputs
+    _, readers = first_readers(graph, source.id)
+    others = {node.id: node for node in readers if not isinstance(node.op, LinearOp)}
+    sizes = [one.magnitude for one in source.type.channels]
+    if others and loudest.id in {source.id, *others} and sizes and max(sizes) > UNEVEN * min(sizes):
+        names = ", ".join(f"{node.id} ({node.origin.path or node.op.name})" for node in others.values())
+        return (
+            "The columns or channels of the input are of very different size, and share one unit because not only "
+            f"linear layers read them, but {names}: scale them to the same size before the model, or ask for less "
+            "precision."
+        )
+    if loudest.id == source.id:
+        return (
+            "The model makes much of small differences in its input, which encryption blurs: calibrate with images "
+            "that vary as real ones do, scale the input, or ask for less precision."
+        )
+    where = f"{loudest.id} ({loudest.origin.path or 'model'})"
+    advice = ["scale the weights around it", "ask for less precision"]
+    if any(isinstance(node.op, Polynomial | PolynomialProduct | Square) for node in graph.nodes):
+        advice[1:1] = ["lower the degrees of the activations", "calibrate without outliers"]
+    return (
+        f"It is for the noise of {where}: its values are large beside what is left of them in the outputs. "
+        f"{', '.join(advice[:-1]).capitalize()}, or {advice[-1]}."
+    )
 
 
 def _holds_batch(graph: Graph, log_ring: int, batch: int) -> bool:
@@ -679,17 +750,8 @@ def _key_switch_price(parameters: Parameters, costs: CostTable, threads: int) ->
     )
 
 
-def _notes(report: Report, options: CompileOptions) -> tuple[str, ...]:
-    notes = []
-    if options.insecure:
-        notes.append("NOT SECURE: the security check was waived")
-    check_result = report.check
-    if check_result is not None and check_result.agreement < 0.9:
-        notes.append(
-            f"on {check_result.images} unseen calibration images the program agrees with the model on "
-            f"{check_result.agreement:.0%} only: ask for more (min_agreement), or allow more levels (max_depth)"
-        )
-    return tuple(notes)
+def _notes(options: CompileOptions) -> tuple[str, ...]:
+    return ("NOT SECURE: the security check was waived",) if options.insecure else ()
 
 
 def paging_notes(priced: Digits, max_memory: float | None) -> tuple[str, ...]:

@@ -20,9 +20,16 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from olac.errors import ArtifactError
+from olac.files import Source
+
 FORMAT = 1
 TECHNIQUES = ("FIXEDMANUAL", "FLEXIBLEAUTO")
 WORD_BYTES = 8
+MAX_TABLE_BYTES = 10_000_000
+LARGEST = 1 << 16
+"""Of numbers of threads in tables."""
+MAX_LOG_RING = 20
 MILLION = 1e-6  # work is counted in millions, so that the factors have readable sizes
 
 
@@ -337,11 +344,19 @@ class CostTable:
 
     @classmethod
     def load(cls, path: str | Path) -> CostTable:
-        """Reads what `olac calibrate-costs` wrote; a key that is missing raises a ValueError."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        """Reads what `olac calibrate-costs` wrote; raises `ArtifactError` for anything that isn't a table."""
+        source = Source.of_file(path)
+        try:
+            if source.size > MAX_TABLE_BYTES:
+                raise ValueError(f"a table of costs has no {source.size} bytes")
+            with source.open() as stream:
+                return cls.from_json(stream.read(MAX_TABLE_BYTES).decode("utf-8"))
+        except ValueError as error:
+            raise ArtifactError(f"{source.name}: {error}. Make a table with olac calibrate-costs.") from error
 
     @classmethod
     def from_json(cls, text: str) -> CostTable:
+        """The inverse of `to_json`; raises ValueError for anything that isn't a table."""
         try:
             document = json.loads(text)
             if document["format"] != FORMAT:
@@ -353,9 +368,11 @@ class CostTable:
                 factors=dict(_read_factors(document["factors"])),
                 bootstrap_factor=_number(document.get("bootstrap_factor", BOOTSTRAP_FACTOR)),
             )
-        except (KeyError, TypeError) as error:
+            table._check()
+        except ValueError:
+            raise
+        except (KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
             raise ValueError(f"this isn't a cost table: {type(error).__name__}: {error}") from error
-        table._check()
         return table
 
     def to_json(self) -> str:
@@ -422,6 +439,9 @@ class CostTable:
         """Every primitive has a price for every ring and number of threads, and no factor is negative."""
         if not self.factors:
             raise ValueError("the cost table is empty")
+        for key in self.factors:
+            if not 1 <= key.log_ring <= MAX_LOG_RING or not 1 <= key.threads <= LARGEST:
+                raise ValueError(f"the cost table has factors for a ring or number of threads that can't be: {key}")
         if not 0 < self.bootstrap_factor < math.inf:
             raise ValueError(f"the cost table's bootstrap takes {self.bootstrap_factor} times its primitives")
         for log_ring in self.log_rings:
@@ -433,7 +453,8 @@ class CostTable:
                         factors = self.factors.get(key)
                         if factors is None:
                             raise ValueError(f"the cost table has no factors for {key}")
-                        if len(factors) != len(work(primitive, shape, threads)) or min(factors) < 0:
+                        right = all(0 <= factor < math.inf for factor in factors)
+                        if len(factors) != len(work(primitive, shape, threads)) or not right:
                             raise ValueError(f"the cost table's factors for {key} don't fit the model")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import time
 from dataclasses import dataclass
@@ -15,14 +16,18 @@ from rich import box
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from olac.backends.openfhe.library import load as load_openfhe
 from olac.backends.openfhe.speed import measure_slowdown
 from olac.compiler import compile as compile_model
 from olac.costs import CostTable
+from olac.errors import ArtifactError, plain
+from olac.files import Output, check_apart, check_folder, check_writable, make_folder, write_files
 from olac.ir.ops import Array
 from olac.memory import peak_rss_bytes
+from olac.polynomials.fit import FitOptions
 from olac.program import CompiledProgram
 from olac.report import parameter_lines, plan_table
 from olac.runtime import Client, Progress, Server
@@ -129,6 +134,10 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     """
     begin = time.perf_counter()
     out = console or Console()
+    # What can't be chosen or written is to be told at once, too.
+    if choices.get("degree") is not None:
+        FitOptions(degree=choices["degree"])
+    outputs = _outputs(output)
     load_openfhe()  # A Python without it is to be told at once, not after training.
     with out.status("training a CNN on 8x8 digits"):
         digits = load_digits()
@@ -144,11 +153,11 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     with out.status("compiling") as status:
         images_only = torch.utils.data.TensorDataset(digits.train_images[:CALIBRATION_IMAGES])
         calibration: Any = torch.utils.data.DataLoader(images_only, batch_size=128)
-        program = compile_model(net, calibration, progress=status.update, **choices)
+        program = compile_model(net, calibration, progress=lambda line: status.update(Text(plain(line))), **choices)
     compile_seconds = time.perf_counter() - compile_begin
     out.print(f"compiled in {compile_seconds:.1f} s")
     for line in parameter_lines(program):
-        out.print(line)
+        out.print(line, markup=False)
     factor = measure_slowdown(program.parameters, CostTable.default(), usable_threads())
     estimate = program.estimate(slowdown=factor)
     out.print(
@@ -174,13 +183,13 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     out.print(plan_table(program, estimate.node_seconds, node_seconds))
 
     encrypted = np.array([r.encrypted_class for r in results])
-    plain = np.array([r.plain_class for r in results])
+    expected = np.array([r.plain_class for r in results])
     labels = digits.test_labels[: len(results)].numpy()
     report = {
         "images": len(results),
         "plain_accuracy": accuracy,
         "encrypted_accuracy": float(np.mean(encrypted == labels)),
-        "agreement": float(np.mean(encrypted == plain)),
+        "agreement": float(np.mean(encrypted == expected)),
         "max_abs_error": max(r.error for r in results),
         "max_model_error": max(r.model_error for r in results),
         "seconds_per_image": float(np.mean([r.seconds for r in results])),
@@ -195,17 +204,33 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
         "ring_dimension": program.parameters.ring_dimension,
         "log_qp": program.parameters.log_qp,
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n")
-    program.save(output.with_suffix(".olac"))
-    np.save(output.with_suffix(".npy"), test)
+    make_folder(output.parent)
+    array = io.BytesIO()
+    np.save(array, test)
+    contents = (json.dumps(report, indent=2).encode() + b"\n", program.to_bytes(), array.getvalue())
+    write_files([Output(path, [data], size=len(data)) for path, data in zip(outputs.values(), contents, strict=True)])
     out.print(
         f"{report['agreement']:.0%} of {len(results)} encrypted images agree with PyTorch; "
         f"{report['seconds_per_image']:.2f} s an image, {report['peak_rss_gb']:.2f} GB at the peak, "
-        f"{report['total_seconds']:.0f} s in all; written to {output}, "
-        f"beside it the program (.olac) and the images (.npy) for `olac keygen`, `encrypt`, `run` and `decrypt`"
+        f"{report['total_seconds']:.0f} s in all; written to {plain(output)}, "
+        f"beside it the program (.olac) and the images (.npy) for `olac keygen`, `encrypt`, `run` and `decrypt`",
+        markup=False,
     )
     return report
+
+
+def _outputs(output: Path) -> dict[str, Path]:
+    """The files of a demo by what they are; ArtifactError where one can't be written."""
+    if not output.name:
+        raise ArtifactError(f"{plain(output)}: names no file. Name the JSON file that the demo is to write.")
+    outputs = {"report": output, "program": output.with_suffix(".olac"), "images": output.with_suffix(".npy")}
+    check_apart(outputs, {})
+    if output.parent.exists():
+        for path in outputs.values():
+            check_writable(path)
+    else:
+        check_folder(output.parent)
+    return outputs
 
 
 def _encrypted(
@@ -243,7 +268,7 @@ def _encrypted(
 
 
 def _show(status: Status, image: str, progress: Progress) -> None:
-    status.update(f"{image}: {progress.node} at level {progress.level}")
+    status.update(Text(f"{image}: {plain(progress.node)} at level {progress.level}"))
 
 
 def _image_table(results: list[ImageResult]) -> Table:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,16 +25,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from olac.errors import ArtifactError
+from olac.files import MAGIC as MAGIC
+from olac.files import SECRET_KEY as SECRET_KEY
 from olac.files import Reader, Source
+from olac.formats import FRAMES
 from olac.parameters import Parameters
 from olac.program import CompiledProgram
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
-MAGIC = b"OLAC"
-VERSION = 1
-SECRET_KEY = "secret-key"
 EVALUATION_KEYS = "evaluation-keys"
 INPUT = "input"
 RESULT = "result"
@@ -53,13 +54,26 @@ def parameter_fingerprint(parameters: Parameters) -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """The checked beginning of a frame. `fields` are what the kind needs beside the fingerprints."""
+    """The checked beginning of a frame.
+
+    Attributes:
+        source: where it was read.
+        kind: of the frame.
+        fields: what the kind needs beside the fingerprints.
+        start: the bytes that it was read from, from the magic to the end of the JSON.
+        payload_bytes: how many follow, but for the hash.
+    """
 
     source: Source
     kind: str
     fields: dict[str, Any]
-    payload_start: int
+    start: bytes
     payload_bytes: int
+
+    @property
+    def payload_start(self) -> int:
+        """Where the payload begins in the frame."""
+        return len(self.start)
 
     def error(self, problem: str, advice: str) -> ArtifactError:
         """An error that names the source."""
@@ -106,27 +120,6 @@ class Header:
         if self.payload_bytes != size:
             raise self.error(f"the payload has {self.payload_bytes} bytes, expected {size}", DAMAGED)
 
-    @contextmanager
-    def payload(self) -> Iterator[Payload]:
-        """Read the payload; the hash of the whole frame is checked when all of it was read."""
-        with self.source.open() as stream:
-            yield Payload(self, stream)
-
-    def check_hash(self, sizes: Iterable[int]) -> tuple[Part, ...]:
-        """Read everything once and compare the hash; the parts of these sizes, which are all of the payload."""
-        buffer, parts, start = memoryview(bytearray(CHUNK)), [], self.payload_start
-        with self.payload() as payload:
-            for size in sizes:
-                before, left = payload.hashed, size
-                while left:
-                    piece = buffer[: min(CHUNK, left)]
-                    payload.read_into(piece)
-                    left -= len(piece)
-                parts.append(Part(start, size, before, payload.hashed.digest()))
-                start += size
-            payload.finish()
-        return tuple(parts)
-
 
 DAMAGED = "The file was damaged or not written by olac: get it again from who made it."
 
@@ -169,13 +162,17 @@ class Part:
 
 
 class Payload:
-    """A payload that is being read, and the hash so far."""
+    """A payload that is being read, from the same open file as its header, and the hash so far.
+
+    Args:
+        header: as it was read from the stream.
+        stream: that stands at the end of the header.
+    """
 
     def __init__(self, header: Header, stream: BinaryIO) -> None:
-        self._header = header
+        self.header = header
         self._stream = stream
-        start = stream.read(header.payload_start)
-        self._digest = hashlib.sha256(start)
+        self._digest = hashlib.sha256(header.start)
         self._left = header.payload_bytes
 
     def read(self, size: int) -> bytes:
@@ -191,62 +188,78 @@ class Payload:
 
     def _take(self, data: bytes | memoryview, size: int) -> None:
         if size > self._left or len(data) != size:
-            raise self._header.error(f"it ends {size - len(data)} bytes early", DAMAGED)
+            raise self.header.error(f"it ends {size - len(data)} bytes early", DAMAGED)
         self._left -= size
         self._digest.update(data)
 
-    @property
-    def hashed(self) -> Hash:
-        """SHA-256 of all so far."""
-        return self._digest.copy()
+    def parts(self, sizes: Iterable[int]) -> tuple[Part, ...]:
+        """Read everything once and compare the hash; the parts of these sizes, which are all of the payload."""
+        buffer, parts, start = memoryview(bytearray(CHUNK)), [], self.header.payload_start
+        for size in sizes:
+            before, left = self._digest.copy(), size
+            while left:
+                piece = buffer[: min(CHUNK, left)]
+                self.read_into(piece)
+                left -= len(piece)
+            parts.append(Part(start, size, before, self._digest.digest()))
+            start += size
+        self.finish()
+        return tuple(parts)
 
     def finish(self) -> None:
         """Compare the hash; only after the whole payload."""
         found = self._stream.read(DIGEST_BYTES)
         if self._left or found != self._digest.digest():
-            raise self._header.error(
+            raise self.header.error(
                 f"its SHA-256 is {self._digest.hexdigest()[:16]}..., it claims {found.hex()[:16]}...", DAMAGED
             )
 
 
-def read_header(source: Source, kind: str, program: CompiledProgram) -> Header:
-    """Parse the beginning of a frame and check all that can be checked without reading the payload.
+@contextmanager
+def open_frame(source: Source, kind: str, program: CompiledProgram) -> Iterator[Payload]:
+    """Parse the beginning of a frame, check all that can be checked without the payload, and read on from there.
+
+    The source is opened once: a file that takes the place of another in the meantime is not read at all. The hash of
+    the whole frame is checked when all of the payload was read.
 
     Raises:
         ArtifactError: another kind of file, a newer version, another program, or a length that is not right.
     """
-    size = source.size
-    shortest = PREFIX.size + DIGEST_BYTES
     with source.open() as stream:
-        prefix = stream.read(PREFIX.size)
-        if prefix[: len(MAGIC)] != MAGIC:
-            raise ArtifactError(
-                f"{source.name}: not a {kind} of olac (it begins with {prefix[:4]!r}, expected {MAGIC!r}). "
-                "Check that the right file was given."
-            )
-        if size < shortest:
-            raise ArtifactError(f"{source.name}: {size} bytes are too few for a {kind}. {DAMAGED}")
-        _, version, raw_kind, header_bytes, payload_bytes = PREFIX.unpack(prefix)
-        found = raw_kind.rstrip(b"\0").decode("ascii", "replace")
-        if version != VERSION:
-            advice = "Update olac." if version > VERSION else "Make it anew with this olac."
-            raise ArtifactError(f"{source.name}: format version {version}, this olac reads version {VERSION}. {advice}")
-        if found != kind:
-            what = f"it is of kind {found!r}" if found in KINDS else f"its kind {found!r} is unknown"
-            raise ArtifactError(f"{source.name}: {what}, expected {kind!r}. Check that the right file was given.")
-        if header_bytes > MAX_HEADER_BYTES or size != shortest + header_bytes + payload_bytes:
-            raise ArtifactError(
-                f"{source.name} ({kind}): it has {size} bytes, its header says "
-                f"{shortest + header_bytes + payload_bytes}. {DAMAGED}"
-            )
-        raw = stream.read(header_bytes)
+        yield Payload(_read_header(source, stream, kind, program), stream)
+
+
+def _read_header(source: Source, stream: BinaryIO, kind: str, program: CompiledProgram) -> Header:
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    shortest = PREFIX.size + DIGEST_BYTES
+    prefix = stream.read(PREFIX.size)
+    if prefix[: len(MAGIC)] != MAGIC:
+        raise ArtifactError(
+            f"{source.name}: not a {kind} of olac (it begins with {prefix[:4]!r}, expected {MAGIC!r}). "
+            "Check that the right file was given."
+        )
+    if size < shortest:
+        raise ArtifactError(f"{source.name}: {size} bytes are too few for a {kind}. {DAMAGED}")
+    _, version, raw_kind, header_bytes, payload_bytes = PREFIX.unpack(prefix)
+    found = raw_kind.rstrip(b"\0").decode("ascii", "replace")
+    FRAMES.check(version, source.name)
+    if found != kind:
+        what = f"it is of kind {found!r}" if found in KINDS else f"its kind {found!r} is unknown"
+        raise ArtifactError(f"{source.name}: {what}, expected {kind!r}. Check that the right file was given.")
+    if header_bytes > MAX_HEADER_BYTES or size != shortest + header_bytes + payload_bytes:
+        raise ArtifactError(
+            f"{source.name} ({kind}): it has {size} bytes, its header says "
+            f"{shortest + header_bytes + payload_bytes}. {DAMAGED}"
+        )
+    raw = stream.read(header_bytes)
     try:
         fields = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{source.name} ({kind}): its header is not JSON. {DAMAGED}") from error
     if not isinstance(fields, dict):
         raise ArtifactError(f"{source.name} ({kind}): its header is not an object. {DAMAGED}")
-    header = Header(source, kind, fields, PREFIX.size + header_bytes, payload_bytes)
+    header = Header(source, kind, fields, prefix + raw, payload_bytes)
     wanted = (("parameters", parameter_fingerprint(program.parameters)), ("program", program.fingerprint))
     for name, fingerprint in wanted:
         if fields.get(name) != fingerprint:
@@ -272,7 +285,7 @@ def frame(
     }
     header = json.dumps(full, sort_keys=True).encode()
     digest = hashlib.sha256()
-    start = PREFIX.pack(MAGIC, VERSION, kind.encode(), len(header), payload_bytes) + header
+    start = PREFIX.pack(MAGIC, FRAMES.current, kind.encode(), len(header), payload_bytes) + header
     digest.update(start)
     yield start
     written = 0

@@ -6,12 +6,27 @@ caller gave; `BackendError` is about the machine; `VerificationError` is a bug o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+def plain(text: object) -> str:
+    """Text for one line: what a terminal would obey or not show, line breaks included, as an escape such as \\x1b."""
+    return _escaped(str(text), "")
+
+
+def _escaped(text: str, keep: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 class OlacError(Exception):
-    """Base class of all errors that olac raises on purpose."""
+    """Base class of all errors that olac raises on purpose. Their texts hold no control characters."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(_escaped(a, "\n\t") if isinstance(a, str) else a for a in arguments))
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,10 @@ class UnsupportedModelError(OlacError):
         lines = "\n".join(f"  {i}. {node}" for i, node in enumerate(self.nodes, 1))
         super().__init__(f"{count} place{'s' if count != 1 else ''} in the model can't be compiled:\n{lines}")
 
+    def __reduce__(self) -> tuple[type[UnsupportedModelError], tuple[tuple[UnsupportedNode, ...]]]:
+        """As exceptions are pickled, but from the nodes: workers send it to who waits for them."""
+        return type(self), (self.nodes,)
+
 
 class CalibrationError(OlacError):
     """The calibration data can't be used: empty, NaN, or shapes that don't fit the model."""
@@ -64,9 +83,32 @@ class BackendError(OlacError):
     """OpenFHE can't be loaded, or refused an operation."""
 
 
+class ForkError(BackendError):
+    """OpenFHE is used in a process that was forked after its parent had used it."""
+
+
+class ClosedError(BackendError):
+    """A client, a server or a set of keys is used after it was closed."""
+
+
 class MissingKeyError(BackendError):
     """An evaluation key that the program needs isn't in the key set."""
 
 
 class VerificationError(OlacError):
-    """An invariant of the compiler is broken: a bug in olac or in a pass from outside."""
+    """An invariant of the compiler is broken: a bug in olac or in a pass, op or lifting that was registered with it.
+
+    Its text ends with one sentence that says what to report.
+    """
+
+    def __str__(self) -> str:
+        versions = ", ".join(
+            f"{name} {version}"
+            for name in ("olac", "torch", "numpy")
+            if (version := getattr(sys.modules.get(name), "__version__", None))
+        )
+        return (
+            f"{super().__str__() or 'an invariant of the compiler is broken'}\n"
+            "This is a bug in olac, or in a pass, op or lifting that was registered with it: "
+            f"report this message with the model's code ({versions})."
+        )

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
 import re
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from olac.errors import InfeasibleError
+from olac.threads import usable_threads
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -21,12 +28,67 @@ LEAST_BYTES = 1_000_000
 """A smaller number is not meant as bytes."""
 
 
+GB = 1e9
+TORCH_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
+LIMIT_OF_LIBRARIES = 230_000_000
+LIMIT_OF_A_THREAD = 85_000_000
+"""Memory as limits count it, most of which is never used: 226 MB with one thread, 310 MB with two."""
+NO_THREAD = "can't start new thread"
+
+
 def available_bytes() -> int:
-    """Bytes that this process can still take: free memory of the machine, or of the cgroup where that is less."""
+    """Bytes that this process can still take: free memory of the machine, or of the cgroup where that is less.
+
+    Or what its own limits leave (ulimit -v and -d), which count memory that is reserved and not used, too.
+    """
     free = _meminfo("MemAvailable")
     rooms = [] if free is None else [free]
-    rooms += _cgroup_rooms()
+    rooms += _cgroup_rooms() + _limit_rooms()
     return max(0, min(rooms)) if rooms else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_room(needed: float, what: str) -> None:
+    """Raise InfeasibleError unless so many bytes are available.
+
+    OpenFHE's threads end the process if they find none, so what is known to be too much is not begun.
+    """
+    room = available_bytes()
+    if needed > room:
+        raise InfeasibleError(
+            f"{what} takes {needed / GB:.2f} GB more than this process holds, {room / GB:.2f} GB are available. "
+            "Free memory, raise the limits of this process (ulimit -v), or take a larger machine."
+        )
+
+
+def check_limits() -> None:
+    """Raise InfeasibleError if the limits of this process don't hold the libraries, which are not loaded yet.
+
+    OpenBLAS does not fail where it finds no memory: it tries for ever.
+    """
+    threads = min(usable_threads(), len(os.sched_getaffinity(0)))
+    needed = LIMIT_OF_LIBRARIES + (threads - 1) * LIMIT_OF_A_THREAD
+    room = min(_limit_rooms(), default=needed)
+    if room < needed:
+        raise InfeasibleError(
+            f"the limits of this process (ulimit -v) leave {max(0, room) / GB:.2f} GB of memory, olac's libraries take "
+            f"{needed / GB:.2f} GB on {threads} threads. Raise the limits, or set OMP_NUM_THREADS to fewer threads."
+        )
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Raise InfeasibleError, which says what was being done, if memory runs out within; as a decorator, too."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has no class for it, and threads need memory as well.
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in (*TORCH_NO_MEMORY, NO_THREAD)):
+            raise
+        room = available_bytes()
+        raise InfeasibleError(
+            f"{what}: memory ran out ({room / GB:.2f} GB are available now). Free memory, raise the limits of this "
+            "process (ulimit -v), or take a larger machine."
+        ) from error
 
 
 def total_bytes() -> int:
@@ -96,6 +158,23 @@ def _cgroup_rooms() -> list[int]:
     return rooms
 
 
+def _limit_rooms() -> list[int]:
+    """What the limits of this process leave it."""
+    rooms = []
+    for limit, field in ((resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5)):
+        most, _ = resource.getrlimit(limit)
+        if most == resource.RLIM_INFINITY:
+            continue
+        try:
+            pages = int((PROC / "self/statm").read_text().split()[field])
+        except (OSError, ValueError, IndexError):
+            continue
+        # Threads that are yet to be started reserve memory, too.
+        reserved = (usable_threads() - 1) * LIMIT_OF_A_THREAD
+        rooms.append(most - reserved - pages * os.sysconf("SC_PAGE_SIZE"))
+    return rooms
+
+
 def _stat(path: Path, field: str) -> int:
     try:
         for line in path.read_text().splitlines():
@@ -105,6 +184,12 @@ def _stat(path: Path, field: str) -> int:
     except (OSError, ValueError):
         pass
     return 0
+
+
+def return_freed() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it and can give it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def bytes_of(amount: float | str, what: str, *, or_zero: bool = False, bare: str = "") -> float:

@@ -7,19 +7,25 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from olac.errors import InputError, VerificationError
+from olac.formats import without_unused
+from olac.internal import callers_own, guard
 from olac.ir.graph import Graph, Node
-from olac.ir.ops import Array
+from olac.ir.head import OutputHead, Outputs
+from olac.ir.ops import Array, Input
 from olac.ir.types import Stage
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
 from olac.kernels.record import record
+from olac.memory import check_room, memory_for
 from olac.parameters import Parameters
 from olac.passes.base import FitReport, FrontPoint
 
@@ -31,14 +37,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """The program's polynomials against the model itself, on calibration images that no fit has seen.
+    """The program's polynomials against the model itself, on calibration images that decided nothing.
 
     Attributes:
         images: how many.
-        agreement: share of them with the same largest output.
+        agreement: the mean score, by the criterion of the task.
         max_error: largest difference of an output.
         mean_error: mean difference of outputs.
         structure_error: largest relative difference of the lifted graph, before any approximation, from the model.
+        task: what the outputs are taken for ("classification", "binary", ...; see `olac.approximation.criterion`).
+        meaning: what the agreement is a share of.
+        low, high: the interval that holds the true agreement with 95 % confidence.
+        goal: the agreement that was asked for, or None in files that do not say.
+        images_to_goal: images for `low` to reach the goal if the agreement stays; None if it is not above the goal.
+        explained: R squared of the outputs, by each output's own variance; None in files that do not say.
     """
 
     images: int
@@ -46,6 +58,13 @@ class SelfCheck:
     max_error: float
     mean_error: float
     structure_error: float
+    task: str = "classification"
+    meaning: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    goal: float | None = None
+    images_to_goal: int | None = None
+    explained: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,53 +123,107 @@ def _canonical(value: Any) -> Any:
 def check_images(images: Any, shape: tuple[int, ...]) -> Array:
     """Images as float64 of shape (n, *shape); one image may come without the batch axis.
 
+    Tensors are taken from whatever device, with or without gradients.
+
     Raises:
-        InputError: another shape, or values that are not finite.
+        InputError: another shape, what is no array of real numbers, or values that are not finite.
+        InfeasibleError: memory ran out.
     """
+    with memory_for("taking the input"):
+        array = _real_array(images)
+        if array.shape == shape:
+            array = array[None]
+        if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
+            raise InputError(
+                f"the program takes images of shape {shape} (or (n, {', '.join(map(str, shape))})), not {array.shape}"
+            )
+        # Shapes first: nothing of the size of an array that is not wanted is made.
+        if array.dtype != np.float64:
+            check_room(array.size * np.dtype(np.float64).itemsize, "taking the input")
+        try:
+            with np.errstate(over="ignore"):
+                made = np.asarray(array, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError("the input holds numbers that float64 can't hold") from error
+        if not np.all(np.isfinite(made)):
+            raise InputError("the input holds values that are not finite, or that float64 can't hold")
+    return made
+
+
+def _real_array(images: Any) -> Any:
+    """An array of real numbers, as it is given; InputError for all else. What it holds is told to nobody."""
+    name = type(images).__name__
     try:
-        array = np.asarray(images, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"an input of type {type(images).__name__} is not an array of numbers") from error
-    if array.shape == shape:
-        array = array[None]
-    if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
-        raise InputError(
-            f"the program takes images of shape {shape} (or (n, {', '.join(map(str, shape))})), not {array.shape}"
-        )
-    if not np.all(np.isfinite(array)):
-        raise InputError("the input holds values that are not finite")
+        if hasattr(images, "detach"):  # a tensor: torch need not be here
+            images = images.detach().cpu()
+            # numpy has no half of bfloat16, and would drop imaginary parts with no more than a warning.
+            images = images.numpy() if images.is_complex() else images.double().numpy()
+        array = np.asanyarray(images)
+    except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+        raise InputError(f"an input of type {name} is not an array of numbers") from error
+    if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
+        raise InputError("the input is an array with masked values. Fill them in (array.filled(value)).")
+    array = np.asarray(array)
+    real = array.dtype.kind in "fiub" or (
+        array.dtype.kind == "O" and all(isinstance(value, Real | Decimal) for value in array.reshape(-1))
+    )
+    if not real:
+        raise InputError(f"an input of type {name} holds {array.dtype}, not real numbers")
     return array
+
+
+def _simulated(graph: Graph, images: Any, observe: Callable[[Node, Array], Array | None] | None) -> Array:
+    with guard("simulating"):
+        return graph.evaluate(
+            check_images(images, graph.inputs[0].type.shape), None if observe is None else callers_own(observe)
+        )
 
 
 @dataclass(frozen=True)
 class ApproximatedModel:
-    """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters."""
+    """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters.
+
+    `head` makes the model's outputs of the graph's, exactly.
+    """
 
     graph: Graph
     report: Report = field(default_factory=Report)
+    head: OutputHead = field(default_factory=OutputHead)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one image."""
         return self.graph.inputs[0].type.shape
 
-    def simulate(self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None) -> Array:
-        """Outputs (n, *output shape) of the true polynomials in float64, for images (n, *input shape) or one image."""
-        return self.graph.evaluate(check_images(images, self.input_shape), observe)
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one image's outputs, () for one number."""
+        return self.head.output_shape(self.graph[self.graph.outputs[0]].type.shape)
+
+    def simulate(
+        self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None, *, raw: bool = False
+    ) -> Outputs:
+        """Outputs (n, *output shape) of the true polynomials in float64, for images (n, *input shape) or one image.
+
+        Integers if the model's last step is an argmax. `raw` gives what the head is applied to, (n, *raw shape).
+        """
+        outputs = _simulated(self.graph, images, observe)
+        return outputs if raw else self.head.apply(outputs)
 
 
 @dataclass(frozen=True)
 class CompiledProgram:
     """A program for encrypted inputs: the levelled graph, the parameters, and the rotation steps that need keys.
 
-    Rotations by other steps are composed of these (`olac.rotations.composition`). It holds no secret, no torch and no
-    openfhe object.
+    Rotations by other steps are composed of these (`olac.rotations.composition`). `head` is what the client computes
+    on decrypted outputs. It holds no secret, no torch and no openfhe object.
     """
 
     graph: Graph
     parameters: Parameters
     rotations: tuple[int, ...]
     report: Report = field(default_factory=Report)
+    head: OutputHead = field(default_factory=OutputHead)
 
     def __post_init__(self) -> None:
         if self.graph.stage != Stage.LEVELLED:
@@ -163,13 +236,24 @@ class CompiledProgram:
 
     @property
     def output(self) -> Node:
-        """The node that the client decrypts."""
+        """The node that the client decrypts; the head makes the model's outputs of its value."""
         return self.graph[self.graph.outputs[0]]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one image's outputs, () for one number."""
+        return self.head.output_shape(self.output.type.shape)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one image."""
         return self.input.type.shape
+
+    def encode(self, images: Array) -> Array:
+        """What the graph computes with, for images (n, *input shape); slots are this over the input's unit."""
+        op = self.input.op
+        assert isinstance(op, Input)
+        return op.encode(images)
 
     @cached_property
     def kernels(self) -> dict[str, Kernel]:
@@ -198,9 +282,15 @@ class CompiledProgram:
         """Bytes that the program was compiled for: a server keeps to them if it is told nothing else."""
         return self.report.max_memory
 
-    def simulate(self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None) -> Array:
-        """What an encrypted run would give without noise: outputs (n, *output shape) for images (n, *input shape)."""
-        return self.graph.evaluate(check_images(images, self.input_shape), observe)
+    def simulate(
+        self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None, *, raw: bool = False
+    ) -> Outputs:
+        """What an encrypted run would give without noise: outputs (n, *output shape) for images (n, *input shape).
+
+        Integers if the model's last step is an argmax. `raw` gives what the head is applied to, (n, *raw shape).
+        """
+        outputs = _simulated(self.graph, images, observe)
+        return outputs if raw else self.head.apply(outputs)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -214,13 +304,17 @@ class CompiledProgram:
             digest.update(f"{name} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         for node in self.graph.nodes:
-            attributes = {name: _canonical(value) for name, value in node.op.attributes().items()}
-            kind = _canonical(asdict(node.type))
+            attributes = without_unused({name: _canonical(value) for name, value in node.op.attributes().items()})
+            kind = without_unused(_canonical(asdict(node.type)))
             lowering = node.lowering
             how = None if lowering is None else [lowering.kind, _canonical(asdict(lowering))]
             digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, how]).encode())
+        if self.head:  # programs without one keep the fingerprint that they had before there were heads
+            steps = [[step.kind, _canonical(asdict(step))] for step in self.head.steps]
+            digest.update(json.dumps(["head", steps]).encode())
         return digest.hexdigest()
 
+    @memory_for("estimating times and memory")
     def estimate(
         self, threads: int | None = None, slowdown: Slowdown | None = None, costs: CostTable | None = None
     ) -> Estimate:
@@ -249,3 +343,20 @@ class CompiledProgram:
         from olac.artifact import load_program
 
         return load_program(Path(path))
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
+        from olac.artifact import program_bytes
+
+        return program_bytes(self)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> CompiledProgram:
+        """Check what `to_bytes` gave; raises `ArtifactError` for anything that isn't a program."""
+        from olac.artifact import program_from_bytes
+
+        return program_from_bytes(data)
+
+    def __reduce__(self) -> tuple[Callable[[bytes], CompiledProgram], tuple[bytes]]:
+        """Pickles and copies go by `to_bytes`, so that what comes back has been checked as files are."""
+        return CompiledProgram.from_bytes, (self.to_bytes(),)

@@ -8,21 +8,26 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
+from olac.errors import plain
 from olac.ir.graph import Diagonals, Node
 from olac.ir.ops import Bootstrap, Polynomial
-from olac.parameters import Parameters
-from olac.program import CompiledProgram
+from olac.parameters import SPARSE_WEIGHT, Parameters
+from olac.polynomials.statistics import calibration_images
+from olac.program import CompiledProgram, SelfCheck
 from olac.rotation_keys import KeyChoice
 
 if TYPE_CHECKING:
     from olac.runtime.debug import Row
 
 GB = 1e9
+SHOWN_NOTES = 100
+SHOWN_CHARACTERS = 2000
 
 
 def parameter_lines(program: CompiledProgram) -> list[str]:
-    """Ring, chain, security, keys and the self-check, a line each."""
+    """Ring, chain, security, keys, what the client computes and the self-check, a line each."""
     parameters = program.parameters
     lines = [
         f"ring dimension {parameters.ring_dimension}, {parameters.depth} levels of {parameters.scale_bits} bits, "
@@ -30,6 +35,11 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
         f"log2(QP) = {parameters.log_qp:.1f}: {_security(parameters)}",
         f"{len(program.rotations)} rotation keys" + _composed(len(program.composed)),
     ]
+    if program.head:
+        lines.append(
+            f"the client computes the model's last steps, exactly: {program.head}. It sees what goes into them, "
+            f"values of shape {program.output.type.shape}"
+        )
     boots = parameters.bootstrapping
     if boots is not None:
         count = sum(len(_ciphertexts(node)) for node in program.graph.nodes if isinstance(node.op, Bootstrap))
@@ -41,15 +51,46 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
         )
     check = program.report.check
     if check is not None:
-        lines.append(
-            f"self-check on {check.images} unseen calibration images: {check.agreement:.1%} agree with the model, "
-            f"largest output error {check.max_error:.3g}"
-        )
-    return lines + list(program.report.notes)
+        lines += _check_lines(check)
+    notes = [plain(note) for note in program.report.notes[:SHOWN_NOTES]]
+    lines += [note if len(note) <= SHOWN_CHARACTERS else note[:SHOWN_CHARACTERS] + "..." for note in notes]
+    more = len(program.report.notes) - SHOWN_NOTES
+    return lines + ([f"and {more} more notes"] if more > 0 else [])
 
 
 def _composed(count: int) -> str:
     return f"; {count} steps that are rare are composed of others" if count else ""
+
+
+def _check_lines(check: SelfCheck) -> list[str]:
+    """The self-check, for people."""
+    lines = [
+        f"self-check as {check.task} on {check.images} calibration images that decided nothing: agreement "
+        f"{percent(check.agreement)} ({check.meaning or 'images whose largest output is the same'}), 95% confidence "
+        f"{percent(check.low)} to {percent(check.high)}",
+        f"output error: mean {check.mean_error:.3g}, largest {check.max_error:.3g}"
+        + ("" if check.explained is None else f"; R2 {_r_squared(check.explained)}"),
+    ]
+    if check.goal is not None and check.low < check.goal <= check.agreement:
+        if check.images_to_goal is None:
+            lines.append(f"the interval reaches below {percent(check.goal)}; no number of images narrows it to that")
+        else:
+            needed = calibration_images(check.images_to_goal)
+            lines.append(
+                f"if the agreement stays, {check.images_to_goal} such images show at least {percent(check.goal)}: "
+                + ("more than a calibration holds" if needed is None else f"calibrate with about {needed} in all")
+            )
+    return lines
+
+
+def percent(share: float) -> str:
+    """In per cent, with the decimals that tell it from 100."""
+    text = f"{share:.1%}"
+    return f"{share:.3%}" if share < 1 and text.startswith("100") else text
+
+
+def _r_squared(value: float) -> str:
+    return f"{value:.4f}" if value > -10 else "below -10" if math.isfinite(value) else "none, as some are not finite"
 
 
 def memory_line(keys: KeyChoice, max_memory: float) -> str:
@@ -69,13 +110,18 @@ def _security(parameters: Parameters) -> str:
     """What is claimed, and what it rests on."""
     if parameters.security == 0:
         return "NOT SECURE (asked for)"
-    claim = f"{parameters.security_bits:.0f}-bit security"
+    claim = f"{math.floor(parameters.security_bits)}-bit security"
+    if not parameters.secure:
+        claim += f", less than the {parameters.security} bits that it was compiled for: compile the model again"
     if parameters.bootstrapping is not None:
         return (
-            f"{claim} (sparse ternary secret of Hamming weight 192, within {parameters.security_bound}, the largest "
-            "published for it; no standard has a table for such secrets)"
+            f"{claim} (sparse ternary secret of Hamming weight {SPARSE_WEIGHT}, within {parameters.security_bound}, "
+            "the largest published for it, and the lattice estimator; no standard has a table for such secrets)"
         )
-    return f"{claim} (Homomorphic Encryption Standard, uniform ternary secret, classical attacker)"
+    return (
+        f"{claim} (uniform ternary secret, classical attacker, by the Security Guidelines for Implementing Homomorphic "
+        "Encryption of 2024 and the lattice estimator)"
+    )
 
 
 def _ciphertexts(node: Node) -> range:
@@ -117,9 +163,9 @@ def plan_table(
     for node in program.graph.nodes:
         layout, state = node.type.layout, node.type.state
         assert layout is not None and state is not None
-        row = [
-            node.id,
-            node.op.name,
+        row: list[str | Text] = [
+            Text(plain(node.id)),  # as it is: no markup of rich's
+            Text(plain(node.op.name)),
             str(degrees.get(node.id, "")),
             str(state.level),
             str(layout.ciphertexts),
@@ -142,8 +188,8 @@ def debug_table(rows: Sequence[Row]) -> Table:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
-            row.layer,
-            row.op,
+            Text(plain(row.layer)),
+            Text(plain(row.op)),
             str(row.level),
             f"{row.true_error:.1e}",
             f"{row.error:.1e}",

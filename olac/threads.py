@@ -39,7 +39,7 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> 
 
 
 class Workers:
-    """Threads that stay, for work that comes in small pieces again and again.
+    """Threads that stay for as long as this object does, for work that comes in small pieces again and again.
 
     Args:
         threads: how many; with none everything is done in the caller's thread.
@@ -48,12 +48,12 @@ class Workers:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._local = threading.local()
+        # Threads keep their initializer: were it a method of this object, none of them would ever end.
         self._pool = (
-            ThreadPoolExecutor(threads, thread_name_prefix="olac", initializer=self._enter) if threads else None
+            ThreadPoolExecutor(threads, thread_name_prefix="olac", initializer=_enter, initargs=(self._local,))
+            if threads
+            else None
         )
-
-    def _enter(self) -> None:
-        self._local.inside = True
 
     @property
     def inside(self) -> bool:
@@ -65,6 +65,10 @@ class Workers:
         if self._pool is None or self.inside:
             return map(function, items)
         return _ordered(self._pool, self.threads, function, items)
+
+
+def _enter(local: threading.local) -> None:
+    local.inside = True
 
 
 def _ordered(pool: ThreadPoolExecutor, ahead: int, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from olac.costs import CostTable
-from olac.errors import OlacError, VerificationError
+from olac.errors import VerificationError
+from olac.internal import callers, callers_own, guard
 from olac.ir.graph import Graph
 from olac.ir.types import Stage
 from olac.ir.verify import verify
@@ -168,13 +169,14 @@ class PassManager:
     ) -> None:
         for before, after in itertools.pairwise(passes):
             if before.ensures != after.requires:
-                raise ValueError(
-                    f"the pipeline does not chain: {before.name} ensures {before.ensures.name}, "
-                    f"{after.name} requires {after.requires.name}"
-                )
+                with callers():
+                    raise ValueError(
+                        f"the pipeline does not chain: {before.name} ensures {before.ensures.name}, "
+                        f"{after.name} requires {after.requires.name}"
+                    )
         self.passes = tuple(passes)
         self._dump_after = frozenset(dump_after)
-        self._dump = dump
+        self._dump = None if dump is None else callers_own(dump)
         self._progress = progress
         self.timings: list[PassTiming] = []
 
@@ -188,14 +190,13 @@ class PassManager:
             if self._progress is not None:
                 self._progress(f"pass {item.name}")
             try:
-                result = item.run(graph, context)
-                self._check(item, graph, result)
+                with guard(f"pass {item.name}"):
+                    result = item.run(graph, context)
+                    self._check(item, graph, result)
             except VerificationError as error:
-                raise VerificationError(f"in pass {item.name}: {error}") from error
-            except OlacError:
-                raise
-            except Exception as error:
-                raise VerificationError(f"pass {item.name} failed: {type(error).__name__}: {error}") from error
+                text = error.args[0]
+                named = f"pass {item.name}" in text
+                raise VerificationError(text if named else f"in pass {item.name}: {text}") from error
             graph = result
             self.timings.append(PassTiming(item.name, time.perf_counter() - start))
             if self._dump is not None and ({item.name, "all"} & self._dump_after):

@@ -1,4 +1,4 @@
-"""Expand max-pooling into rounds of pairwise maxima."""
+"""Expand max-pooling into rounds of pairwise maxima, for the values that it meets in the approximated network."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from numpy.polynomial import chebyshev
 
 from olac.errors import CalibrationError
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Add, LinearMap, MaxPool2d, Shape
-from olac.ir.types import Range
+from olac.ir.ops import Add, Constants, LinearMap, MaxPool2d, Polynomial, Shape, SparseLinear
+from olac.ir.types import Range, Stage, ValueType
 from olac.passes.base import FitReport, Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
 from olac.passes.replace_by_minimax import check_minimax_options, depth_of_product, times_sign
 from olac.polynomials.minimax import Composition, sign_composition
+from olac.polynomials.statistics import Histogram
 
 Index = npt.NDArray[np.int64]
 
 REPORT_POINTS = 4001
+REACH_POINTS = 257
 TINY = 1e-6
+DIFFERENCE, EXCESS = ".difference", ".excess"
+"""Ends of the names of nodes, which the names of lifted ones never have."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +111,81 @@ class ExpandMaxPool(Pass):
         if np.array_equal(item.first, item.second):
             return linear("", 0.5, 0.5, bound)
         half = linear(".mean", 0.5, 0.5, bound)
-        difference = linear(".difference", 1.0, -1.0, Range(-width, width))
+        difference = linear(DIFFERENCE, 1.0, -1.0, Range(-width, width))
         # A node for the name, shape and bound of what is added: d sign(d) / 2.
         like = replace(
-            node, id=f"{name}.excess", type=replace(kind, shape=item.shape, bound=Range(-width / 2, width / 2))
+            node, id=f"{name}{EXCESS}", type=replace(kind, shape=item.shape, bound=Range(-width / 2, width / 2))
         )
         excess = times_sign(builder, like, difference, self.alpha, width, np.zeros(1), np.full(1, 0.5))
         return builder.add(Add(), [half, excess], name=name, origin=node.origin, type=kind)
+
+
+@dataclass(frozen=True)
+class WidenMaxPool(Pass):
+    """Given: a composition for the sign on [-B, B], B from the values of the model itself.
+    Result: the same on [-g B, g B], where fitted polynomials before it may take values g times as far apart.
+
+    ExpandMaxPool comes before activations are fitted. A fitted polynomial takes values that its activation doesn't,
+    most of all beyond the calibrated range, and beyond B the composition grows without bound. g is the width of the
+    polynomial's values over somewhat more than the calibrated range of its argument, in units of the calibrated width
+    of the activation's. What is computed from several of them has the largest g.
+
+    Options:
+        padding: of the calibrated range of a polynomial's argument.
+        most: largest g. The error of the maximum grows by g.
+    """
+
+    padding: float = 1.3
+    most: float = 4.0
+    name: ClassVar[str] = "widen_max_pool"
+    requires: ClassVar[Stage] = Stage.POLYNOMIAL
+    ensures: ClassVar[Stage] = Stage.POLYNOMIAL
+
+    def run(self, graph: Graph, context: PassContext) -> Graph:
+        if not any(fit.function == MaxPool2d.name for fit in context.fits):
+            return graph
+        ranges, histograms = context.need_calibration().ranges, context.need_calibration().histograms
+        growth: dict[str, float] = {}
+        for node in graph.nodes:
+            grown = max((growth[i] for i in node.inputs), default=1.0)
+            if isinstance(node.op, Polynomial) and node.id in histograms:
+                clean, reach = ranges[node.id], _reach(node.op, graph.constants, histograms[node.id], self.padding)
+                grown = reach / max(clean.high - clean.low, TINY)
+            growth[node.id] = min(max(grown, 1.0), self.most)
+
+        def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+            if isinstance(node.op, SparseLinear) and DIFFERENCE in node.id:
+                return builder.keep(node, inputs, type=_wider(node, growth[node.id]))
+            before = graph[node.inputs[0]] if node.inputs else node
+            if not isinstance(node.op, Polynomial) or DIFFERENCE not in before.id:
+                return None
+            factor, op = growth[before.id], node.op
+            if node.id.endswith(EXCESS):  # x p(x / B) as one polynomial: its values are as wide as B
+                name = builder.constant(op.coefficients, factor * graph.constants[op.coefficients])
+                op = replace(op, coefficients=name)
+            return builder.keep(node, inputs, op=replace(op, half_width=factor * op.half_width))
+
+        context.fits[:] = [
+            replace(fit, low=g * fit.low, high=g * fit.high, max_error=g * fit.max_error)
+            if fit.function == MaxPool2d.name and (g := growth.get(fit.node, 1.0)) > 1
+            else fit
+            for fit in context.fits
+        ]
+        return graph.rewrite(step, by=self.name)
+
+
+def _reach(op: Polynomial, constants: Constants, histogram: Histogram, padding: float) -> float:
+    """The width of a polynomial's values, all channels together, where each is `padding` times its calibrated range."""
+    middle, half = (histogram.high + histogram.low) / 2, (histogram.high - histogram.low) / 2
+    points = middle[:, None] + padding * half[:, None] * np.linspace(-1, 1, REACH_POINTS)
+    rows = np.broadcast_to(constants[op.coefficients], (len(points), constants[op.coefficients].shape[1]))
+    values = [chebyshev.chebval(x / op.half_width, row) for x, row in zip(points, rows, strict=True)]
+    return float(np.max(values) - np.min(values))
+
+
+def _wider(node: Node, factor: float) -> ValueType:
+    bound = node.type.bound
+    return node.type if bound is None else replace(node.type, bound=Range(factor * bound.low, factor * bound.high))
 
 
 def rounds_of(op: MaxPool2d, shape: Shape) -> Iterator[Round]:

@@ -10,11 +10,28 @@ import networkx as nx
 import numpy as np
 
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Activation, Affine, LinearOp, Multiply, Polynomial, PolynomialProduct, Reshape, Square
+from olac.ir.ops import (
+    Activation,
+    Affine,
+    Array,
+    Conv2d,
+    Linear,
+    LinearOp,
+    Multiply,
+    Polynomial,
+    PolynomialProduct,
+    Reshape,
+    Square,
+)
 from olac.ir.types import Range, Stage
 from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
 from olac.polynomials.fit import rescaled
+
+NOISE = 1e-6
+"""Values that are smaller than this share of the sum that they are left of are noise: models have single precision."""
+SMALLEST = 1e-30
+"""Smaller values are zero."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,10 @@ class NormalizeUnits(Pass):
     A value that a polynomial reads gets the polynomial's half width as unit, unless it (or what it is added to) is
     larger: on a wider interval the coefficients of high degrees would grow without bound, and noise with them.
 
+    A value that is next to nothing beside what it is computed from, such as the mean of what had its mean taken away,
+    is rounding noise of the model, and would blow up the noise of encryption to its own size. Its unit is at least
+    `NOISE` of its operands' size, and polynomials that read it are straight lines.
+
     Options:
         padding: other units are this much larger than the calibrated magnitudes.
     """
@@ -41,7 +62,9 @@ class NormalizeUnits(Pass):
     def run(self, graph: Graph, context: PassContext) -> Graph:
         ranges = context.need_calibration().ranges
         graph = free_products(graph, ranges, self.name)
-        units = self._units(graph, ranges)
+        floors = noise_floors(graph, {node.id: _magnitude(node, ranges) for node in graph.nodes})
+        graph = straightened(graph, floors, self.name)
+        units = self._units(graph, ranges, floors)
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
             unit = units[node.id]
@@ -70,20 +93,20 @@ class NormalizeUnits(Pass):
 
         return graph.rewrite(step, by=self.name)
 
-    def _units(self, graph: Graph, ranges: Mapping[str, Range]) -> dict[str, float]:
+    def _units(self, graph: Graph, ranges: Mapping[str, Range], floors: Mapping[str, float]) -> dict[str, float]:
         groups = sharing_units(graph)
-        bounds = {node.id: _bound(node, ranges) for node in graph.nodes}
+        magnitudes = {node.id: _magnitude(node, ranges) for node in graph.nodes}
         half_widths: dict[str, float] = {}
         for user in graph.nodes:
             if isinstance(user.op, Polynomial | PolynomialProduct):
                 half_widths[user.inputs[-1]] = max(user.op.half_width, half_widths.get(user.inputs[-1], 0.0))
         units: dict[str, float] = {}
         for group in set(groups.values()):
-            known = (bound.magnitude for bound in (bounds[i] for i in group) if bound is not None)
-            magnitude = max(known, default=0.0)
+            magnitude = max(magnitudes[i] for i in group)
             half_width = max((half_widths[i] for i in group if i in half_widths), default=0.0)
             unit = max(magnitude, half_width) if half_width else magnitude * self.padding
-            units.update((i, unit if unit > 1e-12 else 1.0) for i in group)
+            unit = max(unit, *(floors[i] for i in group))
+            units.update((i, unit if unit > SMALLEST else 1.0) for i in group)
         for node in graph.nodes:
             if isinstance(node.op, Multiply | Square):
                 product = units[node.inputs[0]] * units[node.inputs[-1]]
@@ -134,6 +157,59 @@ def free_products(graph: Graph, ranges: Mapping[str, Range], by: str) -> Graph:
     return builder.build(
         [free(output) for output in graph.outputs], stage=graph.stage, inputs=[new[i.id] for i in graph.inputs]
     )
+
+
+def noise_floors(graph: Graph, magnitudes: Mapping[str, float]) -> dict[str, float]:
+    """For each value the size below which it is noise, from the calibrated magnitudes of all values."""
+    floors: dict[str, float] = {}
+    for node in graph.nodes:
+        op = node.op
+        noise = max((floors[i] for i in node.inputs), default=0.0)
+        floors[node.id] = 0.0
+        if isinstance(op, LinearOp):
+            (operand,) = node.inputs
+            gain = _gain(op, graph[operand].type.shape, graph.constants)
+            is_noise = noise > magnitudes[operand]
+            floors[node.id] = gain * (noise if is_noise else NOISE * magnitudes[operand])
+        elif isinstance(op, Polynomial | PolynomialProduct):
+            factor = magnitudes[node.inputs[0]] if isinstance(op, PolynomialProduct) else 1.0
+            floors[node.id] = NOISE * factor * float(np.abs(graph.constants[op.coefficients]).sum(axis=1).max())
+        elif not isinstance(op, Multiply | Square):
+            floors[node.id] = noise
+    return floors
+
+
+def _gain(op: LinearOp, shape: tuple[int, ...], constants: Mapping[str, Array]) -> float:
+    """The most that an element of the result moves for 1 in all elements of the operand."""
+    if isinstance(op, Conv2d | Linear):
+        weight = np.abs(constants[op.weight])
+        return float(weight.reshape(len(weight), -1).sum(axis=1).max())
+    linear = op.linear_map(shape, constants)
+    return float(np.bincount(linear.rows, np.abs(linear.values), len(linear.bias)).max())
+
+
+def straightened(graph: Graph, floors: Mapping[str, float], by: str) -> Graph:
+    """The graph with straight lines for polynomials whose argument is noise: their interval is as wide as that."""
+
+    def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+        op = node.op
+        if not isinstance(op, Polynomial | PolynomialProduct) or floors[node.inputs[-1]] <= op.half_width:
+            return None
+        width = floors[node.inputs[-1]]
+        c = graph.constants[op.coefficients]
+        even, odd = c[:, 0::2], c[:, 1::2]
+        middle = even @ np.cos(np.pi * np.arange(even.shape[1]))  # T_2k(0)
+        line = np.stack([middle, odd.sum(axis=1) * width / op.half_width], axis=1)
+        name = builder.constant(f"{node.id}.coefficients.straight", line)
+        return builder.keep(node, inputs, op=replace(op, coefficients=name, half_width=width))
+
+    return graph.rewrite(step, by=by)
+
+
+def _magnitude(node: Node, ranges: Mapping[str, Range]) -> float:
+    """The largest calibrated value, 0 if it is unknown."""
+    bound = _bound(node, ranges)
+    return 0.0 if bound is None else bound.magnitude
 
 
 def _bound(node: Node, ranges: Mapping[str, Range]) -> Range | None:

@@ -7,12 +7,13 @@ from olac.passes.assign_levels import AssignLevels
 from olac.passes.base import Pass
 from olac.passes.choose_lowerings import ChooseLowerings
 from olac.passes.compose_linear import ComposeLinear
-from olac.passes.expand_max_pool import ExpandMaxPool
+from olac.passes.expand_max_pool import ExpandMaxPool, WidenMaxPool
 from olac.passes.fit_activations import FitActivations
 from olac.passes.fold_affine import FoldAffine
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.place_bootstraps import PlaceBootstraps
+from olac.passes.scale_inputs import ScaleInputs
 from olac.polynomials.fit import FitOptions
 
 
@@ -23,8 +24,10 @@ def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...
         ExpandMaxPool(chosen.alpha if chosen.method == "minimax" else ExpandMaxPool.alpha),
         FoldAffine(),
         FitActivations(chosen),
+        WidenMaxPool(),
         FoldSquares(),
         ComposeLinear(),
+        ScaleInputs(),
         NormalizeUnits(),
     )
 

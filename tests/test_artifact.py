@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save, save_file
 
-from olac.artifact import FORMAT, VERSION, load_program, save_program
+from olac.artifact import FORMAT, load_program, save_program
 from olac.errors import ArtifactError, SecurityError, VerificationError
-from olac.ir.graph import Diagonals, Graph
+from olac.formats import PROGRAMS
+from olac.ir.graph import Diagonals, Graph, GraphBuilder
 from olac.ir.multiplexed import Multiplexed
-from olac.ir.types import Range
-from olac.parameters import FLEXIBLE, Bootstrapping
+from olac.ir.ops import Input, Linear
+from olac.ir.types import Range, Stage, ValueType
+from olac.kernels.record import record
+from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
+from olac.passes.base import PassContext, PassManager
+from olac.passes.pipeline import lowering_pipeline
 from olac.program import CompiledProgram
 from tests.runtime.bootstrapped_program import bootstrapped_program
 from tests.runtime.small_program import images, small_program
@@ -93,7 +98,7 @@ def test_strided_constants_and_scalars_are_stored_by_value(program: CompiledProg
 def test_saving_replaces_the_file_whole_or_not_at_all(program: CompiledProgram, path: Path, tmp_path: Path) -> None:
     program.save(path)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-    with pytest.raises(ArtifactError, match="can't be written"):
+    with pytest.raises(ArtifactError, match="doesn't exist"):
         program.save(tmp_path / "no such folder" / "p.olac")
 
 
@@ -142,8 +147,8 @@ def test_every_bit_flip_is_refused(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_newer_version_says_update(path: Path) -> None:
-    _write(path, _outer(path) | {"version": VERSION + 1})
-    _refused(path, f"version {VERSION + 1}", "Update olac")
+    _write(path, _outer(path) | {"version": PROGRAMS.current + 1})
+    _refused(path, f"version {PROGRAMS.current + 1}", "Update olac")
 
 
 def test_an_older_version_says_compile_again(path: Path) -> None:
@@ -219,6 +224,14 @@ CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "baby 0": lambda m: m["graph"]["nodes"][1]["lowering"].update(baby=0),
     "imaginary 3": lambda m: m["graph"]["nodes"][1]["lowering"].update(imaginary=3),
     "imaginary beyond": lambda m: m["graph"]["nodes"][1]["lowering"].update(imaginary=1 << 14),
+    "no word of channels": lambda m: m["graph"]["nodes"][0]["type"].pop("channels"),
+    "too few channels": lambda m: m["graph"]["nodes"][0]["type"].update(channels=[{"low": 0.0, "high": 1.0}]),
+    "an empty range": lambda m: m["graph"]["nodes"][0]["type"].update(channels=[{"low": 1.0, "high": 0.0}] * 2),
+    "other ranges": lambda m: m["graph"]["nodes"][0]["type"].update(channels=[{"low": 0.0, "high": 1.0}] * 2),
+    "too few factors": lambda m: m["graph"]["nodes"][0]["attributes"].update(offsets=[0.0], factors=[1.0]),
+    "factors of 0": lambda m: m["graph"]["nodes"][0]["attributes"].update(offsets=[0.0, 0.0], factors=[0.0, 1.0]),
+    "other factors": lambda m: m["graph"]["nodes"][0]["attributes"].update(offsets=[0.0, 0.0], factors=[2.0, 1.0]),
+    "other offsets": lambda m: m["graph"]["nodes"][0]["attributes"].update(offsets=[0.5, 0.0], factors=[1.0, 1.0]),
     "node twice": lambda m: m["graph"]["nodes"].append(m["graph"]["nodes"][1]),
     "no nodes": lambda m: m["graph"].update(nodes=[]),
     "nodes an object": lambda m: m["graph"].update(nodes={}),
@@ -309,6 +322,29 @@ def test_security_that_is_claimed_is_checked(path: Path) -> None:
     _rewrite(path, lambda m: m["parameters"].update(security=128))
     with pytest.raises(SecurityError, match=r"small\.olac.*exceeds"):
         load_program(path)
+
+
+@pytest.mark.parametrize(("scale", "loads"), [(30, True), (33, False)])
+def test_a_program_by_earlier_bounds_loads_with_a_warning_that_gives_its_bits(
+    tmp_path: Path, scale: int, loads: bool
+) -> None:
+    """Ring 2^13 held 218 bits once and holds 214 now; what exceeds both is refused as ever."""
+    parameters = Parameters(13, 4, scale, 37, 5)
+    assert parameters.log_qp > 214 and (parameters.log_qp < 218) == loads
+    builder, kind = GraphBuilder(by="test"), ValueType((4,), bound=Range(-1.0, 1.0))
+    x = builder.add(Input((4,)), name="x", type=kind)
+    y = builder.add(Linear(builder.constant("fc.weight", np.eye(4))), [x], name="fc", type=kind)
+    graph = PassManager(lowering_pipeline()).run(
+        builder.build([y], stage=Stage.POLYNOMIAL), PassContext(parameters=parameters)
+    )
+    path = tmp_path / "earlier.olac"
+    save_program(CompiledProgram(graph, parameters, record(graph, parameters).rotations), path)
+    if loads:
+        with pytest.warns(UserWarning, match=r"earlier\.olac was compiled for 128-bit .* it has 125 bits"):
+            load_program(path)
+    else:
+        with pytest.raises(SecurityError, match=r"earlier\.olac.*exceeds the 218 bits"):
+            load_program(path)
 
 
 def test_what_a_file_cannot_hold_is_not_saved(program: CompiledProgram, tmp_path: Path) -> None:

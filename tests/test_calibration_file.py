@@ -14,6 +14,7 @@ from torch import nn
 
 import olac
 from olac.errors import ArtifactError, CalibrationError
+from olac.formats import CALIBRATIONS
 from olac.polynomials import files
 from olac.polynomials.statistics import Calibration
 
@@ -36,6 +37,8 @@ def assert_same(a: Calibration, b: Calibration) -> None:
     for name in ("held_out", "held_out_outputs", "sample"):
         x, y = getattr(a, name), getattr(b, name)
         assert x.dtype == y.dtype and np.array_equal(x, y)
+    assert list(a.channels) == list(b.channels)
+    assert all(np.array_equal(seen, b.channels[name]) for name, seen in a.channels.items())
     for name, histogram in a.histograms.items():
         other = b.histograms[name]
         for part in ("counts", "exponents", "low", "high", "sums", "squares"):
@@ -108,6 +111,7 @@ def test_merging() -> None:
         assert merged.histograms[name].count == histogram.count
         assert np.abs(merged.histograms[name].counts - histogram.counts).sum() <= 4  # of values at the bins' edges
         assert merged.ranges[name].magnitude == pytest.approx(whole.ranges[name].magnitude, rel=1e-5)
+        assert merged.channels[name] == pytest.approx(whole.channels[name], rel=1e-5, abs=1e-5)
     assert np.array_equal(merged.held_out, whole.held_out) and np.array_equal(merged.sample, whole.sample)
     assert np.array_equal(first.histograms["m1"].counts, before)
     olac.approximate(model, merged)
@@ -159,7 +163,7 @@ def rewrite(path: Path, change: Any) -> None:
     manifest = json.loads(json.loads(header["__metadata__"][files.FORMAT])["manifest"])
     change(manifest, arrays)
     text = json.dumps(manifest)
-    entry = {"version": files.VERSION, "sha256": files._digest(text, arrays), "manifest": text}
+    entry = {"version": CALIBRATIONS.current, "sha256": files._digest(text, arrays), "manifest": text}
     save_file(arrays, path, metadata={files.FORMAT: json.dumps(entry)})
 
 
@@ -205,6 +209,14 @@ def test_rewriting_alone_changes_nothing(path: Path) -> None:
         put("activations", {"m1": -1, "m5": 8}),
         put("activations", {"nothing": 3, "m5": 4}),
         put("activations", [3, 4]),
+        put("channels", {"x": 2}),
+        put("channels", {"nothing": 1}),
+        put("channels", [1]),
+        put("channel_ranges", np.nan, (0, 0)),
+        put("channel_ranges", 1e9, (0, 0)),
+        shape("channel_ranges", 3, 2),
+        lambda manifest, arrays: manifest.pop("channels"),
+        lambda manifest, arrays: arrays.pop("channel_ranges"),
         put("ranges", np.nan, (0, 0)),
         put("ranges", 1e9, (0, 0)),
         put("held_out", np.inf, 0),
@@ -242,6 +254,23 @@ def test_what_does_not_fit_together_is_refused(path: Path, change: Any) -> None:
     rewrite(path, change)
     with pytest.raises(ArtifactError):
         olac.Calibration.load(path)
+
+
+def test_ranges_of_channels_may_be_unknown(path: Path) -> None:
+    """As in files of version 1."""
+
+    def without(manifest: Any, arrays: Any) -> None:
+        manifest.pop("channels")
+        arrays.pop("channel_ranges")
+
+    known = olac.Calibration.load(path)
+    assert known.channels["x"].shape == (1, 2) and known.channels.keys() == known.ranges.keys()
+    rewrite(path, without)
+    older = olac.Calibration.load(path)
+    assert older.channels == {} and older.ranges == known.ranges
+    assert older.merge(known).channels == known.merge(older).channels == {}
+    program = olac.compile(net(), older, degree=3, log_ring=12, insecure=True)
+    assert program.input.type.channels == program.output.type.channels == ()
 
 
 @pytest.mark.parametrize("position", [0, 3, 9, 200, 1500, 20_000, -1])

@@ -10,6 +10,8 @@ import pytest
 from olac.bootstrapping import bootstrap_noise
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, GraphBuilder
+from olac.ir.head import Affine as LastAffine
+from olac.ir.head import ArgMax, Elementwise, OutputHead, Step
 from olac.ir.ops import Affine, Bootstrap, Input
 from olac.ir.types import Stage, ValueType
 from olac.noise import MAX_SCALE_BITS, OutputNoise
@@ -43,6 +45,21 @@ def test_bits_grow_with_the_precision_and_the_ring() -> None:
     assert noise.scale_bits(16, 1e-3) == bits + 2  # a rescale's noise goes with the ring's dimension
     assert OutputNoise(chain(1.0), calibration(1 / 8)).scale_bits(14, 1e-3) == bits + 3
     assert 20 < bits < 30
+
+
+def test_what_the_client_computes_counts() -> None:
+    """A scale within the head blows noise up, in its own range and not in one that a shift has widened."""
+    bits = OutputNoise(chain(1.0), calibration()).scale_bits(14, 1e-3)
+
+    def with_head(*steps: Step) -> int:
+        return OutputNoise(chain(1.0), calibration(), OutputHead(steps)).scale_bits(14, 1e-3)
+
+    assert with_head(LastAffine((8.0,), (0.0,))) == bits
+    assert with_head(LastAffine((1.0,), (1000.0,))) == bits
+    assert with_head(LastAffine((1.0,), (-1.0,)), Elementwise("relu")) == bits  # outputs that are always zero
+    assert with_head(LastAffine((1.0,), (-7 / 8,)), Elementwise("relu")) == bits + 3
+    assert with_head(LastAffine((16.0,), (0.0,)), Elementwise("exp")) == bits + 4
+    assert with_head(ArgMax(0)) == bits
 
 
 def test_bootstraps_bring_the_noise_that_was_measured() -> None:

@@ -10,6 +10,8 @@ from olac.errors import InfeasibleError, SecurityError
 from olac.parameters import (
     BOOTSTRAP_FIRST_BITS,
     BOOTSTRAP_SCALE_BITS,
+    EARLIER_SECURITY_BOUNDS,
+    ENCAPSULATION_BOUNDS,
     FIXED,
     FLEXIBLE,
     MOST_DIGITS,
@@ -91,7 +93,31 @@ def test_security_bits_meet_the_table_and_fall_with_log_qp() -> None:
     for depth in range(1, 20):
         parameters = Parameters(14, depth, 30, 40, depth + 1, security=0)
         for level, bounds in SECURITY_BOUNDS.items():
-            assert (parameters.log_qp <= bounds[14]) == (parameters.security_bits >= level)
+            assert (round(parameters.log_qp, 2) <= bounds[14]) == (parameters.security_bits >= level)
+
+
+def test_no_bound_was_raised() -> None:
+    """Those of 2024 are the standard's of 2018 or lower; what OpenFHE accepts has to be within both."""
+    for level, bounds in EARLIER_SECURITY_BOUNDS.items():
+        assert all(SECURITY_BOUNDS[level][log_ring] <= bound for log_ring, bound in bounds.items())
+    assert SECURITY_BOUNDS[128][14] < EARLIER_SECURITY_BOUNDS[128][14]
+    tiny = Parameters(11, 1, 15, 15, 2)
+    with pytest.raises(SecurityError):
+        tiny.check_security()
+
+
+def test_what_only_the_earlier_bounds_allow_is_no_longer_chosen_but_runs() -> None:
+    """log2(QP) of 434 at 2^14, where 438 was allowed: refused, and with the bits that it has where it is there."""
+    parameters = Parameters(14, 3, 47, 53, 1)
+    assert 430 < parameters.log_qp < 438
+    assert not parameters.secure and 124 < parameters.security_bits < 128
+    with pytest.raises(SecurityError, match=r"= 434 .*exceeds the 430 bits .*about 125 bits"):
+        parameters.check_security()
+    parameters.check_security(earlier=True)
+    make_context(parameters)
+    assert 1 not in [one.digits for one in candidates(3, 47, 53, log_rings=(14,))]
+    with pytest.raises(SecurityError, match="exceeds the 438 bits"):
+        Parameters(14, 4, 47, 53, 1).check_security(earlier=True)
 
 
 def test_special_primes_hold_the_largest_digit() -> None:
@@ -125,7 +151,7 @@ def test_candidates_are_all_secure_and_smallest_first() -> None:
     found = candidates(7, 30, 37)
     assert found[0].log_ring == 14
     assert [p.log_ring for p in found] == sorted(p.log_ring for p in found)
-    assert all(p.log_qp <= SECURITY_BOUNDS[128][p.log_ring] for p in found)
+    assert all(round(p.log_qp, 2) <= SECURITY_BOUNDS[128][p.log_ring] for p in found)
 
 
 def test_no_candidates_is_an_error_that_says_what_would_do() -> None:
@@ -268,6 +294,19 @@ def test_deep_candidates_have_the_most_levels_of_each_number_of_digits() -> None
             ]
             assert made == rests[-1:]
     assert deep_candidates(rests=(4,), log_rings=(16,))[0].depth == 20
+
+
+def test_the_modulus_of_the_key_into_the_sparser_secret_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = sparse(16, 8, 3)
+    assert usual.log_encapsulation == pytest.approx(BOOTSTRAP_FIRST_BITS + 66, abs=0.01)
+    assert sparse(16, 8, 3, security=0).security_bits == usual.security_bits == 128.0
+    usual.check_security()
+    assert replace(usual, bootstrapping=None).log_encapsulation == 0.0
+    monkeypatch.setitem(ENCAPSULATION_BOUNDS[128], 16, 106)
+    assert usual.security_bits < 128 and deep_candidates(log_rings=(16,)) == []
+    with pytest.raises(SecurityError, match=r"key into the sparser secret .* has a modulus of 107 bits .* allows 106"):
+        usual.check_security()
+    usual.check_security(earlier=True)
 
 
 def test_encapsulation_primes() -> None:

@@ -12,7 +12,7 @@ from olac.report import parameter_lines, plan_table
 from tests.runtime.small_program import deep_program, small_program
 
 SPARSE = Parameters(16, 24, 40, 47, 2, FLEXIBLE, 128, Bootstrapping(8, correction=7))
-DENSE = Parameters(14, 6, 40, 47, 3)
+DENSE = Parameters(14, 6, 40, 47, 7)
 
 
 def lines(parameters: Parameters) -> str:
@@ -23,7 +23,7 @@ def lines(parameters: Parameters) -> str:
 def test_a_sparse_secret_claims_no_standard() -> None:
     text = lines(SPARSE)
     assert "128-bit security (sparse ternary secret of Hamming weight 192, within 1553" in text
-    assert "Homomorphic Encryption Standard" not in text and "from level 4 to 11" in text
+    assert "Guidelines" not in text and "from level 4 to 11" in text
 
 
 def test_bootstraps_on_a_part_of_the_slots_say_so() -> None:
@@ -33,8 +33,17 @@ def test_bootstraps_on_a_part_of_the_slots_say_so() -> None:
     assert "from level 4 to 11, on the 2^12 slots after which values repeat" in lines(part)
 
 
-def test_a_dense_secret_names_the_standard() -> None:
-    assert "(Homomorphic Encryption Standard, uniform ternary secret, classical attacker)" in lines(DENSE)
+def test_a_dense_secret_names_model_and_source() -> None:
+    text = lines(DENSE)
+    assert "(uniform ternary secret, classical attacker, by the Security Guidelines" in text and "estimator" in text
+    assert "less than" not in text
+
+
+def test_a_program_by_earlier_bounds_says_that_it_has_less() -> None:
+    earlier = Parameters(14, 7, 46, 52, 8)
+    earlier.check_security(earlier=True)
+    assert not earlier.secure
+    assert "-bit security, less than the 128 bits that it was compiled for" in lines(earlier)
 
 
 def test_no_security_is_said_in_capitals() -> None:

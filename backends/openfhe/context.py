@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import weakref
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from olac.backends.openfhe.key_maps import KEY_MAPS
 from olac.backends.openfhe.library import load
 from olac.errors import BackendError, SecurityError, VerificationError
+from olac.forks import begin_use
 from olac.parameters import Bootstrapping, Parameters
 
 
@@ -23,7 +27,7 @@ def make_context(parameters: Parameters, complex_slots: bool = False) -> Any:
         SecurityError: log2(QP) is too large for the security asked for.
         VerificationError: OpenFHE made another modulus chain than olac compiled for.
     """
-    parameters.check_security()
+    parameters.check_security(earlier=True)  # programs of earlier versions run
     fhe = load()
     boots = parameters.bootstrapping
     context = _generated(parameters, parameters.depth, parameters.digits, complex_slots)
@@ -58,6 +62,7 @@ def make_small_context(parameters: Parameters) -> Any:
 
 def _generated(parameters: Parameters, depth: int, digits: int, complex_slots: bool = False) -> Any:
     """OpenFHE's context with another depth and other digits, without features and unchecked."""
+    begin_use()  # it looks for roots of unity at random
     fhe = load()
     wanted = fhe.CCParamsCKKSRNS()
     # The sparse key lives inside the bootstrap alone; without one the secret is uniform.
@@ -85,8 +90,65 @@ def _generated(parameters: Parameters, depth: int, digits: int, complex_slots: b
         raise SecurityError(f"OpenFHE refuses {parameters.describe()}: {error}") from error
 
 
-_SET_UP: dict[Parameters, Bootstrapping] = {}
-"""By the parameters without it: OpenFHE gives equal chains one context, and a later set-up would replace the first."""
+@dataclass
+class _SetUp:
+    """What a modulus chain of this process bootstraps with.
+
+    Attributes:
+        boots: the levels, slots and factors of the set-up.
+        owners: how many `Prepared` there are; with none another set-up may take its place.
+    """
+
+    boots: Bootstrapping
+    owners: int = 0
+
+
+_SET_UPS: dict[Parameters, _SetUp] = {}
+"""By what decides the chain: OpenFHE gives equal chains one context, and a later set-up would replace the first."""
+
+
+def _chain(parameters: Parameters) -> Parameters:
+    return replace(parameters, bootstrapping=None, security=0)
+
+
+class Prepared:
+    """Keeps what bootstraps of a context take, most of it plaintexts, for as long as this object is there.
+
+    All objects for one chain share it. Made once when the first of them is, which takes most of the time.
+
+    Raises:
+        BackendError: the process bootstraps on the same chain in another way.
+    """
+
+    def __init__(self, context: Any, parameters: Parameters) -> None:
+        with KEY_MAPS.changing():
+            first = _set_up_of(parameters).owners == 0
+            if first:
+                set_up_bootstrapping(context, parameters, precompute=True)
+            _set_up_of(parameters).owners += 1
+        weakref.finalize(self, KEY_MAPS.do_later, partial(_let_go, context, _chain(parameters))).atexit = False
+
+
+def _let_go(context: Any, chain: Parameters) -> None:
+    """One owner less; only while `KEY_MAPS.changing()`."""
+    _SET_UPS[chain].owners -= 1
+    if not _SET_UPS[chain].owners:
+        del _SET_UPS[chain]
+        context.ClearBootstrapPrecom()
+
+
+def _set_up_of(parameters: Parameters) -> _SetUp:
+    boots = parameters.bootstrapping
+    assert boots is not None
+    held = _SET_UPS.setdefault(_chain(parameters), _SetUp(boots))
+    if held.boots != boots:
+        if held.owners:
+            raise BackendError(
+                f"this process bootstraps with {held.boots} already, and OpenFHE keeps one set-up for a modulus chain: "
+                f"close the servers of that program, or use another process for {boots}"
+            )
+        held.boots = boots
+    return held
 
 
 def set_up_bootstrapping(
@@ -98,20 +160,14 @@ def set_up_bootstrapping(
 ) -> None:
     """Prepare a context for bootstraps, with `precompute` also the plaintexts that they take.
 
+    Only while `KEY_MAPS.changing()`.
+
     Args:
         slots: that bootstraps work on; None for those of the parameters. There is one set-up for each number of slots
             in a context.
         budget: levels of both transforms, where no bootstrap is to follow; None for that of the parameters.
     """
-    boots = parameters.bootstrapping
-    assert boots is not None
-    chain = replace(parameters, bootstrapping=None)
-    held = _SET_UP.setdefault(chain, boots)
-    if held != boots:
-        raise BackendError(
-            f"this process bootstraps with {held} already, and OpenFHE keeps one set-up for a modulus chain: "
-            f"use another process for {boots}"
-        )
+    boots = _set_up_of(parameters).boots
     context.EvalBootstrapSetup(
         list(budget or boots.budget),
         [0, 0],

@@ -58,6 +58,12 @@ class PlaintextCache:
                 self.bytes += size
         return made
 
+    def clear(self) -> None:
+        """Keep nothing that was made so far."""
+        with self._lock:
+            self._kept.clear()
+            self.bytes = 0
+
 
 class _Places(threading.local):
     """Where a thread is in a run: a number for all that one after another does, in a piece of work within another."""
@@ -156,7 +162,8 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
     def encrypt(self, key: Any, slots: Array, level: int) -> Ciphertext[Any]:
         """Encrypt with the secret key (100 times less noise than with the public one) or the public key."""
         scale = self.parameters.scale(level)
-        return Ciphertext(self._context.Encrypt(key, self._make(slots, level, scale)), CipherState(level, 1, scale))
+        plain = self._make(self._fresh(slots, level, scale), level, scale)
+        return Ciphertext(self._context.Encrypt(key, plain), CipherState(level, 1, scale))
 
     def decrypt(self, key: Any, a: Ciphertext[Any]) -> Array:
         """The slots, shape (slots,). For clients only."""
@@ -179,11 +186,17 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return context.MakeCKKSPackedPlaintext(values, 1, self.used_levels(level))
 
     def _encode(self, values: Callable[[], Slots], level: int, scale: float) -> Any:
+        def make() -> Any:
+            slots = values()
+            # A product with zero would be no encryption, and can't be sent. So zero is the smallest plaintext there is,
+            # the integer 1, which is far less than the noise of any product.
+            return self._make(slots if np.any(slots) else np.full(self.slots, 1.0 / scale), level, scale)
+
         if self._cache is None:
-            return self._make(values(), level, scale)
+            return make()
         size = kept_plaintext_bytes(self.parameters.log_ring, level + 1)
         share = 1.0 / self._workers.threads if self._workers.inside else 1.0
-        return self._cache.get(self._places.next(), size, lambda: self._make(values(), level, scale), share)
+        return self._cache.get(self._places.next(), size, make, share)
 
     def _add(self, a: Any, b: Any, state: CipherState) -> Any:
         return self._context.EvalAdd(a, b)

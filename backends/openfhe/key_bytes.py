@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from olac.backends.openfhe.key_maps import KEY_MAPS, forget, others_aside
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.memory_files import MemoryFile
-from olac.backends.openfhe.special_keys import others_aside, special_template
+from olac.backends.openfhe.special_keys import special_template
 from olac.backends.openfhe.wire import Wire
 from olac.backends.openfhe.words import (
     WORD_BYTES,
@@ -172,10 +173,13 @@ class KeyMaker:
 def relinearisation_template(ready: Wire) -> Template:
     """Of an EvalKey."""
     name = "relinearisation key"
-    if name not in ready.templates:
+    if name in ready.templates:
+        return ready.templates[name]
+    with KEY_MAPS.changing():
         fhe, tag = load(), ready.spare.GetKeyTag()
         ready.context.EvalMultKeyGen(ready.spare)
         data = fhe.Serialize(fhe.CryptoContext.GetEvalMultKeyVector(tag)[0], fhe.BINARY)
+        forget({tag})
         ready.templates[name] = template(data, ready.evaluation_key_primes, ready.length, tag)
     return ready.templates[name]
 
@@ -188,10 +192,13 @@ def rotations_name(count: int) -> str:
 def rotation_template(ready: Wire) -> Template:
     """Of an EvalKeyMap with one key, with a label in place of its index."""
     name = rotations_name(1)
-    if name not in ready.templates:
+    if name in ready.templates:
+        return ready.templates[name]
+    with KEY_MAPS.changing():
         fhe, index = load(), ready.automorphism_index(SPARE_STEP)
         keys = ready.context.EvalAutomorphismKeyGen(ready.spare, [index])
         data = fhe.Serialize(keys, fhe.BINARY)
+        forget({ready.spare.GetKeyTag()})
         made = template(data, ready.evaluation_key_primes, ready.length, ready.spare.GetKeyTag())
         # A map begins with the number of its elements and the first index.
         count = (1).to_bytes(8, "little")
@@ -206,15 +213,19 @@ def rotation_templates(ready: Wire, count: int) -> bool:
     OpenFHE's map of all keys is emptied for a moment, so a process that holds keys, and may be using them, goes without
     where nothing else empties it either.
     """
+    if rotations_name(count) in ready.templates:
+        return True
+    with KEY_MAPS.changing():
+        return _make_rotation_templates(ready, count)
+
+
+def _make_rotation_templates(ready: Wire, count: int) -> bool:
     fhe, name, tag = load(), rotations_name(count), new_tag()
     container = fhe.CryptoContext
-    if name in ready.templates:
-        return True
-    held = set(container.GetAllEvalAutomorphismKeys()) - {ready.spare.GetKeyTag()}
-    if held and ready.parameters.bootstrapping is None:
+    if container.GetAllEvalAutomorphismKeys() and ready.parameters.bootstrapping is None:
         return False
     buffer = KeyBuffer(rotation_template(ready), tag)
-    with others_aside(forget=(ready.spare.GetKeyTag(),)), MemoryFile() as file:
+    with others_aside(), MemoryFile() as file:
         try:
             # Words that protect nothing, but random: others could look like a block where they don't begin.
             words = np.random.default_rng()

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from olac.backends.openfhe.key_bytes import KeyMaker, WrittenKeys, written_keys
+from olac.backends.openfhe.key_maps import KEY_MAPS, Held, others_aside, put_all
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.memory_files import MemoryFile
-from olac.backends.openfhe.special_keys import make_bootstrap_keys, others_aside
+from olac.backends.openfhe.special_keys import make_bootstrap_keys
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import Words, new_tag
 from olac.bootstrapping import SPECIAL_KEYS
@@ -31,7 +32,7 @@ KEY_MAKERS = 3
 
 @dataclass
 class KeySet:
-    """Evaluation keys that OpenFHE can use, under `tag`."""
+    """Evaluation keys that OpenFHE can use, under `tag`, for as long as this object is there."""
 
     parameters: Parameters
     tag: str
@@ -40,6 +41,9 @@ class KeySet:
     special: dict[int, Words] = field(default_factory=dict)
     _maps: list[tuple[tuple[int, ...], Any]] = field(default_factory=list)
     """Neighbours in `steps` and OpenFHE's map of their keys, in the order of `steps`."""
+
+    def __post_init__(self) -> None:
+        self._held = Held(self.tag)
 
     def blocks(self) -> Iterator[Words]:
         """The words of all keys, block by block, each of N words and valid until the next is asked for.
@@ -78,10 +82,10 @@ class KeySet:
             yield from words
 
 
-def new_secret_key(parameters: Parameters) -> Any:
+def new_secret_key(parameters: Parameters, identity: str | None = None) -> Any:
     """A ternary secret key under a tag of its own: uniform, or sparse where the parameters have bootstraps."""
     key = wire(parameters).context.KeyGen().secretKey
-    key.SetKeyTag(new_tag())
+    key.SetKeyTag(new_tag(identity))
     return key
 
 
@@ -111,12 +115,14 @@ def make_keys(
             _make_special(made, secret_key)
             report(SPECIAL_KEYS + len(made._maps))
         if relinearise:
-            context.EvalMultKeyGen(secret_key)
-            made.relinearisation = fhe.CryptoContext.GetEvalMultKeyVector(tag)[0]
+            with KEY_MAPS.changing():
+                context.EvalMultKeyGen(secret_key)
+                made.relinearisation = fhe.CryptoContext.GetEvalMultKeyVector(tag)[0]
             report(1)
         there = {step for entry, _ in made._maps for step in entry}
         for chunk in _chunks(steps, there):
-            keys = context.EvalAutomorphismKeyGen(secret_key, [ready.automorphism_index(s) for s in chunk])
+            with KEY_MAPS.using() if made._maps or made.special else KEY_MAPS.changing():
+                keys = context.EvalAutomorphismKeyGen(secret_key, [ready.automorphism_index(s) for s in chunk])
             if not made._maps and not made.special:
                 # OpenFHE takes the first map as its own and puts the later keys into it: a copy stays as it is.
                 keys = fhe.DeserializeEvalKeyMapString(fhe.Serialize(keys, fhe.BINARY), fhe.BINARY)
@@ -149,15 +155,16 @@ def _make_special(made: KeySet, secret_key: Any) -> None:
         with KeyMaker(ready, made.tag, False, 0) as maker:
             places = dict(zip(indices, itertools.accumulate(map(len, parts), initial=0), strict=False))
             sizes = dict(zip(indices, map(len, parts), strict=True))
+            maps = []
             for index in ready.special_indices:
                 blocks = [block.copy() for block in found.blocks(places[index], sizes[index])]
                 made.special[index] = np.stack(blocks)
-                container.InsertEvalAutomorphismKey(maker.special(index, made.special[index]), made.tag)
+                maps.append(maker.special(index, made.special[index]))
             for index in indices:
                 if index in steps:
-                    key = maker.rotations([(index, found.blocks(places[index], sizes[index]))])
-                    container.InsertEvalAutomorphismKey(key, made.tag)
-                    made._maps.append(((steps[index],), key))
+                    maps.append(maker.rotations([(index, found.blocks(places[index], sizes[index]))]))
+                    made._maps.append(((steps[index],), maps[-1]))
+        put_all(maps, made.tag)
 
 
 def install_keys(
@@ -166,10 +173,12 @@ def install_keys(
     relinearise: bool,
     blocks: Callable[[int], Iterator[Words]],
     progress: Callable[[int, int], None] | None = None,
+    identity: str | None = None,
 ) -> KeySet:
     """Keys from words that came from outside, under a new tag.
 
     Args:
+        identity: of their key pair.
         blocks: the words of a key, block by block, by its place in the order of `KeySet.blocks`. Several threads call
             it, for each key once, in no particular order.
 
@@ -177,8 +186,7 @@ def install_keys(
         ArtifactError: words that are no residues; whatever `blocks` raises.
     """
     ready = wire(parameters)
-    fhe = load()
-    made = KeySet(parameters, new_tag(), tuple(steps))
+    made = KeySet(parameters, new_tag(identity), tuple(steps))
     first = int(relinearise)
     special = ready.special_indices if parameters.bootstrapping is not None else ()
     rotations = [(ready.automorphism_index(step), first + i) for i, step in enumerate(steps)]
@@ -207,17 +215,18 @@ def install_keys(
             count, make = job
             return count, make()
 
-        # The threads read, check and make; OpenFHE's maps are filled here alone.
+        # The threads read, check and make. OpenFHE's maps are filled at the end, for which runs have to rest once.
+        keys = []
         for count, key in in_threads(run, jobs, helpers(KEY_MAKERS)):
             if relinearise and not done:
                 made.relinearisation = key
-                fhe.CryptoContext.InsertEvalMultKey([key], made.tag)
             else:
-                fhe.CryptoContext.InsertEvalAutomorphismKey(key, made.tag)
+                keys.append(key)
             for _ in range(count):
                 done += 1
                 if progress is not None:
                     progress(done, total)
+    put_all(keys, made.tag, made.relinearisation)
     _check(made)
     return made
 
@@ -228,7 +237,8 @@ def _check(made: KeySet) -> None:
     wanted = {ready.automorphism_index(step) for step in made.steps}
     if made.parameters.bootstrapping is not None:
         wanted |= set(ready.special_indices)
-    held = set(load().CryptoContext.GetExistingEvalAutomorphismKeyIndices(made.tag)) if wanted else set()
+    with KEY_MAPS.using():
+        held = set(load().CryptoContext.GetExistingEvalAutomorphismKeyIndices(made.tag)) if wanted else set()
     if not held >= wanted:
         raise BackendError(f"OpenFHE lacks {len(wanted - held)} of {len(wanted)} keys for rotations and bootstraps")
 

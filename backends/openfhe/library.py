@@ -9,11 +9,22 @@ import sys
 from typing import Any
 
 from olac.errors import BackendError
+from olac.forks import check_fork
+
+
+def load() -> Any:
+    """The openfhe module.
+
+    Raises:
+        ForkError: the process was forked after OpenFHE was used.
+        BackendError: no wheel of it loads on this Python.
+    """
+    check_fork()
+    return _module()
 
 
 @functools.lru_cache(maxsize=1)
-def load() -> Any:
-    """The openfhe module. Raises `BackendError` on a Python that no wheel of it loads on."""
+def _module() -> Any:
     try:
         module = importlib.import_module("openfhe")
         # A wheel for another Python installs without complaint and lacks its extension.

@@ -278,7 +278,7 @@ def measure_bootstrap(parameters: Parameters, quick: bool) -> float:
     boots = parameters.bootstrapping
     assert boots is not None
     ready = wire(parameters)
-    ready.prepare_bootstraps()
+    prepared = ready.prepare_bootstraps()
     secret = new_secret_key(parameters)
     steps = tuple(sorted({1, *bootstrap_steps(parameters)}))
     keys = make_keys(parameters, secret, steps, True)
@@ -289,6 +289,7 @@ def measure_bootstrap(parameters: Parameters, quick: bool) -> float:
     for _ in range(1 if quick else BOOTSTRAP_ROUNDS):  # by turns, so that other work on the machine disturbs both
         seconds = time_call(lambda: evaluator.bootstrap(low))
         ratios.append(seconds / time_call(lambda: evaluator.rotate(high, 1), seconds))
+    del prepared  # which bootstraps take
     return statistics.median(ratios)
 
 

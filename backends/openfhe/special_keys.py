@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from olac.backends.openfhe.context import chain_of, make_small_context, set_up_bootstrapping
+from olac.backends.openfhe.key_maps import KEY_MAPS, others_aside
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.memory_files import MemoryFile
 from olac.backends.openfhe.wire import TAG_PATTERN, Wire
 from olac.backends.openfhe.words import Template, new_tag, template
 from olac.errors import BackendError
-
-
-@contextmanager
-def others_aside(forget: Collection[str] = ()) -> Iterator[None]:
-    """No rotation keys in OpenFHE's static map but those that are made within, which go at the end.
-
-    OpenFHE forgets all keys or none, so those of others step aside for the while; those of some tags don't come back.
-    """
-    container = load().CryptoContext
-    others = container.GetAllEvalAutomorphismKeys()
-    container.ClearEvalAutomorphismKeys()
-    try:
-        yield
-    finally:
-        container.ClearEvalAutomorphismKeys()
-        for tag, keys in others.items():
-            if tag not in forget:
-                container.InsertEvalAutomorphismKey(keys, tag)
 
 
 def make_bootstrap_keys(ready: Wire, context: Any, key: Any, tag: str) -> int:
@@ -59,7 +40,11 @@ def make_bootstrap_keys(ready: Wire, context: Any, key: Any, tag: str) -> int:
 def special_template(ready: Wire) -> Template:
     """Of an EvalKeyMap with the key into the sparser secret."""
     name, index = "special key", ready.special_indices[0]
-    if name not in ready.templates:
+    if name in ready.templates:
+        return ready.templates[name]
+    with KEY_MAPS.changing():
+        if name in ready.templates:  # by another thread, in the meantime
+            return ready.templates[name]
         # The basis of this key is q_0 and two primes that the ring decides, whatever the levels are.
         context = make_small_context(ready.parameters)
         if chain_of(context) == ready.parameters.primes[:1]:

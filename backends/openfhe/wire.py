@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import re
+import threading
 from typing import Any
 
-from olac.backends.openfhe.context import make_context, set_up_bootstrapping
+from olac.backends.openfhe.context import Prepared, make_context
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.words import Template, Words, extract, template
 from olac.errors import BackendError
+from olac.forks import begin_use
 from olac.parameters import Parameters
 
 TAG_PATTERN = re.compile(rb"[0-9a-f]{32}")
@@ -42,7 +44,9 @@ class Wire:
         self._fhe = load()
         self.templates: dict[str, Template] = {}
         self.layouts: dict[tuple[int, int], tuple[int, ...]] = {}
-        self._ready_to_bootstrap = False
+        # For what several threads may ask for first. Nobody who has it waits for another lock.
+        self._lock = threading.RLock()
+        self._spare: Any = None
 
     def automorphism_index(self, step: int) -> int:
         """Where OpenFHE's maps hold the key of a rotation step, or of conjugation (`conjugation_step`)."""
@@ -78,7 +82,9 @@ class Wire:
 
     def _ciphertext_template(self, level: int) -> Template:
         name = f"ciphertext {level}"
-        if name not in self.templates:
+        if name in self.templates:
+            return self.templates[name]
+        with self._lock:
             zeros = [0.0] * self.parameters.slots
             plain = self.context.MakeCKKSPackedPlaintext(zeros, 1, self.parameters.depth - level)
             ciphertext = self.context.Encrypt(self.spare, plain)
@@ -124,22 +130,36 @@ class Wire:
 
     # Bootstraps ------------------------------------------------------------------------------------------------------
 
-    def prepare_bootstraps(self) -> None:
-        """Prepare this process for bootstraps, once: the plaintexts of both transforms take most of the time."""
-        if not self._ready_to_bootstrap:
-            set_up_bootstrapping(self.context, self.parameters, precompute=True)
-            self._ready_to_bootstrap = True
+    def prepare_bootstraps(self) -> Prepared:
+        """What bootstraps take beside keys, for as long as the result is there; it is shared by all who ask for it."""
+        return Prepared(self.context, self.parameters)
 
-    @functools.cached_property
+    @property
     def spare(self) -> Any:
         """A secret key that protects nothing: templates are made with it."""
-        key = self.context.KeyGen().secretKey
-        if TAG_PATTERN.fullmatch(key.GetKeyTag().encode()) is None:
-            raise BackendError(f"OpenFHE gave the key tag {key.GetKeyTag()!r}, expected 32 hexadecimal digits")
-        return key
+        with self._lock:
+            if self._spare is None:
+                key = self.context.KeyGen().secretKey
+                if TAG_PATTERN.fullmatch(key.GetKeyTag().encode()) is None:
+                    raise BackendError(f"OpenFHE gave the key tag {key.GetKeyTag()!r}, expected 32 hexadecimal digits")
+                self._spare = key
+            return self._spare
+
+
+def wire(parameters: Parameters) -> Wire:
+    """The wire of this process for these parameters.
+
+    Raises:
+        ForkError: the process was forked after OpenFHE was used.
+    """
+    begin_use()
+    with _LOCK:
+        return _wire(parameters)
+
+
+_LOCK = threading.Lock()
 
 
 @functools.lru_cache(maxsize=4)
-def wire(parameters: Parameters) -> Wire:
-    """The wire of this process for these parameters."""
+def _wire(parameters: Parameters) -> Wire:
     return Wire(parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import mmap
 import secrets
 from collections.abc import Iterator, Sequence
@@ -120,6 +121,22 @@ def template(data: bytes | mmap.mmap, primes: Sequence[int], length: int, tag: s
     return Template(tuple(pieces), tuple(primes), length, tag)
 
 
-def new_tag() -> str:
-    """A key tag that nobody outside this process knows: OpenFHE keeps all evaluation keys in one static map."""
-    return secrets.token_hex(16)
+def new_tag(identity: str | None = None) -> str:
+    """A key tag that nobody outside this process knows: OpenFHE keeps all evaluation keys in one static map.
+
+    Args:
+        identity: of the key pair that it is for, which `is_tag_of` knows again.
+    """
+    return (secrets.token_hex(8) if identity is None else _mark(identity)) + secrets.token_hex(8)
+
+
+def is_tag_of(tag: str, identity: str) -> bool:
+    """Whether a tag was made for a key pair, in this process."""
+    return tag[: len(tag) // 2] == _mark(identity)
+
+
+_PROCESS = secrets.token_bytes(32)
+
+
+def _mark(identity: str) -> str:
+    return hmac.digest(_PROCESS, identity.encode(), "sha256").hex()[:16]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import networkx as nx
 import torch
+from torch.nn import functional
 
+from olac.approximation.criterion import Spread
 from olac.ir.graph import Graph, Node
 
 Tensor = torch.Tensor
@@ -12,29 +14,40 @@ Tensor = torch.Tensor
 MOST_CONTRAST = 1.6
 """Of stressed images: how far they may be moved, 1 being where they are."""
 
+LEAST_VARIANCE = 1e-6
+"""Of one output, as a share of the variance of all."""
 MEMORY = 3e9
 """Bytes that the values of all images may take while a sweep runs; fewer images are used where they would take more."""
 WORST = 10.0
 """An image counts no more than this, in units of the outputs' variance: a wreck is a wreck."""
 
 
-def output_error(outputs: Tensor, clean: Tensor) -> float:
+def output_error(outputs: Tensor, clean: Tensor, spread: Spread = "together") -> float:
     """Mean squared change of the outputs, in units of their variance; finite for any outputs."""
-    size = clean.var(correction=0).clamp_min(1e-12)
-    each = (outputs - clean).square().flatten(1).mean(1) / size
+    each = image_errors(outputs, clean, spread)
     return float(torch.nan_to_num(each, nan=WORST, posinf=WORST).clamp_max(WORST).mean())
 
 
-def wrecked(outputs: Tensor, clean: Tensor) -> float:
+def wrecked(outputs: Tensor, clean: Tensor, spread: Spread = "together") -> float:
     """Share of images whose outputs have changed by more than their standard deviation, or aren't finite."""
-    size = clean.var(correction=0).clamp_min(1e-12)
-    each = (outputs - clean).square().flatten(1).mean(1) / size
-    return float((~(each <= 1.0)).double().mean())
+    return float((~(image_errors(outputs, clean, spread) <= 1.0)).double().mean())
 
 
-def agreement(outputs: Tensor, clean: Tensor) -> float:
-    """Share of images whose largest output is the same."""
-    return float((outputs.flatten(1).argmax(1) == clean.flatten(1).argmax(1)).double().mean())
+def image_errors(outputs: Tensor, clean: Tensor, spread: Spread) -> Tensor:
+    """For each image the mean squared change of its outputs, shape (n,), scaled as the criterion says."""
+    ours, theirs = outputs.flatten(1), clean.flatten(1)
+    if spread == "direction":
+        ours, theirs = functional.normalize(ours), functional.normalize(theirs)
+    return ((ours - theirs).square() / output_sizes(theirs, spread)).mean(1)
+
+
+def output_sizes(clean: Tensor, spread: Spread) -> Tensor:
+    """What squared changes of outputs are divided by: a scalar, or (1, outputs) for outputs of shape (n, outputs)."""
+    together = clean.var(correction=0).clamp_min(1e-12)
+    if spread != "each":
+        return together
+    # An output that hardly varies has no size of its own: it counts as if it varied a little.
+    return torch.maximum(clean.var(0, correction=0, keepdim=True), LEAST_VARIANCE * together)
 
 
 def mirrored(images: Tensor, random: torch.Generator) -> Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch.nn import functional as F
 
-from olac.approximation.common import output_error, readers
+from olac.approximation.common import output_error, output_sizes, readers
+from olac.approximation.criterion import Spread
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Activation, Input, Polynomial
 from olac.polynomials.fit import Fit
@@ -22,6 +23,7 @@ def effects(
     images: Tensor,
     fits: Mapping[str, Sequence[Fit]],
     progress: Callable[[str], None] | None = None,
+    spread: Spread = "together",
 ) -> dict[str, list[float]]:
     """For each activation and each of its fits: the error of the outputs with that one replaced, all others exact.
 
@@ -30,6 +32,7 @@ def effects(
         images: (n, *input shape), that the change is measured on; a few hundred.
         fits: candidates, by activation.
         progress: called with a line of text for each activation.
+        spread: how errors of outputs are scaled.
 
     Returns:
         Mean squared changes of the outputs, in units of their variance (see `output_error`).
@@ -55,15 +58,20 @@ def effects(
             if progress is not None:
                 progress(f"measuring activations: {number * len(fits) + count + 1} of {len(chunks) * len(fits)}")
     whole = torch.cat(clean)
-    return {name: [output_error(torch.cat(parts), whole) for parts in row] for name, row in changed.items()}
+    return {name: [output_error(torch.cat(parts), whole, spread) for parts in row] for name, row in changed.items()}
 
 
-def sensitivities(graph: Graph, images: Tensor) -> dict[str, float]:
+def sensitivities(graph: Graph, images: Tensor, classes: bool = True) -> dict[str, float]:
     """OLA's alpha_i = sum_j E[(dL/da_ij)^2] for each activation's output a_i (Lee et al., arXiv 2310.10349).
 
     L is the cross entropy of the outputs against the network's own class, as there are no labels. The paper's body was
-    not at hand: this is our reconstruction of its weights.
+    not at hand: this is our reconstruction of its weights. If outputs are no classes, L is the sum of the outputs, each
+    with a random sign and in units of its standard deviation: alpha_i is then the mean squared change of the outputs.
     """
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        clean = run(graph, tensors(graph), {graph.inputs[0].id: images[:CHUNK]})[graph.outputs[0]].flatten(1)
+        deviations = output_sizes(clean, "each").sqrt()
     weights = tensors(graph)
     totals: dict[str, float] = {}
     order = [node for node in graph.nodes if not isinstance(node.op, Input)]
@@ -77,7 +85,11 @@ def sensitivities(graph: Graph, images: Tensor) -> dict[str, float]:
                 watched[node.id] = value
             values[node.id] = value
         outputs = values[graph.outputs[0]].flatten(1)
-        loss = F.cross_entropy(outputs, outputs.argmax(1), reduction="sum")
+        if classes:
+            loss = F.cross_entropy(outputs, outputs.argmax(1), reduction="sum")
+        else:
+            signs = torch.randint(0, 2, outputs.shape, generator=random) * 2 - 1
+            loss = (signs * outputs / deviations).sum()
         gradients = torch.autograd.grad(loss, list(watched.values()), allow_unused=True)
         for name, gradient in zip(watched, gradients, strict=True):
             if gradient is not None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from olac.approximation.common import agreement, fitting, output_error
+from olac.approximation.common import fitting, output_error
+from olac.approximation.criterion import Classification, Criterion
 from olac.approximation.effects import effects, sensitivities
 from olac.approximation.reconstruct import reconstruct
 from olac.approximation.sweep import sweep
 from olac.ir.graph import Graph
+from olac.ir.ops import Array
 from olac.ir.types import Range
 from olac.polynomials.fit import Fit, FitOptions
 from olac.tensors import CHUNK, run, tensors
@@ -33,11 +35,15 @@ class ImageFitter:
         images: (n, *input shape), that everything is fitted to.
         held_out: (m, *input shape), that no fit sees and that choices are made by.
         say: called with a line of text as work goes on.
+        criterion: what agreement means, and how errors of outputs count.
+        finish: from the graph's outputs to what users see, for the criterion.
     """
 
     images: npt.NDArray[np.floating[Any]]
     held_out: npt.NDArray[np.floating[Any]]
     say: Callable[[str], None] | None = None
+    criterion: Criterion = field(default_factory=Classification)
+    finish: Callable[[Array], Array] = lambda outputs: outputs
 
     def _fitted(self, graph: Graph, copies: int) -> torch.Tensor:
         return fitting(graph, _tensor(self.images), copies)
@@ -46,11 +52,12 @@ class ImageFitter:
         """See `olac.approximation.effects`; on images that are held out and others, 192 in all."""
         held = _tensor(self.held_out)[: EFFECT_IMAGES // 2]
         others = _tensor(self.images)[: EFFECT_IMAGES - len(held)]
-        return effects(graph, fitting(graph, torch.cat([held, others]), 8), fits, self.say)
+        return effects(graph, fitting(graph, torch.cat([held, others]), 8), fits, self.say, self.criterion.spread)
 
     def sensitivities(self, graph: Graph) -> dict[str, float]:
         """See `olac.approximation.effects`."""
-        return sensitivities(graph, _tensor(self.images)[:EFFECT_IMAGES])
+        classes = isinstance(self.criterion, Classification)
+        return sensitivities(graph, _tensor(self.images)[:EFFECT_IMAGES], classes)
 
     def trial(
         self, graph: Graph, degrees: Mapping[str, int], options: FitOptions, probes: Sequence[int] = ()
@@ -66,14 +73,31 @@ class ImageFitter:
             choose=False,
             probes=probes,
             progress=self.say,
+            spread=self.criterion.spread,
         )
-        return made.error, agreement(made.outputs, made.clean), made.effects
+        return made.error, self._agreement(made.outputs, made.clean), made.effects
+
+    def _agreement(self, outputs: torch.Tensor, clean: torch.Tensor) -> float:
+        """Agreement of a graph's outputs with those of the clean graph, both as users see them."""
+        ours, theirs = (self.finish(values.double().numpy()) for values in (outputs, clean))
+        return self.criterion.agreement(ours, theirs)
 
     def compensate(self, graph: Graph, degrees: Mapping[str, int], options: FitOptions) -> Graph:
         """All activations replaced, each layer making up for the errors before it; bounds of values in their types."""
         images, held_out = self._fitted(graph, 2), _tensor(self.held_out)
-        made = sweep(graph, images, held_out, degrees, options, progress=self.say).graph
-        made = reconstruct(graph, made, images, held_out, options.reconstruct, refit=options.refit, progress=self.say)
+        spread = self.criterion.spread
+        made = sweep(graph, images, held_out, degrees, options, progress=self.say, spread=spread).graph
+        made = reconstruct(
+            graph,
+            made,
+            images,
+            held_out,
+            options.reconstruct,
+            refit=options.refit,
+            progress=self.say,
+            spread=spread,
+            enough=self.criterion.enough,
+        )
         return self.with_bounds(made)
 
     def with_bounds(self, graph: Graph) -> Graph:
@@ -117,7 +141,7 @@ class ImageFitter:
             x = _tensor(self.held_out)
             clean = run(original, tensors(original), {original.inputs[0].id: x})[original.outputs[0]]
             ours = run(approximated, tensors(approximated), {approximated.inputs[0].id: x})[approximated.outputs[0]]
-        return output_error(ours, clean), agreement(ours, clean)
+        return output_error(ours, clean, self.criterion.spread), self._agreement(ours, clean)
 
 
 def _tensor(array: npt.NDArray[np.floating[Any]]) -> torch.Tensor:

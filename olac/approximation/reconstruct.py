@@ -11,17 +11,18 @@ something. The method is olac's own, in the line of block reconstruction for qua
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
-from olac.approximation.common import WORST, mirrored, output_error, stressed, wrecked
+from olac.approximation.common import WORST, mirrored, output_error, output_sizes, stressed, wrecked
+from olac.approximation.criterion import ENOUGH_CLASSES, Spread
 from olac.approximation.least_squares import Root, whitening
 from olac.approximation.sweep import batched, by_channel
 from olac.ir.functions import channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Activation, Conv2d, Input, Linear, Polynomial
+from olac.ir.ops import Activation, Conv2d, Input, Linear, Polynomial, PolynomialProduct
 from olac.polynomials.fit import SQUARE, TINY
 from olac.tensors import apply, chebyshev, run, tensors
 
@@ -31,9 +32,6 @@ RATE, TYPICAL_ERROR, TYPICAL_DEGREE = 2e-3, 0.07, 3
 """Of Adam, in units of a layer's own standard deviation, where the outputs' error is TYPICAL_ERROR to begin with. It
 grows with the root of that error, within the bounds RATES, and is less where degrees are above TYPICAL_DEGREE."""
 RATES = (4e-4, 3e-3)
-ENOUGH = 0.03
-"""Below this error of the outputs nothing is reconstructed: what more diverging images would cost is more than what is
-left to gain. At degree 7 the sweep leaves ResNet-20 with no such image of 10,000, and gradients with a few."""
 WORSE, SLOWER = 1.5, 0.5
 """A pass after which the error is more than WORSE times the least so far is taken back, and the rate is SLOWER times
 what it was from there on: deep networks bear smaller steps."""
@@ -57,9 +55,11 @@ SPREAD = 0.05
 
 
 class _Whitened:
-    """The parameters that are trained: each is what it was plus a whitened step."""
+    """The parameters that are trained, of fitted polynomials and weights: each is what it was plus a whitened step."""
 
-    def __init__(self, graph: Graph, weights: dict[str, Tensor], images: Tensor, refit: bool) -> None:
+    def __init__(
+        self, graph: Graph, weights: dict[str, Tensor], images: Tensor, fitted: frozenset[str], refit: bool
+    ) -> None:
         self.weights = weights
         self.theta: dict[str, Tensor] = {}
         self.map: dict[str, Tensor | Root] = {}
@@ -72,7 +72,7 @@ class _Whitened:
                 continue
             operands = [live[i] for i in node.inputs]
             live[node.id] = batched(node, operands, weights, graph)
-            if isinstance(node.op, Polynomial):
+            if isinstance(node.op, Polynomial) and node.id in fitted:
                 self._polynomial(node.op, operands[0], live[node.id])
             elif isinstance(node.op, Conv2d | Linear) and refit:
                 self._linear(node.op, operands[0], live[node.id])
@@ -192,8 +192,12 @@ def reconstruct(
     *,
     refit: bool = True,
     progress: Callable[[str], None] | None = None,
+    spread: Spread = "together",
+    enough: float = ENOUGH_CLASSES,
 ) -> Graph:
     """The approximated graph with better coefficients and weights, or as it was where that is no gain.
+
+    Polynomials that stand for no activation, such as the compositions of a max-pooling, stay as they are.
 
     Args:
         original: with its activations; the ids of the approximated graph's polynomials are those of its activations.
@@ -203,20 +207,25 @@ def reconstruct(
         epochs: passes over the images.
         refit: whether weights are trained, too.
         progress: called with a line of text for each epoch.
+        spread: how errors of outputs are scaled.
+        enough: error of the outputs below which nothing is reconstructed.
     """
     if len(images) < LEAST_IMAGES or epochs == 0:
         return approximated
     clean, start = tensors(original), tensors(approximated)
     output = original.outputs[0]
-    ours = {node.id for node in approximated.nodes if isinstance(node.op, Polynomial)}
-    watched = frozenset(node.id for node in original.nodes if node.id in ours) | {output}
+    fitted = _fitted(original, approximated)
+    watched = frozenset(node.id for node in fitted) | {output}
     with torch.no_grad():
         sound = _sound(approximated, start, original, clean, images[:MOMENTS_IMAGES])
         if not len(sound):
             return approximated
-        whitened = _Whitened(approximated, start, sound, refit)
-        first = _values(original, clean, images[: 4 * BATCH], watched)
-        sizes = {name: first[name].var().clamp_min(1e-12) for name in watched}
+        whitened = _Whitened(approximated, start, sound, frozenset(node.id for node in fitted), refit)
+        grow = frozenset(node.id for node in original.nodes if _may_grow(node))
+        first = _values(original, clean, images[: 4 * BATCH], watched | grow)
+        variances = {name: value.var().clamp_min(1e-12) for name, value in first.items()}
+        sizes = {name: variances[name] for name in watched}
+        output_size = output_sizes(first[output].flatten(1), spread)
 
     def outputs(graph: Graph, weights: dict[str, Tensor], x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -228,16 +237,16 @@ def reconstruct(
     def held_error(weights: dict[str, Tensor]) -> float:
         """On unseen images; those that steps were taken on count where they are wrecked."""
         made = outputs(approximated, weights, seen)
-        return output_error(outputs(approximated, weights, held_out), wanted) + WORST * wrecked(made, seen_wanted)
+        unseen = output_error(outputs(approximated, weights, held_out), wanted, spread)
+        return unseen + WORST * wrecked(made, seen_wanted, spread)
 
-    tails = _Tails(original, approximated, sizes)
+    bounds = {name: BOUND * float(size.sqrt()) for name, size in variances.items()}
+    tails = _Tails(original, approximated, fitted, sizes)
     best, kept = held_error(start), start
-    if best < ENOUGH:
+    if best < enough:
         return approximated
     rate = min(max(RATE * math.sqrt(best / TYPICAL_ERROR), RATES[0]), RATES[1])
-    degrees = [
-        start[node.op.coefficients].shape[1] - 1 for node in approximated.nodes if isinstance(node.op, Polynomial)
-    ]
+    degrees = [start[node.op.coefficients].shape[1] - 1 for node in fitted if isinstance(node.op, Polynomial)]
     rate *= min(1.0, TYPICAL_DEGREE * len(degrees) / max(1, sum(degrees)))
     steps = _Steps(whitened.theta, rate, math.ceil(len(images) / BATCH), epochs)
     at_best = steps.mean()
@@ -248,12 +257,13 @@ def reconstruct(
             with torch.no_grad():
                 targets = _values(original, clean, batch, watched)
             current = whitened.current()
-            values = _bounded_values(approximated, current, batch, watched, sizes)
-            errors = {
-                name: torch.log1p((values[name] - targets[name]).square().flatten(1).mean(1) / sizes[name]).mean()
-                for name in watched
-            }
-            loss = torch.stack(list(errors.values())).mean() + errors[output] + TAIL * tails(current)
+            values = _bounded_values(approximated, current, batch, watched, bounds)
+            errors = [
+                torch.log1p((values[name] - targets[name]).square().flatten(1).mean(1) / sizes[name]).mean()
+                for name in sorted(watched - {output})
+            ]
+            last = torch.log1p(((values[output] - targets[output]).square().flatten(1) / output_size).mean(1)).mean()
+            loss = torch.stack([*errors, last]).mean() + last + TAIL * tails(current)
             steps.take(loss)
         now = {name: value.detach() for name, value in whitened.current(steps.mean()).items()}
         error = held_error(now)
@@ -267,8 +277,19 @@ def reconstruct(
     return _with(approximated, kept, set(whitened.theta)) if kept is not start else approximated
 
 
+def _fitted(original: Graph, approximated: Graph) -> list[Node]:
+    """The polynomials that were fitted: those in the place of an activation, whose id they have."""
+    activations = {node.id for node in original.nodes if isinstance(node.op, Activation)}
+    return [node for node in approximated.nodes if isinstance(node.op, Polynomial) and node.id in activations]
+
+
+def _may_grow(node: Node) -> bool:
+    """Whether a node of the original is a polynomial in the approximated graph, which grows without bound."""
+    return isinstance(node.op, Activation | Polynomial | PolynomialProduct)
+
+
 def _bounded_values(
-    graph: Graph, weights: dict[str, Tensor], images: Tensor, keep: frozenset[str], sizes: dict[str, Tensor]
+    graph: Graph, weights: dict[str, Tensor], images: Tensor, keep: frozenset[str], bounds: dict[str, float]
 ) -> dict[str, Tensor]:
     """As `_values`, but polynomials' values are compressed: an image that diverges must not stop the others."""
     live, kept = {graph.inputs[0].id: images}, {}
@@ -277,8 +298,8 @@ def _bounded_values(
         if isinstance(node.op, Input):
             continue
         value = apply(node, [live[i] for i in node.inputs], weights, graph.constants)
-        if node.id in sizes and isinstance(node.op, Polynomial):
-            value = _compressed(value, BOUND * float(sizes[node.id].sqrt()))
+        if node.id in bounds and isinstance(node.op, Polynomial | PolynomialProduct):
+            value = _compressed(value, bounds[node.id])
         live[node.id] = value
         if node.id in keep:
             kept[node.id] = value
@@ -310,19 +331,18 @@ def _compressed(x: Tensor, bound: float) -> Tensor:
 class _Tails:
     """How much further polynomials are from their functions than before, over the ranges that they were padded to."""
 
-    def __init__(self, original: Graph, approximated: Graph, sizes: dict[str, Tensor]) -> None:
+    def __init__(self, original: Graph, approximated: Graph, fitted: Sequence[Node], sizes: dict[str, Tensor]) -> None:
         t = torch.linspace(-1, 1, 65)
         self._parts = []
-        for node in approximated.nodes:
-            if isinstance(node.op, Polynomial) and node.id in sizes:
-                op = original[node.id].op
-                assert isinstance(op, Activation)
-                points = t.double().numpy() * node.op.half_width
-                functions = channel_functions(op.function, op.parameters, node.type.shape[0])
-                target = torch.stack([torch.from_numpy(f(points)).float() for f in functions])
-                count = approximated.constants[node.op.coefficients].shape[1]
-                basis = torch.stack(chebyshev(t, count - 1), 0)
-                self._parts.append((node.op.coefficients, basis, target, sizes[node.id]))
+        for node in fitted:
+            op, made = original[node.id].op, node.op
+            assert isinstance(op, Activation) and isinstance(made, Polynomial)
+            points = t.double().numpy() * made.half_width
+            functions = channel_functions(op.function, op.parameters, node.type.shape[0])
+            target = torch.stack([torch.from_numpy(f(points)).float() for f in functions])
+            count = approximated.constants[made.coefficients].shape[1]
+            basis = torch.stack(chebyshev(t, count - 1), 0)
+            self._parts.append((made.coefficients, basis, target, sizes[node.id]))
         start = {name: torch.from_numpy(approximated.constants[name].copy()).float() for name, *_ in self._parts}
         self._before = self._errors(start)
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from olac.approximation.common import output_error
+from olac.approximation.criterion import Spread
 from olac.approximation.least_squares import ridge_regression, unknowns
 from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
@@ -96,6 +97,7 @@ def sweep(
     choose: bool = True,
     probes: Sequence[int] = (),
     progress: Callable[[str], None] | None = None,
+    spread: Spread = "together",
 ) -> Swept:
     """Replace the activations that `degrees` names, in network order.
 
@@ -107,6 +109,7 @@ def sweep(
         choose: whether to choose them by the held-out images; else the options' own, or defaults by degree.
         probes: further degrees whose effect at each activation is measured.
         progress: called with a line of text for each activation.
+        spread: how errors of outputs are scaled.
     """
     original = tensors(graph)
     weights = dict(original)
@@ -123,7 +126,7 @@ def sweep(
         """Error of the outputs with this value at node `index` and everything behind it clean."""
         values = {**held.disturbed, order[index].id: value}
         outputs = run(graph, original, values, order[index + 1 :])[graph.outputs[0]]
-        return output_error(outputs, clean_outputs)
+        return output_error(outputs, clean_outputs, spread)
 
     for index, node in enumerate(order):
         for one in (fitted, held):
@@ -159,7 +162,7 @@ def sweep(
             one.drop([i for i in set(node.inputs) if last[i] == node.id])
     outputs = held.disturbed[graph.outputs[0]]
     rebuilt = _rebuilt(graph, new, weights)
-    return Swept(rebuilt, output_error(outputs, clean_outputs), outputs, clean_outputs, effects)
+    return Swept(rebuilt, output_error(outputs, clean_outputs, spread), outputs, clean_outputs, effects)
 
 
 def batched(node: Node, operands: Sequence[Tensor], weights: Mapping[str, Tensor], graph: Graph) -> Tensor:
@@ -220,15 +223,16 @@ def _refit(
     ridges = (options.ridge,) if options.ridge is not None else RIDGES if choose else (RIDGES[1],)
     best: tuple[float, Tensor, Tensor] | None = None
     for ridge in ridges:
-        w, b = regression.solve(flat, ridge)
-        weights[names[0]], weights[names[1]] = w.reshape(weight.shape).float(), b.reshape(-1).float()
+        w, b = (part.float() for part in regression.solve(flat, ridge))
+        if not (torch.isfinite(w).all() and torch.isfinite(b).all()):
+            continue  # values that never vary, and are very large or small, determine nothing
+        weights[names[0]], weights[names[1]] = w.reshape(weight.shape), b.reshape(-1)
         if not choose:
             return made
         error = rest(index, batched(made, [held.disturbed[node.inputs[0]]], weights, graph))
         if best is None or error < best[0]:
             best = (error, weights[names[0]], weights[names[1]])
-    assert best is not None
-    if best[0] > rest(index, batched(node, [held.disturbed[node.inputs[0]]], weights, graph)):
+    if best is None or best[0] > rest(index, batched(node, [held.disturbed[node.inputs[0]]], weights, graph)):
         return node
     weights[names[0]], weights[names[1]] = best[1], best[2]
     return made

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from olac.errors import UnsupportedModelError, UnsupportedNode
+from olac.frontend import last_steps as last_steps  # it registers liftings
 from olac.frontend.custom import Activations
 from olac.frontend.lift import Unsupported, lift, register_function, register_module
 from olac.frontend.trace import Traced, trace
@@ -13,15 +14,21 @@ from olac.frontend.trace import Traced, trace
 __all__ = ["Activations", "Traced", "Unsupported", "check", "lift", "register_function", "register_module", "trace"]
 
 
-def check(model: nn.Module, example: torch.Tensor, activations: Activations | None = None) -> list[UnsupportedNode]:
+def check(
+    model: nn.Module,
+    example: torch.Tensor,
+    activations: Activations | None = None,
+    client_head: bool = True,
+) -> list[UnsupportedNode]:
     """Every place in a model that can't be compiled; empty where it can.
 
-    `example` has shape (images, *image shape); `activations` are own modules and functions, as for `olac.compile`.
+    `example` has shape (images, *image shape); `activations` are own modules and functions, as for `olac.compile`, and
+    `client_head` says whether the client may compute the model's last steps.
 
     Raises CalibrationError where the model itself fails on the example.
     """
     try:
-        lift(trace(model, example, activations))
+        lift(trace(model, example, activations), client_head)
     except UnsupportedModelError as error:
         return list(error.nodes)
     return []

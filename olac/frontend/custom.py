@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from olac.errors import CalibrationError
 from olac.ir.functions import Array, Definition, Function, define
 from olac.ir.ops import Shape
 
@@ -188,8 +189,23 @@ def _define(
         function = _first_that_runs([_on_arrays(given), _on_tensors(given, torch.float64)], sample)
         _check_same(function, own, sample)
     if _is_per_channel(function, sample):
-        return define(name, function, shape[0], len(shape) - 1)
-    return define(name, _of_any_shape(function, len(shape)))
+        return define(name, _told(name, function), shape[0], len(shape) - 1)
+    return define(name, _told(name, _of_any_shape(function, len(shape))))
+
+
+def _told(name: str, function: Function) -> Function:
+    """The same function; where it fails, the error says which one and on what."""
+
+    def call(x: Array) -> Array:
+        try:
+            return function(x)
+        except Exception as error:
+            raise CalibrationError(
+                f"the function {name} fails on values from {np.min(x):.6g} to {np.max(x):.6g}: "
+                f"{type(error).__name__}: {error}. It has to take every number of its calibrated range and around it"
+            ) from error
+
+    return call
 
 
 def _sample(shape: Shape) -> Array:

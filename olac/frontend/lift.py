@@ -10,7 +10,8 @@ import keyword
 import math
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,17 @@ from torch import fx, nn
 from olac.errors import UnsupportedModelError, UnsupportedNode, VerificationError
 from olac.frontend.custom import NotElementwiseError, plain_name
 from olac.frontend.trace import LEAVES, Traced
+from olac.internal import guard
 from olac.ir.functions import Definition
 from olac.ir.graph import Graph, GraphBuilder, Origin
+from olac.ir.head import Reshape as LastReshape
+from olac.ir.head import Step
 from olac.ir.ops import (
     Activation,
     Add,
     Affine,
     Array,
+    AtClient,
     AveragePool,
     Conv2d,
     Input,
@@ -41,6 +46,7 @@ from olac.ir.ops import (
     ShapeError,
     Slice,
 )
+from olac.ir.split import step_of
 from olac.ir.types import Stage
 
 
@@ -53,7 +59,10 @@ class Unsupported(Exception):
 
 
 class Value:
-    """An encrypted value while lifting: the id of its IR node and its shape without the batch axis."""
+    """An encrypted value while lifting: the id of its IR node and its shape without the batch axis.
+
+    The shape is torch's: () for one number an image, for which the IR node has an axis of length 1.
+    """
 
     def __init__(self, id: str, shape: Shape) -> None:
         self.id, self.shape = id, shape
@@ -110,12 +119,16 @@ class Lifter:
 
     Attributes:
         batch: images in the traced example.
+        client_head: whether the client computes the model's last steps.
+        called: the plain name of the operation at hand, for messages.
         shape: torch's shape of the fx node's result with the batch axis, or None where it isn't one tensor.
     """
 
-    def __init__(self, traced: Traced) -> None:
+    def __init__(self, traced: Traced, client_head: bool = True) -> None:
         self.builder = GraphBuilder(by="lift")
         self.batch = len(traced.example)
+        self.client_head = client_head
+        self.called = ""
         self.shape: tuple[int, ...] | None = None
         self._origin = Origin()
         self._name = ""
@@ -133,7 +146,14 @@ class Lifter:
         name = f"{self._name}_{suffix}" if suffix else self._name
         made = self.builder.add(op, [v.id for v in inputs], name=name, origin=self._origin)
         self.made.append(made)
-        return Value(made, self.builder[made].type.shape)
+        shape = self.builder[made].type.shape
+        return Value(made, () if shape == (1,) and inputs and not any(v.shape for v in inputs) else shape)
+
+    def at_client(self, x: Value, step: Step, suffix: str = "") -> Value:
+        """Append a step that only the client can take, as one of the model's last. `Unsupported` without a head."""
+        if not self.client_head:
+            raise Unsupported(f"{self.called} is not supported", _advice(self.called))
+        return self.add(AtClient(step), x, suffix=suffix)
 
     def constant(self, name: str, value: Any) -> str:
         """Add an array or tensor as float64 constant; returns its name."""
@@ -150,9 +170,12 @@ class Lifter:
         return self.add(Affine(self.constant("scale", scale), self.constant("shift", shift)), x, suffix=suffix)
 
     def reshape(self, x: Value, shape: Shape) -> Value:
-        """The value in another shape, row-major."""
+        """The value in another shape, row-major; () for one number an image."""
         shape = tuple(int(s) for s in shape)
-        return x if x.shape == shape else self.add(Reshape(shape), x, suffix="reshape" if self.made else "")
+        laid = shape or (1,)
+        if self.builder[x.id].type.shape != laid:
+            x = self.add(Reshape(laid), x, suffix="reshape" if self.made else "")
+        return Value(x.id, shape)
 
     def broadcast(self, x: Value, shape: Shape) -> Value:
         """The value repeated along axes of length 1 (or missing) to a shape. `Unsupported` where that can't be."""
@@ -204,7 +227,7 @@ def _array(lifter: Lifter, constant: Any, rank: int) -> Array:
             f"a constant of shape {array.shape} has more axes than the value", "Give constants the value's rank"
         )
     if array.ndim == rank + 1:
-        if not (array == array[:1]).all() or len(array) not in (1, lifter.batch):
+        if (np.isfinite(array).all() and not (array == array[:1]).all()) or len(array) not in (1, lifter.batch):
             raise Unsupported("a constant differs between the images of a batch", "Use one constant for all images")
         array = array[0]
     return array
@@ -278,7 +301,10 @@ def _div(lifter: Lifter, a: Any, b: Any, *, rounding_mode: str | None = None) ->
         raise Unsupported("rounds a division", "Leave rounding out")
     if isinstance(b, Value):
         raise Unsupported("divides by an encrypted value", "Multiply by a polynomial of it, or by a constant")
-    return _with_constant(lifter, a, 1.0 / (b.double() if isinstance(b, torch.Tensor) else b), scale=True)
+    with np.errstate(divide="ignore"):
+        return _with_constant(
+            lifter, a, b.double().reciprocal() if isinstance(b, torch.Tensor) else 1 / np.float64(b), True
+        )
 
 
 @register_function(operator.neg, torch.neg, torch.negative, "neg", "negative", "__neg__")
@@ -776,9 +802,6 @@ def _reduce(lifter: Lifter, x: Value, dim: Any, keepdim: bool, mean: bool) -> An
         if 0 in axes:
             channels = np.full((1, x.shape[0], 1, 1), weight[x.shape[0]])
             y = lifter.add(Conv2d(lifter.constant("weights", channels)), y)
-    if not shape:
-        # (images,): a value has at least one axis, and a model's output is checked for it.
-        raise Unsupported("leaves one number without an axis for each image", "Use keepdim=True")
     return lifter.reshape(y, shape)
 
 
@@ -803,8 +826,6 @@ def _reshape(lifter: Lifter, x: Value, *args: Any, **kwargs: Any) -> Any:
     assert shape is not None
     if shape[:1] != (lifter.batch,) or math.prod(shape[1:]) != math.prod(x.shape):
         raise Unsupported("merges or moves the batch axis", "Keep the batch axis first, e.g. x.flatten(1)")
-    if len(shape) == 1:
-        raise Unsupported("leaves one number without an axis for each image", "Keep an axis of length 1")
     return lifter.reshape(x, shape[1:])
 
 
@@ -840,8 +861,6 @@ def _module_pad(lifter: Lifter, m: nn.ConstantPad2d, x: Value) -> Any:
 def _slice(lifter: Lifter, x: Value, slices: Sequence[tuple[int, int, int]], shape: Shape) -> Any:
     whole = all(s == (0, n, 1) for s, n in zip(slices, x.shape, strict=True))
     y = x if whole else lifter.add(Slice(tuple(slices)), x)
-    if not shape:
-        raise Unsupported("leaves one number without an axis for each image", "Slice instead of indexing")
     return lifter.reshape(y, shape)
 
 
@@ -977,7 +996,7 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         "Use BatchNorm2d or BatchNorm1d, whose statistics are constants in evaluation",
     ),
     ("batch_?norm", "Use BatchNorm1d or BatchNorm2d"),
-    ("softmax|softmin", "Leave it out: apply it to the decrypted outputs"),
+    ("softmax|softmin", "End the model in it, so that the client computes it, or apply it to the decrypted outputs"),
     ("attention|transformer", "Attention divides and exponentiates encrypted data; use a convolutional model"),
     ("embedding|one_hot", "Look embeddings up before encryption and give the model their values"),
     ("^cat$|concat|stack", "Use sums (residual connections), or convolutions that are added up"),
@@ -1024,6 +1043,8 @@ def _identifier(path: str, operation: str) -> str:
 def _operation(node: fx.Node) -> str:
     """The operation's plain name: "add", "relu", "getitem"."""
     target = node.meta.get("called") or node.target
+    if target is getattr:
+        target = node.args[1]
     name = target if isinstance(target, str) else getattr(target, "__name__", "function")
     return name.strip("_") or name
 
@@ -1040,9 +1061,9 @@ def _handler_of(module: nn.Module) -> ModuleHandler | None:
 def _stand_in(lifter: Lifter, node: fx.Node) -> Any:
     """A value in the place of what can't be compiled, so that all of the rest is looked at too."""
     shape = node.meta.get("shape")
-    if shape is None or len(shape) < 2 or shape[0] != lifter.batch or math.prod(shape) == 0:
+    if shape is None or len(shape) < 1 or shape[0] != lifter.batch or math.prod(shape) == 0:
         return UNKNOWN
-    return lifter.add(Input(tuple(shape[1:])), suffix="unsupported")
+    return Value(lifter.add(Input(tuple(shape[1:]) or (1,)), suffix="unsupported").id, tuple(shape[1:]))
 
 
 def _find(value: Any, kind: type) -> bool:
@@ -1095,12 +1116,13 @@ def _lift_custom(lifter: Lifter, traced: Traced, node: fx.Node, args: Any, kwarg
 
 
 def _lift_node(lifter: Lifter, traced: Traced, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    operation = _operation(node)
+    operation = lifter.called = _operation(node)
     own = _lift_custom(lifter, traced, node, args, kwargs)
     if own is not None:
         return own
     if node.op == "call_module":
         module = traced.module.get_submodule(str(node.target))
+        lifter.called = type(module).__name__
         handler = _handler_of(module)
         if handler is None:
             name = type(module).__name__
@@ -1156,14 +1178,84 @@ def _check_shape(lifter: Lifter, node: fx.Node, result: Any) -> None:
         )
 
 
+def _check_type(node: fx.Node, result: Any, classes: bool) -> None:
+    """An encrypted value is a real number: what torch makes integers, booleans or complex of is something else.
+
+    `classes` says that the client computes the value and that it is a class, an integer.
+    """
+    dtype = node.meta.get("dtype")
+    allowed = dtype is None or dtype.is_floating_point or (classes and dtype == torch.int64)
+    if isinstance(result, Value) and not allowed:
+        raise Unsupported(f"converts to {dtype}", "Leave conversions to anything but real numbers out")
+
+
 def _ids(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_ids(v) for v in value)
     return value.id if isinstance(value, Value) else None
 
 
-def lift(traced: Traced) -> Graph:
+def _values(value: Any) -> Iterator[Value]:
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _values(part)
+    elif isinstance(value, Value):
+        yield value
+
+
+@dataclass(frozen=True)
+class _OnlyAtClient:
+    """An fx node whose value only the client can compute, its plain name, and whether the value is a class."""
+
+    node: fx.Node
+    called: str
+    decides: bool
+
+
+class _LastSteps:
+    """Follows what only the client can compute: nothing but further steps of a head may come of it."""
+
+    def __init__(self, lifter: Lifter) -> None:
+        self._lifter = lifter
+        self._known: dict[str, _OnlyAtClient] = {}
+
+    def decided(self, values: Any) -> bool:
+        """Whether one of the values is a class."""
+        return any((v.id in self._known and self._known[v.id].decides) or self._chosen(v) for v in _values(values))
+
+    def _chosen(self, value: Value) -> bool:
+        op = self._lifter.builder[value.id].op
+        return isinstance(op, AtClient) and op.step.decides
+
+    def follow(self, node: fx.Node, arguments: Sequence[Any], result: Any) -> _OnlyAtClient | None:
+        """Take notice of what was made for an fx node; what it reads although it may not."""
+        builder = self._lifter.builder
+        made = [builder[i] for i in self._lifter.made]
+        read = next((self._known[v.id] for v in _values(arguments) if v.id in self._known), None)
+        steps = [step_of(one, builder.constants) for one in made]
+        if read is not None and not all(
+            isinstance(step, LastReshape) if read.decides else step is not None for step in steps
+        ):
+            return read
+        here = [one.op.step for one in made if isinstance(one.op, AtClient)]
+        if read is not None or here:
+            called = self._lifter.called
+            for value in _values(result):
+                decides = self._chosen(value)
+                self._known[value.id] = (
+                    _OnlyAtClient(node, called, decides)
+                    if read is None
+                    else replace(read, decides=read.decides or decides)
+                )
+        return None
+
+
+@guard("lifting the model")
+def lift(traced: Traced, client_head: bool = True) -> Graph:
     """The traced model as a graph at stage TRACED, with one input, `x`, and one output.
+
+    With `client_head`, the last ops may be some that only clients compute, such as softmax, and one number an image is
+    an output of shape (): `olac.ir.split.split_head` takes these off.
 
     Node ids come from module paths ("layer1_0_conv1"); constants are float64. Fills `traced.lifted` and
     `traced.results`, from which calibration knows the fx node of each IR node.
@@ -1172,7 +1264,8 @@ def lift(traced: Traced) -> Graph:
         UnsupportedModelError: with every place that can't be compiled, also those that tracing found.
         VerificationError: where a shape of the IR is not torch's.
     """
-    lifter = Lifter(traced)
+    lifter = Lifter(traced, client_head)
+    last = _LastSteps(lifter)
     problems = list(traced.problems)
     environment: dict[fx.Node, Any] = {}
     output: Any = None
@@ -1212,12 +1305,17 @@ def lift(traced: Traced) -> Graph:
                 report(node, "the output does not depend on the input", "Return a tensor computed from the input")
             elif isinstance(output, _Unknown) and not problems:
                 report(node, f"the output of shape {given} has no batch axis", "Return one row for each image")
+            elif isinstance(output, Value) and not output.shape:
+                lifter.at(node, "output")
+                output = environment[node] = lifter.add(AtClient(LastReshape(())), output)
+                lifted[node.name] = tuple(lifter.made)
             continue
         else:
             lifter.at(node, _identifier(path, "" if node.op == "call_module" else _operation(node)))
             args, kwargs = _resolve(node.args, environment), _resolve(dict(node.kwargs), environment)
             try:
                 result = _lift_node(lifter, traced, node, args, kwargs)
+                _check_type(node, result, last.decided([args, list(kwargs.values()), result]))
                 _check_shape(lifter, node, result)
             except (Unsupported, ShapeError) as error:
                 if isinstance(error, Unsupported):
@@ -1225,6 +1323,13 @@ def lift(traced: Traced) -> Graph:
                 else:
                     report(node, str(error), _GENERIC)
                 result = _stand_in(lifter, node)
+            misplaced = last.follow(node, [args, list(kwargs.values())], result)
+            if misplaced is not None:
+                report(
+                    misplaced.node,
+                    f"{misplaced.called} is supported as one of the last steps only, which the client computes",
+                    _advice(misplaced.called),
+                )
             environment[node] = result
         lifted[node.name] = tuple(lifter.made)
     if not problems and traced.batch_problem is not None:

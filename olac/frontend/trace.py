@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import math
 import operator
 import os
 import sys
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,9 +25,12 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from olac.errors import CalibrationError, UnsupportedModelError, UnsupportedNode
 from olac.frontend.custom import Activations, Custom, plain_name
+from olac.internal import callers, guard
 
 LEAVES: set[type[nn.Module]] = set()
 """Module classes from outside torch.nn that have a lifting of their own, and so are not traced into."""
@@ -43,6 +48,15 @@ _READS_DATA |= {"__index__", "__contains__", "__array__"}
 # Operations that keep elements in row-major order; recorded as a reshape that leaves the batch axis open.
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "squeeze", "unsqueeze", "ravel"}
 
+# Results of these take no number from their first argument: its shape, type and device alone.
+_LIKE = {"zeros_like", "ones_like", "full_like", "empty_like", "_shape_as_tensor"}
+_LIKE |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "new_tensor"}
+# The same of their second argument.
+_AS = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
+
+_UNCHANGED = {"data", "real"}
+"""Attributes of a real tensor that are the tensor again."""
+
 _EXPANDS = {"expand", "expand_as", "broadcast_to"}
 _ARITHMETIC = {"add", "sub", "mul", "truediv", "div", "radd", "rsub", "rmul", "subtract", "multiply", "divide"}
 
@@ -54,8 +68,8 @@ class Traced:
     """A traced model.
 
     Each fx node has in its meta: "path", the qualified name of the module that owns it; "source", the user's file and
-    line ("model.py:12", or ""); "shape", a tuple with the batch axis first (None for results that aren't one tensor);
-    "called", the name of the operation where the node has another in its place.
+    line ("model.py:12", or ""); "shape", a tuple with the batch axis first, and "dtype" (both None for results that
+    aren't one tensor); "called", the name of the operation where the node has another in its place.
 
     Attributes:
         module: the fx graph, in float32 on the CPU; runs on batches of any size.
@@ -81,6 +95,7 @@ class Traced:
         return tuple(self.example.shape[1:])
 
 
+@guard("tracing the model")
 def trace(model: nn.Module, example: torch.Tensor, activations: Activations | None = None) -> Traced:
     """Trace a model on an example of shape (images, *image shape).
 
@@ -95,25 +110,27 @@ def trace(model: nn.Module, example: torch.Tensor, activations: Activations | No
         CalibrationError: where the model itself fails on the example.
         TypeError, ValueError: where `activations` names no part of the model.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"a torch.nn.Module is compiled, not {type(model).__name__}")
+    with callers():
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"a torch.nn.Module is compiled, not {type(model).__name__}")
+        _check_example(example)
+        custom = Custom(activations, model)
     _check_model(model)
-    _check_example(example)
-    custom = Custom(activations, model)
     plain = evaluation_copy(model)
     images = _distinct(example.detach().to("cpu", torch.float32), BATCH)
     with torch.no_grad():
+        before = _parameters(plain)
         try:
-            plain(images)
+            plain(images.clone())
         except Exception as error:
             raise CalibrationError(
-                f"the model fails on a batch of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
+                f"the model fails on a batch of shape {tuple(images.shape)}: {type(error).__name__}: {_text(error)}"
             ) from error
-        batches = [_distinct(images, 3), images[-1:]]
-        try:
-            expected = [plain(batch) for batch in batches]
-        except Exception:
-            expected = []
+        _check_same_parameters(before, _parameters(plain))
+        # Other sizes of a batch, and other numbers in one of the same size.
+        batches = [_distinct(images, 3), images[-1:], 0.75 * images.flip(0)]
+        expected = [_outputs(plain, batch) for batch in batches]
+        whole = None if example.dtype != torch.uint8 else _outputs(plain, example[:BATCH].cpu())
         _drop_hooks(plain)
         tracer = _Tracer(images, custom)
         try:
@@ -125,7 +142,7 @@ def trace(model: nn.Module, example: torch.Tensor, activations: Activations | No
             node = UnsupportedNode(
                 tracer.scope.module_path,
                 _source_of_error(error.__traceback__),
-                f"can't be traced ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+                f"can't be traced ({type(error).__name__}: {_text(error)})",
                 "Keep forward to torch operations, with control flow on shapes and constants only",
             )
             raise UnsupportedModelError([*tracer.problems, node]) from error
@@ -137,19 +154,30 @@ def trace(model: nn.Module, example: torch.Tensor, activations: Activations | No
             raise UnsupportedModelError([*tracer.problems, node]) from error
         traced = Traced(module, images, tuple(tracer.problems), custom=custom)
         traced.batch_problem = _compare(traced, batches, expected)
+        if whole is not None and not _same(_outputs(plain, example[:BATCH].cpu().float()), whole):
+            node = UnsupportedNode(
+                "",
+                "",
+                "the model gives other outputs for uint8 images than for the same numbers as floats",
+                "Convert the images before they go to the model, and calibrate with what it gets then",
+            )
+            raise UnsupportedModelError([*tracer.problems, node])
     return traced
 
 
 def evaluation_copy(model: nn.Module) -> nn.Module:
     """A copy of a model in evaluation mode, in float32 on the CPU; the model itself isn't changed."""
     try:
-        plain = copy.deepcopy(model)
+        with _Copies():
+            plain = copy.deepcopy(model)
     except Exception as error:
         raise UnsupportedModelError(
-            [UnsupportedNode("", "", f"the model can't be copied ({error})", "Make copy.deepcopy(model) work")]
+            [UnsupportedNode("", "", f"the model can't be copied ({_text(error)})", "Make copy.deepcopy(model) work")]
         ) from error
     plain = plain.to("cpu").float().eval()
     for module in plain.modules():
+        if isinstance(module, fx.GraphModule):
+            _silence(module)
         # Tensors held as plain attributes are no buffers, so nn.Module.to leaves them where they are.
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor):
@@ -158,7 +186,90 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
     return plain
 
 
+class _Copies(TorchFunctionMode):
+    """Within this, deepcopy takes tensors that were computed from others, too: as constants.
+
+    Modules that are pruned, or that have weight_norm, hold such weights, and compute them anew before each run.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            memo[id(tensor)] = copied = tensor.detach().clone()
+            return copied
+        return func(*args, **(kwargs or {}))
+
+
+def _silence(module: fx.GraphModule) -> None:
+    """Let a graph module raise its errors without printing them; each has a class of its own."""
+    type(module).__call__ = nn.Module.__call__  # type: ignore[method-assign]
+
+
+def _parameters(model: nn.Module) -> dict[str, tuple[Any, ...]]:
+    """For each parameter what tells that it changed."""
+    return {
+        name: (tuple(one.shape), repr(float(one.double().sum())), repr(float(one.double().square().sum())))
+        for name, one in model.named_parameters()
+    }
+
+
+def _check_same_parameters(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """A model that makes its parameters when it first runs has none yet: those of the copy are its own, and random."""
+    changed = [name for name, one in after.items() if before.get(name) != one]
+    if changed:
+        named = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+        node = UnsupportedNode(
+            changed[0].rpartition(".")[0],
+            "",
+            f"running the model makes or changes parameters ({named})",
+            "Run one batch through it before compiling, and let it leave them alone in evaluation",
+        )
+        raise UnsupportedModelError([node])
+
+
+def _text(error: BaseException) -> str:
+    """The first line of an error's message, or the line of code that raised it where it has none."""
+    lines = str(error).strip().splitlines()
+    if lines:
+        return lines[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    return (frames[-1].line if frames else "") or "no message"
+
+
+def _outputs(model: nn.Module, batch: torch.Tensor) -> Any:
+    """What a model gives for a batch; None where it fails."""
+    try:
+        return model(batch.clone())  # which the model may change in place
+    except Exception:
+        return None
+
+
+def _values_missing(module: nn.Module) -> str:
+    """What keeps the parameters and buffers of a module from having values; "" where they have some."""
+    held = [one for one in (*module._parameters.values(), *module._buffers.values()) if one is not None]
+    if any(is_lazy(one) for one in held):
+        return "has lazy parameters that were never initialised"
+    if any(one.is_meta for one in held):
+        return "has parameters on the meta device, which have no values"
+    return ""
+
+
 def _check_model(model: nn.Module) -> None:
+    missing = [(path, module, _values_missing(module)) for path, module in model.named_modules()]
+    nodes = [
+        UnsupportedNode(
+            path,
+            "",
+            f"{type(module).__name__} {what}",
+            "Run one batch through the model before it is trained and compiled: model(images)"
+            if "lazy" in what
+            else "Load its weights first: model.to_empty(device='cpu'), then load_state_dict",
+        )
+        for path, module, what in missing
+        if what
+    ]
+    if nodes:
+        raise UnsupportedModelError(nodes)
     if isinstance(model, torch.jit.ScriptModule):
         node = UnsupportedNode("", "", "the model is a TorchScript module", "Give the original nn.Module")
         raise UnsupportedModelError([node])
@@ -215,32 +326,33 @@ def _drop_dead(graph: fx.Graph) -> None:
 
 
 def _compare(traced: Traced, batches: list[torch.Tensor], expected: list[Any]) -> UnsupportedNode | None:
-    """Run the traced module and the model on batches of other sizes; a problem where they differ."""
-    for batch, output in zip(batches, expected, strict=False):
-        if not isinstance(output, torch.Tensor):
-            return None
-        try:
-            got = traced.module(batch)
-        except Exception:
-            got = None
-        scale = float(output.nan_to_num(0.0, 0.0, 0.0).abs().max()) if output.numel() else 0.0
-        # A squeeze() drops the batch axis of a single image in the model, and never in the traced module.
-        same = (
-            isinstance(got, torch.Tensor)
-            and got.numel() == output.numel()
-            and got.squeeze().shape == output.squeeze().shape
-            and torch.allclose(
-                got.float().reshape(output.shape), output.float(), rtol=1e-3, atol=1e-4 * scale + 1e-12, equal_nan=True
-            )
-        )
-        if not same:
+    """Run the traced module and the model on other batches; a problem where they differ."""
+    _silence(traced.module)
+    for batch, output in zip(batches, expected, strict=True):
+        if isinstance(output, torch.Tensor) and not _same(_outputs(traced.module, batch), output):
             return UnsupportedNode(
                 "",
                 "",
-                "the outputs for an image depend on the size of its batch, on chance, or on a forward hook",
-                "Make forward treat each image alone, without randomness, and move what hooks do into modules",
+                "the outputs for an image depend on the size of its batch, on chance, on a forward hook, or on a test "
+                "of the input's type",
+                "Make forward treat each image alone, without randomness, move what hooks do into modules, and leave "
+                "out tests such as isinstance(x, torch.Tensor), which a traced input fails",
             )
     return None
+
+
+def _same(got: Any, output: Any) -> bool:
+    """Whether two outputs are the same, but for rounding.
+
+    A squeeze() drops the batch axis of a single image in the model, and never in the traced module.
+    """
+    if not (isinstance(got, torch.Tensor) and isinstance(output, torch.Tensor)):
+        return False
+    if got.squeeze().shape != output.squeeze().shape or got.is_complex() != output.is_complex():
+        return False
+    ours, theirs = (torch.view_as_real(one) if one.is_complex() else one.double() for one in (got, output))
+    scale = float(theirs.nan_to_num(0.0, 0.0, 0.0).abs().max()) if theirs.numel() else 0.0
+    return torch.allclose(ours.reshape(theirs.shape), theirs, rtol=1e-3, atol=1e-4 * scale + 1e-12, equal_nan=True)
 
 
 def _is_user_file(name: str) -> bool:
@@ -302,6 +414,7 @@ class _Value(fx.Proxy):
     """
 
     tracer: _Tracer
+    __array_ufunc__ = None  # numpy's numbers and arrays leave arithmetic with traced values to these
 
     def __init__(self, node: fx.Node, tracer: _Tracer, value: Any) -> None:
         super().__init__(node, tracer)
@@ -315,6 +428,8 @@ class _Value(fx.Proxy):
         if callable(attribute) and not isinstance(attribute, torch.Tensor):
             return _Method(self, name)
         if isinstance(attribute, torch.Tensor):
+            if name in _UNCHANGED and not self.value.is_complex():
+                return self.tracer.create_proxy("call_method", "detach", (self,), {})
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return attribute
 
@@ -376,6 +491,8 @@ class _Tracer(fx.Tracer):
         self._running = False
         self._alive: list[weakref.ref[_Value]] = []
         self._in_place: set[str] = set()
+        self._changed: list[torch.Tensor] = []
+        self._constants: list[tuple[torch.Tensor, int, str]] = []
 
     def problem(self, problem: str, advice: str) -> None:
         """Note a place that can't be compiled; tracing goes on with the example's value."""
@@ -384,11 +501,15 @@ class _Tracer(fx.Tracer):
             self.problems.append(node)
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        for name, module in root.named_modules():
+        self._make_functional(root)
+        return super().trace(root, concrete_args)
+
+    def _make_functional(self, root: nn.Module, prefix: str = "") -> None:
+        """Let modules that change their input in place make new tensors, and remember which they are."""
+        for name, module in root.named_modules(prefix=prefix):
             if getattr(module, "inplace", False) is True:
                 self._in_place.add(name)
                 module.inplace = False
-        return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._custom.holds(m, module_qualified_name) or is_leaf(m)
@@ -400,6 +521,7 @@ class _Tracer(fx.Tracer):
             # A module that the model's code makes on the fly, or keeps in a plain list.
             name = f"_module_{len(list(self.root.children()))}"
             self.root.add_module(name, mod.float().eval())
+            self._make_functional(mod, name)
             if self.submodule_paths is not None:
                 for inner, child in mod.named_modules(prefix=name):
                     self.submodule_paths[child] = inner
@@ -426,6 +548,7 @@ class _Tracer(fx.Tracer):
         node.meta["path"] = self.scope.module_path
         node.meta["source"] = _source()
         node.meta["shape"] = tuple(self._images.shape) if node.op == "placeholder" else None
+        node.meta["dtype"] = None
         return node
 
     def create_arg(self, a: Any) -> Any:
@@ -437,16 +560,26 @@ class _Tracer(fx.Tracer):
             return a.node
         if isinstance(a, np.generic):
             return a.item()
+        if isinstance(a, torch.Tensor) and any(_shares(a, changed) for changed in self._changed):
+            self.problem("reads a tensor that was changed in place", "Use the operation that makes a new tensor")
         if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter):
             for other, name in self.tensor_attrs.items():
                 if other is a:
                     return self.create_node("get_attr", name, (), {})
+            # The model's code may change it later on: what counts is its value now.
+            for other, version, name in self._constants:
+                if other is a and version == a._version:
+                    return self.create_node("get_attr", name, (), {})
+            made = super().create_arg(a.clone())
+            if isinstance(made, fx.Node):
+                self._constants.append((a, a._version, str(made.target)))
+            return made
         return super().create_arg(a)
 
     def _wrap(self, node: fx.Node, value: Any) -> _Value:
         proxy = _Value(node, self, value)
         if isinstance(value, torch.Tensor):
-            node.meta["shape"] = tuple(value.shape)
+            node.meta["shape"], node.meta["dtype"] = tuple(value.shape), value.dtype
         self._alive = [other for other in self._alive if other() is not None]
         self._alive.append(weakref.ref(proxy))
         return proxy
@@ -461,15 +594,26 @@ class _Tracer(fx.Tracer):
         type_expr: Any = None,
         proxy_factory_fn: Any = None,
     ) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            self.problem(
+                "computes under autocast, in lower precision", "Leave autocast out of evaluation: enabled=self.training"
+            )
+        args, kwargs = map_aggregate((args, kwargs), lambda a: torch.as_tensor(a) if isinstance(a, np.ndarray) else a)
         own = None if kind == "call_module" else self._custom.key_of(target)
         in_place = False
+        if kind == "call_function" and own is None:
+            args, kwargs = _positional(args, kwargs)
         if own is None:
+            if kind != "call_module" and _is_constant(_name_of(target), args, kwargs):
+                return self._constant(kind, target, args, kwargs)
             kind, target, kwargs, in_place = self._functional(kind, target, args, kwargs)
+            if isinstance(args[0] if args else None, torch.Tensor):
+                args, in_place = self._constant_in_place(target, args, in_place), False
         if in_place:
             name = None
         values = map_aggregate((args, kwargs), lambda a: a.value if isinstance(a, _Value) else a)
         result = self._run(kind, target, *values)
-        called = target if isinstance(target, str) else getattr(target, "__name__", "")
+        called = _name_of(target)
         named = ""
         if own is not None:
             called, named = "", plain_name(own)
@@ -487,7 +631,7 @@ class _Tracer(fx.Tracer):
         if isinstance(expanded, _Value) and expanded.value.shape[:1] == result.shape[:1] == self._images.shape[:1]:
             kind, target, name, kwargs = "call_method", "expand", None, {}
             args = (expanded, -1, *result.shape[1:])
-        if called.strip("_") in _ARITHMETIC and len(args) == 2:
+        if called.strip("_") in _ARITHMETIC and len(args) == 2 and _has_value(args):
             args = (self._one_for_all(args[0], args[1]), self._one_for_all(args[1], args[0]))
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
         node.meta["called"] = named
@@ -495,6 +639,30 @@ class _Tracer(fx.Tracer):
             proxy = self._wrap(node, result)
             return self.replace(args[0], proxy) if in_place else proxy
         return self._items(node, result)
+
+    def _constant(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of an operation that takes no numbers from traced values: a tensor like any other constant."""
+        values = map_aggregate((args, kwargs), lambda a: a.value if isinstance(a, _Value) else a)
+        result = self._run(kind, target, *values)
+        if "empty" in _name_of(target) and result.is_floating_point():
+            result.fill_(math.nan)  # so that nobody takes what lay there for a value
+        return result
+
+    def _constant_in_place(self, target: Any, args: tuple[Any, ...], functional: bool) -> tuple[Any, ...]:
+        """The arguments of an operation that may change a constant in place; the constant itself is left as it is.
+
+        A change that is also an operation of its own, as += is, goes on as that. The constant must not be read again.
+        """
+        called = _name_of(target)
+        if called == "__setitem__":
+            self.problem("assigns to a part of a tensor", "Compute the parts and add them up, or use F.pad")
+        elif functional:
+            self._changed.append(args[0])
+        elif called.endswith("_") and not called.endswith("__"):
+            self.problem(f"changes a constant in place ({called})", "Use the operation that makes a new tensor")
+        else:
+            return args
+        return (args[0].detach().clone(), *args[1:])
 
     def _one_for_all(self, operand: Any, other: Any) -> Any:
         """A constant made for the size of the example's batch, with the batch axis of length 1; others as they are."""
@@ -521,13 +689,13 @@ class _Tracer(fx.Tracer):
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[str, Any, dict[str, Any], bool]:
         """The call that makes a new tensor, and whether the call that was made changes its first operand."""
-        if not args or not isinstance(args[0], _Value):
+        if not args or not isinstance(args[0], (_Value, torch.Tensor)):
             return kind, target, kwargs, False
         if kind == "call_module":
             return kind, target, kwargs, target in self._in_place
         if kwargs.get("inplace") is True:
             return kind, target, {**kwargs, "inplace": False}, True
-        called = target if isinstance(target, str) else getattr(target, "__name__", "")
+        called = _name_of(target)
         if called.startswith("__i") and hasattr(operator, called):
             return "call_function", getattr(operator, called.replace("__i", "__", 1)), kwargs, True
         if called.endswith("_") and not called.endswith("__"):
@@ -537,6 +705,8 @@ class _Tracer(fx.Tracer):
             for place in (torch.nn.functional, torch):
                 if kind == "call_function" and hasattr(place, plain) and target is not getattr(place, plain):
                     return kind, getattr(place, plain), kwargs, True
+            if isinstance(args[0], _Value) and called != "requires_grad_":
+                self.problem(f"changes a tensor in place ({called})", "Use the operation that makes a new tensor")
         return kind, target, kwargs, False
 
     def replace(self, proxy: _Value, result: Any) -> _Value:
@@ -576,6 +746,29 @@ class _Tracer(fx.Tracer):
             yield
         finally:
             self._running = before
+
+
+def _name_of(target: Any) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", "")
+
+
+def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a torch function with the operands that have names in their places."""
+    for place, name in enumerate(("input", "other")):
+        if len(args) == place and name in kwargs:
+            args, kwargs = (*args, kwargs[name]), {k: v for k, v in kwargs.items() if k != name}
+    return args, kwargs
+
+
+def _is_constant(called: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation takes no numbers from the traced values among its arguments."""
+    if called in _LIKE:
+        return not _has_value((args[1:], {k: v for k, v in kwargs.items() if k != "input"}))
+    return called in _AS and bool(args) and not _has_value((args[0], args[2:]))
+
+
+def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a is b or (a.numel() > 0 and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())
 
 
 def _has_value(arguments: Any) -> bool:

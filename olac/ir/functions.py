@@ -112,6 +112,12 @@ FUNCTIONS: dict[str, Callable[..., Function]] = {
 }
 """By name: a function of the parameters that gives the function of x."""
 
+CLIENT_FUNCTIONS: dict[str, Callable[..., Function]] = {
+    "exp": lambda: np.exp,
+    "expm1": lambda: np.expm1,
+}
+"""As `FUNCTIONS`, of what no polynomial stands in for: only a client computes them, as a model's last step."""
+
 PER_CHANNEL = frozenset({"prelu"})
 """Functions whose parameters are one for each channel, or a single one for all channels."""
 

@@ -74,6 +74,13 @@ class Node:
     origin: Origin = field(default=Origin(), compare=False)
     lowering: Lowering | None = None
 
+    @property
+    def place(self) -> str:
+        """The id, the op, and the module path, source line and passes that the node comes from, for errors."""
+        source = f", {self.origin.source}" if self.origin.source else ""
+        made = f", made by {', '.join(self.origin.passes)}" if self.origin.passes else ""
+        return f"node {self.id} ({self.op.name}, from {self.origin.path or 'the model itself'}{source}{made})"
+
     def levels(self, constants: Mapping[str, Array]) -> int:
         """Levels from the lowest operand to the result: the op's, and what its lowering takes beyond them."""
         return self.op.levels(constants) + (0 if self.lowering is None else self.lowering.extra_levels)
@@ -163,7 +170,7 @@ class Graph:
         values: dict[str, Array] = {}
         for node in self.nodes:
             if isinstance(node.op, Input):
-                value = np.asarray(images, dtype=np.float64) / node.type.unit
+                value = node.op.encode(np.asarray(images, dtype=np.float64)) / node.type.unit
             else:
                 value = node.op.evaluate([values[i] for i in node.inputs], self.constants)
             seen = observe(node, value) if observe is not None else None
@@ -194,7 +201,11 @@ def describe(node: Node, constants: Mapping[str, Array]) -> str:
     """One line for a node: id, shape, op with its attributes, operands, and what its type holds."""
     parts = []
     for name, value in node.op.attributes().items():
-        if name in node.op.constant_fields and value is not None and value in constants:
+        if isinstance(node.op, Input) and name != "shape":
+            if value == ():
+                continue  # one unit for all
+            value = f"<{len(value)}>"
+        elif name in node.op.constant_fields and value is not None and value in constants:
             value = f"<{'x'.join(map(str, constants[value].shape)) or 'scalar'}>"
         elif isinstance(value, float):
             value = f"{value:.6g}"

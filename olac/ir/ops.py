@@ -19,6 +19,7 @@ from numpy.polynomial import chebyshev
 from scipy import sparse
 
 from olac.ir.functions import PER_CHANNEL, Definition, activation
+from olac.ir.head import Step
 
 Array = npt.NDArray[np.float64]
 Shape = tuple[int, ...]
@@ -140,11 +141,25 @@ def _grid(shapes: Sequence[Shape], name: str) -> tuple[int, int, int]:
 @register
 @dataclass(frozen=True)
 class Input(Op):
-    """A value that the client encrypts."""
+    """A value that the client encrypts: (image - offset) / factor, with an offset and a factor for each channel.
+
+    offsets, factors: one for each channel (the first axis), or none of them: nothing is taken away, and one factor, the
+    unit, is for all. What reads the input has them in its weights.
+    """
 
     shape: Shape = ()
+    offsets: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
     name: ClassVar[str] = "input"
     arity: ClassVar[int] = 0
+
+    def encode(self, images: Array) -> Array:
+        """What the graph computes with, for images (n, *shape)."""
+        if not self.factors:
+            return images
+        tail = (1,) * (len(self.shape) - 1)
+        offsets, factors = (np.array(each).reshape(-1, *tail) for each in (self.offsets, self.factors))
+        return np.asarray((images - offsets) / factors)
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         return self.shape
@@ -625,6 +640,27 @@ class Activation(Op):
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
         return activation(self.function, self.parameters)(operands[0])
+
+
+@register
+@dataclass(frozen=True)
+class AtClient(Op):
+    """A step that no ciphertext takes: only a client does, on decrypted outputs; stage TRACED only.
+
+    `olac.ir.split.split_head` moves it from the end of a graph into the head.
+    """
+
+    step: Step
+    name: ClassVar[str] = "at_client"
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        try:
+            return self.step.infer(shapes[0])
+        except ValueError as error:
+            raise ShapeError(f"{self.step.name}: {error}") from error
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return np.asarray(self.step.apply(operands[0]), dtype=np.float64)
 
 
 @register

@@ -68,10 +68,13 @@ class ValueType:
     Attributes:
         shape: logical shape without the batch axis, (f,) or (c, h, w).
         batch: images that are evaluated together in one set of ciphertexts.
-        bound: calibrated range in true units, or None before calibration.
+        bound: calibrated range in true units, or None before calibration. Of an input, the range of what the graph
+            computes with (`Input.encode`).
         unit: true value = unit * slot value. Units keep slot values within [-1, 1].
         layout: where the elements lie; from stage PACKED on.
         state: what the ciphertexts are like; from stage LEVELLED on.
+        channels: the range of each channel in which inputs and outputs are trusted, in the units of `bound`; none for
+            other values, and where it is unknown.
     """
 
     shape: tuple[int, ...]
@@ -80,6 +83,7 @@ class ValueType:
     unit: float = 1.0
     layout: TensorLayout | None = None
     state: CipherState | None = None
+    channels: tuple[Range, ...] = ()
 
     @property
     def size(self) -> int:

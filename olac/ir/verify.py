@@ -11,6 +11,7 @@ from olac.ir.graph import Diagonals, Graph, Node, describe
 from olac.ir.multiplexed import Multiplexed, can_multiplex
 from olac.ir.ops import (
     Activation,
+    AtClient,
     Bootstrap,
     Input,
     LinearOp,
@@ -69,6 +70,7 @@ def _structure(graph: Graph) -> Iterator[Problem]:
                 yield node, str(error)
         if not (np.isfinite(node.type.unit) and node.type.unit > 0):
             yield node, f"unit {node.type.unit} is not a positive number"
+        yield from _channels(node)
         seen[node.id] = node
     for output in graph.outputs:
         if output not in seen:
@@ -80,12 +82,27 @@ def _structure(graph: Graph) -> Iterator[Problem]:
             yield None, f"the constant {name} holds values that are not finite"
 
 
+def _channels(node: Node) -> Iterator[Problem]:
+    """What is said of each channel is said of all."""
+    count = node.type.shape[0] if node.type.shape else 0
+    if len(node.type.channels) not in (0, count):
+        yield node, f"ranges of {len(node.type.channels)} channels, of {count}"
+    if isinstance(node.op, Input):
+        offsets, factors = node.op.offsets, node.op.factors
+        if len(offsets) != len(factors) or len(factors) not in (0, count):
+            yield node, f"{len(offsets)} offsets and {len(factors)} factors for {count} channels"
+        if not np.all(np.isfinite(offsets)) or not all(np.isfinite(factor) and factor > 0 for factor in factors):
+            yield node, "offsets or factors are not finite, or factors not positive"
+
+
 def _polynomial(graph: Graph) -> Iterator[Problem]:
     for node in graph.nodes:
         if isinstance(node.op, Activation):
             yield node, f"the activation {node.op.function} is left at stage {graph.stage.name}"
         if isinstance(node.op, MaxPool2d):
             yield node, f"max-pooling is left at stage {graph.stage.name}"
+        if isinstance(node.op, AtClient):
+            yield node, f"{node.op.step.name}, which only clients compute, is left at stage {graph.stage.name}"
 
 
 def _packed(graph: Graph) -> Iterator[Problem]:

@@ -161,7 +161,7 @@ def execute(
                 operands = _lowered(evaluator, graph, node, [values[i] for i in node.inputs])
                 values[node.id] = kernels[node.id].run(evaluator, operands)
             except (MissingKeyError, VerificationError) as error:
-                raise type(error)(f"{error}, at {node.id} from {node.origin}") from error
+                raise type(error)(f"{error.args[0]}, at {node.id} from {node.origin}") from error
         if after is not None:
             after(node, values[node.id])
         for operand in set(node.inputs):

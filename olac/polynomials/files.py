@@ -15,15 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from olac.errors import ArtifactError
-from olac.files import Source, write_file
+from olac.files import Source, check_writable, write_file
+from olac.formats import CALIBRATIONS
 from olac.ir.types import Range
+from olac.memory import memory_for
 from olac.polynomials.statistics import BINS, Calibration, Histogram
 
 FORMAT = "olac-calibration"
-VERSION = 1
 MAX_HEADER_BYTES = 100_000_000
 MAX_INTEGER = 1 << 52
-REMAKE = "Calibrate again and save it anew."
+REMAKE = CALIBRATIONS.remake
 
 _PARTS = ("low", "high", "sums", "squares")
 _TYPES: dict[str, np.dtype[Any]] = {
@@ -33,15 +34,25 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "sample": np.dtype("<f4"),
     "counts": np.dtype("<i8"),
     "exponents": np.dtype("<i8"),
+    "channel_ranges": np.dtype("<f8"),
     **{part: np.dtype("<f8") for part in _PARTS},
 }
+_LATER = {"channel_ranges"}
+"""Files of version 1 need not have it, nor "channels" in the manifest."""
 Arrays = dict[str, npt.NDArray[Any]]
 
 
+@memory_for("saving the calibration")
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Write a calibration to one file, completely or not at all. ArtifactError where it can't be written."""
+    """Write a calibration to one file that its owner alone may read, completely or not at all.
+
+    Raises:
+        ArtifactError: the file can't be written.
+        InfeasibleError: memory ran out.
+    """
     from safetensors.numpy import save
 
+    check_writable(path)
     histograms, ranges = calibration.histograms, calibration.ranges
     arrays: dict[str, Any] = {
         "ranges": [[seen.low, seen.high] for seen in ranges.values()],
@@ -50,6 +61,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
         "sample": calibration.sample,
         "counts": _joined([h.counts for h in histograms.values()], BINS),
         "exponents": _joined([h.exponents for h in histograms.values()]),
+        "channel_ranges": _joined(list(calibration.channels.values()), 2),
         **{part: _joined([getattr(h, part) for h in histograms.values()]) for part in _PARTS},
     }
     tensors = {name: np.asarray(array, dtype=_TYPES[name], order="C") for name, array in arrays.items()}
@@ -60,27 +72,26 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
             "fingerprint": calibration.fingerprint,
             "nodes": list(ranges),
             "activations": {name: histogram.channels for name, histogram in histograms.items()},
+            "channels": {name: len(seen) for name, seen in calibration.channels.items()},
         }
     )
     # One entry, because safetensors writes several in any order: equal calibrations give equal files.
-    entry = json.dumps({"version": VERSION, "sha256": _digest(manifest, tensors), "manifest": manifest})
-    write_file(path, [save(tensors, metadata={FORMAT: entry})])
+    entry = json.dumps({"version": CALIBRATIONS.current, "sha256": _digest(manifest, tensors), "manifest": manifest})
+    data = save(tensors, metadata={FORMAT: entry})
+    write_file(path, [data], private=True, size=len(data))
 
 
+@memory_for("loading the calibration")
 def load_calibration(path: Path) -> Calibration:
     """Read a calibration and check all of it.
 
     Raises:
+        InfeasibleError: memory ran out.
         ArtifactError: the file is missing, damaged, of another kind or version, or its numbers don't fit together.
     """
     source = Source.of_file(path)
     outer, arrays = _read(source)
-    version = outer.get("version")
-    if type(version) is not int or version != VERSION:
-        advice = "Update olac." if type(version) is int and version > VERSION else REMAKE
-        raise ArtifactError(
-            f"{source.name}: format version {str(version)[:20]}, this olac reads version {VERSION}. {advice}"
-        )
+    CALIBRATIONS.check(outer.get("version"), source.name)
     text = outer.get("manifest")
     if not isinstance(text, str) or _digest(text, arrays) != outer.get("sha256"):
         raise ArtifactError(f"{source.name}: its hash is wrong: it was damaged or changed. Get it again.")
@@ -125,8 +136,8 @@ def _read(source: Source) -> tuple[dict[str, Any], Arrays]:
                     "Give a file that Calibration.save wrote."
                 )
             names = set(opened.keys())
-            if names != set(_TYPES):
-                raise ValueError(f"tensors {sorted(names ^ set(_TYPES))[:5]} are missing or too many")
+            if names | _LATER != set(_TYPES):
+                raise ValueError(f"tensors {sorted((names | _LATER) ^ set(_TYPES))[:5]} are missing or too many")
             arrays = {name: opened.get_tensor(name) for name in sorted(names)}
         outer = _object(found)
     except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
@@ -151,8 +162,8 @@ def _integer(value: Any, name: str, low: int, high: int = MAX_INTEGER) -> int:
 
 
 def _calibration(manifest: dict[str, Any], arrays: Arrays) -> Calibration:
-    wanted = {"images", "sample_every", "fingerprint", "nodes", "activations"}
-    if set(manifest) != wanted:
+    wanted = {"images", "sample_every", "fingerprint", "nodes", "activations", "channels"}
+    if {*manifest, "channels"} != wanted or ("channels" in manifest) != ("channel_ranges" in arrays):
         raise ValueError(f"the manifest does not have the parts {sorted(wanted)}")
     nodes, channels, fingerprint = manifest["nodes"], manifest["activations"], manifest["fingerprint"]
     if not isinstance(nodes, list) or not all(isinstance(node, str) for node in nodes) or len(set(nodes)) < len(nodes):
@@ -165,13 +176,22 @@ def _calibration(manifest: dict[str, Any], arrays: Arrays) -> Calibration:
         or set(fingerprint) - set("0123456789abcdef")
     ):
         raise ValueError("fingerprint is not a SHA-256")
+    counts = manifest.get("channels", {})
+    if not isinstance(counts, dict) or not set(counts) <= set(nodes):
+        raise ValueError("channels is not an object with names among the nodes")
     every = _integer(manifest["sample_every"], "sample_every", 1)
     if every & (every - 1):
         raise ValueError(f"sample_every = {every} is not a power of two")
-    _check_shapes(arrays, len(nodes), sum(_integer(count, "channels", 1, 1 << 24) for count in channels.values()))
+    _check_shapes(arrays, len(nodes), *(_total(each) for each in (channels, counts)))
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name} holds NaN or infinite values")
+    by_channel, start = {}, 0
+    for name, count in counts.items():
+        by_channel[name] = arrays["channel_ranges"][start : start + count]
+        start += count
+        if np.any(by_channel[name][:, 0] > by_channel[name][:, 1]):
+            raise ValueError(f"{name} has channels whose range is empty")
     histograms, start = {}, 0
     for name, count in channels.items():
         rows = slice(start, start + count)
@@ -190,13 +210,20 @@ def _calibration(manifest: dict[str, Any], arrays: Arrays) -> Calibration:
         sample=arrays["sample"],
         sample_every=every,
         fingerprint=fingerprint,
+        channels=by_channel,
     )
 
 
-def _check_shapes(arrays: Arrays, nodes: int, channels: int) -> None:
+def _total(channels: Mapping[str, Any]) -> int:
+    return sum(_integer(count, "channels", 1, 1 << 24) for count in channels.values())
+
+
+def _check_shapes(arrays: Arrays, nodes: int, channels: int, by_channel: int) -> None:
     """Sizes before anything is allocated by them."""
     shapes = {name: array.shape for name, array in arrays.items()}
     expected = {"ranges": (nodes, 2), "counts": (channels, BINS), "exponents": (channels,)}
+    if "channel_ranges" in arrays:
+        expected["channel_ranges"] = (by_channel, 2)
     for name, shape in (expected | dict.fromkeys(_PARTS, (channels,))).items():
         if shapes[name] != shape:
             raise ValueError(f"{name} has the shape {shapes[name]}, expected {shape}")

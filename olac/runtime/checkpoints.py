@@ -16,7 +16,7 @@ from olac import envelope
 from olac.backends.base import SCALE_TOLERANCE, Ciphertext
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import WORD_BYTES, check_words
-from olac.envelope import DAMAGED, read_header
+from olac.envelope import DAMAGED, open_frame
 from olac.errors import ArtifactError, BackendError
 from olac.files import Source, write_file
 from olac.ir.types import CipherState
@@ -57,7 +57,7 @@ class Checkpoint:
 
         fields = {"keys": given.identity, "input": given.digest, "behind": self.behind, "values": list(names)}
         size = sum(_value_bytes(program, name) for name in names)
-        write_file(path, envelope.frame(envelope.CHECKPOINT, program, fields, payload(), size))
+        write_file(path, envelope.frame(envelope.CHECKPOINT, program, fields, payload(), size), size=size)
 
     @staticmethod
     def load(program: CompiledProgram, given: EncryptedInput, path: str | Path, tag: str) -> Checkpoint:
@@ -67,26 +67,31 @@ class Checkpoint:
             ArtifactError: the file is damaged, of another kind, version or program, or of a run under other keys or on
                 another input.
         """
-        header = read_header(Source.of_file(path), envelope.CHECKPOINT, program)
-        for field, wanted, what in (
-            ("keys", given.identity, "under other keys"),
-            ("input", given.digest, "on another"),
-        ):
-            if header.identity(field) != wanted:
-                run = what if field == "keys" else f"{what} input than {given.name}"
-                raise header.error(
-                    f"it is of a run {run}", "Continue that run, or name another file for the checkpoints of this one."
-                )
-        behind = header.fields.get("behind")
-        if not isinstance(behind, str) or behind not in {node.id for node in program.graph.nodes}:
-            raise header.error("it stands behind a node that the program does not have", DAMAGED)
-        names = alive(program.graph, behind)
-        if header.fields.get("values") != list(names):
-            raise header.error(f"it does not hold what is needed behind {behind}", DAMAGED)
-        header.expect_payload(sum(_value_bytes(program, name) for name in names))
-        ready, length, primes = wire(program.parameters), program.parameters.ring_dimension, program.parameters.primes
-        values: dict[str, Value] = {}
-        with header.payload() as payload:
+        with open_frame(Source.of_file(path), envelope.CHECKPOINT, program) as payload:
+            header = payload.header
+            for field, wanted, what in (
+                ("keys", given.identity, "under other keys"),
+                ("input", given.digest, "on another"),
+            ):
+                if header.identity(field) != wanted:
+                    run = what if field == "keys" else f"{what} input than {given.name}"
+                    raise header.error(
+                        f"it is of a run {run}",
+                        "Continue that run, or name another file for the checkpoints of this one.",
+                    )
+            behind = header.fields.get("behind")
+            if not isinstance(behind, str) or behind not in {node.id for node in program.graph.nodes}:
+                raise header.error("it stands behind a node that the program does not have", DAMAGED)
+            names = alive(program.graph, behind)
+            if header.fields.get("values") != list(names):
+                raise header.error(f"it does not hold what is needed behind {behind}", DAMAGED)
+            header.expect_payload(sum(_value_bytes(program, name) for name in names))
+            ready, length, primes = (
+                wire(program.parameters),
+                program.parameters.ring_dimension,
+                program.parameters.primes,
+            )
+            values: dict[str, Value] = {}
             for name in names:
                 count, state = _kind(program, name)
                 parts = []

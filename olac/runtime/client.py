@@ -7,23 +7,35 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from olac import envelope
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
-from olac.backends.openfhe.key_maps import KEY_MAPS
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import WORD_BYTES, new_tag
-from olac.envelope import read_header
-from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError
-from olac.files import Source, write_file
+from olac.costs import ciphertext_bytes
+from olac.envelope import open_frame
+from olac.errors import (
+    ArtifactError,
+    BackendError,
+    ClosedError,
+    InfeasibleError,
+    InputError,
+    MissingKeyError,
+    VerificationError,
+)
+from olac.estimate import LIBRARY_BYTES
+from olac.files import Output, Source, check_private, check_writable, write_files
+from olac.forks import check_fork
+from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.kernels.base import Value
-from olac.memory import available_bytes, current_rss_bytes
+from olac.memory import available_bytes, check_room, current_rss_bytes, memory_for
 from olac.program import CompiledProgram, check_images
+from olac.runtime.check_ranges import check_input, check_output
 from olac.runtime.messages import (
     EncryptedInput,
     EncryptedResult,
@@ -33,9 +45,16 @@ from olac.runtime.messages import (
     tagged,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 GB = 1e9
-RANGE_TOLERANCE = 1e-6
-"""How far beyond the calibrated range an image may go without a warning, relative to the range."""
+WORKING_CIPHERTEXTS = 4
+"""Bytes of so many ciphertexts are held beside those that are encrypted or decrypted."""
+
+
+MOST_DECIMALS = 15
+"""That outputs are rounded to, or that many digits before the point."""
 
 
 class Client:
@@ -48,9 +67,22 @@ class Client:
         self.program = program
         self._secret_key: Any = None
         self._identity = ""
+        self._closed = False
+
+    def close(self) -> None:
+        """Let the secret key go, which is not saved by that; nothing can be encrypted or decrypted any more."""
+        self._closed = True
+        self._secret_key = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # Keys ------------------------------------------------------------------------------------------------------------
 
+    @memory_for("making the keys")
     def generate_keys(self, progress: Callable[[int, int], None] | None = None) -> EvaluationKeys:
         """Make a new secret key, kept here, and the evaluation keys that a server needs.
 
@@ -59,13 +91,16 @@ class Client:
 
         Raises:
             InfeasibleError: the keys need more memory than there is; nothing was made.
+            ForkError: the process was forked after OpenFHE was used.
+            ClosedError: after `close`.
         """
+        self._check_open()
         self._check_memory()
         program = self.program
-        key, identity = new_secret_key(program.parameters), new_identity()
+        identity = new_identity()
+        key = new_secret_key(program.parameters, identity)
         relinearise = needs_relinearisation(program)
-        with KEY_MAPS.using():
-            live = make_keys(program.parameters, key, program.rotations, relinearise, progress)
+        live = make_keys(program.parameters, key, program.rotations, relinearise, progress)
         self._secret_key, self._identity = key, identity
         return EvaluationKeys(program, identity, program.rotations, relinearise, live=live)
 
@@ -88,49 +123,82 @@ class Client:
             ArtifactError: the file exists and `overwrite` is False, or it can't be written.
             MissingKeyError: there is no secret key yet.
         """
+        check_writable(path, overwrite=overwrite, replaces_key=True)
+        write_files([self.secret_key_output(path, overwrite=overwrite)])
+
+    @memory_for("saving the secret key")
+    def secret_key_output(self, path: str | Path, *, overwrite: bool = False) -> Output:
+        """What `save_secret_key` writes, for `olac.files.write_files`: beside the evaluation keys, say.
+
+        Raises:
+            MissingKeyError: there is no secret key yet.
+        """
         key = self._key()
         words = wire(self.program.parameters).secret_key_words(key)
         raw = np.ascontiguousarray(words, dtype="<u8").tobytes()
         pieces = envelope.frame(envelope.SECRET_KEY, self.program, {"keys": self._identity}, [raw], len(raw))
-        write_file(path, pieces, mode=0o600, overwrite=overwrite)
+        return Output(Path(path), pieces, private=True, overwrite=overwrite, replaces_key=overwrite, size=len(raw))
+
+    def __reduce__(self) -> NoReturn:
+        """The secret key would leave by a way that nobody looks at."""
+        raise ArtifactError(
+            "a client is not pickled or copied, since its secret key would go with it. Save the key with "
+            "save_secret_key, and load it where it is needed with Client.load."
+        )
 
     @staticmethod
+    @memory_for("loading the secret key")
     def load(program: CompiledProgram, path: str | Path) -> Client:
         """A client with the secret key from a file of `save_secret_key`.
 
         Raises:
-            ArtifactError: the file is missing, damaged, or of another kind, version or program.
+            ArtifactError: the file is missing, damaged, or of another kind, version or program, or others may read it.
+            InfeasibleError: there isn't memory enough.
         """
-        header = read_header(Source.of_file(path), envelope.SECRET_KEY, program)
-        identity = header.identity("keys")
         parameters = program.parameters
         size = parameters.limbs * parameters.ring_dimension * WORD_BYTES
-        header.expect_payload(size)
-        with header.payload() as payload:
+        with open_frame(Source.of_file(path), envelope.SECRET_KEY, program) as payload:
+            header = payload.header
+            check_private(path)
+            _check_room(program, "loading the secret key")
+            identity = header.identity("keys")
+            header.expect_payload(size)
             words = np.frombuffer(payload.read(size), "<u8").reshape(parameters.limbs, -1)
             payload.finish()
         client = Client(program)
         try:
-            client._secret_key = wire(parameters).secret_key(words, new_tag())
+            client._secret_key = wire(parameters).secret_key(words, new_tag(identity))
         except ArtifactError as error:
             raise header.error(str(error), "Make new keys.") from error
         client._identity = identity
         return client
 
+    def _check_open(self) -> None:
+        check_fork()
+        if self._closed:
+            raise ClosedError("the client is closed. Make another: Client(program), or Client.load(program, path).")
+
     def _key(self) -> Any:
+        self._check_open()
         if self._secret_key is None:
             raise MissingKeyError("the client has no secret key: call generate_keys(), or Client.load(program, path)")
         return self._secret_key
 
     # Data ------------------------------------------------------------------------------------------------------------
 
-    def encrypt(self, images: Any) -> EncryptedInput:
+    @memory_for("encrypting")
+    def encrypt(self, images: Any, *, allow_out_of_range: bool = False) -> EncryptedInput:
         """Encrypt images of shape (n, *input shape), or one of shape `input shape`, in true units, n <= batch.
 
-        Warns where values leave the range that the program was calibrated for: polynomials are only right inside it.
+        Warns if values leave the range that their column or channel was calibrated for: polynomials are only right
+        inside it.
+
+        Args:
+            allow_out_of_range: encrypt, with a warning, what lies so far outside that it is refused otherwise.
 
         Raises:
-            InputError: another shape, no image or more than a batch, or values that are not finite.
+            InputError: another shape, no image or more than a batch, values that are not finite, or values further
+                from the middle of the calibrated range than `FAR` times its half width.
         """
         key, program = self._key(), self.program
         type_ = program.input.type
@@ -141,43 +209,61 @@ class Client:
                 f"the program takes {most} at a time, not {len(given)}. Encrypt them one after another, or compile "
                 "with a larger batch."
             )
-        self._warn(given)
         layout, state = type_.layout, type_.state
         assert layout is not None and state is not None
+        _check_room(program, "encrypting", layout.ciphertexts)
+        encoded = program.encode(given)
+        message = check_input(encoded, type_, allow_out_of_range)
+        if message:
+            warnings.warn(message, stacklevel=3)  # after the decorator
         batch = np.zeros((program.batch, *program.input_shape))
-        batch[: len(given)] = given / type_.unit
+        batch[: len(given)] = encoded / type_.unit
         evaluator = self._evaluator()
-        live = tuple(evaluator.encrypt(key, slots, state.level).payload for slots in layout.pack(batch))
+        try:
+            live = tuple(evaluator.encrypt(key, slots, state.level).payload for slots in layout.pack(batch))
+        except VerificationError as error:
+            raise InputError("the input holds values that are too large for any ciphertext of the program") from error
         return EncryptedInput(program, self._identity, len(given), live=live)
 
-    def _warn(self, images: Array) -> None:
-        bound = self.program.input.type.bound
-        if bound is None:
-            return
-        slack = RANGE_TOLERANCE * (bound.high - bound.low)
-        low, high = float(images.min()), float(images.max())
-        if low < bound.low - slack or high > bound.high + slack:
-            warnings.warn(
-                f"the images hold values in [{low:.6g}, {high:.6g}], the program was calibrated for "
-                f"[{bound.low:.6g}, {bound.high:.6g}]: its outputs may be wrong",
-                stacklevel=3,
-            )
+    @memory_for("decrypting")
+    def decrypt(
+        self,
+        result: EncryptedResult,
+        *,
+        of: EncryptedInput | None = None,
+        raw: bool = False,
+        decimals: int | None = None,
+    ) -> Outputs:
+        """The model's outputs, shape (images, *output shape), in true units; integers if its last step is an argmax.
 
-    def decrypt(self, result: EncryptedResult) -> Array:
-        """The outputs, shape (images, *output shape), in true units.
+        Warns if they lie far outside the range that they were calibrated to have.
+
+        Args:
+            raw: give what the program's head is applied to, such as logits, shape (images, *raw shape).
+            of: the input that the result must be of. This finds results that were mixed up, not a server that lies.
+            decimals: round to so many decimals, for outputs that are to be shared; negative ones round to tens and
+                more. Rounding lowers what the noise in the outputs tells of the secret key. It proves nothing: see
+                SECURITY.md.
 
         Raises:
-            ArtifactError: the result belongs to another program or another key.
+            ArtifactError: it is no result, or one of another program, another key or another input than `of`.
             BackendError: what comes out is no number: the result is damaged, or a value overflowed.
+            InputError: `decimals` is no whole number from -15 to 15.
         """
+        if decimals is not None and (type(decimals) is not int or abs(decimals) > MOST_DECIMALS):
+            raise InputError(f"decimals = {decimals}: give a whole number from {-MOST_DECIMALS} to {MOST_DECIMALS}")
         key, program = self._key(), self.program
+        EncryptedResult.check_kind(result)
         if result.program.fingerprint != program.fingerprint:
             raise ArtifactError(f"{result.name} is of another program. Decrypt it with the program that made it.")
         if result.identity != self._identity:
             raise ArtifactError(f"{result.name} was made with other keys. Decrypt it with the secret key of its input.")
+        if of is not None:
+            result.check_input(of)
         type_ = program.output.type
         layout, state = type_.layout, type_.state
         assert layout is not None and state is not None
+        _check_room(program, "decrypting", layout.ciphertexts)
         evaluator = self._evaluator()
         slots = []
         for payload in result.payloads(key.GetKeyTag()):
@@ -193,7 +279,12 @@ class Client:
         images = layout.unpack(np.stack(slots))[: result.images] * type_.unit
         if not all(math.isfinite(v) for v in (float(images.min()), float(images.max()))):
             raise BackendError(f"{result.name} decrypts to values that are not finite")
-        return images
+        message = check_output(images, type_)
+        if message:
+            warnings.warn(f"{result.name}: {message}", stacklevel=3)  # after the decorator
+        outputs = images if raw else program.head.apply(images)
+        # No -0.0, and integers of an argmax as they are.
+        return outputs if decimals is None or outputs.dtype.kind == "i" else np.round(outputs, decimals) + 0.0
 
     def slots(self, value: Value) -> Array:
         """All slots of any value of a run, shape (ciphertexts, slots); NaN where a ciphertext does not decrypt.
@@ -211,3 +302,10 @@ class Client:
 
     def _evaluator(self) -> OpenFHEEvaluator:
         return OpenFHEEvaluator(wire(self.program.parameters).context, self.program.parameters)
+
+
+def _check_room(program: CompiledProgram, what: str, ciphertexts: int = 0) -> None:
+    """Raise InfeasibleError if OpenFHE's objects for so many ciphertexts don't fit in memory."""
+    parameters = program.parameters
+    one = ciphertext_bytes(parameters.log_ring, parameters.limbs + len(parameters.special_primes))
+    check_room(LIBRARY_BYTES + (WORKING_CIPHERTEXTS + ciphertexts) * one, what)

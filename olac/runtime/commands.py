@@ -7,9 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from olac.errors import ArtifactError, InputError
-from olac.files import check_writable, write_file
+from olac.errors import ArtifactError, InfeasibleError, InputError, plain
+from olac.files import (
+    Output,
+    Source,
+    check_apart,
+    check_folder,
+    check_writable,
+    is_same,
+    make_folder,
+    remove_file,
+    write_files,
+)
+from olac.ir.head import Outputs
 from olac.ir.ops import Array
+from olac.memory import memory_for
 from olac.program import CompiledProgram, check_images
 from olac.runtime.client import Client
 from olac.runtime.debug import Row
@@ -19,7 +31,6 @@ from olac.runtime.server import CHECKPOINT_SECONDS, Progress, Server
 
 SECRET_KEY_NAME = "secret.key"
 EVALUATION_KEYS_NAME = "evaluation.keys"
-MAX_NPY_BYTES = 1 << 32
 
 
 def keygen(
@@ -31,38 +42,57 @@ def keygen(
 ) -> tuple[Path, Path]:
     """Make keys: `secret.key`, which stays with the client, and `evaluation.keys`, which goes to the server.
 
+    Both are complete before either takes its name.
+
     Raises:
-        ArtifactError: the program can't be read, or a secret key is there already and `overwrite` is False.
+        ArtifactError: the program can't be read, a secret key is there already and `overwrite` is False, or the keys
+            can't be written.
         InfeasibleError: there isn't memory enough.
     """
-    compiled = CompiledProgram.load(program)
     folder = Path(out_dir)
     secret, evaluation = folder / SECRET_KEY_NAME, folder / EVALUATION_KEYS_NAME
-    if secret.exists() and not overwrite:
-        raise ArtifactError(f"{secret}: exists already and is not overwritten. Choose another folder, or delete it.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"{folder}: the folder can't be made: {error.strerror or error}") from error
+    check_apart({"secret key": secret, "file of evaluation keys": evaluation}, {"program": program})
+    compiled = CompiledProgram.load(program)
+    size = compiled.estimate().key_bytes
+    if folder.exists():
+        check_writable(secret, overwrite=overwrite, replaces_key=True, special=False)
+        check_writable(evaluation, size=size)
+    else:
+        check_folder(folder, size)
     client = Client(compiled)
     keys = client.generate_keys(progress)
-    client.save_secret_key(secret, overwrite=overwrite)
-    keys.save(evaluation)
+    make_folder(folder)
+    pair = [client.secret_key_output(secret, overwrite=overwrite), keys.output(evaluation)]
+    # A key that is replaced goes last: until then its results can be decrypted. A new one must not be one too many.
+    with memory_for("saving the keys"):
+        write_files(pair[::-1] if overwrite else pair)
     return secret, evaluation
 
 
-def encrypt(program: str | Path, secret_key: str | Path, images: str | Path, output: str | Path) -> Path:
+def encrypt(
+    program: str | Path,
+    secret_key: str | Path,
+    images: str | Path,
+    output: str | Path,
+    *,
+    allow_out_of_range: bool = False,
+) -> Path:
     """Encrypt images from a .npy file of shape (n, *input shape) or `input shape`.
+
+    Args:
+        allow_out_of_range: as in `Client.encrypt`.
 
     Raises:
         ArtifactError: a file is missing or damaged.
-        InputError: the array has another shape, type, or values that are not finite.
+        InputError: the array has another shape, type, values that are not finite or far outside the calibrated range.
     """
+    inputs = {"program": program, "secret key": secret_key, "file of images": images}
+    check_apart({"encrypted input": output}, inputs)
     check_writable(output)
     compiled = CompiledProgram.load(program)
-    array = read_npy(images)
+    array = read_npy(images, compiled.input_shape, compiled.batch)
     client = Client.load(compiled, secret_key)
-    client.encrypt(array).save(output)
+    client.encrypt(array, allow_out_of_range=allow_out_of_range).save(output)
     return Path(output)
 
 
@@ -87,9 +117,11 @@ def run(
         MissingKeyError: the evaluation keys don't hold what the program needs.
         InfeasibleError: there isn't memory enough.
     """
+    inputs = {"program": program, "file of evaluation keys": evaluation_keys, "encrypted input": encrypted}
+    check_apart({"result": output, "checkpoint": checkpoint}, inputs)
     check_writable(output)
-    if checkpoint is not None and Path(checkpoint).absolute() == Path(output).absolute():
-        raise ArtifactError(f"{output}: is to be the result and the checkpoint. Name two files.")
+    if checkpoint is not None:
+        check_writable(checkpoint, special=False)
     compiled = CompiledProgram.load(program)
     given = EncryptedInput.load(compiled, encrypted)
     keys = EvaluationKeys.load(compiled, evaluation_keys)
@@ -99,22 +131,44 @@ def run(
         given, progress, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, keep_checkpoint=True
     )
     result.save(output)
-    if checkpoint is not None:
-        Path(checkpoint).unlink(missing_ok=True)
+    # Links may have been made in the meantime: the result is worth more than a checkpoint is a nuisance.
+    if checkpoint is not None and not is_same(Path(checkpoint), Path(output)):
+        remove_file(checkpoint)
     return Path(output)
 
 
-def decrypt(program: str | Path, secret_key: str | Path, result: str | Path, output: str | Path) -> Array:
+def decrypt(
+    program: str | Path,
+    secret_key: str | Path,
+    result: str | Path,
+    output: str | Path,
+    *,
+    encrypted: str | Path | None = None,
+    raw: bool = False,
+    decimals: int | None = None,
+) -> Outputs:
     """Decrypt a result, write it to a .npy file of shape (images, *output shape) and return it.
 
+    The file holds integers if the model's last step is an argmax.
+
+    Args:
+        encrypted: the input that the result must be of, if that is to be checked.
+        raw: leave out the model's last steps, which the client computes, and give what goes into them.
+        decimals: as of `Client.decrypt`, for outputs that are to be shared.
+
     Raises:
-        ArtifactError: a file is missing, damaged, or belongs to another program or key.
+        ArtifactError: a file is missing, damaged, or belongs to another program, key or input.
         BackendError: the result does not decrypt to numbers.
+        InputError: `decimals` is no whole number from -15 to 15.
     """
+    check_apart(
+        {"output": output}, {"program": program, "secret key": secret_key, "result": result, "input": encrypted}
+    )
     check_writable(output)
     compiled = CompiledProgram.load(program)
     client = Client.load(compiled, secret_key)
-    values = client.decrypt(EncryptedResult.load(compiled, result))
+    given = None if encrypted is None else EncryptedInput.load(compiled, encrypted)
+    values = client.decrypt(EncryptedResult.load(compiled, result), of=given, raw=raw, decimals=decimals)
     write_npy(output, values)
     return values
 
@@ -137,41 +191,55 @@ def debug(
         InfeasibleError: there isn't memory enough.
     """
     compiled = CompiledProgram.load(program)
-    given = check_images(read_npy(images), compiled.input_shape)[: compiled.batch]
+    given = read_npy(images, compiled.input_shape, compiled.batch, cut=True)
     client = Client.load(compiled, secret_key)
     keys = EvaluationKeys.load(compiled, evaluation_keys)
     server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0)
     return compare(client, server, given, progress)
 
 
-def read_npy(path: str | Path) -> Array:
-    """An array of numbers from a .npy file, as float64.
+def read_npy(path: str | Path, shape: tuple[int, ...], batch: int, *, cut: bool = False) -> Array:
+    """Images from a .npy file of shape (n, *shape) or `shape`, as float64 of shape (n, *shape), n <= batch.
+
+    Args:
+        cut: take the first ones of a file with more than a batch, which is an error else.
 
     Raises:
         ArtifactError: the file is missing or no .npy file.
-        InputError: it holds something else than real numbers.
+        InputError: it holds something else than real numbers that are finite, or another shape.
+        InfeasibleError: memory ran out.
     """
-    given = Path(path)
+    source = Source.of_file(path)
     try:
-        if given.stat().st_size > MAX_NPY_BYTES:
-            raise ArtifactError(f"{given}: {given.stat().st_size} bytes are too many for a batch of images")
         # A memory map: nothing is allocated by what the header claims.
-        array = np.load(given, allow_pickle=False, mmap_mode="r")
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{given}: does not exist. Check the path.") from error
-    except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
-        raise ArtifactError(f"{given}: not a .npy file of numbers: {error}. Write it with numpy.save.") from error
+        array = np.load(Path(path), allow_pickle=False, mmap_mode="r")
+    except MemoryError as error:
+        raise InfeasibleError(f"{source.name}: memory ran out. Free some, or raise the limits (ulimit -v).") from error
+    except Exception as error:  # numpy parses headers as Python code: TokenError, RecursionError and others
+        raise ArtifactError(
+            f"{source.name}: not a .npy file of numbers ({type(error).__name__}). Write it with numpy.save."
+        ) from error
     if not isinstance(array, np.ndarray):
-        raise ArtifactError(f"{given}: an archive of arrays, expected one .npy array. Write it with numpy.save.")
+        raise ArtifactError(f"{source.name}: an archive of arrays, expected one .npy array. Write it with numpy.save.")
     if array.dtype.kind not in "fiub":
-        raise InputError(f"{given}: an array of type {array.dtype}, expected real numbers")
-    return np.array(array, dtype=np.float64)
+        raise InputError(f"{source.name}: an array of type {plain(array.dtype)[:40]}, expected real numbers")
+    # Before anything of its size is made: a file with holes takes no room on a disk.
+    if array.shape != shape and array.shape[1:] != shape:
+        raise InputError(f"{source.name}: an array of shape {array.shape}, expected {shape} or (n, *{shape})")
+    images = array[None] if array.shape == shape else array
+    if len(images) > batch and not cut:
+        raise InputError(f"{source.name}: {len(images)} images, the program takes {batch} at a time. Split the file.")
+    try:
+        return check_images(images[:batch], shape)
+    except InputError as error:
+        raise InputError(f"{source.name}: {error}") from error
 
 
-def write_npy(path: str | Path, values: Array) -> None:
-    """Write an array to a .npy file, completely or not at all."""
+def write_npy(path: str | Path, values: Outputs) -> None:
+    """Write an array to a .npy file that its owner alone may read, completely or not at all."""
     import io
 
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
-    write_file(path, [buffer.getvalue()])
+    data = buffer.getvalue()
+    write_files([Output(Path(path), [data], private=True, size=len(data))])

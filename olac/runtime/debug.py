@@ -90,7 +90,7 @@ def debug(
     def simulate(node: Node, value: Array) -> None:
         simulated[node.id] = value
 
-    encrypted = client.encrypt(given)
+    encrypted = client.encrypt(given, allow_out_of_range=True)  # what comes of it is to be seen
     program.simulate(given, simulate)
     rows: dict[str, Row] = {}
 
@@ -133,9 +133,11 @@ def _outside(node: Node, slots: Array) -> npt.NDArray[np.bool_]:
     bound = node.type.bound
     if not isinstance(node.op, Input) or bound is None:
         return np.abs(slots) > EDGE
-    slack = (EDGE - 1.0) * bound.magnitude
+    ranges = node.type.channels or (bound,) * node.type.shape[0]
+    ends = np.array([(one.low, one.high) for one in ranges]).reshape(-1, 2, *(1,) * (len(node.type.shape) - 1))
+    slack = (EDGE - 1.0) * np.abs(ends).max(axis=1)
     values = slots * node.type.unit
-    return (values < bound.low - slack) | (values > bound.high + slack)
+    return np.asarray((values < ends[:, 0] - slack) | (values > ends[:, 1] + slack))
 
 
 def first_fault(rows: Sequence[Row], threshold: float = THRESHOLD) -> Fault | None:

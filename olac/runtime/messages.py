@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import secrets
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -20,13 +21,14 @@ import numpy as np
 from olac import envelope
 from olac.backends.openfhe.keys import KeySet, install_keys
 from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import WORD_BYTES, Words, check_words
+from olac.backends.openfhe.words import WORD_BYTES, Words, check_words, is_tag_of
 from olac.bootstrapping import SPECIAL_KEYS
 from olac.costs import ciphertext_bytes, rotation_key_bytes
-from olac.envelope import Header, Part, read_header
-from olac.errors import ArtifactError
-from olac.files import Reader, Source, write_file
+from olac.envelope import Header, Part, open_frame
+from olac.errors import ArtifactError, ClosedError
+from olac.files import Output, Reader, Source, check_writable, write_files
 from olac.ir.types import ValueType
+from olac.memory import check_room, memory_for
 from olac.program import CompiledProgram
 
 if TYPE_CHECKING:
@@ -61,6 +63,9 @@ def special_key_bytes(program: CompiledProgram) -> list[int]:
 class EvaluationKeys:
     """The public keys that a server needs: for relinearisation, for each rotation step and for bootstraps.
 
+    Keys that were made in this process are held until this object and all servers with it are closed or gone. Of keys
+    that came from outside only servers hold any; they are read again for the next.
+
     Attributes:
         identity: which key pair they belong to.
         steps: rotation steps that there are keys for.
@@ -81,9 +86,33 @@ class EvaluationKeys:
         self.identity = identity
         self.steps = steps
         self.relinearisation = relinearisation
-        self._live = live
+        self._made = live
         self._header = header
         self._parts: tuple[Part, ...] = ()
+        self._installed: weakref.ref[KeySet] | None = None
+        self._closed = False
+
+    @property
+    def _live(self) -> KeySet | None:
+        """What OpenFHE holds of them now."""
+        return self._made or (None if self._installed is None else self._installed())
+
+    def close(self) -> None:
+        """Let keys go that no server holds. They can't be used or saved any more."""
+        self._closed = True
+        self._made = self._header = self._installed = None
+        self._parts = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check_open(self) -> None:
+        """Raise `ClosedError` after `close`."""
+        if self._closed:
+            raise ClosedError("the evaluation keys are closed. Load them again, or make others.")
 
     @property
     def count(self) -> int:
@@ -117,12 +146,15 @@ class EvaluationKeys:
         return self._live is not None
 
     def install(self, progress: Callable[[int, int], None] | None = None) -> KeySet:
-        """The keys as OpenFHE uses them, read key by key where they came from outside.
+        """The keys as OpenFHE uses them while the result is there, read key by key where they came from outside.
 
         Raises:
             ArtifactError: a key in the file changed after it was opened, or its words are no residues.
+            ClosedError: after `close`.
         """
-        if self._live is None:
+        self.check_open()
+        live = self._live
+        if live is None:
             assert self._header is not None
             header = self._header
             with header.source.reader() as reader:
@@ -133,11 +165,19 @@ class EvaluationKeys:
                         self.relinearisation,
                         partial(self.blocks, reader),
                         progress,
+                        self.identity,
                     )
                 except ArtifactError as error:
                     raise named(error, header) from error
-            self._live = live
-        return self._live
+            self._installed = weakref.ref(live)
+        return live
+
+    def apart(self) -> EvaluationKeys:
+        """The same keys that came from outside, which stay as they are when these are closed."""
+        assert self._header is not None
+        other = EvaluationKeys(self.program, self.identity, self.steps, self.relinearisation, header=self._header)
+        other._parts = self._parts
+        return other
 
     def blocks(self, reader: Reader, place: int) -> Iterator[Words]:
         """The words of one key that came from outside, block by block, each valid until the next is asked for.
@@ -156,26 +196,55 @@ class EvaluationKeys:
             yield room
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
+        self.check_open()
         if self._header is not None:
-            with self._header.source.open() as stream:
-                while piece := stream.read(envelope.CHUNK):
-                    yield piece
+            yield from self._received(self._header)
             return
-        assert self._live is not None
+        assert self._made is not None
         fields = {"keys": self.identity, "steps": list(self.steps), "relinearisation": self.relinearisation}
-        payload = (raw(words) for words in self._live.blocks())
+        payload = (raw(words) for words in self._made.blocks())
         yield from envelope.frame(envelope.EVALUATION_KEYS, self.program, fields, payload, self._payload_bytes)
 
+    def _received(self, header: Header) -> Iterator[bytes | memoryview]:
+        """The frame that they came in, which must be what it was when it was checked."""
+        yield header.start
+        buffer = memoryview(bytearray(envelope.CHUNK))
+        with header.source.reader() as reader:
+            try:
+                for part in self._parts:
+                    yield from part.pieces(reader, buffer)
+            except ArtifactError as error:
+                raise named(error, header) from error
+        yield self._parts[-1].after if self._parts else hashlib.sha256(header.start).digest()
+
+    @memory_for("writing the evaluation keys")
     def to_bytes(self) -> bytes:
         """One frame; large keys are better saved to a file, which takes no memory."""
+        check_room(2 * self._payload_bytes, "a frame of the evaluation keys")
         out = io.BytesIO()
         for piece in self._pieces():  # each is valid until the next is asked for
             out.write(piece)
         return out.getvalue()
 
     def save(self, path: str | Path) -> None:
-        """Write a file, key by key."""
-        write_file(path, self._pieces())
+        """Write a file, key by key.
+
+        Raises:
+            ArtifactError: the file can't be written (see `olac.files.write_file`).
+            InfeasibleError: memory ran out.
+        """
+        output = self.output(path)
+        check_writable(path, size=output.size)
+        with memory_for("saving the evaluation keys"):
+            write_files([output])
+
+    def output(self, path: str | Path) -> Output:
+        """What `save` writes, for `olac.files.write_files`: beside the secret key, say."""
+        return Output(Path(path), self._pieces(), size=self._payload_bytes)
+
+    def __reduce__(self) -> tuple[Callable[[CompiledProgram, bytes], EvaluationKeys], tuple[CompiledProgram, bytes]]:
+        """Pickles and copies go by `to_bytes`, so that what comes back has been checked as files are."""
+        return type(self).from_bytes, (self.program, self.to_bytes())
 
     @classmethod
     def from_bytes(cls, program: CompiledProgram, data: bytes) -> Self:
@@ -192,12 +261,14 @@ class EvaluationKeys:
         return cls._read(program, Source.of_file(path))
 
     @classmethod
+    @memory_for("reading the evaluation keys")
     def _read(cls, program: CompiledProgram, source: Source) -> Self:
-        header = read_header(source, envelope.EVALUATION_KEYS, program)
-        steps = header.integers("steps", program.rotations)
-        keys = cls(program, header.identity("keys"), steps, header.flag("relinearisation"), header=header)
-        header.expect_payload(keys._payload_bytes)
-        keys._parts = header.check_hash(keys._sizes)
+        with open_frame(source, envelope.EVALUATION_KEYS, program) as payload:
+            header = payload.header
+            steps = header.integers("steps", program.rotations)
+            keys = cls(program, header.identity("keys"), steps, header.flag("relinearisation"), header=header)
+            header.expect_payload(keys._payload_bytes)
+            keys._parts = payload.parts(keys._sizes)
         return keys
 
 
@@ -224,6 +295,18 @@ class _Ciphertexts(ABC):
         self._name = name
 
     @classmethod
+    def check_kind(cls, given: object) -> None:
+        """Raise `ArtifactError` unless an object is of this kind, as for files."""
+        if not isinstance(given, cls):
+            what = given._called() if isinstance(given, _Ciphertexts) else f"an object of type {type(given).__name__}"
+            raise ArtifactError(f"{what} was given, expected {cls._called()}. Check that the right one was given.")
+
+    @classmethod
+    @abstractmethod
+    def _called(cls) -> str:
+        """How errors call the kind."""
+
+    @classmethod
     @abstractmethod
     def _type(cls, program: CompiledProgram) -> ValueType:
         """The type of the value in the program that these ciphertexts hold."""
@@ -242,24 +325,46 @@ class _Ciphertexts(ABC):
         return count * ciphertext_bytes(self.program.parameters.log_ring, limbs)
 
     def payloads(self, tag: str) -> tuple[Any, ...]:
-        """OpenFHE ciphertexts under a key tag of this process."""
+        """OpenFHE ciphertexts under a key tag of this process.
+
+        Raises:
+            ArtifactError: they are not what the program's type says.
+        """
         ready = wire(self.program.parameters)
         _, _, limbs, _ = self._shape(self.program)
-        if self._live is None:
-            assert self._words is not None
+        if self._words is not None:
             return tuple(ready.ciphertext(words, limbs - 1, tag) for words in self._words)
-        return tuple(tagged(payload, tag) for payload in self._live)
+        return tuple(tagged(payload, tag) for payload in self._checked())
+
+    def _checked(self) -> tuple[Any, ...]:
+        """The live ciphertexts, which must be what a file would have to hold."""
+        assert self._live is not None
+        parameters = self.program.parameters
+        count, _, limbs, _ = self._shape(self.program)
+        if len(self._live) != count:
+            raise ArtifactError(f"{self.name}: {len(self._live)} ciphertexts, expected {count}. {REPLACED}")
+        if not 1 <= self.images <= self.program.batch:
+            raise ArtifactError(f"{self.name}: {self.images} images, the program takes 1 to {self.program.batch}")
+        for part in self._live:
+            found = parameters.limbs - part.GetLevel()
+            if found != limbs or part.GetNoiseScaleDeg() != 1:
+                raise ArtifactError(
+                    f"{self.name}: a ciphertext of {found} limbs and noise degree {part.GetNoiseScaleDeg()}, expected "
+                    f"{limbs} and 1. {REPLACED}"
+                )
+            if not is_tag_of(part.GetKeyTag(), self.identity):
+                raise ArtifactError(f"{self.name}: a ciphertext under another key than the rest says. {REPLACED}")
+        return self._live
 
     def _payload(self) -> Iterator[memoryview]:
         if self._words is not None:
             return (raw(words) for words in self._words)
-        assert self._live is not None
         ready, level = wire(self.program.parameters), self._shape(self.program)[2] - 1
-        return (raw(ready.ciphertext_words(part, level)) for part in self._live)
+        return (raw(ready.ciphertext_words(part, level)) for part in self._checked())
 
     @cached_property
     def digest(self) -> str:
-        """32 hexadecimal digits that tell these ciphertexts from all others."""
+        """32 hexadecimal digits that tell these ciphertexts from all others; the same live, as bytes and as a file."""
         found = hashlib.sha256(f"{self.kind} {self.identity} {self.images} ".encode())
         for piece in self._payload():
             found.update(piece)
@@ -268,17 +373,31 @@ class _Ciphertexts(ABC):
     def _pieces(self) -> Iterator[bytes | memoryview]:
         shape, payload = self._shape(self.program), self._payload()
         fields = {"keys": self.identity, "images": self.images, "ciphertexts": shape[0], "limbs": shape[2]}
+        fields |= self._fields()
         yield from envelope.frame(
             self.kind, self.program, fields, payload, int(np.prod(shape, dtype=np.int64)) * WORD_BYTES
         )
 
+    @memory_for("writing ciphertexts")
     def to_bytes(self) -> bytes:
         """One frame."""
         return b"".join(self._pieces())
 
     def save(self, path: str | Path) -> None:
-        """Write one frame to a file."""
-        write_file(path, self._pieces())
+        """Write one frame to a file.
+
+        Raises:
+            ArtifactError: the file can't be written (see `olac.files.write_file`).
+            InfeasibleError: memory ran out.
+        """
+        size = int(np.prod(self._shape(self.program), dtype=np.int64)) * WORD_BYTES
+        check_writable(path, size=size)
+        with memory_for(f"saving the {self.kind}"):
+            write_files([Output(Path(path), self._pieces(), size=size)])
+
+    def __reduce__(self) -> tuple[Callable[[CompiledProgram, bytes], _Ciphertexts], tuple[CompiledProgram, bytes]]:
+        """Pickles and copies go by `to_bytes`, so that what comes back has been checked as files are."""
+        return type(self).from_bytes, (self.program, self.to_bytes())
 
     @classmethod
     def from_bytes(cls, program: CompiledProgram, data: bytes) -> Self:
@@ -295,15 +414,17 @@ class _Ciphertexts(ABC):
         return cls._read(program, Source.of_file(path))
 
     @classmethod
+    @memory_for("reading ciphertexts")
     def _read(cls, program: CompiledProgram, source: Source) -> Self:
-        header = read_header(source, cls.kind, program)
         shape = cls._shape(program)
-        header.integer("ciphertexts", shape[0], shape[0])
-        header.integer("limbs", shape[2], shape[2])
-        images = header.integer("images", 1, program.batch)
         size = int(np.prod(shape, dtype=np.int64)) * WORD_BYTES
-        header.expect_payload(size)
-        with header.payload() as payload:
+        with open_frame(source, cls.kind, program) as payload:
+            header = payload.header
+            header.integer("ciphertexts", shape[0], shape[0])
+            header.integer("limbs", shape[2], shape[2])
+            images = header.integer("images", 1, program.batch)
+            identity, more = header.identity("keys"), cls._from_fields(header)
+            header.expect_payload(size)
             words = np.frombuffer(payload.read(size), "<u8").reshape(shape)
             payload.finish()
         try:
@@ -311,7 +432,16 @@ class _Ciphertexts(ABC):
                 check_words(part.reshape(-1, shape[3]), program.parameters.primes[: shape[2]] * 2, shape[3])
         except ArtifactError as error:
             raise named(error, header) from error
-        return cls(program, header.identity("keys"), images, words=words, name=source.name)
+        return cls(program, identity, images, words=words, name=source.name, **more)
+
+    def _fields(self) -> dict[str, Any]:
+        """What the header of this kind has beside what all have."""
+        return {}
+
+    @classmethod
+    def _from_fields(cls, header: Header) -> dict[str, Any]:
+        """From `_fields` to arguments."""
+        return {}
 
     @property
     def name(self) -> str:
@@ -325,18 +455,66 @@ class EncryptedInput(_Ciphertexts):
     kind = envelope.INPUT
 
     @classmethod
+    def _called(cls) -> str:
+        return "an encrypted input"
+
+    @classmethod
     def _type(cls, program: CompiledProgram) -> ValueType:
         return program.input.type
 
 
 class EncryptedResult(_Ciphertexts):
-    """The encrypted outputs of a batch; those of `images` images count."""
+    """The encrypted outputs of a batch; those of `images` images count.
+
+    Attributes:
+        input: the digest of the `EncryptedInput` that it is said to be of; None where a file of an older olac has none.
+            It finds results that were mixed up. It proves nothing: a dishonest server writes there what it likes.
+    """
 
     kind = envelope.RESULT
+
+    def __init__(
+        self,
+        program: CompiledProgram,
+        identity: str,
+        images: int,
+        *,
+        live: tuple[Any, ...] | None = None,
+        words: Words | None = None,
+        name: str = "",
+        input: str | None = None,
+    ) -> None:
+        super().__init__(program, identity, images, live=live, words=words, name=name)
+        self.input = input
+
+    def check_input(self, given: EncryptedInput) -> None:
+        """Raise `ArtifactError` unless this is said to be the result of an input."""
+        EncryptedInput.check_kind(given)
+        if self.input is None:
+            raise ArtifactError(f"{self.name} does not say which input it is of: an older olac made it. Run it anew.")
+        if self.input != given.digest:
+            raise ArtifactError(
+                f"{self.name} is of another input than {given.name}: {self.input[:16]}..., expected "
+                f"{given.digest[:16]}.... Results were mixed up: find the one of this input, or run it anew."
+            )
+
+    def _fields(self) -> dict[str, Any]:
+        return {} if self.input is None else {"input": self.input}
+
+    @classmethod
+    def _from_fields(cls, header: Header) -> dict[str, Any]:
+        return {"input": header.identity("input") if "input" in header.fields else None}
+
+    @classmethod
+    def _called(cls) -> str:
+        return "an encrypted result"
 
     @classmethod
     def _type(cls, program: CompiledProgram) -> ValueType:
         return program.output.type
+
+
+REPLACED = "It is not what olac made: encrypt or run anew."
 
 
 def raw(words: Words) -> memoryview:

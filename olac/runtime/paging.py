@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from olac.backends.openfhe.key_bytes import KeyMaker
-from olac.backends.openfhe.key_maps import put, take_out
+from olac.backends.openfhe.key_maps import Held, put, take_out
 from olac.backends.openfhe.keys import KeySet, install_keys
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import Words, new_tag
@@ -28,7 +28,7 @@ class KeyFile:
 
     def __init__(self, keys: EvaluationKeys) -> None:
         assert keys.header is not None
-        self._keys, self._header = keys, keys.header
+        self._keys, self._header = keys.apart(), keys.header
         self._places = {step: int(keys.relinearisation) + i for i, step in enumerate(keys.steps)}
 
     def key(self, step: int, tag: str) -> Any:
@@ -74,7 +74,7 @@ def install_pinned(
             return keys.blocks(reader, places[place])
 
         try:
-            live = install_keys(keys.program.parameters, held, keys.relinearisation, blocks, progress)
+            live = install_keys(keys.program.parameters, held, keys.relinearisation, blocks, progress, keys.identity)
         except ArtifactError as error:
             raise named(error, header) from error
     return live, KeyFile(keys)
@@ -121,6 +121,7 @@ class KeyPager:
         self._pinned = frozenset(pinned)
         self._file = file
         self._tags: dict[int, str] = {}
+        self._held = Held()
 
     def restart(self, behind: str | None = None) -> None:
         """Begin a run, or continue one behind a node."""
@@ -134,9 +135,12 @@ class KeyPager:
             return None
         missing, gone = self.pages.need(step)
         if gone is not None:
-            take_out(self._tags.pop(gone))
+            tag = self._tags.pop(gone)
+            take_out(tag)
+            self._held.discard(tag)
         if missing:
             tag = new_tag()
+            self._held.add(tag)
             put(self._file.key(step, tag), tag)
             self._tags[step] = tag
         return self._tags[step]

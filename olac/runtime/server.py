@@ -5,25 +5,35 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from olac.backends.base import Ciphertext, Slots
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
 from olac.backends.openfhe.key_maps import KEY_MAPS
+from olac.backends.openfhe.keys import KeySet
 from olac.backends.openfhe.wire import wire
 from olac.backends.recorder import RecorderEvaluator
-from olac.errors import ArtifactError, BackendError, InfeasibleError, MissingKeyError, VerificationError
+from olac.errors import (
+    ArtifactError,
+    BackendError,
+    ClosedError,
+    InfeasibleError,
+    MissingKeyError,
+    VerificationError,
+)
 from olac.estimate import BARE_PROCESS_BYTES, LIBRARY_BYTES, LOADING_KEYS, UNUSED_SHARE, estimate
-from olac.files import check_writable
+from olac.files import check_writable, remove_file
+from olac.forks import check_fork, is_stale
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
 from olac.kernels.execute import execute
-from olac.memory import available_bytes, bytes_of, current_rss_bytes
+from olac.memory import available_bytes, bytes_of, current_rss_bytes, memory_for
 from olac.program import CompiledProgram
 from olac.runtime.checkpoints import Checkpoint
 from olac.runtime.messages import (
@@ -34,6 +44,9 @@ from olac.runtime.messages import (
     one_key_bytes,
 )
 from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 GB = 1e9
 NAMED_STEPS = 12
@@ -68,7 +81,11 @@ class Server:
     """Runs one program under one client's evaluation keys.
 
     Where not all keys of a file fit in memory, those for rotations beside bootstraps are read from the file when a run
-    needs them, and go when others need their room. Such a run keeps all others in this process waiting.
+    needs them, and go when others need their room. Such a run and others in this process take turns, node by node.
+
+    `close`, the end of a `with` block, or the end of this object lets everything go that it holds: encoded weights at
+    once, keys and what bootstraps take as soon as no run of this process is in the middle of a node. Keys that another
+    server or a client holds as well stay. A server does not work in a process that is forked off later.
 
     Args:
         program: what to run.
@@ -87,9 +104,12 @@ class Server:
         ArtifactError: the keys belong to another program, or are damaged.
         MissingKeyError: keys that the program needs are not there.
         InfeasibleError: the keys and ciphertexts need more memory than allowed.
+        ForkError: the process was forked after OpenFHE was used.
+        ClosedError: the keys are closed.
         ValueError: `max_memory` or `cache_bytes` is no amount of memory.
     """
 
+    @memory_for("preparing the server")
     def __init__(
         self,
         program: CompiledProgram,
@@ -98,32 +118,36 @@ class Server:
         max_memory: float | str | None = None,
         cache_bytes: float | str | None = None,
     ) -> None:
+        check_fork()
         limit = None if max_memory is None else bytes_of(max_memory, "max_memory")
         kept = None if cache_bytes is None else bytes_of(cache_bytes, "cache_bytes", or_zero=True)
         self.program = program
         self.last_run: dict[str, float] = {}
         self._lock = threading.Lock()
+        self._running: int | None = None
+        self._closed = False
         self._check_keys(evaluation_keys)
         # Before memory is looked at: they are of some size themselves.
         self._kernels = program.kernels
         room, capacity = self._check_memory(evaluation_keys, limit)
         self._identity = evaluation_keys.identity
+        self._keys: KeySet | None
         self._pager: KeyPager | None = None
-        with KEY_MAPS.using():
-            if capacity is None:
-                self._keys = evaluation_keys.install()
-            else:
-                pinned, steps = pinned_steps(program), evaluation_keys.steps
-                self._keys, file = install_pinned(evaluation_keys, pinned)
-                self._pager = KeyPager(program, steps, pinned, file, capacity)
+        if capacity is None:
+            self._keys = evaluation_keys.install()
+        else:
+            pinned, steps = pinned_steps(program), evaluation_keys.steps
+            self._keys, file = install_pinned(evaluation_keys, pinned)
+            self._pager = KeyPager(program, steps, pinned, file, capacity)
         self.pages = None if self._pager is None else self._pager.pages
+        self._bootstraps: object = None
         if program.parameters.bootstrapping is not None:
             # After the keys: what these take is known better than that of the plaintexts made here.
-            wire(program.parameters).prepare_bootstraps()
+            self._bootstraps = wire(program.parameters).prepare_bootstraps()
         if kept is None:
             kept = max(0.0, room) if program.parameters.bootstrapping is None else 0.0
         self._cache = PlaintextCache(int(kept))
-        self._evaluator = OpenFHEEvaluator(
+        self._evaluator: OpenFHEEvaluator | None = OpenFHEEvaluator(
             wire(program.parameters).context,
             program.parameters,
             evaluation_keys.steps,
@@ -131,10 +155,50 @@ class Server:
             tags=self._pager,
         )
         self._steps = evaluation_keys.steps
-        self._prepared = False
+
+    def close(self) -> None:
+        """Let keys, encoded weights and what bootstraps take go. A run that goes on in another thread is waited for.
+
+        Raises:
+            BackendError: called from within a run, by its `progress` or `observe`.
+        """
+        if self._closed or is_stale():
+            return
+        with suppress(ClosedError), self._turn():
+            self._closed = True
+            self._keys = self._pager = self._evaluator = self._bootstraps = None
+            self._cache.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """While this thread has the server for itself."""
+        check_fork()  # the lock may be held by a thread that this process does not have
+        me = threading.get_ident()
+        if self._running == me:
+            raise BackendError("the server is asked for something in the middle of its own run: wait for its result")
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the server is closed. Make another: Server(program, evaluation_keys).")
+            self._running = me
+            try:
+                yield
+            finally:
+                self._running = None
 
     def _check_keys(self, keys: EvaluationKeys) -> None:
         program = self.program
+        if not isinstance(keys, EvaluationKeys):
+            raise ArtifactError(
+                f"an object of type {type(keys).__name__} was given, expected evaluation keys: "
+                "Client.generate_keys(), or EvaluationKeys.load(program, path)"
+            )
+        keys.check_open()
         if keys.program.fingerprint != program.fingerprint:
             raise ArtifactError(
                 f"the evaluation keys belong to program {keys.program.fingerprint[:16]}..., this is program "
@@ -191,18 +255,31 @@ class Server:
             "machine, or compile with max_memory for a program with fewer keys."
         )
 
+    def __reduce__(self) -> NoReturn:
+        """It holds keys as OpenFHE has them, which are of this process alone."""
+        raise BackendError(
+            "a server is not pickled or copied. Pickle its program and evaluation keys, or save them, and make a "
+            "Server of them where it is needed."
+        )
+
     @property
     def encode_seconds(self) -> float:
         """Wall time that encoding weights has taken so far, in all runs."""
         return self._cache.seconds
 
+    @memory_for("encoding weights")
     def prepare(self) -> None:
-        """Encode all weights that the cache has room for, so that the first run is as fast as the others."""
-        with self._lock:
+        """Encode all weights that the cache has room for, so that the first run is as fast as the others.
+
+        Raises:
+            ForkError, ClosedError: as `run`.
+        """
+        with self._turn():
             self._prepare()
 
     def _prepare(self) -> None:
         program = self.program
+        assert self._evaluator is not None
         self._evaluator.restart()
         encoder = _Encoder(self._evaluator)
         type_ = program.input.type
@@ -210,6 +287,7 @@ class Server:
         fresh = (encoder.fresh(type_.state.level),) * type_.layout.ciphertexts
         execute(program.graph, self._kernels, encoder, {program.input.id: fresh})
 
+    @memory_for("running the program")
     def run(
         self,
         encrypted: EncryptedInput,
@@ -236,8 +314,12 @@ class Server:
                 damaged, of another program, keys or input, or can't be written where it should be; the file of the
                 keys is no longer what it was, where keys are read from it.
             BackendError: OpenFHE refused an operation.
+            ForkError: the process was forked after OpenFHE was used.
+            ClosedError: after `close`.
         """
+        check_fork()
         program = self.program
+        EncryptedInput.check_kind(encrypted)
         if encrypted.program.fingerprint != program.fingerprint:
             raise ArtifactError(f"{encrypted.name} is of another program. Encrypt it for the program that is run here.")
         if encrypted.identity != self._identity:
@@ -245,14 +327,14 @@ class Server:
                 f"{encrypted.name} was encrypted under other keys than this server has. Send it with its own "
                 "evaluation keys."
             )
-        with self._lock, KEY_MAPS.using() if self._pager is None else KEY_MAPS.changing():
+        with self._turn(), KEY_MAPS.using() if self._pager is None else KEY_MAPS.changing():
             if checkpoint is None:
                 return self._run(encrypted, progress, observe, None)
-            check_writable(checkpoint)
+            check_writable(checkpoint, special=False)
             keeper = _Keeper(program, encrypted, Path(checkpoint), checkpoint_seconds)
             result = self._run(encrypted, progress, observe, keeper)
             if not keep_checkpoint:
-                keeper.path.unlink(missing_ok=True)
+                remove_file(keeper.path)
             return result
 
     def _run(
@@ -262,6 +344,7 @@ class Server:
         observe: Callable[[Node, Value], None] | None,
         keeper: _Keeper | None,
     ) -> EncryptedResult:
+        assert self._keys is not None and self._evaluator is not None
         program, tag = self.program, self._keys.tag
         done = {node.id: i for i, node in enumerate(program.graph.nodes, 1)}
         seconds: dict[str, float] = {}
@@ -284,23 +367,24 @@ class Server:
         def keep(node: Node, values: Mapping[str, Value]) -> None:
             nonlocal start
             seconds[node.id] = time.perf_counter() - start
-            if keeper is not None:
-                keeper.keep(node, values)
-            if observe is not None:
-                observe(node, values[node.id])
-            if progress is not None:
-                progress(
-                    Progress(
-                        done[node.id],
-                        len(done),
-                        node.id,
-                        values[node.id][0].state.level,
-                        seconds[node.id],
-                        current_rss_bytes() / GB,
-                        self._seconds_left(node, done, seconds),
-                        "" if keeper is None else keeper.behind,
+            with KEY_MAPS.resting():  # no node keeps what it found there
+                if keeper is not None:
+                    keeper.keep(node, values)
+                if observe is not None:
+                    observe(node, values[node.id])
+                if progress is not None:
+                    progress(
+                        Progress(
+                            done[node.id],
+                            len(done),
+                            node.id,
+                            values[node.id][0].state.level,
+                            seconds[node.id],
+                            current_rss_bytes() / GB,
+                            self._seconds_left(node, done, seconds),
+                            "" if keeper is None else keeper.behind,
+                        )
                     )
-                )
             start = time.perf_counter()
 
         try:
@@ -313,7 +397,7 @@ class Server:
             if part.state.level != wanted.level or abs(part.state.scale / wanted.scale - 1) > SCALE_TOLERANCE:
                 raise VerificationError(f"the output is at {part.state}, its type says {wanted}")
         live = tuple(part.payload for part in output)
-        return EncryptedResult(program, self._identity, encrypted.images, live=live)
+        return EncryptedResult(program, self._identity, encrypted.images, live=live, input=encrypted.digest)
 
     def _seconds_left(self, node: Node, done: Mapping[str, int], seconds: Mapping[str, float]) -> float:
         """Predicted seconds of the nodes behind `node`, by what those that ran took against their prediction."""

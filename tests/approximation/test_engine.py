@@ -71,7 +71,7 @@ def test_effects_are_measured_on_a_few_images(monkeypatch: pytest.MonkeyPatch) -
     taken: list[torch.Tensor] = []
 
     def spy(
-        graph: Graph, given: torch.Tensor, fits: Mapping[str, Sequence[Fit]], say: object
+        graph: Graph, given: torch.Tensor, fits: Mapping[str, Sequence[Fit]], *others: object
     ) -> dict[str, list[float]]:
         taken.append(given)
         return {}

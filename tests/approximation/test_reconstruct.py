@@ -9,15 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from olac.approximation.common import output_error
 from olac.approximation.reconstruct import LEAST_IMAGES, SLOWER, _Steps, reconstruct
 from olac.approximation.sweep import sweep
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Conv2d, Linear, Polynomial
+from olac.ir.ops import Conv2d, Linear, Polynomial, PolynomialProduct, SparseLinear
+from olac.passes.base import PassContext, PassManager
+from olac.passes.expand_max_pool import ExpandMaxPool
 from olac.polynomials.fit import SQUARE, FitOptions
 from olac.tensors import run, tensors
-from tests.approximation.nets import activations, error, from_histograms, images, residual, values
+from tests.approximation.nets import activations, error, folded, from_histograms, images, residual, values
+from tests.networks import calibration_of
 
 TRAIN, HELD, UNSEEN = images(160, 1), images(50, 2), images(120, 3)
 NET = residual(1)
@@ -53,9 +57,8 @@ def test_it_gains_on_images_not_seen(monkeypatch: pytest.MonkeyPatch, degree: in
     """Without what makes it safe at the price of accuracy, which the rest of this file leaves on."""
     monkeypatch.setattr("olac.approximation.reconstruct.TAIL", 0.0)
     monkeypatch.setattr("olac.approximation.reconstruct.STRESSED", 0.0)
-    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 0.0)
     before = start(degree)
-    after = reconstruct(NET, before, images(400, 9), HELD, 6, refit=refit)
+    after = reconstruct(NET, before, images(400, 9), HELD, 6, refit=refit, enough=0.0)
     assert held_error(after) < 0.9 * held_error(before)
     assert error(NET, after, UNSEEN) < 0.97 * error(NET, before, UNSEEN)
 
@@ -75,6 +78,41 @@ def test_a_bad_start_is_put_right() -> None:
     bad = spoilt(start(3))
     after = reconstruct(NET, bad, TRAIN, HELD, 25)
     assert error(NET, after, UNSEEN) < 0.35 * error(NET, bad, UNSEEN)
+
+
+def pooled() -> Graph:
+    """A small network with max-pooling between its activations, already expanded into compositions."""
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    )
+    graph = folded(model, TRAIN)
+    context = PassContext(calibration=calibration_of(graph, TRAIN.double().numpy()))
+    return PassManager([ExpandMaxPool()]).run(graph, context)
+
+
+def test_polynomials_that_stand_for_no_activation_stay() -> None:
+    """The compositions of a max-pooling are what they are; all else around them gains, images out of range included."""
+    graph = pooled()
+    before = start(2, graph)
+    after = reconstruct(graph, before, images(320, 9), HELD, 8, enough=0.0)
+    assert error(graph, after, UNSEEN) < 0.97 * error(graph, before, UNSEEN)
+    fitted = set(activations(graph))
+    given = [node for node in after.nodes if isinstance(node.op, Polynomial | PolynomialProduct | SparseLinear)]
+    assert len([node for node in given if node.id not in fitted]) == 8
+    for node in given:
+        same = all(
+            np.array_equal(after.constants[n], before.constants[n])
+            for n in node.op.constant_names()
+            if n in before.constants
+        )
+        assert (node.op == before[node.id].op and same) == (node.id not in fitted)
 
 
 def test_parameters_are_averaged_over_a_pass_and_start_again_where_they_are_put() -> None:
@@ -118,11 +156,10 @@ def test_passes_that_break_something_are_taken_back(monkeypatch: pytest.MonkeyPa
 
 def test_steps_that_are_far_too_large_get_smaller_until_they_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("olac.approximation.reconstruct.RATES", (0.5, 0.5))
-    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 0.0)
     before = start(3)
-    after = reconstruct(NET, before, images(400, 9), HELD, 10)
+    after = reconstruct(NET, before, images(400, 9), HELD, 10, enough=0.0)
     monkeypatch.setattr("olac.approximation.reconstruct.WORSE", math.inf)
-    assert reconstruct(NET, before, images(400, 9), HELD, 10) is before
+    assert reconstruct(NET, before, images(400, 9), HELD, 10, enough=0.0) is before
     assert error(NET, after, UNSEEN) < 0.97 * error(NET, before, UNSEEN)
 
 
@@ -216,7 +253,6 @@ def test_progress() -> None:
     assert len(lines) == 3 and lines[-1].startswith("reconstructing: pass 3 of 3, error ")
 
 
-def test_what_is_good_enough_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_good_enough_is_left_alone() -> None:
     before = start(7)
-    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 1.01 * held_error(before) + 10.0)
-    assert reconstruct(NET, before, TRAIN, HELD, 2) is before
+    assert reconstruct(NET, before, TRAIN, HELD, 2, enough=1.01 * held_error(before) + 10.0) is before

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.backends.base import Array, Ciphertext, Evaluator, Slots, without_negligible
 from olac.backends.cost import LIGHT, CostEvaluator, Slowdown
 from olac.backends.openfhe import speed
 from olac.backends.openfhe.context import make_context
@@ -110,7 +110,7 @@ def slots(seed: int) -> Array:
     return np.random.default_rng(seed).uniform(-1, 1, SLOTS)
 
 
-def plain(backend: Backend, values: Array, level: int, scale: float | None = None) -> Any:
+def plain(backend: Backend, values: Slots, level: int, scale: float | None = None) -> Any:
     chosen = backend.evaluator.parameters.scale(level) if scale is None else scale
     return backend.evaluator.encode(lambda: values, level, chosen)
 
@@ -129,6 +129,51 @@ def test_sums(backend: Backend) -> None:
     assert backend.close(ev.add(a, b), slots(0) + slots(1))
     assert backend.close(ev.add_scalar(a, -0.75), slots(0) - 0.75)
     assert backend.close(ev.add_plain(a, plain(backend, slots(2), 5)), slots(0) + slots(2))
+
+
+def one_slot(size: float) -> Array:
+    return np.where(np.arange(SLOTS) == 3, size, 0.0)
+
+
+@pytest.mark.parametrize("values", [slots(0) * 1e-12, one_slot(1e-8), slots(1) * 1e-300, np.zeros(SLOTS)])
+def test_plaintexts_that_round_to_zero_are_zero(backend: Backend, values: Array) -> None:
+    """OpenFHE refuses them."""
+    ev = backend.evaluator
+    a = backend.encrypt(slots(0), 5)
+    assert backend.close(ev.add_plain(a, plain(backend, values, 5)), slots(0))
+    product = ev.normalize(ev.multiply_plain(a, plain(backend, values, 5)))
+    assert backend.close(ev.add_plain(product, plain(backend, slots(1), 4, product.state.scale)), slots(1))
+    assert backend.close(backend.encrypt(values, 5), np.zeros(SLOTS))
+    of_complex = ev.add_conjugate(ev.multiply_plain(a, plain(backend, (1 + 1j) * values, 5)))
+    assert backend.close(ev.normalize(of_complex), np.zeros(SLOTS))
+
+
+def test_the_smallest_plaintexts_that_are_kept() -> None:
+    """Whatever is not taken for zero, OpenFHE encodes: in all slots, in one, and at random."""
+    ev = make_backend("openfhe", FIXED).evaluator
+    scale = ev.parameters.scale(2)
+    for shape in (np.ones(SLOTS), one_slot(1.0), slots(3), slots(3) * (slots(4) > 0.9)):
+        edge = 0.5 * np.sqrt(2.0) * SLOTS / (scale * np.linalg.norm(shape))
+        assert not np.any(without_negligible(0.999 * edge * shape, scale))
+        assert np.array_equal(without_negligible(1.001 * edge * shape, scale), 1.001 * edge * shape)
+        ev.encode(lambda edge=edge, shape=shape: 1.001 * edge * shape, 2, scale)  # type: ignore[misc]
+
+
+def test_plaintexts_beyond_the_modulus_wrap_around_with_what_they_are_added_to(backend: Backend) -> None:
+    ev = backend.evaluator
+    a = backend.encrypt(slots(0), 1)
+    large = np.full(SLOTS, 2.0**60)
+    there = ev.add_plain(a, plain(backend, large, 1))
+    back = ev.add_plain(there, plain(backend, -large, 1))
+    assert isinstance(ev, SimulatorEvaluator) or backend.close(back, slots(0))
+
+
+def test_fresh_ciphertexts_hold_no_more_than_their_modulus(name: str) -> None:
+    if name in ("simulator", "openfhe"):
+        backend = make_backend(name, FIXED)
+        for size in (2.0**45, 1e300, np.inf):
+            with pytest.raises(VerificationError, match="do not fit"):
+                backend.encrypt(np.full(SLOTS, size), 1)
 
 
 def test_products_and_normalize(backend: Backend) -> None:
@@ -375,12 +420,12 @@ def bootstrapped_backend(name: str, parameters: Parameters = BOOTSTRAPPED) -> Ba
 @functools.lru_cache(maxsize=3)
 def bootstrapped_openfhe(parameters: Parameters) -> tuple[OpenFHEEvaluator, Any]:
     ready = wire(parameters)
-    ready.prepare_bootstraps()
+    prepared = ready.prepare_bootstraps()
     secret = new_secret_key(parameters)
     steps = tuple(sorted({*STEPS, *bootstrap_steps(parameters)}))
     keys = make_keys(parameters, secret, steps, True)
     evaluator = OpenFHEEvaluator(ready.context, parameters, steps)
-    evaluator.keys = keys  # type: ignore[attr-defined]  # alive as long as they are needed
+    evaluator.keys = keys, prepared  # type: ignore[attr-defined]  # alive as long as they are needed
     return evaluator, secret
 
 

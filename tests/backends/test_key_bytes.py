@@ -10,10 +10,10 @@ import pytest
 
 from olac.backends.openfhe import key_bytes
 from olac.backends.openfhe.key_bytes import KeyMaker, rotation_templates, written_keys
+from olac.backends.openfhe.key_maps import others_aside
 from olac.backends.openfhe.keys import KeySet, make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.memory_files import MemoryFile
-from olac.backends.openfhe.special_keys import others_aside
 from olac.backends.openfhe.wire import Wire, wire
 from olac.backends.openfhe.words import Words, extract, new_tag
 from olac.errors import ArtifactError, BackendError

@@ -27,9 +27,9 @@ def no_openfhe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         return types.ModuleType("openfhe")  # what a wheel for another Python leaves
 
     monkeypatch.setattr(importlib, "import_module", fake)
-    library.load.cache_clear()
+    library._module.cache_clear()
     yield
-    library.load.cache_clear()
+    library._module.cache_clear()
 
 
 @pytest.mark.usefixtures("no_openfhe")

@@ -153,7 +153,7 @@ def test_without_a_limit_memory_counts_too() -> None:
         for digits in range(1, parameters.depth + 2)
         if Parameters.valid_digits(parameters.depth, digits)
     ]
-    secure = [one for one in choices if one.log_qp_bound_use <= one.security_bound]
+    secure = [one for one in choices if one.secure]
     made = {one.digits: CompiledProgram(program.graph, one, program.rotations).estimate(1) for one in secure}
     occupied = {d: e.seconds_per_image * (MACHINE_BYTES + e.server_gb * 1e9) for d, e in made.items()}
     assert len(occupied) > 3
@@ -180,8 +180,7 @@ def test_a_ring_that_needs_many_digits_is_held_against_the_next(monkeypatch: pyt
 
 
 def _holds(parameters: Parameters, log_ring: int) -> bool:
-    one = replace(parameters, log_ring=log_ring)
-    return one.log_qp_bound_use <= one.security_bound
+    return replace(parameters, log_ring=log_ring).secure
 
 
 def _least_digits(parameters: Parameters) -> int:
@@ -327,11 +326,11 @@ def test_the_self_check_reports_on_unseen_images() -> None:
     program = olac.compile(small_net(2), [images(200)], degree=7)
     check = program.report.check
     assert check is not None
-    assert check.images == 25
+    assert check.images == 12  # of 25 held out, choices are made by the others
     assert check.agreement > 0.9
     with torch.no_grad():
         expected = small_net(2)(images(200)).double().numpy()
-    held_out = np.arange(0, 200, 8)
+    held_out = np.arange(8, 200, 16)
     error = np.abs(program.simulate(images(200)[held_out].numpy()) - expected[held_out])
     assert check.max_error == pytest.approx(error.max(), rel=1e-3)
 

@@ -43,7 +43,7 @@ def test_demo(tmp_path: Path) -> None:
     assert report["agreement"] == 1.0
     assert 0 < report["max_abs_error"] <= 0.05
     assert report["security_bits"] >= 128
-    assert report["log_qp"] <= {8192: 218, 16384: 438, 32768: 881}[report["ring_dimension"]]
+    assert report["log_qp"] <= {8192: 214, 16384: 430, 32768: 868}[report["ring_dimension"]]
     assert report["peak_rss_gb"] < 4
     for word in ("relu1", "conv2d", "predicted", "measured", "bit security", "agree with PyTorch"):
         assert word in text.getvalue()

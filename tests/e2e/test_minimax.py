@@ -20,7 +20,14 @@ def compiled(net: nn.Module, alpha: int, technique: str) -> tuple[CompiledProgra
     """A program at a small ring, calibration images, and the size of the model's outputs on them."""
     images = torch.rand(16, 2, 6, 6) * 2 - 1
     program = olac.compile(
-        net.eval(), [images], method="minimax", alpha=alpha, log_ring=11, insecure=True, technique=technique
+        net.eval(),
+        [images],
+        method="minimax",
+        alpha=alpha,
+        log_ring=11,
+        insecure=True,
+        technique=technique,
+        client_head=False,
     )
     with torch.no_grad():
         expected = net(images).double().numpy()

@@ -291,14 +291,15 @@ def made(case: Case) -> tuple[nn.Module, Tensor]:
 
 
 def in_slots(program: CompiledProgram, images: Array) -> Array:
-    """The program's outputs in true units, by its kernels on plain slots."""
+    """The model's outputs in true units, by the program's kernels on plain slots and its head."""
     evaluator = SimulatorEvaluator(program.parameters, program.rotations)
     source, target = program.input.type, program.output.type
     assert source.layout is not None and source.state is not None and target.layout is not None
     packed = source.layout.pack(images / source.unit)
     value = tuple(evaluator.encrypt(part, source.state.level) for part in packed)
     (out,) = execute(program.graph, build_kernels(program.graph), evaluator, {program.input.id: value})
-    return target.layout.unpack(np.stack([evaluator.decrypt(part) for part in out])) * target.unit
+    raw: Array = target.layout.unpack(np.stack([evaluator.decrypt(part) for part in out])) * target.unit
+    return program.head.apply(raw)
 
 
 def relative(ours: Array, theirs: Array) -> float:
@@ -328,6 +329,7 @@ def test_traced_and_packed(case: Case) -> None:
             insecure=True,
             technique=technique,
             batch=case.batch,
+            client_head=False,
         )
         batch = given[: case.batch]
         assert relative(in_slots(program, batch), program.simulate(batch)) < SLOTS

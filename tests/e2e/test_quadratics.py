@@ -74,6 +74,7 @@ def compiled(case: Case, technique: str = FIXED, degree: int = 2) -> CompiledPro
         technique=technique,
         batch=case.batch,
         precision=PRECISION,
+        client_head=False,
     )
 
 

@@ -16,8 +16,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the lowest layer to the highest.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("olac.errors",),
-    ("olac.ir", "olac.plugins", "olac.memory", "olac.threads", "olac.files", "olac.rotations", "olac.paging"),
+    ("olac.errors", "olac.internal"),
+    (
+        "olac.ir",
+        "olac.plugins",
+        "olac.memory",
+        "olac.threads",
+        "olac.forks",
+        "olac.files",
+        "olac.formats",
+        "olac.rotations",
+        "olac.paging",
+    ),
     ("olac.polynomials",),
     ("olac.parameters", "olac.costs", "olac.cost_fit", "olac.bootstrapping"),
     # Passes choose by price and check by recording, so these two backends lie below them.
@@ -35,7 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "olac.rotation_keys",
     ),
     ("olac.backends",),
-    ("olac", "olac.compiler", "olac.report", "olac.runtime", "olac.cli", "olac.demo", "olac.__main__"),
+    ("olac", "olac.compiler", "olac.promises", "olac.report", "olac.runtime", "olac.cli", "olac.demo", "olac.__main__"),
 )
 
 # Names in LAYERS that stand for themselves alone, not for the modules below them.

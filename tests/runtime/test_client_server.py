@@ -19,14 +19,17 @@ from olac.backends.openfhe.wire import wire
 from olac.costs import CostTable, kept_plaintext_bytes
 from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError, OlacError
 from olac.estimate import UNUSED_SHARE, estimate
+from olac.formats import FRAMES
 from olac.ir.graph import Graph
 from olac.ir.ops import Array
+from olac.ir.types import Range
 from olac.kernels.record import record
 from olac.parameters import FIXED, TECHNIQUES
 from olac.program import CompiledProgram
 from olac.rotation_keys import fewer_keys
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server, commands
 from olac.runtime import client as client_module
+from olac.runtime.check_ranges import check_output
 from olac.runtime.messages import one_key_bytes
 from tests.runtime.small_program import ERROR, LIMIT, SHAPE, images, small_program
 
@@ -287,13 +290,47 @@ def test_inputs_of_another_shape_or_not_finite(pair: Pair, bad: Any) -> None:
 def test_values_beyond_the_calibrated_range_warn(pair: Pair, recwarn: pytest.WarningsRecorder) -> None:
     pair.client.encrypt(np.full(SHAPE, LIMIT))
     assert not recwarn.list
-    with pytest.warns(UserWarning, match=r"calibrated for\s+\[-2, 2\]"):
+    with pytest.warns(UserWarning, match=r"channels 0, 1 of the input hold values outside the calibrated range"):
         pair.client.encrypt(np.full(SHAPE, 1.1 * LIMIT))
+
+
+def test_values_far_beyond_the_calibrated_range_are_refused(pair: Pair) -> None:
+    image = np.zeros(SHAPE)
+    image[1, 2, 3] = 3.1 * LIMIT
+    with pytest.raises(InputError, match=r"^channel 1 of the input holds .*allow_out_of_range") as refused:
+        pair.client.encrypt(image)
+    assert "6.2" not in str(refused.value)
+    with pytest.warns(UserWarning, match="channel 1 of the input holds values far outside"):
+        pair.client.encrypt(image, allow_out_of_range=True)
+    with pytest.raises(InputError, match="too large for any ciphertext"), pytest.warns(UserWarning):
+        pair.client.encrypt(np.full(SHAPE, 1e300), allow_out_of_range=True)
+
+
+def test_outputs_far_beyond_their_calibrated_range_are_told(
+    pair: Pair, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.client.decrypt(pair.server.run(pair.client.encrypt(images())))
+    assert not recwarn.list
+    narrow = replace(pair.program.output.type, channels=(Range(-1e-9, 1e-9),) * 4 + (Range(-9.0, 9.0),))
+    assert check_output(np.zeros((1, 5)), narrow) == ""
+    assert "columns 0, 2 of the outputs hold" in check_output(np.array([[1.0, 0.0, -1.0, 0.0, 9.0]]), narrow)
+    graph = pair.program.graph
+    made = graph.rewrite(
+        lambda node, builder, inputs: builder.keep(node, inputs, type=narrow) if node.id in graph.outputs else None,
+        by="",
+    )
+    program = replace(pair.program, graph=made)
+    assert program.fingerprint != pair.program.fingerprint
+    program.__dict__["fingerprint"] = pair.program.fingerprint
+    result = pair.server.run(pair.client.encrypt(images()))
+    monkeypatch.setattr(pair.client, "program", program)
+    with pytest.warns(UserWarning, match="of the outputs hold"):
+        pair.client.decrypt(result)
 
 
 def test_what_overflows_does_not_decrypt_silently_as_nonsense_or_crash(pair: Pair) -> None:
     with pytest.warns(UserWarning, match="calibrated"):
-        encrypted = pair.client.encrypt(np.full(SHAPE, 1e6))
+        encrypted = pair.client.encrypt(np.full(SHAPE, 1e6), allow_out_of_range=True)
     with pytest.raises(BackendError, match="does not decrypt"):
         pair.client.decrypt(pair.server.run(encrypted))
 
@@ -416,10 +453,10 @@ def test_files_of_another_kind_version_or_program(files: dict[str, Path], tmp_pa
             with pytest.raises(ArtifactError, match=f"of kind '{other}', expected '{kind}'"):
                 read(pair.program, path)
     data = bytearray(files[kind].read_bytes())
-    data[4:6] = (envelope.VERSION + 1).to_bytes(2, "little")
+    data[4:6] = (FRAMES.current + 1).to_bytes(2, "little")
     newer = tmp_path / "newer"
     newer.write_bytes(data)
-    with pytest.raises(ArtifactError, match=r"version 2.*Update olac"):
+    with pytest.raises(ArtifactError, match=rf"version {FRAMES.current + 1}.*Update olac"):
         read(pair.program, newer)
     strangers = {
         "program": small_program(batch=BATCH, seed=1),
@@ -470,7 +507,7 @@ def test_headers_that_make_no_sense(pair: Pair, change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("header", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 100_000, b'{"program": 1e999}'])
 def test_headers_that_are_no_objects(pair: Pair, header: bytes) -> None:
-    start = envelope.PREFIX.pack(envelope.MAGIC, envelope.VERSION, envelope.INPUT.encode(), len(header), 0)
+    start = envelope.PREFIX.pack(envelope.MAGIC, FRAMES.current, envelope.INPUT.encode(), len(header), 0)
     with pytest.raises(ArtifactError):
         EncryptedInput.from_bytes(pair.program, start + header + bytes(envelope.DIGEST_BYTES))
 
@@ -548,26 +585,26 @@ def test_npy_files(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ArtifactError, match="file of numbers"):
-        commands.read_npy(path)
+        commands.read_npy(path, (4,), 1)
     np.savez(tmp_path / "x.npz", a=np.ones(2))
     with pytest.raises(ArtifactError, match="archive"):
-        commands.read_npy(tmp_path / "x.npz")
+        commands.read_npy(tmp_path / "x.npz", (4,), 1)
     for data in (b"", b"text", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff{", b"\x80\x04K\x01."):
         path.write_bytes(data)
         with pytest.raises(OlacError, match=r"x\.npy"):
-            commands.read_npy(path)
+            commands.read_npy(path, (4,), 1)
     np.save(path, np.array([1j]))
     with pytest.raises(InputError, match="complex"):
-        commands.read_npy(path)
+        commands.read_npy(path, (4,), 1)
     np.save(path, np.array(["a"]))
     with pytest.raises(InputError):
-        commands.read_npy(path)
+        commands.read_npy(path, (4,), 1)
     # A header that claims far more than there is.
     np.save(path, np.zeros((3, 7)))
     path.write_bytes(path.read_bytes().replace(b"(3, 7)", b"(3000000000000, 7)", 1)[:-11])
     with pytest.raises(OlacError):
-        commands.read_npy(path)
+        commands.read_npy(path, (4,), 1)
     np.save(path, np.arange(4, dtype=np.uint8))
-    assert commands.read_npy(path).dtype == np.float64
+    assert commands.read_npy(path, (4,), 1).dtype == np.float64
     with pytest.raises(ArtifactError, match="does not exist"):
-        commands.read_npy(tmp_path / "missing.npy")
+        commands.read_npy(tmp_path / "missing.npy", (4,), 1)

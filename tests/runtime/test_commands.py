@@ -36,6 +36,12 @@ def test_from_keys_to_a_decrypted_result(tmp_path: Path, capsys: pytest.CaptureF
         assert caught.value.code == 2 and "--max-memory" in capsys.readouterr().err
     assert main(["keygen", files["p.olac"], files["keys"]]) == 0
     assert main(["encrypt", files["p.olac"], secret, files["image.npy"], files["in.enc"]]) == 0
+    np.save(tmp_path / "far.npy", image + 123.0)
+    far = ["encrypt", files["p.olac"], secret, str(tmp_path / "far.npy"), str(tmp_path / "far.enc")]
+    assert main(far) == 1 and not (tmp_path / "far.enc").exists()
+    told = capsys.readouterr().err
+    assert "channels 0, 1 of the input" in told and "--force" in told and "123" not in told
+    assert main([*far, "--force"]) == 0 and (tmp_path / "far.enc").exists()
     assert main(["run", files["p.olac"], evaluation, files["in.enc"], files["out.enc"]]) == 0
     assert main(["decrypt", files["p.olac"], secret, files["out.enc"], files["out.npy"]]) == 0
     expected = program.simulate(image)
@@ -79,7 +85,7 @@ def test_tables_of_costs_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFi
     small_program().save(program)
     bad.write_text("{}")
     wrong = [
-        ("no such file", ["info", str(program), "--costs", str(tmp_path / "nothing.json")]),
+        ("does not exist", ["info", str(program), "--costs", str(tmp_path / "nothing.json")]),
         ("isn't a cost table", ["info", str(program), "--costs", str(bad)]),
         ("doesn't exist", ["calibrate-costs", "--output", str(tmp_path / "no" / "costs.json")]),
         ("rings to measure", ["calibrate-costs", "--output", str(bad), "--rings", "11"]),

@@ -95,7 +95,7 @@ def test_a_wrong_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_images_far_outside_are_named() -> None:
     client, server = deep()
-    with pytest.warns(UserWarning, match="the images hold values"):
+    with pytest.warns(UserWarning, match="of the input hold values far outside"):
         rows = debug(client, server, 1e5 * _image())
     fault = first_fault(rows)
     assert fault is not None and fault.layer == "sum0_boot"

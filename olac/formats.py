@@ -1,0 +1,79 @@
+"""Which versions of olac's files this release reads, and what it says of the others.
+
+A release reads every older version, or names the last release that does. A version that ends is announced one release
+before: its files are still read then, with a warning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from olac.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class Versions:
+    """The versions of one kind of file.
+
+    Attributes:
+        current: the one that is written.
+        oldest: the first that is read.
+        ending: of versions that the next release will not read, that release.
+        ended: of versions that are not read any more, the last release that did; versions without one were never
+            part of a release.
+        remake: what to do about a file that can't be read.
+    """
+
+    current: int
+    oldest: int
+    ending: Mapping[int, str] = field(default_factory=dict)
+    ended: Mapping[int, str] = field(default_factory=dict)
+    remake: str = "Make it anew with this olac."
+
+    def check(self, version: object, name: str) -> None:
+        """Warn of a version that ends.
+
+        Args:
+            version: what a file says, checked or not.
+            name: of the file, for messages.
+
+        Raises:
+            ArtifactError: this release does not read it.
+        """
+        if type(version) is not int or not self.oldest <= version <= self.current:
+            reads = f"{self.current}" if self.oldest == self.current else f"{self.oldest} to {self.current}"
+            raise ArtifactError(
+                f"{name}: format version {str(version)[:20]}, this olac reads version {reads}. {self._advice(version)}"
+            )
+        if version in self.ending:
+            warnings.warn(
+                f"{name}: format version {version} is not read by olac {self.ending[version]} and later. {self.remake}",
+                stacklevel=2,
+            )
+
+    def _advice(self, version: object) -> str:
+        if type(version) is int and version > self.current:
+            return "Update olac."
+        if type(version) is int and version in self.ended:
+            return f"olac {self.ended[version]} still reads it. {self.remake}"
+        return self.remake
+
+
+PROGRAMS = Versions(current=5, oldest=4, remake="Compile the model again and save it anew.")
+FRAMES = Versions(current=2, oldest=1)
+"""Of keys, ciphertexts and checkpoints."""
+CALIBRATIONS = Versions(current=2, oldest=1, remake="Calibrate the model again and save it anew.")
+
+SINCE_VERSION_5 = ("channels", "offsets", "factors")
+"""Fields of types and ops that programs of version 4 and calibrations of version 1 lack."""
+
+
+def without_unused(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What counts in fingerprints: later fields only if they are used, so that older files keep theirs."""
+    return {name: value for name, value in fields.items() if name not in SINCE_VERSION_5 or value}
+
+
+__all__ = ["CALIBRATIONS", "FRAMES", "PROGRAMS", "Versions", "without_unused"]

@@ -1,0 +1,238 @@
+"""Ranges of the columns or channels of inputs and outputs; units for each of them where inputs are uneven."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+from scipy import sparse
+
+from olac.ir.graph import Graph, GraphBuilder, Node
+from olac.ir.ops import Affine, Array, Constants, Conv2d, Input, Linear, LinearMap, LinearOp, Op, Reshape, Shape
+from olac.ir.types import Range, Stage
+from olac.passes.base import Pass, PassContext
+from olac.passes.compose_linear import sparse_linear
+from olac.polynomials.statistics import Calibration
+
+FEW_VALUES = 16
+"""Channels with fewer calibrated values have no range of their own: that of all channels counts."""
+UNEVEN = 4.0
+"""Channels get units of their own where these differ by more, or where a middle is so many half widths from 0."""
+HARMLESS = 1 / 8
+"""Of how far the values of the first linear ops went when calibrated; a channel that moves them less does no harm."""
+CONSTANT = 1e-6
+"""A channel whose half width is less, relative to its values, did not vary when calibrated."""
+JUDGED_IMAGES = 256
+"""On which it is found how far the values of the first linear ops go."""
+
+
+@dataclass(frozen=True)
+class ScaleInputs(Pass):
+    """Given: %x = input();  %y = linear(%x) W, b.
+    Result: %x = input() offsets o, factors f;  %y = linear(%x) W f, b + W o; types carry the ranges of channels.
+
+    A column of a table, or a channel of an image, is trusted in its calibrated range. That one is widened where more
+    would change little: as long as the channel alone moves no value of the first linear ops by more than a small share
+    of how far these went when calibrated, up to what is usual among the channels. So pixels that were always black, and
+    other channels that did not vary, have a range too.
+
+    Where channels are of very different size, or lie far from 0, and only linear ops read the input, the client takes
+    an offset from each and divides it by a factor, and the linear ops absorb both: no level, and no precision lost to
+    what is larger. Padded convolutions can't absorb an offset at their borders, so then there are factors alone.
+    """
+
+    name: ClassVar[str] = "scale_inputs"
+    requires: ClassVar[Stage] = Stage.POLYNOMIAL
+    ensures: ClassVar[Stage] = Stage.POLYNOMIAL
+
+    def run(self, graph: Graph, context: PassContext) -> Graph:
+        calibration = context.need_calibration()
+        (source,) = graph.inputs
+        same, readers = first_readers(graph, source.id)
+        linear = [node for node in readers if isinstance(node.op, LinearOp)]
+        trusted = _trusted(graph, source, linear, calibration)
+        absorbs = bool(linear) and len(linear) == len(readers) and not same & set(graph.outputs)
+        offsets, factors = _one_unit(len(trusted))
+        if absorbs:
+            offsets, factors = _units(trusted, padded=any(_is_padded(node.op) for node in linear))
+        scaled = bool(np.any(factors != 1.0))
+        # What the client encrypts, and the types say.
+        ends = (trusted - offsets[:, None]) / factors[:, None]
+        bound = Range(float(ends[:, 0].min()), float(ends[:, 1].max()))
+        absorbing = {node.id for node in linear} if scaled else set()
+        outputs = {i: seen for i in graph.outputs if (seen := calibration.channels.get(i)) is not None}
+        elements = source.type.size // len(trusted)
+        by_element = np.repeat(offsets, elements), np.repeat(factors, elements)
+
+        def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+            if node.id == source.id:
+                # Without a calibration of channels there is nothing to say of them.
+                channels = _ranges(ends) if source.id in calibration.channels else ()
+                kind = replace(node.type, channels=channels)
+                if scaled:
+                    kind = replace(kind, bound=bound)
+                    made = Input(source.type.shape, tuple(offsets.tolist()), tuple(factors.tolist()))
+                    return builder.keep(node, inputs, op=made, type=kind)
+                return builder.keep(node, inputs, type=kind)
+            kind = node.type
+            if scaled and node.id in same:
+                kind = replace(kind, bound=bound)
+            if node.id in outputs and len(outputs[node.id]) == node.type.shape[0]:
+                kind = replace(kind, channels=_ranges(outputs[node.id]))
+            if node.id in absorbing:
+                shape = graph[node.inputs[0]].type.shape
+                return builder.keep(node, inputs, op=absorbed(node, shape, *by_element, builder), type=kind)
+            return None if kind is node.type else builder.keep(node, inputs, type=kind)
+
+        return graph.rewrite(step, by=self.name)
+
+
+def _ranges(ends: Array) -> tuple[Range, ...]:
+    return tuple(Range(float(low), float(high)) for low, high in ends)
+
+
+def first_readers(graph: Graph, value: str) -> tuple[set[str], list[Node]]:
+    """A value under all its shapes, and what else reads it."""
+    same = {value}
+    for node in graph.nodes:
+        if isinstance(node.op, Reshape) and node.inputs[0] in same:
+            same.add(node.id)
+    return same, [node for node in graph.nodes if node.id not in same and same & set(node.inputs)]
+
+
+def _is_padded(op: Op) -> bool:
+    return isinstance(op, Conv2d) and any(op.padding)
+
+
+# Ranges --------------------------------------------------------------------------------------------------------------
+
+
+def _trusted(graph: Graph, source: Node, linear: Iterable[Node], calibration: Calibration) -> Array:
+    """The range of each channel, (channels, 2), none of them empty."""
+    count = source.type.shape[0]
+    whole = source.type.bound or calibration.ranges.get(source.id, Range(-1.0, 1.0))
+    seen = calibration.channels.get(source.id)
+    values = calibration.images * source.type.size // count
+    if seen is None or len(seen) != count or values < FEW_VALUES:
+        seen = np.tile([whole.low, whole.high], (count, 1))
+    centre, half = seen.mean(axis=1), (seen[:, 1] - seen[:, 0]) / 2
+    size = np.abs(seen).max(axis=1)
+    varied = half > CONSTANT * size
+    usual = float(np.median(half[varied])) if varied.any() else float(size.max())
+    usual = usual or 1.0
+    half = np.maximum(half, np.minimum(_harmless(graph, source, linear, calibration), usual))
+    half = np.maximum(half, CONSTANT * np.maximum(size, usual))
+    return np.stack([centre - half, centre + half], axis=1)
+
+
+def _harmless(graph: Graph, source: Node, linear: Iterable[Node], calibration: Calibration) -> Array:
+    """For each channel how far it can go, alone, until it moves a value of the linear ops by more than does no harm.
+
+    0 where other ops read the input.
+    """
+    count = source.type.shape[0]
+    images = (calibration.sample if len(calibration.sample) else calibration.held_out)[:JUDGED_IMAGES]
+    x = np.asarray(images, dtype=np.float64).reshape(len(images), *source.type.shape)
+    reach = np.full(count, np.inf)
+    none = True
+    for node in linear:
+        none = False
+        shape = graph[node.inputs[0]].type.shape
+        y = node.op.evaluate([x.reshape(len(x), *shape)], graph.constants)
+        y = y.reshape(len(y), node.type.shape[0], -1)
+        half = (y.max(axis=(0, 2)) - y.min(axis=(0, 2))) / 2
+        gain = _gains(node, shape, graph.constants, count)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moved = np.where(gain > 0, HARMLESS * half[:, None] / gain, np.inf)
+        reach = np.minimum(reach, moved.min(axis=0))
+    return np.zeros(count) if none else reach
+
+
+def _gains(node: Node, shape: Shape, constants: Constants, count: int) -> Array:
+    """The most that an element of each output channel moves for 1 in all elements of an input channel."""
+    op, outputs = node.op, node.type.shape[0]
+    if isinstance(op, Linear):
+        by_channel = np.abs(constants[op.weight]).reshape(outputs, count, -1)
+        return np.asarray(by_channel.sum(axis=2))
+    if isinstance(op, Conv2d) and shape[0] == count:
+        taps = np.abs(constants[op.weight]).sum(axis=(2, 3))
+        gains = np.zeros((outputs, count))
+        for group, rows in enumerate(np.split(np.arange(outputs), op.groups)):
+            start = group * taps.shape[1]
+            gains[rows, start : start + taps.shape[1]] = taps[rows]
+        return gains
+    assert isinstance(op, LinearOp)
+    matrix = abs(op.linear_map(shape, constants).matrix())
+    size = matrix.shape[1]
+    collect = sparse.csr_array((np.ones(size), (np.arange(size), np.arange(size) // (size // count))))
+    each = np.asarray((matrix @ collect).todense())
+    return np.asarray(each.reshape(outputs, -1, count).max(axis=1))
+
+
+# Units ---------------------------------------------------------------------------------------------------------------
+
+
+def _units(trusted: Array, padded: bool) -> tuple[Array, Array]:
+    """Offsets and factors of the channels; 0 and 1 for all where one unit does as well."""
+    centre, half = trusted.mean(axis=1), (trusted[:, 1] - trusted[:, 0]) / 2
+    far = np.zeros(len(half), dtype=bool) if padded else np.abs(centre) > (UNEVEN - 1.0) * half
+    offsets = np.where(far, centre, 0.0)
+    factors = np.where(far, half, np.abs(centre) + half)
+    if not far.any() and factors.max() <= UNEVEN * factors.min():
+        return _one_unit(len(half))
+    return offsets, factors
+
+
+def _one_unit(channels: int) -> tuple[Array, Array]:
+    return np.zeros(channels), np.ones(channels)
+
+
+def absorbed(node: Node, shape: Shape, offsets: Array, factors: Array, builder: GraphBuilder) -> LinearOp:
+    """The linear op of a node for x in place of factors * x + offsets, both given for the elements of its operand."""
+    op, constants = node.op, builder.constants
+    assert isinstance(op, LinearOp)
+
+    def constant(field: str, value: Array) -> str:
+        return builder.constant(f"{node.id}.{field}.from_inputs", value)
+
+    if isinstance(op, Linear):
+        weight = constants[op.weight]
+        bias = weight @ offsets + (0.0 if op.bias is None else constants[op.bias])
+        changed = op.bias is not None or bool(np.any(offsets))
+        return replace(
+            op, weight=constant("weight", weight * factors), bias=constant("bias", bias) if changed else None
+        )
+    if isinstance(op, Affine):
+        full = np.broadcast_to(constants[op.scale], shape)
+        shift = constants[op.shift] + full * offsets.reshape(shape)
+        return replace(op, scale=constant("scale", full * factors.reshape(shape)), shift=constant("shift", shift))
+    if isinstance(op, Conv2d):
+        made = _into_convolution(op, shape, offsets, factors, constants)
+        if made is not None:
+            named = constant("bias", made["bias"]) if "bias" in made else None
+            return replace(op, weight=constant("weight", made["weight"]), bias=named)
+    linear = op.linear_map(shape, constants)
+    bias = linear.bias + linear.matrix() @ offsets
+    scaled = LinearMap(linear.rows, linear.columns, linear.values * factors[linear.columns], bias, linear.columns_count)
+    return sparse_linear(builder, f"{node.id}.from_inputs", scaled, node.type.shape)
+
+
+def _into_convolution(
+    op: Conv2d, shape: Shape, offsets: Array, factors: Array, constants: Constants
+) -> dict[str, Array] | None:
+    """Its constants, by field, where offsets and factors are the same within each channel of the operand."""
+    each = [values.reshape(shape[0], -1) for values in (offsets, factors)]
+    if any(np.any(values != values[:, :1]) for values in each):
+        return None
+    weight = constants[op.weight]
+    out, per_group = weight.shape[:2]
+    # Row o of these: what the input channels of its group have.
+    first = np.arange(out) // (out // op.groups) * per_group
+    taken, divided = (values[:, 0][first[:, None] + np.arange(per_group)] for values in each)
+    made = {"weight": weight * divided[..., None, None]}
+    moved = np.einsum("oikl,oi->o", weight, taken)
+    if op.bias is not None or np.any(moved):
+        made["bias"] = moved + (0.0 if op.bias is None else constants[op.bias])
+    return made

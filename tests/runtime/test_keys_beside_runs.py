@@ -1,0 +1,116 @@
+"""Keys of bootstrapped programs are made and loaded beside runs: OpenFHE's maps are emptied for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from olac.backends.openfhe import key_maps
+from olac.runtime import Client, EvaluationKeys, Server
+from tests.runtime.small_program import ERROR, deep_program, images, small_program
+
+pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
+
+
+def test_runs_are_right_while_keys_are_made_and_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # a run has helpers
+    program, deep = small_program(), deep_program()
+    client = Client(program)
+    server = Server(program, client.generate_keys())
+    given, expected = client.encrypt(images()), program.simulate(images())
+    done, wrong = threading.Event(), []
+    runs = [0]
+
+    def serve() -> None:
+        while not done.is_set():
+            try:
+                error = np.max(np.abs(client.decrypt(server.run(given)) - expected))
+                if error > ERROR:
+                    wrong.append(error)
+            except Exception as problem:
+                wrong.append(problem)
+            runs[0] += 1
+            done.wait(0.05)
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    try:
+        first = Client(deep).generate_keys()
+        beside_making = runs[0]
+        with Server(deep, EvaluationKeys.from_bytes(deep, first.to_bytes())):
+            beside_both = runs[0]
+    finally:
+        done.set()
+        serving.join(60)
+    assert not wrong, wrong[:3]
+    assert 0 < beside_making < beside_both
+
+
+def test_servers_run_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = small_program()
+    client = Client(program)
+    keys = client.generate_keys()
+    both = threading.Barrier(2)
+    given = client.encrypt(images())
+    answers: list[Any] = []
+
+    def run(server: Server) -> None:
+        assert server._evaluator is not None
+        restart: Callable[[], None] = server._evaluator.restart
+
+        def meet() -> None:  # in the middle of a run, with the lock
+            both.wait(60)
+            restart()
+
+        monkeypatch.setattr(server._evaluator, "restart", meet)
+        answers.append(client.decrypt(server.run(given)))
+
+    threads = [threading.Thread(target=run, args=(Server(program, keys),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(answers) == 2
+    for answer in answers:
+        np.testing.assert_allclose(answer, program.simulate(images()), atol=ERROR)
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_who_wants_to_change_maps_waits_for_a_node_and_not_for_a_run(
+    monkeypatch: pytest.MonkeyPatch, paged: bool
+) -> None:
+    program = small_program()
+    client = Client(program)
+    keys = EvaluationKeys.from_bytes(program, client.generate_keys().to_bytes())
+    if paged:
+
+        def two_at_a_time(self: Server, keys: EvaluationKeys, max_memory: float | None) -> tuple[float, int]:
+            self._predicted = dict.fromkeys((node.id for node in program.graph.nodes), 0.0)
+            return 0.0, 2
+
+        monkeypatch.setattr(Server, "_check_memory", two_at_a_time)
+    server = Server(program, keys)
+    assert (server.pages is not None) == paged
+    changed, order = threading.Event(), []
+
+    def change() -> None:
+        with key_maps.others_aside():
+            order.append("changed")
+        changed.set()
+
+    changing = threading.Thread(target=change)
+
+    def progress(done: object) -> None:
+        if not changing.ident:
+            changing.start()
+            assert changed.wait(60)
+        order.append("node")
+
+    answer = client.decrypt(server.run(client.encrypt(images()), progress))
+    assert order == ["changed"] + ["node"] * len(program.graph.nodes)
+    assert key_maps.KEY_MAPS._owner is None and not key_maps.KEY_MAPS._users
+    np.testing.assert_allclose(answer, program.simulate(images()), atol=ERROR)
