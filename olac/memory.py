@@ -227,7 +227,7 @@ def bytes_of(amount: float | str, what: str, *, or_zero: bool = False, bare: str
         unit = UNITS.get((parts[2] or bare).upper()) if parts else None
         if parts is None or unit is None:
             raise ValueError(f'{what} {amount[:40]!r} is not an amount of memory such as "8GB", "512MB" or "1.5GiB"')
-        found = float(parts[1]) * unit
+        found: float = float(parts[1]) * unit
     else:
         try:
             found = math.nan if isinstance(amount, bool) else float(amount)
