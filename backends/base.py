@@ -34,18 +34,14 @@ SCALE_TOLERANCE = 1e-9
 """Largest relative difference of two scales that may be added; far below the noise of any sensible scale."""
 
 
-def least(scale: float) -> float:
-    """What every slot of the smallest plaintext at a scale holds, the integer 1: far less than rounding takes away."""
-    return 1.0 / scale
-
-
-def is_negligible(slots: Slots, scale: float) -> bool:
-    """Whether slots are all together no larger than what rounding takes from any plaintext.
+def without_negligible(slots: Slots, scale: float) -> Slots:
+    """Slots, or zeros in place of all of them if they are no larger than what rounding takes from any plaintext.
 
     The coefficients of n encoded slots, 2n of them, have the slots' root mean square times scale / sqrt(2n). If that is
     up to 1/2, the size of a rounding error, nearly all of them round to zero; if all do, OpenFHE refuses to encode.
     """
-    return bool(np.linalg.norm(slots) * scale <= 0.5 * math.sqrt(2.0) * len(slots))
+    negligible = np.linalg.norm(slots) * scale <= 0.5 * math.sqrt(2.0) * len(slots)
+    return np.zeros_like(slots) if negligible else slots
 
 
 @dataclass(frozen=True)
@@ -97,19 +93,12 @@ class Evaluator(ABC, Generic[C, P]):
         """Encode slots (a function that gives them, shape (slots,)) for ciphertexts of a level, at an exact scale.
 
         They may be complex. Values that a client decrypts, and those that are bootstrapped, have to be real again.
-        Slots so small that encoding rounds them away count as zero on every backend, which is encoded as `least(scale)`
-        in all slots: a product with zero itself would leave a ciphertext that is no encryption, and can't be sent.
-        Slots may be larger than what a ciphertext holds: they are taken modulo its modulus, and so is all that they are
-        added to.
+        Slots so small that encoding rounds them away are zero on every backend. Slots may be larger than what a
+        ciphertext holds: they are taken modulo its modulus, and so is all that they are added to.
         """
         if not 0 <= level <= self.parameters.depth:
             raise VerificationError(f"encode for level {level} of {self.parameters.depth}")
-
-        def encodable() -> Slots:
-            slots = values()
-            return np.full_like(slots, least(scale)) if is_negligible(slots, scale) else slots
-
-        return Plaintext(self._encode(encodable, level, scale), level, scale)
+        return Plaintext(self._encode(lambda: without_negligible(values(), scale), level, scale), level, scale)
 
     def _fresh(self, slots: Array, level: int, scale: float) -> Array:
         """Slots of a fresh ciphertext, as every backend encrypts them; VerificationError for what it can't hold."""
@@ -117,7 +106,7 @@ class Evaluator(ABC, Generic[C, P]):
         largest = float(np.max(np.abs(slots)))
         if not math.isfinite(largest) or (largest and math.log2(largest) + math.log2(scale) >= room):
             raise VerificationError(f"slots at a scale of 2^{math.log2(scale):.1f} do not fit in a level of {level}")
-        return np.zeros_like(slots) if is_negligible(slots, scale) else slots
+        return np.asarray(without_negligible(slots, scale))
 
     # Sums ------------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import functools
 import itertools
 import json
 import math
@@ -44,16 +43,12 @@ SIGMA = 3.19
 """Standard deviation of the errors, as OpenFHE draws them."""
 DENSE, SPARSE, ENCAPSULATED = "ternary", "sparse", "encapsulated"
 WEIGHTS = {DENSE: None, SPARSE: SPARSE_WEIGHT, ENCAPSULATED: ENCAPSULATION_WEIGHT}
-BLOCK_SIZES = (60, 90, 130, 180, 240, 300)
-"""Of lattice reduction, that searches start from."""
-REDUCIBLE = 36
-"""Coordinates for each bit of the modulus that a block size of 330 reduces, a little less."""
-SHARES = (0.75, 1.0, 1.3, 1.8)
-"""Of these, that are kept at the start."""
-SEARCHES = 3
-"""As many, from the starts of least cost."""
-GUESSED_WEIGHTS = (0, 1, 2, 4, 6, 9, 13, 18, 24)
-"""Coordinates that are not zero among the guessed ones, at the start of searches."""
+BLOCK_SIZES = (80, 130, 180, 240, 300)
+"""Of lattice reduction, that searches for attacks on sparse secrets start from."""
+SHARES = (0.1, 0.25, 0.45, 0.7)
+"""Of the weight that is expected among the guessed coordinates, likewise."""
+KEPT_SHARES = (0.92, 0.85, 0.78, 0.7, 0.6, 0.5, 0.35, 0.25, 0.18, 0.13, 0.09, 0.065, 0.045)
+"""Of the coordinates that are not guessed, likewise."""
 WITHIN = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Where between two bounds there is an estimate, in 1 / log2(q)."""
 BEYOND = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0)
@@ -84,8 +79,6 @@ def points() -> list[Point]:
         for low, high in itertools.pairwise(bounds):
             found += [Point(DENSE, ring, round(1 / ((1 - x) / low + x / high))) for x in WITHIN]
         found += [Point(DENSE, ring, round(loosest * factor)) for factor in BEYOND]
-    for secret, table in ((SPARSE, SPARSE_SECURITY_BOUNDS), (ENCAPSULATED, ENCAPSULATION_BOUNDS)):
-        found += [Point(secret, ring, round(1.25 * q)) for ring, q in table[128].items()]
     return list(dict.fromkeys(found))
 
 
@@ -129,7 +122,8 @@ def guesses(n: int, h: int, zeta: int, most: int) -> tuple[float, float]:
 
     space = choose(zeta, i) + i * math.log(2)
     hit = choose(zeta, i) + choose(n - zeta, h - i) - choose(n, h) if most else choose(n - zeta, h) - choose(n, h)
-    return float(np.exp(space).sum()), min(1.0, float(np.exp(hit).sum()))
+    with np.errstate(over="ignore"):
+        return float(np.exp(space).sum()), min(1.0, float(np.exp(hit).sum()))
 
 
 def _use_numpy(estimator: Any, primal: Any, exactly: Any) -> None:
@@ -236,32 +230,44 @@ class Estimator:
             "dual_hybrid": self._matzov(given, beta),
         }
         if weight is not None:
-            for name, mitm in (("bdd_hybrid", False), ("bdd_mitm_hybrid", True)):
-                costs[name] = self._guessing(given, point, beta, functools.partial(self._hybrid, given, mitm=mitm))
-            solvers = {"dual_hybrid_sparse": self._guess.exhaustive_search, "dual_mitm_hybrid": self._guess.mitm}
-            for name, solver in solvers.items():
-                costs[name] = self._guessing(given, point, beta, functools.partial(self._sparse, given, solver=solver))
+            costs["bdd_hybrid"] = self._guessing(given, lambda b, z, w: self._hybrid(given, b, z, w, False))
+            costs["bdd_mitm_hybrid"] = self._guessing(given, lambda b, z, w: self._hybrid(given, b, z, w, True))
+            costs["dual_mitm_hybrid"] = self._guessing(given, lambda b, z, w: self._sparse(given, b, z, w))
         return {name: round(cost, 2) for name, cost in costs.items() if math.isfinite(cost)}
 
-    def _guessing(self, given: Any, point: Point, least: int, cost: Callable[[int, int, int], float]) -> float:
+    def _guessing(self, given: Any, cost: Callable[[int, int, int], float]) -> float:
         """The least cost of an attack that guesses coordinates of a sparse secret.
 
+        Block size and weight are searched anew for each number of guessed coordinates: the three go together.
+
         Args:
-            least: block size of the attack that guesses nothing.
             cost: of a block size, of how many coordinates are guessed and of how many of these are not zero.
         """
-        weight = int(given.Xs.hamming_weight)
+        weight, known = int(given.Xs.hamming_weight), {}
 
-        def valid(beta: int, zeta: int, most: int) -> float:
-            return cost(beta, zeta, most) if most <= min(zeta, weight) and 0 <= zeta < given.n else math.inf
+        def at(kept: int, beta: int, most: int) -> float:
+            zeta = given.n - kept
+            if not (0 < zeta < given.n and 0 < most <= min(zeta, weight)):
+                return math.inf
+            if (kept, beta, most) not in known:
+                known[kept, beta, most] = cost(beta, zeta, most)
+            return known[kept, beta, most]
 
-        starts = [(least, 0, 0)]
-        for beta, share in itertools.product(BLOCK_SIZES, SHARES):
-            # Coordinates that such blocks can reduce are kept, or a share of them.
-            zeta = given.n - round(share * REDUCIBLE * (beta / 330) ** 0.7 * point.log_q)
-            starts += [(beta, zeta, most) for most in GUESSED_WEIGHTS]
-        tried = sorted(starts, key=lambda start: valid(*start))[:SEARCHES]
-        return min(descend(valid, one, (32, max(1, (given.n - one[1]) // 8), 2), (40, 0, 0)) for one in tried)
+        def start(kept: int) -> tuple[float, int, int]:
+            expected = weight * (1 - kept / given.n)
+            tried = itertools.product(BLOCK_SIZES, (max(1, round(share * expected)) for share in SHARES))
+            return min((at(kept, *one), *one) for one in tried)
+
+        def least(kept: int) -> float:
+            return descend(lambda beta, most: at(kept, beta, most), start(kept)[1:], (16, 4), (40, 1))
+
+        best = sorted((round(given.n * share) for share in KEPT_SHARES), key=start)[:2]
+        first = min(best, key=least)
+        step = first // 16
+        while step > first // 200:
+            first = min((first - step, first, first + step), key=least)
+            step //= 2
+        return min(known.values())
 
     def _hybrid(self, given: Any, beta: int, zeta: int, weight: int, mitm: bool) -> float:
         """The primal attack, with or without meeting in the middle of the guessed coordinates."""
@@ -290,13 +296,11 @@ class Estimator:
 
         return descend(cost, (beta, 3, 60, 0), (8, 1, 16, 8), (40, 2, 0, 0))
 
-    def _sparse(self, given: Any, beta: int, zeta: int, weight: int, solver: Any) -> float:
-        """The dual attack that has a solver find the guessed coordinates."""
-        if min(zeta, weight) == 0:
-            return math.inf  # nothing to solve
+    def _sparse(self, given: Any, beta: int, zeta: int, weight: int) -> float:
+        """The dual attack that meets in the middle of the guessed coordinates."""
         return _log2(
             self._dual.DualHybrid.cost(
-                solver=solver,
+                solver=self._guess.mitm,
                 params=given,
                 beta=beta,
                 zeta=zeta,

@@ -161,14 +161,15 @@ class _Observer(fx.Interpreter):
             values[node.id] = torch.from_numpy(node.op.evaluate(operands, self._graph.constants))
         value = values[node.id]
         by_channel = value.reshape(len(value), value.shape[1] if value.ndim > 1 else 1, -1)
-        lows, highs = _array(by_channel.amin((0, 2))), _array(by_channel.amax((0, 2)))
+        lows, highs = _array(by_channel.amin(0).amin(1)), _array(by_channel.amax(0).amax(1))
         low, high = float(lows.min()), float(highs.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             origin = [part for part in (node.origin.path, node.origin.source) if part]
             what = f"{node.id} ({', '.join(origin)})" if origin else node.id
             if isinstance(node.op, Activation) and values[node.inputs[0]].shape == value.shape:
                 given = values[node.inputs[0]][~torch.isfinite(value)]
-                what += f", for the input {float(given[0]):.6g}"
+                first = float(given[0])  # its sign says enough, and no value of an image is told
+                what += f", for {'a positive' if first > 0 else 'a negative' if first < 0 else 'a zero'} input"
             raise CalibrationError(f"{self.where}: the model gives NaN or infinite values at {what}")
         if not self.observing:
             return

@@ -394,8 +394,10 @@ def _decrypt(options: argparse.Namespace) -> None:
         decimals=options.decimals,
     )
     shown = ".4g" if options.decimals is None else f".{max(options.decimals, 0)}f"
+    # Not among the bytes of a file that goes to standard output.
+    stream = sys.stderr if os.path.realpath(options.output) == os.path.realpath("/dev/stdout") else sys.stdout
     for row in values.reshape(len(values), -1):
-        print(_outcome(row, shown))
+        print(_outcome(row, shown), file=stream)
 
 
 def _outcome(row: Outputs, shown: str) -> str:

@@ -339,7 +339,7 @@ def _approximate(
         threads=options.threads or usable_threads(),
         images=ImageFitter(sample, calibration.choosing, say, criterion, head.apply),
     )
-    manager = PassManager(pipeline or approximation_pipeline(options.fit), options.dump_after, options.dump)
+    manager = PassManager(pipeline or approximation_pipeline(options.fit), options.dump_after, options.dump, say)
     result = manager.run(bounded, context)
     check_result = self_check(
         ApproximatedModel(result, head=head), graph, calibration, criterion, goal(options.fit), structure
@@ -416,7 +416,7 @@ def lower(
     costs = options.costs or CostTable.default()
     threads = options.threads or usable_threads()
     passes = tuple(pipeline or lowering_pipeline(convolutions=options.convolutions))
-    managed = PassManager(passes, options.dump_after, options.dump)
+    managed = PassManager(passes, options.dump_after, options.dump, say)
 
     def context(parameters: Parameters) -> PassContext:
         return PassContext(
@@ -556,7 +556,7 @@ def _lower_deep(
         slots = "" if boots.log_slots is None else f" on 2^{boots.log_slots} slots"
         say(f"lowering at ring 2^{parameters.log_ring}, with bootstraps in {budget} levels{slots}")
         dumps: list[tuple[str, str]] = []  # of many that are packed, one is taken
-        manager = PassManager(passes[:where], options.dump_after, lambda name, text: dumps.append((name, text)))
+        manager = PassManager(passes[:where], options.dump_after, lambda name, text: dumps.append((name, text)), say)
         packed = manager.run(graph, context(parameters))
         return Packed(packed, Profiles(packed, parameters), tuple(manager.timings), tuple(dumps))
 
@@ -597,7 +597,7 @@ def _lower_deep(
             if options.dump is not None:
                 for name, text in one.packed.dumps:
                     options.dump(name, text)
-            second = PassManager(tuple(rest), options.dump_after, options.dump)
+            second = PassManager(tuple(rest), options.dump_after, options.dump, say)
             lowered = second.run(one.packed.graph, context(one.parameters))
             error = noise.of_program(lowered, one.parameters)
             if options.precision is not None and error > options.precision:

@@ -78,8 +78,13 @@ def ciphertext_bytes(log_ring: int, limbs: int, elements: int = 2) -> int:
 
 
 def plaintext_bytes(log_ring: int, limbs: int) -> int:
-    """An encoded plaintext in memory."""
+    """The encoding of a plaintext."""
     return limbs * WORD_BYTES << log_ring
+
+
+def kept_plaintext_bytes(log_ring: int, limbs: int) -> int:
+    """A plaintext that is kept: OpenFHE holds its complex slots beside its encoding, which take a limb more."""
+    return plaintext_bytes(log_ring, limbs + 1)
 
 
 def rotation_key_bytes(log_ring: int, total_limbs: int, digits: int, special_limbs: int) -> int:

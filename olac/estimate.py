@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from olac.backends.cost import CostEvaluator, Slowdown
 from olac.bootstrapping import SPECIAL_KEYS, precomputed_bytes, working_bytes
-from olac.costs import CostTable, ciphertext_bytes, plaintext_bytes, rotation_key_bytes
+from olac.costs import CostTable, ciphertext_bytes, kept_plaintext_bytes, plaintext_bytes, rotation_key_bytes
 from olac.ir.graph import Graph, Node
 from olac.ir.multiplexed import Multiplexed
 from olac.ir.ops import Bootstrap, Conv2d, Polynomial
@@ -130,7 +130,7 @@ def sizes(
     return Sizes(
         key_bytes=evaluation_key_bytes(parameters) * (rotations + 1 + special),
         setup_bytes=precomputed_bytes(parameters),
-        plaintext_bytes=sum(n * plaintext_bytes(parameters.log_ring, level + 1) for level, n in encodes.items()),
+        plaintext_bytes=sum(n * kept_plaintext_bytes(parameters.log_ring, level + 1) for level, n in encodes.items()),
         ciphertext_bytes=_most_alive(graph, kernels, parameters, levels),
         table_bytes=sum(kernel.table_bytes for kernel in kernels.values()),
         keeps_plaintexts=kept,

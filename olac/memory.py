@@ -75,6 +75,23 @@ def check_limits() -> None:
         )
 
 
+def check_threads(needed: float, what: str) -> None:
+    """Raise InfeasibleError if the limits of this process don't hold so many bytes and all threads of a run.
+
+    Beside the caller's thread there is one of Python's for each that may be used, and each has OpenMP's beside it. If
+    one of them can't be started, the process ends.
+    """
+    threads = usable_threads()
+    more = threads * threads if threads > 1 else 0
+    room = min(_limit_rooms(), default=math.inf)
+    total = needed + more * LIMIT_OF_A_THREAD
+    if room < total:
+        raise InfeasibleError(
+            f"the limits of this process (ulimit -v) leave {max(0.0, room) / GB:.2f} GB of memory, {what} takes "
+            f"{total / GB:.2f} GB with {threads} threads. Raise the limits, or set OMP_NUM_THREADS to fewer threads."
+        )
+
+
 @contextmanager
 def memory_for(what: str) -> Iterator[None]:
     """Raise InfeasibleError, which says what was being done, if memory runs out within; as a decorator, too."""
@@ -210,7 +227,7 @@ def bytes_of(amount: float | str, what: str, *, or_zero: bool = False, bare: str
         unit = UNITS.get((parts[2] or bare).upper()) if parts else None
         if parts is None or unit is None:
             raise ValueError(f'{what} {amount[:40]!r} is not an amount of memory such as "8GB", "512MB" or "1.5GiB"')
-        found = float(parts[1]) * unit
+        found: float = float(parts[1]) * unit
     else:
         try:
             found = math.nan if isinstance(amount, bool) else float(amount)

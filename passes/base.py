@@ -157,6 +157,7 @@ class PassManager:
     Args:
         passes: the pipeline; refused with ValueError where one pass's stage does not lead to the next's.
         dump_after: names of passes after which `dump(name, text)` gets the graph as text; "all" for every one.
+        progress: called with a line of text before each pass.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class PassManager:
         passes: Sequence[Pass],
         dump_after: Iterable[str] = (),
         dump: Callable[[str, str], None] | None = None,
+        progress: Callable[[str], None] | None = None,
     ) -> None:
         for before, after in itertools.pairwise(passes):
             if before.ensures != after.requires:
@@ -175,6 +177,7 @@ class PassManager:
         self.passes = tuple(passes)
         self._dump_after = frozenset(dump_after)
         self._dump = None if dump is None else callers_own(dump)
+        self._progress = progress
         self.timings: list[PassTiming] = []
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
@@ -184,6 +187,8 @@ class PassManager:
             start = time.perf_counter()
             if graph.stage != item.requires:
                 raise VerificationError(f"{item.name} requires {item.requires.name}, the graph is {graph.stage.name}")
+            if self._progress is not None:
+                self._progress(f"pass {item.name}")
             try:
                 with guard(f"pass {item.name}"):
                     result = item.run(graph, context)

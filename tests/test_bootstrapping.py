@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from olac.backends.cost import CostEvaluator
-from olac.backends.openfhe.context import make_context, set_up_bootstrapping
+from olac.backends.openfhe.context import Prepared, make_context, set_up_bootstrapping
 from olac.backends.openfhe.library import load
 from olac.bootstrapping import (
     BOOTSTRAP_NOISE,
@@ -194,10 +194,14 @@ def test_working_bytes_are_about_what_was_measured() -> None:
 
 
 def test_two_set_ups_of_one_chain_are_refused_in_one_process() -> None:
-    """Silently, the later one would be used for both."""
+    """Silently, the later one would be used for both. Where nobody has the first any more it may take its place."""
     first = Parameters(10, 18, 41, 48, 3, FLEXIBLE, 0, Bootstrapping(3, (3, 2)))
-    set_up_bootstrapping(make_context(first), first, precompute=False, slots=8)
+    prepared = Prepared(make_context(first), first)
     for boots in (Bootstrapping(3, (2, 3)), Bootstrapping(3, (3, 2), 9)):
         other = Parameters(10, first.depth, 41, 48, 3, FLEXIBLE, 0, boots)
         with pytest.raises(BackendError, match="another process"):
+            Prepared(make_context(other), other)
+        with pytest.raises(BackendError, match="another process"):
             set_up_bootstrapping(make_context(other), other, precompute=False, slots=8)
+    del prepared
+    Prepared(make_context(other), other)

@@ -24,7 +24,7 @@ from olac.ir.head import (
 )
 from olac.program import CompiledProgram
 from tests.runtime.small_program import images, small_program
-from tests.test_artifact import _refused, _rewrite
+from tests.test_artifact import _outer, _refused, _rewrite, _write
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*compiled without security")
 
@@ -81,6 +81,8 @@ def test_files_without_a_head(program: CompiledProgram, tmp_path: Path) -> None:
     path = tmp_path / "p.olac"
     program.save(path)
     _rewrite(path, lambda manifest: manifest.pop("head"))
+    _refused(path, "does not have the parts")
+    _write(path, _outer(path) | {"version": 4})  # had none
     loaded = CompiledProgram.load(path)
     assert loaded.head == OutputHead() and loaded.fingerprint == program.fingerprint
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from olac import memory
@@ -54,3 +55,64 @@ def test_the_first_version_of_cgroups(machine: Path) -> None:
     (box / "memory.limit_in_bytes").write_text("800000")
     (box / "memory.usage_in_bytes").write_text("300000")
     assert memory.available_bytes() == 500_000
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"),
+    [
+        ("8GB", 8e9),
+        ("8 GB", 8e9),
+        (" 512mb ", 512e6),
+        ("1.5GiB", 1.5 * 2**30),
+        ("1.5e3 MB", 1.5e9),
+        ("2G", 2e9),
+        ("1tib", 2.0**40),
+        ("123456789 B", 123456789),
+        (8e9, 8e9),
+        (1_000_000, 1e6),
+        (np.float32(4e9), 4e9),
+        (np.int64(5_000_000), 5e6),
+    ],
+)
+def test_amounts_of_memory(amount: float | str, expected: float) -> None:
+    assert memory.bytes_of(amount, "max_memory") == expected
+
+
+@pytest.mark.parametrize("amount", [8, 0.5, 999_999, "8", "0.5MB", np.int32(8)])
+def test_numbers_that_are_not_meant_as_bytes_are_refused(amount: float | str) -> None:
+    with pytest.raises(ValueError, match=r'max_memory .*"8GB"'):
+        memory.bytes_of(amount, "max_memory")
+
+
+@pytest.mark.parametrize(
+    "amount",
+    [
+        0,
+        -8e9,
+        float("nan"),
+        float("inf"),
+        True,
+        "0GB",
+        "-8GB",
+        "nan",
+        "inf",
+        "1e999GB",
+        "",
+        "GB",
+        "8 PB",
+        "8GB 1",
+        None,
+    ],
+)
+def test_what_is_no_amount_of_memory_is_refused(amount: float | str) -> None:
+    for bare in ("", "GB"):
+        with pytest.raises(ValueError, match=r"^max_memory .* is not an amount of memory"):
+            memory.bytes_of(amount, "max_memory", bare=bare)
+
+
+def test_a_number_may_have_a_unit_of_its_own_and_nothing_may_be_an_amount() -> None:
+    assert memory.bytes_of("4", "--max-memory", bare="GB") == 4e9
+    assert memory.bytes_of("512MB", "--max-memory", bare="GB") == 512e6
+    assert memory.bytes_of(0, "cache_bytes", or_zero=True) == 0
+    with pytest.raises(ValueError, match='or "8GB"'):
+        memory.bytes_of(8, "cache_bytes", or_zero=True)

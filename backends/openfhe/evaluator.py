@@ -14,7 +14,7 @@ from olac.backends.base import Array, Ciphertext, Evaluator, R, Slots, T
 from olac.backends.openfhe.context import make_context
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.rounding import EXACT_PRODUCTS, Rounding
-from olac.costs import plaintext_bytes
+from olac.costs import kept_plaintext_bytes
 from olac.errors import VerificationError
 from olac.ir.types import CipherState
 from olac.parameters import FIXED, Parameters
@@ -186,11 +186,17 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return context.MakeCKKSPackedPlaintext(values, 1, self.used_levels(level))
 
     def _encode(self, values: Callable[[], Slots], level: int, scale: float) -> Any:
+        def make() -> Any:
+            slots = values()
+            # A product with zero would be no encryption, and can't be sent. So zero is the smallest plaintext there is,
+            # the integer 1, which is far less than the noise of any product.
+            return self._make(slots if np.any(slots) else np.full(self.slots, 1.0 / scale), level, scale)
+
         if self._cache is None:
-            return self._make(values(), level, scale)
-        size = plaintext_bytes(self.parameters.log_ring, level + 1)
+            return make()
+        size = kept_plaintext_bytes(self.parameters.log_ring, level + 1)
         share = 1.0 / self._workers.threads if self._workers.inside else 1.0
-        return self._cache.get(self._places.next(), size, lambda: self._make(values(), level, scale), share)
+        return self._cache.get(self._places.next(), size, make, share)
 
     def _add(self, a: Any, b: Any, state: CipherState) -> Any:
         return self._context.EvalAdd(a, b)

@@ -11,6 +11,7 @@ alone lets it go.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import warnings
 import weakref
@@ -201,13 +202,19 @@ KEY_MAPS = MapsLock()
 class Held:
     """Tags under which OpenFHE holds keys for as long as this object, or another with the tag, is there."""
 
-    _all: ClassVar[weakref.WeakSet[Held]] = weakref.WeakSet()
+    _all: ClassVar[dict[int, set[str]]] = {}
+    """The tags of all objects that are there, by their numbers."""
+    _numbers: ClassVar[Iterator[int]] = itertools.count()
 
     def __init__(self, *tags: str) -> None:
-        self._tags = set(tags)
-        self._all.add(self)
+        number, self._tags = next(self._numbers), set(tags)
+        self._all[number] = self._tags
         # At the end of the process all goes anyway, and OpenFHE's maps may be gone before.
-        weakref.finalize(self, KEY_MAPS.forget_later, self._tags).atexit = False
+        weakref.finalize(self, self._end, number).atexit = False
+
+    @classmethod
+    def _end(cls, number: int) -> None:
+        KEY_MAPS.forget_later(cls._all.pop(number))
 
     def add(self, tag: str) -> None:
         """One more."""
@@ -220,7 +227,7 @@ class Held:
     @classmethod
     def tags(cls) -> set[str]:
         """Those of all objects that are there."""
-        return {tag for held in tuple(cls._all) for tag in tuple(held._tags)}
+        return set().union(*map(tuple, tuple(cls._all.values())))
 
 
 def put(keys: Any, tag: str) -> None:

@@ -133,6 +133,8 @@ def sweep(
             one.clean[node.id] = batched(node, [one.clean[i] for i in node.inputs], original, graph)
         disturbed = not fitted.same(node)
         if isinstance(node.op, Conv2d | Linear) and options.refit and disturbed:
+            if progress is not None:
+                progress(f"re-fitting the weights of {node.id}")
             kept = _refit(graph, node, weights, users[node.id], fitted, held, options, choose, index, rest)
             new[node.id] = kept
         elif isinstance(node.op, Activation) and node.id in degrees:
@@ -221,15 +223,16 @@ def _refit(
     ridges = (options.ridge,) if options.ridge is not None else RIDGES if choose else (RIDGES[1],)
     best: tuple[float, Tensor, Tensor] | None = None
     for ridge in ridges:
-        w, b = regression.solve(flat, ridge)
-        weights[names[0]], weights[names[1]] = w.reshape(weight.shape).float(), b.reshape(-1).float()
+        w, b = (part.float() for part in regression.solve(flat, ridge))
+        if not (torch.isfinite(w).all() and torch.isfinite(b).all()):
+            continue  # values that never vary, and are very large or small, determine nothing
+        weights[names[0]], weights[names[1]] = w.reshape(weight.shape), b.reshape(-1)
         if not choose:
             return made
         error = rest(index, batched(made, [held.disturbed[node.inputs[0]]], weights, graph))
         if best is None or error < best[0]:
             best = (error, weights[names[0]], weights[names[1]])
-    assert best is not None
-    if best[0] > rest(index, batched(node, [held.disturbed[node.inputs[0]]], weights, graph)):
+    if best is None or best[0] > rest(index, batched(node, [held.disturbed[node.inputs[0]]], weights, graph)):
         return node
     weights[names[0]], weights[names[1]] = best[1], best[2]
     return made

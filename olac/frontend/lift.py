@@ -1126,6 +1126,8 @@ def _lift_node(lifter: Lifter, traced: Traced, node: fx.Node, args: Any, kwargs:
         handler = _handler_of(module)
         if handler is None:
             name = type(module).__name__
+            if type(module).__module__.startswith("torch.ao."):
+                raise Unsupported(f"{name} is quantised", "Compile the model as it was before quantisation")
             raise Unsupported(f"{name} is not supported", _advice(name))
         operands = [*args, *kwargs.values()]
         if len(operands) != 1 or not isinstance(operands[0], (Value, _Unknown)):

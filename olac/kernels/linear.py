@@ -45,6 +45,8 @@ MOST_REPEATS = 16
 TOGETHER = 4
 """Products that are summed by one thread: few enough for two threads to end together, whatever the plan."""
 
+ENTRIES = 1 << 20
+"""Entries of a map that are looked at together."""
 DENSE_KEYS = 1 << 26
 """Up to as many possible diagonals they are marked in a table, beyond that sorted."""
 
@@ -80,6 +82,58 @@ class PlacedEntries:
         pair, diagonal = np.divmod(keys, diagonals)
         target, source = np.divmod(pair, sources)
         return target, source, diagonal
+
+
+def distinct_diagonals(linear: LinearMap, operand: TensorLayout, result: TensorLayout) -> Distinct:
+    """Diagonals of plain copies that are not zero, modulo the operand's period, each result in its place once.
+
+    They stand for all entries: `counted_modulo` makes those of any modulus of them.
+    """
+    slots = operand.slots
+    # All of these are powers of two; divisions would take most of the time.
+    bits, mask = slots.bit_length() - 1, slots - 1
+    pairs = operand.ciphertexts * result.ciphertexts
+    found = np.zeros((pairs, slots), dtype=bool)
+    for first in range(0, len(linear.rows), ENTRIES):
+        part = slice(first, first + ENTRIES)
+        a, b = operand.addresses[linear.columns[part]], result.addresses[linear.rows[part]]
+        pair = (b >> bits) * operand.ciphertexts + (a >> bits)
+        found[pair, ((a & mask) - (b & mask)) & mask] = True
+    pair, diagonal = np.divmod(np.flatnonzero(found), slots)
+    target, source = np.divmod(pair, operand.ciphertexts)
+    # Each image of a batch lies further on, by its stride in the operand and in the result.
+    shifts = np.arange(operand.batch) * (operand.image_stride - result.image_stride)
+    return _as_distinct(
+        np.tile(target, len(shifts)),
+        np.tile(source, len(shifts)),
+        (diagonal[None, :] + shifts[:, None]).reshape(-1),
+        operand.period,
+    )
+
+
+def counted_modulo(found: Distinct, result: TensorLayout, modulus: int) -> Distinct:
+    """Distinct diagonals modulo a divisor of the operand's period, from those modulo the period.
+
+    Where the modulus is beyond the result's period, the result is repeated up to it.
+    """
+    target, source, diagonal = found
+    repeats = max(1, modulus // result.period)
+    shifts = np.arange(repeats) * result.period
+    return _as_distinct(
+        np.tile(target, repeats),
+        np.tile(source, repeats),
+        (diagonal[None, :] - shifts[:, None]).reshape(-1),
+        modulus,
+    )
+
+
+def _as_distinct(target: Index, source: Index, diagonal: Index, modulus: int) -> Distinct:
+    """Each once, in the order of targets, sources and diagonals."""
+    sources = int(source.max(initial=0)) + 1
+    keys = np.unique((target * sources + source) * modulus + (diagonal & (modulus - 1)))
+    pair, diagonal = np.divmod(keys, modulus)
+    target, source = np.divmod(pair, sources)
+    return target, source, diagonal
 
 
 def place(

@@ -7,6 +7,7 @@ depends on where its matrix is not zero, not on the values.
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import fields
 from typing import Generic, TypeVar
@@ -15,8 +16,8 @@ import numpy as np
 
 from olac.ir.graph import Diagonals
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Affine, AveragePool, Constants, Conv2d, Linear, LinearOp, Shape
-from olac.kernels.linear import DiagonalKernel, Distinct, place
+from olac.ir.ops import Affine, Array, AveragePool, Constants, Conv2d, Linear, LinearOp, Shape
+from olac.kernels.linear import DiagonalKernel, Distinct, counted_modulo, distinct_diagonals
 
 MOST_KEPT = 256
 BY_ZEROS = (Affine, AveragePool, Conv2d, Linear)
@@ -55,11 +56,25 @@ def entries_key(op: LinearOp, shape: Shape, constants: Constants) -> Hashable:
         if one.name not in op.constant_fields or value is None:
             parts.append((one.name, repr(value)))
             continue
-        array = np.ascontiguousarray(constants[value])
-        content = np.packbits(array != 0) if type(op) in BY_ZEROS else array
-        digest = hashlib.blake2b(content.tobytes(), digest_size=32).digest()
-        parts.append((one.name, array.shape, array.dtype.str, digest))
+        array = constants[value]
+        parts.append((one.name, array.shape, array.dtype.str, _digest(array, type(op) in BY_ZEROS)))
     return tuple(parts)
+
+
+_DIGESTS: dict[tuple[int, bool], tuple[weakref.ref[Array], bytes]] = {}
+
+
+def _digest(array: Array, by_zeros: bool) -> bytes:
+    """Hash of an array, or of where it is not zero; of an array that can't change it is found once."""
+    key = (id(array), by_zeros)
+    kept = _DIGESTS.get(key)
+    if kept is not None and kept[0]() is array:
+        return kept[1]
+    content = np.packbits(array != 0) if by_zeros else np.ascontiguousarray(array)
+    digest = hashlib.blake2b(content.tobytes(), digest_size=32).digest()
+    if not array.flags.writeable:
+        _DIGESTS[key] = (weakref.ref(array, lambda _: _DIGESTS.pop(key, None)), digest)
+    return digest
 
 
 def diagonals_of(
@@ -68,9 +83,12 @@ def diagonals_of(
     """The diagonals that are not zero between two layouts, counted modulo `modulus`."""
 
     def find() -> Distinct:
-        return place(op.linear_map(shape, constants), operand, result, modulus).distinct
+        return distinct_diagonals(op.linear_map(shape, constants), operand, result)
 
-    return _DIAGONALS.get((entries_key(op, shape, constants), operand, result, modulus), find)
+    if operand.step:
+        raise ValueError(f"diagonals of shifted copies ({operand}) follow from those of plain ones")
+    key = (entries_key(op, shape, constants), operand, result)
+    return counted_modulo(_DIAGONALS.get(key, find), result, modulus)
 
 
 def hollow_kernel(

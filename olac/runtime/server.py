@@ -33,7 +33,7 @@ from olac.ir.ops import Bootstrap
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
 from olac.kernels.execute import execute
-from olac.memory import available_bytes, bytes_of, current_rss_bytes, memory_for
+from olac.memory import available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for
 from olac.program import CompiledProgram
 from olac.runtime.checkpoints import Checkpoint
 from olac.runtime.messages import (
@@ -229,6 +229,7 @@ class Server:
         one, away = one_key_bytes(self.program), len(set(keys.steps) - pinned_steps(self.program))
         fewest = 1 + LOADING_KEYS
         least = LIBRARY_BYTES + (1 + UNUSED_SHARE) * (needed - (away - fewest) * one)
+        check_threads(LIBRARY_BYTES + min(needed, least), "running the program")
         may_wait = keys.header is not None and not keys.installed and away > fewest
         within = room
         if max_memory is not None:

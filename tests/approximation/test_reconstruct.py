@@ -97,12 +97,11 @@ def pooled() -> Graph:
     return PassManager([ExpandMaxPool()]).run(graph, context)
 
 
-def test_polynomials_that_stand_for_no_activation_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_polynomials_that_stand_for_no_activation_stay() -> None:
     """The compositions of a max-pooling are what they are; all else around them gains, images out of range included."""
-    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 0.0)
     graph = pooled()
     before = start(2, graph)
-    after = reconstruct(graph, before, images(320, 9), HELD, 8)
+    after = reconstruct(graph, before, images(320, 9), HELD, 8, enough=0.0)
     assert error(graph, after, UNSEEN) < 0.97 * error(graph, before, UNSEEN)
     fitted = set(activations(graph))
     given = [node for node in after.nodes if isinstance(node.op, Polynomial | PolynomialProduct | SparseLinear)]

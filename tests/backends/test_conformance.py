@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from olac.backends.base import Array, Ciphertext, Evaluator, Slots, is_negligible
+from olac.backends.base import Array, Ciphertext, Evaluator, Slots, without_negligible
 from olac.backends.cost import LIGHT, CostEvaluator, Slowdown
 from olac.backends.openfhe import speed
 from olac.backends.openfhe.context import make_context
@@ -154,7 +154,8 @@ def test_the_smallest_plaintexts_that_are_kept() -> None:
     scale = ev.parameters.scale(2)
     for shape in (np.ones(SLOTS), one_slot(1.0), slots(3), slots(3) * (slots(4) > 0.9)):
         edge = 0.5 * np.sqrt(2.0) * SLOTS / (scale * np.linalg.norm(shape))
-        assert is_negligible(0.999 * edge * shape, scale) and not is_negligible(1.001 * edge * shape, scale)
+        assert not np.any(without_negligible(0.999 * edge * shape, scale))
+        assert np.array_equal(without_negligible(1.001 * edge * shape, scale), 1.001 * edge * shape)
         ev.encode(lambda edge=edge, shape=shape: 1.001 * edge * shape, 2, scale)  # type: ignore[misc]
 
 

@@ -194,7 +194,7 @@ def test_poles_are_refused(function: Any, message: str) -> None:
 
 @pytest.mark.parametrize("function", [torch.log, torch.sqrt, lambda x: torch.log(x + 0.2)])
 def test_nan_within_the_range_is_refused(function: Any) -> None:
-    with pytest.raises(CalibrationError, match=r"NaN or infinite values at m1 \(1\), for the input -\d"):
+    with pytest.raises(CalibrationError, match=r"NaN or infinite values at m1 \(1\), for a negative input"):
         olac.approximate(net(Apply(function)), images(), activations={"1": None})
 
 

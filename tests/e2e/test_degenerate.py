@@ -116,6 +116,18 @@ def test_images_with_next_to_nothing_in_them(name: str, kind: str) -> None:
     encrypted(model, images(kind, shape))
 
 
+def test_layers_that_nothing_determines_keep_their_weights() -> None:
+    """Equal images of huge values: the normal equations of the second layer overflow."""
+    torch.manual_seed(0)
+    first = change(nn.Linear(8, 6), lambda w: w.mul_(1e30))
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(6, 4), nn.ReLU())
+    x = images("equal", (8,))
+    made = olac.approximate(model.eval(), x.split(50), reconstruct=0, degree=3)
+    with torch.no_grad():
+        size = float(model(x[:1]).abs().max())
+        assert np.abs(made.simulate(x[:1].numpy()) - model(x[:1]).numpy()).max() < 0.1 * size
+
+
 def test_coarse_scales_round_weights_away() -> None:
     """Pinned, so that no precision asks for more."""
     model, shape = networks()["weights of 1e-12"]

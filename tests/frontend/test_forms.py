@@ -357,6 +357,13 @@ def test_images_that_mean_something_else_as_floats() -> None:
     assert not problems(Apply(lambda m, x: m.layer(x.float() / 255)), pixels)
 
 
+def test_quantised_models_are_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao moves elsewhere
+        net = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), {nn.Linear})
+    assert "0: Linear is quantised. Compile the model as it was before" in problems(net, torch.randn(3, 4))
+
+
 def test_autocast_is_refused() -> None:
     def lower(model: Any, x: Any) -> Any:
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 import pytest
 
 from olac.backends.recorder import RecorderEvaluator
 from olac.ir.graph import Diagonals
 from olac.ir.layout import Array, TensorLayout
-from olac.ir.ops import Conv2d, SparseLinear
-from olac.kernels.linear import DiagonalKernel, place
+from olac.ir.ops import Conv2d, Linear, LinearMap, LinearOp, SparseLinear
+from olac.kernels import linear as linear_module
+from olac.kernels import patterns
+from olac.kernels.linear import DiagonalKernel, Distinct, modulus_choices, place
 from olac.kernels.patterns import Kept, diagonals_of, entries_key, hollow_kernel
 from olac.parameters import Parameters
 
@@ -41,6 +45,19 @@ def test_of_other_ops_the_values_count() -> None:
     assert entries_key(op, (4,), one) != entries_key(op, (4,), one | {"columns": np.array([1, 3])})
 
 
+def test_only_arrays_that_can_not_change_are_hashed_once() -> None:
+    mine = constants(0)
+    key = entries_key(CONV, SHAPE, mine)
+    mine["w"][0, 0, 0, 0] = 0.0
+    other = entries_key(CONV, SHAPE, mine)
+    assert other != key
+    mine["w"].setflags(write=False)
+    assert entries_key(CONV, SHAPE, mine) == entries_key(CONV, SHAPE, mine) == other
+    before = len(patterns._DIGESTS)
+    del mine["w"]
+    assert len(patterns._DIGESTS) == before - 1
+
+
 @pytest.mark.parametrize("zeros", [(), (0, 1, 2, 9, 30, 31)])
 def test_diagonals_and_primitives_are_those_of_the_op_itself(zeros: tuple[int, ...]) -> None:
     operand = TensorLayout.dense(SHAPE, PARAMETERS.slots)
@@ -65,6 +82,55 @@ def test_diagonals_and_primitives_are_those_of_the_op_itself(zeros: tuple[int, .
             events.append(recorder.events)
         assert events[0] == events[1]
         assert len(events[0]) > 20
+
+
+def layouts() -> Iterator[tuple[str, LinearOp, Mapping[str, Array], TensorLayout, TensorLayout]]:
+    """Ops between layouts of all kinds: gaps, batches, several ciphertexts, results smaller and larger."""
+    random = np.random.default_rng(6)
+    dense = TensorLayout.dense
+    yield "small", CONV, constants(0), dense(SHAPE, 1024), dense((3, 6, 6), 1024)
+    gap = TensorLayout.multiplexed((3, 3, 3), (6, 6), 2, 1024)
+    stride = Conv2d("w", "b", stride=(2, 2), padding=(1, 1, 1, 1))
+    yield "gap", stride, constants(1), dense(SHAPE, 1024), gap
+    yield "batch", CONV, constants(2), dense(SHAPE, 1024, 4), dense((3, 6, 6), 1024, 4)
+    yield "ciphertexts", CONV, constants(3), dense(SHAPE, 32), dense((3, 6, 6), 32)
+    for rows, columns in ((5, 100), (100, 5), (3, 300)):
+        weight = {"w": random.normal(size=(rows, columns)) * (random.random((rows, columns)) < 0.4)}
+        yield f"{rows} of {columns}", Linear("w"), weight, dense((columns,), 256), dense((rows,), 256)
+
+
+LAYOUTS = {name: (op, mine, operand, result) for name, op, mine, operand, result in layouts()}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_diagonals_are_those_of_the_placed_entries(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    op, mine, operand, result = LAYOUTS[name]
+    monkeypatch.setattr("olac.kernels.linear.ENTRIES", 7)
+    linear = op.linear_map(operand.shape, mine)
+    for modulus in modulus_choices(operand, result):
+        found = diagonals_of(op, operand.shape, mine, operand, result, modulus)
+        for one, other in zip(found, place(linear, operand, result, modulus).distinct, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_wide_layer_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of moduli; entries are not repeated for any of them."""
+    seen: list[int] = []
+    placed = linear_module.distinct_diagonals
+
+    def watched(linear: LinearMap, operand: TensorLayout, result: TensorLayout) -> Distinct:
+        seen.append(len(linear.rows))
+        return placed(linear, operand, result)
+
+    monkeypatch.setattr("olac.kernels.patterns.distinct_diagonals", watched)
+    monkeypatch.setattr("olac.kernels.patterns._DIAGONALS", Kept())
+    op, weight = Linear("w"), {"w": np.ones((4, 512))}
+    operand, result = TensorLayout.dense((512,), 1024), TensorLayout.dense((4,), 1024)
+    moduli = modulus_choices(operand, result)
+    assert len(moduli) > 3
+    for modulus in moduli:
+        diagonals_of(op, (512,), weight, operand, result, modulus)
+    assert seen == [4 * 512]
 
 
 def test_a_kernel_without_weights_leaves_the_other_as_it_is() -> None:

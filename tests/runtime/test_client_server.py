@@ -16,8 +16,9 @@ import pytest
 from olac import envelope
 from olac.backends.cost import CostEvaluator
 from olac.backends.openfhe.wire import wire
-from olac.costs import CostTable
+from olac.costs import CostTable, kept_plaintext_bytes
 from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError, OlacError
+from olac.estimate import UNUSED_SHARE, estimate
 from olac.formats import FRAMES
 from olac.ir.graph import Graph
 from olac.ir.ops import Array
@@ -139,6 +140,32 @@ def test_encoded_weights_are_kept_and_give_the_same(pair: Pair) -> None:
     bare = Server(pair.program, pair.keys, cache_bytes=0)
     _close(pair.program, x, pair.client.decrypt(bare.run(pair.client.encrypt(x))))
     assert bare._cache.bytes == 0
+
+
+def test_a_server_keeps_to_the_memory_that_its_program_was_compiled_for(pair: Pair) -> None:
+    """Beside what else is in this process; what is asked for goes before."""
+    whole = estimate(pair.program)
+    some = whole.plaintext_bytes // 2
+    room = whole.sizes.least_server_bytes + (1 + UNUSED_SHARE) * some
+    limited = replace(pair.program, report=replace(pair.program.report, max_memory=room))
+    assert limited.fingerprint == pair.program.fingerprint
+    received = EvaluationKeys.from_bytes(limited, pair.key_frame)
+    server = Server(limited, received)
+    assert server._cache.budget == pytest.approx(some, abs=2)
+    server.prepare()
+    one = kept_plaintext_bytes(limited.parameters.log_ring, limited.parameters.limbs)
+    assert some - one < server._cache.bytes <= some
+    assert Server(limited, received, cache_bytes="1GB")._cache.budget == 1e9
+    assert Server(limited, received, max_memory="900GB")._cache.budget > some
+    small = replace(pair.program, report=replace(pair.program.report, max_memory=2e8))
+    assert Server(small, pair.keys)._cache.budget == 0  # live keys are there already
+
+
+@pytest.mark.parametrize("name", ["max_memory", "cache_bytes"])
+@pytest.mark.parametrize("amount", [8, -1e9, float("nan"), float("inf"), "8", "much"])
+def test_what_is_no_amount_of_memory_is_refused(pair: Pair, name: str, amount: float | str) -> None:
+    with pytest.raises(ValueError, match=name):
+        Server(pair.program, pair.keys, **{name: amount})
 
 
 def test_clients_in_one_process_do_not_disturb_each_other(pair: Pair) -> None:
@@ -429,7 +456,7 @@ def test_files_of_another_kind_version_or_program(files: dict[str, Path], tmp_pa
     data[4:6] = (FRAMES.current + 1).to_bytes(2, "little")
     newer = tmp_path / "newer"
     newer.write_bytes(data)
-    with pytest.raises(ArtifactError, match=r"version 2.*Update olac"):
+    with pytest.raises(ArtifactError, match=rf"version {FRAMES.current + 1}.*Update olac"):
         read(pair.program, newer)
     strangers = {
         "program": small_program(batch=BATCH, seed=1),

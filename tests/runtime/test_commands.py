@@ -26,7 +26,14 @@ def test_from_keys_to_a_decrypted_result(tmp_path: Path, capsys: pytest.CaptureF
 
     assert main(["info", files["p.olac"]]) == 0
     assert main(["info", files["p.olac"], "--max-memory", "4"]) == 0
-    assert "4.00 GB: a server holds all keys" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "4.00 GB: a server holds all keys" in shown and "GB without kept weights)" in " ".join(shown.split())
+    assert main(["info", files["p.olac"], "--max-memory", "512MB"]) == 0
+    assert "0.51 GB: a server holds all keys" in capsys.readouterr().out
+    for wrong_amount in ("nan", "inf", "-1", "0", "8XB"):
+        with pytest.raises(SystemExit) as caught:
+            main(["info", files["p.olac"], "--max-memory", wrong_amount])
+        assert caught.value.code == 2 and "--max-memory" in capsys.readouterr().err
     assert main(["keygen", files["p.olac"], files["keys"]]) == 0
     assert main(["encrypt", files["p.olac"], secret, files["image.npy"], files["in.enc"]]) == 0
     np.save(tmp_path / "far.npy", image + 123.0)

@@ -409,6 +409,10 @@ def test_limits_of_the_process(folder: Path) -> None:
         assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done
         assert not (folder / "keys").exists()
     assert run(keygen, "ulimit -v 600000;").returncode == 0
+    # Each thread of Python's has OpenMP's beside it: one that can't be started would end the process.
+    files = [folder / name for name in ("p.olac", "evaluation.keys", "in.enc", "out.enc")]
+    done = run(["run", *files], "ulimit -v 480000; export OMP_NUM_THREADS=2;")
+    assert done.returncode == 1 and "running the program takes" in done.stderr and done.stderr.count("\n") == 1, done
 
 
 def test_output_that_nobody_reads(folder: Path) -> None:
@@ -417,6 +421,11 @@ def test_output_that_nobody_reads(folder: Path) -> None:
     assert done.returncode in (0, 141) and not done.stderr
     done = run(info, after="> /dev/full")
     assert done.returncode == 1 and done.stderr == "error: No space left on device\n"
+    client, keys = pair()
+    Server(client.program, keys).run(client.encrypt(images())).save(folder / "out.enc")
+    decrypt = ["decrypt", *(folder / name for name in ("p.olac", "secret.key", "out.enc")), "/dev/stdout"]
+    done = run(decrypt, after=f"> {folder / 'y.npy'}")
+    assert done.returncode == 0 and "class" in done.stderr and np.load(folder / "y.npy").shape == (1, 5)
     # A run goes on: its result is worth more than a word about it.
     files = [folder / name for name in ("p.olac", "evaluation.keys", "in.enc", "out.enc")]
     done = run(["run", *files], after="> /dev/full")

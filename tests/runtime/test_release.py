@@ -157,7 +157,7 @@ def test_what_bootstraps_take_goes_with_the_last_server() -> None:
     evaluator = OpenFHEEvaluator(wire(parameters).context, parameters, keys.steps)
     boots = parameters.bootstrapping
     assert boots is not None
-    slots = np.linspace(-1, 1, parameters.slots)
+    slots = np.linspace(-1, 1, parameters.slots, dtype=np.float64)
 
     def bootstraps() -> bool:
         low = evaluator.encrypt(client._key(), slots, boots.input_level)
