@@ -152,6 +152,17 @@ def test_a_quiet_output_beside_a_loud_one_keeps_its_precision() -> None:
         assert np.abs(outputs - program.simulate(image)).max() < 1e-3
 
 
+def test_single_precision_of_a_model_is_no_bug_of_ours() -> None:
+    """Of a column such as a time in seconds a batch normalisation leaves a small difference of large values."""
+    torch.manual_seed(0)
+    x = torch.randn(300, 3) * torch.tensor([1e3, 1.0, 1.0]) + torch.tensor([1.7e9, 0.0, 0.0])
+    norm = nn.BatchNorm1d(3)
+    norm.running_mean, norm.running_var = x.double().mean(0).float(), x.double().var(0).float()
+    model = nn.Sequential(norm, nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    check = olac.approximate(model, x, degree=3, reconstruct=0).report.check
+    assert check is not None and check.structure_error > 1e-3
+
+
 def test_uneven_columns_run_and_one_far_outside_is_refused() -> None:
     rng = np.random.default_rng(0)
     table = np.c_[
