@@ -49,7 +49,15 @@ from olac.plugins import load_plugins
 from olac.polynomials.fit import FitOptions
 from olac.polynomials.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
 from olac.program import ApproximatedModel, CompiledProgram, Report
-from olac.promises import data_shortfalls, goal, goal_shortfalls, last_function, refuse_shortfalls, self_check
+from olac.promises import (
+    data_shortfalls,
+    goal,
+    goal_shortfalls,
+    last_function,
+    refuse_shortfalls,
+    self_check,
+    value_notes,
+)
 from olac.report import memory_line
 from olac.search import (
     MACHINE_BYTES,
@@ -352,7 +360,7 @@ def _approximate(
         front=tuple(context.front),
         check=check_result,
         pass_seconds=tuple((timing.name, timing.seconds) for timing in manager.timings),
-        notes=(*missed, *data, *clamped, *calibrations.outlier_notes(graph, calibration)),
+        notes=(*missed, *value_notes(check_result), *data, *clamped, *calibrations.outlier_notes(graph, calibration)),
     )
     return ApproximatedModel(result, report, head), calibration
 

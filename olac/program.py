@@ -50,7 +50,8 @@ class SelfCheck:
         low, high: the interval that holds the true agreement with 95 % confidence.
         goal: the agreement that was asked for, or None in files that do not say.
         images_to_goal: images for `low` to reach the goal if the agreement stays; None if it is not above the goal.
-        explained: R squared of the outputs, by each output's own variance; None in files that do not say.
+        explained: R squared of the outputs, by each output's own variance or, for classes and maps, by that of all
+            together; None for one image, which has no variance, and in files that do not say.
     """
 
     images: int

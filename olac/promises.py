@@ -25,6 +25,8 @@ FEW_IMAGES = 256
 """A note is made if a calibration has fewer images: ranges and agreement are then little more than guesses."""
 FEW_VALUES = 8
 """A note is made if all but fewer of a channel's values than this are the same."""
+POOR_VALUES = 0.9
+"""A note is made if R2 of the outputs is lower, although nearly all decisions agree."""
 NAMED = 3
 CHUNK = 64
 
@@ -87,7 +89,7 @@ def self_check(
         high=high,
         goal=asked,
         images_to_goal=images_for(agreement, asked),
-        explained=explained(ours, theirs),
+        explained=explained(ours, theirs, criterion.spread) if len(images) > 1 else None,
     )
 
 
@@ -133,6 +135,18 @@ def goal_shortfalls(check: SelfCheck) -> tuple[str, ...]:
     return (
         f"the agreement is {percent(check.agreement)} ({check.meaning}), below {percent(check.goal)}: ask for more "
         "(min_agreement), allow more levels (max_depth) or higher degrees (max_degree), or calibrate with more images",
+    )
+
+
+def value_notes(check: SelfCheck) -> tuple[str, ...]:
+    """Whether nearly all decisions agree, but the values that they are made by are far off."""
+    decided = check.task in ("classification", "binary", "multilabel") and check.agreement >= MIN_AGREEMENT
+    if not decided or goal_shortfalls(check) or check.explained is None or check.explained >= POOR_VALUES:
+        return ()
+    return (
+        f"the decisions agree ({check.meaning}), but the values of the outputs are off by {check.mean_error:.3g} on "
+        f"average and {check.max_error:.3g} at most, and R2 is below {POOR_VALUES:g}: if the values matter, give "
+        'task="regression" or a higher degree',
     )
 
 

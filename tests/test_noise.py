@@ -14,7 +14,7 @@ from olac.ir.head import Affine as LastAffine
 from olac.ir.head import ArgMax, Elementwise, OutputHead, Step
 from olac.ir.ops import Affine, Bootstrap, Input
 from olac.ir.types import Stage, ValueType
-from olac.noise import MAX_SCALE_BITS, OutputNoise
+from olac.noise import MAX_SCALE_BITS, OutputNoise, decoded
 from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 from olac.polynomials.statistics import Calibration
 
@@ -60,6 +60,13 @@ def test_what_the_client_computes_counts() -> None:
     assert with_head(LastAffine((1.0,), (-7 / 8,)), Elementwise("relu")) == bits + 3
     assert with_head(LastAffine((16.0,), (0.0,)), Elementwise("exp")) == bits + 4
     assert with_head(ArgMax(0)) == bits
+
+
+def test_no_output_is_more_exact_than_the_mean_of_an_image() -> None:
+    """OpenFHE adds noise to all slots alike when it decrypts, as much as the slots have on average."""
+    clean = np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
+    noisy = clean + np.array([[0.0, 0.0, 2.0, 0.0], [0.0, -1e-3, 0.0, 0.0]])
+    assert decoded(noisy, clean) - clean == pytest.approx(np.array([[1, 1, 2, 1], [5e-4, -1e-3, 5e-4, 5e-4]]))
 
 
 def test_bootstraps_bring_the_noise_that_was_measured() -> None:

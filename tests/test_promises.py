@@ -113,6 +113,20 @@ def test_a_goal_that_is_missed_is_said() -> None:
     assert goal_shortfalls(replace(check, goal=0.9)) == ()
 
 
+def test_decisions_that_agree_by_values_that_do_not_are_said() -> None:
+    """A large output that never falls behind decides alike, however far off it is."""
+    model = network(2)
+    with torch.no_grad():
+        model[2].bias[0] += 1.0  # type: ignore[index]
+    options: dict[str, Any] = {"task": "classification", "reconstruct": 0}
+    rough = olac.approximate(model, [inputs(2500)], degree=1, refit=False, **options)
+    check = rough.report.check
+    assert check is not None and check.agreement >= 0.98 and check.explained is not None and check.explained < 0.9
+    (note,) = rough.report.notes
+    assert "values of the outputs are off by" in note and 'task="regression"' in note
+    assert not olac.approximate(model, [inputs(2500)], degree=7, **options).report.notes
+
+
 def test_degrees_that_are_too_low_are_said_and_refused() -> None:
     model, loader = network(5), [inputs(600)]
     program = olac.approximate(model, loader, degree=1, refit=False, **QUICK)

@@ -317,16 +317,20 @@ def _map(outputs: Array, last: str | None, image_shape: tuple[int, ...]) -> Map:
     return Map("numbers") if channels == 1 or alike or last == "argmax" else Map("classes")
 
 
-def explained(ours: Array, theirs: Array) -> float:
-    """R squared: 1 less the mean squared error of the outputs, in units of each output's variance.
+def explained(ours: Array, theirs: Array, spread: Spread = "each") -> float:
+    """R squared: 1 less the mean squared error of the outputs, in units of their variance.
 
-    Outputs (n, *output shape). An output that hardly varies counts as if it varied by a millionth of the largest.
+    Outputs (n, *output shape). Each output counts by its own variance, and one that hardly varies as if it varied by a
+    millionth of the largest. If outputs count "together", the errors of all are summed, as are their variances.
     Minus infinity if an output of ours is not finite.
     """
     a, b = _rows(ours), _rows(theirs)
     if not np.isfinite(a).all():
         return -np.inf
-    return float(1 - np.mean(((a - b) / _deviations(b)) ** 2))
+    deviations = _deviations(b)
+    if spread == "together":
+        deviations = np.sqrt(np.mean(deviations**2))
+    return float(1 - np.mean(((a - b) / deviations) ** 2))
 
 
 def _deviations(values: Array) -> Array:

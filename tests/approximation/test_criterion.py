@@ -133,6 +133,9 @@ def test_explained_variance() -> None:
     assert explained(theirs, theirs) == 1.0
     assert explained(np.broadcast_to(theirs.mean(0), theirs.shape), theirs) == pytest.approx(0.0, abs=1e-9)
     assert explained(np.full_like(theirs, np.nan), theirs) == -np.inf
+    assert explained(theirs.mean(0) + 0 * theirs, theirs, "together") == pytest.approx(0.0, abs=1e-9)
+    off = theirs + np.array([10, 0])
+    assert explained(off, theirs) < -40 and explained(off, theirs, "together") > 0.999
 
 
 def test_intervals_hold_the_true_share() -> None:

@@ -50,6 +50,12 @@ def sound(model: nn.Module, approximated: ApproximatedModel, x: torch.Tensor, sh
     assert np.abs(got - expected).max() <= share * np.abs(expected).max()
 
 
+def notes_on_values(approximated: ApproximatedModel) -> list[str]:
+    """Notes other than those on how few images there are, and on how well the program agrees."""
+    expected = ("the agreement is", "the decisions agree", "64 calibration images", "200 calibration images")
+    return [note for note in approximated.report.notes if not note.startswith(expected)]
+
+
 def test_a_constant_channel() -> None:
     model = net()
     conv: Any = model[0]
@@ -58,7 +64,7 @@ def test_a_constant_channel() -> None:
         conv.bias[1], conv.bias[2] = 0.7, -0.3
     approximated = olac.approximate(model, images())
     sound(model, approximated, images(), 0.5)
-    assert not approximated.report.notes
+    assert not notes_on_values(approximated)
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 0.5, -3.0, 1e4])
@@ -102,7 +108,9 @@ def test_few_images(count: int) -> None:
     approximated = olac.approximate(model, images(count))
     sound(model, approximated, images(count), 0.5)
     assert approximated.report.check is not None
-    assert approximated.report.check.images == (2 if count == 10 else 1)
+    assert approximated.report.check.images == 1
+    assert approximated.report.check.explained is None  # one image has no variance
+    assert any("rest on too little" in note for note in approximated.report.notes)
 
 
 def test_outliers_are_noted() -> None:
@@ -111,11 +119,11 @@ def test_outliers_are_noted() -> None:
     approximated = olac.approximate(model, x)
     assert all(np.isfinite(array).all() for array in approximated.graph.constants.values())
     assert np.isfinite(approximated.simulate(images().numpy())).all()
-    (first, *_) = approximated.report.notes
+    (first, *_) = notes_on_values(approximated)
     assert first.startswith("m1 (1): outliers stretch the range")
     program = olac.compile(model, x, degree=3, log_ring=13, insecure=True)
-    assert program.report.notes[: len(approximated.report.notes)] == approximated.report.notes
-    assert not olac.approximate(model, images()).report.notes
+    assert first in program.report.notes
+    assert not notes_on_values(olac.approximate(model, images()))
 
 
 def test_nan_in_one_batch() -> None:
@@ -203,7 +211,7 @@ def test_nan_within_the_range_is_refused(function: Any) -> None:
 )
 def test_steep_functions_are_no_poles(function: Any) -> None:
     approximated = olac.approximate(net(Apply(function)), images(), activations={"1": None})
-    assert np.isfinite(approximated.simulate(images().numpy())).all() and not approximated.report.notes
+    assert np.isfinite(approximated.simulate(images().numpy())).all() and not notes_on_values(approximated)
 
 
 @pytest.mark.parametrize("function", [torch.log, torch.sqrt, torch.reciprocal, lambda x: 1 / x**3])
@@ -221,7 +229,7 @@ def test_what_is_beyond_the_range_is_continued(function: Any) -> None:
     # The input is at least 0.5: what lies beyond, and would break a fit on a wider range, isn't needed.
     approximated = olac.approximate(model, x, activations={Apply: None})
     assert [fit.function for fit in approximated.report.fits] == ["sigmoid", "Apply_clamped"]
-    (note,) = approximated.report.notes
+    (note,) = notes_on_values(approximated)
     assert note.startswith("act (act): the function Apply isn't finite") and "constant" in note
     sound(model, approximated, x, 0.5)
 

@@ -134,6 +134,24 @@ def test_coarse_scales_round_weights_away() -> None:
     encrypted(model, images("usual", shape), scale_bits=25, degree=2)
 
 
+def test_a_quiet_output_beside_a_loud_one_keeps_its_precision() -> None:
+    """The first logit is a small difference of large values. Decryption gives all logits its noise, and a sigmoid says
+    nothing of the first one's and much of the others'."""
+    torch.manual_seed(0)
+    first, last = nn.Linear(4, 4), nn.Linear(4, 3)
+    with torch.no_grad():
+        first.weight[1], first.bias[1] = 1.001 * first.weight[0], first.bias[0]
+        last.weight[0], last.bias[0] = torch.tensor([1e6, -1e6, 0.0, 0.0]), 3000.0
+    model = nn.Sequential(first, nn.Tanh(), last, nn.Sigmoid())
+    x = torch.randn(400, 4)
+    program = olac.compile(model, x, insecure=True, log_ring=11, degree=3, reconstruct=0, refit=False)
+    client = Client(program)
+    server = Server(program, client.generate_keys())
+    for image in x[:3]:
+        outputs = client.decrypt(server.run(client.encrypt(image)))
+        assert np.abs(outputs - program.simulate(image)).max() < 1e-3
+
+
 def test_uneven_columns_run_and_one_far_outside_is_refused() -> None:
     rng = np.random.default_rng(0)
     table = np.c_[
