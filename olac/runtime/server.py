@@ -28,12 +28,13 @@ from olac.errors import (
 from olac.estimate import BARE_PROCESS_BYTES, LIBRARY_BYTES, LOADING_KEYS, UNUSED_SHARE, estimate
 from olac.files import check_writable, remove_file
 from olac.forks import check_fork, is_stale
+from olac.internal import callers, is_callers
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
 from olac.kernels.execute import execute
-from olac.memory import available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for
+from olac.memory import available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for, ran_out
 from olac.program import CompiledProgram
 from olac.runtime.checkpoints import Checkpoint
 from olac.runtime.messages import (
@@ -372,25 +373,28 @@ class Server:
                 if keeper is not None:
                     keeper.keep(node, values)
                 if observe is not None:
-                    observe(node, values[node.id])
+                    with callers():
+                        observe(node, values[node.id])
                 if progress is not None:
-                    progress(
-                        Progress(
-                            done[node.id],
-                            len(done),
-                            node.id,
-                            values[node.id][0].state.level,
-                            seconds[node.id],
-                            current_rss_bytes() / GB,
-                            self._seconds_left(node, done, seconds),
-                            "" if keeper is None else keeper.behind,
-                        )
+                    reached = Progress(
+                        done[node.id],
+                        len(done),
+                        node.id,
+                        values[node.id][0].state.level,
+                        seconds[node.id],
+                        current_rss_bytes() / GB,
+                        self._seconds_left(node, done, seconds),
+                        "" if keeper is None else keeper.behind,
                     )
+                    with callers():
+                        progress(reached)
             start = time.perf_counter()
 
         try:
             (output,) = execute(program.graph, self._kernels, evaluator, values, behind=behind, keep=keep)
         except RuntimeError as error:
+            if is_callers(error) or ran_out(error):
+                raise
             raise BackendError(f"OpenFHE refused an operation of the program: {error}") from error
         self.last_run = seconds
         wanted = _state(program.output)
@@ -431,9 +435,9 @@ class _Keeper:
             return
         try:
             Checkpoint(node.id, values).save(self._program, self._encrypted, self.path)
-        except (ArtifactError, BackendError) as error:
+        except (ArtifactError, BackendError, MemoryError) as error:
             # A full disk, say, must not end a run of hours.
-            warnings.warn(f"no checkpoint behind {node.id}: {error}", stacklevel=2)
+            warnings.warn(f"no checkpoint after {node.id}: {error or 'memory ran out'}", stacklevel=2)
         else:
             self.behind = node.id
         self._last = time.monotonic()
