@@ -159,7 +159,7 @@ class Client:
         size = parameters.limbs * parameters.ring_dimension * WORD_BYTES
         with open_frame(Source.of_file(path), envelope.SECRET_KEY, program) as payload:
             header = payload.header
-            check_private(path)
+            check_private(payload.stream, path)
             _check_room(program, "loading the secret key")
             identity = header.identity("keys")
             header.expect_payload(size)
