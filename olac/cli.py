@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,6 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is no reason to fail
             stream.reconfigure(errors="backslashreplace")
+    usual, warnings.formatwarning = warnings.formatwarning, _warning
+    try:
+        return _main(arguments)
+    finally:
+        warnings.formatwarning = usual
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(arguments)
         check_limits()
@@ -86,6 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "OLAC_TRACEBACK=1 shows where it comes from.",
             70,
         )
+
+
+def _warning(message: Warning | str, *_: object) -> str:
+    """One line, as for errors, and not the line of olac's that warns."""
+    return f"warning: {plain(message)}\n"
 
 
 def _failed(kind: str, message: str, code: int = 1) -> int:
