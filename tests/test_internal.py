@@ -126,6 +126,27 @@ def test_too_little_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.parametrize("images", [1, 20])  # when it is tried first, and when it is calibrated
+def test_too_little_memory_for_the_model_is_no_fault_of_the_model(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = nn.ReLU.forward
+
+    def forward(self: nn.ReLU, x: torch.Tensor) -> torch.Tensor:
+        return usual(self, x) if len(x) < images else torch.zeros(1 << 58)
+
+    monkeypatch.setattr(nn.ReLU, "forward", forward)
+    with pytest.raises(InfeasibleError, match=r"(tracing the model|calibrating) takes more memory"):
+        compiled()
+
+
+def test_too_little_memory_for_a_copy_of_the_model() -> None:
+    class Large(nn.Module):
+        def __deepcopy__(self, memo: object) -> nn.Module:
+            raise MemoryError
+
+    with pytest.raises(InfeasibleError, match="tracing the model takes more memory"):
+        olac.compile(Large(), [torch.rand(40, 3)])
+
+
 def test_a_broken_invariant_says_what_to_report() -> None:
     assert "an invariant of the compiler is broken\nThis is a bug in olac" in str(VerificationError())
     with pytest.raises(VerificationError, match=r"^somewhere failed: AssertionError"), guard("somewhere"):
