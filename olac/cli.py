@@ -97,7 +97,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         )
 
 
-def _warning(message: Warning | str, *_: object) -> str:
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """One line, as for errors, and not the line of olac's that warns."""
     return f"warning: {plain(message)}\n"
 
