@@ -379,7 +379,7 @@ def _memory(text: str) -> float:
 
 def _stopped(last: Progress | None, checkpoint: Path | None) -> str:
     """One line: where a run was interrupted, and whether it can be continued."""
-    where = "before the first layer" if last is None else f"behind {plain(last.node)} ({last.done} of {last.total})"
+    where = "before the first layer" if last is None else f"after {plain(last.node)} ({last.done} of {last.total})"
     if checkpoint is None:
         kept = "no checkpoint was kept (--checkpoint FILE keeps one)"
     elif not checkpoint.exists():

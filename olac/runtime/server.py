@@ -65,7 +65,7 @@ class Progress:
         seconds: wall time of this node.
         memory_gb: resident memory of this process.
         eta_seconds: left of the run, as predicted and scaled by how the nodes so far kept to that.
-        checkpoint: the node behind which the last checkpoint was kept; empty where there is none.
+        checkpoint: the node after which the last checkpoint was kept; empty if there is none.
     """
 
     done: int
@@ -120,6 +120,7 @@ class Server:
         cache_bytes: float | str | None = None,
     ) -> None:
         check_fork()
+        CompiledProgram.check_kind(program)
         limit = None if max_memory is None else bytes_of(max_memory, "max_memory")
         kept = None if cache_bytes is None else bytes_of(cache_bytes, "cache_bytes", or_zero=True)
         self.program = program
@@ -304,7 +305,7 @@ class Server:
 
         Args:
             encrypted: from the client whose keys this server has.
-            progress: called behind every node.
+            progress: called after every node.
             checkpoint: a file that holds, after each bootstrap and else from time to time, the ciphertexts that are
                 still needed. Where it is there already, the run continues from it. It goes when the run is done.
             checkpoint_seconds: the least time between checkpoints that no bootstrap calls for.
@@ -405,7 +406,7 @@ class Server:
         return EncryptedResult(program, self._identity, encrypted.images, live=live, input=encrypted.digest)
 
     def _seconds_left(self, node: Node, done: Mapping[str, int], seconds: Mapping[str, float]) -> float:
-        """Predicted seconds of the nodes behind `node`, by what those that ran took against their prediction."""
+        """Predicted seconds of the nodes after `node`, by what those that ran took against their prediction."""
         left = sum(spent for name, spent in self._predicted.items() if done[name] > done[node.id])
         expected = sum(self._predicted[name] for name in seconds)
         # A second for both: the first nodes are short and say little.

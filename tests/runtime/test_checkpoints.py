@@ -180,7 +180,7 @@ def test_damaged_and_forged_checkpoints_are_refused(tmp_path: Path) -> None:
         "the payload has": _forged(data, words[:-8]),
         "not less than their prime": _forged(data, b"\xff" * len(words)),
         "not uniform": _forged(data, bytes(len(words))),
-        "does not hold what is needed behind act1": _forged(data, behind="act1"),
+        "does not hold what is needed after act1": _forged(data, behind="act1"),
     }
     for message, forged in cases.items():
         path.write_bytes(forged)
@@ -278,7 +278,7 @@ def test_a_run_that_was_killed_continues(how: int, files: tuple[list[str], Path]
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
     if how == signal.SIGINT:
-        said = f"interrupted behind fc1 (7 of 15); {checkpoint} holds the run up to sum0_boot"
+        said = f"interrupted after fc1 (7 of 15); {checkpoint} holds the run up to sum0_boot"
         assert errors == f"{said}: the same command continues from there\n"
     assert lines[5].startswith("6 of 15: sum0_boot at level 7, 0.") and lines[5].endswith(" s left\n")
 
@@ -305,7 +305,7 @@ def test_interrupts_without_a_checkpoint(
         warnings.simplefilter("ignore")
         assert main(["run", *arguments]) == 130
         assert capsys.readouterr().err == (
-            "interrupted behind sum0 (5 of 15); no checkpoint was kept (--checkpoint FILE keeps one)\n"
+            "interrupted after sum0 (5 of 15); no checkpoint was kept (--checkpoint FILE keeps one)\n"
         )
         assert main(["run", *arguments, "--checkpoint", str(tmp_path / "c")]) == 130
         assert "there was no checkpoint yet" in capsys.readouterr().err
