@@ -333,9 +333,10 @@ def _approximate(
     graph, head = split_head(whole, options.client_head)
     structure = _structure_error(graph, head, calibration, given=isinstance(loader, Calibration))
     bounded, clamped = calibrations.with_finite_functions(_with_bounds(graph, calibration), calibration)
-    criterion = criterion_for(
-        options.task, calibration.held_out_outputs, last_function(graph, head), graph.inputs[0].type.shape
-    )
+    with callers():
+        criterion = criterion_for(
+            options.task, calibration.held_out_outputs, last_function(graph, head), graph.inputs[0].type.shape
+        )
     data = data_shortfalls(graph, calibration)
     if options.strict:
         refuse_shortfalls(data, ())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from olac.approximation.confidence import images_for, interval
-from olac.approximation.criterion import Criterion, explained
+from olac.approximation.criterion import Criterion, explained, finished
 from olac.errors import CalibrationError, InfeasibleError
 from olac.ir.graph import Graph
 from olac.ir.head import Affine as HeadAffine
@@ -72,7 +72,7 @@ def self_check(
     head = approximated.head
     raw = _in_chunks(lambda part: approximated.simulate(part, raw=True), images)
     ours = head.apply(raw).reshape(theirs.shape)
-    agreement = criterion.agreement(ours, theirs)
+    agreement = criterion.agreement(finished(head.apply, raw).reshape(theirs.shape), theirs)
     if head.decides:  # classes have no errors: the scores that they are chosen by do
         ours, theirs = head.scores.apply(raw), head.scores.apply(_in_chunks(clean.evaluate, images))
     error = np.abs(ours - theirs)

@@ -24,7 +24,7 @@ HARMLESS = 1 / 8
 """Of how far the values of the first linear ops went when calibrated; a channel that moves them less does no harm."""
 CONSTANT = 1e-6
 """A channel whose half width is less, relative to its values, did not vary when calibrated."""
-JUDGED_IMAGES = 256
+REACH_IMAGES = 256
 """On which it is found how far the values of the first linear ops go."""
 
 
@@ -133,7 +133,7 @@ def _harmless(graph: Graph, source: Node, linear: Iterable[Node], calibration: C
     0 where other ops read the input.
     """
     count = source.type.shape[0]
-    images = (calibration.sample if len(calibration.sample) else calibration.held_out)[:JUDGED_IMAGES]
+    images = (calibration.sample if len(calibration.sample) else calibration.choosing)[:REACH_IMAGES]
     x = np.asarray(images, dtype=np.float64).reshape(len(images), *source.type.shape)
     reach = np.full(count, np.inf)
     none = True

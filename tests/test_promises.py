@@ -249,6 +249,23 @@ def test_tasks_that_are_given(task: str | Callable[[Array, Array], Array], outpu
     assert check is not None and meaning in check.meaning and check.agreement > 0.8
 
 
+def broken(ours: Array, theirs: Array) -> Array:
+    raise KeyError("of the caller's")
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "message"),
+    [
+        ("classification", ValueError, "^task=.classification. compares"),
+        (lambda ours, theirs: ours, ValueError, "^the given task's function must give"),
+        (broken, KeyError, "of the caller's"),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_no_bug_of_ours(task: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        olac.approximate(network(1), [inputs(300)], task=task, **QUICK)
+
+
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(ValueError, match="task 'rank' is not one of"):
         olac.CompileOptions(task="rank")

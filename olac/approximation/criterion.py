@@ -7,6 +7,7 @@ where polynomials are fitted.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from olac.internal import callers
 from olac.ir.ops import Array
 
 Spread = Literal["together", "each", "direction"]
@@ -65,7 +67,9 @@ class Criterion(ABC):
         finite: npt.NDArray[np.bool_] = np.all(np.isfinite(_rows(ours)), axis=1)
         if not finite.any():
             return 0.0
-        scores = self.scores(np.asarray(ours)[finite], np.asarray(theirs)[finite])
+        # What a criterion of the caller's raises is no bug of ours.
+        with callers() if self.task == Criterion.task else contextlib.nullcontext():
+            scores = self.scores(np.asarray(ours)[finite], np.asarray(theirs)[finite])
         return float(np.sum(scores)) / int(finite.size)
 
 
@@ -252,7 +256,7 @@ def criterion_for(
         image_shape: of the inputs, without the batch axis.
 
     Raises:
-        ValueError: an unknown task.
+        ValueError: an unknown task, or classes of one output.
     """
     if isinstance(task, Criterion):
         return task
@@ -263,6 +267,11 @@ def criterion_for(
     if task not in TASKS:
         raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}")
     decisions = _decision(last)
+    if task == "classification" and outputs.size == len(outputs) and last != "argmax":
+        raise ValueError(
+            'task="classification" compares which of several outputs is the largest, and the model has one output. '
+            'Give task="binary" if it decides by a threshold, or task="regression"'
+        )
     if task == "auto":
         task = _told(outputs, last)
     if task == "binary":
@@ -317,6 +326,19 @@ def _map(outputs: Array, last: str | None, image_shape: tuple[int, ...]) -> Map:
     return Map("numbers") if channels == 1 or alike or last == "argmax" else Map("classes")
 
 
+def finished(finish: Callable[[Array], Array], raw: Array) -> Array:
+    """Outputs as users see them, from a graph's (n, *raw shape); NaN for images of which a raw output is not finite.
+
+    A sigmoid makes a number of infinity, and an argmax a class of NaN, but such images have no result when encrypted.
+    """
+    made = finish(raw)
+    finite: npt.NDArray[np.bool_] = np.all(np.isfinite(_rows(raw)), axis=1)
+    if not finite.all():
+        made = np.array(made, dtype=np.float64)
+        made[~finite] = np.nan
+    return made
+
+
 def explained(ours: Array, theirs: Array, spread: Spread = "each") -> float:
     """R squared: 1 less the mean squared error of the outputs, in units of their variance.
 
@@ -360,4 +382,5 @@ __all__ = [
     "Task",
     "criterion_for",
     "explained",
+    "finished",
 ]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from olac.approximation.common import fitting, output_error
-from olac.approximation.criterion import Classification, Criterion
+from olac.approximation.criterion import Classification, Criterion, finished
 from olac.approximation.effects import effects, sensitivities
 from olac.approximation.reconstruct import reconstruct
 from olac.approximation.sweep import sweep
@@ -79,7 +79,7 @@ class ImageFitter:
 
     def _agreement(self, outputs: torch.Tensor, clean: torch.Tensor) -> float:
         """Agreement of a graph's outputs with those of the clean graph, both as users see them."""
-        ours, theirs = (self.finish(values.double().numpy()) for values in (outputs, clean))
+        ours, theirs = (finished(self.finish, values.double().numpy()) for values in (outputs, clean))
         return self.criterion.agreement(ours, theirs)
 
     def compensate(self, graph: Graph, degrees: Mapping[str, int], options: FitOptions) -> Graph:

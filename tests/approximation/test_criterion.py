@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from olac.approximation import ImageFitter
 from olac.approximation.common import image_errors, output_error
 from olac.approximation.confidence import images_for, interval
 from olac.approximation.criterion import (
@@ -19,7 +20,9 @@ from olac.approximation.criterion import (
     Regression,
     criterion_for,
     explained,
+    finished,
 )
+from olac.ir.head import ArgMax, OutputHead
 from olac.ir.ops import Array
 
 RANDOM = np.random.default_rng(0)
@@ -105,6 +108,9 @@ def test_tasks_that_are_given() -> None:
         criterion_for("ranking", LOGITS, None)
     with pytest.raises(ValueError, match="neither"):
         criterion_for(3, LOGITS, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='task="binary"'):
+        criterion_for("classification", LOGITS[:, :1], None)
+    assert criterion_for("classification", array(0, 1, 2), "argmax") == Classification()
 
 
 @pytest.mark.parametrize("scores", [np.ones((2, 3)), np.array([0.5, 1.5]), np.array([np.nan, 1.0]), 1.0])
@@ -119,6 +125,16 @@ def test_each_output_counts_by_its_own_size() -> None:
     assert output_error(off, clean) < 1e-5
     assert output_error(off, clean, "each") == pytest.approx(0.5, rel=1e-3)
     assert explained(off.double().numpy(), clean.double().numpy()) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_images_that_diverge_do_not_agree_whatever_a_client_makes_of_them() -> None:
+    raw = np.array([[1.0, 2.0], [np.nan, 1.0], [np.inf, 0.0], [3.0, 1.0]])
+    theirs = np.array([1.0, 0.0, 0.0, 0.0])
+    classes = OutputHead((ArgMax(0),)).apply
+    assert Classification().agreement(classes(raw), theirs) == 1.0  # a class is always finite
+    assert Classification().agreement(finished(classes, raw), theirs) == 0.5
+    fitter = ImageFitter(raw, raw, finish=classes)
+    assert fitter._agreement(torch.tensor(raw), torch.tensor([[1.0, 2.0], [2.0, 1.0], [2.0, 1.0], [2.0, 1.0]])) == 0.5
 
 
 def test_lengths_do_not_count_for_directions() -> None:
