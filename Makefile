@@ -15,7 +15,8 @@ export OMP_WAIT_POLICY ?= passive
 
 PYTHON ?=
 PIP_FLAGS ?= -q
-PYTEST_FLAGS ?=
+# Two processes suit two cores; each takes up to 3 GB. PYTEST_FLAGS=-n0 runs all in one, for a debugger.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 BIN := .venv/bin
 # Written last, once all is installed: its text is the folder and the Python that .venv is made for.

@@ -54,6 +54,7 @@ MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14
 MAX_PARTS = 1 << 16
 MAX_NOTE_CHARACTERS = 1 << 20
+MAX_PROBLEM_CHARACTERS = 500
 REMAKE = PROGRAMS.remake
 RANKS = {
     "conv2d": {"weight": 4, "bias": 1},
@@ -136,7 +137,7 @@ def _load(source: Source) -> CompiledProgram:
     except SecurityError as error:
         raise SecurityError(f"{source.name}: {error}") from error
     except (OlacError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
-        raise ArtifactError(f"{source.name}: not a valid program: {error}. {REMAKE}") from error
+        raise ArtifactError(f"{source.name}: not a valid program: {_problem(error)}. {REMAKE}") from error
     if found != manifest["fingerprint"]:
         raise ArtifactError(
             f"{source.name}: its content has the fingerprint {found[:16]}..., it claims "
@@ -154,6 +155,13 @@ def _load(source: Source) -> CompiledProgram:
             stacklevel=5,
         )
     return program
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with a file, in one line. An invariant that a file breaks is no bug of olac's."""
+    said = error.args[0] if isinstance(error, VerificationError) and error.args else error
+    line = " ".join(str(said).split()).removesuffix(".")
+    return line if len(line) <= MAX_PROBLEM_CHARACTERS else line[:MAX_PROBLEM_CHARACTERS] + " ..."
 
 
 # Reading -------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from olac.ir.functions import Definition, channel_function, define
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Array
 from olac.ir.types import Range
+from olac.memory import ran_out
 from olac.polynomials.domain import singularity
 from olac.polynomials.statistics import (
     HELD_OUT_EVERY,
@@ -131,6 +132,8 @@ class _Observer(fx.Interpreter):
         try:
             result = super().run_node(n)
         except Exception as error:
+            if ran_out(error):
+                raise
             where = ", ".join(n.meta[part] for part in ("path", "source") if n.meta.get(part))
             raise CalibrationError(
                 f"{self.where}: the model fails at {where or n.name}: {type(error).__name__}: {error}"

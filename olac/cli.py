@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,6 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is no reason to fail
             stream.reconfigure(errors="backslashreplace")
+    usual, warnings.formatwarning = warnings.formatwarning, _warning
+    try:
+        return _main(arguments)
+    finally:
+        warnings.formatwarning = usual
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(arguments)
         check_limits()
@@ -86,6 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "OLAC_TRACEBACK=1 shows where it comes from.",
             70,
         )
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """One line, as for errors, and not the line of olac's that warns."""
+    return f"warning: {plain(message)}\n"
 
 
 def _failed(kind: str, message: str, code: int = 1) -> int:
@@ -363,7 +379,7 @@ def _memory(text: str) -> float:
 
 def _stopped(last: Progress | None, checkpoint: Path | None) -> str:
     """One line: where a run was interrupted, and whether it can be continued."""
-    where = "before the first layer" if last is None else f"behind {plain(last.node)} ({last.done} of {last.total})"
+    where = "before the first layer" if last is None else f"after {plain(last.node)} ({last.done} of {last.total})"
     if checkpoint is None:
         kept = "no checkpoint was kept (--checkpoint FILE keeps one)"
     elif not checkpoint.exists():

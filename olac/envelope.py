@@ -175,6 +175,11 @@ class Payload:
         self._digest = hashlib.sha256(header.start)
         self._left = header.payload_bytes
 
+    @property
+    def stream(self) -> BinaryIO:
+        """What it is read from."""
+        return self._stream
+
     def read(self, size: int) -> bytes:
         """The next `size` bytes."""
         data = self._stream.read(size)

@@ -1,7 +1,8 @@
 """Every error that olac raises on purpose.
 
-`UnsupportedModelError`, `CalibrationError`, `InfeasibleError`, `SecurityError` and `ArtifactError` are about what the
-caller gave; `BackendError` is about the machine; `VerificationError` is a bug of ours.
+`UnsupportedModelError`, `CalibrationError`, `SecurityError`, `ArtifactError` and `InputError` are about what the caller
+gave; `InfeasibleError` is about that or about memory; `BackendError` is about OpenFHE and how it is used;
+`VerificationError` is a bug of ours.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class CalibrationError(OlacError):
 
 
 class InfeasibleError(OlacError):
-    """No parameters satisfy the request; the message says which limit fails and what would do."""
+    """No parameters satisfy the request, or there is not enough memory; says which limit fails and what would do."""
 
 
 class SecurityError(OlacError):

@@ -273,14 +273,17 @@ def remove_file(path: str | Path) -> None:
             target.path.unlink(missing_ok=True)
 
 
-def check_private(path: str | Path) -> None:
+def check_private(stream: BinaryIO, path: str | Path) -> None:
     """Raise ArtifactError if others may read a file that its owner alone should read, as ssh does for its keys.
 
     A file of another owner may be readable for a group that we are in: then it was given to us.
+
+    Args:
+        stream: the open file; another may have its name by now.
+        path: its name, for messages.
     """
     given = Path(path)
-    with _problems(given):
-        status = os.stat(given)
+    status = os.fstat(stream.fileno())
     others = stat.S_IRWXO | (stat.S_IRWXG if status.st_uid == os.geteuid() else 0)
     if status.st_mode & others:
         raise ArtifactError(
@@ -385,6 +388,7 @@ class _Pending:
         self._temporary: Path | None = None
         self._handle: int | None = None
         self._before: Path | None = None
+        self._was_there = True
         self._took_place = False
 
     def write(self) -> None:
@@ -410,14 +414,16 @@ class _Pending:
         assert self._temporary is not None
         path = self.target.path
         if not self.output.overwrite:
+            self._was_there = False
             _rename_new(self._temporary, path)
         else:
-            if keep and path.exists():
+            self._was_there = path.exists()
+            if keep and self._was_there:
                 before = _hidden_name(path)
                 try:
                     os.link(path, before)
                 except OSError:  # a file system without hard links: it can't be undone
-                    keep = False
+                    pass
                 else:
                     self._before = before
             os.replace(self._temporary, path)
@@ -440,7 +446,7 @@ class _Pending:
                 if self._before is not None:
                     os.replace(self._before, self.target.path)
                     self._before = None
-                elif not self.output.overwrite:
+                elif not self._was_there:
                     self.target.path.unlink()
 
     def clean(self) -> None:

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
-from olac.errors import BackendError, OlacError, VerificationError
+from olac.errors import InfeasibleError, OlacError, VerificationError
+from olac.memory import ran_out
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "unable to allocate", "cannot allocate memory")
 LONGEST = 300
 """Characters of a foreign error's own message that are shown."""
 
@@ -35,14 +35,14 @@ def guard(doing: str) -> Iterator[None]:
 
     Raises:
         VerificationError: for any exception that is not of olac or of the caller's own functions.
-        BackendError: where there is not enough memory.
+        InfeasibleError: there is not enough memory.
     """
     try:
         yield
     except OlacError:
         raise
     except Exception as error:
-        if getattr(error, "_olac_callers", False):
+        if is_callers(error):
             raise
         raise _meant(doing, error) from error
 
@@ -51,8 +51,8 @@ def _meant(doing: str, error: Exception) -> OlacError:
     place = _place(error.__traceback__)
     where = f" at {place}" if place else ""
     text = str(error).strip()
-    if isinstance(error, MemoryError) or any(part in text.lower() for part in _OUT_OF_MEMORY):
-        return BackendError(
+    if ran_out(error):
+        return InfeasibleError(
             f"{doing} takes more memory than this process gets{where}. Free some, raise the limit, or take a smaller "
             "model or fewer calibration images."
         )
@@ -109,6 +109,11 @@ def callers() -> Iterator[None]:
     except Exception as error:
         error._olac_callers = True  # type: ignore[attr-defined]
         raise
+
+
+def is_callers(error: BaseException) -> bool:
+    """Whether an error came through `callers`."""
+    return getattr(error, "_olac_callers", False)
 
 
 def callers_own(function: F) -> F:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import math
 import os
 import re
@@ -29,11 +30,18 @@ LEAST_BYTES = 1_000_000
 
 
 GB = 1e9
-TORCH_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
+NO_MEMORY = (
+    "defaultcpuallocator",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "unable to allocate",
+    "can't start new thread",
+)
+"""What errors say that have no class of their own for it: torch's, and those of threads, which need memory as well."""
 LIMIT_OF_LIBRARIES = 230_000_000
 LIMIT_OF_A_THREAD = 85_000_000
 """Memory as limits count it, most of which is never used: 226 MB with one thread, 310 MB with two."""
-NO_THREAD = "can't start new thread"
 
 
 def available_bytes() -> int:
@@ -92,14 +100,23 @@ def check_threads(needed: float, what: str) -> None:
         )
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY)
+    )
+
+
 @contextmanager
 def memory_for(what: str) -> Iterator[None]:
     """Raise InfeasibleError, which says what was being done, if memory runs out within; as a decorator, too."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        # torch has no class for it, and threads need memory as well.
-        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in (*TORCH_NO_MEMORY, NO_THREAD)):
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not ran_out(error):
             raise
         room = available_bytes()
         raise InfeasibleError(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from olac.errors import InputError, VerificationError
+from olac.errors import ArtifactError, InputError, VerificationError
 from olac.formats import without_unused
 from olac.internal import callers_own, guard
 from olac.ir.graph import Graph, Node
@@ -357,6 +357,15 @@ class CompiledProgram:
         from olac.artifact import program_from_bytes
 
         return program_from_bytes(data)
+
+    @staticmethod
+    def check_kind(given: object) -> None:
+        """Raise `ArtifactError` unless an object is a program."""
+        if not isinstance(given, CompiledProgram):
+            raise ArtifactError(
+                f"an object of type {type(given).__name__} was given, expected a program: olac.compile(...), or "
+                "CompiledProgram.load(path)"
+            )
 
     def __reduce__(self) -> tuple[Callable[[bytes], CompiledProgram], tuple[bytes]]:
         """Pickles and copies go by `to_bytes`, so that what comes back has been checked as files are."""

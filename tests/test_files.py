@@ -112,17 +112,19 @@ def test_nothing_is_left_whatever_happens(tmp_path: Path, error: type[BaseExcept
 @pytest.mark.parametrize("call", ["fsync", "replace", "open", "link"])
 def test_a_pair_is_what_it_was_if_anything_fails(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of the calls fails once, at each place where it is made."""
-    for overwrite in (True, False):
+    for overwrite, before in ((True, ("one", "two")), (True, ("one",)), (True, ("two",)), (True, ()), (False, ())):
         failed, at = True, 0
         while failed:
-            failed, at = _fails_at(tmp_path, call, at, overwrite, monkeypatch), at + 1
-        assert at > 1 or (call, overwrite) in {("replace", False)}
+            failed, at = _fails_at(tmp_path, call, at, overwrite, before, monkeypatch), at + 1
+        assert at > 1 or (call, overwrite, before) in {("replace", False, ()), ("link", True, ())}
 
 
-def _fails_at(folder: Path, call: str, at: int, overwrite: bool, monkeypatch: pytest.MonkeyPatch) -> bool:
+def _fails_at(
+    folder: Path, call: str, at: int, overwrite: bool, there: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> bool:
     for path in folder.iterdir():
         path.unlink()
-    before = {"one": b"1", "two": b"2"} if overwrite else {}
+    before = {name: name.encode() for name in there}
     for name, data in before.items():
         (folder / name).write_bytes(data)
     count, real = 0, getattr(os, call)
@@ -333,17 +335,28 @@ def test_outputs_are_apart_from_inputs_and_each_other(tmp_path: Path, monkeypatc
 def test_a_secret_key_that_others_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = tmp_path / "my key"
     key.write_bytes(KEY)
+
+    def check() -> None:
+        with key.open("rb") as stream:
+            check_private(stream, key)
+
     for allowed in (0o600, 0o400, 0o700):
         key.chmod(allowed)
-        check_private(key)
+        check()
     for wrong in (0o604, 0o640, 0o620, 0o601, 0o644):
         key.chmod(wrong)
         with pytest.raises(ArtifactError, match=rf"mode 0{wrong:o}\)\. .* chmod 600 '.*my key'"):
-            check_private(key)
+            check()
+    # Another file with its name, which is not the one that is read.
+    with key.open("rb") as stream:
+        key.rename(tmp_path / "other")
+        key.touch(0o600)
+        with pytest.raises(ArtifactError, match="mode 0644"):
+            check_private(stream, key)
     # Of another owner, for a group that we are in.
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     key.chmod(0o640)
-    check_private(key)
+    check()
     key.chmod(0o644)
     with pytest.raises(ArtifactError, match="chmod 600"):
-        check_private(key)
+        check()

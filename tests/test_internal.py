@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,9 +14,10 @@ import torch
 from torch import nn
 
 import olac
-from olac.errors import BackendError, CalibrationError, VerificationError
+from olac.errors import CalibrationError, InfeasibleError, VerificationError
 from olac.internal import guard
 from olac.ir.ops import Linear
+from olac.memory import memory_for
 from olac.passes.pipeline import lowering_pipeline
 
 Fault = Callable[..., Any]
@@ -111,9 +114,37 @@ def test_a_fault_in_a_lifting_from_outside(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_too_little_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["olac.approximation.sweep"], "_fit", memory)
-    with pytest.raises(BackendError, match="pass fit_activations takes more memory than this process gets at node act"):
+    monkeypatch.setattr("olac.approximation.sweep._fit", memory)
+    text = "pass fit_activations takes more memory than this process gets at node act"
+    with pytest.raises(InfeasibleError, match=text):
         compiled()
+    for error in (RuntimeError("can't start new thread"), OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))):
+        for context in (guard("fitting"), memory_for("fitting")):
+            with pytest.raises(InfeasibleError, match=r"^fitting"), context:
+                raise error
+    with pytest.raises(OSError, match="No space"), memory_for("fitting"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("images", [1, 20])  # when it is tried first, and when it is calibrated
+def test_too_little_memory_for_the_model_is_no_fault_of_the_model(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = nn.ReLU.forward
+
+    def forward(self: nn.ReLU, x: torch.Tensor) -> torch.Tensor:
+        return usual(self, x) if len(x) < images else torch.zeros(1 << 58)
+
+    monkeypatch.setattr(nn.ReLU, "forward", forward)
+    with pytest.raises(InfeasibleError, match=r"(tracing the model|calibrating) takes more memory"):
+        compiled()
+
+
+def test_too_little_memory_for_a_copy_of_the_model() -> None:
+    class Large(nn.Module):
+        def __deepcopy__(self, memo: object) -> nn.Module:
+            raise MemoryError
+
+    with pytest.raises(InfeasibleError, match="tracing the model takes more memory"):
+        olac.compile(Large(), [torch.rand(40, 3)])
 
 
 def test_a_broken_invariant_says_what_to_report() -> None:

@@ -85,7 +85,8 @@ class MapsLock:
                         self._changed.wait()
                     self._owner = me
                 except BaseException:  # Ctrl-C while it waits
-                    self._users[me] += aside
+                    if aside:  # an entry of 0 would count as a user for whoever waits next
+                        self._users[me] += aside
                     raise
                 finally:
                     self._waiting -= 1

@@ -23,6 +23,8 @@ from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import Words, new_tag
 from olac.bootstrapping import SPECIAL_KEYS
 from olac.errors import BackendError
+from olac.internal import callers, is_callers
+from olac.memory import ran_out
 from olac.parameters import Parameters
 from olac.threads import helpers, in_threads, usable_threads
 
@@ -108,7 +110,8 @@ def make_keys(
         nonlocal done
         done += more
         if progress is not None:
-            progress(done, total)
+            with callers():
+                progress(done, total)
 
     try:
         if parameters.bootstrapping is not None:
@@ -131,6 +134,8 @@ def make_keys(
         place = {step: i for i, step in enumerate(steps)}
         made._maps.sort(key=lambda entry: place[entry[0][0]])
     except RuntimeError as error:
+        if is_callers(error) or ran_out(error):
+            raise
         raise BackendError(f"OpenFHE can't make the evaluation keys: {error}") from error
     _check(made)
     return made

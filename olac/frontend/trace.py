@@ -31,6 +31,7 @@ from torch.overrides import TorchFunctionMode
 from olac.errors import CalibrationError, UnsupportedModelError, UnsupportedNode
 from olac.frontend.custom import Activations, Custom, plain_name
 from olac.internal import callers, guard
+from olac.memory import ran_out
 
 LEAVES: set[type[nn.Module]] = set()
 """Module classes from outside torch.nn that have a lifting of their own, and so are not traced into."""
@@ -123,6 +124,8 @@ def trace(model: nn.Module, example: torch.Tensor, activations: Activations | No
         try:
             plain(images.clone())
         except Exception as error:
+            if ran_out(error):
+                raise
             raise CalibrationError(
                 f"the model fails on a batch of shape {tuple(images.shape)}: {type(error).__name__}: {_text(error)}"
             ) from error
@@ -139,6 +142,8 @@ def trace(model: nn.Module, example: torch.Tensor, activations: Activations | No
         except UnsupportedModelError:
             raise
         except Exception as error:
+            if ran_out(error):
+                raise
             node = UnsupportedNode(
                 tracer.scope.module_path,
                 _source_of_error(error.__traceback__),
@@ -171,6 +176,8 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
         with _Copies():
             plain = copy.deepcopy(model)
     except Exception as error:
+        if ran_out(error):
+            raise
         raise UnsupportedModelError(
             [UnsupportedNode("", "", f"the model can't be copied ({_text(error)})", "Make copy.deepcopy(model) work")]
         ) from error

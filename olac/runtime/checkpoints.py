@@ -81,10 +81,10 @@ class Checkpoint:
                     )
             behind = header.fields.get("behind")
             if not isinstance(behind, str) or behind not in {node.id for node in program.graph.nodes}:
-                raise header.error("it stands behind a node that the program does not have", DAMAGED)
+                raise header.error("it stands after a node that the program does not have", DAMAGED)
             names = alive(program.graph, behind)
             if header.fields.get("values") != list(names):
-                raise header.error(f"it does not hold what is needed behind {behind}", DAMAGED)
+                raise header.error(f"it does not hold what is needed after {behind}", DAMAGED)
             header.expect_payload(sum(_value_bytes(program, name) for name in names))
             ready, length, primes = (
                 wire(program.parameters),

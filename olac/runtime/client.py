@@ -64,6 +64,7 @@ class Client:
     """
 
     def __init__(self, program: CompiledProgram) -> None:
+        CompiledProgram.check_kind(program)
         self.program = program
         self._secret_key: Any = None
         self._identity = ""
@@ -155,11 +156,12 @@ class Client:
             ArtifactError: the file is missing, damaged, or of another kind, version or program, or others may read it.
             InfeasibleError: there isn't memory enough.
         """
+        CompiledProgram.check_kind(program)
         parameters = program.parameters
         size = parameters.limbs * parameters.ring_dimension * WORD_BYTES
         with open_frame(Source.of_file(path), envelope.SECRET_KEY, program) as payload:
             header = payload.header
-            check_private(path)
+            check_private(payload.stream, path)
             _check_room(program, "loading the secret key")
             identity = header.identity("keys")
             header.expect_payload(size)

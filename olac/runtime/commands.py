@@ -21,7 +21,7 @@ from olac.files import (
 )
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
-from olac.memory import memory_for
+from olac.memory import memory_for, ran_out
 from olac.program import CompiledProgram, check_images
 from olac.runtime.client import Client
 from olac.runtime.debug import Row
@@ -213,9 +213,11 @@ def read_npy(path: str | Path, shape: tuple[int, ...], batch: int, *, cut: bool 
     try:
         # A memory map: nothing is allocated by what the header claims.
         array = np.load(Path(path), allow_pickle=False, mmap_mode="r")
-    except MemoryError as error:
-        raise InfeasibleError(f"{source.name}: memory ran out. Free some, or raise the limits (ulimit -v).") from error
     except Exception as error:  # numpy parses headers as Python code: TokenError, RecursionError and others
+        if ran_out(error):
+            raise InfeasibleError(
+                f"{source.name}: memory ran out. Free some, or raise the limits (ulimit -v)."
+            ) from error
         raise ArtifactError(
             f"{source.name}: not a .npy file of numbers ({type(error).__name__}). Write it with numpy.save."
         ) from error

@@ -78,7 +78,7 @@ def debug(
         client: with the secret key.
         server: of the same program, with this client's evaluation keys.
         images: shape (n, *input shape) or one image; at most a batch.
-        progress: called behind every node of the encrypted run.
+        progress: called after every node of the encrypted run.
 
     Raises:
         InputError, ArtifactError, BackendError: as `Client.encrypt` and `Server.run`.

@@ -253,7 +253,7 @@ class EvaluationKeys:
 
     @classmethod
     def load(cls, program: CompiledProgram, path: str | Path) -> Self:
-        """Check a file, hash included; the keys themselves are read when a server takes them.
+        """Check a file and its hash; the keys themselves are read when a server takes them.
 
         Raises:
             ArtifactError: the file is missing, damaged, or of another kind, version or program.
@@ -263,6 +263,7 @@ class EvaluationKeys:
     @classmethod
     @memory_for("reading the evaluation keys")
     def _read(cls, program: CompiledProgram, source: Source) -> Self:
+        CompiledProgram.check_kind(program)
         with open_frame(source, envelope.EVALUATION_KEYS, program) as payload:
             header = payload.header
             steps = header.integers("steps", program.rotations)
@@ -416,6 +417,7 @@ class _Ciphertexts(ABC):
     @classmethod
     @memory_for("reading ciphertexts")
     def _read(cls, program: CompiledProgram, source: Source) -> Self:
+        CompiledProgram.check_kind(program)
         shape = cls._shape(program)
         size = int(np.prod(shape, dtype=np.int64)) * WORD_BYTES
         with open_frame(source, cls.kind, program) as payload:

@@ -28,12 +28,13 @@ from olac.errors import (
 from olac.estimate import BARE_PROCESS_BYTES, LIBRARY_BYTES, LOADING_KEYS, UNUSED_SHARE, estimate
 from olac.files import check_writable, remove_file
 from olac.forks import check_fork, is_stale
+from olac.internal import callers, is_callers
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
 from olac.kernels.execute import execute
-from olac.memory import available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for
+from olac.memory import available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for, ran_out
 from olac.program import CompiledProgram
 from olac.runtime.checkpoints import Checkpoint
 from olac.runtime.messages import (
@@ -64,7 +65,7 @@ class Progress:
         seconds: wall time of this node.
         memory_gb: resident memory of this process.
         eta_seconds: left of the run, as predicted and scaled by how the nodes so far kept to that.
-        checkpoint: the node behind which the last checkpoint was kept; empty where there is none.
+        checkpoint: the node after which the last checkpoint was kept; empty if there is none.
     """
 
     done: int
@@ -119,6 +120,7 @@ class Server:
         cache_bytes: float | str | None = None,
     ) -> None:
         check_fork()
+        CompiledProgram.check_kind(program)
         limit = None if max_memory is None else bytes_of(max_memory, "max_memory")
         kept = None if cache_bytes is None else bytes_of(cache_bytes, "cache_bytes", or_zero=True)
         self.program = program
@@ -303,7 +305,7 @@ class Server:
 
         Args:
             encrypted: from the client whose keys this server has.
-            progress: called behind every node.
+            progress: called after every node.
             checkpoint: a file that holds, after each bootstrap and else from time to time, the ciphertexts that are
                 still needed. Where it is there already, the run continues from it. It goes when the run is done.
             checkpoint_seconds: the least time between checkpoints that no bootstrap calls for.
@@ -372,25 +374,28 @@ class Server:
                 if keeper is not None:
                     keeper.keep(node, values)
                 if observe is not None:
-                    observe(node, values[node.id])
+                    with callers():
+                        observe(node, values[node.id])
                 if progress is not None:
-                    progress(
-                        Progress(
-                            done[node.id],
-                            len(done),
-                            node.id,
-                            values[node.id][0].state.level,
-                            seconds[node.id],
-                            current_rss_bytes() / GB,
-                            self._seconds_left(node, done, seconds),
-                            "" if keeper is None else keeper.behind,
-                        )
+                    reached = Progress(
+                        done[node.id],
+                        len(done),
+                        node.id,
+                        values[node.id][0].state.level,
+                        seconds[node.id],
+                        current_rss_bytes() / GB,
+                        self._seconds_left(node, done, seconds),
+                        "" if keeper is None else keeper.behind,
                     )
+                    with callers():
+                        progress(reached)
             start = time.perf_counter()
 
         try:
             (output,) = execute(program.graph, self._kernels, evaluator, values, behind=behind, keep=keep)
         except RuntimeError as error:
+            if is_callers(error) or ran_out(error):
+                raise
             raise BackendError(f"OpenFHE refused an operation of the program: {error}") from error
         self.last_run = seconds
         wanted = _state(program.output)
@@ -401,7 +406,7 @@ class Server:
         return EncryptedResult(program, self._identity, encrypted.images, live=live, input=encrypted.digest)
 
     def _seconds_left(self, node: Node, done: Mapping[str, int], seconds: Mapping[str, float]) -> float:
-        """Predicted seconds of the nodes behind `node`, by what those that ran took against their prediction."""
+        """Predicted seconds of the nodes after `node`, by what those that ran took against their prediction."""
         left = sum(spent for name, spent in self._predicted.items() if done[name] > done[node.id])
         expected = sum(self._predicted[name] for name in seconds)
         # A second for both: the first nodes are short and say little.
@@ -431,9 +436,9 @@ class _Keeper:
             return
         try:
             Checkpoint(node.id, values).save(self._program, self._encrypted, self.path)
-        except (ArtifactError, BackendError) as error:
+        except (ArtifactError, BackendError, MemoryError) as error:
             # A full disk, say, must not end a run of hours.
-            warnings.warn(f"no checkpoint behind {node.id}: {error}", stacklevel=2)
+            warnings.warn(f"no checkpoint after {node.id}: {error or 'memory ran out'}", stacklevel=2)
         else:
             self.behind = node.id
         self._last = time.monotonic()

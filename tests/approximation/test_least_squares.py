@@ -107,9 +107,8 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def test_nothing_grows_with_the_square_of_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_grows_with_the_square_of_the_width() -> None:
     """Sweep and reconstruction of a layer of 2000 inputs on 80 images."""
-    monkeypatch.setattr("olac.approximation.reconstruct.ENOUGH", 0.0)
     width, count = 2000, 80
     torch.manual_seed(0)
     model = torch.nn.Sequential(
@@ -121,6 +120,6 @@ def test_nothing_grows_with_the_square_of_the_width(monkeypatch: pytest.MonkeyPa
         swept = sweep(graph, train, held, dict.fromkeys(activations(graph), 2), FitOptions(), choose=False).graph
         assert any(name.endswith(".fitted") and "weight" in name for name in swept.constants), "layers were fitted"
         lines: list[str] = []
-        reconstruct(graph, swept, train, held, 2, progress=lines.append)
+        reconstruct(graph, swept, train, held, 2, progress=lines.append, enough=0.0)
     assert len(lines) == 2
     assert width * count <= seen.elements <= 8 * width * count < width**2

@@ -260,7 +260,7 @@ def test_what_there_is_time_for_is_run(
     assert steps == ["prepare", "prepare", *STEPS]
     slower, faster = json.loads(Path("rows.json").read_text())["rows"]
     assert (slower["kind"], slower["strategy"]) == ("predicted", "empirical:3")
-    assert re.search(r"would take 60\d s, [45]\d s are left", slower["not_run"])
+    assert re.search(r"would take 60\d s, \d+ s are left", slower["not_run"])
     assert (faster["kind"], faster["strategy"], faster["same_class"]) == ("encrypted", "empirical:2", 1)
     assert faster["compile_seconds"] > 0
     out = capsys.readouterr().out

@@ -16,10 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the lowest layer to the highest.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("olac.errors", "olac.internal"),
+    ("olac.errors",),
     (
         "olac.ir",
         "olac.plugins",
+        "olac.internal",
         "olac.memory",
         "olac.threads",
         "olac.forks",

@@ -257,7 +257,7 @@ def test_the_cheapest_plan_with_the_agreement_is_taken(asked: float, method: str
 def test_agreement_that_nothing_has_is_refused() -> None:
     known = Known(by_weight(WEIGHTS), agreement=lambda degrees: 0.7)
     with pytest.raises(
-        InfeasibleError, match=r"at degree 15 .* on 70\.0% .*and 90\.0% are asked for\. Raise max_degree"
+        InfeasibleError, match=r"at degree 15 .* of 70\.0% .*and 90\.0% are asked for\. Raise max_degree"
     ):
         choose_degrees(NET, context_for(known), FitOptions(max_degree=15, min_agreement=0.9))
 
@@ -278,7 +278,7 @@ def test_depth_and_agreement_together() -> None:
     options = FitOptions(max_degree=15, method="channel", max_depth=8, min_agreement=0.99)
     assert sum(LEVELS[d] for d in choose_degrees(NET, context_for(known), options).values()) <= 8
     known.agreement = lambda degrees: 0.8
-    with pytest.raises(InfeasibleError, match=r"the best plan within 8 agrees .* on 80\.0%.* 99\.0% are asked"):
+    with pytest.raises(InfeasibleError, match=r"the best plan within 8 has an agreement of 80\.0%.* 99\.0% are asked"):
         choose_degrees(NET, context_for(known), options)
 
 

@@ -111,7 +111,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         [torch.ones(2, requires_grad=True)],
         [[float("nan"), 1.0]],
     ],
-    ids=str,
+    ids=lambda given: type(given).__name__,
 )
 def test_what_is_no_array_of_real_numbers(given: Any) -> None:
     with pytest.raises(InputError) as caught:

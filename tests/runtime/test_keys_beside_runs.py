@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from olac.backends.openfhe import key_maps
+from olac.errors import InfeasibleError
 from olac.runtime import Client, EvaluationKeys, Server
+from olac.runtime import server as server_module
 from tests.runtime.small_program import ERROR, deep_program, images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
@@ -114,3 +116,63 @@ def test_who_wants_to_change_maps_waits_for_a_node_and_not_for_a_run(
     assert order == ["changed"] + ["node"] * len(program.graph.nodes)
     assert key_maps.KEY_MAPS._owner is None and not key_maps.KEY_MAPS._users
     np.testing.assert_allclose(answer, program.simulate(images()), atol=ERROR)
+
+
+def test_who_stops_waiting_for_the_maps_keeps_nobody_from_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps, begun, end = key_maps.MapsLock(), threading.Event(), threading.Event()
+
+    def job() -> None:
+        begun.set()
+        assert end.wait(60)
+
+    at_work = threading.Thread(target=maps.do_later, args=(job,))
+    at_work.start()
+    assert begun.wait(60)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maps._changed, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt), maps.changing():
+            pass
+    end.set()
+    at_work.join(60)
+    changed = threading.Event()
+
+    def change() -> None:
+        with maps.changing():
+            changed.set()
+
+    threading.Thread(target=change, daemon=True).start()
+    assert changed.wait(10)
+
+
+def test_errors_of_the_caller_pass_as_they_are() -> None:
+    program = small_program()
+    client = Client(program)
+
+    def stop(*given: object) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match=r"^enough$"):
+        client.generate_keys(stop)
+    server = Server(program, client.generate_keys())
+    given = client.encrypt(images())
+    for calls in ({"progress": stop}, {"observe": stop}):
+        with pytest.raises(RuntimeError, match=r"^enough$"):
+            server.run(given, **calls)  # type: ignore[arg-type]
+    np.testing.assert_allclose(client.decrypt(server.run(given)), program.simulate(images()), atol=ERROR)
+
+
+def test_threads_that_can_not_be_started_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = small_program()
+    client = Client(program)
+    server = Server(program, client.generate_keys())
+
+    def execute(*given: object, **more: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(server_module, "execute", execute)
+    with pytest.raises(InfeasibleError, match="running the program: memory ran out"):
+        server.run(client.encrypt(images()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -197,6 +199,25 @@ def test_a_secret_key_that_others_may_read_is_refused(folder: Path, capsys: pyte
         assert "chmod 600 secret.key" in capsys.readouterr().err
     os.chmod("secret.key", 0o600)
     assert main(["decrypt", *COMMANDS["decrypt"], "y.npy"]) == 0
+
+
+def test_warnings_are_single_lines(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(*what: Any) -> None:
+        """As Python does; pytest would record them."""
+        print(warnings.formatwarning(*what[:4]), end="", file=sys.stderr)
+
+    np.save("far.npy", 100 * images())
+    usual = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", show)
+        assert main(["encrypt", "p.olac", "secret.key", "far.npy", "new.enc", "--force"]) == 0
+    assert warnings.formatwarning is usual
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: p.olac was compiled without security")
+    assert second.startswith("warning: channels 0, 1 of the input hold values far outside")
 
 
 def test_results_go_into_devices(folder: Path) -> None:

@@ -236,3 +236,18 @@ def test_the_command_checks_the_input(
     assert "of another input" in capsys.readouterr().err and not (tmp_path / "out.npy").exists()
     assert main([*arguments, own]) == 0
     assert (tmp_path / "out.npy").exists()
+
+
+@pytest.mark.parametrize("given", ["p.olac", None, b"", Path("p.olac")])
+def test_what_is_no_program(given: Any) -> None:
+    keys = side(0).keys
+    for call in (
+        lambda: Client(given),
+        lambda: Client.load(given, "secret.key"),
+        lambda: Server(given, keys),
+        lambda: EvaluationKeys.from_bytes(given, b""),
+        lambda: EncryptedInput.from_bytes(given, b""),
+        lambda: EncryptedResult.load(given, __file__),
+    ):
+        with pytest.raises(ArtifactError, match=r"expected a program: .*CompiledProgram\.load"):
+            call()
