@@ -459,7 +459,8 @@ def lower(
         )
         return CompiledProgram(lowered, priced.parameters, priced.keys.steps, report, approximated.head)
 
-    depth = lowered_depth(graph, passes, options.batch)
+    # The scale of a chain of one prime is that prime: slots above a half would not fit.
+    depth = max(1, lowered_depth(graph, passes, options.batch))
     noise = OutputNoise(graph, calibration, approximated.head)
     try:
         choices = _parameter_choices(graph, noise, depth, options)

@@ -290,6 +290,13 @@ def made(case: Case) -> tuple[nn.Module, Tensor]:
     return case.make().eval(), torch.rand(IMAGES, *case.shape) * 2 - 1
 
 
+def least_level(program: CompiledProgram) -> int:
+    """Of the outputs: 0, but 1 for programs that take no level, as the scale of the only prime leaves slots no room."""
+    source, target = program.input.type.state, program.output.type.state
+    assert source is not None and target is not None
+    return 1 if source.level == target.level else 0
+
+
 def in_slots(program: CompiledProgram, images: Array) -> Array:
     """The model's outputs in true units, by the program's kernels on plain slots and its head."""
     evaluator = SimulatorEvaluator(program.parameters, program.rotations)
@@ -334,7 +341,7 @@ def test_traced_and_packed(case: Case) -> None:
         batch = given[: case.batch]
         assert relative(in_slots(program, batch), program.simulate(batch)) < SLOTS
         assert program.output.type.state is not None
-        assert program.output.type.state.level == 0, "levels to spare"
+        assert program.output.type.state.level == least_level(program), "levels to spare"
 
 
 @pytest.mark.encrypted

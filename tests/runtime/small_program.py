@@ -73,12 +73,13 @@ DEEP_SHAPE = (8,)
 DEEP_ERROR = 0.05
 
 
-def deep_program(blocks: int = 3, gain: float = 0.0) -> CompiledProgram:
+def deep_program(blocks: int = 3, gain: float = 0.0, digits: int = 3) -> CompiledProgram:
     """Residual blocks of a linear layer and a polynomial with bootstraps between them, ring 2^11.
 
     Args:
         blocks: how many.
         gain: what the first block multiplies its input with, if not 0, although it is calibrated to stay within 1.
+        digits: of key switching.
     """
     rng = np.random.default_rng(3)
     builder = GraphBuilder(by="test")
@@ -95,7 +96,7 @@ def deep_program(blocks: int = 3, gain: float = 0.0) -> CompiledProgram:
         x = builder.add(Linear(half), [x], name=f"half{i}", type=kind)
         x = builder.add(Add(), [x, y], name=f"sum{i}", type=kind)
     rest = 4
-    parameters = Parameters(11, 16 + rest, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(rest))
+    parameters = Parameters(11, 16 + rest, 40, 47, digits, FLEXIBLE, 0, Bootstrapping(rest))
     cuts = tuple((4 * (i + 1), f"sum{i}") for i in range(blocks - 1))  # behind every sum but the last
     passes = [PlaceBootstraps(cuts) if isinstance(one, PlaceBootstraps) else one for one in lowering_pipeline()]
     graph = PassManager(passes).run(builder.build([x], stage=Stage.POLYNOMIAL), PassContext(parameters=parameters))
