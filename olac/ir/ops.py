@@ -18,7 +18,7 @@ import numpy.typing as npt
 from numpy.polynomial import chebyshev
 from scipy import sparse
 
-from olac.ir.functions import PER_CHANNEL, Definition, activation
+from olac.ir.functions import Definition, activation, channel_count
 from olac.ir.head import Step
 
 Array = npt.NDArray[np.float64]
@@ -631,10 +631,8 @@ class Activation(Op):
         return {"function": self.function, "parameters": self.parameters}
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
-        count = len(self.parameters) if self.function in PER_CHANNEL else 1
-        if self.definition is not None:
-            count = self.definition.channels or 1
-        if count not in (1, shapes[0][0]):
+        count = channel_count(self.function, self.parameters)
+        if count not in (None, shapes[0][0]):
             raise ShapeError(f"{self.function} for {count} channels on {shapes[0]}")
         return shapes[0]
 
