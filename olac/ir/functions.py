@@ -1,6 +1,6 @@
 """The univariate functions that olac replaces by polynomials: one definition of each, in numpy.
 
-Torch gets them from here, too, with gradients (see `olac.tensors`): a derivative is that of the definition.
+Torch gets them from here, too, with gradients (see `olac.approximation.tensors`).
 """
 
 from __future__ import annotations

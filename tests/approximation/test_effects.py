@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from olac.approximation.effects import effects, sensitivities
+from olac.approximation.tensors import TORCH_OPS, Weights
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Input, Linear, Polynomial, Slice
 from olac.passes.choose_degrees import functions
 from olac.polynomials.fit import Fit, FitOptions, fit
-from olac.tensors import TORCH_OPS, Weights
 from tests.approximation.nets import activations, error, folded, histograms, images, residual
 
 IMAGES = images(70, 4)

@@ -12,11 +12,11 @@ from torch import nn
 
 import olac
 from olac.errors import CalibrationError, UnsupportedModelError
-from olac.frontend.lift import MODULES
-from olac.frontend.trace import LEAVES
+from olac.frontend.lifter import MODULES
+from olac.frontend.tracer import LEAVES
 from olac.ir.functions import FUNCTIONS, activation
 from olac.ir.ops import Activation
-from olac.program import ApproximatedModel
+from olac.program.program import ApproximatedModel
 
 
 class Snake(nn.Module):

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from olac.approximation.tensors import run, tensors
 from olac.errors import UnsupportedModelError
 from olac.frontend import check, lift, trace
 from olac.ir import functions
 from olac.ir.functions import channel_function, is_per_channel
 from olac.ir.graph import Graph
 from olac.ir.ops import Activation, Array
-from olac.tensors import run, tensors
 
 
 class Snake(nn.Module):

@@ -1,0 +1,222 @@
+"""Graphs in torch, in single precision and with gradients: what fits and searches over degrees run on.
+
+The reference semantics are the ops' own `evaluate` in numpy; a test holds the two together. An op that is unknown
+here is computed by its `evaluate`. It still has gradients: an activation by the derivative of its function, a
+`LinearOp` by its matrix. Any other op (a plugin's) needs a form in torch in `TORCH_OPS`: without one, a gradient that
+has to pass it is an error, because one that stops there would make all that lies before it look unimportant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from olac.errors import VerificationError
+from olac.ir.functions import derivative, registered
+from olac.ir.graph import Graph, Node
+from olac.ir.ops import (
+    Activation,
+    Add,
+    Affine,
+    Array,
+    AveragePool,
+    Conv2d,
+    Input,
+    Linear,
+    LinearOp,
+    MaxPool2d,
+    Multiply,
+    Op,
+    Pad,
+    Polynomial,
+    PolynomialProduct,
+    Reshape,
+    Slice,
+    SparseLinear,
+    Square,
+)
+
+Tensor = torch.Tensor
+Weights = Mapping[str, Tensor]
+CHUNK = 64
+"""Images that are evaluated together: small enough for the cache, large enough for the cores."""
+
+
+def chebyshev(x: Tensor, degree: int) -> list[Tensor]:
+    """T_0 ... T_degree at x, each of x's shape."""
+    basis = [torch.ones_like(x), x]
+    while len(basis) <= degree:
+        basis.append(2 * x * basis[-1] - basis[-2])
+    return basis[: degree + 1]
+
+
+def polynomial(x: Tensor, coefficients: Tensor, half_width: float) -> Tensor:
+    """sum_k c_k T_k(x / half_width) by Clenshaw's recurrence; coefficients (channels or 1, degree + 1)."""
+    c = coefficients.T.reshape(coefficients.shape[1], coefficients.shape[0], *(1,) * (x.ndim - 2))
+    if len(c) == 1:
+        return c[0].expand_as(x)
+    t = x / half_width
+    if len(c) == 2:
+        return c[0] + c[1] * t
+    if len(c) == 3:
+        return (c[0] - c[2]) + t * (c[1] + 2 * c[2] * t)
+    if len(c) == 4:
+        return (c[0] - c[2]) + t * ((c[1] - 3 * c[3]) + t * (2 * c[2] + 4 * c[3] * t))
+    last, before = c[-1].expand_as(x), c[-2].expand_as(x)
+    twice = 2 * t
+    for k in range(len(c) - 3, -1, -1):
+        last, before = before + twice * last, c[k] - last
+    return before + last * t
+
+
+def _conv2d(op: Conv2d, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    top, bottom, left, right = op.padding
+    bias = None if op.bias is None else weights[op.bias]
+    operand, padding = x[0], (top, left)
+    if top != bottom or left != right:
+        operand, padding = F.pad(operand, (left, right, top, bottom)), (0, 0)
+    return F.conv2d(operand, weights[op.weight], bias, op.stride, padding, op.dilation, op.groups)
+
+
+def _linear(op: Linear, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    return F.linear(x[0], weights[op.weight], None if op.bias is None else weights[op.bias])
+
+
+def _sparse_linear(op: SparseLinear, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    flat = x[0].reshape(len(x[0]), -1)
+    index = torch.stack([weights[op.rows].long(), weights[op.columns].long()])
+    matrix = torch.sparse_coo_tensor(
+        index, weights[op.values], (len(weights[op.bias]), flat.shape[1]), check_invariants=False
+    )
+    out: Tensor = (matrix @ flat.T).T + weights[op.bias]
+    return out.reshape(len(flat), *op.shape)
+
+
+def _pad(op: Pad, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    sides = [side for pair in reversed(op.amounts) for side in pair]
+    return F.pad(x[0], sides, value=op.value)
+
+
+def _polynomial(op: Polynomial, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    return polynomial(x[0], weights[op.coefficients], op.half_width)
+
+
+def _polynomial_product(op: PolynomialProduct, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    return x[0] * polynomial(x[1], weights[op.coefficients], op.half_width)
+
+
+def _square(op: Square, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    return x[0].square() + weights[op.shift].reshape(-1, *(1,) * (x[0].ndim - 2))
+
+
+def _slice(op: Slice, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    window = [slice(None), *(slice(*s) for s in op.slices)]
+    return x[0][tuple(window)]
+
+
+def _average_pool(op: AveragePool, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    return weights[op.rows] @ x[0] @ weights[op.columns].T
+
+
+def _max_pool2d(op: MaxPool2d, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    return F.max_pool2d(x[0], op.kernel, op.stride, op.padding, op.dilation, op.ceil_mode)
+
+
+TORCH_OPS: dict[type[Op], Callable[[Any, Sequence[Tensor], Weights], Tensor]] = {
+    Conv2d: _conv2d,
+    Linear: _linear,
+    SparseLinear: _sparse_linear,
+    Affine: lambda op, x, weights: x[0] * weights[op.scale] + weights[op.shift],
+    AveragePool: _average_pool,
+    MaxPool2d: _max_pool2d,
+    Pad: _pad,
+    Slice: _slice,
+    Reshape: lambda op, x, weights: x[0].reshape(len(x[0]), *op.shape),
+    Add: lambda op, x, weights: x[0] + x[1],
+    Multiply: lambda op, x, weights: x[0] * x[1],
+    Polynomial: _polynomial,
+    PolynomialProduct: _polynomial_product,
+    Square: _square,
+}
+"""By class of op: its value in torch for operands and constants."""
+
+
+class _Evaluated(torch.autograd.Function):
+    """The value of an op by its own `evaluate`, in double precision, with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, constants: Mapping[str, Array], *operands: Tensor) -> Tensor:
+        ctx.op, ctx.constants = op, constants
+        ctx.save_for_backward(*operands)
+        return _tensor(op.evaluate([_array(x) for x in operands], constants), operands[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,), operands = gradients, ctx.saved_tensors
+        found = _pulled_back(ctx.op, _array(operands[0]), ctx.constants, _array(gradient))
+        return None, None, _tensor(found, operands[0])
+
+
+def _pulled_back(op: Op, x: Array, constants: Mapping[str, Array], gradient: Array) -> Array:
+    """The gradient by the operand of an op, from that by its result."""
+    if isinstance(op, Activation):
+        return gradient * derivative(op.function, op.parameters)(x)
+    if isinstance(op, LinearOp):
+        matrix = op.linear_map(x.shape[1:], constants).matrix()
+        return np.asarray((matrix.T @ gradient.reshape(len(x), -1).T).T).reshape(x.shape)
+    raise VerificationError(
+        f"the op {op.name} has no gradient: it is not a LinearOp and has no form in torch. "
+        "Add one to olac.approximation.tensors.TORCH_OPS"
+    )
+
+
+def _array(x: Tensor) -> Array:
+    return np.asarray(x.detach().double().numpy())
+
+
+def _tensor(values: Array, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.dtype)
+
+
+def apply(node: Node, operands: Sequence[Tensor], weights: Weights, constants: Mapping[str, Any]) -> Tensor:
+    """The value of one node; `weights` holds its constants as tensors, `constants` as the graph has them."""
+    op = node.op
+    if isinstance(op, Activation) and (family := registered(op.function)) is not None and family.torch is not None:
+        fast: Tensor = getattr(F, family.torch)(operands[0], *op.parameters, **family.options)
+        return fast
+    if type(op) in TORCH_OPS:
+        return TORCH_OPS[type(op)](op, operands, weights)
+    value: Tensor = _Evaluated.apply(op, constants, *operands)
+    return value
+
+
+def tensors(graph: Graph) -> dict[str, Tensor]:
+    """All constants of a graph in single precision."""
+    return {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in graph.constants.items()}
+
+
+def run(
+    graph: Graph,
+    weights: Weights,
+    values: dict[str, Tensor],
+    nodes: Sequence[Node] | None = None,
+    keep: frozenset[str] = frozenset(),
+) -> dict[str, Tensor]:
+    """Evaluate nodes (all by default) from the values given; returns those of `keep` and of the graph's outputs.
+
+    Units are left alone: values are slot values where units differ from 1.
+    """
+    todo = [n for n in (graph.nodes if nodes is None else nodes) if n.id not in values and not isinstance(n.op, Input)]
+    last = {operand: node.id for node in todo for operand in node.inputs}
+    wanted = keep | set(graph.outputs)
+    live = dict(values)
+    for node in todo:
+        live[node.id] = apply(node, [live[i] for i in node.inputs], weights, graph.constants)
+        for operand in set(node.inputs):
+            if last[operand] == node.id and operand not in wanted:
+                del live[operand]
+    return {name: value for name, value in live.items() if name in wanted}
