@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from olac.ckks.parameters import Parameters
+from olac.ckks.primes import FIXED
+from olac.ckks.rotations import MOST_STEPS, composition
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir.types import CipherState
-from olac.parameters import FIXED, Parameters
-from olac.rotations import MOST_STEPS, composition
 
 Array = npt.NDArray[np.float64]
 Slots = npt.NDArray[Any]
@@ -30,6 +32,7 @@ P = TypeVar("P")
 T = TypeVar("T")
 R = TypeVar("R")
 
+EARLIER_HOOKS = {"_normalize": "_rescale", "_drop": "_level_reduce"}
 SCALE_TOLERANCE = 1e-9
 """Largest relative difference of two scales that may be added; far below the noise of any sensible scale."""
 
@@ -68,7 +71,7 @@ class Evaluator(ABC, Generic[C, P]):
         parameters: ring, chain and scaling technique.
         rotations: steps that keys exist for, or None where any step may be taken. A step of `parameters.slots` stands
             for conjugation (see `Parameters.conjugation_step`). Rotations by other steps are composed of these (see
-            `olac.rotations.composition`).
+            `olac.ckks.rotations.composition`).
     """
 
     def __init__(self, parameters: Parameters, rotations: Iterable[int] | None = None) -> None:
@@ -77,6 +80,16 @@ class Evaluator(ABC, Generic[C, P]):
         self._rotations = None if rotations is None else frozenset(rotations)
         self._held = frozenset(step % self.slots for step in self._rotations or ()) - {0}
         self._paths: dict[int, tuple[int, ...]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Accept hooks under their earlier names, `_normalize` and `_drop`."""
+        super().__init_subclass__(**kwargs)
+        for earlier, name in EARLIER_HOOKS.items():
+            if earlier in cls.__dict__ and name not in cls.__dict__:
+                warnings.warn(
+                    f"{cls.__name__}.{earlier} is an earlier name: call it {name}", DeprecationWarning, stacklevel=2
+                )
+                setattr(cls, name, cls.__dict__[earlier])
 
     # Threads ---------------------------------------------------------------------------------------------------------
 
@@ -129,7 +142,7 @@ class Evaluator(ABC, Generic[C, P]):
     # Products --------------------------------------------------------------------------------------------------------
 
     def multiply_plain(self, a: Ciphertext[C], p: Plaintext[P]) -> Ciphertext[C]:
-        """a * p, of noise degree 2; normalize after the products are summed."""
+        """a * p, of noise degree 2; rescale after the products are summed."""
         self._degree_one("multiply_plain", a.state)
         if p.level != a.state.level:
             raise VerificationError(f"multiply_plain: plaintext for level {p.level}, ciphertext at {a.state.level}")
@@ -170,24 +183,34 @@ class Evaluator(ABC, Generic[C, P]):
         total = functools.reduce(lambda x, y: self._add(x, y, states[0]), products)
         return Ciphertext(self._relinearize(total, states[0]), states[0])
 
-    def normalize(self, a: Ciphertext[C]) -> Ciphertext[C]:
+    def rescale(self, a: Ciphertext[C]) -> Ciphertext[C]:
         """From noise degree 2 to 1, one level down: a rescale, whatever the scaling technique calls it."""
         if a.state.noise_degree != 2:
-            raise VerificationError(f"normalize of noise degree {a.state.noise_degree}")
+            raise VerificationError(f"rescale of noise degree {a.state.noise_degree}")
         if a.state.level < 1:
-            raise VerificationError("normalize at level 0: the program takes more levels than the chain has")
+            raise VerificationError("rescale at level 0: the program takes more levels than the chain has")
         state = CipherState(a.state.level - 1, 1, a.state.scale / self.parameters.primes[a.state.level])
-        return Ciphertext(self._normalize(a.payload, a.state), state)
+        return Ciphertext(self._rescale(a.payload, a.state), state)
 
-    def drop(self, a: Ciphertext[C], level: int) -> Ciphertext[C]:
+    def level_reduce(self, a: Ciphertext[C], level: int) -> Ciphertext[C]:
         """Give up levels without changing the value."""
         if level == a.state.level:
             return a
-        self._degree_one("drop", a.state)
+        self._degree_one("level_reduce", a.state)
         if not 0 <= level < a.state.level:
-            raise VerificationError(f"drop from level {a.state.level} to {level}")
+            raise VerificationError(f"level_reduce from level {a.state.level} to {level}")
         scale = a.state.scale if self.parameters.technique == FIXED else self.parameters.scale(level)
-        return Ciphertext(self._drop(a.payload, a.state, level), CipherState(level, 1, scale))
+        return Ciphertext(self._level_reduce(a.payload, a.state, level), CipherState(level, 1, scale))
+
+    def normalize(self, a: Ciphertext[C]) -> Ciphertext[C]:
+        """The earlier name of `rescale`."""
+        warnings.warn("Evaluator.normalize is now called rescale", DeprecationWarning, stacklevel=2)
+        return self.rescale(a)
+
+    def drop(self, a: Ciphertext[C], level: int) -> Ciphertext[C]:
+        """The earlier name of `level_reduce`."""
+        warnings.warn("Evaluator.drop is now called level_reduce", DeprecationWarning, stacklevel=2)
+        return self.level_reduce(a, level)
 
     def bootstrap(self, a: Ciphertext[C]) -> Ciphertext[C]:
         """a with levels again, values within [-1, 1] in every slot; its result has lost some precision.
@@ -292,7 +315,7 @@ class Evaluator(ABC, Generic[C, P]):
     def _degree_one(primitive: str, state: CipherState) -> None:
         if state.noise_degree != 1:
             raise VerificationError(
-                f"{primitive} on a ciphertext of noise degree {state.noise_degree}: normalize it first"
+                f"{primitive} on a ciphertext of noise degree {state.noise_degree}: rescale it first"
             )
 
     @staticmethod
@@ -323,9 +346,9 @@ class Evaluator(ABC, Generic[C, P]):
     @abstractmethod
     def _relinearize(self, a: C, state: CipherState) -> C: ...
     @abstractmethod
-    def _normalize(self, a: C, state: CipherState) -> C: ...
+    def _rescale(self, a: C, state: CipherState) -> C: ...
     @abstractmethod
-    def _drop(self, a: C, state: CipherState, level: int) -> C: ...
+    def _level_reduce(self, a: C, state: CipherState, level: int) -> C: ...
     @abstractmethod
     def _bootstrap(self, a: C, state: CipherState) -> C: ...
     @abstractmethod

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from olac.backends.recorder import RecorderEvaluator
-from olac.bootstrapping import bootstrap_work
-from olac.costs import CiphertextShape, CostTable
-from olac.parameters import Parameters
+from olac.ckks.bootstrapping import bootstrap_work
+from olac.ckks.parameters import Parameters
+from olac.costs.table import CostTable
+from olac.costs.work import CiphertextShape
 
 LIGHT = frozenset(
     {"add", "add_plain", "add_scalar", "multiply_plain", "multiply_scalar", "multiply_no_relin", "ext_add", "drop"}

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from olac.backends.base import Ciphertext, Evaluator, Slots
+from olac.ckks.parameters import Parameters
 from olac.ir.types import CipherState
-from olac.parameters import Parameters
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class RecorderEvaluator(Evaluator[None, None]):
     def _relinearize(self, a: None, state: CipherState) -> None:
         self._record("relinearize", state.level)
 
-    def _normalize(self, a: None, state: CipherState) -> None:
+    def _rescale(self, a: None, state: CipherState) -> None:
         self._record("normalize", state.level)
 
-    def _drop(self, a: None, state: CipherState, level: int) -> None:
+    def _level_reduce(self, a: None, state: CipherState, level: int) -> None:
         self._record("drop", state.level)
 
     def _bootstrap(self, a: None, state: CipherState) -> None:

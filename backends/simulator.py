@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from olac.backends.base import Array, Ciphertext, Evaluator, Slots
+from olac.ckks.parameters import Parameters
 from olac.errors import VerificationError
 from olac.ir.ops import bent
 from olac.ir.types import CipherState
-from olac.parameters import Parameters
 
 REPEATING = 1e-6
 """Periods of a ciphertext that differ by more hold different values."""
@@ -76,13 +76,13 @@ class SimulatorEvaluator(Evaluator[Slots, Slots]):
     def _relinearize(self, a: Slots, state: CipherState) -> Slots:
         return a
 
-    def _normalize(self, a: Slots, state: CipherState) -> Slots:
+    def _rescale(self, a: Slots, state: CipherState) -> Slots:
         result = a / self.parameters.primes[state.level]
         if self._noise:
             result = result + self._random.normal(0.0, self._noise, result.shape)
         return result
 
-    def _drop(self, a: Slots, state: CipherState, level: int) -> Slots:
+    def _level_reduce(self, a: Slots, state: CipherState, level: int) -> Slots:
         if self.parameters.technique == "FIXEDMANUAL":
             return a
         return a * (self.parameters.scale(level) / state.scale)

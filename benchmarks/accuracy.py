@@ -26,13 +26,13 @@ from benchmarks.data import DataError, ImageSet
 from benchmarks.models import MODELS, Benchmark
 from benchmarks.results import ResultsFile, Row
 from benchmarks.strategies import Strategy
-from olac import tensors
+from olac.analysis.depth import activation_depth
+from olac.approximation import tensors
 from olac.approximation.criterion import Classification
-from olac.compiler import CompileOptions
 from olac.errors import OlacError
 from olac.ir.ops import Input
-from olac.kernels.depth import activation_depth
-from olac.program import ApproximatedModel
+from olac.options import CompileOptions
+from olac.program.program import ApproximatedModel
 
 Array = npt.NDArray[np.floating]
 Done = Callable[[int], None]

@@ -16,9 +16,10 @@ import numpy as np
 
 from benchmarks.data import DataError
 from benchmarks.results import BOOTSTRAP, ResultsFile, Row, machine
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
 from olac.errors import OlacError
-from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
-from olac.threads import usable_threads
+from olac.system.threads import usable_threads
 
 GB = 1e9
 WIDEST = 0.5
@@ -80,7 +81,7 @@ def measure(parameters: Parameters, log_slots: int, complex_slots: bool, rounds:
     """
     from olac.backends.openfhe.context import make_context
     from olac.backends.openfhe.library import load
-    from olac.memory import current_rss_bytes
+    from olac.system.memory import current_rss_bytes
 
     boots = parameters.bootstrapping
     assert boots is not None
@@ -138,8 +139,8 @@ def _bent(values: np.ndarray[Any, Any], correction: int) -> np.ndarray[Any, Any]
 def _predicted(parameters: Parameters) -> dict[str, Any]:
     """Of full and real slots, by the table of costs and the measured noises."""
     from olac.backends.cost import CostEvaluator
-    from olac.bootstrapping import bootstrap_noise, precomputed_bytes
-    from olac.costs import CostTable
+    from olac.ckks.bootstrapping import bootstrap_noise, precomputed_bytes
+    from olac.costs.table import CostTable
 
     boots = parameters.bootstrapping
     assert boots is not None

@@ -17,7 +17,7 @@ from benchmarks.encrypted import Folders, Reporter, RunError
 from benchmarks.encrypted_steps import Request
 from benchmarks.results import PREDICTED, ResultsFile, Row
 from benchmarks.strategies import StrategyError, parse_strategies
-from olac.threads import usable_threads
+from olac.system.threads import usable_threads
 
 MINUTE = 60.0
 

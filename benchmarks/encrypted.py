@@ -28,8 +28,8 @@ from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.encrypted_steps import Request, Result
 from benchmarks.results import ENCRYPTED, ResultsFile, Row, machine
 from benchmarks.strategies import Strategy, StrategyError, parse_strategies
-from olac.memory import available_bytes
-from olac.threads import usable_threads
+from olac.system.memory import available_bytes
+from olac.system.threads import usable_threads
 
 GB = 1e9
 EVERY_SECONDS = 30.0

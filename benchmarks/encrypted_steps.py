@@ -23,11 +23,12 @@ import numpy as np
 
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.strategies import AUTO, parse_strategies
+from olac.ckks.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
 from olac.errors import OlacError
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap, LinearOp, Multiply, Polynomial, PolynomialProduct, Square
-from olac.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, FLEXIBLE, Bootstrapping, Parameters
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 
 Request = dict[str, Any]
 Result = dict[str, Any]
@@ -155,8 +156,8 @@ def _compile(request: Request, emit: Emit) -> CompiledProgram:
         import torch
 
         from benchmarks.accuracy import Measurement, load_model
-        from olac.compiler import CompileOptions
         from olac.compiler import compile as compile_model
+        from olac.options import CompileOptions
     except ModuleNotFoundError as error:
         raise DataError(f"models need torch ({error}): pip install 'olac[torch]'") from error
     wanted, threads = request["recipe"], request["threads"]

@@ -1,9 +1,9 @@
 """What the lattice estimator says of the bounds of security, and of moduli between and beyond them.
 
-`olac.parameters` holds every ring and secret to a largest modulus and interpolates between these. This computes what
-the cheapest known attack costs at each of them (tests/ckks_security.json), and a test compares. The estimator is no
-dependency: `INSTALL` says how to get it. Its own searches take hours at large rings and sparse secrets, so most of its
-cost functions are minimised here, by descent from several starts.
+`olac.ckks.security` holds every ring and secret to a largest modulus and interpolates between these. This computes
+what the cheapest known attack costs at each of them (tests/ckks_security.json), and a test compares. The estimator is
+no dependency: `INSTALL` says how to get it. Its own searches take hours at large rings and sparse secrets, so most of
+its cost functions are minimised here, by descent from several starts.
 """
 
 from __future__ import annotations
@@ -23,14 +23,8 @@ from typing import Any
 import numpy as np
 from scipy.special import betaincc, erf, gammaln
 
-from olac.parameters import (
-    EARLIER_SECURITY_BOUNDS,
-    ENCAPSULATION_BOUNDS,
-    ENCAPSULATION_WEIGHT,
-    SECURITY_BOUNDS,
-    SPARSE_SECURITY_BOUNDS,
-    SPARSE_WEIGHT,
-)
+from olac.ckks.parameters import ENCAPSULATION_WEIGHT, SPARSE_WEIGHT
+from olac.ckks.security import EARLIER_SECURITY_BOUNDS, ENCAPSULATION_BOUNDS, SECURITY_BOUNDS, SPARSE_SECURITY_BOUNDS
 
 REPOSITORY = "https://github.com/malb/lattice-estimator"
 INSTALL = f"""the lattice estimator is not there. In an environment of its own, with Python 3.12:

@@ -11,23 +11,24 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from olac import forks as _forks  # before anything can fork  # noqa: F401
+from olac.system import forks as _forks  # before anything can fork  # noqa: F401
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from olac.compiler import CompileOptions, approximate, calibrate, compile
+    from olac.calibration.statistics import Calibration
+    from olac.compiler import approximate, calibrate, compile
     from olac.frontend import check
+    from olac.options import CompileOptions
     from olac.polynomials.fit import FitOptions
-    from olac.polynomials.statistics import Calibration
-    from olac.program import ApproximatedModel, CompiledProgram
+    from olac.program.program import ApproximatedModel, CompiledProgram
     from olac.runtime import Client, Server
 
 _HOMES = {
     "compile": "olac.compiler",
     "approximate": "olac.compiler",
     "calibrate": "olac.compiler",
-    "Calibration": "olac.polynomials.statistics",
+    "Calibration": "olac.calibration.statistics",
     "CompileOptions": "olac.compiler",
     "FitOptions": "olac.polynomials.fit",
     "check": "olac.frontend",

@@ -19,8 +19,8 @@ from rich.text import Text
 
 from olac import __version__
 from olac.errors import OlacError, plain
-from olac.memory import check_limits
 from olac.plugins import load_plugins
+from olac.system.memory import check_limits
 
 if TYPE_CHECKING:
     from olac.ir.head import Outputs
@@ -242,11 +242,11 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from olac.costs import CostTable
-    from olac.program import CompiledProgram
-    from olac.report import memory_line, parameter_lines, plan_table
-    from olac.rotation_keys import held_within
-    from olac.threads import usable_threads
+    from olac.analysis.rotation_keys import held_within, memory_line
+    from olac.costs.table import CostTable
+    from olac.program.program import CompiledProgram
+    from olac.report import parameter_lines, plan_table
+    from olac.system.threads import usable_threads
 
     console = _Console()
     program = CompiledProgram.load(options.program)
@@ -267,8 +267,8 @@ def _info(options: argparse.Namespace) -> None:
 
 def _calibrate_costs(options: argparse.Namespace) -> None:
     from olac.backends.openfhe.measure import RINGS, measure_costs
-    from olac.cost_fit import report
-    from olac.files import check_writable, write_file
+    from olac.costs.fit import report
+    from olac.system.files import check_writable, write_file
 
     check_writable(options.output)
     try:
@@ -287,7 +287,7 @@ def _calibrate_costs(options: argparse.Namespace) -> None:
 
 
 def _keygen(options: argparse.Namespace) -> None:
-    from olac.program import CompiledProgram
+    from olac.program.program import CompiledProgram
     from olac.runtime import commands
 
     estimate = CompiledProgram.load(options.program).estimate()
@@ -369,7 +369,7 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
 
 def _memory(text: str) -> float:
     """Bytes; a number without a unit is in GB."""
-    from olac.memory import bytes_of
+    from olac.system.memory import bytes_of
 
     try:
         return bytes_of(text, "the value", bare="GB")

@@ -22,16 +22,16 @@ from torch import nn
 from olac.backends.openfhe.library import load as load_openfhe
 from olac.backends.openfhe.speed import measure_slowdown
 from olac.compiler import compile as compile_model
-from olac.costs import CostTable
+from olac.costs.table import CostTable
 from olac.errors import ArtifactError, plain
-from olac.files import Output, check_apart, check_folder, check_writable, make_folder, write_files
 from olac.ir.ops import Array
-from olac.memory import peak_rss_bytes
 from olac.polynomials.fit import FitOptions
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 from olac.report import parameter_lines, plan_table
 from olac.runtime import Client, Progress, Server
-from olac.threads import usable_threads
+from olac.system.files import Output, check_apart, check_folder, check_writable, make_folder, write_files
+from olac.system.memory import peak_rss_bytes
+from olac.system.threads import usable_threads
 
 GB = 1e9
 SEED = 0

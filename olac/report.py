@@ -10,13 +10,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from olac.calibration.statistics import calibration_images
+from olac.ckks.parameters import SPARSE_WEIGHT, Parameters
 from olac.errors import plain
-from olac.ir.graph import Diagonals, Node
+from olac.ir.graph import Node
+from olac.ir.lowerings import Diagonals
 from olac.ir.ops import Bootstrap, Polynomial
-from olac.parameters import SPARSE_WEIGHT, Parameters
-from olac.polynomials.statistics import calibration_images
-from olac.program import CompiledProgram, SelfCheck
-from olac.rotation_keys import KeyChoice
+from olac.program.program import CompiledProgram
+from olac.program.report import SelfCheck, percent
 
 if TYPE_CHECKING:
     from olac.runtime.debug import Row
@@ -83,27 +84,8 @@ def _check_lines(check: SelfCheck) -> list[str]:
     return lines
 
 
-def percent(share: float) -> str:
-    """In per cent, with the decimals that tell it from 100."""
-    text = f"{share:.1%}"
-    return f"{share:.3%}" if share < 1 and text.startswith("100") else text
-
-
 def _r_squared(value: float) -> str:
     return f"{value:.4f}" if value > -10 else "below -10" if math.isfinite(value) else "none, as some are not finite"
-
-
-def memory_line(keys: KeyChoice, max_memory: float) -> str:
-    """What a server does within so many bytes (see `olac.rotation_keys.held_within`)."""
-    needed, seconds = keys.sizes.server_bytes, f"{keys.seconds:.2f} s a run"
-    if needed > max_memory:
-        return f"{max_memory / GB:.2f} GB: a server takes at least {math.ceil(needed / GB * 100) / 100:.2f} GB"
-    if keys.held == keys.pool:
-        return f"{max_memory / GB:.2f} GB: a server holds all keys, {seconds}"
-    return (
-        f"{max_memory / GB:.2f} GB: a server holds {keys.held} at a time of {keys.pool} rotation keys that no "
-        f"bootstrap needs, and reads {keys.reads} keys a run from their file: {seconds}"
-    )
 
 
 def _security(parameters: Parameters) -> str:

@@ -10,7 +10,7 @@ import networkx as nx
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.multiplexed import can_multiplex
+from olac.ir.lowerings import can_multiplex
 from olac.ir.ops import Input, LinearOp
 from olac.ir.types import Stage
 from olac.kernels.linear import modulus_choices

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from olac.analysis.levels import check_levels, check_states, required_levels
+from olac.analysis.levels import multiplicative_depth as multiplicative_depth  # under its earlier name
 from olac.backends.recorder import RecorderEvaluator
+from olac.ckks.primes import FIXED
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Bootstrap, Input, Multiply, Reshape, Square
 from olac.ir.types import CipherState, Stage
-from olac.kernels.base import Value
-from olac.kernels.record import record
-from olac.parameters import FIXED
 from olac.passes.base import Pass, PassContext
-from olac.passes.place_bootstraps import check_levels
-
-
-def multiplicative_depth(graph: Graph) -> int:
-    """Levels that a fresh input needs; a graph at stage POLYNOMIAL or later."""
-    return required_levels(graph)[graph.inputs[0].id]
-
-
-def required_levels(graph: Graph, input_level: int = 0, levels: Callable[[Node], int] | None = None) -> dict[str, int]:
-    """The least level of every value: 0 for outputs, `input_level` for what is bootstrapped.
-
-    `levels(node)` stands in for what the node takes as it is lowered so far.
-    """
-    taken = levels or (lambda node: node.levels(graph.constants))
-    needed = dict.fromkeys((node.id for node in graph.nodes), 0)
-    for node in reversed(graph.nodes):
-        operand = input_level if isinstance(node.op, Bootstrap) else needed[node.id] + taken(node)
-        for name in node.inputs:
-            needed[name] = max(needed[name], operand)
-    return needed
 
 
 @dataclass(frozen=True)
@@ -79,19 +58,3 @@ class AssignLevels(Pass):
         check_levels(result, parameters)
         check_states(result, RecorderEvaluator(parameters))
         return result
-
-
-def check_states(graph: Graph, recorder: RecorderEvaluator) -> None:
-    """Derive all states by running the kernels; `VerificationError` where a type says otherwise."""
-
-    def compare(node: Node, value: Value) -> None:
-        layout, claimed = node.type.layout, node.type.state
-        assert layout is not None and claimed is not None
-        if len(value) != layout.ciphertexts:
-            raise VerificationError(f"{node.id} has {len(value)} ciphertexts, its layout says {layout.ciphertexts}")
-        for part in value:
-            same = part.state.level == claimed.level and part.state.noise_degree == claimed.noise_degree
-            if not same or abs(part.state.scale / claimed.scale - 1) > 1e-9:
-                raise VerificationError(f"{node.id} is at {part.state}, its type says {claimed}")
-
-    record(graph, recorder.parameters, recorder=recorder, after=compare)

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from olac.costs import CostTable
+from olac.calibration.statistics import Calibration
+from olac.ckks.parameters import Parameters
+from olac.costs.table import CostTable
 from olac.errors import VerificationError
-from olac.internal import callers, callers_own, guard
 from olac.ir.graph import Graph
 from olac.ir.types import Stage
 from olac.ir.verify import verify
-from olac.parameters import Parameters
 from olac.polynomials.fit import Fit, FitOptions
-from olac.polynomials.statistics import Calibration
+from olac.system.internal import callers, callers_own, guard
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from olac.backends.cost import CostEvaluator
-from olac.costs import CostTable
+from olac.calibration.histogram import Histogram
+from olac.ckks.parameters import Parameters
+from olac.costs.table import CostTable
 from olac.errors import InfeasibleError
 from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
@@ -19,13 +21,11 @@ from olac.ir.types import Stage
 from olac.kernels.base import Kernel
 from olac.kernels.elementwise import SquareKernel
 from olac.kernels.polynomial import PolynomialKernel
-from olac.parameters import Parameters
 from olac.passes.base import FrontPoint, PassContext
+from olac.passes.insert_placeholders import foldable, folded_in
 from olac.passes.plan_bootstraps import plan_degrees
-from olac.passes.stand_ins import foldable, folded_in
 from olac.polynomials.degrees import Plan, front, solve
 from olac.polynomials.fit import Fit, FitOptions, fit
-from olac.polynomials.statistics import Histogram
 
 MIN_AGREEMENT = 0.98
 """Asked for where a caller sets no limit at all."""

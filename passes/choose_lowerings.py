@@ -8,12 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from olac.analysis.levels import required_levels
 from olac.backends.cost import predicted_seconds
 from olac.backends.recorder import RecorderEvaluator
-from olac.bootstrapping import bootstrap_steps
-from olac.ir.graph import Diagonals, Graph, GraphBuilder, Lowering, Node
+from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.multiplexed import Multiplexed, can_multiplex, is_multiplexable
+from olac.ir.lowerings import Diagonals, Lowering, Multiplexed, can_multiplex, is_multiplexable
 from olac.ir.ops import Add, Conv2d, Input, LinearOp, Polynomial, Reshape
 from olac.ir.types import Stage
 from olac.kernels.execute import build_kernel
@@ -29,7 +30,6 @@ from olac.kernels.linear import (
 )
 from olac.kernels.multiplexed import MultiplexedKernel
 from olac.kernels.patterns import diagonals_of
-from olac.passes.assign_levels import required_levels
 from olac.passes.base import Pass, PassContext
 
 COPIES = ("auto", "plain", "shifted")
@@ -68,7 +68,7 @@ class ChooseLowerings(Pass):
     so do inputs, which the client packs. A rotation step that nothing else takes is charged what its key costs to make.
 
     Given: a convolution, convolutions="multiplexed".  Result: the same as a multiplexed parallel convolution, which
-    reads plain copies, wherever its layouts allow that (`olac.ir.multiplexed.can_multiplex`).
+    reads plain copies, wherever its layouts allow that (`olac.ir.lowerings.can_multiplex`).
 
     Attributes:
         copies: "auto" shifts where that is predicted to be faster, "shifted" wherever it can be, "plain" nowhere.

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.polynomial import chebyshev
 
+from olac.calibration.histogram import Histogram
 from olac.errors import CalibrationError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Add, Constants, LinearMap, MaxPool2d, Polynomial, Shape, SparseLinear
@@ -19,7 +20,6 @@ from olac.passes.base import FitReport, Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
 from olac.passes.replace_by_minimax import check_minimax_options, depth_of_product, times_sign
 from olac.polynomials.minimax import Composition, sign_composition
-from olac.polynomials.statistics import Histogram
 
 Index = npt.NDArray[np.int64]
 

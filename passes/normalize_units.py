@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import networkx as nx
 import numpy as np
 
+from olac.analysis.units import sharing_units
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import (
-    Activation,
     Affine,
     Array,
     Conv2d,
@@ -112,16 +111,6 @@ class NormalizeUnits(Pass):
                 product = units[node.inputs[0]] * units[node.inputs[-1]]
                 units.update((i, product) for i in groups[node.id])
         return units
-
-
-def sharing_units(graph: Graph) -> dict[str, frozenset[str]]:
-    """For each node the values that must have the same unit, itself included."""
-    together: nx.Graph[str] = nx.Graph()
-    for node in graph.nodes:
-        together.add_node(node.id)
-        if not isinstance(node.op, LinearOp | Activation | Polynomial | PolynomialProduct | Multiply | Square):
-            together.add_edges_from((node.id, operand) for operand in node.inputs)
-    return {i: group for group in map(frozenset, nx.connected_components(together)) for i in group}
 
 
 def free_products(graph: Graph, ranges: Mapping[str, Range], by: str) -> Graph:

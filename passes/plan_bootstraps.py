@@ -8,13 +8,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from olac.analysis.bootstrap_problem import Option, Plan, Problem
+from olac.analysis.bootstraps import solve
+from olac.ckks.candidates import deep_candidates
+from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
 from olac.ir.ops import Square
-from olac.parameters import Parameters, deep_candidates
-from olac.passes.bootstrap_problem import Option, Plan, Problem
-from olac.passes.place_bootstraps import solve
-from olac.passes.stand_ins import lowered
+from olac.passes.insert_placeholders import lowered
 
 NODE_PRICE = 1e-6
 """Of one level at one node, in bootstraps: it decides only between plans with as many bootstraps."""

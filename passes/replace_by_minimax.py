@@ -9,6 +9,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.polynomial import chebyshev
 
+from olac.analysis.units import sharing_units
+from olac.calibration.histogram import Histogram
 from olac.errors import CalibrationError, UnsupportedModelError, UnsupportedNode
 from olac.ir.functions import activation
 from olac.ir.graph import Graph, GraphBuilder, Node
@@ -16,9 +18,7 @@ from olac.ir.ops import Activation, Array, Polynomial, PolynomialProduct
 from olac.ir.types import Range, Stage
 from olac.kernels.polynomial import depth_of
 from olac.passes.base import FitReport, Pass, PassContext
-from olac.passes.normalize_units import sharing_units
 from olac.polynomials.minimax import Composition, check_precision, sign_composition
-from olac.polynomials.statistics import Histogram
 
 REPORT_POINTS = 4001
 TINY = 1e-6

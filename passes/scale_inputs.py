@@ -9,12 +9,12 @@ from typing import ClassVar
 import numpy as np
 from scipy import sparse
 
+from olac.calibration.statistics import Calibration
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Affine, Array, Constants, Conv2d, Input, Linear, LinearMap, LinearOp, Op, Reshape, Shape
 from olac.ir.types import Range, Stage
 from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
-from olac.polynomials.statistics import Calibration
 
 FEW_VALUES = 16
 """Channels with fewer calibrated values have no range of their own: that of all channels counts."""

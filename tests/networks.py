@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from olac.calibration.statistics import Calibration
 from olac.ir import Graph, GraphBuilder, Range, Stage
 from olac.ir.ops import (
     Add,
@@ -23,7 +24,6 @@ from olac.ir.ops import (
 )
 from olac.passes.base import PassContext, PassManager
 from olac.passes.normalize_units import NormalizeUnits
-from olac.polynomials.statistics import Calibration
 
 
 def calibration_of(graph: Graph, images: Array) -> Calibration:

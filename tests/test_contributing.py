@@ -13,17 +13,17 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from olac.analysis.levels import multiplicative_depth
 from olac.backends.base import Evaluator
+from olac.ckks.parameters import Parameters
 from olac.errors import VerificationError
-from olac.frontend.lift import FUNCTIONS, MODULES
-from olac.frontend.trace import LEAVES
+from olac.frontend.lifter import FUNCTIONS, MODULES
+from olac.frontend.tracer import LEAVES
 from olac.ir import Graph, GraphBuilder, Stage
 from olac.ir.ops import OPS, Array, Constants, Input, Linear, Op, Shape
 from olac.ir.verify import verify
 from olac.kernels.base import Kernel, Value
 from olac.kernels.execute import KERNELS
-from olac.parameters import Parameters
-from olac.passes.assign_levels import multiplicative_depth
 from olac.passes.base import PassContext, PassManager
 from olac.passes.pipeline import lowering_pipeline
 from tests.networks import images_for, normalized

@@ -10,9 +10,9 @@ from typing import Any
 
 from olac.backends.openfhe.key_maps import KEY_MAPS
 from olac.backends.openfhe.library import load
+from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.errors import BackendError, SecurityError, VerificationError
-from olac.forks import begin_use
-from olac.parameters import Bootstrapping, Parameters
+from olac.system.forks import begin_use
 
 
 def make_context(parameters: Parameters, complex_slots: bool = False) -> Any:

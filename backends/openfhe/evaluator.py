@@ -14,11 +14,12 @@ from olac.backends.base import Array, Ciphertext, Evaluator, R, Slots, T
 from olac.backends.openfhe.context import make_context
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.rounding import EXACT_PRODUCTS, Rounding
-from olac.costs import kept_plaintext_bytes
+from olac.ckks.parameters import Parameters
+from olac.ckks.primes import FIXED
+from olac.ckks.sizes import kept_plaintext_bytes
 from olac.errors import VerificationError
 from olac.ir.types import CipherState
-from olac.parameters import FIXED, Parameters
-from olac.threads import Workers, helpers, usable_threads
+from olac.system.threads import Workers, helpers, usable_threads
 
 Place = tuple[int, ...]
 
@@ -226,7 +227,7 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
     def _relinearize(self, a: Any, state: CipherState) -> Any:
         return self._context.Relinearize(a)
 
-    def _normalize(self, a: Any, state: CipherState) -> Any:
+    def _rescale(self, a: Any, state: CipherState) -> Any:
         # In FLEXIBLEAUTO Rescale does nothing; Compress rescales, and keeps all limbs when asked for at least as many.
         out = self._context.Rescale(a) if self._fixed else self._context.Compress(a, state.level + 1)
         if out.GetLevel() != self.used_levels(state.level - 1) or out.GetNoiseScaleDeg() != 1:
@@ -235,7 +236,7 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
             )
         return out
 
-    def _drop(self, a: Any, state: CipherState, level: int) -> Any:
+    def _level_reduce(self, a: Any, state: CipherState, level: int) -> Any:
         if self._fixed:
             return self._context.LevelReduce(a, None, state.level - level)
         # Compress alone would keep the old scale, which products then take for the new level's. So: a product with the

@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from olac.backends.openfhe.library import load
-from olac.forks import begin_use, is_stale
-from olac.memory import return_freed
+from olac.system.forks import begin_use, is_stale
+from olac.system.memory import return_freed
 
 
 class MapsLock:

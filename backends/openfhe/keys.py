@@ -21,12 +21,12 @@ from olac.backends.openfhe.memory_files import MemoryFile
 from olac.backends.openfhe.special_keys import make_bootstrap_keys
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import Words, new_tag
-from olac.bootstrapping import SPECIAL_KEYS
+from olac.ckks.bootstrapping import SPECIAL_KEYS
+from olac.ckks.parameters import Parameters
 from olac.errors import BackendError
-from olac.internal import callers, is_callers
-from olac.memory import ran_out
-from olac.parameters import Parameters
-from olac.threads import helpers, in_threads, usable_threads
+from olac.system.internal import callers, is_callers
+from olac.system.memory import ran_out
+from olac.system.threads import helpers, in_threads, usable_threads
 
 KEY_MAKERS = 3
 """Threads that make keys from words, each with a buffer of its own."""

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from olac.errors import BackendError
-from olac.forks import check_fork
+from olac.system.forks import check_fork
 
 
 def load() -> Any:

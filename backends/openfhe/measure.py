@@ -1,4 +1,4 @@
-"""Measures OpenFHE's primitives on this machine: the table that `olac.costs` prices programs with.
+"""Measures OpenFHE's primitives on this machine: the table that `olac.costs.table` prices programs with.
 
 Each setting runs in a process of its own, because OpenFHE reads OMP_NUM_THREADS when it is imported and keeps its
 tables of transforms for the life of a process. The whole grid is measured `passes` times, apart in time, and the
@@ -27,11 +27,14 @@ from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import wire
-from olac.bootstrapping import bootstrap_steps
-from olac.cost_fit import fastest, fit
-from olac.costs import WORD_BYTES, CiphertextShape, CostTable, MeasuredRow, plaintext_bytes
+from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
+from olac.ckks.sizes import WORD_BYTES, plaintext_bytes
+from olac.costs.fit import fastest, fit
+from olac.costs.table import CostTable, MeasuredRow
+from olac.costs.work import CiphertextShape
 from olac.errors import BackendError
-from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 
 CALL_BUDGET = 0.03  # seconds spent on one primitive in one pass, where a call is short
 POOL_BYTES = 16 << 20  # weights are read once, so products cycle through plaintexts that don't stay in the cache

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import Words
-from olac.parameters import FIXED, Parameters
+from olac.ckks.parameters import Parameters
+from olac.ckks.primes import FIXED
 
 Index = npt.NDArray[np.int64]
 

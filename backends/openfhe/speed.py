@@ -14,8 +14,8 @@ from olac.backends.base import Array, Ciphertext
 from olac.backends.cost import Slowdown, predicted_seconds
 from olac.backends.openfhe.context import make_context
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
-from olac.costs import CostTable
-from olac.parameters import Parameters
+from olac.ckks.parameters import Parameters
+from olac.costs.table import CostTable
 
 REPEATS = 40
 OPERANDS = 12
@@ -57,7 +57,7 @@ def measure_slowdown(parameters: Parameters, costs: CostTable, threads: int) -> 
         ),
         heavy=factor(
             {
-                "normalize": lambda: evaluator.normalize(next(products)),
+                "normalize": lambda: evaluator.rescale(next(products)),
                 "hoist": lambda: hoist(next(a)),
                 "encode": lambda: evaluator.encode(lambda: slots, level, scale),
             }

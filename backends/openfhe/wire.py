@@ -16,9 +16,9 @@ from typing import Any
 from olac.backends.openfhe.context import Prepared, make_context
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.words import Template, Words, extract, template
+from olac.ckks.parameters import Parameters
 from olac.errors import BackendError
-from olac.forks import begin_use
-from olac.parameters import Parameters
+from olac.system.forks import begin_use
 
 TAG_PATTERN = re.compile(rb"[0-9a-f]{32}")
 

@@ -14,10 +14,10 @@ import olac
 from benchmarks.faults.material import on_slots
 from benchmarks.faults.networks import random_network
 from benchmarks.faults.outcomes import Verdict, right, wrong
-from olac.compiler import DEFAULT_PRECISION
 from olac.errors import BackendError, UnsupportedModelError
 from olac.ir.ops import Array
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
+from olac.selection.lower import DEFAULT_PRECISION
 
 SLOTS = 1e-6
 """Largest difference of slots from `simulate()`, relative to the largest output: both are in double precision."""

@@ -12,9 +12,9 @@ import numpy as np
 from benchmarks.faults import material as m
 from benchmarks.faults.material import Material
 from benchmarks.faults.outcomes import Verdict, right, wrong
+from olac.calibration.statistics import Calibration
 from olac.errors import ArtifactError, OlacError
-from olac.polynomials.statistics import Calibration
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Server, commands
 
 OUTPUT = "y.npy"

@@ -17,7 +17,7 @@ from benchmarks.faults.mutate import Mutated
 from benchmarks.faults.outcomes import Verdict, judged, right, wrong
 from olac.ir.graph import Node
 from olac.ir.ops import Array
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Server, commands
 
 SLOTS = 1e-6

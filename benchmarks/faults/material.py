@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from olac.backends.simulator import SimulatorEvaluator
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
 from olac.errors import OlacError
 from olac.ir.ops import Array
 from olac.kernels.execute import execute
-from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server
 
 if TYPE_CHECKING:

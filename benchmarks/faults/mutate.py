@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from olac import artifact
-from olac.envelope import DIGEST_BYTES, PREFIX
-from olac.polynomials import files as calibrations
+from olac.calibration import files as calibrations
+from olac.program import artifact
+from olac.runtime.envelope import DIGEST_BYTES, PREFIX
 
 Random = np.random.Generator
 

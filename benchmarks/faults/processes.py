@@ -22,8 +22,8 @@ from benchmarks.faults.errands import ERRANDS, Errand, again, inspect, set_out
 from benchmarks.faults.injected import TRAP, armed, watch_files
 from benchmarks.faults.material import Material
 from benchmarks.faults.outcomes import Outcome, Verdict, judged, right, wrong
-from olac.memory import current_rss_bytes
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Server
+from olac.system.memory import current_rss_bytes
 
 PATIENCE = 60.0
 """Seconds after which a child hangs."""

@@ -16,8 +16,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from olac.internal import callers
 from olac.ir.ops import Array
+from olac.system.internal import callers
 
 Spread = Literal["together", "each", "direction"]
 """How errors of outputs are scaled: by the variance of all outputs together, by the variance of each output alone, or

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from olac.approximation.common import output_error, output_sizes, readers
 from olac.approximation.criterion import Spread
+from olac.approximation.tensors import CHUNK, apply, run, tensors
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Activation, Input, Polynomial
 from olac.polynomials.fit import Fit
-from olac.tensors import CHUNK, apply, run, tensors
 
 Tensor = torch.Tensor
 

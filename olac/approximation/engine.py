@@ -15,11 +15,11 @@ from olac.approximation.criterion import Classification, Criterion, finished
 from olac.approximation.effects import effects, sensitivities
 from olac.approximation.reconstruct import reconstruct
 from olac.approximation.sweep import sweep
+from olac.approximation.tensors import CHUNK, run, tensors
 from olac.ir.graph import Graph
 from olac.ir.ops import Array
 from olac.ir.types import Range
 from olac.polynomials.fit import Fit, FitOptions
-from olac.tensors import CHUNK, run, tensors
 
 EFFECT_IMAGES = 192
 """Images that the effect of single activations is measured on."""

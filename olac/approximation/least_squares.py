@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch.nn import functional as F
 
+from olac.approximation.tensors import CHUNK
 from olac.ir.ops import Conv2d, Linear
-from olac.tensors import CHUNK
 
 Tensor = torch.Tensor
 

@@ -20,11 +20,11 @@ from olac.approximation.common import WORST, mirrored, output_error, output_size
 from olac.approximation.criterion import ENOUGH_CLASSES, Spread
 from olac.approximation.least_squares import Root, whitening
 from olac.approximation.sweep import batched, by_channel
+from olac.approximation.tensors import apply, chebyshev, run, tensors
 from olac.ir.functions import channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Conv2d, Input, Linear, Polynomial, PolynomialProduct
 from olac.polynomials.fit import SQUARE, TINY
-from olac.tensors import apply, chebyshev, run, tensors
 
 Tensor = torch.Tensor
 

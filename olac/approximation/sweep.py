@@ -18,12 +18,12 @@ import torch
 from olac.approximation.common import output_error
 from olac.approximation.criterion import Spread
 from olac.approximation.least_squares import ridge_regression, unknowns
+from olac.approximation.tensors import CHUNK, apply, chebyshev, run, tensors
 from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Add, Conv2d, Input, Linear, Polynomial
 from olac.ir.types import Stage
 from olac.polynomials.fit import CHANNEL_RIDGE, FLOOR_POINTS, TINY, FitOptions, centred, quadratic, widening
-from olac.tensors import CHUNK, apply, chebyshev, run, tensors
 
 Tensor = torch.Tensor
 

@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from olac.errors import UnsupportedModelError, UnsupportedNode
-from olac.frontend import last_steps as last_steps  # it registers liftings
+from olac.frontend import handlers as handlers  # it registers liftings
+from olac.frontend import last_steps as last_steps
 from olac.frontend.custom import Activations
-from olac.frontend.lift import Unsupported, lift, register_function, register_module
+from olac.frontend.lift import lift
+from olac.frontend.lifter import Unsupported, register_function, register_module
 from olac.frontend.trace import Traced, trace
 
 __all__ = ["Activations", "Traced", "Unsupported", "check", "lift", "register_function", "register_module", "trace"]

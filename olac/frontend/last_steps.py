@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from olac.frontend.lift import Lifter, Unsupported, Value, register_function, register_module
+from olac.frontend.lifter import Lifter, Unsupported, Value, register_function, register_module
 from olac.ir.head import ArgMax, Elementwise, LogSoftmax, Max, Normalize, Softmax
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from olac.errors import VerificationError
-from olac.ir.multiplexed import Multiplexed
+from olac.ir.lowerings import Lowering
 from olac.ir.ops import Array, Input, Op, ShapeError
 from olac.ir.types import Stage, ValueType
 
@@ -30,37 +30,6 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.path or '(model)'} [{', '.join(self.passes)}]"
-
-
-@dataclass(frozen=True)
-class Diagonals:
-    """A lowering of a linear op: products with generalised diagonals, by baby and giant steps, one level.
-
-    Attributes:
-        modulus: diagonals are taken modulo this power of two; where it is less than the period of the operand, the
-            result is folded by log2(period / modulus) rotations. Copies that are shifted have to be folded too, so one
-            product serves a diagonal for each of them.
-        baby: diagonal d is reached by a baby step of d mod baby and a giant step of d - d mod baby.
-        imaginary: 0, or a power of two below the modulus: the operand, rotated by it, rides in the imaginary parts of
-            the slots, and one product serves a diagonal d and the diagonal d + imaginary.
-    """
-
-    modulus: int
-    baby: int
-    imaginary: int = 0
-    kind: ClassVar[str] = "diagonals"
-    extra_levels: ClassVar[int] = 0
-    """Beyond what the op says."""
-
-    def __str__(self) -> str:
-        halved = f", imaginary {self.imaginary}" if self.imaginary else ""
-        return f"diagonals mod {self.modulus}, baby {self.baby}{halved}"
-
-
-Lowering = Diagonals | Multiplexed
-
-LOWERINGS: dict[str, type[Lowering]] = {lowering.kind: lowering for lowering in (Diagonals, Multiplexed)}
-"""By the name that they have in files."""
 
 
 @dataclass(frozen=True)

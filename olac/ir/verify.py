@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from olac.errors import VerificationError
-from olac.ir.graph import Diagonals, Graph, Node, describe
-from olac.ir.multiplexed import Multiplexed, can_multiplex
+from olac.ir.graph import Graph, Node, describe
+from olac.ir.lowerings import Diagonals, Multiplexed, can_multiplex
 from olac.ir.ops import (
     Activation,
     AtClient,

@@ -33,4 +33,4 @@ class Kernel(ABC):
 def common_level(evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> list[Value]:
     """The operands, dropped to the lowest level among them."""
     level = min(part.state.level for value in operands for part in value)
-    return [tuple(evaluator.drop(part, level) for part in value) for value in operands]
+    return [tuple(evaluator.level_reduce(part, level) for part in value) for value in operands]

@@ -29,7 +29,7 @@ class MultiplyKernel(Kernel):
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         a, b = common_level(evaluator, operands)
-        return tuple(evaluator.normalize(evaluator.multiply(x, y)) for x, y in zip(a, b, strict=True))
+        return tuple(evaluator.rescale(evaluator.multiply(x, y)) for x, y in zip(a, b, strict=True))
 
 
 class SquareKernel(Kernel):
@@ -51,7 +51,7 @@ class SquareKernel(Kernel):
 
 
 def _square(evaluator: Evaluator[Any, Any], x: Ciphertext[Any], shift: Array) -> Ciphertext[Any]:
-    result = evaluator.normalize(evaluator.multiply(x, x))
+    result = evaluator.rescale(evaluator.multiply(x, x))
     if not np.any(shift):
         return result
     state = result.state
@@ -76,8 +76,8 @@ class BootstrapKernel(Kernel):
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         boots = evaluator.parameters.bootstrapping
         lowest = 0 if boots is None else boots.input_level
-        low = (evaluator.drop(part, lowest) if part.state.level > lowest else part for part in operands[0])
-        return tuple(evaluator.drop(evaluator.bootstrap(part), self._level) for part in low)
+        low = (evaluator.level_reduce(part, lowest) if part.state.level > lowest else part for part in operands[0])
+        return tuple(evaluator.level_reduce(evaluator.bootstrap(part), self._level) for part in low)
 
 
 class ReshapeKernel(Kernel):

@@ -7,9 +7,9 @@ from typing import Any
 
 from olac.backends.base import Evaluator
 from olac.errors import MissingKeyError, VerificationError
-from olac.ir.graph import Diagonals, Graph, Node
+from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.multiplexed import Multiplexed
+from olac.ir.lowerings import Diagonals, Multiplexed
 from olac.ir.ops import (
     Add,
     Bootstrap,
@@ -27,7 +27,7 @@ from olac.kernels.base import Kernel, Value
 from olac.kernels.elementwise import AddKernel, BootstrapKernel, MultiplyKernel, ReshapeKernel, SquareKernel
 from olac.kernels.linear import DiagonalKernel
 from olac.kernels.multiplexed import MultiplexedKernel
-from olac.kernels.patterns import hollow_kernel
+from olac.kernels.patterns import weightless_kernel
 from olac.kernels.polynomial import PolynomialKernel, PolynomialProductKernel
 
 KernelFactory = Callable[[Graph, Node], Kernel]
@@ -103,23 +103,23 @@ def build_kernels(graph: Graph) -> dict[str, Kernel]:
     return dict(kept)
 
 
-def build_hollow_kernels(graph: Graph) -> dict[str, Kernel]:
+def build_weightless_kernels(graph: Graph) -> dict[str, Kernel]:
     """Kernels for runs on no data: linear ops without their weights, one for all whose entries lie alike."""
     if "_kernels" in graph.__dict__:
         return build_kernels(graph)
-    kept: dict[str, Kernel] | None = graph.__dict__.get("_hollow")
+    kept: dict[str, Kernel] | None = graph.__dict__.get("_weightless")
     if kept is None:
-        kept = {node.id: _build_hollow(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
-        object.__setattr__(graph, "_hollow", kept)
+        kept = {node.id: _build_weightless(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
+        object.__setattr__(graph, "_weightless", kept)
     return dict(kept)
 
 
-def _build_hollow(graph: Graph, node: Node) -> Kernel:
+def _build_weightless(graph: Graph, node: Node) -> Kernel:
     if not isinstance(node.op, LinearOp) or type(node.lowering) is not Diagonals:
         return build_kernel(graph, node)
     shape = graph[node.inputs[0]].type.shape
     layouts = _layout(graph, node.inputs[0]), _layout(graph, node.id)
-    return hollow_kernel(node.op, shape, graph.constants, *layouts, node.lowering)
+    return weightless_kernel(node.op, shape, graph.constants, *layouts, node.lowering)
 
 
 def alive(graph: Graph, behind: str) -> tuple[str, ...]:
@@ -179,4 +179,4 @@ def _lowered(evaluator: Evaluator[Any, Any], graph: Graph, node: Node, operands:
     wanted = node.type.state.level + node.levels(graph.constants)
     if min(part.state.level for value in operands for part in value) <= wanted:
         return operands
-    return [tuple(evaluator.drop(part, wanted) for part in value) for value in operands]
+    return [tuple(evaluator.level_reduce(part, wanted) for part in value) for value in operands]

@@ -30,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from olac.backends.base import Array, Ciphertext, Evaluator, Slots
-from olac.ir.graph import Diagonals
 from olac.ir.layout import TensorLayout
+from olac.ir.lowerings import Diagonals
 from olac.ir.ops import LinearMap
 from olac.kernels.base import Kernel, Value
 
@@ -271,7 +271,7 @@ class DiagonalKernel(Kernel):
         self._table_bytes = sum(product.positions.nbytes + product.values.nbytes for product in products)
         self._bias = result.expand(linear.bias.reshape(result.shape)) if np.any(linear.bias) else None
 
-    def hollow(self) -> DiagonalKernel:
+    def weightless(self) -> DiagonalKernel:
         """The same without weights, for runs on no data."""
         made = copy.copy(self)
         nothing = np.zeros(0, np.uint8)
@@ -350,7 +350,7 @@ class DiagonalKernel(Kernel):
             total = evaluator.rotate_sum([(total, 0), (total, step)])
         if self._imaginary:
             total = evaluator.add_conjugate(total)
-        result = evaluator.normalize(total)
+        result = evaluator.rescale(total)
         if self._bias is not None:
             bias = self._bias[page]
             result = evaluator.add_plain(result, evaluator.encode(lambda: bias, result.state.level, result.state.scale))

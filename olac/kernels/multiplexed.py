@@ -29,7 +29,7 @@ import numpy.typing as npt
 from olac.backends.base import Array, Ciphertext, Evaluator, Plaintext
 from olac.errors import VerificationError
 from olac.ir.layout import TensorLayout, next_power_of_two
-from olac.ir.multiplexed import can_multiplex
+from olac.ir.lowerings import can_multiplex
 from olac.ir.ops import Constants, Conv2d
 from olac.kernels.base import Kernel, Value
 
@@ -136,7 +136,7 @@ class MultiplexedKernel(Kernel):
             for count, distance in self._sums:
                 # At noise degree 2: the noise of these key switches vanishes in the rescale.
                 partial = _sum_slots(evaluator, partial, count, distance)
-            summed = evaluator.normalize(partial)
+            summed = evaluator.rescale(partial)
             placed = evaluator.rotate_hoisted(summed, sorted(group.places))
             return _sum_of_products(
                 evaluator,
@@ -149,7 +149,7 @@ class MultiplexedKernel(Kernel):
         total = functools.reduce(evaluator.add, evaluator.each(one, self._groups))
         for step in self._fills:
             total = evaluator.rotate_sum([(total, 0), (total, step)])
-        result = evaluator.normalize(total)
+        result = evaluator.rescale(total)
         if self._bias is not None:
             bias = self._bias
             result = evaluator.add_plain(result, evaluator.encode(lambda: bias, result.state.level, result.state.scale))

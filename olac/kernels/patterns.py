@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from olac.ir.graph import Diagonals
 from olac.ir.layout import TensorLayout
+from olac.ir.lowerings import Diagonals
 from olac.ir.ops import Affine, Array, AveragePool, Constants, Conv2d, Linear, LinearOp, Shape
 from olac.kernels.linear import DiagonalKernel, Distinct, counted_modulo, distinct_diagonals
 
@@ -91,12 +91,12 @@ def diagonals_of(
     return counted_modulo(_DIAGONALS.get(key, find), result, modulus)
 
 
-def hollow_kernel(
+def weightless_kernel(
     op: LinearOp, shape: Shape, constants: Constants, operand: TensorLayout, result: TensorLayout, lowering: Diagonals
 ) -> DiagonalKernel:
     """A kernel for runs on no data: with the products, but without the weights, of this op."""
 
     def make() -> DiagonalKernel:
-        return DiagonalKernel(op.linear_map(shape, constants), operand, result, lowering).hollow()
+        return DiagonalKernel(op.linear_map(shape, constants), operand, result, lowering).weightless()
 
     return _KERNELS.get((entries_key(op, shape, constants), operand, result, lowering), make)

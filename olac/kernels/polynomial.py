@@ -97,11 +97,11 @@ class PolynomialProductKernel(Kernel):
         level = start - self.depth
         if level < 0:
             raise VerificationError(f"a product with a polynomial takes {self.depth} levels, {start} are left")
-        factor = evaluator.drop(x, level + 1)
+        factor = evaluator.level_reduce(x, level + 1)
         # The scale of p(z) makes up for whatever x's is, so that the rescale leaves the canonical one.
         scale = parameters.scale(level) * parameters.primes[level + 1] / factor.state.scale
-        value = _evaluate(evaluator, evaluator.drop(z, start), coefficients, level + 1, scale)
-        return evaluator.normalize(evaluator.multiply(factor, value))
+        value = _evaluate(evaluator, evaluator.level_reduce(z, start), coefficients, level + 1, scale)
+        return evaluator.rescale(evaluator.multiply(factor, value))
 
 
 def _in_slots(coefficients: Array, layout: TensorLayout) -> Array:
@@ -137,14 +137,14 @@ class _Powers:
         if not self._made:
             self._made.append(self._value())
         while len(self._made) <= k:
-            square = evaluator.normalize(evaluator.multiply(self._made[-1], self._made[-1]))
+            square = evaluator.rescale(evaluator.multiply(self._made[-1], self._made[-1]))
             self._made.append(evaluator.add_scalar(evaluator.add(square, square), -1.0))
         return self._made[k]
 
     def at(self, k: int, level: int) -> Ciphertext[Any]:
         """T_(2^k) at a level: a drop may take as long as a rescale, so each is made once."""
         if (k, level) not in self._dropped:
-            self._dropped[k, level] = self._evaluator.drop(self[k], level)
+            self._dropped[k, level] = self._evaluator.level_reduce(self[k], level)
         return self._dropped[k, level]
 
     def restrict(self, coefficients: Array) -> Array:
@@ -165,7 +165,7 @@ class _Rotations:
         """T_(2^k) rotated by a step."""
         if k not in self._made:
             self._made[k] = self._evaluator.rotate_hoisted(self._powers[k], self._steps)
-        return self._evaluator.drop(self._made[k][step], level)
+        return self._evaluator.level_reduce(self._made[k][step], level)
 
 
 @dataclass(frozen=True)
@@ -214,11 +214,11 @@ def _put_together(evaluator: Evaluator[Any, Any], copies: Sequence[_Copy], level
     parameters = evaluator.parameters
     ones = np.ones(evaluator.slots)
     scale = parameters.scale(level) * parameters.primes[level + 1]
-    return evaluator.normalize(_multiply_plain(evaluator, copies, 0, ones, level, scale))
+    return evaluator.rescale(_multiply_plain(evaluator, copies, 0, ones, level, scale))
 
 
 def _finish(evaluator: Evaluator[Any, Any], product: Ciphertext[Any], constant: Array) -> Ciphertext[Any]:
-    result = evaluator.normalize(product)
+    result = evaluator.rescale(product)
     if not np.any(constant):
         return result
     state = result.state

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from olac.backends.recorder import RecorderEvaluator
+from olac.ckks.parameters import Parameters
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node
 from olac.kernels.base import Kernel, Value
-from olac.kernels.execute import build_hollow_kernels, execute
-from olac.parameters import Parameters
+from olac.kernels.execute import build_weightless_kernels, execute
 
 
 def record(
@@ -27,5 +27,5 @@ def record(
         if node.type.layout is None or node.type.state is None:
             raise VerificationError(f"{node.id} has no layout or level: graphs are recorded from stage LEVELLED on")
         inputs[node.id] = (used.fresh(node.type.state.level),) * node.type.layout.ciphertexts
-    execute(graph, build_hollow_kernels(graph) if kernels is None else kernels, used, inputs, after)
+    execute(graph, build_weightless_kernels(graph) if kernels is None else kernels, used, inputs, after)
     return used

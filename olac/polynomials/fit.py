@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.polynomial import chebyshev
 
+from olac.calibration.histogram import Histogram
 from olac.ir.functions import Function
-from olac.polynomials.statistics import Histogram
 
 Array = npt.NDArray[np.float64]
 

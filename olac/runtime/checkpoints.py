@@ -12,18 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from olac import envelope
 from olac.backends.base import SCALE_TOLERANCE, Ciphertext
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import WORD_BYTES, check_words
-from olac.envelope import DAMAGED, open_frame
 from olac.errors import ArtifactError, BackendError
-from olac.files import Source, write_file
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
 from olac.kernels.execute import alive
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
+from olac.runtime import envelope
+from olac.runtime.envelope import DAMAGED, open_frame
 from olac.runtime.messages import EncryptedInput, named, raw
+from olac.system.files import Source, write_file
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from olac import envelope
+from olac.analysis.estimate import LIBRARY_BYTES
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import WORD_BYTES, new_tag
-from olac.costs import ciphertext_bytes
-from olac.envelope import open_frame
+from olac.ckks.sizes import ciphertext_bytes
 from olac.errors import (
     ArtifactError,
     BackendError,
@@ -27,15 +26,13 @@ from olac.errors import (
     MissingKeyError,
     VerificationError,
 )
-from olac.estimate import LIBRARY_BYTES
-from olac.files import Output, Source, check_private, check_writable, write_files
-from olac.forks import check_fork
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.kernels.base import Value
-from olac.memory import available_bytes, check_room, current_rss_bytes, memory_for
-from olac.program import CompiledProgram, check_images
+from olac.program.program import CompiledProgram, check_images
+from olac.runtime import envelope
 from olac.runtime.check_ranges import check_input, check_output
+from olac.runtime.envelope import open_frame
 from olac.runtime.messages import (
     EncryptedInput,
     EncryptedResult,
@@ -44,6 +41,9 @@ from olac.runtime.messages import (
     new_identity,
     tagged,
 )
+from olac.system.files import Output, Source, check_private, check_writable, write_files
+from olac.system.forks import check_fork
+from olac.system.memory import available_bytes, check_room, current_rss_bytes, memory_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -129,7 +129,7 @@ class Client:
 
     @memory_for("saving the secret key")
     def secret_key_output(self, path: str | Path, *, overwrite: bool = False) -> Output:
-        """What `save_secret_key` writes, for `olac.files.write_files`: beside the evaluation keys, say.
+        """What `save_secret_key` writes, for `olac.system.files.write_files`: beside the evaluation keys, say.
 
         Raises:
             MissingKeyError: there is no secret key yet.

@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from olac.errors import ArtifactError, InfeasibleError, InputError, plain
-from olac.files import (
+from olac.ir.head import Outputs
+from olac.ir.ops import Array
+from olac.program.program import CompiledProgram, check_images
+from olac.runtime.client import Client
+from olac.runtime.debug import Row
+from olac.runtime.debug import debug as compare
+from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys
+from olac.runtime.server import CHECKPOINT_SECONDS, Progress, Server
+from olac.system.files import (
     Output,
     Source,
     check_apart,
@@ -19,15 +27,7 @@ from olac.files import (
     remove_file,
     write_files,
 )
-from olac.ir.head import Outputs
-from olac.ir.ops import Array
-from olac.memory import memory_for, ran_out
-from olac.program import CompiledProgram, check_images
-from olac.runtime.client import Client
-from olac.runtime.debug import Row
-from olac.runtime.debug import debug as compare
-from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys
-from olac.runtime.server import CHECKPOINT_SECONDS, Progress, Server
+from olac.system.memory import memory_for, ran_out
 
 SECRET_KEY_NAME = "secret.key"
 EVALUATION_KEYS_NAME = "evaluation.keys"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from olac.ir.graph import Node
 from olac.ir.ops import Array, Bootstrap, Input
 from olac.kernels.base import Value
-from olac.program import check_images
+from olac.program.program import check_images
 from olac.runtime.client import Client
 from olac.runtime.server import Progress, Server
 

@@ -1,7 +1,7 @@
 """What client and server send each other: evaluation keys, encrypted inputs, encrypted results.
 
 Each holds either OpenFHE objects of this process, which are used as they are when client and server share a process,
-or a frame (see `olac.envelope`) that came from outside. None of them holds a secret key.
+or a frame (see `olac.runtime.envelope`) that came from outside. None of them holds a secret key.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from olac import envelope
 from olac.backends.openfhe.keys import KeySet, install_keys
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import WORD_BYTES, Words, check_words, is_tag_of
-from olac.bootstrapping import SPECIAL_KEYS
-from olac.costs import ciphertext_bytes, rotation_key_bytes
-from olac.envelope import Header, Part, open_frame
+from olac.ckks.bootstrapping import SPECIAL_KEYS
+from olac.ckks.sizes import ciphertext_bytes, rotation_key_bytes
 from olac.errors import ArtifactError, ClosedError
-from olac.files import Output, Reader, Source, check_writable, write_files
 from olac.ir.types import ValueType
-from olac.memory import check_room, memory_for
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
+from olac.runtime import envelope
+from olac.runtime.envelope import Header, Part, open_frame
+from olac.system.files import Output, Reader, Source, check_writable, write_files
+from olac.system.memory import check_room, memory_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -230,7 +230,7 @@ class EvaluationKeys:
         """Write a file, key by key.
 
         Raises:
-            ArtifactError: the file can't be written (see `olac.files.write_file`).
+            ArtifactError: the file can't be written (see `olac.system.files.write_file`).
             InfeasibleError: memory ran out.
         """
         output = self.output(path)
@@ -239,7 +239,7 @@ class EvaluationKeys:
             write_files([output])
 
     def output(self, path: str | Path) -> Output:
-        """What `save` writes, for `olac.files.write_files`: beside the secret key, say."""
+        """What `save` writes, for `olac.system.files.write_files`: beside the secret key, say."""
         return Output(Path(path), self._pieces(), size=self._payload_bytes)
 
     def __reduce__(self) -> tuple[Callable[[CompiledProgram, bytes], EvaluationKeys], tuple[CompiledProgram, bytes]]:
@@ -388,7 +388,7 @@ class _Ciphertexts(ABC):
         """Write one frame to a file.
 
         Raises:
-            ArtifactError: the file can't be written (see `olac.files.write_file`).
+            ArtifactError: the file can't be written (see `olac.system.files.write_file`).
             InfeasibleError: memory ran out.
         """
         size = int(np.prod(self._shape(self.program), dtype=np.int64)) * WORD_BYTES

@@ -13,13 +13,13 @@ from olac.backends.openfhe.keys import KeySet, install_keys
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import Words, new_tag
 from olac.backends.recorder import RecorderEvaluator
-from olac.bootstrapping import bootstrap_steps
+from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ckks.key_pool import Pages
 from olac.errors import ArtifactError
 from olac.ir.graph import Node
 from olac.kernels.base import Value
 from olac.kernels.record import record
-from olac.paging import Pages
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 from olac.runtime.messages import EvaluationKeys, named, special_key_bytes
 
 

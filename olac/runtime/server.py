@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from olac.analysis.estimate import BARE_PROCESS_BYTES, LIBRARY_BYTES, LOADING_KEYS, UNUSED_SHARE, estimate
 from olac.backends.base import Ciphertext, Slots
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
 from olac.backends.openfhe.key_maps import KEY_MAPS
@@ -25,17 +26,12 @@ from olac.errors import (
     MissingKeyError,
     VerificationError,
 )
-from olac.estimate import BARE_PROCESS_BYTES, LIBRARY_BYTES, LOADING_KEYS, UNUSED_SHARE, estimate
-from olac.files import check_writable, remove_file
-from olac.forks import check_fork, is_stale
-from olac.internal import callers, is_callers
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
 from olac.kernels.execute import execute
-from olac.memory import available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for, ran_out
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 from olac.runtime.checkpoints import Checkpoint
 from olac.runtime.messages import (
     EncryptedInput,
@@ -45,6 +41,10 @@ from olac.runtime.messages import (
     one_key_bytes,
 )
 from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
+from olac.system.files import check_writable, remove_file
+from olac.system.forks import check_fork, is_stale
+from olac.system.internal import callers, is_callers
+from olac.system.memory import available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for, ran_out
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from olac.approximation.common import output_error
+from olac.calibration.histogram import Histogram
 from olac.frontend import lift, trace
 from olac.ir.graph import Graph
 from olac.ir.ops import Activation, Array
@@ -16,7 +17,6 @@ from olac.passes.base import PassContext, PassManager
 from olac.passes.choose_degrees import fit_from_histograms
 from olac.passes.fold_affine import FoldAffine
 from olac.polynomials.fit import FitOptions
-from olac.polynomials.statistics import Histogram
 from tests.e2e.test_networks import batch_norm
 
 SHAPE = (3, 8, 8)

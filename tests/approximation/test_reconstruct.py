@@ -14,12 +14,12 @@ from torch import nn
 from olac.approximation.common import output_error
 from olac.approximation.reconstruct import LEAST_IMAGES, SLOWER, _Steps, reconstruct
 from olac.approximation.sweep import sweep
+from olac.approximation.tensors import run, tensors
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Conv2d, Linear, Polynomial, PolynomialProduct, SparseLinear
 from olac.passes.base import PassContext, PassManager
 from olac.passes.expand_max_pool import ExpandMaxPool
 from olac.polynomials.fit import SQUARE, FitOptions
-from olac.tensors import run, tensors
 from tests.approximation.nets import activations, error, folded, from_histograms, images, residual, values
 from tests.networks import calibration_of
 

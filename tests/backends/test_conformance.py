@@ -20,21 +20,22 @@ from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import wire
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
-from olac.bootstrapping import bootstrap_steps, bootstrap_work
-from olac.costs import CostTable
+from olac.ckks.bootstrapping import bootstrap_steps, bootstrap_work
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FIXED, FLEXIBLE
+from olac.costs.table import CostTable
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir import Graph, Node
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
 from olac.kernels.elementwise import BootstrapKernel
 from olac.kernels.execute import build_kernels, execute
-from olac.parameters import FIXED, FLEXIBLE, Bootstrapping, Parameters
 from olac.passes.base import PassContext, PassManager
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.pipeline import lowering_pipeline
 from olac.runtime.server import _Encoder
-from olac.threads import Workers
+from olac.system.threads import Workers
 from tests.networks import comparing_network, images_for, normalized, residual_network, residual_quadratics
 
 LOG_RING = 12
@@ -141,11 +142,11 @@ def test_plaintexts_that_round_to_zero_are_zero(backend: Backend, values: Array)
     ev = backend.evaluator
     a = backend.encrypt(slots(0), 5)
     assert backend.close(ev.add_plain(a, plain(backend, values, 5)), slots(0))
-    product = ev.normalize(ev.multiply_plain(a, plain(backend, values, 5)))
+    product = ev.rescale(ev.multiply_plain(a, plain(backend, values, 5)))
     assert backend.close(ev.add_plain(product, plain(backend, slots(1), 4, product.state.scale)), slots(1))
     assert backend.close(backend.encrypt(values, 5), np.zeros(SLOTS))
     of_complex = ev.add_conjugate(ev.multiply_plain(a, plain(backend, (1 + 1j) * values, 5)))
-    assert backend.close(ev.normalize(of_complex), np.zeros(SLOTS))
+    assert backend.close(ev.rescale(of_complex), np.zeros(SLOTS))
 
 
 def test_the_smallest_plaintexts_that_are_kept() -> None:
@@ -185,7 +186,7 @@ def test_products_and_normalize(backend: Backend) -> None:
         (ev.multiply_plain(a, plain(backend, slots(2), 5)), slots(0) * slots(2)),
     ):
         assert product.state.noise_degree == 2
-        result = ev.normalize(product)
+        result = ev.rescale(product)
         assert (result.state.level, result.state.noise_degree) == (4, 1)
         assert backend.close(result, expected)
 
@@ -199,7 +200,7 @@ def test_complex_slots(backend: Backend) -> None:
     product = ev.multiply_plain(both, plain(backend, (slots(1) - 1j * slots(2)) / 2, 5))
     expected = slots(1) * slots(0) + slots(2) * np.roll(slots(0), -5)
     for early in (True, False):
-        real = ev.normalize(ev.add_conjugate(product)) if early else ev.add_conjugate(ev.normalize(product))
+        real = ev.rescale(ev.add_conjugate(product)) if early else ev.add_conjugate(ev.rescale(product))
         assert (real.state.level, real.state.noise_degree) == (4, 1)
         assert backend.close(real, expected)
 
@@ -236,7 +237,7 @@ def test_sums_of_products_are_normalized_once(backend: Backend) -> None:
     a = backend.encrypt(slots(0), 4)
     terms = [ev.multiply_plain(a, plain(backend, slots(i), 4)) for i in range(1, 5)]
     total = functools.reduce(ev.add, terms)
-    assert backend.close(ev.normalize(total), slots(0) * sum(slots(i) for i in range(1, 5)))
+    assert backend.close(ev.rescale(total), slots(0) * sum(slots(i) for i in range(1, 5)))
 
 
 def test_sums_of_products_of_ciphertexts(backend: Backend) -> None:
@@ -245,7 +246,7 @@ def test_sums_of_products_of_ciphertexts(backend: Backend) -> None:
     for pairs in ([(0, 1)], [(0, 1), (2, 3)], [(0, 1), (2, 2), (1, 0), (3, 4)]):
         total = ev.multiply_sum([(values[i], values[k]) for i, k in pairs])
         assert total.state.noise_degree == 2
-        result = ev.normalize(total)
+        result = ev.rescale(total)
         assert (result.state.level, result.state.noise_degree) == (3, 1)
         expected = np.sum([slots(i) * slots(k) for i, k in pairs], axis=0)
         assert backend.close(result, expected)
@@ -255,9 +256,9 @@ def test_sums_of_products_of_ciphertexts(backend: Backend) -> None:
 def test_an_exact_scale_is_kept(backend: Backend) -> None:
     """The plaintext's scale brings the product to the canonical scale, also after a square that drifted from it."""
     ev = backend.evaluator
-    square = ev.normalize(ev.multiply(*[backend.encrypt(slots(0), 5)] * 2))
+    square = ev.rescale(ev.multiply(*[backend.encrypt(slots(0), 5)] * 2))
     scale = ev.parameters.scale(3) * ev.parameters.primes[4] / square.state.scale
-    result = ev.normalize(ev.multiply_plain(square, plain(backend, slots(1), 4, scale)))
+    result = ev.rescale(ev.multiply_plain(square, plain(backend, slots(1), 4, scale)))
     assert abs(result.state.scale / ev.parameters.scale(3) - 1) < 1e-12
     assert backend.close(ev.add(result, backend.encrypt(slots(2), 3)), slots(0) ** 2 * slots(1) + slots(2))
 
@@ -266,11 +267,11 @@ def test_drop_keeps_the_value(backend: Backend) -> None:
     ev = backend.evaluator
     a = backend.encrypt(slots(0), 7)
     for level in (6, 4, 1):
-        low = ev.drop(a, level)
+        low = ev.level_reduce(a, level)
         assert low.state.level == level
         assert backend.close(low, slots(0))
         assert backend.close(ev.add(low, backend.encrypt(slots(1), level)), slots(0) + slots(1))
-        product = ev.normalize(ev.multiply(low, backend.encrypt(slots(1), level)))
+        product = ev.rescale(ev.multiply(low, backend.encrypt(slots(1), level)))
         assert backend.close(product, slots(0) * slots(1))
 
 
@@ -291,7 +292,7 @@ def test_rotations(backend: Backend) -> None:
 def test_rotations_at_noise_degree_two(backend: Backend) -> None:
     ev = backend.evaluator
     product = ev.multiply_plain(backend.encrypt(slots(0), 5), plain(backend, slots(1), 5))
-    total = ev.normalize(ev.rotate_sum([(product, 1), (product, 2), (product, 0)]))
+    total = ev.rescale(ev.rotate_sum([(product, 1), (product, 2), (product, 0)]))
     value = slots(0) * slots(1)
     assert backend.close(total, value + np.roll(value, -1) + np.roll(value, -2))
 
@@ -312,7 +313,7 @@ def test_rotations_without_a_key_are_composed(backend: Backend) -> None:
         expected = sum(np.roll(slots(0 if part is a else 1), -step) for part, step in terms)
         assert backend.close(ev.rotate_sum(terms), np.asarray(expected))
     product = ev.multiply_plain(a, plain(backend, slots(1), 5))
-    total = ev.normalize(ev.rotate_sum([(product, 7), (product, 1)]))
+    total = ev.rescale(ev.rotate_sum([(product, 7), (product, 1)]))
     value = slots(0) * slots(1)
     assert backend.close(total, np.roll(value, -7) + np.roll(value, -1))
 
@@ -351,7 +352,7 @@ def test_mistakes_are_refused_alike(backend: Backend) -> None:
     ev = backend.evaluator
     a, low = backend.encrypt(slots(0), 5), backend.encrypt(slots(1), 4)
     product = ev.multiply(a, a)
-    drifted = ev.normalize(product)
+    drifted = ev.rescale(product)
     bottom = backend.encrypt(slots(0), 0)
     mistakes: list[tuple[type[Exception], str, Callable[[], object]]] = [
         (VerificationError, "add of", lambda: ev.add(a, low)),
@@ -365,9 +366,9 @@ def test_mistakes_are_refused_alike(backend: Backend) -> None:
         (VerificationError, "noise degree 2", lambda: ev.multiply_sum([(a, a), (a, product)])),
         (VerificationError, "noise degree 2", lambda: ev.add_scalar(product, 1.0)),
         (VerificationError, "add_plain", lambda: ev.add_plain(a, plain(backend, slots(0), 4))),
-        (VerificationError, "noise degree 1", lambda: ev.normalize(a)),
-        (VerificationError, "level 0", lambda: ev.normalize(ev.multiply(bottom, bottom))),
-        (VerificationError, "drop from level", lambda: ev.drop(low, 5)),
+        (VerificationError, "noise degree 1", lambda: ev.rescale(a)),
+        (VerificationError, "level 0", lambda: ev.rescale(ev.multiply(bottom, bottom))),
+        (VerificationError, "level_reduce from level", lambda: ev.level_reduce(low, 5)),
         (VerificationError, "encode for level", lambda: plain(backend, slots(0), 8, 1.0)),
         (MissingKeyError, "step 999", lambda: ev.rotate(a, 999)),
         (MissingKeyError, "step 999", lambda: ev.rotate_hoisted(a, [1, 999])),
@@ -451,10 +452,10 @@ def test_a_bootstrap_gives_levels_and_keeps_the_value(name: str) -> None:
         made = ev.bootstrap(backend.encrypt(slots(3), level))
         assert made.state == CipherState(boots.output_level, 1, BOOTSTRAPPED.scale(boots.output_level))
         assert backend.close(made, sine(slots(3)))
-        product = ev.normalize(ev.multiply_plain(made, plain(backend, slots(4), boots.output_level)))
+        product = ev.rescale(ev.multiply_plain(made, plain(backend, slots(4), boots.output_level)))
         assert product.state.level == boots.output_level - 1
         assert backend.close(product, sine(slots(3)) * slots(4))
-        low = ev.drop(made, 1)
+        low = ev.level_reduce(made, 1)
         assert backend.close(ev.add(low, backend.encrypt(slots(5), 1)), sine(slots(3)) + slots(5))
 
 
@@ -469,7 +470,7 @@ def test_a_bootstrap_of_slots_that_repeat(name: str, log_slots: int) -> None:
     made = ev.bootstrap(a)
     assert made.state == CipherState(boots.output_level, 1, parameters.scale(boots.output_level))
     assert backend.close(made, sine(values))
-    product = ev.normalize(ev.multiply_plain(made, plain(backend, slots(4), boots.output_level)))
+    product = ev.rescale(ev.multiply_plain(made, plain(backend, slots(4), boots.output_level)))
     assert backend.close(product, sine(values) * slots(4))
     assert backend.close(ev.rotate(product, 5), np.roll(sine(values) * slots(4), -5))
     assert backend.close(a, values)
@@ -660,7 +661,7 @@ def test_weights_encoded_before_a_run_are_found_where_rotations_are_composed() -
     def program(ev: Evaluator[Any, Any], a: Ciphertext[Any]) -> Ciphertext[Any]:
         rotated = ev.rotate_hoisted(a, [1, 2])
         plains = [ev.encode(lambda i=i: slots(i), 5, ev.parameters.scale(5)) for i in (1, 2)]  # type: ignore[misc]
-        return ev.normalize(ev.add(*(ev.multiply_plain(rotated[i], plains[i - 1]) for i in (1, 2))))
+        return ev.rescale(ev.add(*(ev.multiply_plain(rotated[i], plains[i - 1]) for i in (1, 2))))
 
     evaluator.restart()
     program(encoder, encoder.fresh(5))
@@ -720,3 +721,20 @@ def test_simulated_noise_reaches_the_result() -> None:
     (b,), _ = run(graph, Backend(noisy, noisy.encrypt, noisy.decrypt, 0.0), images)
     difference = np.max(np.abs(quiet.decrypt(a) - noisy.decrypt(b)))
     assert 1e-9 < difference < 1e-4
+
+
+def test_earlier_names_work_and_warn() -> None:
+    with pytest.warns(DeprecationWarning, match="call it _rescale"):
+
+        class Earlier(SimulatorEvaluator):
+            def _normalize(self, a: Any, state: CipherState) -> Any:
+                return SimulatorEvaluator._rescale(self, a, state)
+
+    parameters = Parameters(log_ring=12, depth=2, scale_bits=30, first_bits=36, digits=1, security=0)
+    evaluator = Earlier(parameters)
+    a = evaluator.encrypt(np.full(parameters.slots, 0.5), 2)
+    with pytest.warns(DeprecationWarning, match="rescale"):
+        square = evaluator.normalize(evaluator.multiply(a, a))
+    with pytest.warns(DeprecationWarning, match="level_reduce"):
+        low = evaluator.drop(square, 0)
+    np.testing.assert_allclose(evaluator.decrypt(low), 0.25)

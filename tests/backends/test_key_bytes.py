@@ -16,8 +16,9 @@ from olac.backends.openfhe.library import load
 from olac.backends.openfhe.memory_files import MemoryFile
 from olac.backends.openfhe.wire import Wire, wire
 from olac.backends.openfhe.words import Words, extract, new_tag
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
 from olac.errors import ArtifactError, BackendError
-from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 
 pytestmark = pytest.mark.encrypted
 

@@ -9,7 +9,7 @@ import pytest
 
 from olac.backends.cost import CostEvaluator
 from olac.backends.openfhe import measure
-from olac.costs import CostTable
+from olac.costs.table import CostTable
 from olac.errors import BackendError
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from olac.parameters import TECHNIQUES, Parameters
+from olac.ckks.parameters import Parameters
+from olac.ckks.primes import TECHNIQUES
 
 
 def test_transform_is_openfhes() -> None:
@@ -51,7 +52,7 @@ def test_slot_0_is_as_exact_as_the_others(technique: str, digits: int) -> None:
         evaluator = OpenFHEEvaluator(wire(parameters).context, parameters)
         slots = np.random.default_rng(0).uniform(-1, 1, parameters.slots)
         fresh = evaluator.encrypt(key, slots, 3)
-        low = evaluator.drop(fresh, 1)
+        low = evaluator.level_reduce(fresh, 1)
         for ciphertext in (fresh, low):
             turned = {4: evaluator.rotate(ciphertext, 4), **evaluator.rotate_hoisted(ciphertext, [1, 3])}
             errors += [evaluator.decrypt(key, c) - np.roll(slots, -step) for step, c in turned.items()]

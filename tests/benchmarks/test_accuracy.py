@@ -18,7 +18,7 @@ from benchmarks import accuracy
 from benchmarks.__main__ import main
 from benchmarks.data import ENVIRONMENT, ImageSet
 from benchmarks.models import MODELS, Benchmark
-from olac import tensors
+from olac.approximation import tensors
 from olac.errors import InfeasibleError
 
 COMMON = {"model", "images", "calibration_images", "plaintext_top1", "fit_seconds", "simulate_seconds", "wrecked"}

@@ -13,7 +13,7 @@ from torch import nn
 import olac
 from olac.errors import CalibrationError, UnsupportedModelError
 from olac.ir.functions import activation
-from olac.program import ApproximatedModel
+from olac.program.program import ApproximatedModel
 
 
 class Snake(nn.Module):

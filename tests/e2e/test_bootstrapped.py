@@ -14,16 +14,17 @@ import torch
 from torch import nn
 
 import olac
+from olac.analysis.noise import OutputNoise
 from olac.backends.simulator import SimulatorEvaluator
-from olac.compiler import key_steps
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
 from olac.ir.ops import Bootstrap
 from olac.kernels.execute import execute
-from olac.noise import OutputNoise
-from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 from olac.passes.base import PassContext, PassManager
 from olac.passes.pipeline import lowering_pipeline
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 from olac.runtime import commands
+from olac.selection.lower import key_steps
 from tests.networks import cubic_blocks
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]

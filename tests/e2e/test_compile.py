@@ -13,19 +13,20 @@ import torch
 from torch import nn
 
 import olac
-from olac.bootstrapping import bootstrap_steps
-from olac.compiler import FEW_DIGITS
-from olac.costs import CostTable
+from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ckks.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
+from olac.costs.table import CostTable
 from olac.errors import InfeasibleError, InputError, SecurityError, UnsupportedModelError
 from olac.ir import Graph, Stage
 from olac.ir.ops import Bootstrap
-from olac.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, FLEXIBLE, Bootstrapping, Parameters
 from olac.passes.base import Pass, PassContext
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
 from olac.passes.place_bootstraps import PlaceBootstraps
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 from olac.report import parameter_lines
-from olac.search import MACHINE_BYTES
+from olac.selection.lower import FEW_DIGITS
+from olac.selection.search import MACHINE_BYTES
 
 
 def small_net(layers: int = 1) -> nn.Sequential:
@@ -289,12 +290,12 @@ def test_limits_of_memory_that_are_none_are_refused(amount: float | str) -> None
 
 
 def test_a_server_that_takes_more_than_this_machine_has_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("olac.compiler.total_bytes", lambda: 200_000_000)
+    monkeypatch.setattr("olac.selection.lower.total_bytes", lambda: 200_000_000)
     (note,) = olac.compile(small_net(), [images()], degree=3).report.notes[-1:]
     assert re.search(
         r"a server takes 0\.2\d GB of memory, or 0\.2\d GB if it keeps no encoded weights; this machine has 0\.2", note
     )
-    monkeypatch.setattr("olac.compiler.total_bytes", lambda: 20_000_000_000)
+    monkeypatch.setattr("olac.selection.lower.total_bytes", lambda: 20_000_000_000)
     assert not any("this machine" in note for note in olac.compile(small_net(), [images()], degree=3).report.notes)
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 import olac
-from olac.compiler import bootstrap_notes, lower
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
 from olac.ir.ops import Bootstrap
-from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 from olac.runtime.debug import debug, first_fault
+from olac.selection.lower import bootstrap_notes, lower
 from tests.runtime.small_program import deep_program
 
 REST = 8

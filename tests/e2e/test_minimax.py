@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import olac
-from olac.compiler import DEFAULT_PRECISION
+from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ir.ops import PolynomialProduct
-from olac.parameters import FIXED, FLEXIBLE
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
+from olac.selection.lower import DEFAULT_PRECISION
 
 
 def compiled(net: nn.Module, alpha: int, technique: str) -> tuple[CompiledProgram, torch.Tensor, float]:

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 import olac
-from olac.ir.graph import Diagonals
-from olac.ir.multiplexed import Multiplexed
+from olac.ckks.primes import FIXED, FLEXIBLE
+from olac.ir.lowerings import Diagonals, Multiplexed
 from olac.ir.ops import Conv2d, LinearOp
-from olac.parameters import FIXED, FLEXIBLE
 from tests.e2e.test_shifted_copies import Skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*compiled without security")

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 import olac
 from olac.backends.simulator import SimulatorEvaluator
-from olac.compiler import DEFAULT_PRECISION
+from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.frontend import lift, trace
 from olac.ir.graph import Graph
 from olac.ir.ops import Array
 from olac.kernels.execute import build_kernels, execute
-from olac.parameters import FIXED, FLEXIBLE
 from olac.polynomials.fit import FitOptions
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
+from olac.selection.lower import DEFAULT_PRECISION
 
 STRUCTURE = 1e-4
 SLOTS = 1e-6

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 import olac
-from olac.artifact import save_program
+from olac.analysis.depth import activation_depth, circuit_depth
+from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.errors import ArtifactError
 from olac.ir.graph import Graph
 from olac.ir.ops import Polynomial, Square
 from olac.ir.types import Stage
-from olac.kernels.depth import activation_depth, circuit_depth
-from olac.parameters import FIXED, FLEXIBLE
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fit_activations import FitActivations
 from olac.passes.fold_affine import FoldAffine
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.pipeline import approximation_pipeline
-from olac.program import CompiledProgram
+from olac.program.artifact import save_program
+from olac.program.program import CompiledProgram
 from tests.e2e.test_networks import CASES, ODD, SLOTS, Case, OptionA, batch_norm, in_slots, least_level, made, relative
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*compiled without security")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import olac
-from olac.compiler import DEFAULT_PRECISION
+from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ir.ops import Polynomial
-from olac.parameters import FIXED, FLEXIBLE
 from olac.passes.pipeline import lowering_pipeline
+from olac.selection.lower import DEFAULT_PRECISION
 from tests.e2e.test_networks import batch_norm
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*compiled without security")

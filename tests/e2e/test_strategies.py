@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import olac
 from olac.ir.ops import Polynomial, PolynomialProduct, Square
 from olac.polynomials.fit import DEGREES, METHODS
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 from tests.e2e.test_networks import batch_norm
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*compiled without security")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import olac
-from olac.frontend.lift import FUNCTIONS, MODULES
+from olac.frontend.lifter import FUNCTIONS, MODULES
 
 VECTOR, IMAGE = (6,), (2, 4, 4)
 EXACT, FITTED, COMPARED = 1e-5, 0.35, 0.15

@@ -17,8 +17,8 @@ from torch import nn
 
 from olac.errors import UnsupportedModelError
 from olac.frontend import check, lift, register_function, register_module, trace
-from olac.frontend.lift import FUNCTIONS, MODULES
-from olac.frontend.trace import LEAVES
+from olac.frontend.lifter import FUNCTIONS, MODULES
+from olac.frontend.tracer import LEAVES
 from olac.ir.graph import Graph
 from olac.ir.ops import Activation, Affine, AveragePool, Conv2d, Input, MaxPool2d, Multiply, Reshape
 from olac.ir.types import Stage

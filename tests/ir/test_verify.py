@@ -8,13 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from olac.ckks.parameters import Parameters
 from olac.errors import VerificationError
 from olac.ir import CipherState, Graph, Node, Stage
-from olac.ir.graph import Diagonals
-from olac.ir.multiplexed import Multiplexed
+from olac.ir.lowerings import Diagonals, Multiplexed
 from olac.ir.ops import Activation, Add, MaxPool2d
 from olac.ir.verify import verify
-from olac.parameters import Parameters
 from olac.passes.base import PassContext, PassManager
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.pipeline import lowering_pipeline

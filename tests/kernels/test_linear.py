@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
-from olac.ir.graph import Diagonals
+from olac.ckks.parameters import Parameters
+from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ir.layout import TensorLayout
+from olac.ir.lowerings import Diagonals
 from olac.ir.ops import Conv2d, LinearMap
 from olac.kernels.linear import DiagonalKernel, baby_choices, can_shift, count_steps, modulus_choices, place
-from olac.parameters import FIXED, FLEXIBLE, Parameters
 
 PARAMETERS = {t: Parameters(10, 3, 30, 36, 2, t, security=0) for t in (FIXED, FLEXIBLE)}
 SLOTS = 512

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
+from olac.ckks.parameters import Parameters
+from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.errors import VerificationError
 from olac.ir.layout import TensorLayout
-from olac.ir.multiplexed import can_multiplex
+from olac.ir.lowerings import can_multiplex
 from olac.ir.ops import AveragePool, Conv2d
 from olac.kernels.multiplexed import MultiplexedKernel
-from olac.parameters import FIXED, FLEXIBLE, Parameters
 from tests.golden import check_golden
 
 PARAMETERS = {t: Parameters(10, 4, 30, 36, 2, t, security=0) for t in (FIXED, FLEXIBLE)}

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from olac.backends.recorder import RecorderEvaluator
-from olac.ir.graph import Diagonals
+from olac.ckks.parameters import Parameters
 from olac.ir.layout import Array, TensorLayout
+from olac.ir.lowerings import Diagonals
 from olac.ir.ops import Conv2d, Linear, LinearMap, LinearOp, SparseLinear
 from olac.kernels import linear as linear_module
 from olac.kernels import patterns
 from olac.kernels.linear import DiagonalKernel, Distinct, modulus_choices, place
-from olac.kernels.patterns import Kept, diagonals_of, entries_key, hollow_kernel
-from olac.parameters import Parameters
+from olac.kernels.patterns import Kept, diagonals_of, entries_key, weightless_kernel
 
 PARAMETERS = Parameters(11, 3, 30, 36, 2, security=0)
 SHAPE = (2, 6, 6)
@@ -74,7 +74,7 @@ def test_diagonals_and_primitives_are_those_of_the_op_itself(zeros: tuple[int, .
         lowering = Diagonals(max(operand.period, result.period), 8)
         events = []
         for kernel in (
-            hollow_kernel(CONV, SHAPE, mine, operand, result, lowering),
+            weightless_kernel(CONV, SHAPE, mine, operand, result, lowering),
             DiagonalKernel(linear, operand, result, lowering),
         ):
             recorder = RecorderEvaluator(PARAMETERS)
@@ -137,12 +137,12 @@ def test_a_kernel_without_weights_leaves_the_other_as_it_is() -> None:
     layout = TensorLayout.dense(SHAPE, PARAMETERS.slots)
     result = TensorLayout.dense((3, 6, 6), PARAMETERS.slots)
     kernel = DiagonalKernel(CONV.linear_map(SHAPE, constants(4)), layout, result, Diagonals(result.period, 8))
-    hollow = kernel.hollow()
+    weightless = kernel.weightless()
 
     def entries(one: DiagonalKernel) -> int:
         return sum(len(p.values) for page in one._plan for products in page.values() for p in products)
 
-    assert entries(hollow) == 0 < entries(kernel)
+    assert entries(weightless) == 0 < entries(kernel)
 
 
 def test_only_the_last_results_are_kept() -> None:

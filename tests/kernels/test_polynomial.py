@@ -11,10 +11,11 @@ from numpy.polynomial import chebyshev
 
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
+from olac.ckks.parameters import Parameters
+from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.errors import VerificationError
 from olac.ir.layout import TensorLayout
 from olac.kernels.polynomial import PolynomialKernel, PolynomialProductKernel, divide
-from olac.parameters import FIXED, FLEXIBLE, Parameters
 
 
 @settings(max_examples=80, deadline=None)
@@ -116,7 +117,7 @@ def test_products_with_every_degree(
     evaluator = SimulatorEvaluator(parameters)
     kernel = PolynomialProductKernel(coefficients, layout)
     root = [evaluator.encrypt(page, depth + spare[0] + 1) for page in layout.pack(x)]
-    drifted = [evaluator.normalize(evaluator.multiply(part, part)) for part in root]
+    drifted = [evaluator.rescale(evaluator.multiply(part, part)) for part in root]
     second = [evaluator.encrypt(page, depth + spare[1]) for page in layout.pack(z)]
     (result,) = kernel.run(evaluator, [tuple(drifted), tuple(second)])
     c = np.broadcast_to(coefficients, (3, degree + 1)).T[:, :, None, None]

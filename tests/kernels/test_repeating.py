@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from olac.backends.simulator import SimulatorEvaluator
+from olac.ckks.parameters import Parameters
 from olac.ir import Node
 from olac.kernels.base import Value
 from olac.kernels.execute import build_kernels, execute
-from olac.parameters import Parameters
 from olac.passes.base import PassContext, PassManager
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fold_squares import FoldSquares

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
+from olac.ckks.parameters import Parameters
+from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import ShapeError, Square
 from olac.kernels.elementwise import SquareKernel
-from olac.parameters import FIXED, FLEXIBLE, Parameters
 
 
 @settings(max_examples=40, deadline=None)

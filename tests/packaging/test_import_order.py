@@ -17,36 +17,19 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the lowest layer to the highest.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.errors",),
-    (
-        "olac.ir",
-        "olac.plugins",
-        "olac.internal",
-        "olac.memory",
-        "olac.threads",
-        "olac.forks",
-        "olac.files",
-        "olac.formats",
-        "olac.rotations",
-        "olac.paging",
-    ),
-    ("olac.polynomials",),
-    ("olac.parameters", "olac.costs", "olac.cost_fit", "olac.bootstrapping"),
-    # Passes choose by price and check by recording, so these two backends lie below them.
+    ("olac.system", "olac.plugins"),
+    ("olac.ir", "olac.ckks", "olac.parameters"),
+    ("olac.costs",),
+    # Analyses choose by price and check by recording, so these backends lie below them.
     ("olac.backends.base", "olac.backends.recorder", "olac.backends.cost"),
-    ("olac.kernels",),
-    ("olac.passes",),
-    ("olac.frontend", "olac.calibration", "olac.tensors", "olac.approximation"),
-    (
-        "olac.program",
-        "olac.estimate",
-        "olac.artifact",
-        "olac.envelope",
-        "olac.noise",
-        "olac.search",
-        "olac.rotation_keys",
-    ),
+    ("olac.kernels", "olac.frontend"),
+    ("olac.calibration",),
+    ("olac.polynomials", "olac.analysis"),
+    ("olac.approximation", "olac.passes"),
+    ("olac.program", "olac.options"),
     ("olac.backends",),
-    ("olac", "olac.compiler", "olac.promises", "olac.report", "olac.runtime", "olac.cli", "olac.demo", "olac.__main__"),
+    ("olac.selection", "olac.runtime"),
+    ("olac", "olac.compiler", "olac.report", "olac.cli", "olac.demo", "olac.__main__"),
 )
 
 # Names in LAYERS that stand for themselves alone, not for the modules below them.
@@ -57,8 +40,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "openfhe": ("olac.backends.openfhe",),
     "torch": (
         "olac.frontend",
-        "olac.calibration",
-        "olac.tensors",
+        "olac.calibration.collect",
         "olac.approximation",
         "olac.compiler",
         "olac.demo",

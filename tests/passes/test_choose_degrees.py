@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 import olac
+from olac.analysis.depth import activation_depth
+from olac.calibration.statistics import Calibration
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
 from olac.ir.ops import Square
-from olac.kernels.depth import activation_depth
-from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 from olac.passes import plan_bootstraps
 from olac.passes.base import PassContext
 from olac.passes.choose_degrees import (
@@ -27,11 +29,10 @@ from olac.passes.choose_degrees import (
     fit_from_histograms,
     functions,
 )
+from olac.passes.insert_placeholders import circuit_levels, foldable, folded_in, lowered
 from olac.passes.plan_bootstraps import least_bootstraps
-from olac.passes.stand_ins import circuit_levels, foldable, folded_in, lowered
 from olac.polynomials.fit import Fit, FitOptions, fit
-from olac.polynomials.statistics import Calibration
-from olac.program import Report
+from olac.program.report import Report
 from tests.approximation.nets import Residual, activations, folded, histograms, images, residual
 
 IMAGES = images(40)

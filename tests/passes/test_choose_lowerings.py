@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
-from olac.costs import CostTable
+from olac.ckks.parameters import Parameters
+from olac.ckks.primes import FIXED, FLEXIBLE
+from olac.costs.table import CostTable
 from olac.ir import Graph, GraphBuilder, Node, Stage
 from olac.ir.ops import Add, Array, Input, Linear, LinearOp, Multiply, Polynomial, Reshape
 from olac.kernels.base import Value
 from olac.kernels.execute import build_kernels, execute
 from olac.kernels.record import record
-from olac.parameters import FIXED, FLEXIBLE, Parameters
 from olac.passes.assign_layouts import AssignLayouts
 from olac.passes.assign_levels import AssignLevels
 from olac.passes.base import PassContext, PassManager

@@ -11,7 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from olac.analysis.levels import multiplicative_depth
 from olac.backends.simulator import SimulatorEvaluator
+from olac.calibration.histogram import Histogram
+from olac.calibration.statistics import Calibration
+from olac.ckks.parameters import Parameters
+from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ir import Graph, Range
 from olac.ir.ops import (
     Add,
@@ -29,14 +34,11 @@ from olac.ir.ops import (
     Square,
 )
 from olac.kernels.execute import build_kernels, execute
-from olac.parameters import FIXED, FLEXIBLE, Parameters
-from olac.passes.assign_levels import multiplicative_depth
 from olac.passes.base import FitReport, PassContext, PassManager
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.pipeline import lowering_pipeline
-from olac.polynomials.statistics import Calibration, Histogram
 from tests.networks import Growing, calibration_of, random_network, residual_quadratics
 
 SHAPE = (4, 6, 5)

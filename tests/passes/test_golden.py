@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from olac.backends.recorder import RecorderEvaluator
+from olac.ckks.parameters import Parameters
 from olac.kernels.execute import build_kernels, execute
-from olac.parameters import Parameters
 from olac.passes.base import PassContext, PassManager
 from olac.passes.pipeline import lowering_pipeline
 from tests.golden import check_golden

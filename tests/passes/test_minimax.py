@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from olac.analysis.levels import multiplicative_depth
+from olac.calibration.histogram import Histogram
+from olac.calibration.statistics import Calibration
 from olac.errors import CalibrationError, UnsupportedModelError, VerificationError
 from olac.ir import Graph, GraphBuilder, Origin, Range, Stage
 from olac.ir.ops import Activation, Add, Array, Input, MaxPool2d, Polynomial, PolynomialProduct, ShapeError
-from olac.passes.assign_levels import multiplicative_depth
 from olac.passes.base import PassContext, PassManager
 from olac.passes.expand_max_pool import ExpandMaxPool, rounds_of
 from olac.passes.normalize_units import NormalizeUnits
@@ -23,7 +25,6 @@ from olac.passes.pipeline import approximation_pipeline
 from olac.passes.replace_by_minimax import ReplaceByMinimax, replace_relu
 from olac.polynomials.fit import FitOptions
 from olac.polynomials.minimax import DEGREES, sign_composition
-from olac.polynomials.statistics import Calibration, Histogram
 from tests.networks import calibration_of
 
 RANDOM = np.random.default_rng(11)

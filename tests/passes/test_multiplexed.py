@@ -9,22 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from olac.analysis.levels import multiplicative_depth
 from olac.backends.cost import CostEvaluator
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
-from olac.costs import CostTable
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FIXED, FLEXIBLE
+from olac.costs.table import CostTable
 from olac.ir import Graph
-from olac.ir.graph import Diagonals
 from olac.ir.layout import TensorLayout
-from olac.ir.multiplexed import Multiplexed, can_multiplex
+from olac.ir.lowerings import Diagonals, Multiplexed, can_multiplex
 from olac.ir.ops import Add, Array, Bootstrap, Conv2d, LinearOp
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels, execute
 from olac.kernels.linear import DiagonalKernel
 from olac.kernels.multiplexed import MultiplexedKernel
 from olac.kernels.record import record
-from olac.parameters import FIXED, FLEXIBLE, Bootstrapping, Parameters
-from olac.passes.assign_levels import AssignLevels, multiplicative_depth
+from olac.passes.assign_levels import AssignLevels
 from olac.passes.base import PassContext, PassManager
 from olac.passes.choose_lowerings import KINDS, ChooseLowerings, lowered_depth
 from olac.passes.pipeline import lowering_pipeline

@@ -9,6 +9,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from olac.analysis.levels import multiplicative_depth
+from olac.calibration.histogram import Histogram
+from olac.calibration.statistics import Calibration
+from olac.ckks.parameters import Parameters
 from olac.errors import CalibrationError, VerificationError
 from olac.ir import Graph, GraphBuilder, Stage
 from olac.ir.ops import (
@@ -27,8 +31,6 @@ from olac.ir.ops import (
     Slice,
     SparseLinear,
 )
-from olac.parameters import Parameters
-from olac.passes.assign_levels import multiplicative_depth
 from olac.passes.base import Pass, PassContext, PassManager
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fit_activations import FitActivations
@@ -36,7 +38,6 @@ from olac.passes.fold_affine import FoldAffine
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
 from olac.polynomials.fit import FitOptions
-from olac.polynomials.statistics import Calibration, Histogram
 from tests.networks import calibration_of, images_for, normalized, residual_network
 
 RANDOM = np.random.default_rng(5)

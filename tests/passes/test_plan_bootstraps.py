@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import olac
+from olac.analysis.bootstrap_problem import Option
+from olac.analysis.bootstraps import solve
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, GraphBuilder
 from olac.ir.ops import Activation, Add, Affine, Bootstrap, Input, Square
 from olac.ir.types import Stage, ValueType
-from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
-from olac.passes.bootstrap_problem import Option
-from olac.passes.place_bootstraps import solve
+from olac.passes.insert_placeholders import lowered
 from olac.passes.plan_bootstraps import (
     NODE_PRICE,
     _Unscaled,
@@ -27,7 +29,6 @@ from olac.passes.plan_bootstraps import (
     plan_degrees,
     usual_bootstrapping,
 )
-from olac.passes.stand_ins import lowered
 from tests.approximation.nets import Residual, activations, folded, images
 
 SMALL = Parameters(11, 22, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(6))

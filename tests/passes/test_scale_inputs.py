@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from olac.calibration.statistics import Calibration
 from olac.errors import VerificationError
 from olac.ir import Graph, GraphBuilder, Range, Stage
 from olac.ir.ops import Add, Affine, Array, AveragePool, Conv2d, Input, Linear, Op, Polynomial, Reshape, Slice
@@ -14,7 +15,6 @@ from olac.ir.verify import verify
 from olac.passes.base import PassContext, PassManager
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.scale_inputs import FEW_VALUES, ScaleInputs
-from olac.polynomials.statistics import Calibration
 from tests.networks import calibration_of
 
 RANDOM = np.random.default_rng(4)

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from olac.calibration.histogram import Histogram
 from olac.ir import Graph, GraphBuilder, Stage
 from olac.ir.ops import Activation, Add, Input, MaxPool2d, Polynomial, Slice
 from olac.passes.base import PassContext, PassManager
 from olac.passes.expand_max_pool import ExpandMaxPool, WidenMaxPool
 from olac.passes.fit_activations import FitActivations
 from olac.polynomials.fit import FitOptions
-from olac.polynomials.statistics import Histogram
 from tests.networks import calibration_of
 
 SHAPE = (2, 1, 4)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.polynomial import chebyshev
 
+from olac.calibration.histogram import Histogram
 from olac.ir.functions import Function, channel_functions
 from olac.polynomials.fit import (
     CHANNEL_RIDGE,
@@ -27,7 +28,6 @@ from olac.polynomials.fit import (
     fit,
     quadratic,
 )
-from olac.polynomials.statistics import Histogram
 
 RANDOM = np.random.default_rng(11)
 MEANS, DEVIATIONS = np.array([0.0, -1.0, 0.5, 2.0]), np.array([1.0, 0.7, 2.0, 1.5])

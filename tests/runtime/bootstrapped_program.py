@@ -6,12 +6,13 @@ import functools
 
 import numpy as np
 
-from olac.compiler import key_steps
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
 from olac.ir.ops import Add, Array, Reshape
-from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 from olac.passes.base import PassContext, PassManager
 from olac.passes.pipeline import lowering_pipeline
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
+from olac.selection.lower import key_steps
 from tests.networks import Growing, normalized
 
 PARAMETERS = Parameters(11, 20, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4))

@@ -24,7 +24,7 @@ import numpy as np
 import olac
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.speed import measure_slowdown
-from olac.costs import CostTable
+from olac.costs.table import CostTable
 from olac.errors import ForkError
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Server
 from tests.runtime.small_program import ERROR, images, small_program

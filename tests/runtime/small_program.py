@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from olac.backends.recorder import RecorderEvaluator
-from olac.bootstrapping import bootstrap_steps
+from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ir.graph import GraphBuilder
 from olac.ir.ops import Add, Array, Conv2d, Input, Linear, Polynomial, Reshape, SparseLinear
 from olac.ir.types import Range, Stage, ValueType
 from olac.kernels.execute import build_kernels, execute
 from olac.kernels.record import record
-from olac.parameters import FIXED, FLEXIBLE, Bootstrapping, Parameters
 from olac.passes.base import FitReport, PassContext, PassManager
 from olac.passes.pipeline import lowering_pipeline
 from olac.passes.place_bootstraps import PlaceBootstraps
-from olac.program import CompiledProgram, Report, SelfCheck
+from olac.program.program import CompiledProgram
+from olac.program.report import Report, SelfCheck
 
 SHAPE = (2, 4, 4)
 LIMIT = 2.0

@@ -17,12 +17,13 @@ from olac.backends.openfhe.library import load
 from olac.backends.openfhe.special_keys import special_template
 from olac.backends.openfhe.wire import Wire, wire
 from olac.backends.openfhe.words import Words, extract
-from olac.bootstrapping import SPECIAL_KEYS, bootstrap_steps
-from olac.envelope import DIGEST_BYTES
+from olac.ckks.bootstrapping import SPECIAL_KEYS, bootstrap_steps
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
 from olac.errors import ArtifactError, BackendError
 from olac.ir.ops import Array
-from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
 from olac.runtime import Client, EncryptedResult, EvaluationKeys, Server
+from olac.runtime.envelope import DIGEST_BYTES
 from olac.runtime.messages import needs_relinearisation, one_key_bytes, special_key_bytes
 from tests.runtime.bootstrapped_program import ERROR, ON_HALF, PARAMETERS, bootstrapped_program
 from tests.runtime.small_program import ERROR as SMALL_ERROR

@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from olac import envelope
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
+from olac.ckks.primes import TECHNIQUES
 from olac.cli import main
 from olac.errors import ArtifactError
 from olac.kernels.execute import alive
-from olac.parameters import TECHNIQUES
-from olac.runtime import Client, EncryptedInput, Progress, Server, commands
+from olac.runtime import Client, EncryptedInput, Progress, Server, commands, envelope
 from tests.runtime.small_program import DEEP_SHAPE, ERROR, deep_program, images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]

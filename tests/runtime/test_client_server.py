@@ -13,24 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from olac import envelope
+from olac.analysis.estimate import UNUSED_SHARE, estimate
+from olac.analysis.rotation_keys import fewer_keys
 from olac.backends.cost import CostEvaluator
 from olac.backends.openfhe.wire import wire
-from olac.costs import CostTable, kept_plaintext_bytes
+from olac.ckks.primes import FIXED, TECHNIQUES
+from olac.ckks.sizes import kept_plaintext_bytes
+from olac.costs.table import CostTable
 from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError, OlacError
-from olac.estimate import UNUSED_SHARE, estimate
-from olac.formats import FRAMES
 from olac.ir.graph import Graph
 from olac.ir.ops import Array
 from olac.ir.types import Range
 from olac.kernels.record import record
-from olac.parameters import FIXED, TECHNIQUES
-from olac.program import CompiledProgram
-from olac.rotation_keys import fewer_keys
-from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server, commands
+from olac.program.program import CompiledProgram
+from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server, commands, envelope
 from olac.runtime import client as client_module
 from olac.runtime.check_ranges import check_output
 from olac.runtime.messages import one_key_bytes
+from olac.system.formats import FRAMES
 from tests.runtime.small_program import ERROR, LIMIT, SHAPE, images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from olac.cli import main
-from olac.costs import CostTable
+from olac.costs.table import CostTable
 from tests.runtime.small_program import small_program
 
 # The program is insecure by its parameters, and says so whenever it is loaded.

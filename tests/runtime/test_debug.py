@@ -15,7 +15,7 @@ from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.cli import main
 from olac.errors import ArtifactError
 from olac.ir.ops import Array
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 from olac.runtime import Client, Server, commands
 from olac.runtime.debug import Row, debug, first_fault
 from tests.runtime.small_program import DEEP_SHAPE, ERROR, LIMIT, deep_program, images, small_program

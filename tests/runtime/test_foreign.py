@@ -24,10 +24,9 @@ import torch
 from safetensors.numpy import save
 
 import olac
-from olac import artifact, envelope
-from olac.calibration import as_images
+from olac.calibration.collect import as_images
 from olac.cli import main
-from olac.costs import CostTable
+from olac.costs.table import CostTable
 from olac.errors import (
     ArtifactError,
     CalibrationError,
@@ -37,13 +36,14 @@ from olac.errors import (
     VerificationError,
     plain,
 )
-from olac.formats import FRAMES
 from olac.ir.graph import Graph
-from olac.memory import memory_for
-from olac.program import CompiledProgram, check_images
+from olac.program import artifact
+from olac.program.program import CompiledProgram, check_images
 from olac.report import parameter_lines
-from olac.runtime import Client, Server, commands
+from olac.runtime import Client, Server, commands, envelope
 from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys
+from olac.system.formats import FRAMES
+from olac.system.memory import memory_for
 from tests.runtime.small_program import SHAPE, images, small_program
 
 # The program is insecure by its parameters, and says so whenever it is loaded.

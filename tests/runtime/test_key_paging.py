@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
+from olac.analysis.estimate import LOADING_KEYS, UNUSED_SHARE
 from olac.backends.openfhe.key_maps import MapsLock, put, take_out
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.words import new_tag
+from olac.ckks.key_pool import evictions
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
 from olac.errors import ArtifactError, InfeasibleError
-from olac.estimate import LOADING_KEYS, UNUSED_SHARE
-from olac.paging import evictions
-from olac.parameters import FLEXIBLE, Bootstrapping, Parameters
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server, paging
 from olac.runtime import server as server_module
 from olac.runtime.messages import one_key_bytes

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import olac
-from olac import files
 from olac.cli import main
 from olac.errors import ArtifactError
 from olac.runtime import Client, Server, commands
 from olac.runtime.messages import EvaluationKeys
+from olac.system import files
 from tests.runtime.small_program import images, small_program
 
 # The program is insecure by its parameters, and says so whenever it is loaded.

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from olac import envelope
 from olac.cli import main
 from olac.errors import ArtifactError
-from olac.program import CompiledProgram
-from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Server
+from olac.program.program import CompiledProgram
+from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Server, envelope
 from tests.runtime.small_program import images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]

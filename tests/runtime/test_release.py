@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from olac.analysis.estimate import LOADING_KEYS, UNUSED_SHARE
 from olac.backends.openfhe import context
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.key_maps import KEY_MAPS, Held, put
@@ -18,15 +19,14 @@ from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import new_tag
+from olac.ckks.parameters import Parameters
 from olac.errors import BackendError, ClosedError
-from olac.estimate import LOADING_KEYS, UNUSED_SHARE
-from olac.memory import current_rss_bytes, return_freed
-from olac.parameters import Parameters
-from olac.program import CompiledProgram
+from olac.program.program import CompiledProgram
 from olac.runtime import Client, EvaluationKeys, Progress, Server
 from olac.runtime import server as server_module
 from olac.runtime.messages import one_key_bytes
 from olac.runtime.paging import pinned_steps
+from olac.system.memory import current_rss_bytes, return_freed
 from tests.runtime.small_program import ERROR, deep_program, images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]

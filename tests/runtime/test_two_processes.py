@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from olac.parameters import TECHNIQUES
+from olac.ckks.primes import TECHNIQUES
 from olac.runtime import commands
 from tests.runtime.small_program import ERROR, images, small_program
 

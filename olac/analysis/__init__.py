@@ -1,0 +1,1 @@
+"""Questions about graphs: levels, depth, bootstraps, units, noise, time and memory. Nothing here rewrites."""

@@ -1,0 +1,123 @@
+"""What a plan of bootstraps is, what it has to keep to, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from olac.ckks.parameters import Bootstrapping
+from olac.errors import InfeasibleError
+from olac.ir.graph import Graph, Node
+from olac.ir.layout import TensorLayout
+from olac.ir.ops import Input
+
+WIDEST = 1.0 + 1e-9
+"""Largest calibrated magnitude of a slot at a bootstrap."""
+
+Boots = tuple[tuple[int, str], ...]
+"""Bootstraps: the value, and the position in the graph's order behind which its readers get the new one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where bootstraps go.
+
+    Attributes:
+        boots: values and where they are bootstrapped, in the graph's order.
+        seconds: predicted, for the program and its bootstraps.
+        bootstraps: of single ciphertexts.
+        fresh_level: level of the encrypted input.
+        picks: by node, which of its options is taken, where there are several.
+    """
+
+    boots: Boots
+    seconds: float
+    bootstraps: int
+    fresh_level: int
+    picks: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to compute a node: the levels that it takes, and a price beside its seconds."""
+
+    levels: int
+    price: float = 0.0
+
+
+def repeats(layout: TensorLayout, boots: Bootstrapping) -> bool:
+    """Whether the slots of a value repeat as bootstraps of a set-up take for granted."""
+    return boots.log_slots is None or layout.repeats_after <= 1 << boots.log_slots
+
+
+class Problem:
+    """What a plan has to keep to, and what it costs.
+
+    Args:
+        graph: at any stage; before PACKED every value counts as one ciphertext.
+        boots: the levels around a bootstrap.
+        depth: levels of the chain, the most of a fresh input.
+        seconds: of a node with operands at a level; must not fall with the level.
+
+    Attributes:
+        options: for each node the ways to compute it, which may be more than one before degrees are chosen.
+    """
+
+    def __init__(self, graph: Graph, boots: Bootstrapping, depth: int, seconds: Callable[[Node, int], float]) -> None:
+        self.graph, self.boots, self.depth = graph, boots, depth
+        self._seconds = seconds
+        self._memo: dict[tuple[str, int], float] = {}
+        self.options: dict[str, tuple[Option, ...]] = {
+            node.id: (Option(node.levels(graph.constants)),) for node in graph.nodes
+        }
+
+    def least(self, name: str) -> int:
+        """The fewest levels that a node may take."""
+        return min(option.levels for option in self.options[name])
+
+    def seconds(self, node: Node, level: int) -> float:
+        """Of a node with operands at a level."""
+        key = (node.id, level)
+        if key not in self._memo:
+            self._memo[key] = self._seconds(node, level)
+        return self._memo[key]
+
+    def ciphertexts(self, name: str) -> int:
+        """How many ciphertexts a value has."""
+        layout = self.graph[name].type.layout
+        return 1 if layout is None else layout.ciphertexts
+
+    def fits(self, name: str) -> bool:
+        """Whether a value may be bootstrapped: its slots stay where that is exact, and repeat as the set-up asks."""
+        kind = self.graph[name].type
+        exact = kind.bound is None or kind.bound.magnitude <= kind.unit * WIDEST
+        return exact and (kind.layout is None or repeats(kind.layout, self.boots))
+
+    def _repeating(self) -> str:
+        log_slots = self.boots.log_slots
+        return "" if log_slots is None else f", that repeat after 2^{log_slots} slots"
+
+    def highest(self) -> dict[str, int]:
+        """The highest level that each value can have, were all bootstrapped that may be.
+
+        Raises:
+            InfeasibleError: a node gets no level.
+        """
+        found: dict[str, int] = {}
+        for node in self.graph.nodes:
+            if isinstance(node.op, Input):
+                level = self.depth
+            else:
+                level = min(found[name] for name in node.inputs) - self.least(node.id)
+            if level < 0:
+                raise InfeasibleError(
+                    f"levels run out at {node.id} from {node.origin}: bootstraps leave "
+                    f"{self.boots.output_level - self.boots.input_level} levels between them, which does not reach to "
+                    "it from the last place for one (values of at most their unit, at level "
+                    f"{self.boots.input_level} or above{self._repeating()}). Lower the degrees of the activations "
+                    "before it."
+                )
+            if level >= self.boots.input_level and self.fits(node.id):
+                level = max(level, self.boots.output_level)
+            found[node.id] = level
+        return found

@@ -1,0 +1,234 @@
+"""Where ciphertexts get their levels back: the plan of least predicted time."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from olac.analysis.bootstrap_beam import beam
+from olac.analysis.bootstrap_problem import Plan, Problem
+from olac.backends.cost import CostEvaluator
+from olac.backends.recorder import RecorderEvaluator
+from olac.ckks.parameters import Parameters
+from olac.costs.table import CostTable
+from olac.errors import InfeasibleError
+from olac.ir.graph import Graph, Node
+from olac.ir.ops import Bootstrap, Input
+from olac.kernels.base import Kernel
+from olac.kernels.execute import build_weightless_kernels
+
+MOST_STATES = 64
+"""Of the exact dynamic program at one place, for each number of bootstraps that are still to come if those are limited.
+Networks with few values alive at once have far fewer. A graph with more is left to `olac.analysis.bootstrap_beam`."""
+
+
+class Profiles:
+    """What each node's kernel takes, at any level of its operand: kernels run on no data once.
+
+    Attributes:
+        kernels: of the nodes, without weights where those don't matter.
+        steps: rotation steps of all kernels.
+        order: the same as they are taken, one after the other.
+    """
+
+    def __init__(self, graph: Graph, parameters: Parameters) -> None:
+        self._events: dict[str, tuple[tuple[str, int, int], ...]] = {}
+        self._uses: dict[str, tuple[tuple[int, int, int], ...]] = {}
+        order: list[int] = []
+        self.kernels = build_weightless_kernels(graph)
+        for node in graph.nodes:
+            if not isinstance(node.op, Input | Bootstrap):
+                recorder = _recorded(graph, node, self.kernels[node.id], parameters)
+                self._events[node.id] = tuple(
+                    (primitive, parameters.depth - level, count)
+                    for (primitive, level), count in sorted(recorder.counts().items())
+                )
+                self._uses[node.id] = tuple(
+                    (step, parameters.depth - level, count) for (step, level), count in sorted(recorder.uses().items())
+                )
+                order += [event.step for event in recorder.events if event.step]
+        self.order = tuple(order)
+        self.steps = frozenset(order)
+
+    def uses(self, levels: Mapping[str, int]) -> Counter[tuple[int, int]]:
+        """How often each (rotation step, level) is taken, with the operands of each node at its level in `levels`."""
+        found: Counter[tuple[int, int]] = Counter()
+        for name, events in self._uses.items():
+            for step, below, count in events:
+                found[step, levels[name] - below] += count
+        return found
+
+    def seconds(self, node: Node, level: int, price: Callable[[str, int], float]) -> float:
+        """Predicted seconds with operands at a level."""
+        return sum(count * price(primitive, level - below) for primitive, below, count in self._events.get(node.id, ()))
+
+
+def _recorded(graph: Graph, node: Node, kernel: Kernel, parameters: Parameters) -> RecorderEvaluator:
+    """A run of one kernel, its operands at the top of the chain."""
+    recorder = RecorderEvaluator(parameters)
+    operands: list[Any] = []
+    for name in node.inputs:
+        layout = graph[name].type.layout
+        assert layout is not None
+        operands.append((recorder.fresh(parameters.depth),) * layout.ciphertexts)
+    kernel.run(recorder, operands)
+    return recorder
+
+
+def place_bootstraps(
+    graph: Graph,
+    parameters: Parameters,
+    profiles: Profiles,
+    table: CostTable,
+    threads: int,
+    most: int | None = None,
+) -> Plan:
+    """The plan of least predicted time, with `most` among those of no more bootstraps.
+
+    Raises:
+        InfeasibleError: as `solve`.
+    """
+    boots = parameters.bootstrapping
+    assert boots is not None
+    pricer = CostEvaluator(parameters, table, threads)
+    one_boot = pricer.price("bootstrap", boots.input_level)
+    problem = Problem(graph, boots, parameters.depth, lambda node, level: profiles.seconds(node, level, pricer.price))
+    return solve(problem, one_boot, most)
+
+
+State = tuple[tuple[str, int], ...]
+"""Levels that what is still to come needs of the values that are alive at a place, and under COUNT how many bootstraps
+it takes, where those are limited."""
+
+COUNT = ""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The cheapest found from a state to the end of the graph."""
+
+    seconds: float
+    boot: tuple[int, str] | None = None
+    pick: tuple[str, int] | None = None
+    then: _Way | None = None
+
+
+def solve(problem: Problem, one_boot: float, most: int | None = None) -> Plan:
+    """Dynamic program from the last node to the first, over the levels that live values need.
+
+    A value may be bootstrapped before any node that reads it, on its own; that node and all later ones read the new
+    one. Of two states the one that needs no less and costs no less is dropped. That finds the best plan. A graph in
+    which too many states are left is planned by a search that keeps a bounded number of them; plans that could be
+    compared with the best cost up to 1 % more (`olac.analysis.bootstrap_beam`).
+
+    Args:
+        problem: see there.
+        one_boot: the price of a bootstrap of one ciphertext.
+        most: bootstraps of single ciphertexts; None for any number.
+
+    Raises:
+        InfeasibleError: places for bootstraps are further apart than the levels between two, or there is no plan of so
+            few bootstraps.
+    """
+    boots, nodes = problem.boots, problem.graph.nodes
+    highest = problem.highest()
+    start = dict.fromkeys(problem.graph.outputs, 0)
+    if most is not None:
+        highest[COUNT], start[COUNT] = most, 0
+    ways: dict[State, _Way] = {tuple(sorted(start.items())): _Way(0.0)}
+    for index in range(len(nodes) - 1, -1, -1):
+        node = nodes[index]
+        if isinstance(node.op, Input):
+            continue
+        found: dict[State, _Way] = {}
+        for state, way in ways.items():
+            rest = dict(state)
+            level = rest.pop(node.id, 0)
+            for pick, option in enumerate(problem.options[node.id]):
+                operand = level + option.levels
+                if any(operand > highest[name] for name in node.inputs):
+                    continue  # Only a bootstrap of the node itself could give what is needed.
+                needs = rest | {name: max(rest.get(name, 0), operand) for name in node.inputs}
+                picked = way
+                if len(problem.options[node.id]) > 1:
+                    picked = _Way(way.seconds, pick=(node.id, pick), then=way)
+                seconds = way.seconds + option.price + problem.seconds(node, operand)
+                choices = [
+                    name
+                    for name in dict.fromkeys(node.inputs)
+                    if boots.input_level < needs[name] <= boots.output_level and problem.fits(name)
+                ]
+                for count in range(len(choices) + 1):
+                    for chosen in itertools.combinations(choices, count):
+                        _extend(found, needs, chosen, picked, seconds, index - 1, problem, one_boot, highest)
+        undominated = _undominated(found)
+        if undominated is None:
+            return beam(problem, one_boot, most)
+        ways = undominated
+        if not ways:
+            raise InfeasibleError(f"no plan takes at most {most} bootstraps")
+    best_state, best = min(ways.items(), key=lambda item: (item[1].seconds, item[0]))
+    places = tuple(way.boot for way in _steps(best) if way.boot is not None)
+    return Plan(
+        places,
+        best.seconds,
+        sum(problem.ciphertexts(name) for _, name in places),
+        max(n for name, n in best_state if name != COUNT),
+        dict(way.pick for way in _steps(best) if way.pick is not None),
+    )
+
+
+def _extend(
+    found: dict[State, _Way],
+    needs: Mapping[str, int],
+    chosen: Sequence[str],
+    way: _Way,
+    seconds: float,
+    position: int,
+    problem: Problem,
+    one_boot: float,
+    highest: Mapping[str, int],
+) -> None:
+    """Enter the state before a node with some of its operands bootstrapped, where it can be reached."""
+    before = dict(needs) | dict.fromkeys(chosen, problem.boots.input_level)
+    if COUNT in before:
+        before[COUNT] += sum(problem.ciphertexts(name) for name in chosen)
+    if any(level > highest[name] for name, level in before.items()):
+        return
+    extended = way
+    for name in chosen:
+        seconds += one_boot * problem.ciphertexts(name)
+        extended = _Way(seconds, (position, name), then=extended)
+    if not chosen:
+        extended = _Way(seconds, then=way)
+    state = tuple(sorted(before.items()))
+    if state not in found or seconds < found[state].seconds:
+        found[state] = extended
+
+
+def _undominated(found: Mapping[State, _Way]) -> dict[State, _Way] | None:
+    """States of one place that no other beats in every level and in cost; None if there are too many."""
+    kept: dict[State, _Way] = {}
+    needs: list[tuple[int, ...]] = []
+    of_count: dict[int, int] = {}
+    for state, way in sorted(found.items(), key=lambda item: (item[1].seconds, item[0])):
+        count = state[0][1] if state and state[0][0] == COUNT else 0
+        mine = tuple(level for _, level in state)
+        if not any(all(map(operator.le, one, mine)) for one in needs):
+            kept[state] = way
+            needs.append(mine)
+            of_count[count] = of_count.get(count, 0) + 1
+            if of_count[count] > MOST_STATES:
+                return None
+    return kept
+
+
+def _steps(way: _Way) -> Iterator[_Way]:
+    following: _Way | None = way
+    while following is not None:
+        yield following
+        following = following.then

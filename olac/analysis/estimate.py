@@ -1,0 +1,281 @@
+"""What a program will take: seconds, keys and memory, before any key is made."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from olac.backends.cost import CostEvaluator, Slowdown
+from olac.ckks.bootstrapping import SPECIAL_KEYS, precomputed_bytes, working_bytes
+from olac.ckks.parameters import Parameters
+from olac.ckks.sizes import ciphertext_bytes, kept_plaintext_bytes, plaintext_bytes, rotation_key_bytes
+from olac.costs.table import CostTable
+from olac.ir.graph import Graph, Node
+from olac.ir.lowerings import Multiplexed
+from olac.ir.ops import Bootstrap, Conv2d, Polynomial
+from olac.kernels.base import Kernel, Value
+from olac.kernels.execute import build_weightless_kernels
+from olac.kernels.linear import DiagonalKernel
+from olac.kernels.record import record
+from olac.system.memory import current_rss_bytes
+from olac.system.threads import usable_threads
+
+GB = 1e9
+LIBRARY_BYTES = 60e6
+"""OpenFHE's code and the precomputed tables of a context, beside the keys."""
+
+UNUSED_SHARE = 0.035
+"""Memory between objects, which the allocator keeps: ResNet-20 took 12.29 GB where its objects are 11.88 GB."""
+
+
+LOADING_KEYS = 2
+"""Bytes of so many keys are held beside a key that is being read from a file."""
+READING_RATE = 8e8
+"""Bytes a second of a key that is read, hashed and checked, beside what OpenFHE takes to make it: in all, a key of
+78 MB at ring 2^16 takes 0.24 s on one thread."""
+
+
+class Lowered(Protocol):
+    """What an estimate asks of a program."""
+
+    @property
+    def graph(self) -> Graph:
+        """At stage LEVELLED."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """That it runs under."""
+
+    @property
+    def rotations(self) -> tuple[int, ...]:
+        """Steps that have keys."""
+
+    @property
+    def batch(self) -> int:
+        """Images of one run."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted costs of one program on one machine.
+
+    Attributes:
+        seconds_per_image: one encrypted run divided by the images in it, plaintexts encoded before.
+        first_seconds: the first run, which also encodes.
+        node_seconds: of one run, by node.
+        keygen_seconds: all keys.
+        setup_seconds: for the server to prepare bootstraps.
+        key_bytes: relinearisation and rotation keys, and those that only bootstraps take.
+        setup_bytes: plaintexts that bootstraps take.
+        plaintext_bytes: all encoded weights, if they are kept; with bootstraps they are not, but encoded when needed.
+        ciphertext_bytes: the largest set of ciphertexts alive at once.
+        server_gb: peak memory of a server process that keeps its encoded weights, or as many of them as the limit of
+            the program allows; with what they are encoded from.
+        server_gb_without_kept_weights: the same if all weights are encoded anew in each run.
+        client_gb: peak memory of a client process.
+        process_gb: peak memory of one process that is both, from what this process holds now.
+        counts: how often each primitive runs.
+        sizes: what `server_gb` is made of.
+    """
+
+    seconds_per_image: float
+    first_seconds: float
+    node_seconds: dict[str, float]
+    keygen_seconds: float
+    setup_seconds: float
+    key_bytes: int
+    setup_bytes: int
+    plaintext_bytes: int
+    ciphertext_bytes: int
+    server_gb: float
+    server_gb_without_kept_weights: float
+    client_gb: float
+    process_gb: float
+    counts: dict[str, int]
+    sizes: Sizes
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes that a server holds, by what they are for; the attributes are those of `Estimate`."""
+
+    key_bytes: int
+    setup_bytes: int
+    plaintext_bytes: int
+    ciphertext_bytes: int
+    table_bytes: int
+    """What kernels encode plaintexts from."""
+    keeps_plaintexts: bool
+
+    @property
+    def server_bytes(self) -> float:
+        """Peak memory of a server process."""
+        return BARE_PROCESS_BYTES + self.held_bytes
+
+    @property
+    def least_server_bytes(self) -> float:
+        """The same if no encoded weights are kept."""
+        return replace(self, keeps_plaintexts=False).server_bytes
+
+    @property
+    def held_bytes(self) -> float:
+        """The same beside Python itself."""
+        kept = self.plaintext_bytes if self.keeps_plaintexts else 0
+        objects = self.table_bytes + self.key_bytes + self.setup_bytes + kept + self.ciphertext_bytes
+        return LIBRARY_BYTES + (1.0 + UNUSED_SHARE) * objects
+
+
+def sizes(
+    graph: Graph,
+    kernels: Mapping[str, Kernel],
+    parameters: Parameters,
+    rotations: int,
+    encodes: Mapping[int, int],
+    levels: Mapping[str, int],
+) -> Sizes:
+    """What a program will hold, before it is lowered to the end.
+
+    Args:
+        graph: packed, with bootstraps where there are any.
+        kernels: of its nodes, with or without weights; those of bootstraps need not be there.
+        parameters: that it would run with.
+        rotations: steps that need keys.
+        encodes: how many plaintexts are encoded, by level.
+        levels: of every value.
+    """
+    kept = parameters.bootstrapping is None
+    special = 0 if kept else SPECIAL_KEYS - 1
+    return Sizes(
+        key_bytes=evaluation_key_bytes(parameters) * (rotations + 1 + special),
+        setup_bytes=precomputed_bytes(parameters),
+        plaintext_bytes=sum(n * kept_plaintext_bytes(parameters.log_ring, level + 1) for level, n in encodes.items()),
+        ciphertext_bytes=_most_alive(graph, kernels, parameters, levels),
+        table_bytes=sum(kernel.table_bytes for kernel in kernels.values()),
+        keeps_plaintexts=kept,
+    )
+
+
+def evaluation_key_bytes(parameters: Parameters) -> int:
+    """One key, for relinearisation, a rotation step or conjugation."""
+    return rotation_key_bytes(parameters.log_ring, parameters.limbs, parameters.digits, len(parameters.special_primes))
+
+
+def key_reading_seconds(evaluator: CostEvaluator) -> float:
+    """To read one key from a file and make it."""
+    size = evaluation_key_bytes(evaluator.parameters)
+    return evaluator.price("deserialize_key", evaluator.parameters.depth) + size / READING_RATE
+
+
+def _most_alive(graph: Graph, kernels: Mapping[str, Kernel], parameters: Parameters, levels: Mapping[str, int]) -> int:
+    """Bytes of the largest set of ciphertexts alive at once."""
+    last = {operand: node.id for node in graph.nodes for operand in node.inputs}
+    alive: dict[str, int] = {}
+    peak = 0
+    for node in graph.nodes:
+        layout = node.type.layout
+        assert layout is not None
+        alive[node.id] = layout.ciphertexts * ciphertext_bytes(parameters.log_ring, levels[node.id] + 1)
+        peak = max(peak, sum(alive.values()) + _working_bytes(graph, node, kernels.get(node.id), parameters, levels))
+        for operand in node.inputs:
+            if last[operand] == node.id:
+                alive.pop(operand, None)
+    return peak
+
+
+def estimate(
+    program: Lowered,
+    threads: int | None = None,
+    costs: CostTable | None = None,
+    slowdown: Slowdown | None = None,
+) -> Estimate:
+    """Predict a program with the shipped table of costs, or another, on a server that has all the memory it wants.
+
+    `CompiledProgram.estimate` keeps to the memory that the program was compiled for.
+
+    Args:
+        threads: that OpenFHE will use; None for what this process has.
+        slowdown: of the machine against the table's (`olac.backends.openfhe.speed.measure_slowdown` measures it).
+    """
+    used = threads or usable_threads()
+    table = costs or CostTable.default()
+    parameters = program.parameters
+    kept = parameters.bootstrapping is None
+    evaluator = CostEvaluator(parameters, table, used, encoded=kept, slowdown=slowdown, rotations=program.rotations)
+    seconds: dict[str, float] = {}
+    levels: dict[str, int] = {}
+    spent = 0.0
+
+    def after(node: Node, value: Value) -> None:
+        nonlocal spent
+        seconds[node.id] = evaluator.seconds - spent
+        spent = evaluator.seconds
+        levels[node.id] = max(part.state.level for part in value)
+
+    record(program.graph, parameters, recorder=evaluator, after=after)
+    encodes = Counter(event.level for event in evaluator.events if event.primitive == "encode")
+    encoding = sum(count * evaluator.price("encode", level) for level, count in encodes.items())
+    size = sizes(
+        program.graph, build_weightless_kernels(program.graph), parameters, len(program.rotations), encodes, levels
+    )
+    special = 0 if kept else SPECIAL_KEYS - 1
+    keygen = evaluator.price("relin_keygen", parameters.depth) + (len(program.rotations) + special) * evaluator.price(
+        "rotation_keygen", parameters.depth
+    )
+    set_up_seconds = (
+        size.setup_bytes
+        / plaintext_bytes(parameters.log_ring, parameters.limbs)
+        * evaluator.price("encode", parameters.depth)
+    )
+    held = current_rss_bytes()
+    client = BARE_PROCESS_BYTES + LIBRARY_BYTES + size.key_bytes + 4 * evaluation_key_bytes(parameters)
+    return Estimate(
+        seconds_per_image=evaluator.seconds / program.batch,
+        first_seconds=evaluator.seconds + (encoding if kept else 0.0),
+        node_seconds=seconds,
+        keygen_seconds=keygen * evaluator.slowdown.heavy,
+        setup_seconds=set_up_seconds,
+        key_bytes=size.key_bytes,
+        setup_bytes=size.setup_bytes,
+        plaintext_bytes=size.plaintext_bytes,
+        ciphertext_bytes=size.ciphertext_bytes,
+        server_gb=size.server_bytes / GB,
+        server_gb_without_kept_weights=size.least_server_bytes / GB,
+        client_gb=client / GB,
+        process_gb=(held + size.held_bytes) / GB,
+        counts=dict(Counter(event.primitive for event in evaluator.events)),
+        sizes=size,
+    )
+
+
+BARE_PROCESS_BYTES = 130e6
+"""Python with numpy, scipy and networkx loaded."""
+
+
+def _working_bytes(
+    graph: Graph, node: Node, kernel: Kernel | None, parameters: Parameters, levels: Mapping[str, int]
+) -> int:
+    """Ciphertexts that an op holds beside operand and result: rotations of the operand and its powers, sums, digits."""
+    if isinstance(node.op, Bootstrap):
+        return working_bytes(parameters)
+    layout = node.type.layout
+    assert layout is not None
+    shifted = isinstance(node.op, Polynomial) and layout.step > 0
+    if node.lowering is None and not shifted:
+        return 0
+    operand = graph[node.inputs[0]].type
+    assert operand.layout is not None
+    limbs = levels[node.inputs[0]] + 1
+    if isinstance(kernel, DiagonalKernel):
+        held = kernel.held
+    elif isinstance(node.lowering, Multiplexed):
+        assert isinstance(node.op, Conv2d)
+        # Of the operand one for each element of the filter, of a sum one for each channel computed at once, and sums.
+        filter_size = math.prod(graph.constants[node.op.weight].shape[2:])
+        held = filter_size + min(operand.layout.slots // operand.layout.period, layout.grid[0]) + 3
+    else:
+        held = layout.distinct_copies * node.op.levels(graph.constants)
+    digits = parameters.digits * (limbs + len(parameters.special_primes)) * 8 * parameters.ring_dimension
+    return held * ciphertext_bytes(parameters.log_ring, limbs) + 2 * digits

@@ -1,0 +1,152 @@
+"""What the noise of encryption does to a program's outputs, by simulation on images that no fit has seen."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from olac.calibration.statistics import Calibration
+from olac.ckks.bootstrapping import bootstrap_noise
+from olac.ckks.parameters import Parameters
+from olac.errors import InfeasibleError
+from olac.ir.graph import Graph, Node
+from olac.ir.head import OutputHead
+from olac.ir.ops import Array, Bootstrap, Input, Polynomial, PolynomialProduct
+
+MAX_SCALE_BITS = 50
+CHECK_IMAGES = 64
+"""Held-out images that the noise is simulated on."""
+PROBE_SCALE_BITS, PROBE_STEP_BITS = 30, 10
+PROBE_LOG_RING = 14
+TINY_OUTPUT = 1e-9
+LARGE_NOISE = 0.1
+"""Of the outputs' range."""
+NOISE_MARGIN_BITS = 2.0
+
+
+class OutputNoise:
+    """The outputs of a graph at stage POLYNOMIAL on held-out images, and what noise makes of them.
+
+    What a client makes of the outputs counts as well, up to a choice of classes: errors are the largest of both, each
+    relative to its own range. So a shift can't hide an error, and a scale can't blow one up unseen.
+
+    Raises:
+        InfeasibleError: no image has finite outputs.
+    """
+
+    def __init__(self, graph: Graph, calibration: Calibration, head: OutputHead | None = None) -> None:
+        self._graph = graph
+        images = calibration.held_out[:CHECK_IMAGES]
+        clean = graph.evaluate(images)
+        sound = np.isfinite(clean.reshape(len(clean), -1)).all(1)  # what becomes of others is in the agreement
+        if not sound.any():
+            raise InfeasibleError(
+                "all calibration images that were held out diverge. Raise the degrees of the activations."
+            )
+        self._images, self._clean = images[sound], clean[sound]
+        size = float(np.max(np.abs(self._clean)))
+        unit = graph[graph.outputs[0]].type.unit
+        if size < TINY_OUTPUT * unit:
+            size = unit  # outputs that are always zero have no precision of their own
+        self._views = [(OutputHead(), size)]
+        if head:
+            seen = head.scores
+            size = float(np.max(np.abs(seen.apply(self._clean))))
+            if size >= TINY_OUTPUT:
+                self._views.append((seen, size))
+        self._probe: tuple[float, int] | None = None
+
+    def scale_bits(self, log_ring: int, precision: float) -> int:
+        """Fewest bits of scale that keep the change of the outputs below `precision`, relative to their range.
+
+        Noise is proportional to 2^-bits, and so is what it does, so one simulation tells of all scales and rings, at a
+        scale where it is small. MAX_SCALE_BITS + 1 where they diverge at all.
+        """
+        if self._probe is None:
+            bits = PROBE_SCALE_BITS
+            sigma = _rescale_noise(PROBE_LOG_RING)
+            # Beyond that noise is no longer small, and grows faster than in proportion.
+            while not (error := self._error(self._graph, self._clean, sigma * 2.0**-bits)) <= LARGE_NOISE:
+                if bits > MAX_SCALE_BITS:
+                    break
+                bits += PROBE_STEP_BITS
+            self._probe = error, bits
+        error, bits = self._probe
+        if math.isinf(error):
+            return MAX_SCALE_BITS + 1
+        error *= _rescale_noise(log_ring) / _rescale_noise(PROBE_LOG_RING)
+        needed = bits + math.ceil(math.log2(max(error, 1e-30) / precision))
+        if bits > PROBE_SCALE_BITS:  # so coarser scales need not be as good as that one promises
+            sigma = _rescale_noise(log_ring)
+            while needed <= MAX_SCALE_BITS:
+                if self._error(self._graph, self._clean, sigma * 2.0**-needed) <= precision:
+                    break
+                needed += 1
+        return needed
+
+    def loudest(self) -> Node:
+        """The node whose noise changes the outputs most."""
+        sigma = _rescale_noise(PROBE_LOG_RING) * 2.0**-MAX_SCALE_BITS
+        noisy = [node for node in self._graph.nodes if _adds_noise(self._graph, node)]
+        return max(noisy, key=lambda node: self._error(self._graph, self._clean, sigma, only=node.id))
+
+    def of_program(self, graph: Graph, parameters: Parameters) -> float:
+        """Largest change of an output by the noise of rescales and bootstraps, relative to the outputs' range.
+
+        Args:
+            graph: at stage POLYNOMIAL or later, with its bootstraps; it computes what this one does, their sine aside.
+            parameters: that it runs with.
+        """
+        rescale = _rescale_noise(parameters.log_ring) * 2.0**-parameters.scale_bits
+        return self._error(graph, graph.evaluate(self._images), rescale, bootstrap_noise(parameters))
+
+    def _error(self, graph: Graph, clean: Array, sigma: float, bootstrap: float = 0.0, only: str = "") -> float:
+        """Largest change of the outputs, relative to their range; infinite where values diverge.
+
+        Every linear op and polynomial adds the noise of a rescale to every slot, a bootstrap its own. With `only` one
+        node does.
+        """
+        random = np.random.default_rng(0)
+
+        def disturb(node: Node, value: Array) -> Array | None:
+            if only and node.id != only:
+                return None
+            if isinstance(node.op, Bootstrap):
+                return value + random.normal(0.0, bootstrap, value.shape)
+            if isinstance(node.op, Polynomial | PolynomialProduct):
+                # Every term brings the noise of its power, times its coefficient.
+                largest = float(np.abs(graph.constants[node.op.coefficients]).sum(axis=1).max())
+                return value + random.normal(0.0, sigma * max(1.0, largest), value.shape)
+            if _adds_noise(graph, node):
+                return value + random.normal(0.0, sigma, value.shape)
+            return None
+
+        with np.errstate(over="ignore", invalid="ignore"):
+            noisy = decoded(graph.evaluate(self._images, disturb), clean)
+            error = max(
+                float(np.max(np.abs(head.apply(noisy) - head.apply(clean)))) / size for head, size in self._views
+            )
+        return error if math.isfinite(error) else math.inf
+
+
+def decoded(noisy: Array, clean: Array) -> Array:
+    """Outputs (images, *output shape) as they come out of decryption.
+
+    OpenFHE adds noise to all slots alike, of the size of what noise there is on average. So no output of an image is
+    more exact than the mean of them, however small it is; the largest error stays as it is.
+    """
+    change = noisy - clean
+    usual = np.sqrt(np.mean(change**2, axis=tuple(range(1, change.ndim)), keepdims=True))
+    return np.asarray(clean + np.where(np.abs(change) < usual, np.copysign(usual, change), change))
+
+
+def _adds_noise(graph: Graph, node: Node) -> bool:
+    return isinstance(node.op, Input) or node.op.levels(graph.constants) > 0
+
+
+def _rescale_noise(log_ring: int) -> float:
+    """Standard deviation in the slots of what a rescale rounds away, in units of 2^-bits, with a margin."""
+    ring = 2.0**log_ring
+    noise: float = math.sqrt((1 + 2 * ring / 3) / 12 * ring / 2) * 2.0**NOISE_MARGIN_BITS
+    return noise

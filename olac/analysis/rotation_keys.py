@@ -1,0 +1,240 @@
+"""Which rotation steps of a program get keys, and which of these wait in their file.
+
+Rare steps are composed of others where that pays. Where memory is limited and not enough for the rest, a server holds
+the keys of bootstraps and as many others as fit, and reads one when it is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from olac.analysis.estimate import (
+    GB,
+    LOADING_KEYS,
+    UNUSED_SHARE,
+    Estimate,
+    Lowered,
+    Sizes,
+    estimate,
+    evaluation_key_bytes,
+    key_reading_seconds,
+)
+from olac.backends.cost import CostEvaluator, Slowdown
+from olac.ckks.bootstrapping import bootstrap_steps, steps_with_keys
+from olac.ckks.key_pool import evictions
+from olac.ckks.parameters import Parameters
+from olac.ckks.rotations import composition
+from olac.costs.table import CostTable
+from olac.kernels.record import record
+from olac.system.threads import usable_threads
+
+Uses = Mapping[tuple[int, int], int]
+"""How often each (step, level) is taken in one run, were there a key for every step."""
+
+
+@dataclass(frozen=True)
+class KeyChoice:
+    """Which steps get keys, and what the program takes then.
+
+    Attributes:
+        steps: that get keys, increasing.
+        seconds: of a run. A composed step is priced as its rotations, which is a little too much where several
+            compositions share their first.
+        sizes: bytes of a server.
+        pool: how many of the steps no bootstrap needs, and no conjugation.
+        held: how many of their keys a server holds at once.
+        reads: keys that a run reads from their file because of that.
+    """
+
+    steps: tuple[int, ...]
+    seconds: float
+    sizes: Sizes
+    pool: int
+    held: int
+    reads: int = 0
+
+
+def fewer_keys(
+    uses: Uses,
+    parameters: Parameters,
+    price: Callable[[str, int], float],
+    seconds: float,
+    sizes: Sizes,
+    reward: Callable[[float, float], float],
+) -> Iterator[KeyChoice]:
+    """Keys for all steps, and then key by key fewer, the one that is missed least first.
+
+    A step that others are composed of keeps its key, so a composition found once stays what `composition` finds. Keys
+    of bootstraps and of conjugation stay.
+
+    Args:
+        uses: of all steps.
+        price: seconds of a primitive at a level.
+        seconds, sizes: of the program with a key for every step.
+        reward: what has to become smaller with every key that goes, from seconds and bytes of a server.
+    """
+    steps = steps_with_keys((step for step, _ in uses), parameters)
+    held = {step % parameters.slots for step in steps} - {0}
+    pool = held - bootstrap_steps(parameters)
+    missed = _missed(uses, pool, price)
+    one_key = evaluation_key_bytes(parameters)
+    composed: set[int] = set()
+    parts: set[int] = set()
+    yield KeyChoice(tuple(sorted(steps)), seconds, sizes, len(pool), len(pool))
+    for most in (2, 3):  # whatever two rotations do comes before what takes three
+        for step, one_rotation in missed:
+            if step in composed or step in parts:
+                continue
+            slower = seconds + (most - 1) * one_rotation
+            smaller = replace(sizes, key_bytes=sizes.key_bytes - one_key)
+            if reward(slower, smaller.server_bytes) >= reward(seconds, sizes.server_bytes):
+                continue
+            path = composition(step, frozenset(held - {step}), parameters.slots)
+            if path is None or len(path) > most:
+                continue
+            seconds, sizes = slower, smaller
+            held.remove(step)
+            composed.add(step)
+            parts.update(path)
+            left = len(pool) - len(composed)
+            yield KeyChoice(tuple(sorted(steps - composed)), seconds, sizes, left, left)
+
+
+def within(
+    choices: Iterable[KeyChoice], order: Sequence[int], evaluator: CostEvaluator, encoding: float, max_memory: float
+) -> KeyChoice:
+    """The fastest way to fit in `max_memory` bytes, or where there is none the smallest.
+
+    As a server does, each choice first gives up encoded weights that it would keep, and then reads keys as needed.
+
+    Args:
+        choices: from `fewer_keys`.
+        order: all steps that a run takes, as if each had a key.
+        evaluator: for the parameters; prices what is read.
+        encoding: seconds to encode all weights.
+    """
+    best: KeyChoice | None = None
+    smallest: KeyChoice | None = None
+    for choice in choices:
+        if best is not None and choice.seconds >= best.seconds:
+            break
+        one = _with_fewer_plaintexts(choice, encoding, max_memory)
+        if one.sizes.server_bytes > max_memory and one.pool > 1 + LOADING_KEYS:
+            one = _read_when_needed(one, order, evaluator, max_memory)
+        if one.sizes.server_bytes <= max_memory and (best is None or one.seconds < best.seconds):
+            best = one
+        if smallest is None or one.sizes.server_bytes < smallest.sizes.server_bytes:
+            smallest = one
+    assert smallest is not None
+    return best or smallest
+
+
+def held_within(program: Lowered, max_memory: float, table: CostTable, threads: int) -> KeyChoice:
+    """What a server of a program that is there already has to do to stay within `max_memory` bytes, or the least."""
+    return _held_within(program, estimate(program, threads, table), max_memory, threads, table, None)
+
+
+def estimate_within(
+    program: Lowered,
+    found: Estimate,
+    max_memory: float,
+    threads: int | None = None,
+    costs: CostTable | None = None,
+    slowdown: Slowdown | None = None,
+) -> Estimate:
+    """An estimate of a server that stays within so many bytes, from one of a server that need not."""
+    chosen = _held_within(program, found, max_memory, threads or usable_threads(), costs, slowdown)
+    sizes = chosen.sizes
+    return replace(
+        found,
+        seconds_per_image=chosen.seconds / program.batch,
+        first_seconds=max(found.first_seconds, chosen.seconds),
+        server_gb=sizes.server_bytes / GB,
+        server_gb_without_kept_weights=sizes.least_server_bytes / GB,
+        process_gb=found.process_gb + (sizes.held_bytes - found.sizes.held_bytes) / GB,
+        sizes=sizes,
+    )
+
+
+def _held_within(
+    program: Lowered,
+    found: Estimate,
+    max_memory: float,
+    threads: int,
+    costs: CostTable | None,
+    slowdown: Slowdown | None,
+) -> KeyChoice:
+    parameters = program.parameters
+    evaluator = CostEvaluator(
+        parameters,
+        costs or CostTable.default(),
+        threads,
+        encoded=parameters.bootstrapping is None,
+        slowdown=slowdown,
+        rotations=program.rotations,
+    )
+    record(program.graph, parameters, recorder=evaluator)
+    order = [event.step for event in evaluator.events if event.step]
+    pool = len(set(program.rotations) - bootstrap_steps(parameters) - {parameters.conjugation_step})
+    whole = KeyChoice(program.rotations, evaluator.seconds, found.sizes, pool, pool)
+    return within([whole], order, evaluator, found.first_seconds - evaluator.seconds, max_memory)
+
+
+def _with_fewer_plaintexts(choice: KeyChoice, encoding: float, max_memory: float) -> KeyChoice:
+    """As many encoded weights as fit; the others are encoded in every run."""
+    sizes = choice.sizes
+    if not sizes.keeps_plaintexts or not sizes.plaintext_bytes:
+        return choice
+    over = max(0.0, sizes.server_bytes - max_memory) / (1 + UNUSED_SHARE)
+    kept = max(0, math.floor(sizes.plaintext_bytes - over))
+    return replace(
+        choice,
+        seconds=choice.seconds + encoding * (1 - kept / sizes.plaintext_bytes),
+        sizes=replace(sizes, plaintext_bytes=kept),
+    )
+
+
+def _read_when_needed(
+    choice: KeyChoice, order: Sequence[int], evaluator: CostEvaluator, max_memory: float
+) -> KeyChoice:
+    """As many keys of the pool as fit, at least one."""
+    parameters, slots = evaluator.parameters, evaluator.slots
+    one_key = evaluation_key_bytes(parameters)
+    over = (choice.sizes.server_bytes - max_memory) / ((1 + UNUSED_SHARE) * one_key)
+    held = max(1, choice.pool - LOADING_KEYS - math.ceil(over))
+    away = choice.pool - held - LOADING_KEYS
+    with_keys = frozenset(step % slots for step in choice.steps) - {0}
+    pool = with_keys - bootstrap_steps(parameters)
+    paths = {step: composition(step, with_keys, slots) or () for step in set(order)}
+    reads = evictions([part for step in order for part in paths[step] if part in pool], held)
+    return replace(
+        choice,
+        seconds=choice.seconds + reads * key_reading_seconds(evaluator),
+        sizes=replace(choice.sizes, key_bytes=choice.sizes.key_bytes - away * one_key),
+        held=held,
+        reads=reads,
+    )
+
+
+def _missed(uses: Uses, steps: Iterable[int], price: Callable[[str, int], float]) -> list[tuple[int, float]]:
+    """Steps, and the seconds that one rotation more takes wherever they are used; the least first."""
+    found = dict.fromkeys(steps, 0.0)
+    for (step, level), times in uses.items():
+        if step in found:
+            found[step] += times * price("rotate", level)
+    return sorted(found.items(), key=lambda item: (item[1], item[0]))
+
+
+def memory_line(keys: KeyChoice, max_memory: float) -> str:
+    """What a server does within so many bytes (see `olac.analysis.rotation_keys.held_within`)."""
+    needed, seconds = keys.sizes.server_bytes, f"{keys.seconds:.2f} s a run"
+    if needed > max_memory:
+        return f"{max_memory / GB:.2f} GB: a server takes at least {math.ceil(needed / GB * 100) / 100:.2f} GB"
+    if keys.held == keys.pool:
+        return f"{max_memory / GB:.2f} GB: a server holds all keys, {seconds}"
+    return (
+        f"{max_memory / GB:.2f} GB: a server holds {keys.held} at a time of {keys.pool} rotation keys that no "
+        f"bootstrap needs, and reads {keys.reads} keys a run from their file: {seconds}"
+    )

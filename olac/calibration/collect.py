@@ -1,0 +1,403 @@
+"""Calibration: one pass over images gives the range of every value and the distribution of activations' inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from olac.calibration.histogram import Histogram
+from olac.calibration.statistics import (
+    HELD_OUT_EVERY,
+    SAMPLE_BYTES,
+    SAMPLE_IMAGES,
+    Calibration,
+    SingleArray,
+    held_out_limit,
+    sample_limit,
+)
+from olac.errors import CalibrationError, VerificationError
+from olac.frontend.trace import Traced
+from olac.ir.graph import Graph, Node
+from olac.ir.ops import Activation, Array
+from olac.ir.types import Range
+from olac.system.formats import without_unused
+from olac.system.internal import callers_items
+from olac.system.memory import ran_out
+
+RUN_ELEMENTS = 1 << 18
+"""Input elements in one run of the model: the loader's batches are cut and joined to it."""
+
+OUTLIERS = ((1e-4, 10.0), (2e-2, 100.0))
+"""A note is made where this share of the values takes the range over so many times as far as all others.
+
+The second holds for few images, of which a single one has more than the first share of the values.
+"""
+
+
+def as_images(item: Any, where: str) -> torch.Tensor:
+    """A loader's item as images (n, ...) in float32 on the CPU: a tensor or array, or a tuple or dict that holds one.
+
+    Raises CalibrationError, naming `where`, for anything else, and for NaN and infinities.
+    """
+    if isinstance(item, Mapping):
+        keys = [key for key in ("images", "pixel_values") if key in item]
+        if not keys:
+            raise CalibrationError(f"{where} is a dict without 'images' or 'pixel_values'")
+        item = item[keys[0]]
+    elif isinstance(item, (tuple, list)):
+        if not item:
+            raise CalibrationError(f"{where} is empty")
+        item = item[0]
+    if not isinstance(item, torch.Tensor):
+        try:
+            array = np.asanyarray(item)
+            if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
+                raise CalibrationError(f"{where} is an array with masked values: fill them in (array.filled(value))")
+            item = torch.as_tensor(np.asarray(array))
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise CalibrationError(f"{where} is a {type(item).__name__}, not images") from error
+    if item.layout is not torch.strided or item.is_meta:
+        raise CalibrationError(f"{where} is a tensor without its values in memory; give it dense (images.to_dense())")
+    if item.dtype != torch.uint8 and not item.is_floating_point():
+        raise CalibrationError(f"{where} has type {item.dtype}; give floats (images.float()) or uint8")
+    if item.ndim < 2:
+        raise CalibrationError(f"{where} has shape {tuple(item.shape)}, without a batch axis before the image's")
+    images: torch.Tensor = item.detach().to("cpu", torch.float32)
+    if not torch.isfinite(images).all():
+        raise CalibrationError(f"{where} holds NaN or infinite values, or such as single precision can't hold")
+    return images
+
+
+def _batches(loader: Any) -> Iterator[torch.Tensor]:
+    if isinstance(loader, (torch.Tensor, np.ndarray)):
+        loader = [loader]
+    if not isinstance(loader, Iterable):
+        raise CalibrationError(f"a loader is an iterable of batches, not {type(loader).__name__}")
+    expected: tuple[int, ...] | None = None
+    for index, item in enumerate(callers_items(loader)):
+        images = as_images(item, f"batch {index}")
+        shape = tuple(images.shape[1:])
+        if expected is not None and shape != expected:
+            raise CalibrationError(f"batch {index} has images of shape {shape}, and the first has {expected}")
+        expected = shape
+        if len(images):
+            yield images
+
+
+def first_batch(loader: Any) -> tuple[torch.Tensor, Iterator[torch.Tensor]]:
+    """The first batch of a loader, and an iterator over all of them, the first included.
+
+    The loader is iterated once, so a generator will do. Raises CalibrationError for an empty loader.
+    """
+    stream = _batches(loader)
+    first = next(stream, None)
+    if first is None:
+        raise CalibrationError("the calibration data is empty")
+    return first, itertools.chain([first], stream)
+
+
+class _Observer(fx.Interpreter):
+    """Runs the traced module and tells the statistics of each IR node's value."""
+
+    def __init__(self, traced: Traced, graph: Graph) -> None:
+        super().__init__(traced.module)
+        self.extra_traceback = False  # it would go into the messages of our own errors
+        self._traced, self._graph = traced, graph
+        self._nodes = {node.id: node for node in graph.nodes}
+        self.histograms: dict[str, Histogram] = {}
+        self.low: dict[str, float] = {}
+        self.high: dict[str, float] = {}
+        self.channels: dict[str, Array] = {}
+        self.where = ""
+        self.observing = self.looking = True
+        known = {i for made in traced.lifted.values() for i in made}
+        missing = [node.id for node in graph.nodes if node.id not in known]
+        if missing:
+            raise VerificationError(f"{', '.join(missing)}: no part of the traced model, so can't be calibrated")
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one fx node and observe the IR nodes that were made for it; where only `looking`, refuse NaN alone."""
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            if ran_out(error):
+                raise
+            where = ", ".join(n.meta[part] for part in ("path", "source") if n.meta.get(part))
+            raise CalibrationError(
+                f"{self.where}: the model fails at {where or n.name}: {type(error).__name__}: {error}"
+            ) from error
+        made = [i for i in self._traced.lifted.get(n.name, ()) if i in self._nodes]
+        if made and self.looking:
+            values: dict[str, torch.Tensor] = {}
+            for argument in n.all_input_nodes:
+                self._collect(self._traced.results.get(argument.name), self.env[argument], values)
+            self._collect(self._traced.results.get(n.name), result, values)
+            for node_id in made:
+                self._observe(self._nodes[node_id], values)
+        return result
+
+    def _collect(self, ids: Any, value: Any, values: dict[str, torch.Tensor]) -> None:
+        if isinstance(ids, tuple) and isinstance(value, (tuple, list)):
+            for one, part in zip(ids, value, strict=False):
+                self._collect(one, part, values)
+        elif isinstance(ids, str) and isinstance(value, torch.Tensor):
+            # One number for each image has no axis in torch, and one of length 1 in the graph.
+            node = self._nodes.get(ids)
+            values[ids] = value if node is None or value.ndim > 1 else value.reshape(len(value), *node.type.shape)
+
+    def _observe(self, node: Node, values: dict[str, torch.Tensor]) -> None:
+        if node.id not in values:
+            # One of several IR nodes for an fx node: torch has no value for it, so it is computed.
+            operands = [values[i].double().numpy() for i in node.inputs]
+            values[node.id] = torch.from_numpy(node.op.evaluate(operands, self._graph.constants))
+        value = values[node.id]
+        by_channel = value.reshape(len(value), value.shape[1] if value.ndim > 1 else 1, -1)
+        lows, highs = _array(by_channel.amin(0).amin(1)), _array(by_channel.amax(0).amax(1))
+        low, high = float(lows.min()), float(highs.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            origin = [part for part in (node.origin.path, node.origin.source) if part]
+            what = f"{node.id} ({', '.join(origin)})" if origin else node.id
+            if isinstance(node.op, Activation) and values[node.inputs[0]].shape == value.shape:
+                given = values[node.inputs[0]][~torch.isfinite(value)]
+                first = float(given[0])  # its sign says enough, and no value of an image is told
+                what += f", for {'a positive' if first > 0 else 'a negative' if first < 0 else 'a zero'} input"
+            raise CalibrationError(f"{self.where}: the model gives NaN or infinite values at {what}")
+        if not self.observing:
+            return
+        self.low[node.id] = min(low, self.low.get(node.id, low))
+        self.high[node.id] = max(high, self.high.get(node.id, high))
+        before = self.channels.get(node.id)
+        self.channels[node.id] = np.stack(
+            [lows, highs] if before is None else [np.minimum(lows, before[:, 0]), np.maximum(highs, before[:, 1])], 1
+        )
+        if isinstance(node.op, Activation):
+            seen = values[node.inputs[0]]
+            if node.id not in self.histograms:
+                self.histograms[node.id] = Histogram(seen.shape[1])
+            self.histograms[node.id].add(seen.numpy())
+
+
+class _Sample:
+    """Every so-manyth image of a stream, ever fewer of them, so that they stay few and evenly spread."""
+
+    def __init__(self, most: int) -> None:
+        self.every = 1
+        self._most, self._seen = most, 0
+        self._images: list[torch.Tensor] = []
+
+    def add(self, images: torch.Tensor) -> None:
+        """Go on with further images."""
+        for image in images:
+            if self._seen % self.every == 0:
+                if len(self._images) == self._most:
+                    self._images, self.every = self._images[::2], 2 * self.every
+                if self._seen % self.every == 0:
+                    self._images.append(image.clone())
+            self._seen += 1
+
+    def array(self) -> SingleArray:
+        """(n, *image shape)."""
+        return np.asarray(torch.stack(self._images).numpy(), dtype=np.float32)
+
+
+class _Queue:
+    """Images on their way to runs of one size, whatever the loader's batches are.
+
+    So equal images give equal numbers: what convolutions round depends on the size of the batch.
+    """
+
+    def __init__(self, size: int, run: Callable[[torch.Tensor, str], None]) -> None:
+        self._size, self._run = size, run
+        self._waiting: list[tuple[int, torch.Tensor]] = []
+        self._count = 0
+
+    def add(self, batch: int, images: torch.Tensor) -> None:
+        """Images of the loader's batch of that number."""
+        while len(images):
+            part = images[: self._size - self._count]
+            self._waiting.append((batch, part))
+            self._count += len(part)
+            images = images[len(part) :]
+            if self._count == self._size:
+                self.flush()
+
+    def flush(self) -> None:
+        """Run what waits."""
+        if self._waiting:
+            first, last = self._waiting[0][0], self._waiting[-1][0]
+            images = torch.cat([part for _, part in self._waiting])
+            self._waiting, self._count = [], 0
+            self._run(images, f"batch {first}" if first == last else f"batches {first} to {last}")
+
+
+def calibrate(
+    traced: Traced,
+    graph: Graph,
+    loader: Any,
+    *,
+    progress: Callable[[int], None] | None = None,
+    sample_images: int = SAMPLE_IMAGES,
+    sample_bytes: int = SAMPLE_BYTES,
+) -> Calibration:
+    """Run a model over calibration images and collect the statistics of its values.
+
+    Every 8th image, from the first on and 2,048 at most (512 if they are large), is held out of all statistics; a
+    single image is both. Memory doesn't grow with the number of images, and the result doesn't depend on the size of
+    the batches.
+
+    Args:
+        traced: the traced model, already lifted.
+        graph: what `lift(traced)` gave.
+        loader: batches of images (n, *input shape), or tuples whose first item they are, or one batch.
+        progress: called with the number of images so far after each batch.
+        sample_images, sample_bytes: bounds of the sample of images for fits.
+
+    Raises:
+        CalibrationError: for no images, NaN or infinite values, other shapes, and what can't be images.
+    """
+    expected = traced.input_shape
+    elements = max(1, traced.example[0].numel())
+    observer = _Observer(traced, graph)
+    sample = _Sample(sample_limit(4 * elements, sample_images, sample_bytes))
+    held: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
+    kept = seen = fitted = 0
+    most_held = held_out_limit(8 * elements)
+
+    def observe(images: torch.Tensor, where: str) -> None:
+        observer.where = where
+        observer.run(images)
+
+    def keep(images: torch.Tensor, where: str) -> None:
+        observer.where = where
+        held.append(images)
+        outputs.append(_plain(observer, images))
+
+    size = max(1, min(64, RUN_ELEMENTS // elements))
+    to_fit, to_hold = _Queue(size, observe), _Queue(size, keep)
+    _, stream = first_batch(loader)
+    with torch.no_grad():
+        for index, images in enumerate(stream):
+            if tuple(images.shape[1:]) != expected:
+                raise CalibrationError(
+                    f"batch {index} has images of shape {tuple(images.shape[1:])}, and the model takes {expected}"
+                )
+            out = (torch.arange(seen, seen + len(images)) % HELD_OUT_EVERY) == 0
+            # Of what remains to be held out, the first ones are taken.
+            out &= torch.cumsum(out, 0) <= most_held - kept
+            kept += int(out.sum())
+            fitted += int((~out).sum())
+            to_hold.add(index, images[out])
+            to_fit.add(index, images[~out])
+            sample.add(images[~out])
+            seen += len(images)
+            if progress is not None:
+                progress(seen)
+        to_hold.flush()
+        if fitted == 0:
+            to_fit.add(0, held[0])
+            sample.add(held[0])
+            fitted = 1
+        to_fit.flush()
+    return Calibration(
+        images=fitted,
+        histograms=observer.histograms,
+        ranges={i: Range(low, observer.high[i]) for i, low in observer.low.items()},
+        held_out=_array(torch.cat(held)),
+        held_out_outputs=_array(torch.cat(outputs)),
+        sample=sample.array(),
+        sample_every=sample.every,
+        fingerprint=fingerprint(graph),
+        channels=observer.channels,
+    )
+
+
+def fingerprint(graph: Graph) -> str:
+    """SHA-256 of a lifted model: its ops, shapes and weights. Of functions that the caller gave, the names."""
+    digest = hashlib.sha256()
+    for node in graph.nodes:
+        attributes = {name: repr(value) for name, value in without_unused(node.op.attributes()).items()}
+        if isinstance(node.op, Activation) and node.op.definition is not None:
+            attributes["function"] = node.op.definition.label
+        digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, node.type.shape]).encode())
+    digest.update(json.dumps(graph.outputs).encode())
+    for name in sorted(graph.constants):
+        array = graph.constants[name]
+        digest.update(f"{name} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+    return digest.hexdigest()
+
+
+def check_calibration(calibration: Calibration, graph: Graph) -> None:
+    """Raise CalibrationError unless a calibration is of the model that a graph was lifted from."""
+    advice = "Calibrate this model (olac.calibrate), with these weights."
+    if calibration.fingerprint and calibration.fingerprint != fingerprint(graph):
+        raise CalibrationError(f"the calibration is of another model, or of other weights. {advice}")
+    missing = sorted({node.id for node in graph.nodes} - set(calibration.ranges))
+    if missing:
+        raise CalibrationError(f"the calibration has no range of {', '.join(missing[:5])}. {advice}")
+    for node in graph.nodes:
+        if isinstance(node.op, Activation):
+            histogram = calibration.histograms.get(node.id)
+            if histogram is None or histogram.channels != node.type.shape[0]:
+                raise CalibrationError(f"the calibration never saw the activation {node.id}. {advice}")
+    shape = graph.inputs[0].type.shape
+    if calibration.held_out.shape[1:] != shape or calibration.sample.shape[1:] not in ((), shape):
+        raise CalibrationError(f"the calibration has images of another shape than the model, {shape}. {advice}")
+
+
+def outlier_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
+    """Activations whose range a few values stretch far beyond all others."""
+    notes = []
+    known = {node.id for node in graph.nodes}  # an activation that the client computes is in no graph
+    for node_id, histogram in calibration.histograms.items():
+        if node_id not in known:
+            continue
+        seen = histogram.range()
+        for share, times in OUTLIERS:
+            usual = max(abs(histogram.quantile(1 - share)), abs(histogram.quantile(share)))
+            if seen.magnitude > times * usual:
+                path = graph[node_id].origin.path or "model"
+                notes.append(
+                    f"{node_id} ({path}): outliers stretch the range of its input to {seen.magnitude:.3g}, where all "
+                    f"but {share:.2%} of the values stay below {usual:.3g}: polynomials on so wide a range are coarse. "
+                    "Look for broken calibration images"
+                )
+                break
+    return tuple(notes)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    return np.asarray(tensor.double().numpy())
+
+
+def _plain(observer: _Observer, images: torch.Tensor) -> torch.Tensor:
+    """The outputs for images that no statistic sees."""
+    observer.observing = observer.looking = False
+    try:
+        output: torch.Tensor = observer.run(images)
+        if not torch.isfinite(output).all():
+            observer.looking = True
+            observer.run(images)  # once more, to find the layer
+            raise CalibrationError(f"{observer.where}: the model's outputs are NaN or infinite")
+    finally:
+        observer.observing = observer.looking = True
+    return output
+
+
+__all__ = [
+    "Calibration",
+    "as_images",
+    "calibrate",
+    "check_calibration",
+    "fingerprint",
+    "first_batch",
+    "outlier_notes",
+]

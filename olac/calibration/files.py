@@ -1,0 +1,234 @@
+"""Calibrations as files: one safetensors file with the arrays as tensors and the rest as a JSON manifest.
+
+As with programs, nothing in a file is executed or taken on trust. A calibration holds images: treat it as private data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from olac.calibration.histogram import BINS, Histogram
+from olac.errors import ArtifactError
+from olac.ir.types import Range
+from olac.system.files import Source, check_writable, write_file
+from olac.system.formats import CALIBRATIONS
+from olac.system.memory import memory_for
+
+FORMAT = "olac-calibration"
+MAX_HEADER_BYTES = 100_000_000
+MAX_INTEGER = 1 << 52
+REMAKE = CALIBRATIONS.remake
+
+_PARTS = ("low", "high", "sums", "squares")
+_TYPES: dict[str, np.dtype[Any]] = {
+    "ranges": np.dtype("<f8"),
+    "held_out": np.dtype("<f8"),
+    "held_out_outputs": np.dtype("<f8"),
+    "sample": np.dtype("<f4"),
+    "counts": np.dtype("<i8"),
+    "exponents": np.dtype("<i8"),
+    "channel_ranges": np.dtype("<f8"),
+    **{part: np.dtype("<f8") for part in _PARTS},
+}
+_LATER = {"channel_ranges"}
+"""Files of version 1 need not have it, nor "channels" in the manifest."""
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@memory_for("saving the calibration")
+def save_fields(calibration: Mapping[str, Any], path: Path) -> None:
+    """Write the fields of a calibration to one file that its owner alone may read, completely or not at all.
+
+    Raises:
+        ArtifactError: the file can't be written.
+        InfeasibleError: memory ran out.
+    """
+    from safetensors.numpy import save
+
+    check_writable(path)
+    histograms, ranges = calibration["histograms"], calibration["ranges"]
+    arrays: dict[str, Any] = {
+        "ranges": [[seen.low, seen.high] for seen in ranges.values()],
+        "held_out": calibration["held_out"],
+        "held_out_outputs": calibration["held_out_outputs"],
+        "sample": calibration["sample"],
+        "counts": _joined([h.counts for h in histograms.values()], BINS),
+        "exponents": _joined([h.exponents for h in histograms.values()]),
+        "channel_ranges": _joined(list(calibration["channels"].values()), 2),
+        **{part: _joined([getattr(h, part) for h in histograms.values()]) for part in _PARTS},
+    }
+    tensors = {name: np.asarray(array, dtype=_TYPES[name], order="C") for name, array in arrays.items()}
+    manifest = json.dumps(
+        {
+            "images": calibration["images"],
+            "sample_every": calibration["sample_every"],
+            "fingerprint": calibration["fingerprint"],
+            "nodes": list(ranges),
+            "activations": {name: histogram.channels for name, histogram in histograms.items()},
+            "channels": {name: len(seen) for name, seen in calibration["channels"].items()},
+        }
+    )
+    # One entry, because safetensors writes several in any order: equal calibrations give equal files.
+    entry = json.dumps({"version": CALIBRATIONS.current, "sha256": _digest(manifest, tensors), "manifest": manifest})
+    data = save(tensors, metadata={FORMAT: entry})
+    write_file(path, [data], private=True, size=len(data))
+
+
+@memory_for("loading the calibration")
+def load_fields(path: Path) -> dict[str, Any]:
+    """Read a calibration and check all of it; its fields, by their names.
+
+    Raises:
+        InfeasibleError: memory ran out.
+        ArtifactError: the file is missing, damaged, of another kind or version, or its numbers don't fit together.
+    """
+    source = Source.of_file(path)
+    outer, arrays = _read(source)
+    CALIBRATIONS.check(outer.get("version"), source.name)
+    text = outer.get("manifest")
+    if not isinstance(text, str) or _digest(text, arrays) != outer.get("sha256"):
+        raise ArtifactError(f"{source.name}: its hash is wrong: it was damaged or changed. Get it again.")
+    try:
+        return _fields(_object(text), arrays)
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise ArtifactError(f"{source.name}: not a valid calibration: {error}. {REMAKE}") from error
+
+
+def _joined(parts: list[npt.NDArray[Any]], *shape: int) -> npt.NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros((0, *shape))
+
+
+def _digest(manifest: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """SHA-256 of the manifest and of every array with its name, type and shape."""
+    digest = hashlib.sha256(manifest.encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _read(source: Source) -> tuple[dict[str, Any], Arrays]:
+    """The entry of the metadata and the tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    with source.open() as stream:
+        start = stream.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(MAX_HEADER_BYTES, source.size - 8):
+        raise ArtifactError(
+            f"{source.name}: not a calibration of olac, or cut short ({source.size} bytes). "
+            "Check the path, or get it again."
+        )
+    try:
+        with safe_open(str(source.path), framework="np") as opened:
+            found = (opened.metadata() or {}).get(FORMAT)
+            if found is None:
+                raise ArtifactError(
+                    f"{source.name}: a safetensors file, but not a calibration of olac. "
+                    "Give a file that Calibration.save wrote."
+                )
+            names = set(opened.keys())
+            if names | _LATER != set(_TYPES):
+                raise ValueError(f"tensors {sorted((names | _LATER) ^ set(_TYPES))[:5]} are missing or too many")
+            arrays = {name: opened.get_tensor(name) for name in sorted(names)}
+        outer = _object(found)
+    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{source.name}: not a calibration of olac, or damaged: {error}. Get it again.") from error
+    for name, array in arrays.items():
+        if array.dtype != _TYPES[name]:
+            raise ArtifactError(f"{source.name}: {name} is of type {array.dtype}, expected {_TYPES[name]}. {REMAKE}")
+    return outer, arrays
+
+
+def _object(text: str) -> dict[str, Any]:
+    parsed = json.loads(text)
+    if not isinstance(parsed, dict):
+        raise ValueError("its manifest is not an object")
+    return parsed
+
+
+def _integer(value: Any, name: str, low: int, high: int = MAX_INTEGER) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} = {str(value)[:20]} is not an integer in {low} ... {high}")
+    return value
+
+
+def _fields(manifest: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
+    wanted = {"images", "sample_every", "fingerprint", "nodes", "activations", "channels"}
+    if {*manifest, "channels"} != wanted or ("channels" in manifest) != ("channel_ranges" in arrays):
+        raise ValueError(f"the manifest does not have the parts {sorted(wanted)}")
+    nodes, channels, fingerprint = manifest["nodes"], manifest["activations"], manifest["fingerprint"]
+    if not isinstance(nodes, list) or not all(isinstance(node, str) for node in nodes) or len(set(nodes)) < len(nodes):
+        raise ValueError("nodes is not a list of different names")
+    if not isinstance(channels, dict) or not set(channels) <= set(nodes):
+        raise ValueError("activations is not an object with names among the nodes")
+    if (
+        not isinstance(fingerprint, str)
+        or len(fingerprint) not in (0, 64)
+        or set(fingerprint) - set("0123456789abcdef")
+    ):
+        raise ValueError("fingerprint is not a SHA-256")
+    counts = manifest.get("channels", {})
+    if not isinstance(counts, dict) or not set(counts) <= set(nodes):
+        raise ValueError("channels is not an object with names among the nodes")
+    every = _integer(manifest["sample_every"], "sample_every", 1)
+    if every & (every - 1):
+        raise ValueError(f"sample_every = {every} is not a power of two")
+    _check_shapes(arrays, len(nodes), *(_total(each) for each in (channels, counts)))
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+    by_channel, start = {}, 0
+    for name, count in counts.items():
+        by_channel[name] = arrays["channel_ranges"][start : start + count]
+        start += count
+        if np.any(by_channel[name][:, 0] > by_channel[name][:, 1]):
+            raise ValueError(f"{name} has channels whose range is empty")
+    histograms, start = {}, 0
+    for name, count in channels.items():
+        rows = slice(start, start + count)
+        start += count
+        histograms[name] = Histogram.of(
+            arrays["counts"][rows], arrays["exponents"][rows], *(arrays[part][rows] for part in _PARTS)
+        )
+    return {
+        "images": _integer(manifest["images"], "images", 1),
+        "histograms": histograms,
+        "ranges": {
+            node: Range(float(low), float(high)) for node, (low, high) in zip(nodes, arrays["ranges"], strict=True)
+        },
+        "held_out": arrays["held_out"],
+        "held_out_outputs": arrays["held_out_outputs"],
+        "sample": arrays["sample"],
+        "sample_every": every,
+        "fingerprint": fingerprint,
+        "channels": by_channel,
+    }
+
+
+def _total(channels: Mapping[str, Any]) -> int:
+    return sum(_integer(count, "channels", 1, 1 << 24) for count in channels.values())
+
+
+def _check_shapes(arrays: Arrays, nodes: int, channels: int, by_channel: int) -> None:
+    """Sizes before anything is allocated by them."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    expected = {"ranges": (nodes, 2), "counts": (channels, BINS), "exponents": (channels,)}
+    if "channel_ranges" in arrays:
+        expected["channel_ranges"] = (by_channel, 2)
+    for name, shape in (expected | dict.fromkeys(_PARTS, (channels,))).items():
+        if shapes[name] != shape:
+            raise ValueError(f"{name} has the shape {shapes[name]}, expected {shape}")
+    held, outputs, sample = shapes["held_out"], shapes["held_out_outputs"], shapes["sample"]
+    if len(held) < 2 or len(outputs) < 1 or held[0] < 1 or held[0] != outputs[0] or 0 in (*held, *outputs):
+        raise ValueError(f"{held} held-out images with outputs {outputs}")
+    if sample[0:1] != (0,) and (len(sample) < 2 or sample[1:] != held[1:]):
+        raise ValueError(f"a sample of shape {sample} beside held-out images of shape {held}")

@@ -1,0 +1,150 @@
+"""What calibration learns: the distribution of each activation's input, and the range of every value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from olac.calibration import files
+from olac.calibration.histogram import Histogram
+from olac.errors import CalibrationError
+from olac.ir.types import Range
+
+Array = npt.NDArray[np.float64]
+
+SingleArray = npt.NDArray[np.float32]
+
+HELD_OUT_MOST, HELD_OUT_BYTES = 2048, 512 << 20
+"""Images that are held out of the statistics at most: so many, and fewer if they take more bytes."""
+HELD_OUT_EVERY = 8
+"""Each image of this number is held out, from the first on."""
+CHOOSING_MOST = 256
+"""Of the images that are held out, choices are made by half, and by no more than this."""
+SAMPLE_IMAGES = 1024
+SAMPLE_BYTES = 512 << 20
+"""The sample of images for fits is no larger than these."""
+
+
+def _no_images() -> SingleArray:
+    return np.zeros((0,), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a pass over images showed of a model.
+
+    Attributes:
+        images: images that the statistics are of.
+        histograms: for each Activation's node id the distribution of its input.
+        ranges: for each node id the range of its value.
+        held_out: (n, *input shape), images that no statistic has seen, unless there was one image only.
+        held_out_outputs: (n, *output shape), the original model's outputs for them.
+        sample: (m, *input shape), images among those that the statistics are of, spread evenly over them.
+        sample_every: of the images that the statistics are of each so-manyth is in the sample; a power of two.
+        fingerprint: SHA-256 of the model's graph and weights (`olac.calibration.collect.fingerprint`), or "" if it is
+            unknown.
+        channels: for each node id the range of each channel, (channels, 2); nothing where it is unknown.
+    """
+
+    images: int
+    histograms: Mapping[str, Histogram]
+    ranges: Mapping[str, Range]
+    held_out: Array
+    held_out_outputs: Array
+    sample: SingleArray = field(default_factory=_no_images)
+    sample_every: int = 1
+    fingerprint: str = ""
+    channels: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def choosing(self) -> Array:
+        """The held-out images that degrees, tails and weights may be chosen by: every second one, 256 at most."""
+        return self.held_out[: 2 * CHOOSING_MOST : 2]
+
+    @property
+    def judged(self) -> Array:
+        """The held-out images that decide nothing: the rest, or if there is one image in all, that one."""
+        return self.held_out[self._judged]
+
+    @property
+    def judged_outputs(self) -> Array:
+        """The model's outputs for `judged`."""
+        return self.held_out_outputs[self._judged]
+
+    @property
+    def _judged(self) -> npt.NDArray[np.intp]:
+        every = np.arange(len(self.held_out))
+        rest = every[(every % 2 == 1) | (every >= 2 * CHOOSING_MOST)]
+        return rest if len(rest) else every
+
+    def merge(
+        self, other: Calibration, *, sample_images: int = SAMPLE_IMAGES, sample_bytes: int = SAMPLE_BYTES
+    ) -> Calibration:
+        """What one pass over the images of both would have shown, up to which ones are held out or sampled.
+
+        Images held out by either stay held out, up to `held_out_limit`. CalibrationError for another model's.
+        """
+        if (
+            self.fingerprint != other.fingerprint
+            or self.ranges.keys() != other.ranges.keys()
+            or self.histograms.keys() != other.histograms.keys()
+            or any(
+                getattr(self, name).shape[1:] != getattr(other, name).shape[1:]
+                for name in ("held_out", "held_out_outputs", "sample")
+            )
+            or any(h.channels != other.histograms[i].channels for i, h in self.histograms.items())
+            or any(seen.shape != other.channels[i].shape for i, seen in self.channels.items() if i in other.channels)
+        ):
+            raise CalibrationError("calibrations of different models can't be merged. Calibrate both with one model.")
+        every = max(self.sample_every, other.sample_every)
+        sample = np.concatenate(
+            [self.sample[:: every // self.sample_every], other.sample[:: every // other.sample_every]]
+        )
+        most = sample_limit(sample[:1].nbytes, sample_images, sample_bytes)
+        while len(sample) > most:
+            sample, every = sample[::2], 2 * every
+        kept = held_out_limit(self.held_out[:1].nbytes)
+        return Calibration(
+            images=self.images + other.images,
+            histograms={i: h.copy().merge(other.histograms[i]) for i, h in self.histograms.items()},
+            ranges={i: seen.union(other.ranges[i]) for i, seen in self.ranges.items()},
+            held_out=np.concatenate([self.held_out, other.held_out])[:kept],
+            held_out_outputs=np.concatenate([self.held_out_outputs, other.held_out_outputs])[:kept],
+            sample=sample,
+            sample_every=every,
+            fingerprint=self.fingerprint,
+            channels={
+                i: np.stack([np.minimum(seen, theirs)[:, 0], np.maximum(seen, theirs)[:, 1]], axis=1)
+                for i, seen in self.channels.items()
+                if (theirs := other.channels.get(i)) is not None
+            },
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the calibration to one file (see `olac.calibration.files`)."""
+        files.save_fields({each.name: getattr(self, each.name) for each in fields(self)}, Path(path))
+
+    @staticmethod
+    def load(path: str | Path) -> Calibration:
+        """Read a calibration; raises `ArtifactError` for anything that isn't one."""
+        return Calibration(**files.load_fields(Path(path)))
+
+
+def held_out_limit(image_bytes: int) -> int:
+    """Most images that are held out, for images of a size in double precision; at least 2 x CHOOSING_MOST."""
+    return max(2 * CHOOSING_MOST, min(HELD_OUT_MOST, HELD_OUT_BYTES // max(1, image_bytes)))
+
+
+def calibration_images(judged: int) -> int | None:
+    """Images of a calibration of which so many decide nothing; None if a calibration never holds out that many."""
+    held = 2 * judged if judged <= CHOOSING_MOST else judged + CHOOSING_MOST
+    return None if held > HELD_OUT_MOST else held * HELD_OUT_EVERY
+
+
+def sample_limit(image_bytes: int, images: int = SAMPLE_IMAGES, total_bytes: int = SAMPLE_BYTES) -> int:
+    """Most images of a sample; at least one."""
+    return max(1, min(images, total_bytes // max(1, image_bytes)))

@@ -1,0 +1,1 @@
+"""What the scheme is: parameters, primes, security, rotation steps, bootstraps and the sizes of objects."""

@@ -1,0 +1,130 @@
+"""Sets of parameters that keep a security level, with and without bootstraps."""
+
+from __future__ import annotations
+
+import itertools
+from functools import lru_cache
+
+from olac.ckks.parameters import (
+    BOOTSTRAP_FIRST_BITS,
+    BOOTSTRAP_SCALE_BITS,
+    MOST_DEPTH,
+    MOST_DIGITS,
+    SINE_LEVELS,
+    Bootstrapping,
+    Parameters,
+)
+from olac.ckks.primes import FIXED, FLEXIBLE
+from olac.errors import InfeasibleError
+
+
+def candidates(
+    depth: int,
+    scale_bits: int,
+    first_bits: int,
+    *,
+    technique: str = FIXED,
+    security: int = 128,
+    log_rings: tuple[int, ...] = (12, 13, 14, 15, 16),
+) -> list[Parameters]:
+    """All sets of the given depth and precision that keep the security, the smallest ring first, few digits first."""
+    found = []
+    for log_ring in log_rings:
+        for digits in range(1, depth + 2):
+            if not Parameters.valid_digits(depth, digits) or scale_bits < log_ring + 4:
+                continue
+            parameters = Parameters(log_ring, depth, scale_bits, first_bits, digits, technique, security)
+            if parameters.secure:
+                found.append(parameters)
+    return found
+
+
+def deep_candidates(
+    *,
+    scale_bits: int = BOOTSTRAP_SCALE_BITS,
+    first_bits: int = BOOTSTRAP_FIRST_BITS,
+    security: int = 128,
+    log_rings: tuple[int, ...] = (15, 16),
+    rests: tuple[int, ...] | None = None,
+) -> list[Parameters]:
+    """Sets with bootstraps, for each ring and number of digits the one with most levels that keeps the security.
+
+    Args:
+        rests: levels that bootstrapping leaves, to try; None for 1 to 20.
+    """
+    found = []
+    for log_ring, digits in itertools.product(log_rings, range(2, MOST_DIGITS + 1)):
+        for rest in sorted(rests or range(1, 21), reverse=True):
+            boots = Bootstrapping(rest, correction=first_bits - scale_bits)
+            if not Parameters.valid_digits(boots.depth, digits) or scale_bits < log_ring + 4:
+                continue
+            made = Parameters(log_ring, boots.depth, scale_bits, first_bits, digits, FLEXIBLE, security, boots)
+            if made.secure:
+                found.append(made)
+                break
+    return found
+
+
+BUDGETS = ((3, 3), (4, 3), (5, 3), (4, 4), (5, 4))
+"""Levels of the two transforms of a bootstrap of full ciphertexts, to try.
+
+A transform in two levels holds 64 rotated ciphertexts at once: 17 GB where three levels take 10, and slower.
+"""
+
+
+def deep_chains(
+    *,
+    scale_bits: int = BOOTSTRAP_SCALE_BITS,
+    first_bits: int = BOOTSTRAP_FIRST_BITS,
+    security: int = 128,
+    log_rings: tuple[int, ...] = (15, 16),
+    budgets: tuple[tuple[int, int], ...] = BUDGETS,
+) -> list[Parameters]:
+    """All sets with bootstraps that keep the security and leave a level between two."""
+    found = []
+    correction = first_bits - scale_bits
+    for log_ring, digits in itertools.product(log_rings, range(2, MOST_DIGITS + 1)):
+        if scale_bits < log_ring + 4:
+            continue
+        least = 2 + SINE_LEVELS + min(map(sum, budgets))
+        for depth in range(least, MOST_DEPTH + 1):
+            if not Parameters.valid_digits(depth, digits):
+                continue
+            if not _is_secure(log_ring, depth, scale_bits, first_bits, digits, security):
+                break
+            rests = ((depth - SINE_LEVELS - sum(budget), budget) for budget in budgets)
+            found += [
+                Parameters(
+                    log_ring,
+                    depth,
+                    scale_bits,
+                    first_bits,
+                    digits,
+                    FLEXIBLE,
+                    security,
+                    Bootstrapping(rest, budget, correction),
+                )
+                for rest, budget in rests
+                if rest >= 2
+            ]
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _is_secure(log_ring: int, depth: int, scale_bits: int, first_bits: int, digits: int, security: int) -> bool:
+    """Whether a chain for bootstraps keeps the security; where levels are for does not matter to it."""
+    boots = Bootstrapping(depth - SINE_LEVELS - 2, (1, 1), first_bits - scale_bits)
+    return Parameters(log_ring, depth, scale_bits, first_bits, digits, FLEXIBLE, security, boots).secure
+
+
+def require_candidates(
+    found: list[list[Parameters]], depth: int, scale_bits: int, security: int
+) -> list[list[Parameters]]:
+    """The list itself, or `InfeasibleError` where it is empty."""
+    if not found:
+        raise InfeasibleError(
+            f"no ring up to 2^16 holds {depth} levels of {scale_bits} bits "
+            + (f"at {security}-bit security " if security else "")
+            + "without bootstrapping. Lower the degrees of the activations, or the precision."
+        )
+    return found

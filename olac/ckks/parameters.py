@@ -1,0 +1,314 @@
+"""CKKS parameters: rings, modulus chains, and what they are worth in bits of security.
+
+The primes are chosen here exactly as OpenFHE 1.6 chooses them, so that scales are exact at compile time and compiling
+needs no OpenFHE; a test on a machine that has it holds the two equal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from olac.ckks.primes import FIXED, FLEXIBLE, TECHNIQUES, is_prime, modulus_chain, step_to_prime
+from olac.ckks.security import (
+    EARLIER_SECURITY_BOUNDS,
+    ENCAPSULATION_BOUNDS,
+    SECURITY_BOUNDS,
+    SPARSE_SECURITY_BOUNDS,
+    security_within,
+)
+from olac.errors import SecurityError
+
+SPARSE_WEIGHT, ENCAPSULATION_WEIGHT = 192, 32
+"""Hamming weights of the secret of programs with bootstraps, and of the sparser one within a bootstrap."""
+
+
+BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS = 37, 41
+"""Of programs with bootstraps: the difference is the correction factor, and `BOOTSTRAP_NOISE` is what they come to."""
+MOST_DEPTH = 100
+MOST_DIGITS = 6
+"""More digits allow a longer chain under the same bound, and make keys larger; beyond these they are too large."""
+SPECIAL_PRIME_BITS = 60
+ENCAPSULATION_PRIME_BITS = 33
+DIGIT_HEAD_ROOM_BITS = 4
+ESTIMATE_HEAD_ROOM_BITS = 5  # OpenFHE's own acceptance check is a bit stricter than the chain it then makes.
+
+
+@dataclass(frozen=True)
+class Bootstrapping:
+    """How ciphertexts get levels back: OpenFHE's bootstrapping with the slots-to-coefficients transform first.
+
+    The secret is sparse (Hamming weight 192) and encapsulated: inside the bootstrap a still sparser one is used.
+
+    Attributes:
+        rest: levels of the chain that bootstrapping itself does not take.
+        budget: levels of the transform from coefficients to slots and of the one back.
+        correction: bits by which values are scaled down within the sine; more of them make the sine more exact and
+            let more noise in.
+        log_slots: log2 of the slots that a bootstrap works on, after which the slots of its operand must repeat; None
+            for all slots of the ring. Fewer take less time and memory.
+    """
+
+    rest: int
+    budget: tuple[int, int] = (3, 3)
+    correction: int = 8
+    log_slots: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rest < 1:
+            raise ValueError(f"{self.rest} levels left by bootstrapping")
+        if len(self.budget) != 2 or not all(1 <= part <= 5 for part in self.budget):
+            raise ValueError(f"bootstrapping with a level budget of {self.budget}")
+        if not 1 <= self.correction <= 15:
+            raise ValueError(f"bootstrapping with a correction factor of {self.correction}")
+        if self.log_slots is not None and self.log_slots < max(self.budget):
+            raise ValueError(f"bootstrapping of 2^{self.log_slots} slots with a level budget of {self.budget}")
+
+    @property
+    def depth(self) -> int:
+        """Levels of the whole chain."""
+        return self.rest + SINE_LEVELS + sum(self.budget)
+
+    @property
+    def input_level(self) -> int:
+        """The least level that a ciphertext may have before: slots go to coefficients first."""
+        return self.budget[1] + 1
+
+    @property
+    def output_level(self) -> int:
+        """The level after, once rescaled."""
+        return self.rest + self.budget[1]
+
+
+SINE_LEVELS = 10
+"""Levels that the modular reduction takes for a sparse secret."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """One set of CKKS parameters.
+
+    Attributes:
+        log_ring: log2 of the ring dimension N; a ciphertext has N/2 slots.
+        depth: levels of a fresh ciphertext, which has depth + 1 limbs.
+        scale_bits: bits of the scale and of every prime but the first.
+        first_bits: bits of the first prime; first_bits - scale_bits - 1 bound the integer part of results.
+        digits: digits of hybrid key switching (dnum).
+        technique: OpenFHE's scaling technique, FIXEDMANUAL or FLEXIBLEAUTO.
+        security: the level of security asked for, 128, 192 or 256; 0 asks for none.
+        bootstrapping: its set-up, and then the secret is sparse; None where there is no bootstrap.
+    """
+
+    log_ring: int
+    depth: int
+    scale_bits: int
+    first_bits: int
+    digits: int
+    technique: str = FIXED
+    security: int = 128
+    bootstrapping: Bootstrapping | None = None
+
+    def __post_init__(self) -> None:
+        if self.bootstrapping is not None:
+            if self.technique != FLEXIBLE:
+                raise ValueError(f"bootstrapping loses its precision in {self.technique}: take {FLEXIBLE}")
+            if self.bootstrapping.depth != self.depth:
+                raise ValueError(f"a depth of {self.depth}, bootstrapping is for {self.bootstrapping.depth}")
+            if self.first_bits - self.scale_bits > self.bootstrapping.correction:
+                raise ValueError("the first prime has more bits above the scale than bootstrapping corrects")
+            if (self.bootstrapping.log_slots or 0) >= self.log_ring - 1:
+                raise ValueError(
+                    f"bootstrapping of 2^{self.bootstrapping.log_slots} slots at ring 2^{self.log_ring}: fewer than "
+                    f"2^{self.log_ring - 1}, or None for all"
+                )
+        if self.technique not in TECHNIQUES:
+            raise ValueError(f"scaling technique {self.technique!r} is not one of {', '.join(TECHNIQUES)}")
+        if not 10 <= self.log_ring <= 17:
+            raise ValueError(f"log2 of the ring dimension {self.log_ring} is outside 10 ... 17")
+        if not (self.log_ring + 4 <= self.scale_bits <= 59 and self.scale_bits <= self.first_bits <= 60):
+            raise ValueError(f"scale of {self.scale_bits} bits with a first prime of {self.first_bits} bits")
+        if not 0 <= self.depth <= MOST_DEPTH:
+            raise ValueError(f"depth {self.depth} is outside 0 ... {MOST_DEPTH}")
+        if not self.valid_digits(self.depth, self.digits):
+            raise ValueError(f"{self.digits} digits do not divide {self.depth + 1} limbs")
+        if self.security not in (0, *SECURITY_BOUNDS):
+            raise ValueError(f"security {self.security} is not one of 0, {', '.join(map(str, SECURITY_BOUNDS))}")
+
+    @staticmethod
+    def valid_digits(depth: int, digits: int) -> bool:
+        """Whether every digit gets at least one prime."""
+        limbs = depth + 1
+        return 1 <= digits <= limbs and limbs - -(-limbs // digits) * (digits - 1) > 0
+
+    @property
+    def ring_dimension(self) -> int:
+        """N."""
+        return 1 << self.log_ring
+
+    @property
+    def conjugation_step(self) -> int:
+        """What stands for conjugation among rotation steps: the number of slots, a rotation that moves nothing.
+
+        Programs that bootstrap have its key in any case, beside those of rotations, and don't list it.
+        """
+        return self.slots
+
+    @property
+    def slots(self) -> int:
+        """N / 2."""
+        return 1 << (self.log_ring - 1)
+
+    @property
+    def log_bootstrap_slots(self) -> int:
+        """log2 of the slots that a bootstrap works on: the slots of its operand repeat after so many."""
+        boots = self.bootstrapping
+        return self.log_ring - 1 if boots is None or boots.log_slots is None else boots.log_slots
+
+    @property
+    def limbs(self) -> int:
+        """Primes of a fresh ciphertext."""
+        return self.depth + 1
+
+    @property
+    def digit_limbs(self) -> int:
+        """Primes of one key-switching digit."""
+        return -(-self.limbs // self.digits)
+
+    @cached_property
+    def primes(self) -> tuple[int, ...]:
+        """q_0 ... q_depth; a ciphertext at level l holds q_0 ... q_l."""
+        return modulus_chain(self.log_ring, self.depth, self.scale_bits, self.first_bits, self.technique)
+
+    @cached_property
+    def special_primes(self) -> tuple[int, ...]:
+        """The primes of P, into which key switching lifts a digit."""
+        size, primes = self.digit_limbs, self.primes
+        bits = max(math.prod(primes[i : i + size]).bit_length() for i in range(0, len(primes), size))
+        order, out = 2 * self.ring_dimension, []
+        first = (1 << SPECIAL_PRIME_BITS) + 1
+        p = first if is_prime(first) else step_to_prime(first, order)
+        for _ in range(-(-(bits + DIGIT_HEAD_ROOM_BITS) // SPECIAL_PRIME_BITS)):
+            p = step_to_prime(p, -order)
+            while p in primes:
+                p = step_to_prime(p, -order)
+            out.append(p)
+        return tuple(out)
+
+    @cached_property
+    def encapsulation_primes(self) -> tuple[int, ...]:
+        """The modulus of the key into the sparser secret within a bootstrap: q_0 and two primes of 33 bits."""
+        order = 2 * self.ring_dimension
+        first = step_to_prime((1 << ENCAPSULATION_PRIME_BITS) + 1, -order)
+        return self.primes[0], first, step_to_prime(first, -order)
+
+    @cached_property
+    def log_qp(self) -> float:
+        """log2(Q P), which with the ring dimension and the secret decides the security."""
+        return math.log2(math.prod(self.primes) * math.prod(self.special_primes))
+
+    @cached_property
+    def log_qp_bound_use(self) -> int:
+        """The log2(Q P) that OpenFHE's check counts, never less than the real one."""
+        q = self.first_bits + self.depth * self.scale_bits
+        q += q != SPECIAL_PRIME_BITS
+        sizes = [self.first_bits] + [self.scale_bits] * self.depth
+        step = self.digit_limbs
+        digit = max(sum(sizes[i : i + step]) for i in range(0, len(sizes), step)) + ESTIMATE_HEAD_ROOM_BITS
+        return max(q + SPECIAL_PRIME_BITS * -(-digit // SPECIAL_PRIME_BITS), math.ceil(self.log_qp))
+
+    @cached_property
+    def log_encapsulation(self) -> float:
+        """log2 of the modulus of the key into the sparser secret; 0 without bootstraps, which alone use it."""
+        return 0.0 if self.bootstrapping is None else math.log2(math.prod(self.encapsulation_primes))
+
+    @property
+    def security_bits(self) -> float:
+        """Bits of security for the secret that is used: a uniform ternary one, or a sparse one with bootstrapping.
+
+        Interpolated in 1 / log2(QP) between the points of 128, 192 and 256 bits at this ring and beyond them, so that
+        no figure is above that of the lattice estimator. Nothing above 256 is claimed, with bootstrapping nothing
+        above 128. Programs that keep what they were held to before 2024 may have a little less than 128.
+        """
+        if self.bootstrapping is not None:
+            return min(
+                security_within(SPARSE_SECURITY_BOUNDS, self.log_ring, self.log_qp),
+                security_within(ENCAPSULATION_BOUNDS, self.log_ring, self.log_encapsulation),
+            )
+        return security_within(SECURITY_BOUNDS, self.log_ring, self.log_qp)
+
+    @property
+    def security_bound(self) -> int:
+        """The largest log2(QP) at this ring for the security and the secret; 0 where none is known."""
+        table = SECURITY_BOUNDS if self.bootstrapping is None else SPARSE_SECURITY_BOUNDS
+        return table.get(self.security, {}).get(self.log_ring, 0)
+
+    @property
+    def secure(self) -> bool:
+        """Whether `check_security` raises nothing."""
+        return self._security_fault(earlier=False) is None
+
+    def check_security(self, *, earlier: bool = False) -> None:
+        """Raise `SecurityError` where a modulus exceeds what the asked-for security allows at this ring.
+
+        Args:
+            earlier: hold log2(QP) alone, and to the bounds that programs of earlier versions were compiled by. These
+                still run.
+        """
+        fault = self._security_fault(earlier)
+        if fault is not None:
+            raise SecurityError(fault)
+
+    def _security_fault(self, earlier: bool) -> str | None:
+        if self.security == 0:
+            return None
+        bound, used = self.security_bound, round(self.log_qp, 2)  # primes are a little off powers of two
+        if self.bootstrapping is None:
+            accepted = EARLIER_SECURITY_BOUNDS[self.security].get(self.log_ring, 0)
+            if earlier or used <= bound:  # then what OpenFHE counts must be within what OpenFHE accepts
+                bound, used = accepted, self.log_qp_bound_use
+        else:
+            used = self.log_qp_bound_use
+        advice = "Take a larger ring, fewer levels or smaller scales; insecure=True waives the check."
+        if used > bound:
+            return (
+                f"log2(QP) = {math.ceil(used)} at ring dimension {self.ring_dimension} exceeds the {bound} bits "
+                f"that {self.security}-bit security allows"
+                + (" with a sparse secret" if self.bootstrapping else "")
+                + f" (about {math.floor(self.security_bits)} bits are left). {advice}"
+            )
+        most = ENCAPSULATION_BOUNDS.get(self.security, {}).get(self.log_ring, 0)
+        if round(self.log_encapsulation, 2) > most and not earlier:
+            return (
+                f"the key into the sparser secret of bootstraps has a modulus of {math.ceil(self.log_encapsulation)} "
+                f"bits at ring dimension {self.ring_dimension}, {self.security}-bit security allows {most}. "
+                "Take a smaller first prime; insecure=True waives the check."
+            )
+        return None
+
+    def scale(self, level: int) -> float:
+        """The canonical exact scale of a ciphertext of noise degree 1 at a level."""
+        if self.technique == FIXED:
+            return float(1 << self.scale_bits)
+        return self._flexible_scales[level]
+
+    @cached_property
+    def _flexible_scales(self) -> tuple[float, ...]:
+        scales = [float(self.primes[-1])]
+        for level in range(self.depth, 0, -1):
+            scales.append(scales[-1] ** 2 / self.primes[level])
+        return tuple(reversed(scales))
+
+    def describe(self) -> str:
+        """One line for people."""
+        security = f"{math.floor(self.security_bits)}-bit security" if self.security else "NOT SECURE (asked for)"
+        if self.bootstrapping is not None:
+            boot = self.bootstrapping
+            security += (
+                f", sparse secret held to log2(QP) {self.security_bound}" if self.security else ", sparse secret"
+            ) + f", bootstraps to level {boot.output_level} in {boot.budget[0]} + {boot.budget[1]} levels"
+            security += "" if boot.log_slots is None else f" on 2^{boot.log_slots} slots"
+        return (
+            f"ring 2^{self.log_ring}, {self.depth} levels of {self.scale_bits} bits, first prime {self.first_bits} "
+            f"bits, {self.digits} digits, log2(QP) {self.log_qp:.0f}, {self.technique}, {security}"
+        )

@@ -1,0 +1,89 @@
+"""Primes of modulus chains, as OpenFHE picks them."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from olac.errors import InfeasibleError
+
+FIXED = "FIXEDMANUAL"
+
+FLEXIBLE = "FLEXIBLEAUTO"
+
+TECHNIQUES = (FIXED, FLEXIBLE)
+
+WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)  # decide primality below 3.3e24
+
+
+def is_prime(n: int) -> bool:
+    """Deterministic Miller-Rabin for n below 3.3e24."""
+    if n < 2:
+        return False
+    for p in WITNESSES:
+        if n % p == 0:
+            return n == p
+    d, s = n - 1, 0
+    while d % 2 == 0:
+        d, s = d // 2, s + 1
+    for a in WITNESSES:
+        x = pow(a, d, n)
+        if x in (1, n - 1):
+            continue
+        for _ in range(s - 1):
+            x = x * x % n
+            if x == n - 1:
+                break
+        else:
+            return False
+    return True
+
+
+def step_to_prime(q: int, step: int) -> int:
+    q += step
+    while not is_prime(q):
+        q += step
+        if not abs(step) < q < 1 << 62:
+            raise InfeasibleError(
+                f"there are not enough primes 1 (mod {abs(step)}) for these sizes: take a larger scale"
+            )
+    return q
+
+
+def _flexible_middle(primes: list[int], order: int) -> None:
+    """Primes that keep the scale near its first value although each product squares the deviation."""
+    scale = float(primes[-1])
+    for count, i in enumerate(range(len(primes) - 2, 0, -1)):
+        scale = scale * scale / float(primes[i + 1])
+        rounded = math.floor(scale + 0.5)
+        step = -order if count % 2 == 0 else order
+        candidate = step_to_prime(rounded - rounded % order + 1 + step, step)
+        while candidate in primes[i + 1 :]:
+            candidate = step_to_prime(candidate, step)
+        primes[i] = candidate
+
+
+@lru_cache(maxsize=256)
+def modulus_chain(log_ring: int, depth: int, scale_bits: int, first_bits: int, technique: str) -> tuple[int, ...]:
+    """The primes q_0 ... q_depth; q_0 stays to the end, q_depth is dropped by the first rescale."""
+    order = 2 << log_ring
+    primes = [0] * (depth + 1)
+    first = (1 << scale_bits) + 1
+    primes[-1] = first if is_prime(first) else step_to_prime(first, order)
+    if technique == FIXED:
+        below = above = primes[-1]
+        for count, i in enumerate(range(depth - 1, 0, -1)):
+            if count % 2 == 0:
+                below = primes[i] = step_to_prime(below, -order)
+            else:
+                above = primes[i] = step_to_prime(above, order)
+    else:
+        _flexible_middle(primes, order)
+    highest = max(primes[1:]) if depth else primes[-1]
+    if first_bits == scale_bits:
+        primes[0] = step_to_prime(highest, order)
+    else:
+        primes[0] = step_to_prime((1 << first_bits) + 1, -order)
+        if primes[0] in primes[1:]:
+            primes[0] = step_to_prime(highest, order)
+    return tuple(primes)

@@ -1,0 +1,189 @@
+"""Activations, by their names in `olac.ir.functions`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from olac.frontend.lifter import Lifter, Unsupported, Value, register_function, register_module
+from olac.ir.ops import (
+    Activation,
+)
+
+
+def _activate(lifter: Lifter, x: Value, function: str, *parameters: float) -> Any:
+    return lifter.add(Activation(function, tuple(float(p) for p in parameters)), x)
+
+
+def _plain_activation(name: str, classes: Sequence[type[nn.Module]], targets: Sequence[Any]) -> None:
+    @register_module(*classes)
+    def module(lifter: Lifter, m: nn.Module, x: Value) -> Any:
+        return _activate(lifter, x, name)
+
+    @register_function(*targets)
+    def function(lifter: Lifter, input: Value, inplace: bool = False) -> Any:
+        return _activate(lifter, input, name)
+
+
+_plain_activation("relu", [nn.ReLU], [F.relu, torch.relu, "relu"])
+_plain_activation("silu", [nn.SiLU], [F.silu])
+_plain_activation("sigmoid", [nn.Sigmoid], [F.sigmoid, torch.sigmoid, torch.special.expit, "sigmoid"])
+_plain_activation("tanh", [nn.Tanh], [F.tanh, torch.tanh, "tanh"])
+_plain_activation("hardswish", [nn.Hardswish], [F.hardswish])
+_plain_activation("hardsigmoid", [nn.Hardsigmoid], [F.hardsigmoid])
+_plain_activation("mish", [nn.Mish], [F.mish])
+_plain_activation("selu", [nn.SELU], [F.selu, torch.selu])
+_plain_activation("softsign", [nn.Softsign], [F.softsign])
+_plain_activation("log_sigmoid", [nn.LogSigmoid], [F.logsigmoid])
+_plain_activation("tanhshrink", [nn.Tanhshrink], [F.tanhshrink])
+
+
+@register_function(F.relu6)
+def _relu6(lifter: Lifter, input: Value, inplace: bool = False) -> Any:
+    return _activate(lifter, input, "hardtanh", 0.0, 6.0)
+
+
+@register_function(F.hardtanh)
+def _hardtanh(lifter: Lifter, input: Value, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
+    return _activate(lifter, input, "hardtanh", min_val, max_val)
+
+
+@register_module(nn.Hardtanh, nn.ReLU6)
+def _module_hardtanh(lifter: Lifter, m: nn.Hardtanh, x: Value) -> Any:
+    return _activate(lifter, x, "hardtanh", m.min_val, m.max_val)
+
+
+@register_function(torch.clamp, torch.clip, "clamp", "clip")
+def _clamp(lifter: Lifter, input: Value, min: Any = None, max: Any = None) -> Any:
+    bounds = [b.item() if isinstance(b, torch.Tensor) and b.numel() == 1 else b for b in (min, max)]
+    if not all(b is None or isinstance(b, (int, float)) for b in bounds):
+        raise Unsupported("clamps by tensors", "Clamp by numbers")
+    low, high = bounds
+    return _activate(lifter, input, "hardtanh", -math.inf if low is None else low, math.inf if high is None else high)
+
+
+@register_function(torch.clamp_min, "clamp_min")
+def _clamp_min(lifter: Lifter, input: Value, min: Any) -> Any:
+    return _clamp(lifter, input, min=min)
+
+
+@register_function(torch.clamp_max, "clamp_max")
+def _clamp_max(lifter: Lifter, input: Value, max: Any) -> Any:
+    return _clamp(lifter, input, max=max)
+
+
+@register_function(F.threshold, torch.threshold)
+def _threshold(lifter: Lifter, input: Value, threshold: float, value: float, inplace: bool = False) -> Any:
+    return _activate(lifter, input, "threshold", threshold, value)
+
+
+@register_module(nn.Threshold)
+def _module_threshold(lifter: Lifter, m: nn.Threshold, x: Value) -> Any:
+    return _activate(lifter, x, "threshold", m.threshold, m.value)
+
+
+@register_function(F.softshrink)
+def _softshrink(lifter: Lifter, input: Value, lambd: float = 0.5) -> Any:
+    return _activate(lifter, input, "softshrink", lambd)
+
+
+@register_module(nn.Softshrink)
+def _module_softshrink(lifter: Lifter, m: nn.Softshrink, x: Value) -> Any:
+    return _activate(lifter, x, "softshrink", m.lambd)
+
+
+@register_function(F.hardshrink, torch.hardshrink, "hardshrink")
+def _hardshrink(lifter: Lifter, input: Value, lambd: float = 0.5) -> Any:
+    return _activate(lifter, input, "hardshrink", lambd)
+
+
+@register_module(nn.Hardshrink)
+def _module_hardshrink(lifter: Lifter, m: nn.Hardshrink, x: Value) -> Any:
+    return _activate(lifter, x, "hardshrink", m.lambd)
+
+
+@register_function(F.celu, torch.celu)
+def _celu(lifter: Lifter, input: Value, alpha: float = 1.0, inplace: bool = False) -> Any:
+    return _activate(lifter, input, "celu", alpha)
+
+
+@register_module(nn.CELU)
+def _module_celu(lifter: Lifter, m: nn.CELU, x: Value) -> Any:
+    return _activate(lifter, x, "celu", m.alpha)
+
+
+@register_function(F.elu)
+def _elu(lifter: Lifter, input: Value, alpha: float = 1.0, inplace: bool = False) -> Any:
+    return _activate(lifter, input, "elu", alpha)
+
+
+@register_module(nn.ELU)
+def _module_elu(lifter: Lifter, m: nn.ELU, x: Value) -> Any:
+    return _activate(lifter, x, "elu", m.alpha)
+
+
+@register_function(F.softplus)
+def _softplus(lifter: Lifter, input: Value, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    return _activate(lifter, input, "softplus", beta)
+
+
+@register_module(nn.Softplus)
+def _module_softplus(lifter: Lifter, m: nn.Softplus, x: Value) -> Any:
+    return _activate(lifter, x, "softplus", m.beta)
+
+
+@register_function(F.leaky_relu)
+def _leaky_relu(lifter: Lifter, input: Value, negative_slope: float = 0.01, inplace: bool = False) -> Any:
+    return _activate(lifter, input, "leaky_relu", negative_slope)
+
+
+@register_module(nn.LeakyReLU)
+def _module_leaky_relu(lifter: Lifter, m: nn.LeakyReLU, x: Value) -> Any:
+    return _activate(lifter, x, "leaky_relu", m.negative_slope)
+
+
+@register_function(F.rrelu, torch.rrelu)
+def _rrelu(
+    lifter: Lifter,
+    input: Value,
+    lower: float = 1.0 / 8,
+    upper: float = 1.0 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> Any:
+    if training:
+        raise Unsupported("rrelu that stays random in evaluation", "Pass training=self.training")
+    return _activate(lifter, input, "leaky_relu", (lower + upper) / 2)
+
+
+@register_module(nn.RReLU)
+def _module_rrelu(lifter: Lifter, m: nn.RReLU, x: Value) -> Any:
+    return _rrelu(lifter, x, m.lower, m.upper)
+
+
+@register_function(F.prelu, torch.prelu, "prelu")
+def _prelu(lifter: Lifter, input: Value, weight: Any) -> Any:
+    if not isinstance(weight, torch.Tensor):
+        raise Unsupported("prelu whose slopes are encrypted", "Use constant slopes")
+    slopes = weight.detach().cpu().double().reshape(-1).tolist()
+    return _activate(lifter, input, "prelu", *(slopes[:1] if len(set(slopes)) == 1 else slopes))
+
+
+@register_module(nn.PReLU)
+def _module_prelu(lifter: Lifter, m: nn.PReLU, x: Value) -> Any:
+    return _prelu(lifter, x, m.weight)
+
+
+@register_function(F.gelu)
+def _gelu(lifter: Lifter, input: Value, *, approximate: str = "none") -> Any:
+    return _activate(lifter, input, "gelu_tanh" if approximate == "tanh" else "gelu")
+
+
+@register_module(nn.GELU)
+def _module_gelu(lifter: Lifter, m: nn.GELU, x: Value) -> Any:
+    return _gelu(lifter, x, approximate=m.approximate)

@@ -1,0 +1,294 @@
+"""Linear ops: each gives itself as a sparse affine map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from scipy import sparse
+
+from olac.ir.ops.base import Array, Constants, LinearMap, LinearOp, Shape, ShapeError, image_shape, register
+
+
+@register
+@dataclass(frozen=True)
+class Conv2d(LinearOp):
+    """Cross-correlation with zero padding, as torch.nn.functional.conv2d.
+
+    weight: (out, in / groups, kh, kw); bias: (out,) or None; padding: top, bottom, left, right.
+    """
+
+    weight: str
+    bias: str | None = None
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    name: ClassVar[str] = "conv2d"
+    constant_fields: ClassVar[tuple[str, ...]] = ("weight", "bias")
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        c, h, w = image_shape(shapes, self.name)
+        out, per_group, kh, kw = constants[self.weight].shape
+        if c != per_group * self.groups:
+            raise ShapeError(f"conv2d with weight {constants[self.weight].shape} on {c} channels")
+        top, bottom, left, right = self.padding
+        rows = (h + top + bottom - self.dilation[0] * (kh - 1) - 1) // self.stride[0] + 1
+        columns = (w + left + right - self.dilation[1] * (kw - 1) - 1) // self.stride[1] + 1
+        if rows < 1 or columns < 1:
+            raise ShapeError(f"conv2d kernel {kh}x{kw} is larger than its padded input {h}x{w}")
+        return out, rows, columns
+
+    def _bias(self, constants: Constants) -> Array:
+        return np.zeros(len(constants[self.weight])) if self.bias is None else constants[self.bias]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        x, weight = operands[0], constants[self.weight]
+        out, rows, columns = self.infer([x.shape[1:]], constants)
+        per_group, kh, kw = weight.shape[1:]
+        top, bottom, left, right = self.padding
+        x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        n, per_out = len(x), out // self.groups
+        result = np.empty((n, out, rows, columns))
+        for g in range(self.groups):
+            part = x[:, g * per_group : (g + 1) * per_group]
+            patches = np.empty((per_group, kh, kw, n, rows, columns))
+            for i in range(kh):
+                for j in range(kw):
+                    y0, x0 = i * self.dilation[0], j * self.dilation[1]
+                    window = part[
+                        :,
+                        :,
+                        y0 : y0 + (rows - 1) * self.stride[0] + 1 : self.stride[0],
+                        x0 : x0 + (columns - 1) * self.stride[1] + 1 : self.stride[1],
+                    ]
+                    patches[:, i, j] = window.transpose(1, 0, 2, 3)
+            filters = weight[g * per_out : (g + 1) * per_out].reshape(per_out, -1)
+            product = filters @ patches.reshape(per_group * kh * kw, -1)
+            result[:, g * per_out : (g + 1) * per_out] = product.reshape(per_out, n, rows, columns).transpose(
+                1, 0, 2, 3
+            )
+        return result + self._bias(constants)[None, :, None, None]
+
+    def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
+        weight = constants[self.weight]
+        c, h, w = shape
+        out, rows, columns = self.infer([shape], constants)
+        per_group, kh, kw = weight.shape[1:]
+        per_out = out // self.groups
+        o, i, ky, kx, y, x = np.ogrid[:out, :per_group, :kh, :kw, :rows, :columns]
+        source_y = y * self.stride[0] + ky * self.dilation[0] - self.padding[0]
+        source_x = x * self.stride[1] + kx * self.dilation[1] - self.padding[2]
+        source_c = (o // per_out) * per_group + i
+        full = np.broadcast_shapes(o.shape, i.shape, ky.shape, kx.shape, y.shape, x.shape)
+        values = np.broadcast_to(weight[..., None, None], full)
+        keep = np.broadcast_to((source_y >= 0) & (source_y < h) & (source_x >= 0) & (source_x < w), full) & (
+            values != 0
+        )
+        target = np.broadcast_to((o * rows + y) * columns + x, full)[keep]
+        source = np.broadcast_to((source_c * h + source_y) * w + source_x, full)[keep]
+        bias = np.repeat(self._bias(constants), rows * columns)
+        return LinearMap(target.astype(np.int64), source.astype(np.int64), values[keep], bias, c * h * w)
+
+    def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
+        out = {"weight": constants[self.weight] * ratio}
+        if self.bias is not None:
+            out["bias"] = constants[self.bias] * bias_ratio
+        return out
+
+
+@register
+@dataclass(frozen=True)
+class Linear(LinearOp):
+    """y = W x + b on a vector. weight: (out, in); bias: (out,) or None."""
+
+    weight: str
+    bias: str | None = None
+    name: ClassVar[str] = "linear"
+    constant_fields: ClassVar[tuple[str, ...]] = ("weight", "bias")
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        out, size = constants[self.weight].shape
+        if shapes[0] != (size,):
+            raise ShapeError(f"linear with weight {constants[self.weight].shape} on {shapes[0]}")
+        return (out,)
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        y = operands[0] @ constants[self.weight].T
+        return y if self.bias is None else y + constants[self.bias]
+
+    def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
+        weight = constants[self.weight]
+        bias = np.zeros(len(weight)) if self.bias is None else constants[self.bias]
+        return LinearMap.from_sparse(sparse.csr_array(weight), bias)
+
+    def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
+        out = {"weight": constants[self.weight] * ratio}
+        if self.bias is not None:
+            out["bias"] = constants[self.bias] * bias_ratio
+        return out
+
+
+@register
+@dataclass(frozen=True)
+class SparseLinear(LinearOp):
+    """A composed linear op: entries (rows, columns, values) over flattened elements and a bias per element."""
+
+    rows: str
+    columns: str
+    values: str
+    bias: str
+    shape: Shape
+    name: ClassVar[str] = "sparse_linear"
+    constant_fields: ClassVar[tuple[str, ...]] = ("rows", "columns", "values", "bias")
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        if math.prod(self.shape) != len(constants[self.bias]):
+            raise ShapeError(f"sparse_linear gives {len(constants[self.bias])} elements, not {self.shape}")
+        return self.shape
+
+    def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
+        return LinearMap(
+            constants[self.rows].astype(np.int64),
+            constants[self.columns].astype(np.int64),
+            constants[self.values],
+            constants[self.bias],
+            math.prod(shape),
+        )
+
+    def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
+        return {"values": constants[self.values] * ratio, "bias": constants[self.bias] * bias_ratio}
+
+
+@register
+@dataclass(frozen=True)
+class Affine(LinearOp):
+    """y = scale * x + shift, elementwise; both broadcast against the value's shape.
+
+    Batch normalisation in evaluation mode, products and sums with constants, and the identity that changes a layout.
+    """
+
+    scale: str
+    shift: str
+    name: ClassVar[str] = "affine"
+    structural: ClassVar[bool] = True
+    constant_fields: ClassVar[tuple[str, ...]] = ("scale", "shift")
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        for constant in (constants[self.scale], constants[self.shift]):
+            try:
+                same = np.broadcast_shapes(shapes[0], constant.shape) == shapes[0]
+            except ValueError:
+                same = False
+            if not same:
+                raise ShapeError(f"a constant of shape {constant.shape} does not broadcast to {shapes[0]}")
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return operands[0] * constants[self.scale] + constants[self.shift]
+
+    def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
+        diagonal = np.broadcast_to(constants[self.scale], shape).reshape(-1)
+        shift = np.broadcast_to(constants[self.shift], shape).reshape(-1).astype(np.float64)
+        return LinearMap.from_sparse(sparse.diags_array(diagonal), shift)
+
+    def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
+        return {"scale": constants[self.scale] * ratio, "shift": constants[self.shift] * bias_ratio}
+
+
+@register
+@dataclass(frozen=True)
+class AveragePool(LinearOp):
+    """Every pooling by averages: y = R x C^T in each channel, R of shape (h_out, h) and C of shape (w_out, w).
+
+    AvgPool2d with any stride, padding, ceil_mode and divisor, AdaptiveAvgPool2d and the mean over space are all
+    separable in this way. `stride` tells the layout how far windows move; (0, 0) where they don't move evenly.
+    """
+
+    rows: str
+    columns: str
+    stride: tuple[int, int] = (0, 0)
+    name: ClassVar[str] = "average_pool"
+    structural: ClassVar[bool] = True
+    constant_fields: ClassVar[tuple[str, ...]] = ("rows", "columns")
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        c, h, w = image_shape(shapes, self.name)
+        rows, columns = constants[self.rows], constants[self.columns]
+        if rows.shape[1] != h or columns.shape[1] != w:
+            raise ShapeError(f"average_pool for {rows.shape[1]}x{columns.shape[1]} on {h}x{w}")
+        return c, rows.shape[0], columns.shape[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return np.asarray(constants[self.rows] @ operands[0] @ constants[self.columns].T)
+
+    def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
+        plane = sparse.kron(constants[self.rows], constants[self.columns])
+        matrix = sparse.kron(sparse.eye_array(shape[0]), plane)
+        return LinearMap.from_sparse(matrix, np.zeros(matrix.shape[0]))
+
+    def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
+        return {"rows": constants[self.rows] * ratio}
+
+
+@register
+@dataclass(frozen=True)
+class Pad(LinearOp):
+    """Constant padding: (before, after) elements on each axis of the shape."""
+
+    amounts: tuple[tuple[int, int], ...]
+    value: float = 0.0
+    name: ClassVar[str] = "pad"
+    structural: ClassVar[bool] = True
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        if len(self.amounts) != len(shapes[0]):
+            raise ShapeError(f"pad of {len(self.amounts)} axes on {shapes[0]}")
+        shape = tuple(s + a + b for s, (a, b) in zip(shapes[0], self.amounts, strict=True))
+        if min(shape) < 1:
+            raise ShapeError(f"padding {self.amounts} leaves nothing of {shapes[0]}")
+        return shape
+
+    def _pad(self, x: Array, fill: float) -> Array:
+        crop = tuple(slice(max(0, -a), s - max(0, -b)) for s, (a, b) in zip(x.shape, self.amounts, strict=True))
+        return np.pad(x[crop], [(max(0, a), max(0, b)) for a, b in self.amounts], constant_values=fill)
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return np.stack([self._pad(x, self.value) for x in operands[0]])
+
+    def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
+        source = self._pad(np.arange(1, math.prod(shape) + 1, dtype=np.float64).reshape(shape), 0.0)
+        flat = source.reshape(-1).astype(np.int64)
+        rows = np.flatnonzero(flat)
+        bias = np.where(flat == 0, self.value, 0.0)
+        return LinearMap(rows, flat[rows] - 1, np.ones(len(rows)), bias, math.prod(shape))
+
+
+@register
+@dataclass(frozen=True)
+class Slice(LinearOp):
+    """Strided slicing: (start, stop, step) on each axis, as Python slices with positive steps."""
+
+    slices: tuple[tuple[int, int, int], ...]
+    name: ClassVar[str] = "slice"
+    structural: ClassVar[bool] = True
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        if len(self.slices) != len(shapes[0]):
+            raise ShapeError(f"slice of {len(self.slices)} axes on {shapes[0]}")
+        shape = tuple(len(range(*slice(*s).indices(n))) for s, n in zip(self.slices, shapes[0], strict=True))
+        if min(shape) < 1:
+            raise ShapeError(f"slice {self.slices} leaves nothing of {shapes[0]}")
+        return shape
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        window = (slice(None), *(slice(*s) for s in self.slices))
+        return operands[0][window]
+
+    def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
+        source = np.arange(math.prod(shape)).reshape(shape)[tuple(slice(*s) for s in self.slices)].reshape(-1)
+        count = len(source)
+        return LinearMap(np.arange(count), source.astype(np.int64), np.ones(count), np.zeros(count), math.prod(shape))

@@ -1,0 +1,328 @@
+"""Inputs, activations, polynomials, products, sums, and what only changes shapes, levels or places."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.polynomial import chebyshev
+
+from olac.ir.functions import PER_CHANNEL, Definition, activation
+from olac.ir.head import Step
+from olac.ir.ops.base import Array, Constants, Op, Shape, ShapeError, image_shape, register
+
+
+@register
+@dataclass(frozen=True)
+class Input(Op):
+    """A value that the client encrypts: (image - offset) / factor, with an offset and a factor for each channel.
+
+    offsets, factors: one for each channel (the first axis), or none of them: nothing is taken away, and one factor, the
+    unit, is for all. What reads the input has them in its weights.
+    """
+
+    shape: Shape = ()
+    offsets: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
+    name: ClassVar[str] = "input"
+    arity: ClassVar[int] = 0
+
+    def encode(self, images: Array) -> Array:
+        """What the graph computes with, for images (n, *shape)."""
+        if not self.factors:
+            return images
+        tail = (1,) * (len(self.shape) - 1)
+        offsets, factors = (np.array(each).reshape(-1, *tail) for each in (self.offsets, self.factors))
+        return np.asarray((images - offsets) / factors)
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        return self.shape
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        raise AssertionError("inputs are given, not evaluated")
+
+
+@register
+@dataclass(frozen=True)
+class MaxPool2d(Op):
+    """The largest element of each window in each channel, as torch.nn.functional.max_pool2d; stage TRACED only.
+
+    All but `ceil_mode` are for rows and columns. Padding adds no elements: windows end at the borders.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    ceil_mode: bool = False
+    name: ClassVar[str] = "max_pool2d"
+
+    def windows(self, size: int, axis: int) -> tuple[tuple[int, int], ...]:
+        """The windows along an axis of that size (0 rows, 1 columns): first index and number of elements.
+
+        Elements are `dilation` apart. ShapeError where there is no window.
+        """
+        kernel, stride, padding, dilation = (
+            field[axis] for field in (self.kernel, self.stride, self.padding, self.dilation)
+        )
+        reach = dilation * (kernel - 1) + 1
+        if min(kernel, stride, dilation) < 1 or not 0 <= padding <= reach // 2:
+            raise ShapeError(f"max_pool2d of windows {kernel}, stride {stride}, padding {padding}, dilation {dilation}")
+        last = size + 2 * padding - reach
+        count = (-(-last // stride) if self.ceil_mode else last // stride) + 1
+        if self.ceil_mode and (count - 1) * stride >= size + padding:
+            count -= 1  # as torch: no window starts in the padding on the right
+        if count < 1:
+            raise ShapeError(f"max_pool2d window of {kernel} is larger than its padded input of {size}")
+        found = []
+        for start in range(-padding, -padding + count * stride, stride):
+            first = start if start >= 0 else start % dilation
+            taps = kernel - (first - start) // dilation
+            found.append((first, min(taps, -(-(size - first) // dilation))))
+        if min(length for _, length in found) < 1:
+            raise ShapeError(f"max_pool2d with a window of padding only, on {size} elements")
+        return tuple(found)
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        c, h, w = image_shape(shapes, self.name)
+        return c, len(self.windows(h, 0)), len(self.windows(w, 1))
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        x = operands[0]
+        for axis in (0, 1):
+            windows = self.windows(x.shape[2 + axis], axis)
+            first, count = (np.array(column)[:, None] for column in zip(*windows, strict=True))
+            taps = first + np.minimum(np.arange(self.kernel[axis]), count - 1) * self.dilation[axis]
+            x = np.take(x, taps, axis=2 + axis).max(axis=3 + axis)
+        return x
+
+
+@register
+@dataclass(frozen=True)
+class Reshape(Op):
+    """Another logical shape of the same elements in row-major order; nothing moves in the slots."""
+
+    shape: Shape
+    name: ClassVar[str] = "reshape"
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        if math.prod(shapes[0]) != math.prod(self.shape):
+            raise ShapeError(f"reshape of {shapes[0]} to {self.shape}")
+        return self.shape
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return operands[0].reshape(len(operands[0]), *self.shape)
+
+
+def bent(slots: Array, correction: int) -> Array:
+    """What bootstrapping with a correction factor makes of slots, noise aside."""
+    frequency = 2 * np.pi / 2**correction
+    result: Array = np.sin(frequency * slots) / frequency
+    return result
+
+
+@register
+@dataclass(frozen=True)
+class Bootstrap(Op):
+    """The same value with levels again, bent a little: sin(w x) / w, w = 2 pi / 2^correction; slots within [-1, 1].
+
+    CKKS bootstrapping takes rests modulo the first prime by a sine (Cheon, Han, Kim, Kim and Song, "Bootstrapping for
+    Approximate Homomorphic Encryption", EUROCRYPT 2018). What that does to values is no noise, so it is part of the op.
+
+    Attributes:
+        correction: bits by which values are scaled down within the sine.
+    """
+
+    name: ClassVar[str] = "bootstrap"
+    correction: int
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return bent(operands[0], self.correction)
+
+
+@register
+@dataclass(frozen=True)
+class Add(Op):
+    """The sum of two values of the same shape: a residual connection."""
+
+    name: ClassVar[str] = "add"
+    arity: ClassVar[int] = 2
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        if shapes[0] != shapes[1]:
+            raise ShapeError(f"add of {shapes[0]} and {shapes[1]}")
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return operands[0] + operands[1]
+
+
+@register
+@dataclass(frozen=True)
+class Multiply(Op):
+    """The elementwise product of two values of the same shape; x * x is a square."""
+
+    name: ClassVar[str] = "multiply"
+    arity: ClassVar[int] = 2
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        if shapes[0] != shapes[1]:
+            raise ShapeError(f"multiply of {shapes[0]} and {shapes[1]}")
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return operands[0] * operands[1]
+
+    def levels(self, constants: Constants) -> int:
+        return 1
+
+
+@register
+@dataclass(frozen=True)
+class Square(Op):
+    """y = x^2 + shift: what is left of a quadratic whose other factors went into the linear ops around it.
+
+    shift: (channels,), or (1,) for all channels alike.
+    """
+
+    shift: str
+    name: ClassVar[str] = "square"
+    constant_fields: ClassVar[tuple[str, ...]] = ("shift",)
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        channels = len(constants[self.shift])
+        if channels not in (1, shapes[0][0]):
+            raise ShapeError(f"shifts for {channels} channels on {shapes[0]}")
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        x = operands[0]
+        return np.asarray(x * x + constants[self.shift].reshape(-1, *(1,) * (x.ndim - 2)))
+
+    def levels(self, constants: Constants) -> int:
+        return 1
+
+
+@register
+@dataclass(frozen=True)
+class Activation(Op):
+    """A univariate function of each element, by its name in `olac.ir.functions`; stage TRACED only.
+
+    Channels may have functions of their own: see `is_per_channel` and `channel_function` there. `definition` keeps a
+    function that the caller gave; the name finds it as long as an op holds it.
+    """
+
+    function: str
+    parameters: tuple[float, ...] = ()
+    definition: Definition | None = field(default=None, repr=False, compare=False)
+    name: ClassVar[str] = "activation"
+
+    def attributes(self) -> dict[str, Any]:
+        return {"function": self.function, "parameters": self.parameters}
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        count = len(self.parameters) if self.function in PER_CHANNEL else 1
+        if self.definition is not None:
+            count = self.definition.channels or 1
+        if count not in (1, shapes[0][0]):
+            raise ShapeError(f"{self.function} for {count} channels on {shapes[0]}")
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return activation(self.function, self.parameters)(operands[0])
+
+
+@register
+@dataclass(frozen=True)
+class AtClient(Op):
+    """A step that no ciphertext takes: only a client does, on decrypted outputs; stage TRACED only.
+
+    `olac.ir.split.split_head` moves it from the end of a graph into the head.
+    """
+
+    step: Step
+    name: ClassVar[str] = "at_client"
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        try:
+            return self.step.infer(shapes[0])
+        except ValueError as error:
+            raise ShapeError(f"{self.step.name}: {error}") from error
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return np.asarray(self.step.apply(operands[0]), dtype=np.float64)
+
+
+@register
+@dataclass(frozen=True)
+class Polynomial(Op):
+    """p(x) = sum_k c_k T_k(x / half_width), Chebyshev polynomials of the first kind.
+
+    coefficients: (channels, degree + 1), or (1, degree + 1) for all channels alike.
+    """
+
+    coefficients: str
+    half_width: float = 1.0
+    name: ClassVar[str] = "polynomial"
+    constant_fields: ClassVar[tuple[str, ...]] = ("coefficients",)
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        channels = len(constants[self.coefficients])
+        if channels not in (1, shapes[0][0]):
+            raise ShapeError(f"coefficients for {channels} channels on {shapes[0]}")
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return _chebyshev(operands[0] / self.half_width, constants[self.coefficients])
+
+    def levels(self, constants: Constants) -> int:
+        """ceil(log2(degree + 1)) for the true degree, at least 1."""
+        return _depth(constants[self.coefficients])
+
+
+@register
+@dataclass(frozen=True)
+class PolynomialProduct(Op):
+    """x p(z) = x * sum_k c_k T_k(z / half_width) for operands x and z of the same shape, elementwise.
+
+    As one op, because p(z) is then evaluated at the very scale that brings the product to the canonical one.
+
+    coefficients: (channels, degree + 1), or (1, degree + 1) for all channels alike.
+    """
+
+    coefficients: str
+    half_width: float = 1.0
+    name: ClassVar[str] = "polynomial_product"
+    arity: ClassVar[int] = 2
+    constant_fields: ClassVar[tuple[str, ...]] = ("coefficients",)
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        channels = len(constants[self.coefficients])
+        if shapes[0] != shapes[1]:
+            raise ShapeError(f"polynomial_product of {shapes[0]} and {shapes[1]}")
+        if channels not in (1, shapes[0][0]):
+            raise ShapeError(f"coefficients for {channels} channels on {shapes[0]}")
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return operands[0] * _chebyshev(operands[1] / self.half_width, constants[self.coefficients])
+
+    def levels(self, constants: Constants) -> int:
+        """One more than the polynomial's."""
+        return _depth(constants[self.coefficients]) + 1
+
+
+def _chebyshev(x: Array, coefficients: Array) -> Array:
+    """sum_k c_k T_k(x) with coefficients (channels or 1, degree + 1), for x of shape (images, channels, ...)."""
+    c = coefficients.T.reshape(coefficients.shape[1], coefficients.shape[0], *(1,) * (x.ndim - 2))
+    return np.asarray(chebyshev.chebval(x, c, tensor=False))
+
+
+def _depth(coefficients: Array) -> int:
+    return max(1, int(np.flatnonzero(coefficients.any(axis=0)).max(initial=0)).bit_length())

@@ -1,0 +1,82 @@
+"""The data of a compiled program, and the fingerprint that keys and ciphertexts carry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from olac.ckks.parameters import Parameters
+from olac.errors import VerificationError
+from olac.ir.graph import Graph, Node
+from olac.ir.head import OutputHead
+from olac.ir.types import Stage
+from olac.program.report import Report
+from olac.system.formats import without_unused
+
+
+def _canonical(value: Any) -> Any:
+    """Plain data in which equal numbers look alike, whatever their type."""
+    if isinstance(value, dict):
+        return {key: _canonical(value[key]) for key in sorted(value)}
+    if isinstance(value, tuple | list):
+        return [_canonical(item) for item in value]
+    if isinstance(value, str | bool) or value is None:
+        return value
+    return repr(float(value))
+
+
+@dataclass(frozen=True)
+class LoweredProgram:
+    """What a program file holds; `olac.CompiledProgram` adds what one does with it."""
+
+    graph: Graph
+    parameters: Parameters
+    rotations: tuple[int, ...]
+    report: Report = field(default_factory=Report)
+    head: OutputHead = field(default_factory=OutputHead)
+
+    def __post_init__(self) -> None:
+        if self.graph.stage != Stage.LEVELLED:
+            raise VerificationError(f"a compiled program needs a levelled graph, not one at {self.graph.stage.name}")
+
+    @property
+    def input(self) -> Node:
+        """The node that the client encrypts; its type has the layout, level and unit."""
+        return self.graph.inputs[0]
+
+    @property
+    def output(self) -> Node:
+        """The node that the client decrypts; the head makes the model's outputs of its value."""
+        return self.graph[self.graph.outputs[0]]
+
+    @property
+    def batch(self) -> int:
+        """Images in one set of ciphertexts."""
+        return self.input.type.batch
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides what the program computes and how; keys and ciphertexts carry it."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps(asdict(self.parameters), sort_keys=True).encode())
+        digest.update(json.dumps(self.rotations).encode())
+        digest.update(json.dumps([self.graph.stage.name, self.graph.outputs]).encode())
+        for name in sorted(self.graph.constants):
+            array = self.graph.constants[name]
+            digest.update(f"{name} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+        for node in self.graph.nodes:
+            attributes = without_unused({name: _canonical(value) for name, value in node.op.attributes().items()})
+            kind = without_unused(_canonical(asdict(node.type)))
+            lowering = node.lowering
+            how = None if lowering is None else [lowering.kind, _canonical(asdict(lowering))]
+            digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, how]).encode())
+        if self.head:  # programs without one keep the fingerprint that they had before there were heads
+            steps = [[step.kind, _canonical(asdict(step))] for step in self.head.steps]
+            digest.update(json.dumps(["head", steps]).encode())
+        return digest.hexdigest()

@@ -1,0 +1,226 @@
+"""What olac makes of a model: an approximated model (plaintext only) or a compiled program (runs encrypted)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import cached_property
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from olac.analysis.estimate import Estimate, estimate
+from olac.analysis.rotation_keys import estimate_within
+from olac.backends.cost import Slowdown
+from olac.costs.table import CostTable
+from olac.errors import ArtifactError, InputError
+from olac.ir.graph import Graph, Node
+from olac.ir.head import OutputHead, Outputs
+from olac.ir.ops import Array, Input
+from olac.kernels.base import Kernel
+from olac.kernels.execute import build_kernels
+from olac.kernels.record import record
+from olac.program import artifact
+from olac.program.lowered import LoweredProgram
+from olac.program.report import Report
+from olac.system.internal import callers_own, guard
+from olac.system.memory import check_room, memory_for
+
+
+def check_images(images: Any, shape: tuple[int, ...]) -> Array:
+    """Images as float64 of shape (n, *shape); one image may come without the batch axis.
+
+    Tensors are taken from whatever device, with or without gradients.
+
+    Raises:
+        InputError: another shape, what is no array of real numbers, or values that are not finite.
+        InfeasibleError: memory ran out.
+    """
+    with memory_for("taking the input"):
+        array = _real_array(images)
+        if array.shape == shape:
+            array = array[None]
+        if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
+            raise InputError(
+                f"the program takes images of shape {shape} (or (n, {', '.join(map(str, shape))})), not {array.shape}"
+            )
+        # Shapes first: nothing of the size of an array that is not wanted is made.
+        if array.dtype != np.float64:
+            check_room(array.size * np.dtype(np.float64).itemsize, "taking the input")
+        try:
+            with np.errstate(over="ignore"):
+                made = np.asarray(array, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError("the input holds numbers that float64 can't hold") from error
+        if not np.all(np.isfinite(made)):
+            raise InputError("the input holds values that are not finite, or that float64 can't hold")
+    return made
+
+
+def _real_array(images: Any) -> Any:
+    """An array of real numbers, as it is given; InputError for all else. What it holds is told to nobody."""
+    name = type(images).__name__
+    try:
+        if hasattr(images, "detach"):  # a tensor: torch need not be here
+            images = images.detach().cpu()
+            # numpy has no half of bfloat16, and would drop imaginary parts with no more than a warning.
+            images = images.numpy() if images.is_complex() else images.double().numpy()
+        array = np.asanyarray(images)
+    except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+        raise InputError(f"an input of type {name} is not an array of numbers") from error
+    if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
+        raise InputError("the input is an array with masked values. Fill them in (array.filled(value)).")
+    array = np.asarray(array)
+    real = array.dtype.kind in "fiub" or (
+        array.dtype.kind == "O" and all(isinstance(value, Real | Decimal) for value in array.reshape(-1))
+    )
+    if not real:
+        raise InputError(f"an input of type {name} holds {array.dtype}, not real numbers")
+    return array
+
+
+def _simulated(graph: Graph, images: Any, observe: Callable[[Node, Array], Array | None] | None) -> Array:
+    with guard("simulating"):
+        return graph.evaluate(
+            check_images(images, graph.inputs[0].type.shape), None if observe is None else callers_own(observe)
+        )
+
+
+@dataclass(frozen=True)
+class ApproximatedModel:
+    """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters.
+
+    `head` makes the model's outputs of the graph's, exactly.
+    """
+
+    graph: Graph
+    report: Report = field(default_factory=Report)
+    head: OutputHead = field(default_factory=OutputHead)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self.graph.inputs[0].type.shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one image's outputs, () for one number."""
+        return self.head.output_shape(self.graph[self.graph.outputs[0]].type.shape)
+
+    def simulate(
+        self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None, *, raw: bool = False
+    ) -> Outputs:
+        """Outputs (n, *output shape) of the true polynomials in float64, for images (n, *input shape) or one image.
+
+        Integers if the model's last step is an argmax. `raw` gives what the head is applied to, (n, *raw shape).
+        """
+        outputs = _simulated(self.graph, images, observe)
+        return outputs if raw else self.head.apply(outputs)
+
+
+@dataclass(frozen=True)
+class CompiledProgram(LoweredProgram):
+    """A program for encrypted inputs: the levelled graph, the parameters, and the rotation steps that need keys.
+
+    Rotations by other steps are composed of these (`olac.ckks.rotations.composition`). `head` is what the client
+    computes on decrypted outputs. It holds no secret, no torch and no openfhe object.
+    """
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one image's outputs, () for one number."""
+        return self.head.output_shape(self.output.type.shape)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self.input.type.shape
+
+    def encode(self, images: Array) -> Array:
+        """What the graph computes with, for images (n, *input shape); slots are this over the input's unit."""
+        op = self.input.op
+        assert isinstance(op, Input)
+        return op.encode(images)
+
+    @cached_property
+    def kernels(self) -> dict[str, Kernel]:
+        """The kernels of all nodes, made once for estimates and runs."""
+        return build_kernels(self.graph)
+
+    @cached_property
+    def multiplies_ciphertexts(self) -> bool:
+        """Whether a run takes a product of ciphertexts, which needs the relinearisation key."""
+        events = record(self.graph, self.parameters).events
+        return any(event.primitive in ("multiply", "relinearize") for event in events)
+
+    @cached_property
+    def composed(self) -> tuple[int, ...]:
+        """Rotation steps that the program takes and has no key for."""
+        taken = set(record(self.graph, self.parameters).rotations)
+        return tuple(sorted(taken - {*self.rotations, self.parameters.conjugation_step}))
+
+    @property
+    def max_memory(self) -> float | None:
+        """Bytes that the program was compiled for: a server keeps to them if it is told nothing else."""
+        return self.report.max_memory
+
+    def simulate(
+        self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None, *, raw: bool = False
+    ) -> Outputs:
+        """What an encrypted run would give without noise: outputs (n, *output shape) for images (n, *input shape).
+
+        Integers if the model's last step is an argmax. `raw` gives what the head is applied to, (n, *raw shape).
+        """
+        outputs = _simulated(self.graph, images, observe)
+        return outputs if raw else self.head.apply(outputs)
+
+    @memory_for("estimating times and memory")
+    def estimate(
+        self, threads: int | None = None, slowdown: Slowdown | None = None, costs: CostTable | None = None
+    ) -> Estimate:
+        """Predicted seconds and memory, from the shipped table of costs or another (see `olac.analysis.estimate`).
+
+        They are of a server that keeps to the memory that the program was compiled for, if there is such a limit.
+        """
+        found = estimate(self, threads=threads, costs=costs, slowdown=slowdown)
+        if self.max_memory is None:
+            return found
+        return estimate_within(self, found, self.max_memory, threads=threads, costs=costs, slowdown=slowdown)
+
+    def save(self, path: str | Path) -> None:
+        """Write the program to one file (see `olac.program.artifact`)."""
+        artifact.save_program(self, Path(path))
+
+    @staticmethod
+    def load(path: str | Path) -> CompiledProgram:
+        """Read a program; raises `ArtifactError` for anything that isn't one."""
+        return CompiledProgram._of(artifact.load_program(Path(path)))
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
+        return artifact.program_bytes(self)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> CompiledProgram:
+        """Check what `to_bytes` gave; raises `ArtifactError` for anything that isn't a program."""
+        return CompiledProgram._of(artifact.program_from_bytes(data))
+
+    @staticmethod
+    def _of(lowered: LoweredProgram) -> CompiledProgram:
+        return CompiledProgram(lowered.graph, lowered.parameters, lowered.rotations, lowered.report, lowered.head)
+
+    @staticmethod
+    def check_kind(given: object) -> None:
+        """Raise `ArtifactError` unless an object is a program."""
+        if not isinstance(given, CompiledProgram):
+            raise ArtifactError(
+                f"an object of type {type(given).__name__} was given, expected a program: olac.compile(...), or "
+                "CompiledProgram.load(path)"
+            )
+
+    def __reduce__(self) -> tuple[Callable[[bytes], CompiledProgram], tuple[bytes]]:
+        """Pickles and copies go by `to_bytes`, so that what comes back has been checked as files are."""
+        return CompiledProgram.from_bytes, (self.to_bytes(),)

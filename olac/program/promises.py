@@ -1,0 +1,164 @@
+"""What a program promises, measured on calibration images that decided nothing, and where it falls short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from olac.approximation.confidence import images_for, interval
+from olac.approximation.criterion import Criterion, explained, finished
+from olac.calibration.histogram import Histogram
+from olac.calibration.statistics import Calibration
+from olac.errors import CalibrationError, InfeasibleError
+from olac.ir.graph import Graph
+from olac.ir.head import Affine as HeadAffine
+from olac.ir.head import OutputHead
+from olac.ir.head import Reshape as HeadReshape
+from olac.ir.head import Slice as HeadSlice
+from olac.ir.ops import Activation, Array, Reshape
+from olac.passes.choose_degrees import MIN_AGREEMENT
+from olac.polynomials.fit import FitOptions
+from olac.program.program import ApproximatedModel
+from olac.program.report import SelfCheck, percent
+
+FEW_IMAGES = 256
+"""A note is made if a calibration has fewer images: ranges and agreement are then little more than guesses."""
+FEW_VALUES = 8
+"""A note is made if all but fewer of a channel's values than this are the same."""
+POOR_VALUES = 0.9
+"""A note is made if R2 of the outputs is lower, although nearly all decisions agree."""
+NAMED = 3
+CHUNK = 64
+
+
+def last_function(graph: Graph, head: OutputHead) -> str | None:
+    """The function that makes a model's outputs, or None if they are linear; reshapes and slices may follow it.
+
+    Args:
+        graph: at stage TRACED.
+        head: what follows it at the client.
+    """
+    for step in reversed(head.steps):
+        if not isinstance(step, HeadReshape | HeadSlice):
+            return None if isinstance(step, HeadAffine) else step.name
+    node = graph[graph.outputs[0]]
+    while isinstance(node.op, Reshape):
+        node = graph[node.inputs[0]]
+    return node.op.function if isinstance(node.op, Activation) else None
+
+
+def goal(options: FitOptions) -> float:
+    """The agreement that is asked for."""
+    return MIN_AGREEMENT if options.min_agreement is None else options.min_agreement
+
+
+def self_check(
+    approximated: ApproximatedModel,
+    clean: Graph,
+    calibration: Calibration,
+    criterion: Criterion,
+    asked: float,
+    structure_error: float,
+) -> SelfCheck:
+    """A program's outputs against the model's, on held-out images that neither fits nor plans have used.
+
+    Args:
+        approximated: what is judged.
+        clean: the graph before its activations were replaced.
+        calibration, criterion, asked: by what and how it is judged, and the agreement that is asked for.
+        structure_error: of the lifted graph, for the report.
+    """
+    images, theirs = calibration.judged, calibration.judged_outputs
+    head = approximated.head
+    raw = _in_chunks(lambda part: approximated.simulate(part, raw=True), images)
+    ours = head.apply(raw).reshape(theirs.shape)
+    agreement = criterion.agreement(finished(head.apply, raw).reshape(theirs.shape), theirs)
+    if head.decides:  # classes have no errors: the scores that they are chosen by do
+        ours, theirs = head.scores.apply(raw), head.scores.apply(_in_chunks(clean.evaluate, images))
+    error = np.abs(ours - theirs)
+    low, high = interval(agreement, len(images))
+    return SelfCheck(
+        images=len(images),
+        agreement=agreement,
+        max_error=float(error.max()),
+        mean_error=float(error.mean()),
+        structure_error=structure_error,
+        task=criterion.task,
+        meaning=criterion.meaning,
+        low=low,
+        high=high,
+        goal=asked,
+        images_to_goal=images_for(agreement, asked),
+        explained=explained(ours, theirs, criterion.spread) if len(images) > 1 else None,
+    )
+
+
+def _in_chunks(evaluate: Callable[[Array], Array], images: Array) -> Array:
+    return np.concatenate([evaluate(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)])
+
+
+def data_shortfalls(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
+    """Where the calibration is too small for what is concluded from it."""
+    notes = []
+    # A single image is fitted to and held out as well.
+    alone = calibration.images == 1 and np.array_equal(calibration.sample, calibration.held_out.astype(np.float32))
+    count = 1 if alone else calibration.images + len(calibration.held_out)
+    if count < FEW_IMAGES:
+        notes.append(
+            f"{count} calibration image{'s' if count != 1 else ''}: ranges, polynomials and the agreement rest on too "
+            f"little. Give at least {FEW_IMAGES}, as different from each other as the inputs will be"
+        )
+    few = [node.id for node in graph.nodes if _few_values(calibration.histograms.get(node.id))]
+    if few:
+        named = ", ".join(few[:NAMED]) + (f" and {len(few) - NAMED} more" if len(few) > NAMED else "")
+        notes.append(
+            f"in some channels of {named} fewer than {FEW_VALUES} calibration values differ from all others, which are "
+            "the same: their polynomials are guesses. Calibrate with images in which these channels are active"
+        )
+    return tuple(notes)
+
+
+def _few_values(histogram: Histogram | None) -> bool:
+    """Whether a channel has values that differ from its commonest one, but only a few."""
+    if histogram is None:
+        return False
+    counts = histogram.counts
+    others = counts.sum(axis=1) - counts.max(axis=1)
+    # A histogram's bins are fine: a channel with a spread of its own has many values outside its fullest bin.
+    return bool(((others > 0) & (others < FEW_VALUES) & (counts.max(axis=1) >= FEW_VALUES)).any())
+
+
+def goal_shortfalls(check: SelfCheck) -> tuple[str, ...]:
+    """Whether the agreement that was asked for is missed."""
+    if check.goal is None or check.agreement >= check.goal:
+        return ()
+    return (
+        f"the agreement is {percent(check.agreement)} ({check.meaning}), below {percent(check.goal)}: ask for more "
+        "(min_agreement), allow more levels (max_depth) or higher degrees (max_degree), or calibrate with more images",
+    )
+
+
+def value_notes(check: SelfCheck) -> tuple[str, ...]:
+    """Whether nearly all decisions agree, but the values that they are made by are far off."""
+    decided = check.task in ("classification", "binary", "multilabel") and check.agreement >= MIN_AGREEMENT
+    if not decided or goal_shortfalls(check) or check.explained is None or check.explained >= POOR_VALUES:
+        return ()
+    return (
+        f"the decisions agree ({check.meaning}), but the values of the outputs are off by {check.mean_error:.3g} on "
+        f"average and {check.max_error:.3g} at most, and R2 is below {POOR_VALUES:g}: if the values matter, give "
+        'task="regression" or a higher degree',
+    )
+
+
+def refuse_shortfalls(data: Sequence[str], missed: Sequence[str]) -> None:
+    """Raise what `strict` asks for.
+
+    Raises:
+        CalibrationError: the calibration is too small.
+        InfeasibleError: the agreement that was asked for is missed.
+    """
+    if data:
+        raise CalibrationError("strict: " + "; ".join([*data, *missed]))
+    if missed:
+        raise InfeasibleError("strict: " + "; ".join(missed))

@@ -1,0 +1,93 @@
+"""What was decided and measured when a program was compiled."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from olac.passes.base import FitReport, FrontPoint
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """The program's polynomials against the model itself, on calibration images that decided nothing.
+
+    Attributes:
+        images: how many.
+        agreement: the mean score, by the criterion of the task.
+        max_error: largest difference of an output.
+        mean_error: mean difference of outputs.
+        structure_error: largest relative difference of the lifted graph, before any approximation, from the model.
+        task: what the outputs are taken for ("classification", "binary", ...; see `olac.approximation.criterion`).
+        meaning: what the agreement is a share of.
+        low, high: the interval that holds the true agreement with 95 % confidence.
+        goal: the agreement that was asked for, or None in files that do not say.
+        images_to_goal: images for `low` to reach the goal if the agreement stays; None if it is not above the goal.
+        explained: R squared of the outputs, by each output's own variance or, for classes and maps, by that of all
+            together; None for one image, which has no variance, and in files that do not say.
+    """
+
+    images: int
+    agreement: float
+    max_error: float
+    mean_error: float
+    structure_error: float
+    task: str = "classification"
+    meaning: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    goal: float | None = None
+    images_to_goal: int | None = None
+    explained: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was decided and measured at compile time.
+
+    Attributes:
+        fits, check, front, notes: of the approximation.
+        pass_seconds: by pass, in order.
+        noise: how far rescales and bootstraps take an output at most, relative to the outputs' range, as simulated on
+            held-out images; None where there are no bootstraps, and `precision` holds.
+        max_memory: bytes that the program was compiled for; None without a limit.
+    """
+
+    fits: tuple[FitReport, ...] = ()
+    check: SelfCheck | None = None
+    pass_seconds: tuple[tuple[str, float], ...] = ()
+    notes: tuple[str, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
+    noise: float | None = None
+    max_memory: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_memory is not None and not 0 < self.max_memory < math.inf:
+            raise ValueError(f"a limit of {self.max_memory} bytes of memory")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for files."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Report:
+        """The inverse of `to_json`; raises KeyError or TypeError on other data."""
+        return Report(
+            tuple(FitReport(**fit) for fit in data["fits"]),
+            None if data["check"] is None else SelfCheck(**data["check"]),
+            tuple((str(name), float(seconds)) for name, seconds in data["pass_seconds"]),
+            tuple(str(note) for note in data["notes"]),
+            tuple(FrontPoint(**{**point, "degrees": tuple(point["degrees"])}) for point in data["front"]),
+            None if data.get("noise") is None else float(data["noise"]),
+            None if data.get("max_memory") is None else float(data["max_memory"]),
+        )
+
+
+def percent(share: float) -> str:
+    """In per cent, with the decimals that tell it from 100."""
+    text = f"{share:.1%}"
+    return f"{share:.3%}" if share < 1 and text.startswith("100") else text

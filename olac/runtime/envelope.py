@@ -1,0 +1,308 @@
+"""The frame around keys and ciphertexts, as files and as bytes.
+
+    4 bytes   b"OLAC"
+    2 bytes   version of the format
+    16 bytes  kind, ASCII, padded with zeros
+    4 bytes   length of the header
+    8 bytes   length of the payload
+    header    JSON: fingerprints of the program and its parameters, and what the kind needs
+    payload   coefficient words, little-endian uint64
+    32 bytes  SHA-256 of all that comes before
+
+All integers are little-endian. The hash finds damage and mix-ups; it is no signature. Whoever can change a file can
+change its hash as well, so readers take nothing from the payload but words that they check one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from olac.ckks.parameters import Parameters
+from olac.errors import ArtifactError
+from olac.program.lowered import LoweredProgram
+from olac.system.files import MAGIC as MAGIC
+from olac.system.files import SECRET_KEY as SECRET_KEY
+from olac.system.files import Reader, Source
+from olac.system.formats import FRAMES
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+EVALUATION_KEYS = "evaluation-keys"
+INPUT = "input"
+RESULT = "result"
+CHECKPOINT = "checkpoint"
+KINDS = (SECRET_KEY, EVALUATION_KEYS, INPUT, RESULT, CHECKPOINT)
+
+PREFIX = struct.Struct("<4sH16sIQ")
+DIGEST_BYTES = hashlib.sha256().digest_size
+MAX_HEADER_BYTES = 1 << 20
+CHUNK = 1 << 20
+
+
+def parameter_fingerprint(parameters: Parameters) -> str:
+    """SHA-256 of one set of parameters."""
+    return hashlib.sha256(json.dumps(asdict(parameters), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Header:
+    """The checked beginning of a frame.
+
+    Attributes:
+        source: where it was read.
+        kind: of the frame.
+        fields: what the kind needs beside the fingerprints.
+        start: the bytes that it was read from, from the magic to the end of the JSON.
+        payload_bytes: how many follow, but for the hash.
+    """
+
+    source: Source
+    kind: str
+    fields: dict[str, Any]
+    start: bytes
+    payload_bytes: int
+
+    @property
+    def payload_start(self) -> int:
+        """Where the payload begins in the frame."""
+        return len(self.start)
+
+    def error(self, problem: str, advice: str) -> ArtifactError:
+        """An error that names the source."""
+        return ArtifactError(f"{self.source.name} ({self.kind}): {problem}. {advice}")
+
+    def integer(self, name: str, low: int, high: int) -> int:
+        """The field as an integer within [low, high]."""
+        value = self.fields.get(name)
+        if type(value) is not int or not low <= value <= high:
+            raise self.error(
+                f"the header says {name} = {_short(value)}, expected an integer in {low} ... {high}", DAMAGED
+            )
+        return value
+
+    def integers(self, name: str, allowed: Iterable[int]) -> tuple[int, ...]:
+        """The field as increasing integers out of `allowed`."""
+        value = self.fields.get(name)
+        if not isinstance(value, list) or any(type(v) is not int for v in value):
+            raise self.error(f"the header says {name} = {_short(value)}, expected a list of integers", DAMAGED)
+        strange = sorted(set(value) - set(allowed))
+        if strange or value != sorted(set(value)):
+            raise self.error(
+                f"{name} holds {_short(strange)} that the program has no use for" if strange else f"{name} repeats",
+                "Make the keys anew for this program.",
+            )
+        return tuple(value)
+
+    def flag(self, name: str) -> bool:
+        """The field as true or false."""
+        value = self.fields.get(name)
+        if type(value) is not bool:
+            raise self.error(f"the header says {name} = {_short(value)}, expected true or false", DAMAGED)
+        return value
+
+    def identity(self, name: str) -> str:
+        """The field as 32 hexadecimal digits."""
+        value = self.fields.get(name)
+        if not isinstance(value, str) or len(value) != 32 or set(value) - set("0123456789abcdef"):
+            raise self.error(f"the header says {name} = {_short(value)}, expected 32 hexadecimal digits", DAMAGED)
+        return value
+
+    def expect_payload(self, size: int) -> None:
+        """Raise `ArtifactError` unless the payload has `size` bytes."""
+        if self.payload_bytes != size:
+            raise self.error(f"the payload has {self.payload_bytes} bytes, expected {size}", DAMAGED)
+
+
+DAMAGED = "The file was damaged or not written by olac: get it again from who made it."
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a payload whose hash was right; it can be read at any time, by any thread.
+
+    SHA-256 goes on from what it was before the part, so a part is checked alone, against all that was checked first.
+
+    Attributes:
+        start, size: where it begins in the whole frame, and its bytes.
+        before: SHA-256 of all before it.
+        after: the digest with it.
+    """
+
+    start: int
+    size: int
+    before: Hash
+    after: bytes
+
+    def pieces(self, reader: Reader, buffer: memoryview) -> Iterator[memoryview]:
+        """The part in pieces as large as the buffer of bytes, in which each of them is until the next is asked for.
+
+        Nothing of it may be used before the last piece was followed by the end.
+
+        Raises:
+            ArtifactError: at the end, where it is not what it was; or it is no longer there. It names no file.
+        """
+        digest = self.before.copy()
+        for at in range(0, self.size, len(buffer)):
+            piece = buffer[: min(len(buffer), self.size - at)]
+            found = reader.read_into(piece, self.start + at)
+            if found != len(piece):
+                raise ArtifactError(f"it ends {len(piece) - found} bytes early, which it did not when it was opened")
+            digest.update(piece)
+            yield piece
+        if digest.digest() != self.after:
+            raise ArtifactError(f"the SHA-256 up to byte {self.start + self.size} is another than when it was opened")
+
+
+class Payload:
+    """A payload that is being read, from the same open file as its header, and the hash so far.
+
+    Args:
+        header: as it was read from the stream.
+        stream: that stands at the end of the header.
+    """
+
+    def __init__(self, header: Header, stream: BinaryIO) -> None:
+        self.header = header
+        self._stream = stream
+        self._digest = hashlib.sha256(header.start)
+        self._left = header.payload_bytes
+
+    @property
+    def stream(self) -> BinaryIO:
+        """What it is read from."""
+        return self._stream
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes."""
+        data = self._stream.read(size)
+        self._take(data, size)
+        return data
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill a buffer of bytes with what comes next."""
+        found = self._stream.readinto(buffer)  # type: ignore[attr-defined]
+        self._take(buffer[:found], len(buffer))
+
+    def _take(self, data: bytes | memoryview, size: int) -> None:
+        if size > self._left or len(data) != size:
+            raise self.header.error(f"it ends {size - len(data)} bytes early", DAMAGED)
+        self._left -= size
+        self._digest.update(data)
+
+    def parts(self, sizes: Iterable[int]) -> tuple[Part, ...]:
+        """Read everything once and compare the hash; the parts of these sizes, which are all of the payload."""
+        buffer, parts, start = memoryview(bytearray(CHUNK)), [], self.header.payload_start
+        for size in sizes:
+            before, left = self._digest.copy(), size
+            while left:
+                piece = buffer[: min(CHUNK, left)]
+                self.read_into(piece)
+                left -= len(piece)
+            parts.append(Part(start, size, before, self._digest.digest()))
+            start += size
+        self.finish()
+        return tuple(parts)
+
+    def finish(self) -> None:
+        """Compare the hash; only after the whole payload."""
+        found = self._stream.read(DIGEST_BYTES)
+        if self._left or found != self._digest.digest():
+            raise self.header.error(
+                f"its SHA-256 is {self._digest.hexdigest()[:16]}..., it claims {found.hex()[:16]}...", DAMAGED
+            )
+
+
+@contextmanager
+def open_frame(source: Source, kind: str, program: LoweredProgram) -> Iterator[Payload]:
+    """Parse the beginning of a frame, check all that can be checked without the payload, and read on from there.
+
+    The source is opened once: a file that takes the place of another in the meantime is not read at all. The hash of
+    the whole frame is checked when all of the payload was read.
+
+    Raises:
+        ArtifactError: another kind of file, a newer version, another program, or a length that is not right.
+    """
+    with source.open() as stream:
+        yield Payload(_read_header(source, stream, kind, program), stream)
+
+
+def _read_header(source: Source, stream: BinaryIO, kind: str, program: LoweredProgram) -> Header:
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    shortest = PREFIX.size + DIGEST_BYTES
+    prefix = stream.read(PREFIX.size)
+    if prefix[: len(MAGIC)] != MAGIC:
+        raise ArtifactError(
+            f"{source.name}: not a {kind} of olac (it begins with {prefix[:4]!r}, expected {MAGIC!r}). "
+            "Check that the right file was given."
+        )
+    if size < shortest:
+        raise ArtifactError(f"{source.name}: {size} bytes are too few for a {kind}. {DAMAGED}")
+    _, version, raw_kind, header_bytes, payload_bytes = PREFIX.unpack(prefix)
+    found = raw_kind.rstrip(b"\0").decode("ascii", "replace")
+    FRAMES.check(version, source.name)
+    if found != kind:
+        what = f"it is of kind {found!r}" if found in KINDS else f"its kind {found!r} is unknown"
+        raise ArtifactError(f"{source.name}: {what}, expected {kind!r}. Check that the right file was given.")
+    if header_bytes > MAX_HEADER_BYTES or size != shortest + header_bytes + payload_bytes:
+        raise ArtifactError(
+            f"{source.name} ({kind}): it has {size} bytes, its header says "
+            f"{shortest + header_bytes + payload_bytes}. {DAMAGED}"
+        )
+    raw = stream.read(header_bytes)
+    try:
+        fields = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{source.name} ({kind}): its header is not JSON. {DAMAGED}") from error
+    if not isinstance(fields, dict):
+        raise ArtifactError(f"{source.name} ({kind}): its header is not an object. {DAMAGED}")
+    header = Header(source, kind, fields, prefix + raw, payload_bytes)
+    wanted = (("parameters", parameter_fingerprint(program.parameters)), ("program", program.fingerprint))
+    for name, fingerprint in wanted:
+        if fields.get(name) != fingerprint:
+            raise header.error(
+                f"it belongs to {name} {_short(fields.get(name))}, expected {fingerprint[:16]}...",
+                "Use the program file that it was made with, or make it anew.",
+            )
+    return header
+
+
+def frame(
+    kind: str,
+    program: LoweredProgram,
+    fields: dict[str, Any],
+    payload: Iterable[bytes | memoryview],
+    payload_bytes: int,
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a frame, in pieces; `payload` must give `payload_bytes` bytes in all."""
+    full = {
+        "program": program.fingerprint,
+        "parameters": parameter_fingerprint(program.parameters),
+        **fields,
+    }
+    header = json.dumps(full, sort_keys=True).encode()
+    digest = hashlib.sha256()
+    start = PREFIX.pack(MAGIC, FRAMES.current, kind.encode(), len(header), payload_bytes) + header
+    digest.update(start)
+    yield start
+    written = 0
+    for piece in payload:
+        digest.update(piece)
+        written += len(piece)
+        yield piece
+    if written != payload_bytes:
+        raise AssertionError(f"a {kind} of {written} bytes was announced with {payload_bytes}")
+    yield digest.digest()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

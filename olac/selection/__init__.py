@@ -1,0 +1,1 @@
+"""The choice of CKKS parameters for a program."""
