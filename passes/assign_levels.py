@@ -8,6 +8,7 @@ from typing import ClassVar
 from olac.analysis.levels import check_levels, check_states, required_levels
 from olac.analysis.levels import multiplicative_depth as multiplicative_depth  # under its earlier name
 from olac.backends.recorder import RecorderEvaluator
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.primes import FIXED
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node
@@ -32,18 +33,18 @@ class AssignLevels(Pass):
     def run(self, graph: Graph, context: PassContext) -> Graph:
         parameters = context.need_parameters()
         states: dict[str, CipherState] = {}
-        boots = parameters.bootstrapping
-        needed = required_levels(graph, 0 if boots is None else boots.input_level)
+        bootstraps = bootstrap_model(parameters)
+        needed = required_levels(graph, bootstraps.input_level)
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str:
             operands = [states[i] for i in node.inputs]
-            if boots is not None:
+            if parameters.bootstrapping is not None:
                 level = needed[node.id]
             elif isinstance(node.op, Input):
                 level = parameters.depth
             else:
                 level = min(o.level for o in operands) - node.levels(graph.constants)
-            top = boots.output_level if boots is not None and isinstance(node.op, Bootstrap) else parameters.depth
+            top = bootstraps.output_level if isinstance(node.op, Bootstrap) else parameters.depth
             if not 0 <= level <= top:
                 raise VerificationError(f"{node.id} needs more than the {top} levels of the chain")
             scale = parameters.scale(level)

@@ -11,7 +11,7 @@ import numpy as np
 from olac.analysis.levels import required_levels
 from olac.backends.cost import predicted_seconds
 from olac.backends.recorder import RecorderEvaluator
-from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals, Lowering, Multiplexed, can_multiplex, is_multiplexable
@@ -219,10 +219,9 @@ class _Chooser:
         self._copies, self._halving = copies, halving
         parameters = context.need_parameters()
         self._conjugation = parameters.conjugation_step
-        self._free = bootstrap_steps(parameters).union(*multiplexed.values())
+        bootstraps = bootstrap_model(parameters)
+        self._free = bootstraps.steps.union(bootstraps.special_steps, *multiplexed.values())
         """Steps that there are keys for in any case."""
-        if parameters.bootstrapping is not None:
-            self._free |= {self._conjugation}
         self._users: dict[str, list[Node]] = {node.id: [] for node in graph.nodes}
         """What reads a value or a reshape of it."""
         roots = _roots(graph)

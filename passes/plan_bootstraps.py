@@ -8,9 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from olac.analysis.bootstrap_problem import Option, Plan, Problem
+from olac.analysis.bootstrap_problem import BootstrapPlan, Option, PlacementProblem
 from olac.analysis.bootstraps import solve
-from olac.ckks.candidates import deep_candidates
+from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.candidates import longest_chains
 from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
@@ -26,10 +27,10 @@ TIE = 1e-9
 @functools.cache
 def usual_bootstrapping() -> Parameters:
     """The parameters with the fewest digits, whose keys take the least memory."""
-    return min(deep_candidates(log_rings=(16,)), key=lambda p: p.digits)
+    return min(longest_chains(log_rings=(16,)), key=lambda p: p.digits)
 
 
-class _Unscaled(Problem):
+class _Unscaled(PlacementProblem):
     """Before units are chosen every value counts as one that will fit."""
 
     def fits(self, name: str) -> bool:
@@ -38,11 +39,10 @@ class _Unscaled(Problem):
 
 def _problem(graph: Graph, parameters: Parameters | None) -> _Unscaled:
     used = parameters or usual_bootstrapping()
-    assert used.bootstrapping is not None
-    return _Unscaled(graph, used.bootstrapping, used.depth, lambda node, level: level * NODE_PRICE)
+    return _Unscaled(graph, bootstrap_model(used), used.depth, lambda node, level: level * NODE_PRICE)
 
 
-def least_bootstraps(graph: Graph, parameters: Parameters | None = None) -> Plan:
+def least_bootstraps(graph: Graph, parameters: Parameters | None = None) -> BootstrapPlan:
     """The plan of fewest bootstraps for a circuit as it is.
 
     Raises:
@@ -57,10 +57,10 @@ def degrees_within(
     costs: Mapping[str, Sequence[float]],
     most: int,
     parameters: Parameters | None = None,
-) -> tuple[dict[str, int], Plan]:
+) -> tuple[dict[str, int], BootstrapPlan]:
     """The choice for each activation of least cost in all that takes at most so many bootstraps.
 
-    The dynamic program over levels (`olac.passes.place_bootstraps.solve`) picks each activation's depth as it goes, and
+    The dynamic program over levels (`olac.analysis.bootstraps.solve`) picks each activation's depth as it goes, and
     counts bootstraps. The plan is the best for costs that add up and for depths that do not depend on each other.
 
     Args:
@@ -97,7 +97,7 @@ class Chosen:
 
     degrees: Mapping[str, int]
     cost: float
-    plan: Plan
+    plan: BootstrapPlan
 
 
 def plan_degrees(

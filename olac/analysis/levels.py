@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from olac.analysis.bootstrap_problem import WIDEST, repeats
 from olac.backends.recorder import RecorderEvaluator
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Parameters
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node, describe
@@ -74,7 +75,7 @@ def check_levels(graph: Graph, parameters: Parameters) -> None:
                 problem = f"bootstraps with a correction factor of {node.op.correction}, not {boots.correction}"
             elif kind.bound is not None and kind.bound.magnitude > kind.unit * WIDEST:
                 problem = f"bootstraps values up to {kind.bound.magnitude / kind.unit:.3g}, beyond [-1, 1]"
-            elif kind.layout is not None and not repeats(kind.layout, boots):
+            elif kind.layout is not None and not repeats(kind.layout, bootstrap_model(parameters)):
                 problem = f"bootstraps a value that does not repeat after 2^{parameters.log_bootstrap_slots} slots"
             top = boots.output_level
         if not 0 <= node.type.state.level <= top:

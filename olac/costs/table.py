@@ -78,7 +78,7 @@ class CostTable:
         rows: the measurements.
         factors: fitted to them.
         bootstrap_factor: measured seconds of a bootstrap over those of the primitives that it is counted to take
-            (`olac.ckks.bootstrapping.bootstrap_work`).
+            (`olac.ckks.bootstrapping.BootstrapModel.work`).
     """
 
     machine: str

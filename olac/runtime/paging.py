@@ -13,7 +13,7 @@ from olac.backends.openfhe.keys import KeySet, install_keys
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import Words, new_tag
 from olac.backends.recorder import RecorderEvaluator
-from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.key_pool import Pages
 from olac.errors import ArtifactError
 from olac.ir.graph import Node
@@ -51,7 +51,7 @@ class KeyFile:
 
 def pinned_steps(program: CompiledProgram) -> frozenset[int]:
     """Steps whose keys are always held: OpenFHE looks up those of bootstraps and of conjugation itself."""
-    return bootstrap_steps(program.parameters) | {program.parameters.conjugation_step}
+    return bootstrap_model(program.parameters).steps | {program.parameters.conjugation_step}
 
 
 def install_pinned(

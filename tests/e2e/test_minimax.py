@@ -13,7 +13,7 @@ import olac
 from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ir.ops import PolynomialProduct
 from olac.program.program import CompiledProgram
-from olac.selection.lower import DEFAULT_PRECISION
+from olac.selection.job import DEFAULT_PRECISION
 
 
 def compiled(net: nn.Module, alpha: int, technique: str) -> tuple[CompiledProgram, torch.Tensor, float]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import olac
 from olac.analysis.bootstrap_problem import Option
 from olac.analysis.bootstraps import solve
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.errors import InfeasibleError
@@ -88,9 +89,7 @@ def graphs(draw: st.DrawFn) -> Graph:
 
 
 def bootstraps(graph: Graph, levels: dict[str, int]) -> float:
-    boots = SMALL.bootstrapping
-    assert boots is not None
-    problem = _Unscaled(graph, boots, SMALL.depth, lambda node, level: level * NODE_PRICE)
+    problem = _Unscaled(graph, bootstrap_model(SMALL), SMALL.depth, lambda node, level: level * NODE_PRICE)
     problem.options.update({name: (Option(taken),) for name, taken in levels.items()})
     try:
         return solve(problem, 1.0).bootstraps

@@ -155,12 +155,12 @@ def test_what_bootstraps_take_goes_with_the_last_server() -> None:
     parameters, client = program.parameters, Client(program)
     keys = client.generate_keys()
     evaluator = OpenFHEEvaluator(wire(parameters).context, parameters, keys.steps)
-    boots = parameters.bootstrapping
-    assert boots is not None
+    setup = parameters.bootstrapping
+    assert setup is not None
     slots = np.linspace(-1, 1, parameters.slots, dtype=np.float64)
 
     def bootstraps() -> bool:
-        low = evaluator.encrypt(client._key(), slots, boots.input_level)
+        low = evaluator.encrypt(client._key(), slots, setup.input_level)
         return bool(np.max(np.abs(evaluator.decrypt(client._key(), evaluator.bootstrap(low)) - slots)) < 0.01)
 
     first, second = Server(program, keys), Server(program, keys)
