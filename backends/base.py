@@ -23,8 +23,8 @@ from olac.ckks.primes import FIXED
 from olac.ckks.rotations import MOST_STEPS, composition
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir.types import CipherState
+from olac.system.arrays import Array as Array
 
-Array = npt.NDArray[np.float64]
 Slots = npt.NDArray[Any]
 """Of float64 or complex128."""
 C = TypeVar("C")

@@ -19,9 +19,9 @@ from benchmarks.results import BOOTSTRAP, ResultsFile, Row, machine
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.errors import OlacError
+from olac.system.memory import GB
 from olac.system.threads import usable_threads
 
-GB = 1e9
 WIDEST = 0.5
 """Values are uniform in this times [-1, 1], of complex ones both parts."""
 

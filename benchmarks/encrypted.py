@@ -28,10 +28,9 @@ from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.encrypted_steps import Request, Result
 from benchmarks.results import ENCRYPTED, ResultsFile, Row, machine
 from benchmarks.strategies import Strategy, StrategyError, parse_strategies
-from olac.system.memory import available_bytes
+from olac.system.memory import GB, available_bytes
 from olac.system.threads import usable_threads
 
-GB = 1e9
 EVERY_SECONDS = 30.0
 """How often progress is told where the output is no terminal."""
 DISK_MARGIN = 1.1

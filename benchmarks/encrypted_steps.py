@@ -29,12 +29,12 @@ from olac.errors import OlacError
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap, LinearOp, Multiply, Polynomial, PolynomialProduct, Square
 from olac.program.program import CompiledProgram
+from olac.system.memory import GB
 
 Request = dict[str, Any]
 Result = dict[str, Any]
 Emit = Callable[[dict[str, Any]], None]
 
-GB = 1e9
 CHUNK = 64
 """Images that are simulated at a time."""
 KINDS = ("convolution", "activation", "bootstrap", "encode", "other")

@@ -16,6 +16,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.strategies import FAMILIES, RELU, family_of, lowering_of
+from olac.system.memory import GB
 
 Row = dict[str, Any]
 
@@ -209,7 +210,7 @@ def _encrypted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['cpu_seconds']:.1f}",
         f"{row['wall_seconds']:.1f}",
         f"{row['peak_rss_gb']:.2f}",
-        f"{row['key_bytes'] / 1e9:.2f}",
+        f"{row['key_bytes'] / GB:.2f}",
         str(row["bootstraps"]),
         error,
         f"{row['same_class']} of {row['images']}" if "same_class" in row else "",
@@ -226,7 +227,7 @@ def _predicted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(sum(row["depths"])),
         f"{row['predicted_seconds']:.0f}",
         f"{row['predicted_gb']:.2f}",
-        f"{row['predicted_key_bytes'] / 1e9:.2f}",
+        f"{row['predicted_key_bytes'] / GB:.2f}",
         str(row["bootstraps"]),
         f"2^{row['ring_dimension'].bit_length() - 1}",
     )

@@ -20,7 +20,7 @@ from rich.text import Text
 from olac import __version__
 from olac.errors import OlacError, plain
 from olac.plugins import load_plugins
-from olac.system.memory import check_limits
+from olac.system.memory import GB, check_limits
 
 if TYPE_CHECKING:
     from olac.ir.head import Outputs
@@ -255,7 +255,7 @@ def _info(options: argparse.Namespace) -> None:
     for line in parameter_lines(program):
         console.print(line, markup=False)
     console.print(
-        f"predicted: {estimate.seconds_per_image:.2f} s an image, keys of {estimate.key_bytes / 1e9:.3f} GB in "
+        f"predicted: {estimate.seconds_per_image:.2f} s an image, keys of {estimate.key_bytes / GB:.3f} GB in "
         f"{estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB "
         f"({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), client {estimate.client_gb:.2f} GB"
     )
@@ -293,7 +293,7 @@ def _keygen(options: argparse.Namespace) -> None:
     estimate = CompiledProgram.load(options.program).estimate()
     console = _Console()
     console.print(
-        f"keys of {estimate.key_bytes / 1e9:.3f} GB, about {estimate.keygen_seconds:.0f} s and "
+        f"keys of {estimate.key_bytes / GB:.3f} GB, about {estimate.keygen_seconds:.0f} s and "
         f"{estimate.client_gb:.2f} GB of memory"
     )
     with console.status("making keys") as status:

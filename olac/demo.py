@@ -30,10 +30,9 @@ from olac.program.program import CompiledProgram
 from olac.report import parameter_lines, plan_table
 from olac.runtime import Client, Progress, Server
 from olac.system.files import Output, check_apart, check_folder, check_writable, make_folder, write_files
-from olac.system.memory import peak_rss_bytes
+from olac.system.memory import GB, peak_rss_bytes
 from olac.system.threads import usable_threads
 
-GB = 1e9
 SEED = 0
 HELD_OUT = 360
 CALIBRATION_IMAGES = 512

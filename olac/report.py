@@ -22,7 +22,6 @@ from olac.program.report import SelfCheck, percent
 if TYPE_CHECKING:
     from olac.runtime.debug import Row
 
-GB = 1e9
 SHOWN_NOTES = 100
 SHOWN_CHARACTERS = 2000
 

@@ -13,8 +13,7 @@ from olac.calibration import files
 from olac.calibration.histogram import Histogram
 from olac.errors import CalibrationError
 from olac.ir.types import Range
-
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array
 
 SingleArray = npt.NDArray[np.float32]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array as Array
+
 Function = Callable[[Array], Array]
 Parameters = tuple[float, ...]
 

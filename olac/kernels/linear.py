@@ -34,8 +34,7 @@ from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals
 from olac.ir.ops import LinearMap
 from olac.kernels.base import Kernel, Value
-
-Index = npt.NDArray[np.int64]
+from olac.system.arrays import Index
 
 Distinct = tuple[Index, Index, Index]
 """Target, source and number of each diagonal that is not zero, one entry each."""

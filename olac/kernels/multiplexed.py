@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from olac.backends.base import Array, Ciphertext, Evaluator, Plaintext
 from olac.errors import VerificationError
@@ -32,8 +31,7 @@ from olac.ir.layout import TensorLayout, next_power_of_two
 from olac.ir.lowerings import can_multiplex
 from olac.ir.ops import Constants, Conv2d
 from olac.kernels.base import Kernel, Value
-
-Index = npt.NDArray[np.int64]
+from olac.system.arrays import Index
 
 Sum = tuple[int, int]
 """A sum of slots: how many, and how far apart."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array
 
 STEPS = 4096
 """Run times are counted in steps of budget / STEPS, rounded up, so that a plan never takes longer than allowed."""

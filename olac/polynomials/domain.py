@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from olac.ir.functions import Function
 from olac.ir.types import Range
-
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array
 
 POINTS = 4097
 ZOOMS = 10

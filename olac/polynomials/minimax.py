@@ -20,8 +20,7 @@ import numpy.typing as npt
 from numpy.polynomial import chebyshev
 
 from olac.polynomials.remez import approximate_sign
-
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array
 
 DEGREES: dict[int, tuple[int, ...]] = {
     4: (5,),

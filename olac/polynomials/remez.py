@@ -15,10 +15,9 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from numpy.polynomial import chebyshev
 
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array
 
 ITERATIONS = 60
 POINTS_PER_COEFFICIENT = 24

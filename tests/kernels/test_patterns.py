@@ -9,13 +9,14 @@ import pytest
 
 from olac.backends.recorder import RecorderEvaluator
 from olac.ckks.parameters import Parameters
-from olac.ir.layout import Array, TensorLayout
+from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals
 from olac.ir.ops import Conv2d, Linear, LinearMap, LinearOp, SparseLinear
 from olac.kernels import linear as linear_module
 from olac.kernels import patterns
 from olac.kernels.linear import DiagonalKernel, Distinct, modulus_choices, place
 from olac.kernels.patterns import Kept, diagonals_of, entries_key, weightless_kernel
+from olac.system.arrays import Array
 
 PARAMETERS = Parameters(11, 3, 30, 36, 2, security=0)
 SHAPE = (2, 6, 6)

@@ -21,13 +21,13 @@ from olac.polynomials.fit import (
     NORMAL_RIDGE,
     RIDGE,
     SQUARE,
-    Array,
     Fit,
     FitOptions,
     centred,
     fit,
     quadratic,
 )
+from olac.system.arrays import Array
 
 RANDOM = np.random.default_rng(11)
 MEANS, DEVIATIONS = np.array([0.0, -1.0, 0.5, 2.0]), np.array([1.0, 0.7, 2.0, 1.5])
