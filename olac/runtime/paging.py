@@ -14,7 +14,7 @@ from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import Words, new_tag
 from olac.backends.recorder import RecorderEvaluator
 from olac.ckks.bootstrapping import bootstrap_steps
-from olac.ckks.key_pool import Pages
+from olac.ckks.key_pool import KeyPool
 from olac.errors import ArtifactError
 from olac.ir.graph import Node
 from olac.kernels.base import Value
@@ -117,7 +117,7 @@ class KeyPager:
         capacity: int,
     ) -> None:
         order, self._ends = needed_order(program, steps, pinned)
-        self.pages = Pages(order, capacity)
+        self.pages = KeyPool(order, capacity)
         self._pinned = frozenset(pinned)
         self._file = file
         self._tags: dict[int, str] = {}

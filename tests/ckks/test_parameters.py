@@ -165,7 +165,7 @@ def sparse(log_ring: int, rest: int, digits: int, security: int = 128) -> Parame
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0,), "0 levels left"),
+        ((0,), "leaves 0 levels"),
         ((4, (0, 3)), "level budget"),
         ((4, (3, 6)), "level budget"),
         ((4, (3,)), "level budget"),
