@@ -17,6 +17,7 @@ from olac.kernels import patterns
 from olac.kernels.linear import DiagonalKernel, Distinct, modulus_choices, place
 from olac.kernels.patterns import Kept, diagonals_of, entries_key, weightless_kernel
 from olac.system.arrays import Array
+from tests.kernels.diagonals import distinct
 
 PARAMETERS = Parameters(11, 3, 30, 36, 2, security=0)
 SHAPE = (2, 6, 6)
@@ -70,7 +71,7 @@ def test_diagonals_and_primitives_are_those_of_the_op_itself(zeros: tuple[int, .
             if modulus < result.period:
                 continue
             found = diagonals_of(CONV, SHAPE, mine, operand, result, modulus)
-            for one, other in zip(found, place(linear, operand, result, modulus).distinct, strict=True):
+            for one, other in zip(found, distinct(place(linear, operand, result, modulus)), strict=True):
                 np.testing.assert_array_equal(one, other)
         lowering = Diagonals(max(operand.period, result.period), 8)
         events = []
@@ -110,7 +111,7 @@ def test_diagonals_are_those_of_the_placed_entries(name: str, monkeypatch: pytes
     linear = op.linear_map(operand.shape, mine)
     for modulus in modulus_choices(operand, result):
         found = diagonals_of(op, operand.shape, mine, operand, result, modulus)
-        for one, other in zip(found, place(linear, operand, result, modulus).distinct, strict=True):
+        for one, other in zip(found, distinct(place(linear, operand, result, modulus)), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
