@@ -1,4 +1,4 @@
-"""Keys of a pool that does not fit: never more than fit, and no schedule loads fewer."""
+"""A pool of keys holds no more than fit, and no schedule loads fewer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from olac.ckks.key_pool import KeyPool, evictions
 
 
 def fewest_loads(order: tuple[int, ...], capacity: int) -> int:
-    """Of all schedules, by trying every key that could go."""
+    """The fewest loads of all schedules, by trying to evict every key."""
 
     @functools.cache
     def least(place: int, held: frozenset[int]) -> int:
@@ -55,7 +55,7 @@ def test_the_next_run_begins_with_what_the_last_one_left() -> None:
         for key in (1, 2, 3):
             pages.need(key)
         loads.append(pages.loads - before)
-    assert loads == [3, 1, 2, 1]  # what went last in the run before is not what is needed first
+    assert loads == [3, 1, 2, 1]  # the key that was evicted last in the run before is not needed first
 
 
 def test_a_run_may_begin_in_the_middle() -> None:

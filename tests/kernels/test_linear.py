@@ -133,7 +133,7 @@ def test_shifted_copies_of_one_large_result_are_refused() -> None:
 
 
 def imaginary_choices(modulus: int) -> st.SearchStrategy[int]:
-    """No complex halving, or by each power of two below the modulus."""
+    """No complex halving, or halving by each power of two below the modulus."""
     return st.sampled_from([0, *(1 << bit for bit in range(modulus.bit_length() - 1))])
 
 

@@ -1,4 +1,4 @@
-"""What is found once for linear ops whose entries lie alike: the same as for each by itself."""
+"""Results that linear ops with entries at the same places share are the same as for each op by itself."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_diagonals_are_those_of_the_placed_entries(name: str, monkeypatch: pytes
 
 
 def test_a_wide_layer_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the number of moduli; entries are not repeated for any of them."""
+    """Whatever the number of moduli, the entries are not repeated for any of them."""
     seen: list[int] = []
     placed = linear_module.distinct_diagonals
 
