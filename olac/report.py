@@ -73,7 +73,7 @@ def _check_lines(check: SelfCheck) -> list[str]:
     ]
     if check.goal is not None and check.low < check.goal <= check.agreement:
         if check.images_to_goal is None:
-            lines.append(f"the interval reaches below {percent(check.goal)}; no number of images narrows it to that")
+            lines.append(f"the interval reaches below {percent(check.goal)}; no number of images raises it to that")
         else:
             needed = calibration_images(check.images_to_goal)
             lines.append(

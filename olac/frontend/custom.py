@@ -332,6 +332,5 @@ def _check_same(given: Function, own: Function, sample: Array) -> None:
     if differs.any():
         at = tuple(np.argwhere(differs)[0])
         raise NotElementwiseError(
-            f"the function given for it is another one: {ours[at]:.6g} where it gives {theirs[at]:.6g}, for "
-            f"{sample[at]:.6g}"
+            f"the function given for it gives {ours[at]:.6g} for {sample[at]:.6g}, but the model gives {theirs[at]:.6g}"
         )

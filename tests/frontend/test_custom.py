@@ -240,7 +240,7 @@ class Less(nn.Module):
         (Place(), None, "different places"),
         (Noise(), None, "random"),
         (Less(), None, "gives"),
-        (Snake(), np.tanh, "another one"),
+        (Snake(), np.tanh, "but the model gives"),
         (Snake(), lambda x: x.nothing(), "fails"),
     ],
 )
