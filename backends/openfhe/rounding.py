@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import Words
 from olac.ckks.parameters import Parameters
 from olac.ckks.primes import FIXED
+from olac.ckks.words import Words
 
 Index = npt.NDArray[np.int64]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from olac.backends.base import SCALE_TOLERANCE, Ciphertext
 from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import WORD_BYTES, check_words
+from olac.ckks.words import WORD_BYTES, check_words, raw
 from olac.errors import ArtifactError, BackendError
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
@@ -22,7 +22,7 @@ from olac.kernels.execute import alive
 from olac.program.program import CompiledProgram
 from olac.runtime import envelope
 from olac.runtime.envelope import DAMAGED, open_frame
-from olac.runtime.messages import EncryptedInput, named, raw
+from olac.runtime.messages import EncryptedInput, named
 from olac.system.files import Source, write_file
 
 

@@ -15,8 +15,8 @@ from olac.analysis.estimate import LIBRARY_BYTES
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import WORD_BYTES, new_tag
-from olac.ckks.sizes import ciphertext_bytes
+from olac.backends.openfhe.words import new_tag
+from olac.ckks.sizes import WORD_BYTES, ciphertext_bytes
 from olac.errors import (
     ArtifactError,
     BackendError,

@@ -20,9 +20,10 @@ import numpy as np
 
 from olac.backends.openfhe.keys import KeySet, install_keys
 from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import WORD_BYTES, Words, check_words, is_tag_of
+from olac.backends.openfhe.words import is_tag_of
 from olac.ckks.bootstrapping import SPECIAL_KEYS
 from olac.ckks.sizes import ciphertext_bytes, rotation_key_bytes
+from olac.ckks.words import WORD_BYTES, Words, check_words, raw
 from olac.errors import ArtifactError, ClosedError
 from olac.ir.types import ValueType
 from olac.program.program import CompiledProgram
@@ -517,11 +518,6 @@ class EncryptedResult(_Ciphertexts):
 
 
 REPLACED = "It is not what olac made: encrypt or run anew."
-
-
-def raw(words: Words) -> memoryview:
-    """The bytes of words as they are written, which are not copied."""
-    return np.ascontiguousarray(words, dtype="<u8").reshape(-1).data.cast("B")
 
 
 def named(error: ArtifactError, header: Header) -> ArtifactError:

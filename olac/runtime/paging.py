@@ -11,10 +11,11 @@ from olac.backends.openfhe.key_bytes import KeyMaker
 from olac.backends.openfhe.key_maps import Held, put, take_out
 from olac.backends.openfhe.keys import KeySet, install_keys
 from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import Words, new_tag
+from olac.backends.openfhe.words import new_tag
 from olac.backends.recorder import RecorderEvaluator
 from olac.ckks.bootstrapping import bootstrap_steps
 from olac.ckks.key_pool import Pages
+from olac.ckks.words import Words
 from olac.errors import ArtifactError
 from olac.ir.graph import Node
 from olac.kernels.base import Value

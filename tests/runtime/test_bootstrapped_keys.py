@@ -16,10 +16,11 @@ from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.special_keys import special_template
 from olac.backends.openfhe.wire import Wire, wire
-from olac.backends.openfhe.words import Words, extract
+from olac.backends.openfhe.words import extract
 from olac.ckks.bootstrapping import SPECIAL_KEYS, bootstrap_steps
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
+from olac.ckks.words import Words
 from olac.errors import ArtifactError, BackendError
 from olac.ir.ops import Array
 from olac.runtime import Client, EncryptedResult, EvaluationKeys, Server
