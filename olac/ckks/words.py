@@ -15,7 +15,7 @@ UNIFORM_BITS = 8
 """The largest of a block's words has at most this many bits less than the prime; by chance, less than 2^-1000."""
 
 
-def raw(words: Words) -> memoryview:
+def as_bytes(words: Words) -> memoryview:
     """The bytes of words as they are written, which are not copied."""
     return np.ascontiguousarray(words, dtype="<u8").reshape(-1).data.cast("B")
 

@@ -14,11 +14,12 @@ from olac.backends.base import Array, Ciphertext, Evaluator, Slots, without_negl
 from olac.backends.cost import LIGHT, CostEvaluator, Slowdown
 from olac.backends.openfhe import speed
 from olac.backends.openfhe.context import make_context
-from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
+from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import wire
-from olac.backends.recorder import RecorderEvaluator
+from olac.backends.recorder import Encoder, RecorderEvaluator
+from olac.backends.session import PlaintextCache
 from olac.backends.simulator import SimulatorEvaluator
 from olac.ckks.bootstrapping import bootstrap_steps, bootstrap_work
 from olac.ckks.parameters import Bootstrapping, Parameters
@@ -34,7 +35,6 @@ from olac.passes.base import PassContext, PassManager
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.pipeline import lowering_pipeline
-from olac.runtime.server import _Encoder
 from olac.system.threads import Workers
 from tests.networks import comparing_network, images_for, normalized, residual_network, residual_quadratics
 
@@ -656,7 +656,7 @@ def test_weights_encoded_before_a_run_are_found_where_rotations_are_composed() -
     context, _ = openfhe_keys(FIXED)
     cache = PlaintextCache(10**9)
     evaluator = OpenFHEEvaluator(context, parameters_for(FIXED), (1,), cache, Workers(0))
-    encoder = _Encoder(evaluator)
+    encoder = Encoder(evaluator)
 
     def program(ev: Evaluator[Any, Any], a: Ciphertext[Any]) -> Ciphertext[Any]:
         rotated = ev.rotate_hoisted(a, [1, 2])
