@@ -221,6 +221,9 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return out
 
     def _rotate(self, a: Any, step: int, state: CipherState) -> Any:
+        if step == self.parameters.conjugation_step:
+            keys = load().CryptoContext.GetEvalAutomorphismKeyMap(a.GetKeyTag())
+            return self._rounded(self._context.EvalAutomorphism(a, self._order - 1, keys), state)
         return self._rounded(self._with_key(a, step, lambda: self._context.EvalRotate(a, step)), state)
 
     def _with_key(self, a: Any, step: int, rotate: Callable[[], Any]) -> Any:
@@ -236,12 +239,6 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
             a.SetKeyTag(own)
         rotated.SetKeyTag(own)
         return rotated
-
-    def _add_conjugate(self, a: Any, state: CipherState) -> Any:
-        tag = a.GetKeyTag()
-        keys = load().CryptoContext.GetEvalAutomorphismKeyMap(tag)
-        conjugate = self._context.EvalAutomorphism(a, self._order - 1, keys)
-        return self._context.EvalAdd(a, self._rounded(conjugate, state))
 
     def _hoist(self, a: Any, state: CipherState) -> Any:
         return self._context.EvalFastRotationPrecompute(a)
