@@ -181,8 +181,8 @@ def _approximate(
         whole = lift(traced, options.client_head)
         calibration = _calibrate(traced, whole, batches, say, SAMPLE_IMAGES, SAMPLE_BYTES)
     graph, head = split_head(whole, options.client_head)
-    structure = _structure_error(graph, head, calibration, given=isinstance(loader, Calibration))
     bounded, clamped = with_finite_functions(_with_bounds(graph, calibration), calibration)
+    structure = _structure_error(graph, head, calibration, given=isinstance(loader, Calibration))
     with callers():
         criterion = criterion_for(
             options.task, calibration.held_out_outputs, last_function(graph, head), graph.inputs[0].type.shape

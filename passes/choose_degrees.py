@@ -12,7 +12,7 @@ from olac.backends.cost import CostEvaluator
 from olac.calibration.histogram import Histogram
 from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
-from olac.errors import InfeasibleError
+from olac.errors import InfeasibleError, VerificationError
 from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
@@ -158,11 +158,14 @@ class _Search:
 
     def _ola_costs(self) -> list[list[float]]:
         alphas = self.images.sensitivities(self.graph)
+        missing = [node.id for node in self.nodes if not math.isfinite(alphas.get(node.id, math.nan))]
+        if missing:
+            raise VerificationError(f"the outputs' sensitivity to {', '.join(missing)} is unknown")
         costs = []
         for node in self.nodes:
             size = _mean_square(node, self.histograms[node.id])
             row = [
-                alphas.get(node.id, 0.0) * size * one.rmse**2
+                alphas[node.id] * size * one.rmse**2
                 for one in (
                     fit(functions(node), self.histograms[node.id], self.options, d) for d in self.degrees[node.id]
                 )

@@ -1,4 +1,4 @@
-"""Functions that a caller gave, made finite around what was calibrated."""
+"""Functions made finite around what was calibrated, whoever gave or registered them."""
 
 from __future__ import annotations
 
@@ -9,37 +9,46 @@ import numpy as np
 from olac.calibration.histogram import Histogram
 from olac.calibration.statistics import Calibration
 from olac.errors import CalibrationError
-from olac.ir.functions import Definition, channel_function, define
+from olac.ir.functions import (
+    Definition,
+    activation,
+    channel_count,
+    channel_function,
+    define,
+    derivative,
+    is_per_channel,
+)
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation
 from olac.ir.types import Range
 from olac.polynomials.domain import singularity
 
 MARGIN = 4.0
-"""Given functions are looked at in the calibrated range and so many half widths of it beyond, where fits may look."""
+"""Functions are looked at in the calibrated range and so many half widths of it beyond, where fits may look."""
 
 
 def with_finite_functions(graph: Graph, calibration: Calibration) -> tuple[Graph, tuple[str, ...]]:
-    """Given functions that fits can use, and notes on those that are changed for it.
+    """The graph with functions that can be fitted, and notes on those that are changed for it.
 
-    Where such a function isn't finite, or has a pole, beyond the calibrated range, it is constant from there on.
-    CalibrationError where it isn't finite within the range.
+    Where a function isn't finite, or has a pole, beyond the calibrated range, it is constant from there on.
+    CalibrationError where it isn't finite within the range. Whoever registered or gave it: all are checked.
     """
     notes: list[str] = []
 
     def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
         op = node.op
-        if not isinstance(op, Activation) or op.definition is None or node.id not in calibration.histograms:
+        if not isinstance(op, Activation) or node.id not in calibration.histograms:
             return None
         histogram, where = calibration.histograms[node.id], f"{node.id} ({node.origin.path or 'model'})"
+        label = op.function if op.definition is None else op.definition.label
         outside: float | None = None
-        for channel in range(histogram.channels) if op.definition.channels else (None,):
+        for channel in range(histogram.channels) if is_per_channel(op.function, op.parameters) else (None,):
             function = channel_function(op.function, op.parameters, channel or 0)
             seen = histogram.range(channel)
             found = singularity(function, seen)
             if found is not None:
                 raise CalibrationError(
-                    f"{where}: the function {op.definition.label} isn't finite or has a pole at {found:.6g}, within "
+                    f"{where}: the function {label} isn't finite or has a pole at {found:.6g}, within "
                     f"the calibrated range {seen.low:.6g} ... {seen.high:.6g} of its input. No polynomial is near it; "
                     "keep its input away from there"
                 )
@@ -49,25 +58,28 @@ def with_finite_functions(graph: Graph, calibration: Calibration) -> tuple[Graph
         if outside is None:
             return None
         notes.append(
-            f"{where}: the function {op.definition.label} isn't finite or has a pole at {outside:.6g}; beyond the "
+            f"{where}: the function {label} isn't finite or has a pole at {outside:.6g}; beyond the "
             "calibrated range of its input it is taken as constant"
         )
-        definition = _clamped(op.definition, histogram)
-        made = replace(op, function=definition.name, definition=definition)
+        definition = _clamped(op, label, histogram, len(node.type.shape) - 1)
+        made = replace(op, function=definition.name, parameters=(), definition=definition)
         return builder.add(made, inputs, name=node.id, origin=node.origin, type=node.type)
 
     return graph.rewrite(step, by="clamp", stage=graph.stage), tuple(notes)
 
 
-def _clamped(definition: Definition, histogram: Histogram) -> Definition:
-    """The given function, with inputs taken to the nearest end of the calibrated range."""
+def _clamped(op: Activation, label: str, histogram: Histogram, trailing: int) -> Definition:
+    """An activation's function, with inputs taken to the nearest end of the calibrated range."""
+    function, slopes = activation(op.function, op.parameters), derivative(op.function, op.parameters)
     low, high = np.asarray(histogram.low.min()), np.asarray(histogram.high.max())
-    if definition.channels is not None:
-        shape = (-1, *(1,) * definition.trailing)
+    channels = channel_count(op.function, op.parameters)
+    if channels is not None:
+        shape = (-1, *(1,) * trailing)
         low, high = histogram.low.reshape(shape), histogram.high.reshape(shape)
     return define(
-        f"{definition.label}_clamped",
-        lambda x: definition.function(np.clip(x, low, high)),
-        definition.channels,
-        definition.trailing,
+        f"{label}_clamped",
+        lambda x: function(np.clip(x, low, high)),
+        channels,
+        trailing,
+        lambda x: np.where((low <= x) & (x <= high), slopes(np.clip(x, low, high)), 0.0),
     )

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from olac.analysis.levels import multiplicative_depth
+from olac.approximation.tensors import TORCH_OPS
 from olac.backends.base import Evaluator
 from olac.ckks.parameters import Parameters
 from olac.errors import VerificationError
@@ -29,7 +30,7 @@ from olac.passes.pipeline import lowering_pipeline
 from tests.networks import images_for, normalized
 
 GUIDE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
-REGISTRIES: tuple[dict[Any, Any] | set[Any], ...] = (OPS, KERNELS, MODULES, FUNCTIONS, LEAVES)
+REGISTRIES: tuple[dict[Any, Any] | set[Any], ...] = (OPS, KERNELS, MODULES, FUNCTIONS, TORCH_OPS, LEAVES)
 SECTIONS = (
     "Add a pass",
     "Add an op and its frontend handler",
@@ -84,10 +85,10 @@ def test_examples_are_told_apart_from_olac(registries: None, monkeypatch: pytest
     before = [len(registry) for registry in REGISTRIES]
     run_block("Add an op and its frontend handler", monkeypatch)
     run_block("Add a kernel or a lowering", monkeypatch)
-    ops, kernels, modules, functions, _ = (
+    ops, kernels, modules, functions, forms, _ = (
         len(registry) - count for registry, count in zip(REGISTRIES, before, strict=True)
     )
-    assert (ops, kernels, modules, functions) == (2, 1, 1, 0)
+    assert (ops, kernels, modules, functions, forms) == (2, 1, 1, 0, 1)
     with pytest.raises(ValueError, match="'roll' is empty or taken"):
         run_block("Add a kernel or a lowering", monkeypatch)
 

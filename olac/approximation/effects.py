@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from olac.approximation.common import output_error, output_sizes, readers
 from olac.approximation.criterion import Spread
 from olac.approximation.tensors import CHUNK, apply, run, tensors
+from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Activation, Input, Polynomial
 from olac.polynomials.fit import Fit
@@ -67,14 +68,17 @@ def sensitivities(graph: Graph, images: Tensor, classes: bool = True) -> dict[st
     L is the cross entropy of the outputs against the network's own class, as there are no labels. The paper's body was
     not at hand: this is our reconstruction of its weights. If outputs are no classes, L is the sum of the outputs, each
     with a random sign and in units of its standard deviation: alpha_i is then the mean squared change of the outputs.
+
+    Raises:
+        VerificationError: an op between an activation and the output lets no gradient through.
     """
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         clean = run(graph, tensors(graph), {graph.inputs[0].id: images[:CHUNK]})[graph.outputs[0]].flatten(1)
         deviations = output_sizes(clean, "each").sqrt()
     weights = tensors(graph)
-    totals: dict[str, float] = {}
     order = [node for node in graph.nodes if not isinstance(node.op, Input)]
+    totals = {node.id: 0.0 for node in order if isinstance(node.op, Activation)}
     for part in images.split(CHUNK):
         values: dict[str, Tensor] = {graph.inputs[0].id: part}
         watched: dict[str, Tensor] = {}
@@ -92,6 +96,7 @@ def sensitivities(graph: Graph, images: Tensor, classes: bool = True) -> dict[st
             loss = (signs * outputs / deviations).sum()
         gradients = torch.autograd.grad(loss, list(watched.values()), allow_unused=True)
         for name, gradient in zip(watched, gradients, strict=True):
-            if gradient is not None:
-                totals[name] = totals.get(name, 0.0) + float(gradient.square().sum())
+            if gradient is None:  # a graph holds nothing that its output does not read
+                raise VerificationError(f"{name}: no gradient of the output leads back to this activation")
+            totals[name] += float(gradient.square().sum())
     return {name: total / len(images) for name, total in totals.items()}

@@ -1,7 +1,9 @@
 """Graphs in torch, in single precision and with gradients: what fits and searches over degrees run on.
 
 The reference semantics are the ops' own `evaluate` in numpy; a test holds the two together. An op that is unknown
-here (a plugin's) is computed by its `evaluate`, without gradients.
+here is computed by its `evaluate`. It still has gradients: an activation by the derivative of its function, a
+`LinearOp` by its matrix. Any other op (a plugin's) needs a form in torch in `TORCH_OPS`: without one, a gradient that
+has to pass it is an error, because one that stops there would make all that lies before it look unimportant.
 """
 
 from __future__ import annotations
@@ -13,15 +15,20 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from olac.errors import VerificationError
+from olac.ir.functions import derivative, registered
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import (
     Activation,
     Add,
     Affine,
+    Array,
     AveragePool,
     Conv2d,
     Input,
     Linear,
+    LinearOp,
+    MaxPool2d,
     Multiply,
     Op,
     Pad,
@@ -115,12 +122,17 @@ def _average_pool(op: AveragePool, x: Sequence[Tensor], weights: Weights) -> Ten
     return weights[op.rows] @ x[0] @ weights[op.columns].T
 
 
+def _max_pool2d(op: MaxPool2d, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    return F.max_pool2d(x[0], op.kernel, op.stride, op.padding, op.dilation, op.ceil_mode)
+
+
 TORCH_OPS: dict[type[Op], Callable[[Any, Sequence[Tensor], Weights], Tensor]] = {
     Conv2d: _conv2d,
     Linear: _linear,
     SparseLinear: _sparse_linear,
     Affine: lambda op, x, weights: x[0] * weights[op.scale] + weights[op.shift],
     AveragePool: _average_pool,
+    MaxPool2d: _max_pool2d,
     Pad: _pad,
     Slice: _slice,
     Reshape: lambda op, x, weights: x[0].reshape(len(x[0]), *op.shape),
@@ -132,26 +144,54 @@ TORCH_OPS: dict[type[Op], Callable[[Any, Sequence[Tensor], Weights], Tensor]] = 
 }
 """By class of op: its value in torch for operands and constants."""
 
-_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
-    "relu": F.relu,
-    "leaky_relu": lambda x, slope: F.leaky_relu(x, slope),
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-}
+
+class _Evaluated(torch.autograd.Function):
+    """The value of an op by its own `evaluate`, in double precision, with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, constants: Mapping[str, Array], *operands: Tensor) -> Tensor:
+        ctx.op, ctx.constants = op, constants
+        ctx.save_for_backward(*operands)
+        return _tensor(op.evaluate([_array(x) for x in operands], constants), operands[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,), operands = gradients, ctx.saved_tensors
+        found = _pulled_back(ctx.op, _array(operands[0]), ctx.constants, _array(gradient))
+        return None, None, _tensor(found, operands[0])
+
+
+def _pulled_back(op: Op, x: Array, constants: Mapping[str, Array], gradient: Array) -> Array:
+    """The gradient by the operand of an op, from that by its result."""
+    if isinstance(op, Activation):
+        return gradient * derivative(op.function, op.parameters)(x)
+    if isinstance(op, LinearOp):
+        matrix = op.linear_map(x.shape[1:], constants).matrix()
+        return np.asarray((matrix.T @ gradient.reshape(len(x), -1).T).T).reshape(x.shape)
+    raise VerificationError(
+        f"the op {op.name} has no gradient: it is not a LinearOp and has no form in torch. "
+        "Add one to olac.approximation.tensors.TORCH_OPS"
+    )
+
+
+def _array(x: Tensor) -> Array:
+    return np.asarray(x.detach().double().numpy())
+
+
+def _tensor(values: Array, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.dtype)
 
 
 def apply(node: Node, operands: Sequence[Tensor], weights: Weights, constants: Mapping[str, Any]) -> Tensor:
     """The value of one node; `weights` holds its constants as tensors, `constants` as the graph has them."""
     op = node.op
-    if isinstance(op, Activation) and op.function in _ACTIVATIONS:
-        return _ACTIVATIONS[op.function](operands[0], *op.parameters)
+    if isinstance(op, Activation) and (family := registered(op.function)) is not None and family.torch is not None:
+        fast: Tensor = getattr(F, family.torch)(operands[0], *op.parameters, **family.options)
+        return fast
     if type(op) in TORCH_OPS:
         return TORCH_OPS[type(op)](op, operands, weights)
-    values = op.evaluate([x.detach().double().numpy() for x in operands], constants)
-    return torch.from_numpy(np.ascontiguousarray(values)).to(operands[0].dtype)
+    value: Tensor = _Evaluated.apply(op, constants, *operands)
+    return value
 
 
 def tensors(graph: Graph) -> dict[str, Tensor]:

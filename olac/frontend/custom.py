@@ -13,7 +13,8 @@ import gc
 import re
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -182,15 +183,20 @@ def _define(
 ) -> Definition:
     """The definition of what the model itself computes, or of `given` where that is the same."""
     sample = _sample(shape)
-    own = _first_that_runs([_on_tensors(double, torch.float64), _on_tensors(single, torch.float32)], sample)
+    own = _first_that_runs([_OnTensors(double, torch.float64), _OnTensors(single, torch.float32)], sample)
     if given is None:
         function = own
     else:
-        function = _first_that_runs([_on_arrays(given), _on_tensors(given, torch.float64)], sample)
+        function = _first_that_runs([_on_arrays(given), _OnTensors(given, torch.float64)], sample)
         _check_same(function, own, sample)
+    slopes: Function | None = None
+    if isinstance(function, _OnTensors) and function.has_derivative(sample):
+        slopes = function.derivative
     if _is_per_channel(function, sample):
-        return define(name, _told(name, function), shape[0], len(shape) - 1)
-    return define(name, _told(name, _of_any_shape(function, len(shape))))
+        return define(name, _told(name, function), shape[0], len(shape) - 1, slopes)
+    if slopes is not None:
+        slopes = _of_any_shape(slopes, len(shape))
+    return define(name, _told(name, _of_any_shape(function, len(shape))), derivative=slopes)
 
 
 def _told(name: str, function: Function) -> Function:
@@ -226,18 +232,41 @@ def _on_arrays(call: Callable[[Any], Any]) -> Function:
     return function
 
 
-def _on_tensors(call: Callable[[Any], Any], dtype: torch.dtype) -> Function:
-    def function(x: Array) -> Array:
+@dataclass(frozen=True)
+class _OnTensors:
+    """A function over tensors of some precision as one over arrays, and its derivative by torch."""
+
+    call: Callable[[Any], Any]
+    dtype: torch.dtype
+
+    def __call__(self, x: Array) -> Array:
         with torch.no_grad():
-            result = call(torch.tensor(x, dtype=dtype))
+            result = self.call(torch.tensor(x, dtype=self.dtype))
         if not isinstance(result, torch.Tensor) or result.is_complex():
             raise TypeError(f"it gives a {'complex tensor' if torch.is_tensor(result) else type(result).__name__}")
-        return np.asarray(result.detach().cpu().double().numpy())
+        return _as_array(result)
 
-    return function
+    def derivative(self, x: Array) -> Array:
+        with torch.enable_grad():
+            given = torch.tensor(x, dtype=self.dtype, requires_grad=True)
+            # A copy, as a function may work in place.
+            (slopes,) = torch.autograd.grad(self.call(given.clone()).sum(), given)
+        return _as_array(slopes)
+
+    def has_derivative(self, x: Array) -> bool:
+        """Whether torch knows the derivative: functions may leave torch, or detach what they compute."""
+        try:
+            self.derivative(x)
+        except Exception:
+            return False
+        return True
 
 
-def _first_that_runs(functions: list[Function], sample: Array) -> Function:
+def _as_array(tensor: torch.Tensor) -> Array:
+    return np.asarray(tensor.detach().cpu().double().numpy())
+
+
+def _first_that_runs(functions: Sequence[Function], sample: Array) -> Function:
     """The first of several ways to call a function that works on a sample."""
     problem = ""
     for function in functions:

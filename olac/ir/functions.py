@@ -1,11 +1,15 @@
-"""The univariate functions that olac replaces by polynomials, in numpy."""
+"""The univariate functions that olac replaces by polynomials: one definition of each, in numpy.
+
+Torch gets them from here, too, with gradients (see `olac.approximation.tensors`).
+"""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +18,41 @@ from scipy import special
 Array = npt.NDArray[np.float64]
 Function = Callable[[Array], Array]
 Parameters = tuple[float, ...]
+
+STEP = 1e-5
+"""Of differences that stand for a derivative, relative to inputs beyond 1: even single precision gives two digits."""
+JUMP = 10.0
+"""A difference to both sides that is so many times the smaller of the two is across a jump or a bend."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that there is to know of a registered function.
+
+    Attributes:
+        make: gives the function of x for the parameters.
+        per_channel: whether the parameters are one for each channel, or a single one for all channels.
+        torch: a function in `torch.nn.functional` that is the same and takes x and the parameters, if there is a fast
+            one. All others are computed by the definition here.
+        options: further arguments of it.
+    """
+
+    make: Callable[..., Function]
+    per_channel: bool = False
+    torch: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *parameters: float) -> Function:
+        return self.make(*parameters)
+
+    def channels(self, parameters: Parameters) -> int:
+        """The number of channels that the parameters are for; 1 if they are for all channels alike."""
+        return len(parameters) if self.per_channel else 1
+
+    @staticmethod
+    def of(registered: Callable[..., Function]) -> Family:
+        """What was registered: a family, or just a function of the parameters."""
+        return registered if isinstance(registered, Family) else Family(registered)
 
 
 def _leaky_relu(slope: float) -> Function:
@@ -87,14 +126,14 @@ def _hardshrink(width: float) -> Function:
 
 
 FUNCTIONS: dict[str, Callable[..., Function]] = {
-    "relu": lambda: lambda x: np.maximum(x, 0.0),
-    "leaky_relu": _leaky_relu,
-    "prelu": _prelu,
-    "gelu": lambda: _gelu,
-    "gelu_tanh": lambda: _gelu_tanh,
-    "silu": lambda: _silu,
-    "sigmoid": lambda: lambda x: np.asarray(special.expit(x)),
-    "tanh": lambda: np.tanh,
+    "relu": Family(lambda: lambda x: np.maximum(x, 0.0), torch="relu"),
+    "leaky_relu": Family(_leaky_relu, torch="leaky_relu"),
+    "prelu": Family(_prelu, per_channel=True),
+    "gelu": Family(lambda: _gelu, torch="gelu"),
+    "gelu_tanh": Family(lambda: _gelu_tanh, torch="gelu", options={"approximate": "tanh"}),
+    "silu": Family(lambda: _silu, torch="silu"),
+    "sigmoid": Family(lambda: lambda x: np.asarray(special.expit(x)), torch="sigmoid"),
+    "tanh": Family(lambda: np.tanh, torch="tanh"),
     "hardtanh": _hardtanh,
     "elu": _elu,
     "softplus": _softplus,
@@ -110,16 +149,13 @@ FUNCTIONS: dict[str, Callable[..., Function]] = {
     "hardshrink": _hardshrink,
     "threshold": _threshold,
 }
-"""By name: a function of the parameters that gives the function of x."""
+"""By name: a function of the parameters that gives the function of x; a `Family` if there is more to say."""
 
 CLIENT_FUNCTIONS: dict[str, Callable[..., Function]] = {
     "exp": lambda: np.exp,
     "expm1": lambda: np.expm1,
 }
 """As `FUNCTIONS`, of what no polynomial stands in for: only a client computes them, as a model's last step."""
-
-PER_CHANNEL = frozenset({"prelu"})
-"""Functions whose parameters are one for each channel, or a single one for all channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +166,7 @@ class Definition:
         name: finds it, for as long as an op holds it.
         label: the name that it was given with.
         function: takes float64 arrays of any shape, or of (n, channels, *trailing axes) where `channels` is given.
+        derivative: takes the same; None leaves it to differences.
     """
 
     name: str
@@ -137,6 +174,7 @@ class Definition:
     function: Function
     channels: int | None = None
     trailing: int = 0
+    derivative: Function | None = None
 
 
 # A definition is found by its name for as long as an op of some graph holds it.
@@ -144,14 +182,20 @@ _DEFINITIONS: weakref.WeakValueDictionary[str, Definition] = weakref.WeakValueDi
 _LOCK = threading.Lock()
 
 
-def define(name: str, function: Function, channels: int | None = None, trailing: int = 0) -> Definition:
+def define(
+    name: str,
+    function: Function,
+    channels: int | None = None,
+    trailing: int = 0,
+    derivative: Function | None = None,
+) -> Definition:
     """Define a function for as long as the result is held, under a free name: `name`, or `name` and a number."""
     with _LOCK:
         free, number = name, 1
         while free in FUNCTIONS or free in _DEFINITIONS:
             number += 1
             free = f"{name}_{number}"
-        made = Definition(free, name, function, channels, trailing)
+        made = Definition(free, name, function, channels, trailing, derivative)
         _DEFINITIONS[free] = made
     return made
 
@@ -165,12 +209,48 @@ def activation(name: str, parameters: Parameters = ()) -> Function:
     return FUNCTIONS[name](*parameters) if definition is None else definition.function
 
 
-def is_per_channel(name: str, parameters: Parameters = ()) -> bool:
-    """Whether channels have functions of their own."""
+def derivative(name: str, parameters: Parameters = ()) -> Function:
+    """The derivative of `activation(name, parameters)`: as it was given, and by differences if it was not."""
+    function, definition = activation(name, parameters), _DEFINITIONS.get(name)
+    given = None if definition is None else definition.derivative
+
+    def slopes(x: Array) -> Array:
+        if given is None:
+            return _differences(function, x)
+        exact = given(x)
+        return exact if np.isfinite(exact).all() else np.where(np.isfinite(exact), exact, _differences(function, x))
+
+    return slopes
+
+
+def _differences(function: Function, x: Array) -> Array:
+    """Central differences, but to the flatter side if the other one meets a jump, a bend or the end of the domain."""
+    h = STEP * np.maximum(1.0, np.abs(x))
+    with np.errstate(all="ignore"):
+        y = function(x)
+        left, right = (y - function(x - h)) / h, (function(x + h) - y) / h
+        flatter = np.where(np.isfinite(left) & ~(np.abs(right) < np.abs(left)), left, right)
+        central = (left + right) / 2
+        return np.where(2 * np.abs(central) <= JUMP * np.abs(flatter), central, flatter)
+
+
+def registered(name: str) -> Family | None:
+    """The family of that name in `FUNCTIONS`, or None."""
+    return Family.of(FUNCTIONS[name]) if name in FUNCTIONS else None
+
+
+def channel_count(name: str, parameters: Parameters = ()) -> int | None:
+    """The number of channels that have functions of their own; None if there is one function for any number."""
     definition = _DEFINITIONS.get(name)
     if definition is not None:
-        return definition.channels is not None
-    return name in PER_CHANNEL and len(parameters) > 1
+        return definition.channels
+    family = registered(name)
+    return None if family is None or family.channels(parameters) == 1 else family.channels(parameters)
+
+
+def is_per_channel(name: str, parameters: Parameters = ()) -> bool:
+    """Whether channels have functions of their own."""
+    return channel_count(name, parameters) is not None
 
 
 def channel_function(name: str, parameters: Parameters, channel: int) -> Function:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from olac.ir.functions import CLIENT_FUNCTIONS, FUNCTIONS, PER_CHANNEL, Function
+from olac.ir.functions import CLIENT_FUNCTIONS, FUNCTIONS, Family, Function
 
 Array = npt.NDArray[np.float64]
 Outputs = npt.NDArray[Any]
@@ -61,21 +61,25 @@ class Elementwise(Step):
     def __post_init__(self) -> None:
         self._made()
 
-    def _made(self) -> Function:
-        made = FUNCTIONS.get(self.function) or CLIENT_FUNCTIONS.get(self.function)
-        if made is None:
+    def _family(self) -> Family:
+        found = FUNCTIONS.get(self.function) or CLIENT_FUNCTIONS.get(self.function)
+        if found is None:
             raise ValueError(f"there is no function {self.function[:60]!r}")
+        return Family.of(found)
+
+    def _made(self) -> Function:
+        family = self._family()
         if not all(math.isfinite(value) for value in self.parameters):
             raise ValueError(f"{self.function} has parameters that are not finite: {self.parameters[:5]}")
-        if self.function in PER_CHANNEL and not self.parameters:
+        if family.channels(self.parameters) == 0:
             raise ValueError(f"{self.function} has no parameters")
         try:
-            return made(*self.parameters)
+            return family(*self.parameters)
         except TypeError as error:
             raise ValueError(f"{self.function} does not take {len(self.parameters)} parameters") from error
 
     def infer(self, shape: Shape) -> Shape:
-        channels = len(self.parameters) if self.function in PER_CHANNEL else 1
+        channels = self._family().channels(self.parameters)
         if channels > 1 and shape[:1] != (channels,):
             raise ValueError(f"{self.function} for {channels} channels on {shape}")
         return shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from olac.approximation.effects import effects, sensitivities
+from olac.approximation.tensors import TORCH_OPS, Weights
+from olac.errors import VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Polynomial
+from olac.ir.ops import Activation, Input, Linear, Polynomial, Slice
 from olac.passes.choose_degrees import functions
 from olac.polynomials.fit import Fit, FitOptions, fit
 from tests.approximation.nets import activations, error, folded, histograms, images, residual
@@ -105,3 +108,27 @@ def test_an_activation_on_the_output_has_a_sensitivity_too() -> None:
     outputs = torch.from_numpy(graph.evaluate(x.numpy()))
     change = outputs.softmax(1) - F.one_hot(outputs.argmax(1), 3)
     assert sensitivities(graph, IMAGES)[name] == pytest.approx(float(change.square().sum(1).mean()), rel=1e-4)
+
+
+def test_an_activation_that_is_cut_away_has_a_sensitivity_of_zero() -> None:
+    b = GraphBuilder({"w": np.array([[1.0, -1.0, 0.5], [0.0, 0.0, 0.0]])})
+    x = b.add(Input((3,)), name="x")
+    y = b.add(Linear("w"), [b.add(Activation("hardswish"), [x], name="unused")], name="hidden")
+    y = b.add(Activation("mish"), [b.add(Slice(((1, 2, 1),)), [y], name="cut")], name="used")
+    found = sensitivities(b.build([y]), torch.randn(5, 3), classes=False)
+    assert found["unused"] == 0.0 < found["used"]
+
+
+def detached(op: Linear, x: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
+    return F.linear(x[0].detach(), weights[op.weight])
+
+
+def test_a_gradient_that_is_lost_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    b = GraphBuilder({"w": np.ones((2, 3))})
+    x = b.add(Input((3,)), name="x")
+    y = b.add(Linear("w"), [b.add(Activation("relu"), [x], name="lost")], name="hidden")
+    graph = b.build([b.add(Activation("tanh"), [y], name="end")], inputs=[x])
+    forms: dict[Any, Any] = TORCH_OPS
+    monkeypatch.setitem(forms, Linear, detached)
+    with pytest.raises(VerificationError, match="lost: no gradient"):
+        sensitivities(graph, torch.randn(5, 3), classes=False)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from olac.approximation.tensors import TORCH_OPS, chebyshev, run, tensors
-from olac.ir.functions import FUNCTIONS
+from olac.approximation.tensors import TORCH_OPS, Weights, chebyshev, run, tensors
+from olac.errors import VerificationError
+from olac.ir.functions import FUNCTIONS, channel_function, derivative
 from olac.ir.graph import Graph, GraphBuilder
 from olac.ir.ops import (
     Activation,
     Add,
     Affine,
+    Array,
     AveragePool,
+    Constants,
     Conv2d,
     Input,
     Linear,
@@ -24,10 +33,13 @@ from olac.ir.ops import (
     Polynomial,
     PolynomialProduct,
     Reshape,
+    Shape,
     Slice,
     SparseLinear,
     Square,
 )
+from olac.ir.types import Range
+from olac.polynomials.domain import singularity
 
 RANDOM = np.random.default_rng(3)
 SHAPE = (4, 6, 5)
@@ -112,11 +124,120 @@ def test_chebyshev_basis() -> None:
     assert np.allclose(torch.stack(chebyshev(x, 6), -1).numpy(), expected)
 
 
-@pytest.mark.parametrize("function", sorted(set(FUNCTIONS) - {"prelu"}))
+# By function: its parameters and the same function in torch, whose gradients are exact.
+ACTIVATIONS: dict[str, tuple[tuple[float, ...], Callable[..., Tensor]]] = {
+    "relu": ((), F.relu),
+    "leaky_relu": ((0.3,), F.leaky_relu),
+    "prelu": ((0.3, -0.5, 0.0, 2.0), lambda x, *slopes: F.prelu(x, torch.tensor(slopes, dtype=x.dtype))),
+    "gelu": ((), F.gelu),
+    "gelu_tanh": ((), lambda x: F.gelu(x, approximate="tanh")),
+    "silu": ((), F.silu),
+    "sigmoid": ((), torch.sigmoid),
+    "tanh": ((), torch.tanh),
+    "hardtanh": ((-0.4, 0.7), F.hardtanh),
+    "elu": ((0.3,), F.elu),
+    "softplus": ((0.3,), F.softplus),
+    "hardsigmoid": ((), F.hardsigmoid),
+    "hardswish": ((), F.hardswish),
+    "mish": ((), F.mish),
+    "selu": ((), F.selu),
+    "softsign": ((), F.softsign),
+    "celu": ((0.3,), F.celu),
+    "log_sigmoid": ((), F.logsigmoid),
+    "tanhshrink": ((), F.tanhshrink),
+    "softshrink": ((0.4,), F.softshrink),
+    "hardshrink": ((0.4,), F.hardshrink),
+    "threshold": ((0.3, 0.7), F.threshold),
+}
+
+
+def gradient(graph: Graph, x: Tensor) -> Tensor:
+    """Of the sum of a graph's weighted outputs, by its input."""
+    x = x.clone().requires_grad_()
+    outputs = run(graph, tensors(graph), {"x": x})[graph.outputs[0]]
+    (found,) = torch.autograd.grad((outputs * weighting(outputs)).sum(), x)
+    return found
+
+
+def weighting(outputs: Tensor) -> Tensor:
+    return torch.linspace(-1, 2, outputs.numel(), dtype=outputs.dtype).reshape(outputs.shape)
+
+
+def test_every_activation_is_tested() -> None:
+    assert set(ACTIVATIONS) == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("function", ACTIVATIONS)
 def test_activations(function: str) -> None:
-    count = {"leaky_relu": 1, "hardtanh": 2, "elu": 1, "celu": 1, "softplus": 1, "threshold": 2}
-    parameters = (0.3, 0.7)[: count.get(function, 0)] or ((0.4,) if function in ("softshrink", "hardshrink") else ())
-    agree(one(Activation(function, parameters)), RANDOM.normal(size=(5, *SHAPE)))
+    agree(one(Activation(function, ACTIVATIONS[function][0])), RANDOM.normal(size=(5, *SHAPE)))
+
+
+@pytest.mark.parametrize("function", ACTIVATIONS)
+@pytest.mark.parametrize("ends", [(-1e4, 1e4), (-1e-3, 2e-3), (-3.0, 5.0), (0.0, 0.2), (0.3, 0.3), (-7.0, -2.0)])
+def test_activations_have_no_poles(function: str, ends: tuple[float, float]) -> None:
+    assert singularity(channel_function(function, ACTIVATIONS[function][0], 0), Range(*ends)) is None
+
+
+@pytest.mark.parametrize("function", ACTIVATIONS)
+def test_activations_have_gradients(function: str) -> None:
+    parameters, same = ACTIVATIONS[function]
+    x = 4 * torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0))
+    x[0, :, 0, 0] = 0.3 + 5e-6  # beside the jump of the threshold
+    exact = x.clone().requires_grad_()
+    outputs = same(exact, *parameters)
+    (expected,) = torch.autograd.grad((outputs * weighting(outputs)).sum(), exact)
+    found = gradient(one(Activation(function, parameters)), x)
+    assert float(expected.abs().max()) > 0.1
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_function_that_is_registered_from_outside_has_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FUNCTIONS, "snake", lambda slope: lambda x: x + np.sin(slope * x) ** 2)
+    x = torch.randn(5, *SHAPE, dtype=torch.float64)
+    expected = (1 + 0.7 * torch.sin(2 * 0.7 * x)) * weighting(x)
+    assert torch.allclose(gradient(one(Activation("snake", (0.7,))), x), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_derivatives_at_the_end_of_a_domain_are_to_its_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FUNCTIONS, "power", lambda: lambda x: np.where(x >= 0, x, np.nan) ** 1.5)
+    found = derivative("power")(np.array([0.0, 1.0, 4.0]))
+    assert np.allclose(found, [0.0, 1.5, 3.0], atol=1e-2)
+
+
+def test_a_linear_op_from_outside_has_gradients() -> None:
+    slice_ = Slice(((0, 4, 2), (1, 6, 1), (0, 5, 3)))
+    x = torch.randn(3, *SHAPE)
+
+    class Cut(Slice):
+        """Unknown here, and so evaluated by its own matrix."""
+
+    assert Cut not in TORCH_OPS
+    assert torch.equal(gradient(one(Cut(slice_.slices)), x), gradient(one(slice_), x))
+
+
+@dataclass(frozen=True)
+class Roll(Op):
+    name: ClassVar[str] = "roll_of_a_test"
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return np.roll(operands[0], 1, axis=1)
+
+
+def rolled(op: Op, operands: Sequence[Tensor], weights: Weights) -> Tensor:
+    return operands[0].roll(1, 1)
+
+
+def test_an_op_without_a_gradient_is_an_error_only_if_one_has_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, x = one(Roll()), torch.randn(3, *SHAPE)
+    assert torch.equal(run(graph, {}, {"x": x})["y"], x.roll(1, 1))
+    with pytest.raises(VerificationError, match=r"roll_of_a_test has no gradient.*TORCH_OPS"):
+        gradient(graph, x)
+    forms: dict[Any, Any] = TORCH_OPS
+    monkeypatch.setitem(forms, Roll, rolled)
+    assert torch.equal(gradient(graph, x), weighting(x).roll(-1, 1))
 
 
 def test_gradients_flow_to_constants() -> None:

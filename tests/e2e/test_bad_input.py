@@ -12,7 +12,10 @@ from torch import nn
 
 import olac
 from olac.errors import CalibrationError, UnsupportedModelError
-from olac.ir.functions import activation
+from olac.frontend.lifter import MODULES
+from olac.frontend.tracer import LEAVES
+from olac.ir.functions import FUNCTIONS, activation
+from olac.ir.ops import Activation
 from olac.program.program import ApproximatedModel
 
 
@@ -231,6 +234,58 @@ def test_what_is_beyond_the_range_is_continued(function: Any) -> None:
     assert [fit.function for fit in approximated.report.fits] == ["sigmoid", "Apply_clamped"]
     (note,) = notes_on_values(approximated)
     assert note.startswith("act (act): the function Apply isn't finite") and "constant" in note
+    sound(model, approximated, x, 0.5)
+
+
+class Root(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x.abs().rsqrt()
+
+
+class Shifted(nn.Module):
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.fc, self.sigmoid, self.act, self.out = nn.Linear(3, 5), nn.Sigmoid(), Root(), nn.Linear(5, 2)
+        self.shift = shift
+
+    def forward(self, x: Any) -> Any:
+        return self.out(self.act(self.sigmoid(self.fc(x)) + self.shift))
+
+
+@pytest.fixture
+def registered_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An inverse square root in the registries, as CONTRIBUTING describes it."""
+    monkeypatch.setitem(FUNCTIONS, "rsqrt", lambda: lambda x: 1 / np.sqrt(np.where(x > 0, x, np.nan)))
+    monkeypatch.setitem(MODULES, Root, lambda lifter, module, x: lifter.add(Activation("rsqrt"), x))
+    LEAVES.add(Root)
+    yield
+    LEAVES.discard(Root)
+
+
+OLA: dict[str, Any] = {"method": "normal", "degrees": "ola", "max_depth": 6}
+
+
+@pytest.mark.parametrize("options", [{}, {"degree": 5}, {"method": "empirical", "degree": 5}, OLA])
+def test_a_registered_function_is_checked_within_the_range(
+    options: dict[str, Any], registered_root: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The model's own values are finite: nothing but what was registered is not.
+    monkeypatch.setattr(Root, "forward", lambda self, x: x.clamp_min(0.01).rsqrt())
+    torch.manual_seed(0)
+    message = r"act \(act\): the function rsqrt isn't finite .* within the calibrated range -0\..* \.\.\. 0\..*"
+    with pytest.raises(CalibrationError, match=message):
+        olac.approximate(Shifted(-0.5).eval(), torch.rand(200, 3), **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"degree": 5}, {"method": "empirical", "degree": 5}, OLA])
+def test_a_registered_function_is_continued_beyond_the_range(options: dict[str, Any], registered_root: None) -> None:
+    torch.manual_seed(0)
+    model, x = Shifted(0.1).eval(), torch.rand(200, 3)
+    approximated = olac.approximate(model, x, **options)
+    assert [fit.function for fit in approximated.report.fits] == ["sigmoid", "rsqrt_clamped"]
+    assert all(np.isfinite(fit.rmse) for fit in approximated.report.fits)
+    (note,) = notes_on_values(approximated)
+    assert note.startswith("act (act): the function rsqrt isn't finite") and "constant" in note
     sound(model, approximated, x, 0.5)
 
 

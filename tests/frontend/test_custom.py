@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from olac.approximation.tensors import run, tensors
 from olac.errors import UnsupportedModelError
 from olac.frontend import check, lift, trace
 from olac.ir import functions
@@ -155,6 +157,48 @@ def test_channels_of_prelu() -> None:
     x: Array = np.linspace(-1, 1, 9, dtype=np.float64)
     assert np.array_equal(channel_function("prelu", (0.1, 0.2), 1)(x), np.where(x > 0, x, 0.2 * x))
     assert np.array_equal(channel_function("prelu", (0.1,), 5)(x), np.where(x > 0, x, 0.1 * x))
+
+
+def left_torch(x: Any) -> Any:
+    return torch.from_numpy(np.asarray(x) + np.sin(x) ** 2)
+
+
+class Left(Snake):
+    """Torch knows no derivative of it."""
+
+    def forward(self, x: Any) -> Any:
+        return left_torch(x.detach().numpy())
+
+
+@pytest.mark.parametrize(
+    ("module", "given"),
+    [
+        (Snake(), None),
+        (Snake(), lambda x: x + np.sin(x) ** 2),
+        (Snake(), lambda x: x + torch.sin(x) ** 2),
+        (Snake(), left_torch),
+        (Left(), None),
+        (ChannelSnake(3), None),
+        (nn.PReLU(3), None),
+        (nn.Sequential(nn.Hardtanh(-0.5, 0.7, inplace=True)), None),
+    ],
+)
+def test_gradients_agree_with_those_of_the_model(module: nn.Module, given: Any) -> None:
+    graph = agrees(nn.Sequential(module), {"0": given}, images(3, 6, 5))
+    x = 2 * images(3, 6, 5)
+    h = 1e-4
+    with torch.no_grad():
+        model = copy.deepcopy(module).double()
+        expected = (model(x.double() + h) - model(x.double() - h)) / (2 * h)
+    x.requires_grad_()
+    (found,) = torch.autograd.grad(run(graph, tensors(graph), {graph.inputs[0].id: x})[graph.outputs[0]].sum(), x)
+    assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_derivative_is_torchs_own_if_there_is_one() -> None:
+    for module, exact in ((Snake(), True), (Left(), False)):
+        (op,) = activations_of(agrees(nn.Sequential(module), {"0": None}))
+        assert op.definition is not None and (op.definition.derivative is not None) == exact
 
 
 class Centre(nn.Module):

@@ -18,7 +18,7 @@ from olac.analysis.depth import activation_depth
 from olac.calibration.statistics import Calibration
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
-from olac.errors import InfeasibleError
+from olac.errors import InfeasibleError, VerificationError
 from olac.ir.graph import Graph
 from olac.ir.ops import Square
 from olac.passes import plan_bootstraps
@@ -385,6 +385,32 @@ def test_ola_weighs_errors_by_sensitivities() -> None:
         assert found[favoured] == 31
         assert not {2} & set(found.values()), "OLA's polynomials have no squares that fold"
         assert sum(d.bit_length() for d in found.values()) <= 9
+
+
+@pytest.mark.parametrize("alphas", [{}, dict.fromkeys(NAMES, math.nan)])
+def test_a_sensitivity_that_is_not_known_is_an_error(alphas: dict[str, float]) -> None:
+    options = FitOptions(method="normal", degrees="ola", max_depth=9)
+    with pytest.raises(VerificationError, match=NAMES[0]):
+        choose_degrees(NET, context_for(Known(by_weight(WEIGHTS), alphas=alphas)), options)
+
+
+class Snake(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x + torch.sin(x) ** 2
+
+
+@pytest.mark.parametrize("act", [nn.ReLU6, nn.Hardswish, nn.PReLU, nn.Mish, Snake])
+def test_ola_gives_the_first_layer_as_much_whatever_the_activation(act: Callable[[], nn.Module]) -> None:
+    def degrees_of(act: Callable[[], nn.Module]) -> tuple[int, ...]:
+        torch.manual_seed(0)
+        parts = [nn.Conv2d(3, 8, 3), act(), nn.Conv2d(8, 8, 3), act(), nn.Flatten(), nn.Linear(128, 4)]
+        model = nn.Sequential(*parts).eval()
+        given = {Snake: None} if act is Snake else None
+        made = olac.approximate(model, [IMAGES], method="normal", degrees="ola", max_depth=6, activations=given)
+        return tuple(fit.degree for fit in made.report.fits)
+
+    assert degrees_of(nn.ReLU) == (7, 7)
+    assert degrees_of(act)[0] >= 7
 
 
 @pytest.mark.parametrize("max_degree", [1, 2, 3, 5, 7, 15, 31])

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.polynomial import chebyshev
 
-from olac.ir.functions import PER_CHANNEL, Definition, activation
+from olac.ir.functions import Definition, activation, channel_count
 from olac.ir.head import Step
 from olac.ir.ops.base import Array, Constants, Op, Shape, ShapeError, image_shape, register
 
@@ -227,10 +227,8 @@ class Activation(Op):
         return {"function": self.function, "parameters": self.parameters}
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
-        count = len(self.parameters) if self.function in PER_CHANNEL else 1
-        if self.definition is not None:
-            count = self.definition.channels or 1
-        if count not in (1, shapes[0][0]):
+        count = channel_count(self.function, self.parameters)
+        if count not in (None, shapes[0][0]):
             raise ShapeError(f"{self.function} for {count} channels on {shapes[0]}")
         return shapes[0]
 
