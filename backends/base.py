@@ -23,9 +23,9 @@ from olac.ckks.parameters import Parameters
 from olac.ckks.primes import FIXED
 from olac.ckks.rotations import MOST_STEPS, composition
 from olac.errors import MissingKeyError, VerificationError
+from olac.ir.ops.base import Array as Array
 from olac.ir.types import CipherState
 
-Array = npt.NDArray[np.float64]
 Slots = npt.NDArray[Any]
 """Of float64 or complex128."""
 C = TypeVar("C")

@@ -14,7 +14,8 @@ import numpy as np
 
 from olac.backends.base import SCALE_TOLERANCE, Ciphertext
 from olac.backends.session import Engine, Session
-from olac.ckks.words import WORD_BYTES, as_bytes, check_words
+from olac.ckks.sizes import ciphertext_bytes
+from olac.ckks.words import as_bytes, check_words
 from olac.errors import ArtifactError, BackendError
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
@@ -87,13 +88,14 @@ class Checkpoint:
             if header.fields.get("values") != list(names):
                 raise header.error(f"it does not hold what is needed after {behind}", DAMAGED)
             header.expect_payload(sum(_value_bytes(program, name) for name in names))
-            length, primes = program.parameters.ring_dimension, program.parameters.primes
+            log_ring, primes = program.parameters.log_ring, program.parameters.primes
+            length = 1 << log_ring
             values: dict[str, Value] = {}
             for name in names:
                 count, state = _kind(program, name)
                 parts = []
                 for _ in range(count):
-                    words = np.frombuffer(payload.read(2 * (state.level + 1) * length * WORD_BYTES), "<u8")
+                    words = np.frombuffer(payload.read(ciphertext_bytes(log_ring, state.level + 1)), "<u8")
                     words = words.reshape(-1, length)
                     try:
                         check_words(words, primes[: state.level + 1] * 2, length)
@@ -114,7 +116,7 @@ def _kind(program: CompiledProgram, name: str) -> tuple[int, CipherState]:
 
 def _value_bytes(program: CompiledProgram, name: str) -> int:
     count, state = _kind(program, name)
-    return count * 2 * (state.level + 1) * program.parameters.ring_dimension * WORD_BYTES
+    return count * ciphertext_bytes(program.parameters.log_ring, state.level + 1)
 
 
 def _check_canonical(program: CompiledProgram, name: str, part: Ciphertext[object], held: CipherState) -> None:

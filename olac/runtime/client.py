@@ -40,12 +40,11 @@ from olac.runtime.messages import (
 )
 from olac.system.files import Output, Source, check_private, check_writable, write_files
 from olac.system.forks import check_fork
-from olac.system.memory import available_bytes, check_room, current_rss_bytes, memory_for
+from olac.system.memory import GB, available_bytes, check_room, current_rss_bytes, memory_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-GB = 1e9
 WORKING_CIPHERTEXTS = 4
 """Bytes of so many ciphertexts are held beside those that are encrypted or decrypted."""
 

@@ -7,7 +7,6 @@ and an engine, or a frame (see `olac.runtime.envelope`) that came from outside. 
 from __future__ import annotations
 
 import hashlib
-import math
 import secrets
 import weakref
 from abc import abstractmethod
@@ -47,7 +46,7 @@ def needs_relinearisation(program: CompiledProgram) -> bool:
 def one_key_bytes(program: CompiledProgram) -> int:
     """Bytes of the coefficients of one evaluation key."""
     p = program.parameters
-    return 2 * p.digits * (p.limbs + len(p.special_primes)) * p.ring_dimension * WORD_BYTES
+    return rotation_key_bytes(p.log_ring, p.limbs, p.digits, len(p.special_primes))
 
 
 def special_key_bytes(program: CompiledProgram) -> list[int]:
@@ -136,9 +135,7 @@ class EvaluationKeys(Framed):
     @property
     def key_bytes(self) -> int:
         """Bytes that the keys take in memory, and about as many in a file."""
-        p = self.program.parameters
-        one = rotation_key_bytes(p.log_ring, p.limbs, p.digits, len(p.special_primes))
-        return self.count * one + sum(special_key_bytes(self.program))
+        return self.payload_bytes
 
     @property
     def header(self) -> Header | None:
@@ -297,16 +294,20 @@ class _Ciphertexts(Framed):
         assert type_.layout is not None and type_.state is not None
         return type_.layout.ciphertexts, 2, type_.state.level + 1, program.parameters.ring_dimension
 
-    @property
-    def ciphertext_bytes(self) -> int:
-        """Bytes of all ciphertexts, in memory and about as many in a file."""
-        count, _, limbs, _ = self._shape(self.program)
-        return count * ciphertext_bytes(self.program.parameters.log_ring, limbs)
+    @classmethod
+    def _bytes(cls, program: CompiledProgram) -> int:
+        count, _, limbs, _ = cls._shape(program)
+        return count * ciphertext_bytes(program.parameters.log_ring, limbs)
 
     @property
     def payload_bytes(self) -> int:
         """Bytes of the coefficients."""
-        return math.prod(self._shape(self.program)) * WORD_BYTES
+        return self._bytes(self.program)
+
+    @property
+    def ciphertext_bytes(self) -> int:
+        """Bytes of all ciphertexts, in memory and about as many in a file."""
+        return self.payload_bytes
 
     def payloads(self, session: Session) -> tuple[Any, ...]:
         """Ciphertexts of a session.
@@ -367,7 +368,7 @@ class _Ciphertexts(Framed):
     @classmethod
     def _of(cls, program: CompiledProgram, payload: Payload) -> Self:
         header, shape = payload.header, cls._shape(program)
-        size = math.prod(shape) * WORD_BYTES
+        size = cls._bytes(program)
         header.integer("ciphertexts", shape[0], shape[0])
         header.integer("limbs", shape[2], shape[2])
         images = header.integer("images", 1, program.batch)

@@ -41,12 +41,11 @@ from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
 from olac.system.files import check_writable, remove_file
 from olac.system.forks import check_fork, is_stale
 from olac.system.internal import callers, is_callers
-from olac.system.memory import available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for, ran_out
+from olac.system.memory import GB, available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for, ran_out
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-GB = 1e9
 NAMED_STEPS = 12
 CHECKPOINT_SECONDS = 60.0
 
