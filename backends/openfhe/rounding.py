@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import Words
 from olac.ckks.parameters import Parameters
 from olac.ckks.primes import FIXED
+from olac.ckks.words import Words
 from olac.system.arrays import Index
 
 EXACT_PRODUCTS = np.finfo(np.longdouble).nmant >= 63
