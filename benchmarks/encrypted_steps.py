@@ -306,7 +306,7 @@ def serve(request: Request, emit: Emit) -> Result:
     from olac.runtime import EncryptedInput, EvaluationKeys, Progress, Server, server
 
     if request["force"]:
-        vars(server)["available_bytes"] = lambda: UNLIMITED  # asked for: the machine may swap
+        vars(server)["available_bytes"] = lambda: UNLIMITED  # as asked for: the machine may swap
     program = CompiledProgram.load(request["program"])
     emit({"say": "loading keys"})
     start = time.perf_counter()
