@@ -179,6 +179,8 @@ def _approximate(
         whole = lift(traced, options.client_head)
         calibration = _calibrate(traced, whole, batches, say, SAMPLE_IMAGES, SAMPLE_BYTES)
     graph, head = split_head(whole, options.client_head)
+    checked = PassContext(calibration=calibration)
+    bounded = PassManager([ClampFunctions()]).run(_with_bounds(graph, calibration), checked)
     structure = _structure_error(graph, head, calibration, isinstance(loader, Calibration), options.seed)
     with callers():
         criterion = criterion_for(
@@ -196,10 +198,8 @@ def _approximate(
         threads=options.threads or usable_threads(),
         images=images,
     )
-    # Whatever the passes: none of them can fit a function that isn't finite.
-    passes = (ClampFunctions(), *(pipeline or approximation_pipeline(options.fit)))
-    manager = PassManager(passes, options.dump_after, options.dump, say)
-    result = manager.run(_with_bounds(graph, calibration), context)
+    manager = PassManager(pipeline or approximation_pipeline(options.fit), options.dump_after, options.dump, say)
+    result = manager.run(bounded, context)
     check_result = self_check(
         ApproximatedModel(result, head=head), graph, calibration, criterion, options.fit.min_agreement, structure
     )
@@ -212,7 +212,7 @@ def _approximate(
         front=tuple(context.front),
         check=check_result,
         pass_seconds=tuple((timing.name, timing.seconds) for timing in manager.timings),
-        notes=(*missed, *value_notes(check_result), *data, *context.notes, *outliers),
+        notes=(*missed, *value_notes(check_result), *data, *checked.notes, *context.notes, *outliers),
     )
     return ApproximatedModel(result, report, head), calibration
 

@@ -181,9 +181,8 @@ def with_choices(options: CompileOptions | None, choices: Keywords) -> CompileOp
         TypeError: there is no such keyword; names the nearest.
         ValueError: a value, or a combination of values, that makes no sense.
     """
-    given = dict(choices)
-    require_known(given, Keywords.__annotations__)
-    base = options or CompileOptions()
-    fitting = spelled_out({name: value for name, value in given.items() if name in KEYWORDS})
-    others: dict[str, Any] = {name: value for name, value in given.items() if name not in KEYWORDS}
-    return replace(base, **{"fit": base.fit, **others} | ({"fit": replace(base.fit, **fitting)} if fitting else {}))
+    require_known(choices, Keywords.__annotations__)
+    fitting = spelled_out({name: value for name, value in choices.items() if name in KEYWORDS})
+    others: dict[str, Any] = {name: value for name, value in choices.items() if name not in KEYWORDS}
+    made = replace(options or CompileOptions(), **others)
+    return replace(made, fit=replace(made.fit, **fitting))
