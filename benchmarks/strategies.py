@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
-from olac.passes.choose_lowerings import KINDS
-from olac.polynomials.fit import FitOptions
+from olac.passes.choose_lowerings import KINDS, Convolutions
+from olac.polynomials.modes import FitOptions
 
 RELU = "relu"
 """The model with its own activations."""
@@ -35,7 +36,7 @@ PLAN = "plan"
 AT = "@"
 """Followed by the lowering of convolutions, in items that are lowered: `uniform:3@multiplexed`."""
 
-AUTO = "auto"
+AUTO: Final = "auto"
 
 FAMILIES = (*WITH_NUMBER, *ALONE, PLAN)
 
@@ -56,7 +57,7 @@ class Strategy:
 
     item: str
     fit: FitOptions | None
-    convolutions: str = AUTO
+    convolutions: Convolutions = AUTO
 
 
 def family_of(item: str) -> str:
@@ -87,9 +88,10 @@ def parse_strategies(arguments: Sequence[str], lowering: str | None = None) -> t
 def _lowered(item: str, lowering: str) -> Strategy:
     """The strategy of an item, with its own lowering or else the given one."""
     plain, at, own = item.partition(AT)
-    how = own if at else lowering
-    if how not in KINDS:
-        raise StrategyError(f"strategy {item!r}: {how!r} is no lowering; there are {', '.join(KINDS)}")
+    named = own if at else lowering
+    how = next((kind for kind in KINDS if kind == named), None)
+    if how is None:
+        raise StrategyError(f"strategy {item!r}: {named!r} is no lowering; there are {', '.join(KINDS)}")
     strategy = _parsed(plain)
     return strategy if how == AUTO else replace(strategy, item=f"{plain}{AT}{how}", convolutions=how)
 

@@ -33,6 +33,7 @@ from olac.kernels.base import Value
 from olac.kernels.elementwise import BootstrapKernel
 from olac.kernels.execute import build_kernels, execute
 from olac.passes.base import PassContext, PassManager
+from olac.passes.choose_lowerings import Copies, Halving
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.pipeline import lowering_pipeline
@@ -575,7 +576,7 @@ NETWORKS: dict[str, Callable[[], Graph]] = {
 
 
 @functools.lru_cache(maxsize=len(NETWORKS) * 6)
-def program(technique: str, network: str, copies: str, halving: str) -> tuple[Graph, Array, tuple[int, ...]]:
+def program(technique: str, network: str, copies: Copies, halving: Halving) -> tuple[Graph, Array, tuple[int, ...]]:
     graph = NETWORKS[network]()
     graph, calibration = normalized(graph, images_for(graph, 6))
     parameters = parameters_for(technique)
