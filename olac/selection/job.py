@@ -59,7 +59,7 @@ class Job:
     @cached_property
     def noise(self) -> OutputNoise:
         """What noise does to the outputs."""
-        return OutputNoise(self.graph, self.calibration, self.head)
+        return OutputNoise(self.graph, self.calibration, self.head, self.options.seed)
 
     @cached_property
     def depth(self) -> int:

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from olac.analysis.bootstrap_problem import WIDEST
-from olac.analysis.estimate import GB, Sizes
+from olac.analysis.estimate import Sizes
 from olac.analysis.rotation_keys import KeyChoice, memory_line
 from olac.ckks.bootstrapping import bootstrap_model
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Array, Bootstrap
 from olac.selection.job import Job
 from olac.selection.price import Candidate
-from olac.system.memory import total_bytes
+from olac.system.memory import GB, total_bytes
 
 NAMED_BOOTSTRAPS = 3
 NOTED_IMAGES = 256

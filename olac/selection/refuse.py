@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from olac.analysis.estimate import GB
 from olac.analysis.noise import MAX_SCALE_BITS
 from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError, OlacError, SecurityError
@@ -16,6 +15,7 @@ from olac.passes.scale_inputs import UNEVEN, first_readers
 from olac.selection.generate import MAX_DEPTH
 from olac.selection.job import Job
 from olac.selection.price import Candidate
+from olac.system.memory import GB
 
 NAMED_LIMITS = 3
 

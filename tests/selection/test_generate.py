@@ -16,7 +16,7 @@ from olac.ckks.primes import FLEXIBLE
 from olac.errors import SecurityError
 from olac.kernels.record import record
 from olac.options import CompileOptions
-from olac.polynomials.fit import FitOptions
+from olac.polynomials.modes import FitOptions
 from olac.selection.generate import _on_fewer_slots, _planned, with_bootstraps
 from olac.selection.job import Job
 from olac.selection.price import Candidate, preferred
