@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from olac.passes.choose_lowerings import KINDS
+from olac.passes.choose_lowerings import kinds
 from olac.polynomials.fit import FitOptions
 
 RELU = "relu"
@@ -88,8 +88,8 @@ def _lowered(item: str, lowering: str) -> Strategy:
     """An item with its lowering, or the given one."""
     plain, at, own = item.partition(AT)
     how = own if at else lowering
-    if how not in KINDS:
-        raise StrategyError(f"strategy {item!r}: {how!r} is no lowering; there are {', '.join(KINDS)}")
+    if how not in kinds():
+        raise StrategyError(f"strategy {item!r}: {how!r} is no lowering; there are {', '.join(kinds())}")
     strategy = _parsed(plain)
     return strategy if how == AUTO else replace(strategy, item=f"{plain}{AT}{how}", convolutions=how)
 

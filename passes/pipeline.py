@@ -5,7 +5,7 @@ from __future__ import annotations
 from olac.passes.assign_layouts import AssignLayouts
 from olac.passes.assign_levels import AssignLevels
 from olac.passes.base import Pass
-from olac.passes.choose_lowerings import ChooseLowerings
+from olac.passes.choose_lowerings import AUTO, ChooseLowerings
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.expand_max_pool import ExpandMaxPool, WidenMaxPool
 from olac.passes.fit_activations import FitActivations
@@ -35,7 +35,7 @@ def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...
 def lowering_pipeline(copies: str = "auto", halving: str = "auto", convolutions: str = "auto") -> tuple[Pass, ...]:
     """POLYNOMIAL to LEVELLED: how ciphertexts of given parameters compute it; arguments as in ChooseLowerings."""
     return (
-        AssignLayouts(convolutions == "multiplexed"),
+        AssignLayouts() if convolutions == AUTO else AssignLayouts(convolutions),
         ChooseLowerings(copies, halving, convolutions),
         PlaceBootstraps(),
         AssignLevels(),

@@ -19,6 +19,7 @@ copies of the result, a channel may come to lie in any of them, and takes the ro
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ import numpy.typing as npt
 from olac.backends.base import Array, Ciphertext, Evaluator, Plaintext
 from olac.errors import VerificationError
 from olac.ir.layout import TensorLayout, next_power_of_two
-from olac.ir.lowerings import can_multiplex
+from olac.ir.lowerings import Multiplexed
 from olac.ir.ops import Constants, Conv2d
 from olac.kernels.base import Kernel, Value
 
@@ -69,7 +70,7 @@ class MultiplexedKernel(Kernel):
 
     Args:
         op, constants: the convolution and its arrays.
-        operand, result: layouts that `can_multiplex` accepts.
+        operand, result: layouts that `Multiplexed` can lower between.
 
     Raises:
         VerificationError: other layouts.
@@ -78,7 +79,7 @@ class MultiplexedKernel(Kernel):
     depth = 2
 
     def __init__(self, op: Conv2d, constants: Constants, operand: TensorLayout, result: TensorLayout) -> None:
-        if not can_multiplex(op, operand, result):
+        if not Multiplexed().can_lower(op, operand, result):
             raise VerificationError(f"{op.name} can't be multiplexed from {operand} to {result}")
         self._operand = operand
         self._weight = constants[op.weight]
@@ -104,15 +105,9 @@ class MultiplexedKernel(Kernel):
             self._bias = None
 
     @property
-    def steps(self) -> frozenset[int]:
-        """All rotation steps."""
-        slots = self._operand.slots
-        found = set(self._fills)
-        for group in self._groups:
-            found |= {*group.products, *group.places}
-        for count, distance in self._sums:
-            found |= {step * distance for step in _sum_steps(count)}
-        return frozenset(step % slots for step in found) - {0}
+    def held(self) -> int:
+        """Rotations of the operand for the filter's elements, of a sum for the channels computed at once, and sums."""
+        return math.prod(self._weight.shape[2:]) + min(self._parallel, len(self._weight)) + 3
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         ((x,),) = operands
@@ -236,17 +231,6 @@ def _channel_sums(operand: TensorLayout) -> list[Sum]:
         (pages, operand.plane),
     ]
     return [(count, distance) for count, distance in sums if count > 1]
-
-
-def _sum_steps(count: int) -> list[int]:
-    """Rotations that sum so many slots at distance 1: the doublings, then the offsets of what is left over."""
-    bits = [1 << k for k in range(count.bit_length())]
-    offsets, at = [], bits[-1]
-    for bit in reversed(bits[:-1]):
-        if count & bit:
-            offsets.append(at)
-            at += bit
-    return [*bits[:-1], *offsets]
 
 
 def _sum_slots(evaluator: Evaluator[Any, Any], x: Ciphertext[Any], count: int, distance: int) -> Ciphertext[Any]:
