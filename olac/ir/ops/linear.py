@@ -262,7 +262,8 @@ class SparseLinear(LinearOp):
         if not len(rows) == len(columns) == len(values):
             raise ShapeError(f"sparse_linear of {len(rows)} rows, {len(columns)} columns and {len(values)} values")
         for name, index, bound in (("rows", rows, len(bias)), ("columns", columns, math.prod(shapes[0]))):
-            if not np.all((index >= 0) & (index < bound) & (index == np.floor(index))):
+            inside = index.min(initial=0) >= 0 and index.max(initial=-1) < bound
+            if not inside or not np.array_equal(index, np.floor(index)):
                 raise ShapeError(f"the {name} of sparse_linear are not all indices below {bound}")
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
