@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
-from olac.passes.choose_lowerings import kinds
-from olac.polynomials.fit import FitOptions
+from olac.passes.choose_lowerings import Convolutions, kinds
+from olac.polynomials.modes import FitOptions
 
 RELU = "relu"
 """The model as it is, with its own activations."""
@@ -35,7 +36,7 @@ PLAN = "plan"
 AT = "@"
 """Before the lowering of convolutions, in items that are lowered: `uniform:3@multiplexed`."""
 
-AUTO = "auto"
+AUTO: Final = "auto"
 
 FAMILIES = (*WITH_NUMBER, *ALONE, PLAN)
 
@@ -56,7 +57,7 @@ class Strategy:
 
     item: str
     fit: FitOptions | None
-    convolutions: str = AUTO
+    convolutions: Convolutions = AUTO
 
 
 def family_of(item: str) -> str:

@@ -25,7 +25,7 @@ from olac.compiler import compile as compile_model
 from olac.costs.table import CostTable
 from olac.errors import ArtifactError, plain
 from olac.ir.ops import Array
-from olac.polynomials.fit import FitOptions
+from olac.polynomials.modes import FitOptions
 from olac.program.program import CompiledProgram
 from olac.report import parameter_lines, plan_table
 from olac.runtime import Client, Progress, Server

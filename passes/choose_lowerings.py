@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -30,9 +30,12 @@ from olac.kernels.linear import (
 )
 from olac.kernels.patterns import diagonals_of
 from olac.passes.base import Pass, PassContext
+from olac.system.choices import require_one_of
 
-COPIES = ("auto", "plain", "shifted")
-HALVINGS = ("auto", "never", "always")
+Copies = Literal["auto", "plain", "shifted"]
+Halving = Literal["auto", "never", "always"]
+Convolutions = Literal["auto", "diagonals", "multiplexed"] | str
+"""Or a kind of lowering that was registered from outside."""
 HALVED_BY = 2
 """Steps of the imaginary parts that are tried with all baby steps: those that leave the fewest products."""
 AUTO = "auto"
@@ -78,19 +81,17 @@ class ChooseLowerings(Pass):
         convolutions: a kind of lowering, or "auto" as above; "diagonals" takes them everywhere.
     """
 
-    copies: str = "auto"
-    halving: str = "auto"
-    convolutions: str = "auto"
+    copies: Copies = "auto"
+    halving: Halving = "auto"
+    convolutions: Convolutions = "auto"
     name: ClassVar[str] = "choose_lowerings"
     requires: ClassVar[Stage] = Stage.POLYNOMIAL
     ensures: ClassVar[Stage] = Stage.PACKED
 
     def __post_init__(self) -> None:
-        if self.copies not in COPIES:
-            raise ValueError(f"copies {self.copies!r} is not one of {', '.join(COPIES)}")
-        if self.halving not in HALVINGS:
-            raise ValueError(f"halving {self.halving!r} is not one of {', '.join(HALVINGS)}")
-        check_kind(self.convolutions)
+        require_one_of("copies", self.copies, get_args(Copies))
+        require_one_of("halving", self.halving, get_args(Halving))
+        require_one_of("convolutions", self.convolutions, kinds())
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
         chooser = _Chooser(graph, context, self.copies, self.halving, self.convolutions)
@@ -126,12 +127,6 @@ class ChooseLowerings(Pass):
 def kinds() -> tuple[str, ...]:
     """What `convolutions` may be."""
     return (AUTO, *LOWERINGS)
-
-
-def check_kind(convolutions: str) -> None:
-    """Raise ValueError for what is no kind of lowering."""
-    if convolutions not in kinds():
-        raise ValueError(f"convolutions {convolutions!r} is not one of {', '.join(kinds())}")
 
 
 def considered(convolutions: str) -> list[type[Lowering]]:
@@ -209,7 +204,9 @@ class _Chooser:
     `given` has the nodes whose lowering was asked for, and does not depend on others.
     """
 
-    def __init__(self, graph: Graph, context: PassContext, copies: str, halving: str, convolutions: str) -> None:
+    def __init__(
+        self, graph: Graph, context: PassContext, copies: Copies, halving: Halving, convolutions: Convolutions
+    ) -> None:
         self._graph, self._context = graph, context
         self._copies, self._halving = copies, halving
         parameters = context.need_parameters()

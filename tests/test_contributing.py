@@ -31,7 +31,16 @@ from olac.passes.pipeline import lowering_pipeline
 from tests.networks import images_for, normalized
 
 GUIDE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
-REGISTRIES: tuple[dict[Any, Any] | set[Any], ...] = (OPS, KERNELS, MODULES, FUNCTIONS, TORCH_OPS, LEAVES)
+REGISTRIES: tuple[dict[Any, Any] | set[Any], ...] = (
+    OPS,
+    KERNELS,
+    MODULES,
+    FUNCTIONS,
+    TORCH_OPS,
+    LEAVES,
+    LOWERINGS,
+    LOWERED,
+)
 SECTIONS = (
     "Add a pass",
     "Add an op and its frontend handler",

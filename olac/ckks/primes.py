@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Final, Literal
 
 from olac.errors import InfeasibleError
 
-FIXED = "FIXEDMANUAL"
-
-FLEXIBLE = "FLEXIBLEAUTO"
-
-TECHNIQUES = (FIXED, FLEXIBLE)
+Technique = Literal["FIXEDMANUAL", "FLEXIBLEAUTO"]
+FIXED: Final = "FIXEDMANUAL"
+FLEXIBLE: Final = "FLEXIBLEAUTO"
+TECHNIQUES: tuple[Technique, ...] = (FIXED, FLEXIBLE)
 
 WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)  # decide primality below 3.3e24
 

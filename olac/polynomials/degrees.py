@@ -21,12 +21,31 @@ STEPS = 4096
 
 
 @dataclass(frozen=True)
-class Plan:
+class Solution:
     """One choice for each activation, by index into its row of costs, and what it comes to in the model."""
 
     choices: tuple[int, ...]
     price: float
     cost: float
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One plan on the Pareto front of depth, or predicted time, against agreement.
+
+    Attributes:
+        price: levels, or seconds, of all activations together.
+        cost: what the additive model says of the change of the outputs.
+        degrees: of the activations, in network order.
+        agreement: share of held-out images with the same largest output, simulated; None where it was not.
+        chosen: whether it is the plan that was taken.
+    """
+
+    price: float
+    cost: float
+    degrees: tuple[int, ...]
+    agreement: float | None = None
+    chosen: bool = False
 
 
 def _table(costs: Sequence[Array], prices: Sequence[npt.NDArray[np.int64]], budget: int) -> tuple[Array, list[Array]]:
@@ -64,7 +83,7 @@ def _whole(
     return [np.asarray(c, dtype=np.float64) for c in costs], whole
 
 
-def solve(costs: Sequence[Sequence[float]], prices: Sequence[Sequence[float]], budget: float) -> Plan | None:
+def solve(costs: Sequence[Sequence[float]], prices: Sequence[Sequence[float]], budget: float) -> Solution | None:
     """The plan of least cost whose price is within the budget; None where there is none.
 
     Args:
@@ -84,10 +103,10 @@ def solve(costs: Sequence[Sequence[float]], prices: Sequence[Sequence[float]], b
     if not math.isfinite(best[limit]):
         return None
     choices = _walk(taken, table_prices, limit)
-    return Plan(choices, float(sum(row[k] for row, k in zip(prices, choices, strict=True))), float(best[limit]))
+    return Solution(choices, float(sum(row[k] for row, k in zip(prices, choices, strict=True))), float(best[limit]))
 
 
-def front(costs: Sequence[Sequence[float]], prices: Sequence[Sequence[int]]) -> list[Plan]:
+def front(costs: Sequence[Sequence[float]], prices: Sequence[Sequence[int]]) -> list[Solution]:
     """The Pareto front: for each price at which the least cost falls, the plan, from the cheapest up.
 
     Prices are whole numbers, such as levels. One table serves all budgets.
@@ -95,8 +114,8 @@ def front(costs: Sequence[Sequence[float]], prices: Sequence[Sequence[int]]) -> 
     table_costs, table_prices = _whole(costs, prices)
     limit = sum(int(p.max()) for p in table_prices)
     best, taken = _table(table_costs, table_prices, limit)
-    plans: list[Plan] = []
+    plans: list[Solution] = []
     for t in range(limit + 1):
         if math.isfinite(best[t]) and (not plans or best[t] < plans[-1].cost):
-            plans.append(Plan(_walk(taken, table_prices, t), float(t), float(best[t])))
+            plans.append(Solution(_walk(taken, table_prices, t), float(t), float(best[t])))
     return plans

@@ -104,7 +104,7 @@ def lower(
 
     # The scale of a chain of one prime is that prime: slots above a half would not fit.
     depth = max(1, lowered_depth(graph, passes, options.batch))
-    noise = OutputNoise(graph, calibration, approximated.head)
+    noise = OutputNoise(graph, calibration, approximated.head, options.seed)
     try:
         choices = _parameter_choices(graph, noise, depth, options)
     except (InfeasibleError, SecurityError):

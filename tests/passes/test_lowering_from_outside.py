@@ -15,7 +15,7 @@ from olac.backends.base import Array
 from olac.backends.cost import CostEvaluator
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.simulator import SimulatorEvaluator
-from olac.ckks.primes import FIXED, FLEXIBLE
+from olac.ckks.primes import FIXED, FLEXIBLE, Technique
 from olac.costs.table import CostTable
 from olac.errors import ArtifactError
 from olac.ir.lowerings import LOWERINGS, Diagonals, Multiplexed, register_lowering
@@ -53,7 +53,7 @@ class Strided(nn.Module):
         return outputs
 
 
-def compiled(convolutions: str, technique: str = FIXED, batch: int = 1) -> tuple[olac.CompiledProgram, Array]:
+def compiled(convolutions: str, technique: Technique = FIXED, batch: int = 1) -> tuple[olac.CompiledProgram, Array]:
     torch.manual_seed(1)
     model, images = Strided().eval(), torch.rand(32, 1024) * 2 - 1
     program = olac.compile(
@@ -128,7 +128,7 @@ def test_it_comes_back_from_a_file(registered: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("technique", [FIXED, FLEXIBLE])
-def test_the_slots_are_those_of_the_graph(registered: None, technique: str) -> None:
+def test_the_slots_are_those_of_the_graph(registered: None, technique: Technique) -> None:
     program, x = compiled("gathered", technique)
     evaluator = SimulatorEvaluator(program.parameters, program.rotations)
     given, wanted = program.input.type, program.output.type
@@ -163,7 +163,7 @@ def test_recorder_and_cost_agree_with_what_it_was_chosen_for(registered: None) -
 
 @pytest.mark.encrypted
 @pytest.mark.parametrize("technique", [FIXED, FLEXIBLE])
-def test_encrypted(registered: None, technique: str) -> None:
+def test_encrypted(registered: None, technique: Technique) -> None:
     program, x = compiled("gathered", technique)
     client = olac.Client(program)
     server = olac.Server(program, client.generate_keys())
