@@ -23,8 +23,8 @@ from olac.ckks.parameters import Parameters
 from olac.ckks.primes import FIXED
 from olac.ckks.rotations import MOST_STEPS, composition
 from olac.errors import MissingKeyError, VerificationError
-from olac.ir.ops.base import Array as Array
 from olac.ir.types import CipherState
+from olac.system.arrays import Array as Array
 
 Slots = npt.NDArray[Any]
 """Of float64 or complex128."""

@@ -22,10 +22,11 @@ from olac.errors import VerificationError
 from olac.frontend.lifter import FUNCTIONS, MODULES
 from olac.frontend.tracer import LEAVES
 from olac.ir import Graph, GraphBuilder, Stage
+from olac.ir.lowerings import LOWERINGS
 from olac.ir.ops import OPS, Array, Constants, Input, Linear, Multiply, Op, Shape, ShapeError, Units
 from olac.ir.verify import verify
 from olac.kernels.base import Kernel, Value
-from olac.kernels.execute import KERNELS, build_kernels, execute
+from olac.kernels.execute import KERNELS, LOWERED, build_kernels, execute
 from olac.passes.base import PassContext, PassManager
 from olac.passes.pipeline import lowering_pipeline
 from tests.networks import images_for, normalized

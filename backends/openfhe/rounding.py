@@ -18,7 +18,7 @@ from olac.backends.openfhe.wire import wire
 from olac.ckks.parameters import Parameters
 from olac.ckks.primes import FIXED
 from olac.ckks.words import Words
-from olac.ir.layout import Index
+from olac.system.arrays import Index
 
 EXACT_PRODUCTS = np.finfo(np.longdouble).nmant >= 63
 """Whether this machine's long double holds 64-bit words; without it results are left as OpenFHE rounds them."""

@@ -1,8 +1,8 @@
 """Which degree each activation gets: exact dynamic programs on plain numbers.
 
 The model is additive, sum_i cost_i(choice_i) subject to sum_i price_i(choice_i) <= budget, as in optimized layerwise
-approximation (Lee et al., arXiv 2310.10349): there cost_i = alpha_i E_i(degree) and price_i a run time. olac's own
-costs are measured (`olac.approximation.effects`). A price is a depth in levels or any run time.
+approximation (Lee et al., arXiv 2310.10349): there, cost_i = alpha_i E_i(degree), and price_i is a run time. olac
+measures its costs (`olac.approximation.effects`). A price is a depth in levels or any run time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array
 
 STEPS = 4096
 """Run times are counted in steps of budget / STEPS, rounded up, so that a plan never takes longer than allowed."""
@@ -22,7 +22,7 @@ STEPS = 4096
 
 @dataclass(frozen=True)
 class Solution:
-    """One choice for each activation, by index into its row of costs, and what it comes to in the model."""
+    """One choice for each activation, as an index into its costs, and the price and cost of all in the model."""
 
     choices: tuple[int, ...]
     price: float
@@ -37,7 +37,7 @@ class FrontPoint:
         price: levels, or seconds, of all activations together.
         cost: what the additive model says of the change of the outputs.
         degrees: of the activations, in network order.
-        agreement: share of held-out images with the same largest output, simulated; None where it was not.
+        agreement: share of held-out images with the same largest output, simulated; None if it was not simulated.
         chosen: whether it is the plan that was taken.
     """
 
@@ -49,7 +49,7 @@ class FrontPoint:
 
 
 def _table(costs: Sequence[Array], prices: Sequence[npt.NDArray[np.int64]], budget: int) -> tuple[Array, list[Array]]:
-    """best[t] after all activations, and per activation the choice at each t; memory: activations x (budget + 1)."""
+    """best[t] after all activations, and the choice of each activation at each t; memory activations x (budget + 1)."""
     best = np.zeros(budget + 1)
     taken = []
     for cost, price in zip(costs, prices, strict=True):
@@ -84,11 +84,11 @@ def _whole(
 
 
 def solve(costs: Sequence[Sequence[float]], prices: Sequence[Sequence[float]], budget: float) -> Solution | None:
-    """The plan of least cost whose price is within the budget; None where there is none.
+    """The plan of least cost whose price is within the budget; None if there is none.
 
     Args:
         costs: for each activation the cost of each choice; an infinite one is never taken.
-        prices: the same for prices: whole numbers (exact), or run times (rounded up to budget / STEPS).
+        prices: the price of each choice: whole numbers (exact), or run times (rounded up to budget / STEPS).
         budget: largest sum of prices.
     """
     whole = all(float(p).is_integer() for row in prices for p in row)
@@ -107,7 +107,7 @@ def solve(costs: Sequence[Sequence[float]], prices: Sequence[Sequence[float]], b
 
 
 def front(costs: Sequence[Sequence[float]], prices: Sequence[Sequence[int]]) -> list[Solution]:
-    """The Pareto front: for each price at which the least cost falls, the plan, from the cheapest up.
+    """The Pareto front: for each price at which the least cost falls, the plan, with prices ascending.
 
     Prices are whole numbers, such as levels. One table serves all budgets.
     """

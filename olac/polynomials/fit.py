@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from numpy.polynomial import chebyshev
 
 from olac.calibration.histogram import Histogram
 from olac.ir.functions import Function
 from olac.polynomials.modes import Channel, Compensated, Empirical, FromHistograms, Normal, Quadratic
-
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array
 
 FLOOR_POINTS = 512
 RIDGE, NORMAL_RIDGE, CHANNEL_RIDGE = 1e-6, 1e-8, 1e-9

@@ -9,7 +9,7 @@ import numpy as np
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.session import Engine, Keys, KeyStore
 from olac.ckks.bootstrapping import bootstrap_steps
-from olac.ckks.key_pool import Pages
+from olac.ckks.key_pool import KeyPool
 from olac.ckks.words import Words
 from olac.errors import ArtifactError
 from olac.ir.graph import Node
@@ -117,7 +117,7 @@ class KeyPager:
         capacity: int,
     ) -> None:
         order, self._ends = needed_order(program, steps, pinned)
-        self.pages = Pages(order, capacity)
+        self.pages = KeyPool(order, capacity)
         self._pinned = frozenset(pinned)
         self._file = file
         self._there: set[int] = set()

@@ -384,7 +384,7 @@ class Server:
             start = time.perf_counter()
 
         try:
-            (output,) = execute(program.graph, self._kernels, evaluator, values, behind=behind, keep=keep)
+            (output,) = execute(program.graph, self._kernels, evaluator, values, start_after=behind, keep=keep)
         except RuntimeError as error:
             if is_callers(error) or ran_out(error):
                 raise

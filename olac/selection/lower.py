@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from olac.analysis.bootstraps import Profiles
-from olac.analysis.estimate import GB, Sizes
+from olac.analysis.estimate import Sizes
 from olac.analysis.noise import MAX_SCALE_BITS, OutputNoise
 from olac.analysis.rotation_keys import memory_line
 from olac.backends.cost import predicted_seconds
@@ -44,7 +44,7 @@ from olac.selection.search import (
     price_sparse,
 )
 from olac.system.internal import guard
-from olac.system.memory import total_bytes
+from olac.system.memory import GB, total_bytes
 from olac.system.threads import usable_threads
 
 DEFAULT_PRECISION = 1e-3

@@ -1,4 +1,4 @@
-"""All slots of a value repeat as its layout says, those without an element too: bootstraps take it for granted."""
+"""All slots of a value repeat as its layout says, also those without an element: bootstraps rely on it."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def within(module: str, name: str) -> bool:
 
 
 def layer_of(module: str) -> int | None:
-    """Return the place in LAYERS of a module, or None where it has none."""
+    """Return the place in LAYERS of a module, or None if it has none."""
     fits = [(len(name), i) for i, names in enumerate(LAYERS) for name in names if within(module, name)]
     return max(fits)[1] if fits else None
 

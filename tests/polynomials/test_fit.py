@@ -1,4 +1,4 @@
-"""Fits from histograms: optimal for their weights, measured right, safe in the tails and on narrow channels."""
+"""Fits from histograms: optimal for their weights, measured correctly, safe in the tails and on narrow channels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from olac.polynomials.fit import (
     NORMAL_RIDGE,
     RIDGE,
     SQUARE,
-    Array,
     Fit,
     centred,
     fit,
@@ -28,6 +27,7 @@ from olac.polynomials.fit import (
     quadratic,
 )
 from olac.polynomials.modes import Channel, FitOptions, FromHistograms, MethodName, Minimax
+from olac.system.arrays import Array
 
 RANDOM = np.random.default_rng(11)
 MEANS, DEVIATIONS = np.array([0.0, -1.0, 0.5, 2.0]), np.array([1.0, 0.7, 2.0, 1.5])
@@ -170,7 +170,7 @@ def test_the_quadratic_of_leveled_resnets_is_stretched_to_the_calibrated_magnitu
 
 
 def test_a_fit_scales_with_its_layer() -> None:
-    """ReLU of 1e-3 x is 1e-3 of ReLU: so are the fits, and their relative errors are the same."""
+    """ReLU of 1e-3 x is 1e-3 of ReLU: this holds for the fits, too, and their relative errors are the same."""
     methods: tuple[MethodName, ...] = ("channel", "empirical", "normal", "quadratic")
     for method in methods:
         made = [fit(RELU, histogram(VALUES * 2.0**k), by(method), 7) for k in (-12, 0, 12)]
@@ -284,7 +284,7 @@ def test_quadratics_keep_the_bound_of_their_square(
 
 @pytest.mark.parametrize(("slope", "constant"), [(3.0, 1.0), (-2.0, 0.0), (1.0, -0.5), (0.3, 4.0)])
 def test_a_line_gets_the_least_bend_that_folds(slope: float, constant: float) -> None:
-    """Near the best of all quadratics within the bound, found by trying them."""
+    """Near the best of all quadratics within the bound, which is found by trying them."""
     x = np.linspace(-1, 1, 201)
     y = constant + slope * x + 0.01 * x**2
     second, first = moments(x, y)
@@ -305,7 +305,7 @@ def test_a_line_gets_the_least_bend_that_folds(slope: float, constant: float) ->
 
 @pytest.mark.parametrize("mean", [0.0, 1.0, 3.0, 6.0, -6.0])
 def test_channels_of_degree_two_keep_the_bound(mean: float) -> None:
-    """A channel that is far from ReLU's corner is nearly linear; its quadratic still folds."""
+    """A channel far from ReLU's corner is nearly linear, and its quadratic still folds."""
     values = mean + RANDOM.normal(size=(200, 1, 20))
     made = fit(RELU, histogram(values), by("channel"), 2)
     _, c1, c2 = made.coefficients[0]

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from olac.ir.types import Stage
+from olac.system.arrays import Array as Array
 
-Array = npt.NDArray[np.float64]
 Shape = tuple[int, ...]
 Constants = Mapping[str, Array]
 
@@ -201,7 +201,7 @@ class LinearOp(Op):
         return np.asarray(flat).reshape(len(x), *out_shape)
 
     def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
-        """The constants of ratio * M x + bias_ratio * b, by field, or None where the op can't absorb a factor."""
+        """The constants of ratio * M x + bias_ratio * b, by field, or None if the op can't absorb a factor."""
         return None
 
     def with_factors(
