@@ -97,7 +97,7 @@ def test_examples_are_told_apart_from_olac(registries: None, monkeypatch: pytest
     before = [len(registry) for registry in REGISTRIES]
     run_block("Add an op and its frontend handler", monkeypatch)
     run_block("Add a kernel or a lowering", monkeypatch)
-    ops, kernels, modules, functions, forms, _ = (
+    ops, kernels, modules, functions, forms, *_ = (
         len(registry) - count for registry, count in zip(REGISTRIES, before, strict=True)
     )
     assert (ops, kernels, modules, functions, forms) == (2, 1, 1, 0, 1)
