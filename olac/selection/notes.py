@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from olac.analysis.bootstrap_problem import WIDEST
 from olac.analysis.estimate import Sizes
 from olac.analysis.rotation_keys import KeyChoice, memory_line
 from olac.ckks.bootstrapping import bootstrap_model
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Array, Bootstrap
+from olac.ir.states import WIDEST
 from olac.selection.job import Job
 from olac.selection.price import Candidate
 from olac.system.memory import GB, total_bytes
