@@ -2,7 +2,8 @@
 
 Kernels call the public methods. They check levels, noise degrees, exact scales and rotation keys, derive the state of
 the result, and then call the hooks (`_add`, `_rotate`, ...) that a backend implements on its own payloads. So a program
-that breaks a rule fails in the same way on every backend, before OpenFHE sees it.
+that breaks a rule fails in the same way on every backend, before OpenFHE sees it. Hooks that many libraries lack have
+defaults in terms of the others.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from olac.ckks.primes import FIXED
 from olac.ckks.rotations import MOST_STEPS, composition
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir.types import CipherState
+from olac.system.arrays import Array as Array
 
-Array = npt.NDArray[np.float64]
 Slots = npt.NDArray[Any]
 """Of float64 or complex128."""
 C = TypeVar("C")
@@ -72,13 +73,17 @@ class Evaluator(ABC, Generic[C, P]):
         rotations: steps that keys exist for, or None where any step may be taken. A step of `parameters.slots` stands
             for conjugation (see `Parameters.conjugation_step`). Rotations by other steps are composed of these (see
             `olac.ckks.rotations.composition`).
+
+    Attributes:
+        parameters, slots: as given.
+        rotation_steps: `rotations`.
     """
 
     def __init__(self, parameters: Parameters, rotations: Iterable[int] | None = None) -> None:
         self.parameters = parameters
         self.slots = parameters.slots
-        self._rotations = None if rotations is None else frozenset(rotations)
-        self._held = frozenset(step % self.slots for step in self._rotations or ()) - {0}
+        self.rotation_steps = None if rotations is None else frozenset(rotations)
+        self._held = frozenset(step % self.slots for step in self.rotation_steps or ()) - {0}
         self._paths: dict[int, tuple[int, ...]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -91,7 +96,10 @@ class Evaluator(ABC, Generic[C, P]):
                 )
                 setattr(cls, name, cls.__dict__[earlier])
 
-    # Threads ---------------------------------------------------------------------------------------------------------
+    # Runs ------------------------------------------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        """Begin a run, in this thread. For backends that keep something from one run to the next."""
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """`function` of each item, in order, as they are asked for; a backend may be a few items ahead, in threads.
@@ -112,6 +120,10 @@ class Evaluator(ABC, Generic[C, P]):
         if not 0 <= level <= self.parameters.depth:
             raise VerificationError(f"encode for level {level} of {self.parameters.depth}")
         return Plaintext(self._encode(lambda: without_negligible(values(), scale), level, scale), level, scale)
+
+    def encode_unit(self, level: int) -> Plaintext[P]:
+        """The imaginary unit in every slot, for ciphertexts of a level: the monomial X^(N/2), which needs no scale."""
+        return Plaintext(self._encode(lambda: np.full(self.slots, 1j), level, 1.0), level, 1.0)
 
     def _fresh(self, slots: Array, level: int, scale: float) -> Array:
         """Slots of a fresh ciphertext, as every backend encrypts them; VerificationError for what it can't hold."""
@@ -150,13 +162,10 @@ class Evaluator(ABC, Generic[C, P]):
         return Ciphertext(self._multiply_plain(a.payload, p.payload, a.state), state)
 
     def multiply_i(self, a: Ciphertext[C]) -> Ciphertext[C]:
-        """The imaginary unit times a, for a of noise degree 1: exact, at the same level, degree and scale.
-
-        i in every slot is the monomial X^(N/2), an integer polynomial that needs no scale.
-        """
+        """The imaginary unit times a, for a of noise degree 1: exact, at the same level, degree and scale."""
         self._degree_one("multiply_i", a.state)
-        unit = self._encode(lambda: np.full(self.slots, 1j), a.state.level, 1.0)
-        return Ciphertext(self._multiply_unit(a.payload, unit, a.state), a.state)
+        unit = self.encode_unit(a.state.level)
+        return Ciphertext(self._multiply_unit(a.payload, unit.payload, a.state), a.state)
 
     def multiply(self, a: Ciphertext[C], b: Ciphertext[C]) -> Ciphertext[C]:
         """a * b, relinearised, of noise degree 2."""
@@ -275,8 +284,8 @@ class Evaluator(ABC, Generic[C, P]):
 
     def add_conjugate(self, a: Ciphertext[C]) -> Ciphertext[C]:
         """a plus its complex conjugate: twice the real part. A key switch, as a rotation takes."""
-        free = self._rotations is None or self.parameters.bootstrapping is not None
-        if not free and self.parameters.conjugation_step not in (self._rotations or ()):
+        free = self.rotation_steps is None or self.parameters.bootstrapping is not None
+        if not free and self.parameters.conjugation_step not in (self.rotation_steps or ()):
             raise MissingKeyError("there is no key for conjugation")
         return Ciphertext(self._add_conjugate(a.payload, a.state), a.state)
 
@@ -285,7 +294,7 @@ class Evaluator(ABC, Generic[C, P]):
     def _path(self, step: int) -> tuple[int, ...]:
         """The steps with keys that make a step, none for one that moves nothing."""
         step %= self.slots
-        if self._rotations is None:
+        if self.rotation_steps is None:
             return (step,) if step else ()
         if step not in self._paths:
             path = composition(step, self._held, self.slots)
@@ -338,13 +347,7 @@ class Evaluator(ABC, Generic[C, P]):
     @abstractmethod
     def _multiply_plain(self, a: C, p: P, state: CipherState) -> C: ...
     @abstractmethod
-    def _multiply_unit(self, a: C, p: P, state: CipherState) -> C: ...
-    @abstractmethod
     def _multiply(self, a: C, b: C, state: CipherState) -> C: ...
-    @abstractmethod
-    def _multiply_no_relin(self, a: C, b: C, state: CipherState) -> C: ...
-    @abstractmethod
-    def _relinearize(self, a: C, state: CipherState) -> C: ...
     @abstractmethod
     def _rescale(self, a: C, state: CipherState) -> C: ...
     @abstractmethod
@@ -353,15 +356,58 @@ class Evaluator(ABC, Generic[C, P]):
     def _bootstrap(self, a: C, state: CipherState) -> C: ...
     @abstractmethod
     def _rotate(self, a: C, step: int, state: CipherState) -> C: ...
-    @abstractmethod
-    def _add_conjugate(self, a: C, state: CipherState) -> C: ...
-    @abstractmethod
-    def _hoist(self, a: C, state: CipherState) -> C: ...
-    @abstractmethod
-    def _hoisted_rotate(self, a: C, digits: C, step: int, state: CipherState) -> C: ...
-    @abstractmethod
-    def _extended_rotate(self, a: C, digits: C, step: int, state: CipherState) -> C: ...
-    @abstractmethod
-    def _extended_add(self, a: C, b: C, state: CipherState) -> C: ...
-    @abstractmethod
-    def _key_switch_down(self, a: C, state: CipherState) -> C: ...
+
+    # Hooks with defaults. Those of one paragraph belong together: a backend has all of them or none. They change no
+    # operand, but for the first of `_extended_add`, which nobody uses again.
+
+    def _multiply_unit(self, a: C, p: P, state: CipherState) -> C:
+        """a * p for p of `encode_unit`, of a's degree and scale.
+
+        The default costs nothing more. It takes a library whose plaintexts know their scale, 1 here: one that counts
+        a degree for every product has to set it back.
+        """
+        return self._multiply_plain(a, p, state)
+
+    def _add_conjugate(self, a: C, state: CipherState) -> C:
+        """a plus its complex conjugate.
+
+        The default costs nothing more. It takes a `_rotate` that conjugates for `parameters.conjugation_step`.
+        """
+        return self._add(a, self._rotate(a, self.parameters.conjugation_step, state), state)
+
+    def _multiply_no_relin(self, a: C, b: C, state: CipherState) -> C:
+        """a * b, which need not be relinearised.
+
+        The default relinearises every product: a key switch for each of a sum, in place of one.
+        """
+        return self._multiply(a, b, state)
+
+    def _relinearize(self, a: C, state: CipherState) -> C:
+        """A sum of `_multiply_no_relin`, relinearised."""
+        return a
+
+    def _hoist(self, a: C, state: CipherState) -> C:
+        """What rotations of a by several steps share: its decomposition into digits.
+
+        The default shares nothing: each rotation decomposes a anew, which is most of what it costs.
+        """
+        return a
+
+    def _hoisted_rotate(self, a: C, digits: C, step: int, state: CipherState) -> C:
+        """a rotated, with `digits` of `_hoist`."""
+        return self._rotate(a, step, state)
+
+    def _extended_rotate(self, a: C, digits: C, step: int, state: CipherState) -> C:
+        """a rotated, with `digits` of `_hoist`, which need not be divided by P.
+
+        The default divides every term: a division by P for each of a sum, in place of one, and its rounding error.
+        """
+        return self._hoisted_rotate(a, digits, step, state)
+
+    def _extended_add(self, a: C, b: C, state: CipherState) -> C:
+        """a + b of `_extended_rotate`, in place of a or not."""
+        return self._add(a, b, state)
+
+    def _key_switch_down(self, a: C, state: CipherState) -> C:
+        """A sum of `_extended_rotate`, divided by P."""
+        return a

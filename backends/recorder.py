@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from olac.backends.base import Ciphertext, Evaluator, Slots
+from olac.backends.base import Ciphertext, Evaluator, Plaintext, R, Slots, T
 from olac.ckks.parameters import Parameters
 from olac.ir.types import CipherState
 
@@ -65,9 +66,6 @@ class RecorderEvaluator(Evaluator[None, None]):
     def _multiply_plain(self, a: None, p: None, state: CipherState) -> None:
         self._record("multiply_plain", state.level)
 
-    def _multiply_unit(self, a: None, p: None, state: CipherState) -> None:
-        self._record("multiply_plain", state.level)
-
     def _multiply(self, a: None, b: None, state: CipherState) -> None:
         self._record("multiply", state.level)
 
@@ -89,10 +87,6 @@ class RecorderEvaluator(Evaluator[None, None]):
     def _rotate(self, a: None, step: int, state: CipherState) -> None:
         self._record("rotate", state.level, step)
 
-    def _add_conjugate(self, a: None, state: CipherState) -> None:
-        self._record("rotate", state.level, self.parameters.conjugation_step)
-        self._record("add", state.level)
-
     def _hoist(self, a: None, state: CipherState) -> None:
         self._record("hoist", state.level)
 
@@ -107,3 +101,26 @@ class RecorderEvaluator(Evaluator[None, None]):
 
     def _key_switch_down(self, a: None, state: CipherState) -> None:
         self._record("key_switch_down", state.level)
+
+
+class Encoder(RecorderEvaluator):
+    """Encodes what a run of another evaluator encodes, in the same order, and computes nothing else."""
+
+    def __init__(self, evaluator: Evaluator[Any, Any]) -> None:
+        # With the same keys: a composed step is asked for in other pieces, and the places of plaintexts count these.
+        super().__init__(evaluator.parameters, evaluator.rotation_steps)
+        self._evaluator = evaluator
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """As the run does."""
+        return self._evaluator.each(function, items)
+
+    def encode(self, values: Callable[[], Slots], level: int, scale: float) -> Plaintext[None]:
+        """Encode for the run."""
+        self._evaluator.encode(values, level, scale)
+        return Plaintext(None, level, scale)
+
+    def encode_unit(self, level: int) -> Plaintext[None]:
+        """Encode for the run."""
+        self._evaluator.encode_unit(level)
+        return Plaintext(None, level, 1.0)

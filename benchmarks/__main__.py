@@ -21,7 +21,7 @@ from olac.passes.choose_lowerings import KINDS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 on success, 1 where a strategy failed, 2 with a message for wrong usage."""
+    """Run the command line; 0 on success, 1 if a strategy failed, 2 with a message for wrong usage."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
@@ -42,12 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    accuracy = commands.add_parser("accuracy", help="top-1 of a model by strategy, in plaintext with true polynomials")
-    accuracy.add_argument(
-        "--model", required=True, metavar="NAME", help="resnet8, resnet20, ... (benchmarks/models.py)"
-    )
-    accuracy.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, .pt or .safetensors")
-    accuracy.add_argument("--data", type=Path, metavar="DIR", help="folder of the .npz files; else $OLAC_DATA")
+    accuracy = commands.add_parser("accuracy", help="top-1 of a model by strategy, in plaintext with polynomials")
+    _add_model(accuracy)
     accuracy.add_argument(
         "--strategies",
         nargs="+",
@@ -59,9 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     accuracy.add_argument(
         "--calibration", type=_positive, default=1024, metavar="N", help="training images; default 1024"
     )
-    accuracy.add_argument("--threads", type=_positive, metavar="N", help="of torch; its own choice if left out")
-    accuracy.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the rows go")
-    accuracy.add_argument("--append", action="store_true", help="keep the rows that the file has already")
+    accuracy.add_argument("--threads", type=_positive, metavar="N", help="threads of torch; default: torch's choice")
+    _add_rows(accuracy)
     accuracy.add_argument("--plot", type=Path, metavar="FILE", help="draw all rows of the file: .svg or .png")
     accuracy.set_defaults(run=_accuracy)
 
@@ -69,10 +64,10 @@ def _parser() -> argparse.ArgumentParser:
 
     _bootstraps_parser(commands.add_parser("bootstraps", help="seconds, noise and memory of one bootstrap"))
 
-    estimates = commands.add_parser("security", help="what the lattice estimator says of the bounds of security")
+    estimates = commands.add_parser("security", help="what the lattice estimator says about the bounds of security")
     security.add_arguments(estimates)
     estimates.set_defaults(run=_security)
-    faults = commands.add_parser("faults", help="faults of many kinds, and what becomes of them")
+    faults = commands.add_parser("faults", help="cause faults of many kinds and show what each led to")
     faults_command.add_arguments(faults, _positive)
     faults.set_defaults(run=_faults)
 
@@ -87,10 +82,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="NAME", help="resnet8, resnet20, ... (benchmarks/models.py)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, .pt or .safetensors")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the .npz files; else $OLAC_DATA")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the .npz files; default: $OLAC_DATA")
+
+
+def _add_rows(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the file that rows are written to")
+    parser.add_argument("--append", action="store_true", help="keep the rows that the file has already")
+
+
+def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
     parser.add_argument(
         "--strategy", default="uniform:3", metavar="ITEM", help="as in `accuracy`, or plan:3-7-...; default uniform:3"
     )
@@ -98,39 +102,38 @@ def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
         "--compare",
         nargs="+",
         metavar="LIST",
-        help="predict these strategies, e.g. uniform:3,uniform:3@multiplexed, and run those there is time for",
+        help="predict these strategies, e.g. uniform:3,uniform:3@multiplexed, and run those that time allows",
     )
     parser.add_argument(
         "--minutes",
         type=_count,
         default=60,
         metavar="M",
-        help="with --compare: for all runs together, the fastest first; 0 only predicts; default 60",
+        help="with --compare: minutes for all runs together, the fastest first; 0 only predicts; default 60",
     )
     parser.add_argument(
         "--lowering",
         choices=KINDS,
         default="auto",
-        help="of convolutions, where a strategy does not name its own behind an @; default auto",
+        help="lowering of convolutions, if a strategy does not name one after an @; default auto",
     )
     parser.add_argument("--images", type=_positive, default=1, metavar="K", help="test images to encrypt; default 1")
-    parser.add_argument("--simulate", type=_positive, metavar="N", help="top-1 of simulate() on so many test images")
+    parser.add_argument("--simulate", type=_positive, metavar="N", help="give top-1 of simulate() on N test images")
     parser.add_argument(
         "--calibration", type=_positive, default=1024, metavar="N", help="training images; default 1024"
     )
-    parser.add_argument("--threads", type=_positive, metavar="T", help="of every process; all cores if left out")
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the row goes")
-    parser.add_argument("--append", action="store_true", help="keep the rows that the file has already")
+    parser.add_argument("--threads", type=_positive, metavar="T", help="threads of every process; default: all cores")
+    _add_rows(parser)
     parser.add_argument(
-        "--program", type=Path, metavar="FILE", help="the compiled program: used if there, else written"
+        "--program", type=Path, metavar="FILE", help="the compiled program: used if it exists, else written"
     )
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep program, keys and ciphertexts there, for reuse")
-    parser.add_argument("--force", action="store_true", help="run although the memory is too small for it")
-    parser.add_argument("--max-memory", type=float, metavar="GB", help="that the server may take; the compiler obeys")
+    parser.add_argument("--force", action="store_true", help="run even if memory is too small")
+    parser.add_argument("--max-memory", type=float, metavar="GB", help="memory that the server may take")
     parser.add_argument("--insecure", action="store_true", help="waive the check of security, for tests")
     parser.add_argument("--log-ring", type=_positive, metavar="R", help="pin log2 of the ring dimension")
-    parser.add_argument("--rest", type=_positive, metavar="L", help="pin bootstrapping, which leaves so many levels")
-    parser.add_argument("--digits", type=_positive, metavar="D", help="with --rest: of key switching; default 3")
+    parser.add_argument("--rest", type=_positive, metavar="L", help="pin bootstrapping that leaves L levels")
+    parser.add_argument("--digits", type=_positive, metavar="D", help="with --rest: digits of key switching; default 3")
     parser.set_defaults(run=_encrypted)
 
 
@@ -144,22 +147,21 @@ def _bootstraps_parser(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=41,
         metavar="B",
-        help="bits of the first prime; default 41. What it has more than the scale is the correction factor",
+        help="bits of the first prime; default 41. The bits that it has more than the scale are the correction factor",
     )
     parser.add_argument(
-        "--rest", type=_positive, default=9, metavar="L", help="levels of the chain beside it; default 9"
+        "--rest", type=_positive, default=9, metavar="L", help="levels that the bootstrap leaves; default 9"
     )
     parser.add_argument(
         "--budget", type=_pair, default=(4, 3), metavar="U,D", help="levels of the transforms up and down; default 4,3"
     )
-    parser.add_argument("--digits", type=_positive, default=2, metavar="D", help="of key switching; default 2")
-    parser.add_argument("--slots", type=_positive, metavar="S", help="log2 of the slots that differ; all if left out")
+    parser.add_argument("--digits", type=_positive, default=2, metavar="D", help="digits of key switching; default 2")
+    parser.add_argument("--slots", type=_positive, metavar="S", help="log2 of the slots that differ; default: all")
     parser.add_argument("--complex", action="store_true", help="bootstrap real and imaginary parts")
     parser.add_argument("--rounds", type=_positive, default=2, metavar="K", help="bootstraps; the fastest counts")
-    parser.add_argument("--threads", type=_positive, metavar="T", help="all cores if left out")
+    parser.add_argument("--threads", type=_positive, metavar="T", help="threads; default: all cores")
     parser.add_argument("--insecure", action="store_true", help="waive the check of security, for small rings")
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the row goes")
-    parser.add_argument("--append", action="store_true", help="keep the rows that the file has already")
+    _add_rows(parser)
     parser.set_defaults(run=_bootstraps)
 
 
@@ -183,7 +185,7 @@ def _positive(text: str) -> int:
 
 
 def _accuracy(options: argparse.Namespace, command: str) -> int:
-    # All that can be wrong with the command is found before anything is computed.
+    # Check the whole command before anything is computed.
     strategies = parse_strategies(options.strategies)
     folder = data_folder(options.data)
     training, test = training_set(folder, options.calibration), test_set(folder, options.images)

@@ -1,7 +1,7 @@
-"""Accuracy of a model whose activations are polynomials, for some strategies, on test images in plaintext.
+"""Accuracy of a model whose activations are polynomials, by strategy, on test images in plaintext.
 
-Test images serve to measure and for nothing else: `olac.approximate` gets training images alone, and its result is
-not changed after a test image has been read.
+Test images serve for measuring only: `olac.approximate` gets training images alone, and its result does not change
+after a test image has been read.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ Done = Callable[[int], None]
 
 CALIBRATION_BATCH = 64
 CHECKED = 64
-"""Images on which single precision is held against `simulate`."""
+"""Number of images on which single precision is compared with `simulate`."""
 TOLERANCE = 1e-3
-"""Largest difference that it may have there, relative to the largest output."""
+"""Largest difference allowed there, relative to the largest output."""
 LARGEST = 1e30
-"""Outputs beyond this are left out of that comparison: single precision ends at 3e38."""
+"""Larger outputs are left out of that comparison: single precision ends at 3e38."""
 WRECKED = 100.0
-"""An image is wrecked where an output is this many times the largest calibrated one, or not finite."""
+"""An image is wrecked if an output is this many times the largest calibrated one, or not finite."""
 
 
 def load_model(name: str, weights: Path | None) -> tuple[Benchmark, nn.Module]:
@@ -101,23 +101,23 @@ class Measurement:
 
     @cached_property
     def plaintext_top1(self) -> float:
-        """Share of the test images that the model itself gets right."""
+        """Share of the test images that the model itself classifies correctly."""
         return float(np.mean(self.plaintext.argmax(1) == self._labels))
 
     def chunks(self, done: Done) -> Iterator[torch.Tensor]:
-        """The test images, a few at a time, as the model takes them."""
+        """The test images in small batches, in the form that the model takes."""
         for start in range(0, self.images, tensors.CHUNK):
             pixels = self._test_images[start : start + tensors.CHUNK]
             yield self.benchmark.images(pixels)
             done(len(pixels))
 
     def relu(self) -> Row:
-        """The row of the model as it is."""
+        """The row of the model with its own activations."""
         outputs = self.plaintext
         return self._row("relu", outputs, np.zeros(len(outputs), bool), [], [], None, None, self._plaintext_seconds)
 
     def strategy(self, strategy: Strategy, done: Done, warn: Callable[[str], None]) -> Row:
-        """The row of one strategy. OlacError where olac refuses it."""
+        """The row of one strategy. OlacError if olac refuses it."""
         if strategy.fit is None:
             return self.relu()
         start = time.perf_counter()
@@ -126,7 +126,7 @@ class Measurement:
         )
         fit_seconds = time.perf_counter() - start
         depth = activation_depth(approximated.graph)
-        plaintext = self.plaintext  # the first look at a test image, or one of an earlier strategy
+        plaintext = self.plaintext  # this may read test images for the first time
         self.say("simulating")
         start = time.perf_counter()
         outputs, precision = evaluate(approximated, self.chunks, done, warn)
@@ -137,7 +137,7 @@ class Measurement:
         return self._row(
             strategy.item,
             outputs,
-            ~(np.abs(outputs).max(1) <= WRECKED * magnitude),  # NaN is not within, either
+            ~(np.abs(outputs).max(1) <= WRECKED * magnitude),  # NaN compares as false, so it is wrecked, too
             [fit.degree for fit in fits],
             [fit.depth for fit in fits],
             depth,
@@ -156,7 +156,7 @@ class Measurement:
         fit_seconds: float | None,
         simulate_seconds: float,
     ) -> Row:
-        classes = np.where(np.isfinite(outputs).all(1), outputs.argmax(1), -1)  # no class where an output is not finite
+        classes = np.where(np.isfinite(outputs).all(1), outputs.argmax(1), -1)  # -1: an output is not finite
         return {
             "model": self.name,
             "strategy": item,
@@ -180,7 +180,7 @@ def evaluate(
     done: Done,
     warn: Callable[[str], None],
 ) -> tuple[Array, str]:
-    """Outputs (images, classes) in "single" precision, or by `simulate` in "double" where that is not exact enough."""
+    """Outputs (images, classes) in "single" precision, or by `simulate` in "double" if that is not exact enough."""
     graph, weights = approximated.graph, tensors.tensors(approximated.graph)
     source, target = graph.inputs[0], graph[graph.outputs[0]]
 
@@ -208,8 +208,8 @@ def evaluate(
 def _difference(ours: Array, exact: Array) -> float:
     """Largest difference relative to the image's own largest output, or to that of the median image if it is larger.
 
-    So an image whose outputs are out of all bounds hides no error of the others. Those beyond single precision's range
-    don't count: they are wrecked either way.
+    So an image with excessive outputs hides no error of the others. Images beyond single precision's range don't count:
+    they are wrecked in any case.
     """
     size = np.nan_to_num(np.abs(exact).max(1), nan=np.inf)
     held = size < LARGEST
@@ -223,7 +223,7 @@ def _difference(ours: Array, exact: Array) -> float:
 def run(
     measurement: Measurement, strategies: tuple[Strategy, ...], results: ResultsFile, console: Console
 ) -> tuple[list[Row], int]:
-    """Measure the strategies in turn, with progress on the console; the rows, and how many strategies failed."""
+    """Measure the strategies in turn, with progress on the console; returns the rows and how many strategies failed."""
     rows: list[Row] = []
     failed = 0
     columns = (
@@ -249,7 +249,7 @@ def run(
 
             measurement.say = say
             try:
-                with np.errstate(over="ignore", invalid="ignore"):  # polynomials that blow up show in the row
+                with np.errstate(over="ignore", invalid="ignore"):  # the row shows polynomials that overflow
                     row = measurement.strategy(strategy, done, lambda line: tell(f"warning: {line}"))
             except OlacError as error:
                 failed += 1

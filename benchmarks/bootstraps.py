@@ -1,7 +1,7 @@
-"""What one bootstrap takes and loses under one set of parameters: seconds, keys, memory of its plaintexts, noise.
+"""What one bootstrap takes and loses with one set of parameters: seconds, keys, memory of its plaintexts, noise.
 
-The table of costs prices bootstraps by their primitives, and programs are simulated with a measured noise; this is
-where both are measured.
+The cost table prices a bootstrap by its primitives, and the simulation of programs uses a measured noise. This measures
+both.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from benchmarks.results import BOOTSTRAP, ResultsFile, Row, machine
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.errors import OlacError
+from olac.system.memory import GB
 from olac.system.threads import usable_threads
 
-GB = 1e9
 WIDEST = 0.5
-"""Values are uniform in this times [-1, 1], of complex ones both parts."""
+"""Values are uniform in this times [-1, 1]; of complex values, both parts are."""
 
 
 def parameters_of(options: argparse.Namespace) -> Parameters:
-    """What the command line asks for; DataError where there are no such parameters."""
+    """The parameters that the command line asks for; DataError if they are impossible."""
     try:
         boots = Bootstrapping(options.rest, options.budget, options.first - options.scale)
         security = 0 if options.insecure else 128
@@ -41,7 +41,7 @@ def parameters_of(options: argparse.Namespace) -> Parameters:
 
 
 def run(options: argparse.Namespace, command: str) -> Row:
-    """Measure one set of parameters; the row, which is in the file already."""
+    """Measure one set of parameters; returns its row, which has been written to the file."""
     parameters = parameters_of(options)
     log_slots = parameters.log_ring - 1 if options.slots is None else options.slots
     if not 1 <= log_slots < parameters.log_ring:
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, command: str) -> Row:
         )
     results = ResultsFile.open(options.json, command, options.append)
     if options.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # OpenFHE is imported below
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before OpenFHE is imported
     row: Row = {
         "kind": BOOTSTRAP,
         "parameters": parameters.describe(),
@@ -77,7 +77,7 @@ def measure(parameters: Parameters, log_slots: int, complex_slots: bool, rounds:
         parameters: with bootstrapping.
         log_slots: log2 of the slots that differ; the ciphertext repeats them.
         complex_slots: bootstrap real and imaginary parts, which takes a context for complex slots.
-        rounds: bootstraps of ciphertexts of their own.
+        rounds: number of bootstraps, each of a new ciphertext.
     """
     from olac.backends.openfhe.context import make_context
     from olac.backends.openfhe.library import load
@@ -110,7 +110,7 @@ def measure(parameters: Parameters, log_slots: int, complex_slots: bool, rounds:
         found = context.Decrypt(keys.secretKey, result)
         found.SetLength(parameters.slots)
         given = np.array(found.GetCKKSPackedValue() if complex_slots else found.GetRealPackedValueArray())
-        errors.append(np.abs(given[:slots] - _bent(values, boots.correction)))
+        errors.append(np.abs(given[:slots] - _after_sine(values, boots.correction)))
     error = np.concatenate(errors)
     cpu, wall = min(spent)
     steps = fhe.CryptoContext.GetExistingEvalAutomorphismKeyIndices(keys.secretKey.GetKeyTag())
@@ -127,8 +127,8 @@ def measure(parameters: Parameters, log_slots: int, complex_slots: bool, rounds:
     }
 
 
-def _bent(values: np.ndarray[Any, Any], correction: int) -> np.ndarray[Any, Any]:
-    """The sine is no noise: programs know of it."""
+def _after_sine(values: np.ndarray[Any, Any], correction: int) -> np.ndarray[Any, Any]:
+    """Values after the sine, whose deviation is not noise: programs account for it."""
     from olac.ir.ops import bent
 
     if not np.iscomplexobj(values):
@@ -137,7 +137,7 @@ def _bent(values: np.ndarray[Any, Any], correction: int) -> np.ndarray[Any, Any]
 
 
 def _predicted(parameters: Parameters) -> dict[str, Any]:
-    """Of full and real slots, by the table of costs and the measured noises."""
+    """Predictions for full and real slots, by the cost table and the measured noises."""
     from olac.backends.cost import CostEvaluator
     from olac.ckks.bootstrapping import bootstrap_noise, precomputed_bytes
     from olac.costs.table import CostTable

@@ -1,4 +1,4 @@
-"""Strategies side by side: all are compiled and predicted, and those that fit in the time given are run."""
+"""Strategies side by side: all are compiled and predicted, and those that fit into the given time are run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MINUTE = 60.0
 
 @dataclass
 class _Candidate:
-    """A strategy: its program's folder, and the row of what is known of it."""
+    """A strategy: its program's folder, and the row of what is known about it."""
 
     folders: Folders
     request: Request
@@ -32,7 +32,7 @@ class _Candidate:
 
     @property
     def seconds(self) -> float:
-        """Predicted, of keys, set-up and all images."""
+        """Predicted seconds of keys, set-up and all images."""
         images = self.request["images"] * self.row["predicted_seconds"]
         return float(self.row["predicted_keygen_seconds"] + self.row["predicted_setup_seconds"] + images)
 
@@ -40,8 +40,8 @@ class _Candidate:
 def compare(options: argparse.Namespace, command: str, console: Console) -> list[Row]:
     """Predict all strategies of the command line, then run them, the fastest first, while there is time left.
 
-    A strategy that no parameters hold, and one that is not run, says why. The file has every row as soon as it is
-    known; one that was measured takes the place of its prediction.
+    The row of a strategy that no parameters can hold, or that is not run, gives the reason. The file has every row as
+    soon as it is known; a measured row replaces its prediction.
     """
     strategies = parse_strategies(options.compare, options.lowering)
     if any(strategy.fit is None for strategy in strategies):
@@ -78,7 +78,7 @@ def compare(options: argparse.Namespace, command: str, console: Console) -> list
 
 
 def _name(strategy: str) -> str:
-    """Of a strategy's folder."""
+    """Name of a strategy's folder."""
     return re.sub(r"[^0-9a-z-]+", "-", strategy)
 
 
@@ -93,7 +93,7 @@ def _predicted(options: argparse.Namespace, request: Request, reporter: Reporter
         "infeasible": None,
         "not_run": None,
     }
-    # The expected outputs are for runs.
+    # The expected outputs are needed for runs only.
     only_compiled: dict[str, Any] = request | {"images": 0}
     try:
         return row | encrypted.run_step("prepare", only_compiled, reporter.tell)

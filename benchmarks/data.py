@@ -23,24 +23,24 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A file of images; nothing but its header is read before `images` or `labels` is called."""
+    """A file of images; only its header is read before `images` or `labels` is called."""
 
     path: Path
     count: int
 
     def images(self, first: int) -> npt.NDArray[np.uint8]:
-        """The first ones, (first, height, width, 3)."""
+        """The first images, (first, height, width, 3)."""
         with np.load(self.path, allow_pickle=False) as data:
             return np.asarray(data["images"][:first], dtype=np.uint8)
 
     def labels(self, first: int) -> npt.NDArray[np.int64]:
-        """Of the first images, (first,)."""
+        """The labels of the first images, (first,)."""
         with np.load(self.path, allow_pickle=False) as data:
             return np.asarray(data["labels"][:first], dtype=np.int64)
 
 
 def data_folder(given: Path | None) -> Path:
-    """What `--data` says, or else the environment."""
+    """The folder that `--data` names, or else the environment variable."""
     folder = given or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
     if folder is None:
         raise DataError(f"no data: name a folder with --data or in the environment variable {ENVIRONMENT}; {HOW}")
@@ -50,7 +50,7 @@ def data_folder(given: Path | None) -> Path:
 
 
 def test_set(folder: Path, needed: int) -> ImageSet:
-    """The test images, of which so many are needed."""
+    """The test images, of which `needed` must be there."""
     path = folder / TEST
     if not path.is_file():
         raise DataError(f"{folder} has no {TEST}; {HOW}")
@@ -58,7 +58,7 @@ def test_set(folder: Path, needed: int) -> ImageSet:
 
 
 def training_set(folder: Path, needed: int) -> ImageSet:
-    """The training images: the smaller file where it has enough. Both hold the same ones in the same order."""
+    """The training images: the smaller file if it has enough. Both files hold the same images in the same order."""
     paths = [folder / name for name in TRAIN if (folder / name).is_file()]
     if not paths:
         raise DataError(f"{folder} has neither {TRAIN[1]} nor {TRAIN[0]}, for calibration; {HOW}")
@@ -73,7 +73,7 @@ def _enough(images: ImageSet, needed: int, option: str) -> ImageSet:
 
 
 def _opened(path: Path) -> ImageSet:
-    """The set in a file, by its headers alone."""
+    """The image set of a file, of which only the headers are read."""
     try:
         with zipfile.ZipFile(path) as archive:
             shape, dtype = _header(archive, "images")

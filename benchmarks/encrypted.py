@@ -1,7 +1,7 @@
 """Encrypted runs: seconds, memory and errors of a compiled program on test images, client and server as processes.
 
 This process computes nothing and loads neither torch nor OpenFHE: it starts the steps of `encrypted_steps` one after
-the other, shows how far they are and writes the row.
+the other, shows their progress and writes the row.
 """
 
 from __future__ import annotations
@@ -28,23 +28,22 @@ from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.encrypted_steps import Request, Result
 from benchmarks.results import ENCRYPTED, ResultsFile, Row, machine
 from benchmarks.strategies import Strategy, StrategyError, parse_strategies
-from olac.system.memory import available_bytes
+from olac.system.memory import GB, available_bytes
 from olac.system.threads import usable_threads
 
-GB = 1e9
 EVERY_SECONDS = 30.0
-"""How often progress is told where the output is no terminal."""
+"""Seconds between lines of progress if the output is no terminal."""
 DISK_MARGIN = 1.1
 
 Tell = Callable[[dict[str, Any]], None]
 
 
 class RunError(RuntimeError):
-    """An encrypted run that can't be or went wrong; the message says why, and what to do."""
+    """An encrypted run that is impossible or failed; the message says why, and what to do."""
 
 
 class Reporter:
-    """Tells how far a run is: a line that changes on a terminal, else a line every so often."""
+    """Shows the progress of a run: one line that changes on a terminal, otherwise a new line from time to time."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -52,25 +51,25 @@ class Reporter:
         self._next = 0.0
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
         self._next = time.monotonic() + EVERY_SECONDS
 
     def show(self, text: str) -> None:
-        """Where the run is now."""
+        """Show where the run is now."""
         if self._status is not None:
             self._status.update(text)
         elif time.monotonic() >= self._next:
             self.line(text)
 
     def tell(self, event: dict[str, Any]) -> None:
-        """Show what a step says."""
+        """Show the message of a step's event."""
         if "say" in event:
             self.show(event["say"])
 
     @contextmanager
     def showing(self) -> Iterator[None]:
-        """The line that changes is there within."""
+        """Within this, the line that changes is on the terminal."""
         if self._status is None:
             yield
             return
@@ -121,14 +120,14 @@ def run_step(name: str, request: Request, tell: Tell) -> Result:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the steps find each other's files: the server is never told the client's folder."""
+    """Where the steps find each other's files; the server's step is never told the client's folder."""
 
     root: Path
     program: Path
 
     @property
     def client(self) -> Path:
-        """The secret key, the images and what comes out."""
+        """The secret key, the images and the outputs."""
         return self.root / "client"
 
     @property
@@ -138,11 +137,11 @@ class Folders:
 
     @property
     def keys_record(self) -> Path:
-        """Which program the keys are of, and what making them took."""
+        """Which program the keys belong to, and what making them took."""
         return self.root / "keys.json"
 
     def make(self) -> None:
-        """The folders themselves; nobody else looks into the client's."""
+        """Make the folders; only their owner can look into the client's."""
         try:
             self.client.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.server.mkdir(parents=True, exist_ok=True)
@@ -150,12 +149,12 @@ class Folders:
             raise RunError(f"{self.root}: the folder can't be made: {error.strerror or error}") from error
 
     def remove_keys(self) -> None:
-        """Keys take several GB, and whoever has run a program may not need them again."""
+        """Delete the keys, which take several GB."""
         for folder in (self.client, self.server):
             shutil.rmtree(folder, ignore_errors=True)
 
     def keys(self, fingerprint: str) -> Result | None:
-        """What is known of keys of the program that are there already."""
+        """What is known of existing keys of the program; None if there are none."""
         if not ((self.client / "secret.key").is_file() and (self.server / "evaluation.keys").is_file()):
             return None
         try:
@@ -167,7 +166,7 @@ class Folders:
 
 @contextmanager
 def folders_of(work: Path | None, program: Path | None) -> Iterator[Folders]:
-    """The work folder; a temporary one is gone afterwards, with keys of several GB."""
+    """The work folder; a temporary one is deleted afterwards, with keys of several GB."""
     if work is not None:
         yield Folders(work.resolve(), (program or work / "program.olac").resolve())
         return
@@ -179,7 +178,7 @@ def folders_of(work: Path | None, program: Path | None) -> Iterator[Folders]:
 
 
 def run(options: argparse.Namespace, command: str, console: Console) -> Row:
-    """Measure what the command line asks for; the row, which is in the file already."""
+    """Measure what the command line asks for; returns the row, which has been written to the file."""
     strategy = one_strategy(options.strategy, options.lowering)
     folder = data_folder(options.data)
     test_set(folder, max(options.images, options.simulate or 0))
@@ -200,7 +199,7 @@ def run(options: argparse.Namespace, command: str, console: Console) -> Row:
 
 
 def measured(options: argparse.Namespace, folders: Folders, request: Request, reporter: Reporter) -> Row:
-    """Run all steps of a request and tell what came out; the row."""
+    """Run all steps of a request and show the results; returns the row."""
     facts, found = _steps(request, folders, reporter)
     row = {
         "kind": ENCRYPTED,
@@ -236,7 +235,7 @@ def request_of(
 
 
 def one_strategy(item: str, lowering: str) -> Strategy:
-    """The one strategy that is run, its convolutions as it says itself, or else. The model as it is can't be."""
+    """The one strategy to run, with its own lowering of convolutions or else the given one. Not the model itself."""
     strategies = parse_strategies([item], lowering)
     if len(strategies) != 1 or strategies[0].fit is None:
         raise StrategyError(f"--strategy takes one way to approximate activations, not {item!r}")
@@ -244,7 +243,7 @@ def one_strategy(item: str, lowering: str) -> Strategy:
 
 
 def pinned_of(options: argparse.Namespace) -> dict[str, Any]:
-    """What the command line says of parameters; DataError where they can't be."""
+    """The parameters that the command line pins; DataError if they are impossible."""
     pinned = {name: getattr(options, name) for name in ("insecure", "log_ring", "rest", "digits", "max_memory")}
     if pinned["digits"] is not None and pinned["rest"] is None:
         raise DataError("--digits pins parameters with bootstraps: give --rest, too")
@@ -256,7 +255,7 @@ def pinned_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _steps(request: Request, folders: Folders, reporter: Reporter) -> tuple[Result, Result]:
-    """All steps in turn: facts and predictions of the program, and what was measured."""
+    """Run all steps in turn; returns facts and predictions of the program, and what was measured."""
     tell = reporter.tell
     client = {"client": str(folders.client)}
     server = {"server": str(folders.server)}
@@ -280,7 +279,7 @@ def _steps(request: Request, folders: Folders, reporter: Reporter) -> tuple[Resu
             f"{keys['keygen_peak_rss_gb']:.2f} GB of memory"
         )
     else:
-        reporter.line("keys of this program are there and used again; their seconds are of when they were made")
+        reporter.line("existing keys of this program are used; their seconds are those of making them")
     encrypted = run_step("encrypt", request | client | server, tell)
     watch = Watch(facts, request["images"], reporter)
     served = run_step("serve", request | server, watch.tell)
@@ -289,7 +288,7 @@ def _steps(request: Request, folders: Folders, reporter: Reporter) -> tuple[Resu
 
 
 def prediction(facts: Result) -> list[str]:
-    """What the program will take, for people."""
+    """Lines about what the program will take."""
     return [
         facts["parameters"],
         f"predicted: {facts['predicted_seconds']:.0f} s an image, {facts['bootstraps']} bootstraps, "
@@ -300,7 +299,7 @@ def prediction(facts: Result) -> list[str]:
 
 
 def summary(row: Row) -> list[str]:
-    """What was measured, for people."""
+    """Lines about what was measured."""
     kinds = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in row["kind_seconds"].items())
     lines = [
         f"an image: {row['wall_seconds']:.1f} s on {row['threads']} threads "
@@ -316,7 +315,7 @@ def summary(row: Row) -> list[str]:
 
 
 def check_room(facts: Result, folders: Folders, making_keys: bool) -> None:
-    """Refuse what the machine has no memory or disk for, before any key is made."""
+    """Raise RunError if memory or disk are too small, before any key is made."""
     needed = max(facts["predicted_gb"], facts["predicted_client_gb"] if making_keys else 0.0)
     free = available_bytes() / GB
     if needed > free:
@@ -334,7 +333,7 @@ def check_room(facts: Result, folders: Folders, making_keys: bool) -> None:
 
 
 class Watch:
-    """Where the server is, and when it will be done, by the predicted seconds of what is left."""
+    """Shows where the server is, and when it will be done by the predicted seconds of what is left."""
 
     def __init__(self, facts: Result, images: int, reporter: Reporter) -> None:
         self._predicted: dict[str, float] = facts["predicted_node_seconds"]
@@ -344,7 +343,7 @@ class Watch:
         self._all = sum(self._predicted.values()) * images
 
     def tell(self, event: dict[str, Any]) -> None:
-        """Take an event of the server's."""
+        """Handle an event of the server's."""
         self._reporter.tell(event)
         if "node" not in event:
             return

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import sys
 import time
 import warnings
@@ -29,12 +28,12 @@ from olac.errors import OlacError
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap, LinearOp, Multiply, Polynomial, PolynomialProduct, Square
 from olac.program.program import CompiledProgram
+from olac.system.memory import GB, peak_rss_bytes
 
 Request = dict[str, Any]
 Result = dict[str, Any]
 Emit = Callable[[dict[str, Any]], None]
 
-GB = 1e9
 CHUNK = 64
 """Images that are simulated at a time."""
 KINDS = ("convolution", "activation", "bootstrap", "encode", "other")
@@ -43,16 +42,16 @@ UNLIMITED = 1 << 62
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one step; 0 with a result, 2 or 3 with an error that people can read: theirs, or one of olac's."""
+    """Run one step; 0 with a result, 2 for a user's mistake and 3 for an error of olac's, each with a message."""
     (name,) = sys.argv[1:] if arguments is None else arguments
-    # What libraries print must not get between the events.
+    # Keep what libraries print out of the events.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def emit(event: dict[str, Any]) -> None:
         print(json.dumps(event), file=events, flush=True)
 
-    # The row and the line of parameters say so, too.
+    # The row and the line of parameters say it, too.
     warnings.filterwarnings("ignore", ".*compiled without security")
     try:
         emit({"result": STEPS[name](json.load(sys.stdin), emit)})
@@ -65,19 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def peak_gb() -> float:
-    """The most resident memory of this process.
-
-    `ru_maxrss` would count what the process was before it began to run this program: a copy of its parent.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration, ValueError):
-        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib * 1024 / GB
 
 
 # What is run ---------------------------------------------------------------------------------------------------------
@@ -103,17 +89,17 @@ def prepare(request: Request, emit: Emit) -> Result:
 
 
 def recipe_file(program: Path) -> Path:
-    """Beside a program: what it was compiled from."""
+    """The file beside a program that says what it was compiled from."""
     return program.with_name(program.name + ".json")
 
 
 def _check_recipe(program: Path, wanted: dict[str, Any]) -> None:
-    """A program of another model would make rows that lie; one that came without a recipe is taken at its word."""
+    """DataError if a program was compiled from something else; a program without a recipe is accepted."""
     if not recipe_file(program).exists():
         return
     try:
         there = json.loads(recipe_file(program).read_text(encoding="utf-8"))
-        # Weights aren't needed any more; where none are named, those there are meant.
+        # Weights aren't needed any more; if none are named, those of the program are meant.
         other = [n for n in wanted if there[n] != wanted[n] and not (n == "weights" and wanted[n] is None)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{recipe_file(program)} does not say how {program.name} was compiled: {error}") from error
@@ -123,7 +109,7 @@ def _check_recipe(program: Path, wanted: dict[str, Any]) -> None:
 
 
 def recipe(model: str, weights: Path | None, strategy: str, calibration: int, pinned: dict[str, Any]) -> dict[str, Any]:
-    """What decides which program is made, as far as the command says it."""
+    """What determines the program, as far as the command says it."""
     content = None
     if weights is not None:
         try:
@@ -134,7 +120,7 @@ def recipe(model: str, weights: Path | None, strategy: str, calibration: int, pi
 
 
 def pinned_parameters(pinned: dict[str, Any]) -> Parameters | None:
-    """Parameters with bootstraps where the command pins the levels between them; ValueError where they are wrong."""
+    """Parameters with bootstraps if the command pins the levels between them; ValueError if they are impossible."""
     if pinned["rest"] is None:
         return None
     boots = Bootstrapping(pinned["rest"], correction=BOOTSTRAP_FIRST_BITS - BOOTSTRAP_SCALE_BITS)
@@ -151,7 +137,7 @@ def pinned_parameters(pinned: dict[str, Any]) -> Parameters | None:
 
 
 def _compile(request: Request, emit: Emit) -> CompiledProgram:
-    # Nothing of this stays: client and server are other processes.
+    # Imports here are not in the client's and the server's processes.
     try:
         import torch
 
@@ -184,7 +170,7 @@ def _compile(request: Request, emit: Emit) -> CompiledProgram:
 
 
 def _facts(program: CompiledProgram) -> Result:
-    """What the row says of the program itself."""
+    """What the row says about the program itself."""
     parameters, report = program.parameters, program.report
     return {
         "fingerprint": program.fingerprint,
@@ -223,7 +209,7 @@ def _predicted(program: CompiledProgram, threads: int) -> Result:
 
 
 def _expected(program: CompiledProgram, request: Request, emit: Emit) -> Result:
-    """Images and what `simulate` gives, into the client's folder; the accuracy of that on more images if asked for."""
+    """Write images and what `simulate` gives to the client's folder; returns its accuracy on more images if wanted."""
     from benchmarks.models import MODELS
 
     wanted = request["recipe"]
@@ -252,11 +238,11 @@ def _expected(program: CompiledProgram, request: Request, emit: Emit) -> Result:
 
 
 def keygen(request: Request, emit: Emit) -> Result:
-    """Make keys: the secret one into the client's folder, the others into the server's."""
+    """Make keys: the secret key into the client's folder, the others into the server's."""
     from olac.runtime import Client, client
 
     if request["force"]:
-        vars(client)["available_bytes"] = lambda: UNLIMITED  # asked for: the machine may swap
+        vars(client)["available_bytes"] = lambda: UNLIMITED  # as asked for: the machine may swap
     made = Client(CompiledProgram.load(request["program"]))
     start = time.perf_counter()
     keys = made.generate_keys(lambda done, total: emit({"say": f"making keys: {done} of {total}"}))
@@ -264,7 +250,8 @@ def keygen(request: Request, emit: Emit) -> Result:
     emit({"say": "writing keys"})
     made.save_secret_key(Path(request["client"]) / "secret.key", overwrite=True)
     keys.save(Path(request["server"]) / "evaluation.keys")
-    return {"keygen_seconds": round(seconds, 2), "keygen_peak_rss_gb": round(peak_gb(), 3), "key_bytes": keys.key_bytes}
+    peak = round(peak_rss_bytes() / GB, 3)
+    return {"keygen_seconds": round(seconds, 2), "keygen_peak_rss_gb": peak, "key_bytes": keys.key_bytes}
 
 
 def encrypt(request: Request, emit: Emit) -> Result:
@@ -281,7 +268,7 @@ def encrypt(request: Request, emit: Emit) -> Result:
 
 
 def decrypt(request: Request, emit: Emit) -> Result:
-    """Decrypt the results and hold them against `simulate`."""
+    """Decrypt the results and compare them with `simulate`."""
     from olac.runtime import Client, EncryptedResult
 
     folder = Path(request["client"])
@@ -319,7 +306,7 @@ def serve(request: Request, emit: Emit) -> Result:
     from olac.runtime import EncryptedInput, EvaluationKeys, Progress, Server, server
 
     if request["force"]:
-        vars(server)["available_bytes"] = lambda: UNLIMITED  # asked for: the machine may swap
+        vars(server)["available_bytes"] = lambda: UNLIMITED  # as asked for: the machine may swap
     program = CompiledProgram.load(request["program"])
     emit({"say": "loading keys"})
     start = time.perf_counter()
@@ -352,7 +339,7 @@ def serve(request: Request, emit: Emit) -> Result:
         "wall_seconds": round(sum(walls) / len(walls), 3),
         "wall_seconds_each": [round(seconds, 3) for seconds in walls],
         "setup_seconds": round(setup, 2),
-        "peak_rss_gb": round(peak_gb(), 3),
+        "peak_rss_gb": round(peak_rss_bytes() / GB, 3),
         "node_seconds": {name: round(seconds / len(walls), 4) for name, seconds in nodes.items()},
         "kind_seconds": _by_kind(program, nodes, encodes, len(walls)),
     }
@@ -361,7 +348,7 @@ def serve(request: Request, emit: Emit) -> Result:
 def _by_kind(
     program: CompiledProgram, nodes: dict[str, float], encodes: dict[str, float], images: int
 ) -> dict[str, float]:
-    """Seconds of an image by kind of node; what encoding took in them is a kind of its own."""
+    """Seconds of an image by kind of node; encoding is a kind of its own."""
     sums = dict.fromkeys(KINDS, 0.0)
     for name, seconds in nodes.items():
         sums["encode"] += encodes[name]
@@ -370,7 +357,7 @@ def _by_kind(
 
 
 def kind(node: Node) -> str:
-    """How a node counts in the sums."""
+    """The kind of a node in these sums."""
     if isinstance(node.op, LinearOp):
         return "convolution"
     if isinstance(node.op, Polynomial | PolynomialProduct | Square | Multiply):

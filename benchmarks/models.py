@@ -185,10 +185,10 @@ class Benchmark:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     deviation: tuple[float, float, float] = IMAGENET_STD
     weights: Path | None = None
-    """Weights that come with olac, or None."""
+    """The file of weights that come with olac, or None."""
 
     def load(self, weights: Path | None) -> nn.Module:
-        """The network in evaluation mode. ValueError where no weights are given and none come with olac."""
+        """The network in evaluation mode. ValueError if no weights are given and none come with olac."""
         path = weights or self.weights
         if path is None:
             raise ValueError("this network has no weights of its own: name a state dict with --weights")
@@ -221,4 +221,4 @@ MODELS: dict[str, Benchmark] = {
     **{f"resnet{depth}": _resnet(depth) for depth in (20, 32, 44, 56, 110)},
     "convnext": Benchmark(SmallConvNeXt, weights=ASSETS / "convnext_cifar10.safetensors"),
 }
-"""By the name that `--model` takes."""
+"""Benchmarks by the name that `--model` takes."""

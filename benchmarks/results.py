@@ -16,12 +16,13 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.strategies import FAMILIES, RELU, family_of, lowering_of
+from olac.system.memory import GB
 
 Row = dict[str, Any]
 
 PACKAGES = ("olac", "numpy", "scipy", "torch", "openfhe")
 SAME = ("model", "strategy", "images", "calibration_images")
-"""A new row takes the place of one that has these in common."""
+"""A new row replaces one that has the same values of these."""
 ENCRYPTED, PREDICTED, BOOTSTRAP = "encrypted", "predicted", "bootstrap"
 """The `kind` of rows of encrypted runs, of predictions of them, and of bootstraps; rows of accuracy have no kind."""
 SAME_ENCRYPTED = ("model", "strategy", "images", "threads", "parameters")
@@ -35,7 +36,7 @@ NEEDED = {
 }
 COLUMNS = ("model", "strategy", "total depth", "top-1", "agreement", "fit seconds", "degrees")
 LONG_ITEM = 20
-"""Strategies longer than this (plans) are cut in tables; the notes below have them whole."""
+"""Longer strategies (plans) are shortened in tables; the notes below give them in full."""
 PLOTS = (".svg", ".png")
 COLUMNS_ENCRYPTED = (
     "model",
@@ -103,7 +104,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 @dataclass
 class ResultsFile:
-    """A JSON file that is whole after every row, so that a run which is stopped loses nothing that it had done."""
+    """A JSON file that is complete after every row, so that a run that is stopped keeps all finished rows."""
 
     path: Path
     rows: list[Row]
@@ -111,7 +112,7 @@ class ResultsFile:
 
     @staticmethod
     def open(path: Path, command: str, append: bool) -> ResultsFile:
-        """Start a file; with `append`, with the rows and the commands that are in it already."""
+        """Start a file; with `append`, keep the rows and commands that are in it already."""
         if not path.parent.is_dir():
             raise ResultsError(f"the folder of {path} does not exist")
         if append and path.exists():
@@ -121,7 +122,7 @@ class ResultsFile:
         return ResultsFile(path, [], command)
 
     def add(self, row: Row, instead_of: Row | None = None) -> None:
-        """Take a row in, for an older one of the same measurement or in the place of another, and write the file."""
+        """Add a row and write the file; it replaces an older row of the same measurement, and `instead_of`."""
         place = next((i for i, old in enumerate(self.rows) if old is instead_of), len(self.rows))
         kept = [(i, old) for i, old in enumerate(self.rows) if not _same(old, row) and old is not instead_of]
         before = [old for i, old in kept if i < place]
@@ -143,7 +144,7 @@ def _same(old: Row, new: Row) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what the results depend on."""
+    """The versions of Python and of the packages that the results depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -166,7 +167,7 @@ def machine() -> str:
 
 
 def compressed(degrees: Sequence[int]) -> str:
-    """Degrees in network order, each with how often it comes in a row: 3, 3, 3, 7 is `3 (3), 7 (1)`."""
+    """Degrees in network order, each with how often it repeats: 3, 3, 3, 7 is `3 (3), 7 (1)`."""
     return ", ".join(f"{degree} ({len(list(group))})" for degree, group in groupby(degrees))
 
 
@@ -184,7 +185,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def rich_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """The rows for a terminal, all of one kind."""
+    """A table of rows for a terminal; all rows are of one kind."""
     given = list(rows)
     columns, cells = SHOWN[given[0].get("kind") if given else None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -209,7 +210,7 @@ def _encrypted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['cpu_seconds']:.1f}",
         f"{row['wall_seconds']:.1f}",
         f"{row['peak_rss_gb']:.2f}",
-        f"{row['key_bytes'] / 1e9:.2f}",
+        f"{row['key_bytes'] / GB:.2f}",
         str(row["bootstraps"]),
         error,
         f"{row['same_class']} of {row['images']}" if "same_class" in row else "",
@@ -226,7 +227,7 @@ def _predicted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(sum(row["depths"])),
         f"{row['predicted_seconds']:.0f}",
         f"{row['predicted_gb']:.2f}",
-        f"{row['predicted_key_bytes'] / 1e9:.2f}",
+        f"{row['predicted_key_bytes'] / GB:.2f}",
         str(row["bootstraps"]),
         f"2^{row['ring_dimension'].bit_length() - 1}",
     )
@@ -262,11 +263,11 @@ SHOWN: dict[str | None, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], tup
     PREDICTED: (COLUMNS_PREDICTED, _predicted_cells),
     BOOTSTRAP: (COLUMNS_BOOTSTRAP, _bootstrap_cells),
 }
-"""By kind of row: what tables show of it."""
+"""By kind of row: the columns of tables and the cells of a row."""
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown, each kind in a table of its own, with what they share below."""
+    """The rows in Markdown, a table for each kind, with notes below about what rows share."""
     kinds = list(dict.fromkeys(row.get("kind") for row in rows)) or [None]
     return "\n\n".join(_markdown(kind, [row for row in rows if row.get("kind") == kind]) for kind in kinds)
 
@@ -287,7 +288,7 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What rows of accuracy share, and what is wrong with some."""
+    """Notes about what rows of accuracy share, and about what is wrong with some."""
     notes: dict[str, None] = {}  # each once, in order
     if any(row["degrees"] for row in rows):
         notes["Degrees in network order: 3 (19) are 19 activations of degree 3."] = None
@@ -304,7 +305,7 @@ def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def require_plot(output: Path) -> None:
-    """Raise ResultsError where no plot could be written: another suffix, no folder, no matplotlib."""
+    """Raise ResultsError if a plot can't be written: wrong suffix, no folder, no matplotlib."""
     if output.suffix not in PLOTS:
         raise ResultsError(f"a plot is a file with suffix {' or '.join(PLOTS)}, not {output}")
     if not output.parent.is_dir():

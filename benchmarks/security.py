@@ -1,9 +1,9 @@
-"""What the lattice estimator says of the bounds of security, and of moduli between and beyond them.
+"""What the lattice estimator says about the bounds of security, and about moduli between and beyond them.
 
-`olac.ckks.security` holds every ring and secret to a largest modulus and interpolates between these. This computes
-what the cheapest known attack costs at each of them (tests/ckks_security.json), and a test compares. The estimator is
-no dependency: `INSTALL` says how to get it. Its own searches take hours at large rings and sparse secrets, so most of
-its cost functions are minimised here, by descent from several starts.
+`olac.ckks.security` sets a largest modulus for every ring and secret and interpolates between these. This computes the
+cost of the cheapest known attack at each of them (tests/ckks_security.json), and a test compares. The estimator is not
+a dependency: `INSTALL` says how to get it. Its own searches take hours at large rings and for sparse secrets, so most
+of its cost functions are minimised here, by descent from several starts.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from olac.ckks.parameters import ENCAPSULATION_WEIGHT, SPARSE_WEIGHT
 from olac.ckks.security import EARLIER_SECURITY_BOUNDS, ENCAPSULATION_BOUNDS, SECURITY_BOUNDS, SPARSE_SECURITY_BOUNDS
 
 REPOSITORY = "https://github.com/malb/lattice-estimator"
-INSTALL = f"""the lattice estimator is not there. In an environment of its own, with Python 3.12:
+INSTALL = f"""the lattice estimator can't be imported. In an environment of its own, with Python 3.12:
     pip install passagemath-standard-no-symbolics passagemath-symbolics
     git clone {REPOSITORY}
 and then, in that environment and from this folder: python -m benchmarks.security --estimator lattice-estimator ..."""
 MODEL = "RC.MATZOV, GSA"
-"""Of lattice reduction: of the classical models that the guidelines use the one with the lower costs."""
+"""The model of lattice reduction: of the classical models in the guidelines, the one with the lower costs."""
 SIGMA = 3.19
 """Standard deviation of the errors, as OpenFHE draws them."""
 DENSE, SPARSE, ENCAPSULATED = "ternary", "sparse", "encapsulated"
 WEIGHTS = {DENSE: None, SPARSE: SPARSE_WEIGHT, ENCAPSULATED: ENCAPSULATION_WEIGHT}
 BLOCK_SIZES = (80, 130, 180, 240, 300)
-"""Of lattice reduction, that searches for attacks on sparse secrets start from."""
+"""Block sizes from which searches for attacks on sparse secrets start."""
 SHARES = (0.1, 0.25, 0.45, 0.7)
-"""Of the weight that is expected among the guessed coordinates, likewise."""
+"""Shares of the weight that are expected among the guessed coordinates, from which they start, too."""
 KEPT_SHARES = (0.92, 0.85, 0.78, 0.7, 0.6, 0.5, 0.35, 0.25, 0.18, 0.13, 0.09, 0.065, 0.045)
-"""Of the coordinates that are not guessed, likewise."""
+"""Shares of the coordinates that are not guessed, from which they start, too."""
 WITHIN = (0.1, 0.25, 0.5, 0.75, 0.9)
-"""Where between two bounds there is an estimate, in 1 / log2(q)."""
+"""Positions between two bounds at which there is an estimate, in 1 / log2(q)."""
 BEYOND = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0)
-"""How far beyond the bound of 128 bits there is one."""
+"""Multiples of the bound of 128 bits at which there is an estimate."""
 
 
 class EstimatorError(Exception):
-    """The lattice estimator is not there."""
+    """The lattice estimator can't be imported."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Point:
 
 
 def points() -> list[Point]:
-    """All that is estimated, the bounds first."""
+    """All points that are estimated, the bounds first."""
     found = [Point(SPARSE, ring, q) for ring, q in SPARSE_SECURITY_BOUNDS[128].items()]
     found += [Point(ENCAPSULATED, ring, q) for ring, q in ENCAPSULATION_BOUNDS[128].items()]
     for tables in (SECURITY_BOUNDS, EARLIER_SECURITY_BOUNDS):
@@ -77,11 +77,11 @@ def points() -> list[Point]:
 
 
 def descend(cost: Callable[..., float], start: Sequence[int], steps: Sequence[int], lows: Sequence[int]) -> float:
-    """The least cost that steps along single coordinates reach, with steps that halve where none helps.
+    """The least cost that steps along single coordinates reach; steps are halved when none helps.
 
     Args:
         start, steps: of each coordinate.
-        lows: that coordinates do not go below.
+        lows: smallest value of each coordinate.
     """
     known: dict[tuple[int, ...], float] = {}
 
@@ -107,8 +107,9 @@ def descend(cost: Callable[..., float], start: Sequence[int], steps: Sequence[in
 
 
 def guesses(n: int, h: int, zeta: int, most: int) -> tuple[float, float]:
-    """How many ternary vectors of zeta coordinates have no more than `most` that are not zero, and how likely the
-    guessed part of a secret of weight h is one of them."""
+    """How many ternary vectors of zeta coordinates have at most `most` nonzero ones, and how likely the guessed part of
+    a secret of weight h is one of them.
+    """
     i = np.arange(most + 1)
 
     def choose(total: Any, taken: Any) -> Any:
@@ -121,7 +122,7 @@ def guesses(n: int, h: int, zeta: int, most: int) -> tuple[float, float]:
 
 
 def _use_numpy(estimator: Any, primal: Any, exactly: Any) -> None:
-    """Give the estimator's inner loops over all vectors of a basis to numpy: the same formulas, much faster.
+    """Replace the estimator's inner loops over all vectors of a basis by numpy: the same formulas, much faster.
 
     Args:
         exactly: the estimator's type of real numbers, whose exponents are not bounded.
@@ -186,21 +187,15 @@ class Estimator:
             sys.path.insert(0, str(folder))
         try:
             import estimator
-            from estimator import lwe_dual, lwe_guess, lwe_primal, prob
+            from estimator import lwe_dual, lwe_guess, lwe_primal
         except ImportError as error:
             raise EstimatorError(f"{INSTALL}\n({error})") from error
-        self._all, self._primal, self._dual, self._guess, self._prob = (
-            estimator,
-            lwe_primal,
-            lwe_dual,
-            lwe_guess,
-            prob,
-        )
+        self._all, self._primal, self._dual, self._guess = estimator, lwe_primal, lwe_dual, lwe_guess
         self._model = estimator.RC.MATZOV
         _use_numpy(estimator, lwe_primal, lwe_primal.RR)
         self._real = lwe_primal.RR
         lwe_dual.pi, lwe_dual.e = self._real(lwe_dual.pi), self._real(lwe_dual.e)  # numbers, no symbols
-        # As its own searches do, for the costs that are called here without them.
+        # The estimator's own searches do this, too; here its cost functions are called without them.
         lasting = dict.fromkeys(("mem", "beta", "delta", "d", "zeta", "t", "h1", "k"), False)
         estimator.cost.Cost.register_impermanent(rop=True, red=True, m=True, **lasting)
         where = Path(estimator.__file__).parent
@@ -208,7 +203,7 @@ class Estimator:
         self.commit = asked.stdout.strip()
 
     def estimate(self, point: Point) -> dict[str, float]:
-        """log2 of the word operations of each attack, the secret's coordinates being as many as the ring's."""
+        """log2 of the word operations of each attack; the secret has as many coordinates as the ring."""
         e, weight = self._all, WEIGHTS[point.secret]
         n = 1 << point.log_ring
         secret = e.ND.UniformMod(3) if weight is None else e.ND.SparseTernary(weight // 2, weight // 2, n)
@@ -232,10 +227,11 @@ class Estimator:
     def _guessing(self, given: Any, cost: Callable[[int, int, int], float]) -> float:
         """The least cost of an attack that guesses coordinates of a sparse secret.
 
-        Block size and weight are searched anew for each number of guessed coordinates: the three go together.
+        Block size and weight are searched anew for each number of guessed coordinates, as the three depend on each
+        other.
 
         Args:
-            cost: of a block size, of how many coordinates are guessed and of how many of these are not zero.
+            cost: as a function of the block size, the number of guessed coordinates and the number of nonzero ones.
         """
         weight, known = int(given.Xs.hamming_weight), {}
 
@@ -315,17 +311,17 @@ def _row(point: Point, costs: dict[str, float]) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the command line."""
+    """Add the options of the command line."""
     parser.add_argument("--estimator", type=Path, metavar="DIR", help="a checkout of the lattice estimator")
-    parser.add_argument("--commit", help="of the estimator, where the folder is no git checkout")
+    parser.add_argument("--commit", help="commit of the estimator, if the folder is no git checkout")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the estimates go")
     parser.add_argument("--append", action="store_true", help="keep the estimates that the file has already")
-    parser.add_argument("--rings", type=int, nargs="+", metavar="R", help="log2 of ring dimensions; all if left out")
-    parser.add_argument("--secrets", choices=list(WEIGHTS), nargs="+", metavar="S", help="of " + ", ".join(WEIGHTS))
+    parser.add_argument("--rings", type=int, nargs="+", metavar="R", help="log2 of ring dimensions; default: all")
+    parser.add_argument("--secrets", choices=list(WEIGHTS), nargs="+", metavar="S", help=", ".join(WEIGHTS))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Estimate and write, after each estimate all that there is.
+    """Estimate, and write all estimates after each one.
 
     Raises:
         EstimatorError: the estimator can't be imported; says how to install it.
@@ -357,7 +353,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """As `python -m benchmarks security`, in an environment that has the estimator but not what the others need."""
+    """As `python -m benchmarks security`, for an environment that has the estimator but not what the others need."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.security", description=__doc__)
     add_arguments(parser)
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
-from olac.passes.choose_lowerings import KINDS
-from olac.polynomials.fit import FitOptions
+from olac.passes.choose_lowerings import KINDS, Convolutions
+from olac.polynomials.modes import FitOptions
 
 RELU = "relu"
-"""The model as it is, with its own activations."""
+"""The model with its own activations."""
 
 WITH_NUMBER: dict[str, tuple[str, Callable[[int], FitOptions]]] = {
     "uniform": ("DEGREE", lambda n: FitOptions(degree=n)),
@@ -22,7 +23,7 @@ WITH_NUMBER: dict[str, tuple[str, Callable[[int], FitOptions]]] = {
     "default": ("DEPTH", lambda n: FitOptions(max_depth=n)),
     "bootstraps": ("COUNT", lambda n: FitOptions(max_bootstraps=n)),
 }
-"""By family: what its number means, and the options that it makes."""
+"""By family: what its number means, and the options that it stands for."""
 
 ALONE: dict[str, Callable[[], FitOptions | None]] = {
     "quadratic": lambda: FitOptions(method="quadratic"),
@@ -30,18 +31,18 @@ ALONE: dict[str, Callable[[], FitOptions | None]] = {
 }
 
 PLAN = "plan"
-"""Its degrees, one for each activation in network order, are joined by hyphens."""
+"""Followed by the degrees, one for each activation in network order, joined by hyphens."""
 
 AT = "@"
-"""Before the lowering of convolutions, in items that are lowered: `uniform:3@multiplexed`."""
+"""Followed by the lowering of convolutions, in items that are lowered: `uniform:3@multiplexed`."""
 
-AUTO = "auto"
+AUTO: Final = "auto"
 
 FAMILIES = (*WITH_NUMBER, *ALONE, PLAN)
 
 
 class StrategyError(ValueError):
-    """An item that is no strategy; the message names it and says what is allowed."""
+    """An item that is not a strategy; the message names it and says what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -49,33 +50,33 @@ class Strategy:
     """One item of the list.
 
     Attributes:
-        item: as it was written, with its lowering where that is not "auto".
-        fit: None for the model as it is.
+        item: as it was written, with its lowering unless that is "auto".
+        fit: None for the model with its own activations.
         convolutions: how they are lowered, as in `olac.CompileOptions`.
     """
 
     item: str
     fit: FitOptions | None
-    convolutions: str = AUTO
+    convolutions: Convolutions = AUTO
 
 
 def family_of(item: str) -> str:
-    """The part before the colon: what a plot draws as one line."""
+    """The part before the colon: a plot draws one line for each."""
     return item.split(AT, 1)[0].split(":", 1)[0]
 
 
 def lowering_of(item: str) -> str:
-    """The part from the @ on, or nothing."""
+    """The part from the @ on, or ""."""
     return item[len(item.split(AT, 1)[0]) :]
 
 
 def parse_strategies(arguments: Sequence[str], lowering: str | None = None) -> tuple[Strategy, ...]:
-    """The strategies of a list with commas or spaces between its items, in order, each once.
+    """The strategies of a list with commas or spaces between its items, in order, without repetitions.
 
     Args:
-        lowering: of convolutions in items that don't say; None where nothing is lowered and none may say.
+        lowering: of convolutions in items that don't name one; None if nothing is lowered and items must not name one.
 
-    Raises StrategyError for the first item that is none.
+    Raises StrategyError for the first invalid item.
     """
     items = [item for argument in arguments for item in re.split(r"[,\s]+", argument) if item]
     if not items:
@@ -85,11 +86,12 @@ def parse_strategies(arguments: Sequence[str], lowering: str | None = None) -> t
 
 
 def _lowered(item: str, lowering: str) -> Strategy:
-    """An item with its lowering, or the given one."""
+    """The strategy of an item, with its own lowering or else the given one."""
     plain, at, own = item.partition(AT)
-    how = own if at else lowering
-    if how not in KINDS:
-        raise StrategyError(f"strategy {item!r}: {how!r} is no lowering; there are {', '.join(KINDS)}")
+    named = own if at else lowering
+    how = next((kind for kind in KINDS if kind == named), None)
+    if how is None:
+        raise StrategyError(f"strategy {item!r}: {named!r} is no lowering; there are {', '.join(KINDS)}")
     strategy = _parsed(plain)
     return strategy if how == AUTO else replace(strategy, item=f"{plain}{AT}{how}", convolutions=how)
 

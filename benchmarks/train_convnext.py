@@ -2,14 +2,15 @@
 
     python -m benchmarks.train_convnext cifar10_train.npz cifar10_test.npz OUT.safetensors --epochs 24
 
-The .npz files hold `images` (uint8, n x 32 x 32 x 3) and `labels`. AdamW with a one-cycle schedule, label smoothing,
-flips, shifts by up to 4 pixels and a cut-out square; a moving average of the weights is kept. Written in half
-precision after every epoch; takes some 3 minutes an epoch on one core with bfloat16 instructions.
+The .npz files hold `images` (uint8, n x 32 x 32 x 3) and `labels`. The training uses AdamW with a one-cycle schedule,
+label smoothing, flips, shifts by up to 4 pixels and a cut-out square, and keeps a moving average of the weights. It
+writes this average in half precision after every epoch; an epoch takes about 3 minutes on one core with bfloat16
+instructions.
 
-With `--penalty` the loss also holds the mean squared excess of what goes into the activations over [-R, R], R being
-`--range`, so that polynomials of low degree can follow them there; `--start` goes on from weights trained before.
-The weights in the repository come from 20 epochs without it, 11 from there with `--rate 2e-3 --penalty 5 --seed 1`, and
-5 of `--epochs 7 --rate 1.5e-3 --penalty 10 --range 1.25 --seed 2`.
+With `--penalty` the loss also holds the mean squared excess of the inputs of activations over [-R, R], R being
+`--range`, so that polynomials of low degree can follow them there; `--start` continues from weights trained before. The
+weights in the repository come from 20 epochs without it, 11 more with `--rate 2e-3 --penalty 5 --seed 1`, and 5 of
+`--epochs 7 --rate 1.5e-3 --penalty 10 --range 1.25 --seed 2`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ RAMP = 0.2
 
 
 class Excess:
-    """Collects how far the inputs of a model's activations leave [-bound, bound], as gradients see it."""
+    """Collects how far the inputs of a model's activations leave [-bound, bound], with gradients."""
 
     def __init__(self, model: nn.Module, bound: float) -> None:
         self._bound = bound
@@ -52,7 +53,7 @@ class Excess:
 
 
 def augment(x: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """Flip, shift and cut out: each image by its own draw. (n, c, h, w) to the same shape."""
+    """Flip, shift and cut out, each image at random. (n, c, h, w) to the same shape."""
     n, _, h, w = x.shape
     x = torch.where(torch.rand(n, 1, 1, 1, generator=random) < 0.5, x.flip(3), x)
     padded = F.pad(x, (4, 4, 4, 4))
@@ -68,7 +69,7 @@ def augment(x: torch.Tensor, random: torch.Generator) -> torch.Tensor:
 
 @torch.no_grad()
 def top1(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of images whose largest logit is at their label."""
+    """Share of images whose largest logit is that of their label."""
     model.eval()
     right = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), labels.split(500), strict=True))
     return right / len(x)

@@ -20,32 +20,70 @@ if TYPE_CHECKING:
     from olac.compiler import approximate, calibrate, compile
     from olac.frontend import check
     from olac.options import CompileOptions
-    from olac.polynomials.fit import FitOptions
+    from olac.polynomials.modes import (
+        Agreement,
+        Channel,
+        Compensated,
+        Empirical,
+        FitOptions,
+        Fixed,
+        Minimax,
+        Normal,
+        Plan,
+        Quadratic,
+        Tolerance,
+        Within,
+    )
     from olac.program.program import ApproximatedModel, CompiledProgram
     from olac.runtime import Client, Server
 
+_MODES = (
+    "Agreement",
+    "Channel",
+    "Compensated",
+    "Empirical",
+    "Fixed",
+    "FitOptions",
+    "Minimax",
+    "Normal",
+    "Plan",
+    "Quadratic",
+    "Tolerance",
+    "Within",
+)
 _HOMES = {
     "compile": "olac.compiler",
     "approximate": "olac.compiler",
     "calibrate": "olac.compiler",
     "Calibration": "olac.calibration.statistics",
     "CompileOptions": "olac.compiler",
-    "FitOptions": "olac.polynomials.fit",
     "check": "olac.frontend",
     "ApproximatedModel": "olac.program",
     "CompiledProgram": "olac.program",
     "Client": "olac.runtime",
     "Server": "olac.runtime",
+    **dict.fromkeys(_MODES, "olac.polynomials.modes"),
 }
 
 __all__ = [
+    "Agreement",
     "ApproximatedModel",
     "Calibration",
+    "Channel",
     "Client",
+    "Compensated",
     "CompileOptions",
     "CompiledProgram",
+    "Empirical",
     "FitOptions",
+    "Fixed",
+    "Minimax",
+    "Normal",
+    "Plan",
+    "Quadratic",
     "Server",
+    "Tolerance",
+    "Within",
     "__version__",
     "approximate",
     "calibrate",

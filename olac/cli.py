@@ -20,7 +20,7 @@ from rich.text import Text
 from olac import __version__
 from olac.errors import OlacError, plain
 from olac.plugins import load_plugins
-from olac.system.memory import check_limits
+from olac.system.memory import GB, check_limits
 
 if TYPE_CHECKING:
     from olac.ir.head import Outputs
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class _Console(Console):
-    """rich's, which leaves it to `main` what happens if nobody reads any more."""
+    """rich's console, which leaves it to `main` what happens if nobody reads the output any more."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -36,20 +36,20 @@ class _Console(Console):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """As argparse's, with what was typed made fit for terminals."""
+        """argparse's message, with what was typed made safe for terminals."""
         super().error(plain(message))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 on success, 1 with a message for any of olac's errors, 2 for wrong usage.
 
-    130 where it was interrupted, 141 where nobody reads what it prints, 70 for an error that is a bug of olac's.
+    130 if it was interrupted, 141 if nobody reads the output, 70 for an error that is a bug of olac's.
     """
     # Threads that spin at OpenMP's barriers make every primitive several times slower as soon as another process wants
-    # a core; threads that sleep cost a few percent. It has to be said before torch or OpenFHE load the library.
+    # a core; threads that sleep cost a few percent. It has to be set before torch or OpenFHE loads the library.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # show characters that the terminal's encoding lacks as escapes
             stream.reconfigure(errors="backslashreplace")
     usual, warnings.formatwarning = warnings.formatwarning, _warning
     try:
@@ -88,11 +88,11 @@ def _main(arguments: Sequence[str] | None) -> int:
     except Exception as error:
         if os.environ.get("OLAC_TRACEBACK"):
             raise
-        # Neither its message nor its traceback: they may hold values of inputs.
+        # Show neither its message nor its traceback: they may hold values of inputs.
         return _failed(
             "internal error",
-            f"{type(error).__name__} at {_place(error)}. It is a bug of olac: please report it with the command. "
-            "OLAC_TRACEBACK=1 shows where it comes from.",
+            f"{type(error).__name__} at {_place(error)}. This is a bug of olac: please report it with the command. "
+            "With OLAC_TRACEBACK=1 the command shows the whole traceback.",
             70,
         )
 
@@ -100,7 +100,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 def _warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """One line, as for errors, and not the line of olac's that warns."""
+    """One line, as for errors, without the line of olac's code that warns."""
     return f"warning: {plain(message)}\n"
 
 
@@ -112,13 +112,13 @@ def _failed(kind: str, message: str, code: int = 1) -> int:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of olac's that an error went through."""
+    """The innermost line of olac's code that an error went through."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}olac{os.sep}" in frame.filename]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
 
 
 def _forget_stdout() -> None:
-    """Let nothing more be written there: Python would try at its end, and fail again."""
+    """Discard all further output: otherwise Python would write it at exit, and fail again."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -126,7 +126,7 @@ def _forget_stdout() -> None:
 
 
 def _from_zero(text: str) -> float:
-    """An argument that is a number of seconds, say."""
+    """An argument that is a number from 0 on, such as seconds."""
     value = float(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{plain(text)} is not a number from 0 on")
@@ -141,16 +141,14 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train, compile and run a digits CNN encrypted, and measure it")
     demo.add_argument("--output", type=Path, default=Path("build/demo.json"), help="the JSON file to write")
     demo.add_argument("--images", type=int, default=10, help="held-out images to encrypt (1 to 360)")
-    demo.add_argument("--degree", type=int, default=None, help="of every activation; chosen for each if left out")
+    demo.add_argument("--degree", type=int, default=None, help="degree of every activation (default: chosen for each)")
     demo.add_argument("--technique", choices=("FIXEDMANUAL", "FLEXIBLEAUTO"), default="FIXEDMANUAL")
     demo.set_defaults(run=_demo)
 
-    info = commands.add_parser("info", help="what a compiled program is and what it will take")
+    info = commands.add_parser("info", help="show what a compiled program is and what it will take")
     info.add_argument("program", type=Path)
-    info.add_argument("--costs", type=Path, metavar="FILE", help="predict from this table of calibrate-costs")
-    info.add_argument(
-        "--max-memory", type=_memory, metavar="GB", help="say what a server does within that; or with a unit, as 512MB"
-    )
+    info.add_argument("--costs", type=Path, metavar="FILE", help="predict by this table, which calibrate-costs wrote")
+    _add_max_memory(info, "show what a server does within this memory")
     info.set_defaults(run=_info)
 
     calibrate = commands.add_parser(
@@ -159,43 +157,41 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--output", type=Path, required=True, metavar="FILE", help="the table to write (JSON)")
     calibrate.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure")
     calibrate.add_argument(
-        "--rings", type=int, nargs="+", metavar="LOG2", help="log2 of the ring dimensions to measure (all of 12 ... 16)"
+        "--rings", type=int, nargs="+", metavar="LOG2", help="log2 of the rings to measure (default: 12 to 16)"
     )
-    calibrate.add_argument("--passes", type=int, default=1, help="times that all is measured; the fastest counts")
+    calibrate.add_argument("--passes", type=int, default=1, help="how often to measure everything; the fastest counts")
     calibrate.add_argument("--quick", action="store_true", help="few settings and calls, for a rough table")
     calibrate.set_defaults(run=_calibrate_costs)
 
     keygen = commands.add_parser(
-        "keygen", help="client: make secret.key (stays) and evaluation.keys (goes to the server)"
+        "keygen", help="client: make secret.key, which stays, and evaluation.keys, which the server gets"
     )
     keygen.add_argument("program", type=Path)
     keygen.add_argument("folder", type=Path)
-    keygen.add_argument("--overwrite", action="store_true", help="replace a secret key that is there already")
+    keygen.add_argument("--overwrite", action="store_true", help="replace an existing secret key")
     keygen.set_defaults(run=_keygen)
 
     encrypt = commands.add_parser("encrypt", help="client: encrypt images from a .npy file")
     for name in ("program", "secret_key", "images", "output"):
         encrypt.add_argument(name, type=Path)
     encrypt.add_argument(
-        "--force", action="store_true", help="encrypt images far outside the calibrated range too, with a warning"
+        "--force", action="store_true", help="also encrypt images far outside the calibrated range, with a warning"
     )
     encrypt.set_defaults(run=_encrypt)
 
     run = commands.add_parser("run", help="server: run a program on an encrypted input; needs no secret key")
     for name in ("program", "evaluation_keys", "input", "output"):
         run.add_argument(name, type=Path)
+    _add_max_memory(run, "memory that this process may take")
     run.add_argument(
-        "--max-memory", type=_memory, metavar="GB", help="that this process may take; or with a unit, as 512MB"
-    )
-    run.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="keeps what the run has come to; a later run continues from it"
+        "--checkpoint", type=Path, metavar="FILE", help="save the state of the run here; a later run continues from it"
     )
     run.add_argument(
         "--checkpoint-seconds",
         type=_from_zero,
         default=60.0,
         metavar="S",
-        help="between checkpoints without a bootstrap",
+        help="seconds between checkpoints, except at bootstraps",
     )
     run.set_defaults(run=_run)
 
@@ -203,13 +199,13 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("program", "secret_key", "result", "output"):
         decrypt.add_argument(name, type=Path)
     decrypt.add_argument(
-        "--input", type=Path, metavar="FILE", help="the encrypted input that it must be the result of: finds mix-ups"
+        "--input", type=Path, metavar="FILE", help="the encrypted input that the result must belong to"
     )
     decrypt.add_argument(
-        "--raw", action="store_true", help="what the program gives, such as logits, without the model's last steps"
+        "--raw", action="store_true", help="write the program's outputs, such as logits, without the model's last steps"
     )
     decrypt.add_argument(
-        "--decimals", type=int, metavar="D", help="round outputs that are to be shared (SECURITY.md says what it does)"
+        "--decimals", type=int, metavar="D", help="round outputs that will be shared (SECURITY.md says what that does)"
     )
     decrypt.set_defaults(run=_decrypt)
 
@@ -219,13 +215,15 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("program", "secret_key", "evaluation_keys", "images"):
         debug.add_argument(name, type=Path)
     debug.add_argument(
-        "--threshold", type=_from_zero, default=0.05, help="largest error that passes for right, in a layer's unit"
+        "--threshold", type=_from_zero, default=0.05, help="largest error of a layer that is right, in the layer's unit"
     )
-    debug.add_argument(
-        "--max-memory", type=_memory, metavar="GB", help="that this process may take; or with a unit, as 512MB"
-    )
+    _add_max_memory(debug, "memory that this process may take")
     debug.set_defaults(run=_debug)
     return parser
+
+
+def _add_max_memory(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--max-memory", type=_memory, metavar="GB", help=f"{what}; also with a unit, such as 512MB")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -237,7 +235,7 @@ def _demo(options: argparse.Namespace) -> None:
         raise OlacError(f"--images {options.images} is outside 1 ... 360")
     try:
         run_demo(options.output, options.images, degree=options.degree, technique=options.technique, console=_Console())
-    except ValueError as error:  # an option that can't be
+    except ValueError as error:  # an impossible option
         raise OlacError(str(error)) from error
 
 
@@ -255,7 +253,7 @@ def _info(options: argparse.Namespace) -> None:
     for line in parameter_lines(program):
         console.print(line, markup=False)
     console.print(
-        f"predicted: {estimate.seconds_per_image:.2f} s an image, keys of {estimate.key_bytes / 1e9:.3f} GB in "
+        f"predicted: {estimate.seconds_per_image:.2f} s an image, keys of {estimate.key_bytes / GB:.3f} GB in "
         f"{estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB "
         f"({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), client {estimate.client_gb:.2f} GB"
     )
@@ -293,7 +291,7 @@ def _keygen(options: argparse.Namespace) -> None:
     estimate = CompiledProgram.load(options.program).estimate()
     console = _Console()
     console.print(
-        f"keys of {estimate.key_bytes / 1e9:.3f} GB, about {estimate.keygen_seconds:.0f} s and "
+        f"keys of {estimate.key_bytes / GB:.3f} GB, about {estimate.keygen_seconds:.0f} s and "
         f"{estimate.client_gb:.2f} GB of memory"
     )
     with console.status("making keys") as status:
@@ -303,7 +301,7 @@ def _keygen(options: argparse.Namespace) -> None:
             overwrite=options.overwrite,
             progress=lambda done, total: status.update(f"making keys: {done} of {total}"),
         )
-    console.print(f"{plain(secret)}: keep it, whoever has it reads everything", soft_wrap=True, markup=False)
+    console.print(f"{plain(secret)}: keep it to yourself, whoever has it can decrypt all", soft_wrap=True, markup=False)
     console.print(f"{plain(evaluation)}: for the server", soft_wrap=True, markup=False)
 
 
@@ -347,7 +345,7 @@ def _run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _shown() -> Iterator[Callable[[Progress], None]]:
-    """Shows a run: one line that changes on a terminal, a line for each layer elsewhere."""
+    """Shows a run: one line that changes on a terminal, otherwise a line for each layer."""
     console = _Console()
     with console.status("loading keys") as status:
 
@@ -360,8 +358,8 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
                 if console.is_terminal:
                     status.update(Text(line))
                 else:
-                    print(line, flush=True)  # files and pipes keep every line as it comes
-            except OSError:  # nobody reads it, or its disk is full: no reason to end a run of hours
+                    print(line, flush=True)  # files and pipes get every line at once
+            except OSError:  # nobody reads it, or its disk is full: a run of hours goes on
                 _forget_stdout()
 
         yield show
@@ -385,13 +383,13 @@ def _stopped(last: Progress | None, checkpoint: Path | None) -> str:
     elif not checkpoint.exists():
         kept = "there was no checkpoint yet"
     else:
-        upto = f" the run up to {plain(last.checkpoint)}" if last is not None and last.checkpoint else " what there was"
-        kept = f"{plain(checkpoint)} holds{upto}: the same command continues from there"
+        upto = f"up to {plain(last.checkpoint)}" if last is not None and last.checkpoint else "as it was before"
+        kept = f"{plain(checkpoint)} holds the run {upto}: the same command continues from there"
     return f"interrupted {where}; {kept}"
 
 
 def _duration(seconds: float) -> str:
-    """For people: 40 s, 12 min, 3.5 h."""
+    """A duration for people: 40 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
@@ -410,7 +408,7 @@ def _decrypt(options: argparse.Namespace) -> None:
         decimals=options.decimals,
     )
     shown = ".4g" if options.decimals is None else f".{max(options.decimals, 0)}f"
-    # Not among the bytes of a file that goes to standard output.
+    # Keep these lines out of a result that goes to standard output.
     stream = sys.stderr if os.path.realpath(options.output) == os.path.realpath("/dev/stdout") else sys.stdout
     for row in values.reshape(len(values), -1):
         print(_outcome(row, shown), file=stream)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,15 +21,14 @@ from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead, Outputs
 from olac.ir.ops import Array, LinearOp
 from olac.ir.split import split_head
-from olac.options import CompileOptions, Stages, telling, with_choices
+from olac.options import CompileOptions, Keywords, Stages, telling, with_choices
 from olac.passes.base import Pass, PassContext, PassManager
-from olac.passes.clamp_functions import with_finite_functions
+from olac.passes.clamp_functions import ClampFunctions
 from olac.passes.pipeline import approximation_pipeline
 from olac.plugins import load_plugins
 from olac.program.program import ApproximatedModel, CompiledProgram
 from olac.program.promises import (
     data_shortfalls,
-    goal,
     goal_shortfalls,
     last_function,
     refuse_shortfalls,
@@ -41,6 +40,9 @@ from olac.selection.lower import lower
 from olac.system.internal import callers, guard
 from olac.system.memory import memory_for
 from olac.system.threads import usable_threads
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 STRUCTURE_TOLERANCE = 1e-3
 """Largest relative difference of the lifted graph from the model: torch computes in single precision."""
@@ -99,10 +101,9 @@ def approximate(
     calib_loader: Iterable[Any] | Calibration,
     options: CompileOptions | None = None,
     *,
-    activations: Activations | None = None,
     pipeline: Sequence[Pass] | None = None,
     progress: Stages | None = None,
-    **choices: Any,
+    **choices: Unpack[Keywords],
 ) -> ApproximatedModel:
     """Replace a model's activations by fitted polynomials; stops before any choice of CKKS parameters.
 
@@ -111,10 +112,10 @@ def approximate(
         calib_loader: yields tensors or tuples whose first item is a batch of images; labels are not needed. Or what
             `calibrate` gave for this model.
         options: see `CompileOptions`.
-        activations: see `CompileOptions`.
         pipeline: other passes from stage TRACED to POLYNOMIAL.
         progress: called with a line of text as each step begins.
-        choices: single fields of `CompileOptions` or `FitOptions`, e.g. method="empirical", degree=7, max_depth=40.
+        choices: single fields of `CompileOptions` or `FitOptions`, e.g. method="empirical", degree=7, max_depth=40; in
+            the place of strings also types, e.g. method=olac.Minimax(alpha=7), degrees=olac.Within(levels=40).
 
     Raises:
         UnsupportedModelError: with every node that can't be compiled.
@@ -122,10 +123,7 @@ def approximate(
         CalibrationError: an empty loader, NaN, batches that don't fit the model, a calibration of another model, a
             given function that isn't finite in its calibrated range.
     """
-    chosen = with_choices(options or CompileOptions(), choices)
-    if activations is not None:
-        chosen = replace(chosen, activations=activations)
-    approximated, _ = _approximate(model, calib_loader, chosen, pipeline, progress)
+    approximated, _ = _approximate(model, calib_loader, with_choices(options, choices), pipeline, progress)
     return approximated
 
 
@@ -138,7 +136,7 @@ def compile(
     pipeline: Sequence[Pass] | None = None,
     lowering: Sequence[Pass] | None = None,
     progress: Stages | None = None,
-    **choices: Any,
+    **choices: Unpack[Keywords],
 ) -> CompiledProgram:
     """Compile a trained model into a program that OpenFHE runs on encrypted inputs.
 
@@ -153,7 +151,7 @@ def compile(
         InfeasibleError: no parameters meet depth, precision, security and max_memory; says which limit fails.
         SecurityError: pinned parameters are below the security asked for.
     """
-    chosen = with_choices(options or CompileOptions(), choices)
+    chosen = with_choices(options, choices)
     approximated, calibration = _approximate(model, calib_loader, chosen, pipeline, progress)
     return lower(approximated, calibration, chosen, lowering, progress)
 
@@ -181,8 +179,9 @@ def _approximate(
         whole = lift(traced, options.client_head)
         calibration = _calibrate(traced, whole, batches, say, SAMPLE_IMAGES, SAMPLE_BYTES)
     graph, head = split_head(whole, options.client_head)
-    bounded, clamped = with_finite_functions(_with_bounds(graph, calibration), calibration)
-    structure = _structure_error(graph, head, calibration, given=isinstance(loader, Calibration))
+    checked = PassContext(calibration=calibration)
+    bounded = PassManager([ClampFunctions()]).run(_with_bounds(graph, calibration), checked)
+    structure = _structure_error(graph, head, calibration, isinstance(loader, Calibration), options.seed)
     with callers():
         criterion = criterion_for(
             options.task, calibration.held_out_outputs, last_function(graph, head), graph.inputs[0].type.shape
@@ -192,26 +191,28 @@ def _approximate(
         refuse_shortfalls(data, ())
     say("fitting polynomials")
     sample = calibration.sample if len(calibration.sample) else calibration.choosing
+    images = ImageFitter(sample, calibration.choosing, say, criterion, head.apply, options.seed)
     context = PassContext(
         calibration=calibration,
         costs=options.costs,
         threads=options.threads or usable_threads(),
-        images=ImageFitter(sample, calibration.choosing, say, criterion, head.apply),
+        images=images,
     )
     manager = PassManager(pipeline or approximation_pipeline(options.fit), options.dump_after, options.dump, say)
     result = manager.run(bounded, context)
     check_result = self_check(
-        ApproximatedModel(result, head=head), graph, calibration, criterion, goal(options.fit), structure
+        ApproximatedModel(result, head=head), graph, calibration, criterion, options.fit.min_agreement, structure
     )
     missed = goal_shortfalls(check_result)
     if options.strict:
         refuse_shortfalls(data, missed)
+    outliers = calibrations.outlier_notes(graph, calibration)
     report = Report(
         fits=tuple(context.fits),
         front=tuple(context.front),
         check=check_result,
         pass_seconds=tuple((timing.name, timing.seconds) for timing in manager.timings),
-        notes=(*missed, *value_notes(check_result), *data, *clamped, *calibrations.outlier_notes(graph, calibration)),
+        notes=(*missed, *value_notes(check_result), *data, *checked.notes, *context.notes, *outliers),
     )
     return ApproximatedModel(result, report, head), calibration
 
@@ -226,7 +227,7 @@ def _with_bounds(graph: Graph, calibration: Calibration) -> Graph:
     )
 
 
-def _structure_error(graph: Graph, head: OutputHead, calibration: Calibration, given: bool) -> float:
+def _structure_error(graph: Graph, head: OutputHead, calibration: Calibration, given: bool, seed: int) -> float:
     """The lifted graph against the model, before anything is approximated: a difference is a bug of ours.
 
     Or the calibration was `given` and is of another model.
@@ -245,7 +246,7 @@ def _structure_error(graph: Graph, head: OutputHead, calibration: Calibration, g
         error = float(np.max(np.abs(scores.reshape(theirs.shape) - theirs))) / size
     if error <= STRUCTURE_TOLERANCE:
         return error
-    if not error <= STRUCTURE_TOLERANCE + ROUNDING_MARGIN * _rounding_error(graph, head, images, scores) / size:
+    if not error <= STRUCTURE_TOLERANCE + ROUNDING_MARGIN * _rounding_error(graph, head, images, scores, seed) / size:
         if given:
             raise CalibrationError(
                 f"the calibration is of another model: its outputs differ by {error:.2g} of the largest from this one's"
@@ -256,9 +257,9 @@ def _structure_error(graph: Graph, head: OutputHead, calibration: Calibration, g
     return error
 
 
-def _rounding_error(graph: Graph, head: OutputHead, images: Array, exact: Outputs) -> float:
+def _rounding_error(graph: Graph, head: OutputHead, images: Array, exact: Outputs, seed: int) -> float:
     """How far single precision alone takes the outputs: much, where large values cancel."""
-    random, values = np.random.default_rng(0), dict[str, Array]()
+    random, values = np.random.default_rng(seed), dict[str, Array]()
 
     def rounded(node: Node, value: Array) -> Array:
         if isinstance(node.op, LinearOp):  # what is added up may be far larger than the sum

@@ -25,15 +25,14 @@ from olac.compiler import compile as compile_model
 from olac.costs.table import CostTable
 from olac.errors import ArtifactError, plain
 from olac.ir.ops import Array
-from olac.polynomials.fit import FitOptions
+from olac.polynomials.modes import FitOptions
 from olac.program.program import CompiledProgram
 from olac.report import parameter_lines, plan_table
 from olac.runtime import Client, Progress, Server
 from olac.system.files import Output, check_apart, check_folder, check_writable, make_folder, write_files
-from olac.system.memory import peak_rss_bytes
+from olac.system.memory import GB, peak_rss_bytes
 from olac.system.threads import usable_threads
 
-GB = 1e9
 SEED = 0
 HELD_OUT = 360
 CALIBRATION_IMAGES = 512
@@ -62,7 +61,7 @@ class DigitsNet(nn.Module):
 
 @dataclass(frozen=True)
 class Digits:
-    """scikit-learn's 8x8 digits, scaled to [0, 1], split by a seeded permutation."""
+    """scikit-learn's 8x8 digits, scaled to [0, 1] and split by a seeded permutation."""
 
     train_images: torch.Tensor
     train_labels: torch.Tensor
@@ -71,7 +70,7 @@ class Digits:
 
 
 def load_digits() -> Digits:
-    """1,437 training and 360 held-out images of shape (1, 8, 8), held-out ones in the order of their index."""
+    """1,437 training and 360 held-out images of shape (1, 8, 8), the held-out ones in the order of their index."""
     from sklearn.datasets import load_digits as load
 
     data = load()
@@ -85,7 +84,7 @@ def load_digits() -> Digits:
 def train(digits: Digits, epochs: int = 25) -> DigitsNet:
     """A trained network, the same every time on one machine."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # Batches this small gain nothing from a second thread, and lose much on a busy machine.
+    torch.set_num_threads(1)  # Such small batches gain nothing from a second thread, and lose much on a busy machine.
     try:
         return _train(digits, epochs)
     finally:
@@ -134,11 +133,11 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     """
     begin = time.perf_counter()
     out = console or Console()
-    # What can't be chosen or written is to be told at once, too.
+    # Report at once what can't be chosen or written.
     if choices.get("degree") is not None:
         FitOptions(degree=choices["degree"])
     outputs = _outputs(output)
-    load_openfhe()  # A Python without it is to be told at once, not after training.
+    load_openfhe()  # Fail at once if it can't be loaded, not after training.
     with out.status("training a CNN on 8x8 digits"):
         digits = load_digits()
         net = train(digits)
@@ -213,16 +212,16 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
         f"{report['agreement']:.0%} of {len(results)} encrypted images agree with PyTorch; "
         f"{report['seconds_per_image']:.2f} s an image, {report['peak_rss_gb']:.2f} GB at the peak, "
         f"{report['total_seconds']:.0f} s in all; written to {plain(output)}, "
-        f"beside it the program (.olac) and the images (.npy) for `olac keygen`, `encrypt`, `run` and `decrypt`",
+        f"with the program (.olac) and the images (.npy) for `olac keygen`, `encrypt`, `run` and `decrypt` beside it",
         markup=False,
     )
     return report
 
 
 def _outputs(output: Path) -> dict[str, Path]:
-    """The files of a demo by what they are; ArtifactError where one can't be written."""
+    """The files of a demo by their roles; ArtifactError if one can't be written."""
     if not output.name:
-        raise ArtifactError(f"{plain(output)}: names no file. Name the JSON file that the demo is to write.")
+        raise ArtifactError(f"{plain(output)}: names no file. Name the JSON file that the demo should write.")
     outputs = {"report": output, "program": output.with_suffix(".olac"), "images": output.with_suffix(".npy")}
     check_apart(outputs, {})
     if output.parent.exists():

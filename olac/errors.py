@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 
 def plain(text: object) -> str:
-    """Text for one line: what a terminal would obey or not show, line breaks included, as an escape such as \\x1b."""
+    """Text for one line: characters that a terminal would obey or not show become escapes such as \\x1b, line breaks,
+    too.
+    """
     return _escaped(str(text), "")
 
 
@@ -56,7 +58,7 @@ class UnsupportedModelError(OlacError):
         super().__init__(f"{count} place{'s' if count != 1 else ''} in the model can't be compiled:\n{lines}")
 
     def __reduce__(self) -> tuple[type[UnsupportedModelError], tuple[tuple[UnsupportedNode, ...]]]:
-        """As exceptions are pickled, but from the nodes: workers send it to who waits for them."""
+        """As exceptions are pickled, but from the nodes: worker processes send this error to the process that waits."""
         return type(self), (self.nodes,)
 
 
@@ -65,7 +67,7 @@ class CalibrationError(OlacError):
 
 
 class InfeasibleError(OlacError):
-    """No parameters satisfy the request, or there is not enough memory; says which limit fails and what would do."""
+    """No parameters satisfy the request, or there is not enough memory; says which limit fails and what would help."""
 
 
 class SecurityError(OlacError):
@@ -99,7 +101,7 @@ class MissingKeyError(BackendError):
 class VerificationError(OlacError):
     """An invariant of the compiler is broken: a bug in olac or in a pass, op or lifting that was registered with it.
 
-    Its text ends with one sentence that says what to report.
+    Its text ends with a sentence that says what to report.
     """
 
     def __str__(self) -> str:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 from olac.analysis.noise import MAX_SCALE_BITS
-from olac.approximation.criterion import TASKS, Criterion
+from olac.approximation.criterion import TASKS, Criterion, Task
 from olac.ckks.parameters import Parameters
-from olac.ckks.primes import FIXED, TECHNIQUES
+from olac.ckks.primes import FIXED, TECHNIQUES, Technique
 from olac.ckks.security import SECURITY_BOUNDS
 from olac.costs.table import CostTable
+from olac.frontend.custom import Activations
 from olac.ir.ops import Array
-from olac.passes.choose_lowerings import KINDS
-from olac.polynomials.fit import FitOptions
+from olac.passes.choose_lowerings import KINDS, Convolutions
+from olac.polynomials.modes import KEYWORDS, Degrees, Effects, FitOptions, Method, MethodName, spelled_out
+from olac.system.choices import require_known, require_one_of
 from olac.system.internal import callers_own
 from olac.system.memory import bytes_of
 
 Stages = Callable[[str], None]
+Asked: TypeAlias = Task | Criterion | Callable[[Array, Array], Array]
 
 
 def telling(progress: Stages | None) -> Stages:
@@ -63,39 +66,40 @@ class CompileOptions:
         client_head: the client computes a model's last softmax, argmax, scales and functions that never fall, such as
             sigmoid, exactly, on decrypted outputs (see `olac.ir.split`); so it sees what goes into them. Without it
             such functions become polynomials as all others, and softmax and argmax are refused.
+        seed: of all that is random: the order of images in fits, what is done to them, and simulated noise.
     """
 
     fit: FitOptions = field(default_factory=FitOptions)
     precision: float | None = None
     security: int = 128
     insecure: bool = False
-    technique: str = FIXED
+    technique: Technique = FIXED
     log_ring: int | None = None
     scale_bits: int | None = None
     parameters: Parameters | None = None
     max_memory: float | str | None = None
     batch: int = 1
-    convolutions: str = "auto"
+    convolutions: Convolutions = "auto"
     threads: int | None = None
     costs: CostTable | None = None
-    activations: Mapping[Any, Callable[[Any], Any] | None] = field(default_factory=dict)
+    activations: Activations | None = None
     dump_after: Sequence[str] = ()
     dump: Callable[[str, str], None] | None = None
-    task: str | Criterion | Callable[[Array, Array], Array] = "auto"
+    task: Asked = "auto"
     strict: bool = False
     client_head: bool = True
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.precision is not None and not 0 < self.precision < 1:
             raise ValueError(f"precision {self.precision} is outside 0 ... 1")
-        if isinstance(self.task, str) and self.task not in TASKS:
-            raise ValueError(f"task {self.task!r} is not one of {', '.join(TASKS)}")
+        if isinstance(self.task, str):
+            require_one_of("task", self.task, TASKS)
         if self.max_memory is not None:
             bytes_of(self.max_memory, "max_memory")
         if self.batch < 1:
             raise ValueError(f"batch {self.batch} is below 1")
-        if self.convolutions not in KINDS:
-            raise ValueError(f"convolutions {self.convolutions!r} is not one of {', '.join(KINDS)}")
+        require_one_of("convolutions", self.convolutions, KINDS)
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads {self.threads} is below 1")
         if self.security not in SECURITY_BOUNDS:
@@ -107,13 +111,15 @@ class CompileOptions:
                 f"the pinned parameters are for {self.parameters.security}-bit security, {self.security} bits are "
                 "asked for. Pin others, or ask for less."
             )
-        if self.technique not in TECHNIQUES:
-            raise ValueError(f"scaling technique {self.technique!r} is not one of {', '.join(TECHNIQUES)}")
+        require_one_of("scaling technique", self.technique, TECHNIQUES)
         if self.log_ring is not None and not 10 <= self.log_ring <= 17:
             raise ValueError(f"log2 of the ring dimension {self.log_ring} is outside 10 ... 17")
         least = (self.log_ring or 12) + 4
         if self.scale_bits is not None and not least <= self.scale_bits <= MAX_SCALE_BITS:
             raise ValueError(f"a scale of {self.scale_bits} bits is outside {least} ... {MAX_SCALE_BITS}")
+
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed {self.seed} is outside 0 ... 2^63 - 1")
 
     @property
     def memory_limit(self) -> float | None:
@@ -121,10 +127,62 @@ class CompileOptions:
         return None if self.max_memory is None else bytes_of(self.max_memory, "max_memory")
 
 
-def with_choices(options: CompileOptions, choices: dict[str, Any]) -> CompileOptions:
-    fit = {k: v for k, v in choices.items() if k in FitOptions.__dataclass_fields__}
-    rest = {k: v for k, v in choices.items() if k not in fit}
-    unknown = sorted(set(rest) - set(CompileOptions.__dataclass_fields__))
-    if unknown:
-        raise TypeError(f"there is no option {', '.join(unknown)}")
-    return replace(options, fit=replace(options.fit, **fit), **rest)
+class FitKeywords(TypedDict, total=False):
+    """The fields of `FitOptions`."""
+
+    method: MethodName | Method
+    degree: int | None
+    plan: tuple[int, ...] | None
+    degrees: Effects | Degrees
+    max_depth: int | None
+    max_bootstraps: int | None
+    min_agreement: float | None
+    max_latency: float | None
+    tolerance: float | None
+    max_degree: int | None
+    r: float
+    floor: float | None
+    padding: float | None
+    ridge: float | None
+    alpha: int
+    refit: bool
+    reconstruct: int
+
+
+class Keywords(FitKeywords, total=False):
+    """What `compile` and `approximate` take as keywords: the fields of `CompileOptions` and of `FitOptions`."""
+
+    fit: FitOptions
+    precision: float | None
+    security: int
+    insecure: bool
+    technique: Technique
+    log_ring: int | None
+    scale_bits: int | None
+    parameters: Parameters | None
+    max_memory: float | str | None
+    batch: int
+    convolutions: Convolutions
+    threads: int | None
+    costs: CostTable | None
+    activations: Activations | None
+    dump_after: Sequence[str]
+    dump: Callable[[str, str], None] | None
+    task: Asked
+    strict: bool
+    client_head: bool
+    seed: int
+
+
+def with_choices(options: CompileOptions | None, choices: Keywords) -> CompileOptions:
+    """The options, or the defaults, with keywords in the place of single fields.
+
+    Raises:
+        TypeError: there is no such keyword; names the nearest.
+        ValueError: a value, or a combination of values, that makes no sense.
+    """
+    require_known(choices, Keywords.__annotations__)
+    fitting = spelled_out({name: value for name, value in choices.items() if name in KEYWORDS})
+    others: dict[str, Any] = {name: value for name, value in choices.items() if name not in KEYWORDS}
+    made = replace(options or CompileOptions(), **others)
+    return replace(made, fit=replace(made.fit, **fitting))

@@ -1,6 +1,6 @@
-"""Extensions from other packages: what an entry point of the group `olac.plugins` names is imported and called.
+"""Extensions from other packages: entry points of the group `olac.plugins` are imported and called.
 
-A package that adds ops, kernels or frontend handlers registers them in a function of its own and says so in its
+A package that adds ops, kernels or frontend handlers registers them in a function of its own and names it in its
 setup.cfg:
 
     [options.entry_points]
@@ -22,7 +22,7 @@ class PluginError(OlacError):
 
 @functools.lru_cache(maxsize=1)
 def load_plugins() -> tuple[str, ...]:
-    """Load every installed extension once; their names."""
+    """Load every installed extension once; returns their names."""
     names = []
     for entry in sorted(entry_points(group="olac.plugins"), key=lambda entry: entry.name):
         try:
@@ -30,7 +30,7 @@ def load_plugins() -> tuple[str, ...]:
         except Exception as error:
             raise PluginError(
                 f"the extension {entry.name} ({entry.value}) failed: {type(error).__name__}: {error}. "
-                "Mend it, or uninstall its package."
+                "Fix it, or uninstall its package."
             ) from error
         names.append(entry.name)
     return tuple(names)

@@ -1,4 +1,4 @@
-"""What a program is, for people: parameters, plan and fits."""
+"""What people read about a program: parameters, plan and self-check."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from olac.program.report import SelfCheck, percent
 if TYPE_CHECKING:
     from olac.runtime.debug import Row
 
-GB = 1e9
 SHOWN_NOTES = 100
 SHOWN_CHARACTERS = 2000
 
 
 def parameter_lines(program: CompiledProgram) -> list[str]:
-    """Ring, chain, security, keys, what the client computes and the self-check, a line each."""
+    """Ring, chain, security, keys, what the client computes and the self-check, one line each."""
     parameters = program.parameters
     lines = [
         f"ring dimension {parameters.ring_dimension}, {parameters.depth} levels of {parameters.scale_bits} bits, "
@@ -60,11 +59,11 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
 
 
 def _composed(count: int) -> str:
-    return f"; {count} steps that are rare are composed of others" if count else ""
+    return f"; {count} rare steps are composed of others" if count else ""
 
 
 def _check_lines(check: SelfCheck) -> list[str]:
-    """The self-check, for people."""
+    """The lines about the self-check."""
     lines = [
         f"self-check as {check.task} on {check.images} calibration images that decided nothing: agreement "
         f"{percent(check.agreement)} ({check.meaning or 'images whose largest output is the same'}), 95% confidence "
@@ -74,7 +73,7 @@ def _check_lines(check: SelfCheck) -> list[str]:
     ]
     if check.goal is not None and check.low < check.goal <= check.agreement:
         if check.images_to_goal is None:
-            lines.append(f"the interval reaches below {percent(check.goal)}; no number of images narrows it to that")
+            lines.append(f"the interval reaches below {percent(check.goal)}; no number of images raises it to that")
         else:
             needed = calibration_images(check.images_to_goal)
             lines.append(
@@ -89,7 +88,7 @@ def _r_squared(value: float) -> str:
 
 
 def _security(parameters: Parameters) -> str:
-    """What is claimed, and what it rests on."""
+    """What security is claimed, and by which sources."""
     if parameters.security == 0:
         return "NOT SECURE (asked for)"
     claim = f"{math.floor(parameters.security_bits)}-bit security"
@@ -123,7 +122,7 @@ def plan_table(
     predicted: Mapping[str, float] | None = None,
     measured: Mapping[str, float] | None = None,
 ) -> Table:
-    """One row a node: op, degree, level of the result, ciphertexts, predicted and measured seconds.
+    """One row per node: op, degree, level of the result, ciphertexts, predicted and measured seconds.
 
     Diagonals are given as modulus / baby step + step of imaginary parts (see `olac.ir.graph.Diagonals`), another
     lowering by its name.
@@ -146,7 +145,7 @@ def plan_table(
         layout, state = node.type.layout, node.type.state
         assert layout is not None and state is not None
         row: list[str | Text] = [
-            Text(plain(node.id)),  # as it is: no markup of rich's
+            Text(plain(node.id)),  # unchanged: rich must not read it as markup
             Text(plain(node.op.name)),
             str(degrees.get(node.id, "")),
             str(state.level),
@@ -162,7 +161,7 @@ def plan_table(
 
 
 def debug_table(rows: Sequence[Row]) -> Table:
-    """One row a layer: an encrypted run beside a simulated one (see `olac.runtime.debug.Row`)."""
+    """One row per layer: an encrypted run beside a simulated one (see `olac.runtime.debug.Row`)."""
     table = Table(title="encrypted against simulated", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", overflow="fold")
     table.add_column("op", no_wrap=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
+from olac.analysis.degree_choice import Images
 from olac.calibration.statistics import Calibration
 from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
@@ -16,7 +17,7 @@ from olac.errors import VerificationError
 from olac.ir.graph import Graph
 from olac.ir.types import Stage
 from olac.ir.verify import verify
-from olac.polynomials.fit import Fit, FitOptions
+from olac.polynomials.degrees import FrontPoint
 from olac.system.internal import callers, callers_own, guard
 
 
@@ -45,46 +46,6 @@ class FitReport:
     outer_error: float = 0.0
 
 
-@dataclass(frozen=True)
-class FrontPoint:
-    """One plan on the Pareto front of depth, or predicted time, against agreement.
-
-    Attributes:
-        price: levels, or seconds, of all activations together.
-        cost: what the additive model says of the change of the outputs.
-        degrees: of the activations, in network order.
-        agreement: share of held-out images with the same largest output, simulated; None where it was not.
-        chosen: whether it is the plan that was taken.
-    """
-
-    price: float
-    cost: float
-    degrees: tuple[int, ...]
-    agreement: float | None = None
-    chosen: bool = False
-
-
-class Images(Protocol):
-    """Fits and measurements on whole images; `olac.approximation.ImageFitter` is the one in torch."""
-
-    def effects(self, graph: Graph, fits: Mapping[str, Sequence[Fit]]) -> dict[str, list[float]]:
-        """For each activation and fit the change of the outputs with that one replaced."""
-
-    def sensitivities(self, graph: Graph) -> dict[str, float]:
-        """OLA's alpha_i for each activation."""
-
-    def trial(
-        self, graph: Graph, degrees: Mapping[str, int], options: FitOptions, probes: Sequence[int] = ()
-    ) -> tuple[float, float, dict[str, dict[int, float]]]:
-        """Error and agreement of a plan on held-out images after a quick fit, and the effects of other degrees."""
-
-    def error(self, original: Graph, approximated: Graph) -> tuple[float, float]:
-        """Error and agreement of an approximated graph on held-out images."""
-
-    def compensate(self, graph: Graph, degrees: Mapping[str, int], options: FitOptions) -> Graph:
-        """The graph at stage POLYNOMIAL, each layer making up for the errors before it."""
-
-
 @dataclass
 class PassContext:
     """What passes may read beside the graph, and where they report.
@@ -97,6 +58,7 @@ class PassContext:
         images: fits and measurements on whole images; needed by the methods that look at them.
         fits: reports of fitted activations, in order.
         front: plans that were considered, from the cheapest up.
+        notes: what people are to know about the result.
     """
 
     calibration: Calibration | None = None
@@ -107,6 +69,7 @@ class PassContext:
     images: Images | None = None
     fits: list[FitReport] = field(default_factory=list)
     front: list[FrontPoint] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def need_calibration(self) -> Calibration:
         """The calibration, or an error of ours."""

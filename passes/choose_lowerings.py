@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -31,12 +31,14 @@ from olac.kernels.linear import (
 from olac.kernels.multiplexed import MultiplexedKernel
 from olac.kernels.patterns import diagonals_of
 from olac.passes.base import Pass, PassContext
+from olac.system.choices import require_one_of
 
-COPIES = ("auto", "plain", "shifted")
-HALVINGS = ("auto", "never", "always")
+Copies = Literal["auto", "plain", "shifted"]
+Halving = Literal["auto", "never", "always"]
+Convolutions = Literal["auto", "diagonals", "multiplexed"]
 HALVED_BY = 2
 """Steps of the imaginary parts that are tried with all baby steps: those that leave the fewest products."""
-KINDS = ("auto", "diagonals", "multiplexed")
+KINDS: tuple[Convolutions, ...] = get_args(Convolutions)
 MOST_SHIFTS = 32
 """Distinct copies that are tried; each takes a rotation and a few products in the activation."""
 
@@ -81,20 +83,17 @@ class ChooseLowerings(Pass):
             what a level costs the rest of the program is not known here, so "auto" stays away from them.
     """
 
-    copies: str = "auto"
-    halving: str = "auto"
-    convolutions: str = "auto"
+    copies: Copies = "auto"
+    halving: Halving = "auto"
+    convolutions: Convolutions = "auto"
     name: ClassVar[str] = "choose_lowerings"
     requires: ClassVar[Stage] = Stage.POLYNOMIAL
     ensures: ClassVar[Stage] = Stage.PACKED
 
     def __post_init__(self) -> None:
-        if self.copies not in COPIES:
-            raise ValueError(f"copies {self.copies!r} is not one of {', '.join(COPIES)}")
-        if self.halving not in HALVINGS:
-            raise ValueError(f"halving {self.halving!r} is not one of {', '.join(HALVINGS)}")
-        if self.convolutions not in KINDS:
-            raise ValueError(f"convolutions {self.convolutions!r} is not one of {', '.join(KINDS)}")
+        require_one_of("copies", self.copies, get_args(Copies))
+        require_one_of("halving", self.halving, get_args(Halving))
+        require_one_of("convolutions", self.convolutions, KINDS)
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
         multiplexed = _multiplexed(graph) if self.convolutions == "multiplexed" else {}
@@ -211,8 +210,8 @@ class _Chooser:
         self,
         graph: Graph,
         context: PassContext,
-        copies: str,
-        halving: str,
+        copies: Copies,
+        halving: Halving,
         multiplexed: Mapping[str, frozenset[int]],
     ) -> None:
         self._graph, self._context, self._multiplexed = graph, context, multiplexed

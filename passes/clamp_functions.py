@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
 from olac.calibration.histogram import Histogram
-from olac.calibration.statistics import Calibration
 from olac.errors import CalibrationError
 from olac.ir.functions import (
     Definition,
@@ -21,51 +21,57 @@ from olac.ir.functions import (
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation
 from olac.ir.types import Range
+from olac.passes.base import Pass, PassContext
 from olac.polynomials.domain import singularity
 
 MARGIN = 4.0
 """Functions are looked at in the calibrated range and so many half widths of it beyond, where fits may look."""
 
 
-def with_finite_functions(graph: Graph, calibration: Calibration) -> tuple[Graph, tuple[str, ...]]:
-    """The graph with functions that can be fitted, and notes on those that are changed for it.
+@dataclass(frozen=True)
+class ClampFunctions(Pass):
+    """Given: %r = activation(%x) f.  Result: the same with f constant beyond the calibrated range of %x.
 
-    Where a function isn't finite, or has a pole, beyond the calibrated range, it is constant from there on.
-    CalibrationError where it isn't finite within the range. Whoever registered or gave it: all are checked.
+    That is done if f isn't finite, or has a pole, beyond that range, near enough for fits to look there; a note says
+    so. If f isn't finite within the range: CalibrationError. All are checked, whoever registered or gave them.
     """
-    notes: list[str] = []
 
-    def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
-        op = node.op
-        if not isinstance(op, Activation) or node.id not in calibration.histograms:
-            return None
-        histogram, where = calibration.histograms[node.id], f"{node.id} ({node.origin.path or 'model'})"
-        label = op.function if op.definition is None else op.definition.label
-        outside: float | None = None
-        for channel in range(histogram.channels) if is_per_channel(op.function, op.parameters) else (None,):
-            function = channel_function(op.function, op.parameters, channel or 0)
-            seen = histogram.range(channel)
-            found = singularity(function, seen)
-            if found is not None:
-                raise CalibrationError(
-                    f"{where}: the function {label} isn't finite or has a pole at {found:.6g}, within "
-                    f"the calibrated range {seen.low:.6g} ... {seen.high:.6g} of its input. No polynomial is near it; "
-                    "keep its input away from there"
-                )
-            reach = MARGIN * (seen.high - seen.low) / 2
+    name: ClassVar[str] = "clamp_functions"
+
+    def run(self, graph: Graph, context: PassContext) -> Graph:
+        calibration = context.need_calibration()
+
+        def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+            op = node.op
+            if not isinstance(op, Activation) or node.id not in calibration.histograms:
+                return None
+            histogram, where = calibration.histograms[node.id], f"{node.id} ({node.origin.path or 'model'})"
+            label = op.function if op.definition is None else op.definition.label
+            outside: float | None = None
+            for channel in range(histogram.channels) if is_per_channel(op.function, op.parameters) else (None,):
+                function = channel_function(op.function, op.parameters, channel or 0)
+                seen = histogram.range(channel)
+                found = singularity(function, seen)
+                if found is not None:
+                    raise CalibrationError(
+                        f"{where}: the function {label} isn't finite or has a pole at {found:.6g}, within the "
+                        f"calibrated range {seen.low:.6g} ... {seen.high:.6g} of its input. No polynomial is near it; "
+                        "keep its input away from there"
+                    )
+                reach = MARGIN * (seen.high - seen.low) / 2
+                if outside is None:
+                    outside = singularity(function, Range(seen.low - reach, seen.high + reach))
             if outside is None:
-                outside = singularity(function, Range(seen.low - reach, seen.high + reach))
-        if outside is None:
-            return None
-        notes.append(
-            f"{where}: the function {label} isn't finite or has a pole at {outside:.6g}; beyond the "
-            "calibrated range of its input it is taken as constant"
-        )
-        definition = _clamped(op, label, histogram, len(node.type.shape) - 1)
-        made = replace(op, function=definition.name, parameters=(), definition=definition)
-        return builder.add(made, inputs, name=node.id, origin=node.origin, type=node.type)
+                return None
+            context.notes.append(
+                f"{where}: the function {label} isn't finite or has a pole at {outside:.6g}; beyond the "
+                "calibrated range of its input it is taken as constant"
+            )
+            definition = _clamped(op, label, histogram, len(node.type.shape) - 1)
+            made = replace(op, function=definition.name, parameters=(), definition=definition)
+            return builder.add(made, inputs, name=node.id, origin=node.origin, type=node.type)
 
-    return graph.rewrite(step, by="clamp", stage=graph.stage), tuple(notes)
+        return graph.rewrite(step, by=self.name)
 
 
 def _clamped(op: Activation, label: str, histogram: Histogram, trailing: int) -> Definition:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 from numpy.polynomial import chebyshev
 
 from olac.calibration.histogram import Histogram
@@ -20,8 +19,7 @@ from olac.passes.base import FitReport, Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
 from olac.passes.replace_by_minimax import check_minimax_options, depth_of_product, times_sign
 from olac.polynomials.minimax import Composition, sign_composition
-
-Index = npt.NDArray[np.int64]
+from olac.system.arrays import Index
 
 REPORT_POINTS = 4001
 REACH_POINTS = 257

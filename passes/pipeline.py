@@ -5,7 +5,7 @@ from __future__ import annotations
 from olac.passes.assign_layouts import AssignLayouts
 from olac.passes.assign_levels import AssignLevels
 from olac.passes.base import Pass
-from olac.passes.choose_lowerings import ChooseLowerings
+from olac.passes.choose_lowerings import ChooseLowerings, Convolutions, Copies, Halving
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.expand_max_pool import ExpandMaxPool, WidenMaxPool
 from olac.passes.fit_activations import FitActivations
@@ -14,16 +14,17 @@ from olac.passes.fold_squares import FoldSquares
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.place_bootstraps import PlaceBootstraps
 from olac.passes.scale_inputs import ScaleInputs
-from olac.polynomials.fit import FitOptions
+from olac.polynomials.modes import FitOptions, Minimax
 
 
 def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...]:
     """TRACED to POLYNOMIAL: what the program computes."""
     chosen = options or FitOptions()
+    method = chosen.fitting
     return (
-        ExpandMaxPool(chosen.alpha if chosen.method == "minimax" else ExpandMaxPool.alpha),
+        ExpandMaxPool(method.alpha) if isinstance(method, Minimax) else ExpandMaxPool(),
         FoldAffine(),
-        FitActivations(chosen),
+        FitActivations(method, chosen.choice),
         WidenMaxPool(),
         FoldSquares(),
         ComposeLinear(),
@@ -32,7 +33,9 @@ def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...
     )
 
 
-def lowering_pipeline(copies: str = "auto", halving: str = "auto", convolutions: str = "auto") -> tuple[Pass, ...]:
+def lowering_pipeline(
+    copies: Copies = "auto", halving: Halving = "auto", convolutions: Convolutions = "auto"
+) -> tuple[Pass, ...]:
     """POLYNOMIAL to LEVELLED: how ciphertexts of given parameters compute it; arguments as in ChooseLowerings."""
     return (
         AssignLayouts(convolutions == "multiplexed"),

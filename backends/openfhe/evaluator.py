@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -14,56 +13,13 @@ from olac.backends.base import Array, Ciphertext, Evaluator, R, Slots, T
 from olac.backends.openfhe.context import make_context
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.rounding import EXACT_PRODUCTS, Rounding
+from olac.backends.session import Place, PlaintextCache
 from olac.ckks.parameters import Parameters
 from olac.ckks.primes import FIXED
 from olac.ckks.sizes import kept_plaintext_bytes
 from olac.errors import VerificationError
 from olac.ir.types import CipherState
 from olac.system.threads import Workers, helpers, usable_threads
-
-Place = tuple[int, ...]
-
-
-class PlaintextCache:
-    """Plaintexts of a program by their places in a run, kept from one run to the next.
-
-    A program encodes the same every time, so the place is the key. What does not fit in `budget` bytes is encoded anew
-    in every run.
-
-    Attributes:
-        budget, bytes: that may be kept, and that are.
-        seconds: wall time of all plaintexts made so far; of threads that make them together, each its share.
-    """
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.bytes = 0
-        self.seconds = 0.0
-        self._kept: dict[Place, Any] = {}
-        self._lock = threading.Lock()
-
-    def get(self, place: Place, size: int, make: Callable[[], Any], share: float = 1.0) -> Any:
-        """The plaintext of a place, of `size` bytes, made where it isn't kept.
-
-        Args:
-            share: of the time it takes to make it, that counts.
-        """
-        if place in self._kept:
-            return self._kept[place]
-        start = time.perf_counter()
-        made = make()
-        with self._lock:
-            self.seconds += share * (time.perf_counter() - start)
-            if self.bytes + size <= self.budget:
-                self._kept[place] = made
-                self.bytes += size
-        return made
-
-    def clear(self) -> None:
-        """Keep nothing that was made so far."""
-        with self._lock:
-            self._kept.clear()
-            self.bytes = 0
 
 
 class _Places(threading.local):
@@ -154,11 +110,6 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
     def used_levels(self, level: int) -> int:
         """OpenFHE's level of a ciphertext that has `level` left."""
         return self.parameters.depth - level
-
-    def wrap(self, payload: Any) -> Ciphertext[Any]:
-        """A ciphertext that came from outside, with the state that OpenFHE reports."""
-        level = self.parameters.depth - payload.GetLevel()
-        return Ciphertext(payload, CipherState(level, payload.GetNoiseScaleDeg(), self.parameters.scale(level)))
 
     def encrypt(self, key: Any, slots: Array, level: int) -> Ciphertext[Any]:
         """Encrypt with the secret key (100 times less noise than with the public one) or the public key."""
@@ -270,6 +221,9 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return out
 
     def _rotate(self, a: Any, step: int, state: CipherState) -> Any:
+        if step == self.parameters.conjugation_step:
+            keys = load().CryptoContext.GetEvalAutomorphismKeyMap(a.GetKeyTag())
+            return self._rounded(self._context.EvalAutomorphism(a, self._order - 1, keys), state)
         return self._rounded(self._with_key(a, step, lambda: self._context.EvalRotate(a, step)), state)
 
     def _with_key(self, a: Any, step: int, rotate: Callable[[], Any]) -> Any:
@@ -285,12 +239,6 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
             a.SetKeyTag(own)
         rotated.SetKeyTag(own)
         return rotated
-
-    def _add_conjugate(self, a: Any, state: CipherState) -> Any:
-        tag = a.GetKeyTag()
-        keys = load().CryptoContext.GetEvalAutomorphismKeyMap(tag)
-        conjugate = self._context.EvalAutomorphism(a, self._order - 1, keys)
-        return self._context.EvalAdd(a, self._rounded(conjugate, state))
 
     def _hoist(self, a: Any, state: CipherState) -> Any:
         return self._context.EvalFastRotationPrecompute(a)

@@ -20,16 +20,8 @@ from olac.backends.openfhe.library import load
 from olac.backends.openfhe.memory_files import MemoryFile
 from olac.backends.openfhe.special_keys import special_template
 from olac.backends.openfhe.wire import Wire
-from olac.backends.openfhe.words import (
-    WORD_BYTES,
-    Template,
-    Words,
-    check_highest,
-    holes,
-    is_block,
-    new_tag,
-    template,
-)
+from olac.backends.openfhe.words import Template, holes, new_tag, template
+from olac.ckks.words import WORD_BYTES, Words, check_highest, is_block
 from olac.errors import ArtifactError, BackendError
 
 if TYPE_CHECKING:

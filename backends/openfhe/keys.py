@@ -20,9 +20,10 @@ from olac.backends.openfhe.library import load
 from olac.backends.openfhe.memory_files import MemoryFile
 from olac.backends.openfhe.special_keys import make_bootstrap_keys
 from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import Words, new_tag
+from olac.backends.openfhe.words import new_tag
 from olac.ckks.bootstrapping import SPECIAL_KEYS
 from olac.ckks.parameters import Parameters
+from olac.ckks.words import Words
 from olac.errors import BackendError
 from olac.system.internal import callers, is_callers
 from olac.system.memory import ran_out

@@ -13,14 +13,12 @@ import threading
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import Words
 from olac.ckks.parameters import Parameters
 from olac.ckks.primes import FIXED
-
-Index = npt.NDArray[np.int64]
+from olac.ckks.words import Words
+from olac.system.arrays import Index
 
 EXACT_PRODUCTS = np.finfo(np.longdouble).nmant >= 63
 """Whether this machine's long double holds 64-bit words; without it results are left as OpenFHE rounds them."""

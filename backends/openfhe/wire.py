@@ -15,8 +15,9 @@ from typing import Any
 
 from olac.backends.openfhe.context import Prepared, make_context
 from olac.backends.openfhe.library import load
-from olac.backends.openfhe.words import Template, Words, extract, template
+from olac.backends.openfhe.words import Template, extract, template
 from olac.ckks.parameters import Parameters
+from olac.ckks.words import Words
 from olac.errors import BackendError
 from olac.system.forks import begin_use
 

@@ -1,4 +1,4 @@
-"""Coefficient words, and where they lie in the bytes that OpenFHE makes of ciphertexts and keys."""
+"""Where coefficient words lie in the bytes that OpenFHE makes of ciphertexts and keys, and key tags."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from olac.errors import ArtifactError, BackendError
+from olac.ckks.words import WORD_BYTES, Words, check_words, is_block
+from olac.errors import BackendError
 
-Words = npt.NDArray[np.uint64]
-WORD_BYTES = 8
 MAX_STRUCTURE_BYTES = 1 << 16
-UNIFORM_BITS = 8
-"""The largest of a block's words has at most so many bits less than the prime; by chance, less than 2^-1000."""
 
 
 @dataclass(frozen=True)
@@ -50,32 +46,6 @@ class Template:
         """The pieces under another key tag."""
         old, new = self.tag.encode(), tag.encode()
         return (piece.replace(old, new) for piece in self.pieces)
-
-
-def check_words(words: Words, primes: Sequence[int], length: int) -> None:
-    """Raise `ArtifactError` unless words have shape (primes, length) and could be residues of an encryption."""
-    if words.shape != (len(primes), length):
-        raise ArtifactError(f"coefficients of shape {words.shape}, expected {(len(primes), length)}")
-    check_highest(words.max(axis=1), primes)
-
-
-def check_highest(highest: Words, primes: Sequence[int]) -> None:
-    """`check_words` where the largest word of each block is known."""
-    bounds = np.array(primes, dtype=np.uint64)
-    wrong = np.flatnonzero(highest >= bounds)
-    if len(wrong):
-        raise ArtifactError(
-            f"coefficients that are not less than their prime, in {len(wrong)} of {len(primes)} limbs: it was not "
-            "made by olac, or for other parameters"
-        )
-    # Thousands of uniform words come close to their prime. All zeros, say, would be an encryption that hides nothing.
-    if np.any(highest < bounds >> np.uint64(UNIFORM_BITS)):
-        raise ArtifactError("coefficients that are not uniform: it is no encryption")
-
-
-def is_block(words: Words, prime: int) -> bool:
-    """Whether words that OpenFHE made could be residues of a prime, uniform ones."""
-    return prime >> UNIFORM_BITS <= int(words.max()) < prime
 
 
 def holes(data: bytes | mmap.mmap, primes: Sequence[int], length: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks faults`: many faults of every kind, and the table of what became of them."""
+"""`python -m benchmarks faults`: causes many faults of every kind, and shows a table of what each led to."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ LARGE: dict[str, int] = {
     "threads": 40,
     "constant memory": 4,
 }
-"""Cases of each kind."""
+"""Number of cases of each kind."""
 SAYS_EVERY = 20.0
 FORKING = ("killed", "forks")
-"""Kinds whose processes fork, and see to their own limits."""
+"""Kinds whose processes fork, and set their own limits."""
 TWO_THREADS = ("forks",)
-"""Kinds that want OpenMP's threads: it is those that a fork does not take along."""
+"""Kinds that need OpenMP's threads, because a fork does not copy these."""
 
 
 def worker(kinds: Sequence[str], folder: Path) -> Worker:
-    """A process for these kinds, which go together."""
+    """A process for these kinds, which share it."""
     threads = 2 if all(name in TWO_THREADS for name in kinds) else 1
     return Worker(kinds, folder, 0 if any(name in FORKING for name in kinds) else MEMORY_BYTES, threads)
 
@@ -44,7 +44,7 @@ def find(
     """All cases of some kinds, kind by kind.
 
     Args:
-        counts: how many of each kind.
+        counts: number of cases of each kind.
         folder: with the material.
         first: seed of the first case of each kind.
         seconds: after which a kind ends early; None for never.
@@ -68,17 +68,17 @@ def find(
 
 
 def add_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
-    """The command's options."""
+    """Add the command's options."""
     parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), metavar="KIND", help=f"of {', '.join(KINDS)}")
-    parser.add_argument("--count", type=count, metavar="N", help="cases of each kind; as in docs/reliability.md")
+    parser.add_argument("--count", type=count, metavar="N", help="cases of each kind; else as in docs/reliability.md")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="seed of the first case; default 0")
-    parser.add_argument("--minutes", type=count, metavar="M", help="at most for each kind")
+    parser.add_argument("--minutes", type=count, metavar="M", help="minutes for each kind at most")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="keep programs, keys and ciphertexts there")
-    parser.add_argument("--refused", action="store_true", help="show what was refused and how, too")
+    parser.add_argument("--refused", action="store_true", help="show refused cases, too, with their errors")
 
 
 def run(options: argparse.Namespace, say: Callable[[str], None] = print) -> int:
-    """Do the command; 1 where anything was wrong, crashed, hung or ended in a foreign exception."""
+    """Run the command; 1 if any case was wrong, crashed, hung or ended in a foreign exception."""
     names = options.kinds or tuple(KINDS)
     counts = {name: options.count or LARGE[name] for name in names}
     with tempfile.TemporaryDirectory() as made:

@@ -22,15 +22,15 @@ from olac.selection.lower import DEFAULT_PRECISION
 SLOTS = 1e-6
 """Largest difference of slots from `simulate()`, relative to the largest output: both are in double precision."""
 LINEAR = 1e-3
-"""Largest difference of a network without activations from torch in single precision, relative as above."""
+"""Largest difference of a network without activations from torch in single precision, relative to the outputs."""
 WIDELY = 10.0
-"""Times the largest error of the self-check, by which half of the unseen images may differ from torch at most."""
+"""Half of the unseen images may differ from torch by at most this many times the largest error of the self-check."""
 RINGS = (11, 12)
 ENCRYPTED_EVERY = 4
 
 
 def random_options(random: np.random.Generator) -> dict[str, Any]:
-    """Options of `olac.compile`: mostly none but for a ring that is fast."""
+    """Options of `olac.compile`: usually none but a ring that is fast."""
     options: dict[str, Any] = {"log_ring": int(random.choice(RINGS)), "insecure": True}
     if random.random() < 0.15:
         options = {}
@@ -51,11 +51,11 @@ def random_options(random: np.random.Generator) -> dict[str, Any]:
 
 
 def check_network(seed: int, encrypted: bool | None = None) -> Verdict:
-    """Compile one network and compare all that it becomes; `encrypted` says whether with ciphertexts, too.
+    """Compile one network and compare the results; `encrypted` says whether to compare ciphertexts, too.
 
-    What is wrong: a program whose slots or ciphertexts differ from `simulate()`; a linear network that differs from
-    torch; a self-check that half of the unseen images contradict; listed ops that are said to be unsupported; a program
-    that is refused only when it runs, or that does not come back from its file.
+    What counts as wrong: a program whose slots or ciphertexts differ from `simulate()`; a linear network that differs
+    from torch; a self-check that half of the unseen images contradict; supported ops that are reported as unsupported;
+    a program that is refused only when it runs, or that changes when it is saved and loaded.
     """
     model, images, _, levels = random_network(seed)
     options = random_options(np.random.default_rng([seed, 1]))
@@ -67,7 +67,7 @@ def check_network(seed: int, encrypted: bool | None = None) -> Verdict:
     try:
         program = olac.compile(model, seen.split(32), **options)
     except UnsupportedModelError as error:
-        return wrong(f"listed ops are unsupported: {error}")
+        return wrong(f"supported ops are reported as unsupported: {error}")
     problem = _against_torch(program, model, seen, unseen, linear=levels == 0) or _against_slots(program, seen)
     if problem:
         return wrong(problem)
@@ -76,7 +76,7 @@ def check_network(seed: int, encrypted: bool | None = None) -> Verdict:
         program.save(path)
         again = CompiledProgram.load(path)
     if again.fingerprint != program.fingerprint:
-        return wrong("the program that was saved is another when it is loaded")
+        return wrong("the program changes when it is saved and loaded")
     if encrypted if encrypted is not None else seed % ENCRYPTED_EVERY == 0 and program.parameters.log_ring < 13:
         problem = _against_ciphertexts(again, seen, float(options.get("precision", DEFAULT_PRECISION)))
     return wrong(problem) if problem else right(program.parameters.describe())
@@ -94,7 +94,9 @@ def _against_torch(program: CompiledProgram, model: nn.Module, seen: Tensor, uns
     check = program.report.check
     if linear:
         return (
-            f"linear, and {errors.max() / size:.3g} of the outputs apart" if not errors.max() <= LINEAR * size else ""
+            f"linear, but {errors.max() / size:.3g} of the outputs from torch"
+            if not errors.max() <= LINEAR * size
+            else ""
         )
     if check is None:
         return "no self-check"
@@ -129,7 +131,7 @@ def _against_ciphertexts(program: CompiledProgram, images: Tensor, precision: fl
     try:
         found = client.decrypt(server.run(client.encrypt(given)))
     except BackendError as error:
-        return f"what compiled is refused when it runs: {error}"
+        return f"the compiled program is refused when it runs: {error}"
     expected = program.simulate(given)
     size = _size(program, expected)
     apart = float(np.abs(found - expected).max())

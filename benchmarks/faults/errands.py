@@ -1,4 +1,4 @@
-"""What users do with files, each errand in a folder of its own, and whether all is well after a fault."""
+"""Errands: what users do with files, each in a folder of its own, and whether all is well after a fault."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ class Errand:
 
     Attributes:
         needs: files that are copied from the material before it.
-        old: of these, the ones that the command is to replace.
-        new: files that it makes.
-        mended: files that may be gone or changed when it fails, such as checkpoints, but never damaged.
+        new: files that it makes or replaces.
+        mended: files that may be deleted or changed if it fails, such as checkpoints, but never damaged.
         do: the command, in a folder.
     """
 
@@ -103,7 +102,7 @@ ERRANDS = (
 
 
 def set_out(errand: Errand, material: Material, folder: Path) -> dict[str, bytes]:
-    """Put the files that an errand needs into a folder; what is in it then."""
+    """Copy the files that an errand needs into a folder; returns the folder's contents."""
     for name in errand.needs:
         shutil.copyfile(material.place / name, folder / name)
         if name == m.SECRET:
@@ -112,28 +111,28 @@ def set_out(errand: Errand, material: Material, folder: Path) -> dict[str, bytes
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a folder."""
+    """The names and bytes of all files of a folder."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def inspect(errand: Errand, material: Material, folder: Path, before: Contents, failed: bool, killed: bool) -> str:
-    """What is wrong with the files that an errand left; empty if they are whole.
+    """What is wrong with the files that an errand left; empty if they are all right.
 
     Args:
-        failed: whether it ended with an error, after which nothing may have changed but what is `mended`.
+        failed: whether it ended with an error, after which only `mended` files may have changed.
         killed: whether the process was killed, which may leave temporary files and may have come after the end.
     """
     found = contents(folder)
     for name, data in before.items():
         if name.startswith("."):
-            continue  # of one that was killed before: it may be cleared away
+            continue  # left by a process that was killed before: it may be deleted
         if name not in errand.new and name not in errand.mended and found.get(name) != data:
             return f"{name} was changed or lost"
         if name in errand.new and name not in found:
             return f"{name} was lost"
     strange = [name for name in found if name not in {*before, *errand.new, *errand.mended}]
     if strange and not (killed and all(name.startswith(".") for name in strange)):
-        return f"{', '.join(strange)} stayed"
+        return f"{', '.join(strange)} was left in the folder"
     changed = [name for name in errand.new if name in found and found[name] != before.get(name)]
     if failed and changed and not killed:
         return f"it failed, and {', '.join(changed)} changed"
@@ -146,16 +145,16 @@ def inspect(errand: Errand, material: Material, folder: Path, before: Contents, 
 def _whole(errand: Errand, material: Material, folder: Path, found: Contents, before: Contents) -> str:
     program = material.program
     if m.PROGRAM in found and CompiledProgram.load(folder / m.PROGRAM).fingerprint != program.fingerprint:
-        return "the program is another"
+        return "the program is another one"
     if m.CALIBRATION in found:
         Calibration.load(folder / m.CALIBRATION)
     if m.SECRET in found and m.EVALUATION in found:
         client, keys = Client.load(program, folder / m.SECRET), EvaluationKeys.load(program, folder / m.EVALUATION)
         if client._identity != keys.identity:
-            # Two files can't take their names at once: between the two, new evaluation keys lie beside the old secret.
+            # Two files can't be renamed at once: in between, the new evaluation keys are beside the old secret key.
             between = found[m.SECRET] == before.get(m.SECRET) and found[m.EVALUATION] != before.get(m.EVALUATION)
             if not between or not _refused(client, keys, material):
-                return "secret key and evaluation keys are of two pairs"
+                return "secret key and evaluation keys don't belong together"
     elif m.EVALUATION in found and m.EVALUATION in errand.new:
         return "evaluation keys without a secret key"
     if m.INPUT in found and m.INPUT in errand.new:
@@ -187,7 +186,7 @@ def _continues(material: Material, folder: Path) -> None:
 
 
 def again(errand: Errand, material: Material, folder: Path) -> Verdict:
-    """Do the errand once more, without a fault: it has to succeed and to be right."""
+    """Do the errand once more, without a fault: it has to succeed with the right results."""
     for name in errand.new:
         if name not in errand.needs or name == m.SECRET:
             (folder / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Mutated files of every kind, each used as far as it is accepted."""
+"""Mutated files of every kind; each that is accepted is used."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys
 
 SLOTS = 1e-6
 SANE = 1e4
-"""Values beyond this overflow any modulus; bootstraps make nonsense of them."""
+"""Larger values overflow any modulus, and bootstraps make nonsense of them."""
 KEYS_GB = 1.0
-"""Of client memory, beyond which no keys are made for a program that a mutation made."""
+"""Largest client memory with which keys are made for a program that a mutation made."""
 
 Knowing = Callable[[np.random.Generator, bytes], Mutated]
 Use = Callable[[Material, Path, Mutated], Verdict]
@@ -36,9 +36,9 @@ class Mutations:
 
     Attributes:
         file: its name in the folder of the material.
-        knowing: makes a mutation of somebody who knows the format.
-        use: reads the file and does what one does with it.
-        which: programs, taken in turn.
+        knowing: makes a mutation as somebody who knows the format would.
+        use: reads the file and uses it.
+        which: the programs whose file is mutated, in turn.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class Mutations:
 
     @cached_property
     def originals(self) -> dict[str, bytes]:
-        """The file, as it is."""
+        """The unchanged file of each program."""
         return {which: (self.folder / which / self.file).read_bytes() for which in self.which}
 
     def case(self, seed: int) -> Verdict:
@@ -71,26 +71,28 @@ class Mutations:
 
 
 def _same(material: Material, outputs: Array, made: Mutated) -> Verdict:
-    """Whether outputs are right; where words were forged and hashed anew, others are."""
+    """A right verdict if outputs are right, or if words were forged and hashed anew, for which others are expected."""
     if material.is_right(outputs):
         return right()
-    return right("another content, hashed anew") if made.forged else wrong(f"accepted, and gives {outputs!r:.200}")
+    return right("other content, hashed anew") if made.forged else wrong(f"accepted, and gives {outputs!r:.200}")
 
 
 def use_program(material: Material, path: Path, made: Mutated) -> Verdict:
-    """Load, simulate, run on slots; and make keys, where parameters changed."""
+    """Load, simulate, run on slots; and make keys if the parameters changed."""
     program = CompiledProgram.load(path)
     same = program.fingerprint == material.program.fingerprint
     if same:
         outputs = program.simulate(material.image)
-        return right() if np.array_equal(outputs, material.expected) else wrong("the same fingerprint, other outputs")
+        return (
+            right() if np.array_equal(outputs, material.expected) else wrong("the same fingerprint, but other outputs")
+        )
     if not made.forged:
-        return wrong("damaged, and accepted as another program")
+        return wrong("damaged, but accepted as another program")
     return _consistent(program, material)
 
 
 def _consistent(program: CompiledProgram, material: Material) -> Verdict:
-    """A program that somebody made by hand: all of it fits together, or it is refused."""
+    """A program that somebody made by hand: its parts must fit together, or it must be refused."""
     images = np.random.default_rng(0).uniform(-1, 1, size=(program.batch, *program.input_shape))
     largest = 0.0
 
@@ -105,14 +107,14 @@ def _consistent(program: CompiledProgram, material: Material) -> Verdict:
     with tempfile.TemporaryDirectory() as folder:
         program.save(Path(folder) / "again")
         if CompiledProgram.load(Path(folder) / "again").fingerprint != program.fingerprint:
-            return wrong("saved and loaded, it is another")
+            return wrong("it changes when it is saved and loaded")
     if estimate.client_gb < KEYS_GB and program.parameters != material.program.parameters:
         Client(program).generate_keys()
     if largest > SANE:
         return right("another program, hashed anew, whose values overflow")
     error = float(np.abs(m.on_slots(program, images) - expected).max())
     if not error <= SLOTS * max(largest, abs(program.output.type.unit)):
-        return wrong(f"accepted, and its slots are {error:.3g} from simulate() (of {largest:.3g})")
+        return wrong(f"accepted, but its slots are {error:.3g} from simulate() (of {largest:.3g})")
     return right("another program, hashed anew")
 
 
@@ -126,7 +128,7 @@ def use_calibration(material: Material, path: Path, made: Mutated) -> Verdict:
         with tempfile.TemporaryDirectory() as folder:
             found.save(Path(folder) / "again")
             same = (Path(folder) / "again").read_bytes() == (material.place / m.CALIBRATION).read_bytes()
-        return right() if same else wrong("damaged, and accepted as another calibration")
+        return right() if same else wrong("damaged, but accepted as another calibration")
     net, _ = m.model(material.which)
     approximated = olac.approximate(net, found, degree=3, reconstruct=0)
     approximated.simulate(material.image)
@@ -187,6 +189,6 @@ KINDS: dict[str, tuple[str, Knowing, Use]] = {
 
 def mutations(folder: Path, name: str) -> Mutations:
     """The mutations of a kind of file, on material in a folder."""
-    # Runs of the other program take a hundred times as long, its keys a hundred times as many bytes.
+    # Runs of the other program take a hundred times as long, and its keys a hundred times as many bytes.
     which = (m.PLAIN,) * (99 if name == "evaluation keys" else 11) + (m.DEEP,)
     return Mutations(folder, *KINDS[name], which)

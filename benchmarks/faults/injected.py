@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,18 @@ from benchmarks.faults.material import Material
 from benchmarks.faults.outcomes import Outcome, Verdict, judged, right, wrong
 
 LARGE_BYTES = 4096
-"""Arrays that are smaller are not counted as allocations."""
+"""Smaller arrays are not counted as allocations."""
 
 
 @dataclass
 class Trap:
-    """Counts what it is told of, and raises at the n-th.
+    """Counts events, and raises at the n-th.
 
     Attributes:
-        at: 0 only counts.
-        folder: files beside it are not of interest.
-        seen: what has passed so far.
-        sprung: what failed.
+        at: n; 0 only counts.
+        folder: only files in it count.
+        seen: the events so far.
+        sprung: the event that failed.
     """
 
     at: int = 0
@@ -46,7 +46,7 @@ class Trap:
     error: Callable[[], BaseException] = MemoryError
 
     def pass_over(self, what: str) -> None:
-        """One more; raises if it is the one."""
+        """Count one event; raises if it is the n-th."""
         if not self.armed:
             return
         self.seen.append(what)
@@ -56,12 +56,12 @@ class Trap:
 
 
 TRAP = Trap()
-"""Of this process: audit hooks can't be taken away again, so there is one, which looks here."""
+"""The trap of this process: audit hooks can't be removed, so there is one hook, which uses this trap."""
 
 
 @contextmanager
 def armed(at: int, folder: Path, error: Callable[[], BaseException]) -> Iterator[Trap]:
-    """While the n-th event fails."""
+    """Within this, the n-th event fails."""
     TRAP.at, TRAP.folder, TRAP.seen, TRAP.sprung, TRAP.error = at, str(folder.resolve()), [], "", error
     TRAP.armed = True
     try:
@@ -94,7 +94,7 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         return
     path = arguments[0] if arguments else None
     if isinstance(path, (str, bytes, os.PathLike)) and os.path.abspath(os.fsdecode(path)).startswith(TRAP.folder):
-        # Removing a temporary file is the way out of a failure; the first removal is of interest, not that one.
+        # A failure ends with removing the temporary file, so only the first removal is of interest.
         TRAP.pass_over(f"{event} {os.path.basename(os.fsdecode(path))}")
 
 
@@ -110,7 +110,7 @@ def _wrapped(owner: Any, name: str) -> None:
 
 
 def watch_files() -> None:
-    """Let this process' trap hear of all that is done with files; for good."""
+    """Make this process's trap count all operations on files; this can't be undone."""
     sys.addaudithook(_hear)
     for name in ("fsync", "preadv", "write", "fchmod", "ftruncate", "memfd_create"):
         if hasattr(os, name):
@@ -119,7 +119,7 @@ def watch_files() -> None:
 
 
 def _wrap_streams() -> None:
-    """Streams of `os.fdopen`, whose writes no audit hook hears of."""
+    """Make the trap count writes to streams of `os.fdopen`, which no audit hook sees."""
     original = os.fdopen
 
     @wraps(original)
@@ -134,7 +134,7 @@ def _wrap_streams() -> None:
 
 
 class _Stream:
-    """A stream whose writes pass over the trap."""
+    """A stream whose writes the trap counts."""
 
     def __init__(self, stream: Any, write: Any, flush: Any) -> None:
         self._stream, self._write, self._flush = stream, write, flush
@@ -166,7 +166,7 @@ ARRAYS = (
 
 
 def watch_allocations() -> None:
-    """Let this process' trap hear of olac's large arrays and of OpenFHE's objects; for good."""
+    """Make this process's trap count olac's large arrays and OpenFHE's objects; this can't be undone."""
     import openfhe
 
     for name in ARRAYS:
@@ -210,11 +210,18 @@ def _is_olac(frame: types.FrameType) -> bool:
 # Kinds ---------------------------------------------------------------------------------------------------------------
 
 
+def _used(folder: Path) -> Material:
+    """The program without bootstraps, after its client and its server have been used."""
+    material = Material(folder / m.PLAIN, m.PLAIN)
+    material.client.decrypt(material.server.run(material.input))
+    return material
+
+
 @dataclass
 class Injected:
     """Errands in which the n-th write, or the n-th allocation, fails once.
 
-    Seeds go through all errands and, for each, through all that it does.
+    The seeds run through all errands and, for each, through all its events.
     """
 
     folder: Path
@@ -222,24 +229,21 @@ class Injected:
     error: Callable[[], BaseException]
     errands: tuple[Errand, ...] = ERRANDS
     _places: dict[str, list[int]] = field(default_factory=dict)
-    _material: Material | None = None
 
-    @property
+    @cached_property
     def material(self) -> Material:
-        """The program without bootstraps; what failures must not touch is loaded before them."""
-        if self._material is None:
-            self._material = Material(self.folder / m.PLAIN, m.PLAIN)
-            self._material.client.decrypt(self._material.server.run(self._material.input))
-            self.watch()
-        return self._material
+        """The program without bootstraps; everything that failures must not affect is loaded first."""
+        material = _used(self.folder)
+        self.watch()
+        return material
 
     def places(self, errand: Errand) -> list[int]:
-        """What can fail in an errand, each by its number: the first and the last of its sort first, then all others."""
+        """The numbers of an errand's events: the first and the last of each sort first, then all others."""
         if errand.name not in self._places:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
                 set_out(errand, self.material, folder)
-                errand.do(folder)  # what is made once in a process is made now
+                errand.do(folder)  # so that objects that are made once in a process exist
                 again(errand, self.material, folder)
                 for path in folder.iterdir():
                     path.unlink()
@@ -250,7 +254,7 @@ class Injected:
         return self._places[errand.name]
 
     def case(self, seed: int) -> Verdict:
-        """One failure; all well when it ended in one of olac's errors, or in a right result in spite of it."""
+        """One failure; it is right if it ends in one of olac's errors, or in a right result in spite of the failure."""
         material = self.material
         errand = self.errands[seed % len(self.errands)]
         places = self.places(errand)
@@ -273,7 +277,7 @@ class Injected:
 
 
 def ordered(seen: Sequence[str]) -> list[int]:
-    """Numbers from 1 on of what was seen: one of each sort, then the last of each, then the others."""
+    """Numbers of events, from 1 on: the first of each sort, then the last of each, then the others."""
     sorts = [_TEMPORARY.sub("", what) for what in seen]
     first = {sort: at for at, sort in reversed(list(enumerate(sorts, 1)))}
     last = {sort: at for at, sort in enumerate(sorts, 1)}
@@ -289,33 +293,29 @@ def _done(errand: Errand, folder: Path) -> Verdict:
 
 
 def failed_writes(folder: Path) -> Injected:
-    """Each operation on files of each errand fails once, as on a full disk."""
+    """Each operation on files of each errand fails once, as if the disk were full."""
     return Injected(folder, watch_files, _disk_full)
 
 
 def failed_allocations(folder: Path) -> Injected:
-    """Each large array and each object of OpenFHE's fails once; a small program is saved without any."""
+    """Each large array and each object of OpenFHE's fails once; saving a small program makes none."""
     errands = tuple(one for one in ERRANDS if one.name != "save a program")
     return Injected(folder, watch_allocations, MemoryError, errands)
 
 
 @dataclass
 class Limited:
-    """Errands within a limit of the size of files, which strikes inside of writes, those of C++ as well."""
+    """Errands with a limit on the size of files, which takes effect within writes, those of C++, too."""
 
     folder: Path
-    _material: Material | None = None
 
-    @property
+    @cached_property
     def material(self) -> Material:
         """The program without bootstraps."""
-        if self._material is None:
-            self._material = Material(self.folder / m.PLAIN, m.PLAIN)
-            self._material.client.decrypt(self._material.server.run(self._material.input))
-        return self._material
+        return _used(self.folder)
 
     def case(self, seed: int) -> Verdict:
-        """One limit, from nothing to more than is needed."""
+        """One limit, from nothing to more than needed."""
         material, errand = self.material, ERRANDS[seed % len(ERRANDS)]
         limit = int(2 ** np.random.default_rng(seed).uniform(0, 23))
         with tempfile.TemporaryDirectory() as name:

@@ -12,15 +12,15 @@ from benchmarks.faults.outcomes import Verdict
 
 
 class Kind(Protocol):
-    """Faults of one kind; a case is made again by its seed."""
+    """Faults of one kind; a seed makes the same case again."""
 
     def case(self, seed: int) -> Verdict:
-        """Make one fault and judge what becomes of it; exceptions are judged by who calls."""
+        """Make one fault and judge what it leads to; the caller judges exceptions."""
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Random networks; the material isn't needed."""
+    """Random networks; they need no material."""
 
     folder: Path
 

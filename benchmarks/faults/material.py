@@ -1,4 +1,4 @@
-"""What faults are tried on: two small programs with keys, ciphertexts and a checkpoint in a folder, made once.
+"""The material of faults: two small programs with keys, ciphertexts and a checkpoint in a folder, made once.
 
 `plain` needs no bootstraps, `deep` has them. Both are insecure, at rings so small that a case takes milliseconds.
 """
@@ -41,7 +41,7 @@ TOLERANCE = {PLAIN: 1e-2, DEEP: 5e-2}
 
 
 def model(which: str) -> tuple[nn.Module, Tensor]:
-    """A model and calibration images; the same ones whenever asked for."""
+    """A model and calibration images, the same ones in each call."""
     import torch
     from torch import nn
 
@@ -60,8 +60,8 @@ class Stopped(Exception):
     """Ends a run from its progress callback."""
 
 
-def stop_behind(node: str) -> Callable[[Progress], None]:
-    """A callback for `Server.run` that ends it behind a node."""
+def stop_after(node: str) -> Callable[[Progress], None]:
+    """A callback for `Server.run` that ends it after a node."""
 
     def progress(at: Progress) -> None:
         if at.node == node:
@@ -100,15 +100,15 @@ def _prepare_runtime(place: Path, program: CompiledProgram, image: Array) -> Non
     server = Server(program, keys)
     server.run(given).save(place / RESULT)
     nodes = [node.id for node in program.graph.nodes]
-    behind = next((name for name in nodes if name.endswith("_boot")), nodes[len(nodes) // 2])
+    last = next((name for name in nodes if name.endswith("_boot")), nodes[len(nodes) // 2])
     with contextlib.suppress(Stopped):
-        server.run(given, stop_behind(behind), checkpoint=place / CHECKPOINT, checkpoint_seconds=0)
+        server.run(given, stop_after(last), checkpoint=place / CHECKPOINT, checkpoint_seconds=0)
     np.save(place / EXPECTED, program.simulate(image))
     (place / "sizes.json").write_text(json.dumps({p.name: p.stat().st_size for p in sorted(place.iterdir())}))
 
 
 def on_slots(program: CompiledProgram, images: Array) -> Array:
-    """The graph's outputs of a whole batch, by the kernels on exact slots; they check levels, scales and rotations."""
+    """The graph's outputs for a whole batch, by the kernels on exact slots; they check levels, scales and rotations."""
     type_, out = program.input.type, program.output.type
     assert type_.layout is not None and type_.state is not None and out.layout is not None
     evaluator = SimulatorEvaluator(program.parameters, program.rotations)
@@ -120,7 +120,7 @@ def on_slots(program: CompiledProgram, images: Array) -> Array:
 
 
 def _whole(load: Callable[[], Loaded]) -> Loaded:
-    """What was loaded; a refusal is no verdict on a fault, but says that the material itself is of no use."""
+    """What `load` returns; a refusal here means that the material is unusable, so it is no verdict on a fault."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -131,24 +131,24 @@ def _whole(load: Callable[[], Loaded]) -> Loaded:
 
 @dataclass(frozen=True)
 class Material:
-    """One of the two programs, with its files, and what they give when nothing fails."""
+    """One of the two programs, with its files, and their outputs without faults."""
 
     place: Path
     which: str
 
     @cached_property
     def program(self) -> CompiledProgram:
-        """As loaded from its file."""
+        """The program, loaded from its file."""
         return _whole(lambda: CompiledProgram.load(self.place / PROGRAM))
 
     @cached_property
     def client(self) -> Client:
-        """With the secret key."""
+        """A client with the secret key."""
         return _whole(lambda: Client.load(self.program, self.place / SECRET))
 
     @cached_property
     def server(self) -> Server:
-        """With the evaluation keys."""
+        """A server with the evaluation keys."""
         return _whole(lambda: Server(self.program, EvaluationKeys.load(self.program, self.place / EVALUATION)))
 
     @cached_property
@@ -163,12 +163,12 @@ class Material:
 
     @cached_property
     def image(self) -> Array:
-        """In the clear."""
+        """The image in the clear."""
         return np.asarray(np.load(self.place / IMAGE))
 
     @cached_property
     def expected(self) -> Array:
-        """The outputs of the image, as simulated."""
+        """The simulated outputs of the image."""
         return np.asarray(np.load(self.place / EXPECTED))
 
     def is_right(self, outputs: Array) -> bool:

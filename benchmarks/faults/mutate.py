@@ -1,4 +1,4 @@
-"""Mutations of files: blind ones of bytes, and those of somebody who knows the format and mends lengths and hashes."""
+"""Mutations of files: blind ones of bytes, and informed ones, which correct lengths and hashes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POISON: tuple[Any, ...] = (
     "", "x", "0", "nan", "x" * 20_000, "\0", "a\nb", "[bold red]\x1b[31m", "../../etc/passwd", "\ud800", "ä",
     [], {}, [[]], [None], [0] * 1000, {"": 0}, NESTED, HUGE,
 )  # fmt: skip
-"""Values that no reader expects where they come."""
+"""Values that no reader expects."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Mutated:
     """The bytes of a file after a mutation.
 
     Attributes:
-        forged: whether hashes were mended, as only somebody does who means to give another content.
+        forged: whether hashes were corrected, as in an attack that puts in other content.
     """
 
     data: bytes
@@ -49,10 +49,10 @@ class Mutated:
 
 
 def blind(random: Random, data: bytes) -> Mutated:
-    """Damage: of a disk, a line, a program that doesn't know what it has."""
+    """Damage as by a disk, a connection, or a program that doesn't know the format."""
     which = int(random.integers(10))
     size = len(data)
-    # Headers are short and payloads long: half of the places lie at the beginning.
+    # Headers are short and payloads long: half of the positions are at the beginning.
     at = int(random.integers(max(1, size if random.random() < 0.5 else min(size, 2048))))
     length = int(2 ** random.uniform(0, np.log2(max(2, size))))
     piece = data[at : at + length]
@@ -76,7 +76,7 @@ def blind(random: Random, data: bytes) -> Mutated:
         what = "a piece is missing"
     elif which == 7:
         out[at:at] = piece if random.random() < 0.5 else junk
-        what = "a piece too many"
+        what = "a piece is added"
     elif which == 8:
         there = int(random.integers(size))
         low, high = sorted((at, there))
@@ -91,7 +91,7 @@ def blind(random: Random, data: bytes) -> Mutated:
 
 
 def changed_json(random: Random, value: Any) -> tuple[str, str]:
-    """The text of a JSON value with one to three places changed, and what was done."""
+    """The text of a JSON value with one to three changes, and what they are."""
     value = json.loads(json.dumps(value))
     said = []
     for _ in range(int(random.choice([1, 1, 1, 2, 3]))):
@@ -118,7 +118,7 @@ def _changed(random: Random, root: Any) -> tuple[Any, str]:
     walk(root, "")
     if not places or random.random() < 0.02:
         poison = POISON[int(random.integers(len(POISON)))]
-        return poison, f"all of it is {repr(poison)[:30]}"
+        return poison, f"the whole is {repr(poison)[:30]}"
     parent, key, name = places[int(random.integers(len(places)))]
     old = parent[key]
     which = int(random.integers(8))
@@ -149,7 +149,7 @@ def _changed(random: Random, root: Any) -> tuple[Any, str]:
 
 
 def frame(random: Random, data: bytes) -> Mutated:
-    """A key or ciphertext file with lengths and hash mended."""
+    """A key or ciphertext file with corrected lengths and hash."""
     magic, version, kind, header_bytes, _ = PREFIX.unpack(data[: PREFIX.size])
     header = data[PREFIX.size : PREFIX.size + header_bytes]
     payload = data[PREFIX.size + header_bytes : -DIGEST_BYTES]
@@ -205,14 +205,14 @@ def _words(random: Random, payload: bytes) -> tuple[bytes, str]:
 
 @dataclass(frozen=True)
 class Sections:
-    """A safetensors file, taken apart."""
+    """The parts of a safetensors file."""
 
     header: dict[str, Any]
     data: bytes
 
     @staticmethod
     def of(raw: bytes) -> Sections:
-        """The header as JSON and what comes behind it."""
+        """The header as JSON and the data after it."""
         length = int.from_bytes(raw[:8], "little")
         return Sections(json.loads(raw[8 : 8 + length]), raw[8 + length :])
 
@@ -228,19 +228,19 @@ class Sections:
 
 
 def joined(header: str, data: bytes) -> bytes:
-    """A safetensors file of a header's text and the data."""
+    """A safetensors file with the text of its header and the data."""
     raw = header.encode("utf-8", "surrogatepass")
     raw += b" " * (-len(raw) % 8)
     return len(raw).to_bytes(8, "little") + raw + data
 
 
 def program(random: Random, raw: bytes) -> Mutated:
-    """A program's file whose hashes are mended, the fingerprint mostly too."""
+    """A program's file with corrected hashes, and usually with a corrected fingerprint."""
     return _safetensors(random, raw, artifact.FORMAT, _program_entry)
 
 
 def calibration(random: Random, raw: bytes) -> Mutated:
-    """A calibration's file whose hash is mended."""
+    """A calibration's file with a corrected hash."""
     return _safetensors(random, raw, calibrations.FORMAT, _calibration_entry)
 
 
@@ -297,7 +297,7 @@ def _program_entry(
             parsed = json.loads(manifest)
             parsed["fingerprint"] = artifact._program(parsed, tensors).fingerprint
             manifest = json.dumps(parsed)
-        except Exception:  # what can't be read has no fingerprint
+        except Exception:  # unreadable content has no fingerprint
             pass
     digest = hashlib.sha256(manifest.encode("utf-8", "replace")).hexdigest()
     return json.dumps({**outer, "sha256": digest, "manifest": manifest})

@@ -1,4 +1,4 @@
-"""Random small networks of all that olac takes, and random images for them."""
+"""Random small networks of everything that olac supports, and random images for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS = 24
-"""Levels of activations, products and poolings that a network has at most, about."""
+"""Approximately the most levels of activations, products and poolings that a network has."""
 
 Step = Callable[[dict[str, Tensor]], Tensor]
 
@@ -47,7 +47,7 @@ FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
 
 
 class RandomNetwork(nn.Module):
-    """A network whose `forward` does a list of steps, each on values that earlier ones gave."""
+    """A network whose `forward` runs a list of steps, each on values of earlier steps."""
 
     def __init__(self, steps: list[tuple[str, Step]], parts: list[nn.Module], output: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class RandomNetwork(nn.Module):
 
 @dataclass
 class Maker:
-    """Grows a network step by step, on an example that tells shapes."""
+    """Grows a network step by step, with an example that gives the shapes."""
 
     random: np.random.Generator
     example: Tensor
@@ -77,15 +77,15 @@ class Maker:
         self.values["x"] = self.example
 
     def integer(self, low: int, high: int) -> int:
-        """Within [low, high]."""
+        """A random integer in [low, high]."""
         return int(self.random.integers(low, high + 1))
 
     def chance(self, probability: float) -> bool:
-        """True as often as that."""
+        """True with this probability."""
         return bool(self.random.random() < probability)
 
     def step(self, called: str, function: Callable[..., Tensor], *operands: str) -> str:
-        """Do one more thing; the name of what it gives."""
+        """Add a step; returns the name of its value."""
         name = f"v{len(self.steps)}"
 
         def do(values: dict[str, Tensor]) -> Tensor:
@@ -98,7 +98,7 @@ class Maker:
         return name
 
     def module(self, module: nn.Module, operand: str) -> str:
-        """A module in inference mode, with weights that keep values about as large as they are."""
+        """A module in evaluation mode, with weights that keep values about as large as they are."""
         module.eval()
         if isinstance(module, nn.Linear | nn.Conv2d) and self.chance(0.12):  # pruned, or dead
             with torch.no_grad():
@@ -108,13 +108,13 @@ class Maker:
         return self.step(repr(module), module, operand)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Without the batch axis."""
+        """The shape of a value without the batch axis."""
         return tuple(self.values[name].shape[1:])
 
     # Linear ---------------------------------------------------------------------------------------------------------
 
     def conv(self, x: str, out: int | None = None, same: bool = False) -> str:
-        """A convolution with anything that it may have; `same` keeps height and width."""
+        """A convolution with random options; `same` keeps height and width."""
         c, h, w = self.shape(x)
         groups = [g for g in range(1, c + 1) if c % g == 0]
         group = int(self.random.choice(groups)) if self.chance(0.35) else 1
@@ -156,7 +156,7 @@ class Maker:
         return torch.from_numpy(self.random.normal(size=shape)).float()
 
     def constants(self, x: str) -> str:
-        """Arithmetic with a number, a channel's, or an array."""
+        """Arithmetic with a number, one number per channel, or an array."""
         shape = self.shape(x)
         channel = (shape[0], *(1,) * (len(shape) - 1))
         constant: Any = [
@@ -175,7 +175,7 @@ class Maker:
         return self.step("constants", made[self.integer(0, len(made) - 1)], x)
 
     def pad(self, x: str) -> str:
-        """Space, and sometimes channels, padded by a constant or cropped."""
+        """Padding by a constant, or cropping, of space and sometimes of channels."""
         shape = self.shape(x)
         if len(shape) != 3:
             amount = [self.integer(0, 2), self.integer(0, 2)]
@@ -196,7 +196,7 @@ class Maker:
         return self.step(f"slice {chosen}", lambda v: v[chosen], x)
 
     def pool(self, x: str) -> str:
-        """A mean over windows or over all of the space."""
+        """A mean over windows or over all of space."""
         _, h, w = self.shape(x)
         which = self.integer(0, 3)
         if which == 0:
@@ -223,7 +223,7 @@ class Maker:
     # What takes levels ----------------------------------------------------------------------------------------------
 
     def activation(self, x: str) -> str:
-        """One of all activations, as a module or as a function."""
+        """A random activation, as a module or as a function."""
         self.levels += 4
         if self.chance(0.25):
             function = FUNCTIONS[self.integer(0, len(FUNCTIONS) - 1)]
@@ -240,7 +240,7 @@ class Maker:
         return self.step("square", lambda v: v * v, x) if self.chance(0.7) else self.step("cube", lambda v: v**3, x)
 
     def max_pool(self, x: str) -> str:
-        """The largest of each window; deep."""
+        """The largest value of each window; deep."""
         self.levels += 16
         _, h, w = self.shape(x)
         if self.chance(0.2):
@@ -253,7 +253,7 @@ class Maker:
     # What joins -----------------------------------------------------------------------------------------------------
 
     def residual(self, x: str) -> str:
-        """A sum of a value and what a branch makes of it."""
+        """The sum of a value and a branch on it."""
         shape = self.shape(x)
         if len(shape) == 3:
             y = self.conv(x, shape[0], same=True)
@@ -271,20 +271,20 @@ class Maker:
         return self.step("gated", lambda a, b: a * b, x, self.activation(self.module(nn.Conv2d(c, c, 1), mean)))
 
     def centre(self, x: str) -> str:
-        """What is left of a value without its mean: nothing, sometimes."""
+        """A value minus its mean, which may be nothing."""
         y = self.step("minus the mean", lambda v: v - v.mean(1, keepdim=True), x)
         if self.chance(0.3):
             return self.step("mean, expanded", lambda v: v.mean(1, keepdim=True).expand_as(v), y)
         return y
 
     def join(self, x: str) -> str:
-        """A sum with any earlier value of the same shape, or a difference."""
+        """The sum or the difference with an earlier value of the same shape."""
         others = [name for name in self.values if self.shape(name) == self.shape(x)]
         return self.step("join", lambda a, b: a - 0.5 * b, x, str(self.random.choice(others)))
 
 
 def random_network(seed: int) -> tuple[RandomNetwork, Tensor, list[str], int]:
-    """A network, its images (calibration and unseen ones), what it does, and the levels of what is not linear."""
+    """A network, its images (for calibration and unseen), what it does, and its levels without linear steps."""
     random = np.random.default_rng(seed)
     torch.manual_seed(seed)
     spatial = random.random() < 0.75
@@ -326,13 +326,13 @@ def random_network(seed: int) -> tuple[RandomNetwork, Tensor, list[str], int]:
 
 
 def random_images(random: np.random.Generator, count: int, shape: tuple[int, ...]) -> Tensor:
-    """Images of one distribution, whose range, centre and tails are any."""
+    """Images of one random distribution, with random range, centre and tails."""
     size, centre = 10.0 ** random.uniform(-2, 2), random.normal() * (random.random() < 0.5)
     which = int(random.integers(5))
     values = random.normal(size=(count, *shape)) if which != 1 else random.uniform(-1, 1, size=(count, *shape))
     if which == 2:
         values = np.maximum(values, 0.0)
-    if which == 3:  # columns or channels of their own size
+    if which == 3:  # columns or channels with scales of their own
         values *= 10.0 ** random.uniform(-1, 1, size=(shape[0], *(1,) * (len(shape) - 1)))
     if which == 4 and shape[0] > 1:
         values[:, 0] = 0.5

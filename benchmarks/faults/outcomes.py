@@ -1,4 +1,4 @@
-"""What became of one fault: the five ends that a case can have, and how an exception is judged."""
+"""What a fault led to: the outcomes that a case can have, and how an exception is judged."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from olac.errors import OlacError, VerificationError
 
 
 class Outcome(enum.Enum):
-    """The end of one case.
+    """The outcome of one case.
 
-    RIGHT: the right result came out, or what was accepted is a whole and consistent thing of its own.
-    REFUSED: one of olac's errors for callers, and nothing was left behind.
-    WRONG: a result that is not right, a file that is not whole, a lost file, and nobody was told.
+    RIGHT: the right result came out, or what was accepted is complete and consistent.
+    REFUSED: one of olac's errors for callers, and nothing was left over.
+    WRONG: a result that is not right, a file that is incomplete or a file that is lost, without an error.
     FOREIGN: an exception that is not olac's, or an error that says itself that it is a bug of olac.
     CRASHED: the process died.
     HUNG: no end within the limit.
@@ -36,7 +36,7 @@ FAULTS = (Outcome.WRONG, Outcome.FOREIGN, Outcome.CRASHED, Outcome.HUNG)
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a case ended, and what there is to say about it."""
+    """How a case ended, with details."""
 
     outcome: Outcome
     what: str = ""
@@ -44,7 +44,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """A case of a kind with its verdict; the seed makes it again."""
+    """A case of a kind with its verdict; the seed makes the same case again."""
 
     kind: str
     seed: int
@@ -56,24 +56,24 @@ class Finding:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the cases of a kind, by their ends."""
+    """One line of the table: the cases of a kind, by outcome."""
 
     kind: str
     counts: Counter[Outcome]
 
     @property
     def tried(self) -> int:
-        """Cases in all."""
+        """Number of cases."""
         return self.counts.total()
 
     @property
     def faults(self) -> int:
-        """Cases that ended as none may."""
+        """Number of cases with an outcome that must not happen."""
         return sum(self.counts[one] for one in FAULTS)
 
 
 def rows(findings: Iterable[Finding]) -> list[Row]:
-    """The table's lines, in the order in which kinds first come."""
+    """The table's lines, in the order in which the kinds first occur."""
     counted: dict[str, Counter[Outcome]] = {}
     for one in findings:
         counted.setdefault(one.kind, Counter())[one.verdict.outcome] += 1
@@ -81,7 +81,7 @@ def rows(findings: Iterable[Finding]) -> list[Row]:
 
 
 def markdown(lines: Sequence[Row]) -> str:
-    """The table, with a line for the sum of all."""
+    """The table in Markdown, with a line for the sums."""
     total: Counter[Outcome] = sum((line.counts for line in lines), Counter())
     names = [one.value for one in Outcome]
     out = [f"| kind | tried | {' | '.join(names)} |", f"|---|{'--:|' * (len(names) + 1)}"]
@@ -96,12 +96,12 @@ def right(what: str = "") -> Verdict:
 
 
 def wrong(what: str) -> Verdict:
-    """The case ended with something wrong that nobody was told of."""
+    """The case ended with something wrong and no error."""
     return Verdict(Outcome.WRONG, what)
 
 
 def judged(case: Callable[[], Verdict]) -> Verdict:
-    """The verdict of a case, or that of the exception that it ended with."""
+    """The verdict of a case, or of the exception that it ended with."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,4 +1,4 @@
-"""Cases in processes of their own, so that crashes and hangs are seen and take nothing else along."""
+"""Cases in processes of their own, so that crashes and hangs are noticed and affect nothing else."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Worker:
     Attributes:
         kinds: that it will be asked for.
         folder: of the material.
-        memory: bytes that it may map beyond what it has when it is ready.
-        threads: of OpenMP.
-        program: what Python runs.
+        memory: bytes that it may map in addition to what it has when it is ready.
+        threads: number of OpenMP's threads.
+        program: arguments of Python that start it.
     """
 
     kinds: Sequence[str]
@@ -73,7 +73,7 @@ class Worker:
         return process
 
     def _answer(self, process: subprocess.Popen[str], cpu: float, wall: float) -> dict[str, Any] | Outcome:
-        """The next line, or how the process failed to write one."""
+        """The next line of its output, or how the process failed to write one."""
         assert process.stdout is not None
         began, used = time.monotonic(), _cpu_seconds(process.pid)
         with selectors.DefaultSelector() as selector:
@@ -93,7 +93,7 @@ class Worker:
         return self._errors.read().decode("utf-8", "replace")[-TAIL:]
 
     def case(self, kind: str, seed: int, cpu: float = CPU_SECONDS, wall: float = WALL_SECONDS) -> Finding:
-        """One case; a process that crashed or hung is replaced by another when it is needed."""
+        """One case; a process that crashed or hung is replaced when it is needed again."""
         process = self._process or self._start()
         assert process.stdin is not None
         process.stdin.write(json.dumps({"kind": kind, "seed": seed}) + "\n")
@@ -104,9 +104,7 @@ class Worker:
         self.close()
         code = process.returncode
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return Finding(kind, seed, Verdict(answer, f"{name} {self._last}".strip()))
-
-    _last = ""
+        return Finding(kind, seed, Verdict(answer, name))
 
     def close(self) -> None:
         """End the process."""

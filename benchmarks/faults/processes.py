@@ -1,4 +1,4 @@
-"""Commands that are killed, processes that fork, threads that share a server, and servers that run for long."""
+"""Commands that are killed, processes that fork, threads that share a server, and servers that run for a long time."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys
 from olac.system.memory import current_rss_bytes
 
 PATIENCE = 60.0
-"""Seconds after which a child hangs."""
+"""Seconds after which a child counts as hung."""
 RUNS = 200
 WARM = 20
 MEGABYTES = 4.0
-"""That memory may grow by after the first runs."""
+"""Memory may grow by this much after the first runs."""
 
 
 def in_child(function: Callable[[], Verdict], seconds: float = PATIENCE) -> Verdict:
-    """A forked child's verdict; it may crash or hang."""
+    """The verdict of a forked child, which may crash or hang."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -61,7 +61,7 @@ def in_child(function: Callable[[], Verdict], seconds: float = PATIENCE) -> Verd
 
 @dataclass
 class Killed:
-    """Errands that are killed at any moment. This process itself never uses OpenFHE: its children do."""
+    """Errands that are killed at random moments. This process itself never uses OpenFHE: its children do."""
 
     folder: Path
     _seconds: dict[str, float] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Killed:
 
     @cached_property
     def material(self) -> Material:
-        """The program without bootstraps, or with one."""
+        """The program without bootstraps."""
         watch_files()
         return Material(self.folder / m.PLAIN, m.PLAIN)
 
@@ -91,7 +91,7 @@ class Killed:
             self._seconds[errand.name], self._places[errand.name] = float(seconds), int(count)
 
     def case(self, seed: int) -> Verdict:
-        """One kill, by the clock or at an operation on a file."""
+        """One kill, after a time or at an operation on a file."""
         random, errand, material = np.random.default_rng(seed), ERRANDS[seed % len(ERRANDS)], self.material
         if errand.name not in self._seconds:
             self._measure(errand)
@@ -117,7 +117,7 @@ class Killed:
 
 
 def _kill(errand: Errand, folder: Path, delay: float, at: int) -> None:
-    """Do an errand in a child that is killed after some seconds, or by itself at an operation on a file."""
+    """Do an errand in a child that is killed after some seconds, or kills itself at an operation on a file."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -155,7 +155,7 @@ class Forks:
     folder: Path
 
     def case(self, seed: int) -> Verdict:
-        """One way to use what a fork took along."""
+        """One way to use what a fork copied."""
         ways: list[Callable[[], Verdict]] = [self._before_use]
         ways += [partial(self._after_use, way) for way in USES]
         return in_child(ways[seed % len(ways)], 2 * PATIENCE)
@@ -164,7 +164,7 @@ class Forks:
         return Material(self.folder / m.PLAIN, m.PLAIN)
 
     def _before_use(self) -> Verdict:
-        """Two children of a process that only loaded olac: all works, and nothing random is the same in both."""
+        """Two children of a process that only loaded olac: everything works, and nothing random is the same in both."""
         material = self._material()
         program = material.program
 
@@ -182,7 +182,7 @@ class Forks:
         return wrong("two children encrypted the same") if first.what == second.what else right()
 
     def _after_use(self, use: Callable[[Material, Client, Server], Verdict]) -> Verdict:
-        """A child of a process that used the library: what is random is refused, all else too or right."""
+        """A child of a process that used the library: random operations are refused, others refused or right."""
         material = self._material()
         client = material.client
         client.encrypt(material.image)
@@ -194,7 +194,7 @@ class Forks:
 def _random(use: Callable[[Material, Client, Server], object]) -> Callable[[Material, Client, Server], Verdict]:
     def checked(material: Material, client: Client, server: Server) -> Verdict:
         use(material, client, server)
-        return wrong("a child takes its randomness from where its parent and its siblings take theirs")
+        return wrong("a child uses the same randomness as its parent and its siblings")
 
     return checked
 
@@ -239,14 +239,13 @@ class Threads:
     rounds: int = 6
 
     def case(self, seed: int) -> Verdict:
-        """Two threads that run, and one that does something else with keys."""
+        """Two threads that run a server, and one that makes and loads keys."""
         which = m.DEEP if seed % 4 == 3 else m.PLAIN
         material = Material(self.folder / which, which)
         material.client.decrypt(material.server.run(material.input))
         other = Material(self.folder / (m.DEEP if seed % 2 else m.PLAIN), m.DEEP if seed % 2 else m.PLAIN)
         random = np.random.default_rng(seed)
         problems: list[Verdict] = []
-        done = threading.Event()
         rounds = 1 if which == m.DEEP else self.rounds
 
         def run() -> Verdict:
@@ -278,7 +277,6 @@ class Threads:
             thread.join(4 * PATIENCE)
             if thread.is_alive():
                 return Verdict(Outcome.HUNG, f"a thread does not end within {4 * PATIENCE:.0f} s")
-        done.set()
         bad = [one for one in problems if one.outcome != Outcome.RIGHT]
         if not bad:
             return right()
@@ -291,13 +289,13 @@ class Threads:
 
 @dataclass
 class Repeated:
-    """The same thing for long, at constant memory."""
+    """The same operation for a long time, at constant memory."""
 
     folder: Path
     runs: int = RUNS
 
     def case(self, seed: int) -> Verdict:
-        """One thing: runs of a server, encryptions and decryptions, servers or clients that come and go."""
+        """One operation: runs of a server, encryptions and decryptions, or new servers or clients."""
         material = Material(self.folder / m.PLAIN, m.PLAIN)
         program, client, server = material.program, material.client, material.server
         keys = (material.place / m.EVALUATION).read_bytes()

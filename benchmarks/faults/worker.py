@@ -1,6 +1,6 @@
-"""A process that does cases as it is asked to: `python -m benchmarks.faults.worker FOLDER MEMORY KIND...`.
+"""A process that does cases on request: `python -m benchmarks.faults.worker FOLDER MEMORY KIND...`.
 
-It reads a line of JSON with a kind and a seed for each case from its standard input, and answers with a line.
+For each case it reads a line of JSON with a kind and a seed from its standard input, and answers with a line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.faults.outcomes import judged
 def main(arguments: list[str]) -> int:
     """Serve until the input ends."""
     folder, memory, *names = arguments
-    # What cases print must not come between the answers.
+    # Keep what cases print out of the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     kinds = {name: kind(name, Path(folder)) for name in names}

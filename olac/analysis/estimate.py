@@ -20,10 +20,9 @@ from olac.kernels.base import Kernel, Value
 from olac.kernels.execute import build_weightless_kernels
 from olac.kernels.linear import DiagonalKernel
 from olac.kernels.record import record
-from olac.system.memory import current_rss_bytes
+from olac.system.memory import GB, current_rss_bytes
 from olac.system.threads import usable_threads
 
-GB = 1e9
 LIBRARY_BYTES = 60e6
 """OpenFHE's code and the precomputed tables of a context, beside the keys."""
 

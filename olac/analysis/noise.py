@@ -35,8 +35,8 @@ class OutputNoise:
         InfeasibleError: no image has finite outputs.
     """
 
-    def __init__(self, graph: Graph, calibration: Calibration, head: OutputHead | None = None) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, calibration: Calibration, head: OutputHead | None = None, seed: int = 0) -> None:
+        self._graph, self._seed = graph, seed
         images = calibration.held_out[:CHECK_IMAGES]
         clean = graph.evaluate(images)
         sound = np.isfinite(clean.reshape(len(clean), -1)).all(1)  # what becomes of others is in the agreement
@@ -107,7 +107,7 @@ class OutputNoise:
         Every linear op and polynomial adds the noise of a rescale to every slot, a bootstrap its own. With `only` one
         node does.
         """
-        random = np.random.default_rng(0)
+        random = np.random.default_rng(self._seed)
 
         def disturb(node: Node, value: Array) -> Array | None:
             if only and node.id != only:

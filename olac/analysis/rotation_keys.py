@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from olac.analysis.estimate import (
-    GB,
     LOADING_KEYS,
     UNUSED_SHARE,
     Estimate,
@@ -28,6 +27,7 @@ from olac.ckks.parameters import Parameters
 from olac.ckks.rotations import composition
 from olac.costs.table import CostTable
 from olac.kernels.record import record
+from olac.system.memory import GB
 from olac.system.threads import usable_threads
 
 Uses = Mapping[tuple[int, int], int]

@@ -11,12 +11,13 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from olac.ir.ops import Array
+from olac.system.choices import require_one_of
 from olac.system.internal import callers
 
 Spread = Literal["together", "each", "direction"]
@@ -32,8 +33,8 @@ ENOUGH_CLASSES, ENOUGH_NUMBERS = 0.03, 1e-3
 """Errors of the outputs below which joint reconstruction is not tried: beyond that, diverging images cost more than is
 gained. At degree 7 the sweep leaves ResNet-20 with no such image of 10,000, and gradients leave a few."""
 
-TASKS = ("auto", "classification", "binary", "multilabel", "regression", "embedding", "map")
 Task = Literal["auto", "classification", "binary", "multilabel", "regression", "embedding", "map"]
+TASKS: tuple[Task, ...] = get_args(Task)
 
 
 @dataclass(frozen=True)
@@ -264,8 +265,7 @@ def criterion_for(
         if not callable(task):
             raise ValueError(f"task is neither one of {', '.join(TASKS)} nor a criterion nor a function")
         return Own(task)
-    if task not in TASKS:
-        raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}")
+    require_one_of("task", task, TASKS)
     decisions = _decision(last)
     if task == "classification" and outputs.size == len(outputs) and last != "argmax":
         raise ValueError(

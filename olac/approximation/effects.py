@@ -62,7 +62,7 @@ def effects(
     return {name: [output_error(torch.cat(parts), whole, spread) for parts in row] for name, row in changed.items()}
 
 
-def sensitivities(graph: Graph, images: Tensor, classes: bool = True) -> dict[str, float]:
+def sensitivities(graph: Graph, images: Tensor, classes: bool = True, seed: int = 0) -> dict[str, float]:
     """OLA's alpha_i = sum_j E[(dL/da_ij)^2] for each activation's output a_i (Lee et al., arXiv 2310.10349).
 
     L is the cross entropy of the outputs against the network's own class, as there are no labels. The paper's body was
@@ -72,7 +72,7 @@ def sensitivities(graph: Graph, images: Tensor, classes: bool = True) -> dict[st
     Raises:
         VerificationError: an op between an activation and the output lets no gradient through.
     """
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         clean = run(graph, tensors(graph), {graph.inputs[0].id: images[:CHUNK]})[graph.outputs[0]].flatten(1)
         deviations = output_sizes(clean, "each").sqrt()

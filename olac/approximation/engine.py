@@ -19,7 +19,8 @@ from olac.approximation.tensors import CHUNK, run, tensors
 from olac.ir.graph import Graph
 from olac.ir.ops import Array
 from olac.ir.types import Range
-from olac.polynomials.fit import Fit, FitOptions
+from olac.polynomials.fit import Fit
+from olac.polynomials.modes import Compensated
 
 EFFECT_IMAGES = 192
 """Images that the effect of single activations is measured on."""
@@ -37,6 +38,7 @@ class ImageFitter:
         say: called with a line of text as work goes on.
         criterion: what agreement means, and how errors of outputs count.
         finish: from the graph's outputs to what users see, for the criterion.
+        seed: of all that is random.
     """
 
     images: npt.NDArray[np.floating[Any]]
@@ -44,6 +46,7 @@ class ImageFitter:
     say: Callable[[str], None] | None = None
     criterion: Criterion = field(default_factory=Classification)
     finish: Callable[[Array], Array] = lambda outputs: outputs
+    seed: int = 0
 
     def _fitted(self, graph: Graph, copies: int) -> torch.Tensor:
         return fitting(graph, _tensor(self.images), copies)
@@ -57,13 +60,13 @@ class ImageFitter:
     def sensitivities(self, graph: Graph) -> dict[str, float]:
         """See `olac.approximation.effects`."""
         classes = isinstance(self.criterion, Classification)
-        return sensitivities(graph, _tensor(self.images)[:EFFECT_IMAGES], classes)
+        return sensitivities(graph, _tensor(self.images)[:EFFECT_IMAGES], classes, self.seed)
 
     def trial(
-        self, graph: Graph, degrees: Mapping[str, int], options: FitOptions, probes: Sequence[int] = ()
+        self, graph: Graph, degrees: Mapping[str, int], method: Compensated, probes: Sequence[int] = ()
     ) -> tuple[float, float, dict[str, dict[int, float]]]:
         """A quick sweep, without re-fitted weights: error and agreement on held-out images, and effects of probes."""
-        quick = replace(options, refit=False)
+        quick = replace(method, refit=False)
         made = sweep(
             graph,
             self._fitted(graph, 2)[::2],
@@ -82,21 +85,22 @@ class ImageFitter:
         ours, theirs = (finished(self.finish, values.double().numpy()) for values in (outputs, clean))
         return self.criterion.agreement(ours, theirs)
 
-    def compensate(self, graph: Graph, degrees: Mapping[str, int], options: FitOptions) -> Graph:
+    def compensate(self, graph: Graph, degrees: Mapping[str, int], method: Compensated) -> Graph:
         """All activations replaced, each layer making up for the errors before it; bounds of values in their types."""
         images, held_out = self._fitted(graph, 2), _tensor(self.held_out)
         spread = self.criterion.spread
-        made = sweep(graph, images, held_out, degrees, options, progress=self.say, spread=spread).graph
+        made = sweep(graph, images, held_out, degrees, method, progress=self.say, spread=spread).graph
         made = reconstruct(
             graph,
             made,
             images,
             held_out,
-            options.reconstruct,
-            refit=options.refit,
+            method.reconstruct,
+            refit=method.refit,
             progress=self.say,
             spread=spread,
             enough=self.criterion.enough,
+            seed=self.seed,
         )
         return self.with_bounds(made)
 

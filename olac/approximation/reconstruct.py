@@ -194,6 +194,7 @@ def reconstruct(
     progress: Callable[[str], None] | None = None,
     spread: Spread = "together",
     enough: float = ENOUGH_CLASSES,
+    seed: int = 0,
 ) -> Graph:
     """The approximated graph with better coefficients and weights, or as it was where that is no gain.
 
@@ -209,6 +210,7 @@ def reconstruct(
         progress: called with a line of text for each epoch.
         spread: how errors of outputs are scaled.
         enough: error of the outputs below which nothing is reconstructed.
+        seed: of the order of the images and of what is done to them.
     """
     if len(images) < LEAST_IMAGES or epochs == 0:
         return approximated
@@ -250,7 +252,7 @@ def reconstruct(
     rate *= min(1.0, TYPICAL_DEGREE * len(degrees) / max(1, sum(degrees)))
     steps = _Steps(whitened.theta, rate, math.ceil(len(images) / BATCH), epochs)
     at_best = steps.mean()
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
         for chosen in torch.randperm(len(images), generator=random).split(BATCH):
             batch = stressed(mirrored(images[chosen], random), random, STRESSED)

@@ -23,7 +23,8 @@ from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Add, Conv2d, Input, Linear, Polynomial
 from olac.ir.types import Stage
-from olac.polynomials.fit import CHANNEL_RIDGE, FLOOR_POINTS, TINY, FitOptions, centred, quadratic, widening
+from olac.polynomials.fit import CHANNEL_RIDGE, FLOOR_POINTS, TINY, centred, quadratic, widening
+from olac.polynomials.modes import Compensated
 
 Tensor = torch.Tensor
 
@@ -92,7 +93,7 @@ def sweep(
     images: Tensor,
     held_out: Tensor,
     degrees: Mapping[str, int],
-    options: FitOptions,
+    method: Compensated,
     *,
     choose: bool = True,
     probes: Sequence[int] = (),
@@ -105,8 +106,8 @@ def sweep(
         graph: at stage TRACED; its activations' ids are the keys of `degrees`.
         images: (n, *input shape), that everything is fitted to.
         held_out: (m, *input shape), that floors, paddings and ridges are chosen by.
-        options: `refit`, and `floor`, `padding`, `ridge` where they are not to be chosen.
-        choose: whether to choose them by the held-out images; else the options' own, or defaults by degree.
+        method: `refit`, and `floor`, `padding`, `ridge` if they are not to be chosen.
+        choose: whether to choose them by the held-out images; else the method's own, or defaults by degree.
         probes: further degrees whose effect at each activation is measured.
         progress: called with a line of text for each activation.
         spread: how errors of outputs are scaled.
@@ -132,17 +133,17 @@ def sweep(
         for one in (fitted, held):
             one.clean[node.id] = batched(node, [one.clean[i] for i in node.inputs], original, graph)
         disturbed = not fitted.same(node)
-        if isinstance(node.op, Conv2d | Linear) and options.refit and disturbed:
+        if isinstance(node.op, Conv2d | Linear) and method.refit and disturbed:
             if progress is not None:
                 progress(f"re-fitting the weights of {node.id}")
-            kept = _refit(graph, node, weights, users[node.id], fitted, held, options, choose, index, rest)
+            kept = _refit(graph, node, weights, users[node.id], fitted, held, method, choose, index, rest)
             new[node.id] = kept
         elif isinstance(node.op, Activation) and node.id in degrees:
             wanted = degrees[node.id]
             found: dict[int, tuple[float, Tensor, float]] = {}
             for degree in sorted({wanted, *probes}):
                 measure = (lambda v, i=index: rest(i, v)) if choose or probes else None
-                found[degree] = _fit(node.op, node, fitted, held, degree, options, choose, measure)
+                found[degree] = _fit(node.op, node, fitted, held, degree, method, choose, measure)
             effects[node.id] = {degree: error for degree, (error, _, _) in found.items()}
             _, coefficients, half_width = found[wanted]
             name = f"{node.id}.coefficients"
@@ -198,7 +199,7 @@ def _refit(
     users: Sequence[Node],
     fitted: Run,
     held: Run,
-    options: FitOptions,
+    method: Compensated,
     choose: bool,
     index: int,
     rest: Callable[[int, Tensor], float],
@@ -220,7 +221,7 @@ def _refit(
     flat = weight.double().reshape(groups, len(weight) // groups, -1)
     names = (f"{node.id}.weight.fitted", f"{node.id}.bias.fitted")
     made = replace(node, op=replace(op, weight=names[0], bias=names[1]))
-    ridges = (options.ridge,) if options.ridge is not None else RIDGES if choose else (RIDGES[1],)
+    ridges = (method.ridge,) if method.ridge is not None else RIDGES if choose else (RIDGES[1],)
     best: tuple[float, Tensor, Tensor] | None = None
     for ridge in ridges:
         w, b = (part.float() for part in regression.solve(flat, ridge))
@@ -252,7 +253,7 @@ def _fit(
     fitted: Run,
     held: Run,
     degree: int,
-    options: FitOptions,
+    method: Compensated,
     choose: bool,
     measure: Callable[[Tensor], float] | None,
 ) -> tuple[float, Tensor, float]:
@@ -265,8 +266,8 @@ def _fit(
     second, first = _sums(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
     functions = channel_functions(op.function, op.parameters, x.shape[1])
     best: tuple[float, Tensor, float] | None = None
-    given = options.floor is not None or options.padding is not None
-    candidates = (options.tails(degree),) if given or not choose else tails(degree)
+    given = method.floor is not None or method.padding is not None
+    candidates = (method.tails(degree),) if given or not choose else tails(degree)
     for floor, padding in candidates:
         half_width = float((np.abs(middle) + padding * half).max())
         mapping = torch.from_numpy(widening(middle, half, half_width, degree))

@@ -32,12 +32,12 @@ from olac.system.internal import callers_items
 from olac.system.memory import ran_out
 
 RUN_ELEMENTS = 1 << 18
-"""Input elements in one run of the model: the loader's batches are cut and joined to it."""
+"""Input elements in one run of the model: the loader's batches are cut and joined to this size."""
 
 OUTLIERS = ((1e-4, 10.0), (2e-2, 100.0))
-"""A note is made where this share of the values takes the range over so many times as far as all others.
+"""(share, times): a note is made if this share of the values stretches the range to this many times that of the others.
 
-The second holds for few images, of which a single one has more than the first share of the values.
+The second pair is for few images, of which a single one has more than the first share of the values.
 """
 
 
@@ -71,7 +71,7 @@ def as_images(item: Any, where: str) -> torch.Tensor:
         raise CalibrationError(f"{where} has shape {tuple(item.shape)}, without a batch axis before the image's")
     images: torch.Tensor = item.detach().to("cpu", torch.float32)
     if not torch.isfinite(images).all():
-        raise CalibrationError(f"{where} holds NaN or infinite values, or such as single precision can't hold")
+        raise CalibrationError(f"{where} holds NaN or infinite values, or values beyond single precision")
     return images
 
 
@@ -94,7 +94,7 @@ def _batches(loader: Any) -> Iterator[torch.Tensor]:
 def first_batch(loader: Any) -> tuple[torch.Tensor, Iterator[torch.Tensor]]:
     """The first batch of a loader, and an iterator over all of them, the first included.
 
-    The loader is iterated once, so a generator will do. Raises CalibrationError for an empty loader.
+    The loader is iterated once, so it may be a generator. Raises CalibrationError for an empty loader.
     """
     stream = _batches(loader)
     first = next(stream, None)
@@ -104,11 +104,11 @@ def first_batch(loader: Any) -> tuple[torch.Tensor, Iterator[torch.Tensor]]:
 
 
 class _Observer(fx.Interpreter):
-    """Runs the traced module and tells the statistics of each IR node's value."""
+    """Runs the traced module and collects the statistics of each IR node's value."""
 
     def __init__(self, traced: Traced, graph: Graph) -> None:
         super().__init__(traced.module)
-        self.extra_traceback = False  # it would go into the messages of our own errors
+        self.extra_traceback = False  # it would be in the messages of our own errors
         self._traced, self._graph = traced, graph
         self._nodes = {node.id: node for node in graph.nodes}
         self.histograms: dict[str, Histogram] = {}
@@ -120,10 +120,10 @@ class _Observer(fx.Interpreter):
         known = {i for made in traced.lifted.values() for i in made}
         missing = [node.id for node in graph.nodes if node.id not in known]
         if missing:
-            raise VerificationError(f"{', '.join(missing)}: no part of the traced model, so can't be calibrated")
+            raise VerificationError(f"{', '.join(missing)}: not in the traced model, so there is no way to calibrate")
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one fx node and observe the IR nodes that were made for it; where only `looking`, refuse NaN alone."""
+        """Run one fx node and observe the IR nodes that were made for it; if only `looking`, just refuse NaN."""
         try:
             result = super().run_node(n)
         except Exception as error:
@@ -166,7 +166,7 @@ class _Observer(fx.Interpreter):
             what = f"{node.id} ({', '.join(origin)})" if origin else node.id
             if isinstance(node.op, Activation) and values[node.inputs[0]].shape == value.shape:
                 given = values[node.inputs[0]][~torch.isfinite(value)]
-                first = float(given[0])  # its sign says enough, and no value of an image is told
+                first = float(given[0])  # the message gives its sign only, so it shows no value of an image
                 what += f", for {'a positive' if first > 0 else 'a negative' if first < 0 else 'a zero'} input"
             raise CalibrationError(f"{self.where}: the model gives NaN or infinite values at {what}")
         if not self.observing:
@@ -185,7 +185,7 @@ class _Observer(fx.Interpreter):
 
 
 class _Sample:
-    """Every so-manyth image of a stream, ever fewer of them, so that they stay few and evenly spread."""
+    """Keeps every k-th image of a stream; k doubles when the sample is full."""
 
     def __init__(self, most: int) -> None:
         self.every = 1
@@ -193,7 +193,7 @@ class _Sample:
         self._images: list[torch.Tensor] = []
 
     def add(self, images: torch.Tensor) -> None:
-        """Go on with further images."""
+        """Take the next images of the stream."""
         for image in images:
             if self._seen % self.every == 0:
                 if len(self._images) == self._most:
@@ -203,14 +203,14 @@ class _Sample:
             self._seen += 1
 
     def array(self) -> SingleArray:
-        """(n, *image shape)."""
+        """The sample, (n, *image shape)."""
         return np.asarray(torch.stack(self._images).numpy(), dtype=np.float32)
 
 
 class _Queue:
-    """Images on their way to runs of one size, whatever the loader's batches are.
+    """Collects images for runs of one size, whatever the sizes of the loader's batches.
 
-    So equal images give equal numbers: what convolutions round depends on the size of the batch.
+    Equal images then give equal numbers: the rounding of convolutions depends on the size of the batch.
     """
 
     def __init__(self, size: int, run: Callable[[torch.Tensor, str], None]) -> None:
@@ -219,7 +219,7 @@ class _Queue:
         self._count = 0
 
     def add(self, batch: int, images: torch.Tensor) -> None:
-        """Images of the loader's batch of that number."""
+        """Take images of the loader's batch with this number."""
         while len(images):
             part = images[: self._size - self._count]
             self._waiting.append((batch, part))
@@ -229,7 +229,7 @@ class _Queue:
                 self.flush()
 
     def flush(self) -> None:
-        """Run what waits."""
+        """Run the images that are left."""
         if self._waiting:
             first, last = self._waiting[0][0], self._waiting[-1][0]
             images = torch.cat([part for _, part in self._waiting])
@@ -248,13 +248,13 @@ def calibrate(
 ) -> Calibration:
     """Run a model over calibration images and collect the statistics of its values.
 
-    Every 8th image, from the first on and 2,048 at most (512 if they are large), is held out of all statistics; a
-    single image is both. Memory doesn't grow with the number of images, and the result doesn't depend on the size of
-    the batches.
+    Every 8th image from the first on, but at most 2,048 (512 if they are large), is held out of all statistics. If
+    there is one image only, it is used for both. Memory doesn't grow with the number of images, and the result doesn't
+    depend on the size of the batches.
 
     Args:
         traced: the traced model, already lifted.
-        graph: what `lift(traced)` gave.
+        graph: the result of `lift(traced)`.
         loader: batches of images (n, *input shape), or tuples whose first item they are, or one batch.
         progress: called with the number of images so far after each batch.
         sample_images, sample_bytes: bounds of the sample of images for fits.
@@ -290,7 +290,7 @@ def calibrate(
                     f"batch {index} has images of shape {tuple(images.shape[1:])}, and the model takes {expected}"
                 )
             out = (torch.arange(seen, seen + len(images)) % HELD_OUT_EVERY) == 0
-            # Of what remains to be held out, the first ones are taken.
+            # Only the first of these, up to the limit, are held out.
             out &= torch.cumsum(out, 0) <= most_held - kept
             kept += int(out.sum())
             fitted += int((~out).sum())
@@ -320,7 +320,7 @@ def calibrate(
 
 
 def fingerprint(graph: Graph) -> str:
-    """SHA-256 of a lifted model: its ops, shapes and weights. Of functions that the caller gave, the names."""
+    """SHA-256 of a lifted model: its ops, shapes and weights, and the names of functions that the caller gave."""
     digest = hashlib.sha256()
     for node in graph.nodes:
         attributes = {name: repr(value) for name, value in without_unused(node.op.attributes()).items()}
@@ -336,7 +336,7 @@ def fingerprint(graph: Graph) -> str:
 
 
 def check_calibration(calibration: Calibration, graph: Graph) -> None:
-    """Raise CalibrationError unless a calibration is of the model that a graph was lifted from."""
+    """Raise CalibrationError unless a calibration belongs to the model that a graph was lifted from."""
     advice = "Calibrate this model (olac.calibrate), with these weights."
     if calibration.fingerprint and calibration.fingerprint != fingerprint(graph):
         raise CalibrationError(f"the calibration is of another model, or of other weights. {advice}")
@@ -354,7 +354,7 @@ def check_calibration(calibration: Calibration, graph: Graph) -> None:
 
 
 def outlier_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
-    """Activations whose range a few values stretch far beyond all others."""
+    """Notes about activations whose range a few values stretch far beyond all others."""
     notes = []
     known = {node.id for node in graph.nodes}  # an activation that the client computes is in no graph
     for node_id, histogram in calibration.histograms.items():
@@ -366,8 +366,8 @@ def outlier_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
             if seen.magnitude > times * usual:
                 path = graph[node_id].origin.path or "model"
                 notes.append(
-                    f"{node_id} ({path}): outliers stretch the range of its input to {seen.magnitude:.3g}, where all "
-                    f"but {share:.2%} of the values stay below {usual:.3g}: polynomials on so wide a range are coarse. "
+                    f"{node_id} ({path}): outliers stretch the range of its input to {seen.magnitude:.3g}, but all "
+                    f"except {share:.2%} of values are below {usual:.3g}: polynomials on so wide a range are coarse. "
                     "Look for broken calibration images"
                 )
                 break
@@ -379,7 +379,7 @@ def _array(tensor: torch.Tensor) -> Array:
 
 
 def _plain(observer: _Observer, images: torch.Tensor) -> torch.Tensor:
-    """The outputs for images that no statistic sees."""
+    """The outputs for images that the statistics leave out."""
     observer.observing = observer.looking = False
     try:
         output: torch.Tensor = observer.run(images)

@@ -1,6 +1,7 @@
 """Calibrations as files: one safetensors file with the arrays as tensors and the rest as a JSON manifest.
 
-As with programs, nothing in a file is executed or taken on trust. A calibration holds images: treat it as private data.
+As with programs, nothing in a file is executed, and everything is checked. A calibration holds images: treat it as
+private data.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ _TYPES: dict[str, np.dtype[Any]] = {
     **{part: np.dtype("<f8") for part in _PARTS},
 }
 _LATER = {"channel_ranges"}
-"""Files of version 1 need not have it, nor "channels" in the manifest."""
+"""Files of version 1 lack this tensor, and "channels" in the manifest."""
 Arrays = dict[str, npt.NDArray[Any]]
 
 
 @memory_for("saving the calibration")
 def save_fields(calibration: Mapping[str, Any], path: Path) -> None:
-    """Write the fields of a calibration to one file that its owner alone may read, completely or not at all.
+    """Write the fields of a calibration to one file that only its owner may read; the file is complete or absent.
 
     Raises:
         ArtifactError: the file can't be written.
@@ -75,7 +76,7 @@ def save_fields(calibration: Mapping[str, Any], path: Path) -> None:
             "channels": {name: len(seen) for name, seen in calibration["channels"].items()},
         }
     )
-    # One entry, because safetensors writes several in any order: equal calibrations give equal files.
+    # One entry, because safetensors writes several entries in any order: so equal calibrations give equal files.
     entry = json.dumps({"version": CALIBRATIONS.current, "sha256": _digest(manifest, tensors), "manifest": manifest})
     data = save(tensors, metadata={FORMAT: entry})
     write_file(path, [data], private=True, size=len(data))
@@ -83,7 +84,7 @@ def save_fields(calibration: Mapping[str, Any], path: Path) -> None:
 
 @memory_for("loading the calibration")
 def load_fields(path: Path) -> dict[str, Any]:
-    """Read a calibration and check all of it; its fields, by their names.
+    """Read a calibration and check all of it; returns its fields by name.
 
     Raises:
         InfeasibleError: memory ran out.
@@ -219,7 +220,7 @@ def _total(channels: Mapping[str, Any]) -> int:
 
 
 def _check_shapes(arrays: Arrays, nodes: int, channels: int, by_channel: int) -> None:
-    """Sizes before anything is allocated by them."""
+    """Check shapes before anything is allocated by them."""
     shapes = {name: array.shape for name, array in arrays.items()}
     expected = {"ranges": (nodes, 2), "counts": (channels, BINS), "exponents": (channels,)}
     if "channel_ranges" in arrays:

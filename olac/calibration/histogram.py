@@ -1,4 +1,4 @@
-"""Histograms of values by channel, whose range grows as values come."""
+"""Histograms of values by channel, whose range grows with the values."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ BINS = 2048
 
 _HALF = BINS // 2
 
-# Ranges are powers of two, 2^exponent; an empty channel starts with one that any real value exceeds.
+# Ranges are powers of two, 2^exponent; an empty channel starts with this one, which any real value exceeds.
 _SMALLEST = -126
 
-# Values binned at once, which bounds the memory that `add` takes beside the histogram's own. They stay in the caches.
+# Values that are binned at once: it bounds the memory that `add` takes, and keeps the values in the caches.
 _CHUNK = 1 << 18
 
-# Up to here a bin's number is exact in single precision: no product with the scale, at least 1, underflows.
+# Up to here a bin's number is exact in single precision: the scale is at least 1, so no product underflows.
 _LARGEST_SINGLE = 10
 
 _SMALLEST_SINGLE = -100
@@ -30,13 +30,13 @@ class Histogram:
     """A streaming histogram per channel, with exact extremes and moments.
 
     Each channel has `BINS` bins over [-R, R), where R is the least power of two above all magnitudes seen. When R
-    doubles, pairs of bins merge; as R is a power of two, the counts come out the same whatever the order of the values
-    and however they were divided into batches. Memory depends on the number of channels only.
+    doubles, pairs of bins merge. As R is a power of two, the counts do not depend on the order of the values or on how
+    they were divided into batches. Memory depends on the number of channels only.
 
     Attributes:
         channels: number of channels.
         counts: (channels, BINS), values in each bin.
-        low, high: (channels,), exact extremes; +inf and -inf where nothing was seen.
+        low, high: (channels,), exact extremes; +inf and -inf if nothing was seen.
         sums, squares: (channels,), sums of x and of x^2.
     """
 
@@ -76,7 +76,7 @@ class Histogram:
 
     def _add(self, x: npt.NDArray[np.floating[Any]]) -> None:
         low, high = x.min(axis=(0, 2)).astype(np.float64), x.max(axis=(0, 2)).astype(np.float64)
-        # NaN goes through minima and maxima.
+        # Minima and maxima pass NaN on.
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ValueError("values that aren't finite in a histogram")
         self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
@@ -87,8 +87,7 @@ class Histogram:
         magnitude = np.maximum(np.abs(low), np.abs(high))
         needed = np.where(magnitude > 0, np.frexp(magnitude)[1], _SMALLEST).astype(np.int64)
         self._grow(np.maximum(self._exponents, needed))
-        # Scales are powers of two, so that products are exact, in single precision too where nothing under- or
-        # overflows.
+        # Scales are powers of two, so products are exact, in single precision too if nothing under- or overflows.
         if self._exponents.max() > _LARGEST_SINGLE or self._exponents.min() < _SMALLEST_SINGLE:
             x = double
         scale = np.ldexp(float(_HALF), -self._exponents)
@@ -96,7 +95,7 @@ class Histogram:
         np.floor(bins, out=bins)
         flat = bins.astype(np.int64)
         flat += (np.arange(self.channels) * BINS + _HALF)[None, :, None]
-        # As fast as bincount, and free of passes over all bins, of which there may be more than values.
+        # As fast as bincount, but without passes over all bins, of which there may be more than values.
         np.add.at(self.counts.reshape(-1), flat.reshape(-1), 1)
 
     def _grow(self, exponents: npt.NDArray[np.int64]) -> None:
@@ -118,7 +117,7 @@ class Histogram:
         sums: Array,
         squares: Array,
     ) -> Histogram:
-        """From the attributes of another; ValueError where they don't fit together."""
+        """A histogram with the given attributes; ValueError if they don't fit together."""
         histogram = Histogram(len(counts))
         if counts.shape != histogram.counts.shape or any(
             part.shape != (len(counts),) for part in (exponents, low, high, sums, squares)
@@ -148,11 +147,13 @@ class Histogram:
         return histogram
 
     def copy(self) -> Histogram:
-        """The same, to go on with alone."""
+        """An independent copy."""
         return Histogram(self.channels).merge(self)
 
     def merge(self, other: Histogram) -> Histogram:
-        """Count what `other` counted, as if one histogram had seen all; returns self. ValueError for other channels."""
+        """Add what `other` counted, as if this histogram had seen all values; returns self. ValueError for other
+        channels.
+        """
         if other.channels != self.channels:
             raise ValueError(f"histograms of {self.channels} and {other.channels} channels can't merge")
         theirs = other._exponents
@@ -177,7 +178,7 @@ class Histogram:
     def density(self, channel: int | None = None) -> tuple[Array, Array]:
         """Bin centres and the share of values in each bin, both (BINS,); of all channels together for None.
 
-        The shares sum to 1. ValueError where nothing was counted.
+        The shares sum to 1. ValueError if nothing was counted.
         """
         counts, half_width = self._one(channel)
         total = counts.sum()
@@ -187,17 +188,17 @@ class Histogram:
         return centres.astype(np.float64), np.asarray(counts / total, dtype=np.float64)
 
     def range(self, channel: int | None = None) -> Range:
-        """The exact range seen in a channel, or in all. ValueError where nothing was counted."""
+        """The exact range seen in a channel, or in all. ValueError if nothing was counted."""
         low = self.low.min() if channel is None else self.low[channel]
         high = self.high.max() if channel is None else self.high[channel]
         return Range(float(low), float(high))
 
     def mean(self, channel: int | None = None) -> float:
-        """The mean of the values in a channel, or in all. ValueError where nothing was counted."""
+        """The mean of the values in a channel, or in all. ValueError if nothing was counted."""
         return self._moments(channel)[0]
 
     def deviation(self, channel: int | None = None) -> float:
-        """The standard deviation of the values in a channel, or in all. ValueError where nothing was counted."""
+        """The standard deviation of the values in a channel, or in all. ValueError if nothing was counted."""
         return self._moments(channel)[1]
 
     def _moments(self, channel: int | None) -> tuple[float, float]:
@@ -212,7 +213,7 @@ class Histogram:
     def quantile(self, q: float, channel: int | None = None) -> float:
         """The value below which a share q of the values lies, to one bin's width; exact for 0 and 1.
 
-        ValueError for q outside [0, 1] and where nothing was counted.
+        ValueError for q outside [0, 1], and if nothing was counted.
         """
         if not 0 <= q <= 1:
             raise ValueError(f"{q} is not a share")

@@ -13,20 +13,19 @@ from olac.calibration import files
 from olac.calibration.histogram import Histogram
 from olac.errors import CalibrationError
 from olac.ir.types import Range
-
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array
 
 SingleArray = npt.NDArray[np.float32]
 
 HELD_OUT_MOST, HELD_OUT_BYTES = 2048, 512 << 20
-"""Images that are held out of the statistics at most: so many, and fewer if they take more bytes."""
+"""Most images that are held out of the statistics: this number, or fewer if they take more than this many bytes."""
 HELD_OUT_EVERY = 8
-"""Each image of this number is held out, from the first on."""
+"""The first of this many images in a row is held out."""
 CHOOSING_MOST = 256
-"""Of the images that are held out, choices are made by half, and by no more than this."""
+"""Choices are made by half of the held-out images, and by at most this many."""
 SAMPLE_IMAGES = 1024
 SAMPLE_BYTES = 512 << 20
-"""The sample of images for fits is no larger than these."""
+"""The sample of images for fits has at most this many images and bytes."""
 
 
 def _no_images() -> SingleArray:
@@ -38,16 +37,16 @@ class Calibration:
     """What a pass over images showed of a model.
 
     Attributes:
-        images: images that the statistics are of.
+        images: number of images that the statistics cover.
         histograms: for each Activation's node id the distribution of its input.
         ranges: for each node id the range of its value.
-        held_out: (n, *input shape), images that no statistic has seen, unless there was one image only.
+        held_out: (n, *input shape), images that no statistic covers, unless there was one image only.
         held_out_outputs: (n, *output shape), the original model's outputs for them.
-        sample: (m, *input shape), images among those that the statistics are of, spread evenly over them.
-        sample_every: of the images that the statistics are of each so-manyth is in the sample; a power of two.
-        fingerprint: SHA-256 of the model's graph and weights (`olac.calibration.collect.fingerprint`), or "" if it is
+        sample: (m, *input shape), every `sample_every`-th of the images that the statistics cover.
+        sample_every: a power of two, which doubles when the sample is full.
+        fingerprint: SHA-256 of the model's graph and weights (`olac.calibration.collect.fingerprint`), or "" if
             unknown.
-        channels: for each node id the range of each channel, (channels, 2); nothing where it is unknown.
+        channels: for each node id the range of each channel, (channels, 2); no entry if it is unknown.
     """
 
     images: int
@@ -62,12 +61,12 @@ class Calibration:
 
     @property
     def choosing(self) -> Array:
-        """The held-out images that degrees, tails and weights may be chosen by: every second one, 256 at most."""
+        """The held-out images by which degrees, tails and weights may be chosen: every second one, 256 at most."""
         return self.held_out[: 2 * CHOOSING_MOST : 2]
 
     @property
     def judged(self) -> Array:
-        """The held-out images that decide nothing: the rest, or if there is one image in all, that one."""
+        """The held-out images that decide nothing: all others, or if there is only one image, that one."""
         return self.held_out[self._judged]
 
     @property
@@ -84,9 +83,11 @@ class Calibration:
     def merge(
         self, other: Calibration, *, sample_images: int = SAMPLE_IMAGES, sample_bytes: int = SAMPLE_BYTES
     ) -> Calibration:
-        """What one pass over the images of both would have shown, up to which ones are held out or sampled.
+        """The calibration that one pass over the images of both would give, except which images are held out or
+        sampled.
 
-        Images held out by either stay held out, up to `held_out_limit`. CalibrationError for another model's.
+        Images held out by either stay held out, up to `held_out_limit`. CalibrationError for calibrations of other
+        models.
         """
         if (
             self.fingerprint != other.fingerprint
@@ -135,12 +136,12 @@ class Calibration:
 
 
 def held_out_limit(image_bytes: int) -> int:
-    """Most images that are held out, for images of a size in double precision; at least 2 x CHOOSING_MOST."""
+    """Most images that are held out, given the bytes of one image in double precision; at least 2 x CHOOSING_MOST."""
     return max(2 * CHOOSING_MOST, min(HELD_OUT_MOST, HELD_OUT_BYTES // max(1, image_bytes)))
 
 
 def calibration_images(judged: int) -> int | None:
-    """Images of a calibration of which so many decide nothing; None if a calibration never holds out that many."""
+    """Images of a calibration of which `judged` images decide nothing; None if none can hold out that many."""
     held = 2 * judged if judged <= CHOOSING_MOST else judged + CHOOSING_MOST
     return None if held > HELD_OUT_MOST else held * HELD_OUT_EVERY
 

@@ -1,24 +1,24 @@
-"""Which keys of a pool are held where not all fit: the order in which they are needed is known beforehand."""
+"""Which keys a pool holds if not all fit: the order in which they are needed is known beforehand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-class Pages:
-    """A pool of keys of which `capacity` at most are held at once.
+class KeyPool:
+    """A pool of keys that holds at most `capacity` of them at once.
 
-    Where one has to go it is the one whose next use is furthest away, which takes the fewest loads there can be
-    (Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5, 1966). A run is
-    followed by another like it.
+    If it is full, the key whose next use is furthest away is evicted, which takes the fewest loads (Belady, "A study of
+    replacement algorithms for a virtual-storage computer", IBM Systems Journal 5, 1966). Each run is followed by
+    another one with the same order.
 
     Args:
         order: the keys in the order in which a run needs them.
         capacity: at least 1.
 
     Attributes:
-        held: the keys, and where in the order each is needed next.
-        loads, evictions: so far.
+        held: the keys in the pool, and the place in the order at which each is needed next.
+        loads, evictions: how many so far.
     """
 
     def __init__(self, order: Sequence[int], capacity: int) -> None:
@@ -31,11 +31,15 @@ class Pages:
         self._next = self._next_uses()
         self._position = 0
 
-    def _next_uses(self) -> list[int]:
-        """For each place in the order, the place at which its key is needed again: beyond the end, in the next run."""
+    def _uses_from(self, position: int) -> dict[int, int]:
+        """For each key the first place from `position` on at which it is needed; the next run's places count on."""
         length = len(self._order)
-        seen = {key: place + length for place, key in reversed(list(enumerate(self._order)))}
-        found = [0] * length
+        return {self._order[place % length]: place for place in reversed(range(position, position + length))}
+
+    def _next_uses(self) -> list[int]:
+        """For each place in the order the place at which its key is needed again, which may be in the next run."""
+        length = len(self._order)
+        seen, found = self._uses_from(length), [0] * length
         for place in range(length - 1, -1, -1):
             key = self._order[place]
             found[place] = seen[key]
@@ -45,35 +49,33 @@ class Pages:
     def restart(self, position: int = 0) -> None:
         """Begin a run at a place of the order."""
         self._position = position
-        length = len(self._order)
-        first = {key: place + length for place, key in reversed(list(enumerate(self._order)))}
-        first.update((key, place) for place, key in reversed(list(enumerate(self._order))) if place >= position)
+        first = self._uses_from(position)
         self.held = {key: first[key] for key in self.held}
 
     def need(self, key: int) -> tuple[bool, int | None]:
-        """The next key that is needed: whether it has to be loaded, and the one that goes for it first, if any.
+        """Take the next key of the order: whether it has to be loaded, and the key that is evicted for it, or None.
 
         Raises:
-            ValueError: it is not the next of the order.
+            ValueError: it is not the next key of the order.
         """
         place = self._position
         if place >= len(self._order) or self._order[place] != key:
             raise ValueError(f"key {key} is not the next of the order, at {place}")
         self._position += 1
-        missing, gone = key not in self.held, None
+        missing, evicted = key not in self.held, None
         if missing:
             self.loads += 1
             if len(self.held) == self.capacity:
-                gone = max(self.held, key=self.held.__getitem__)
-                del self.held[gone]
+                evicted = max(self.held, key=self.held.__getitem__)
+                del self.held[evicted]
                 self.evictions += 1
         self.held[key] = self._next[place]
-        return missing, gone
+        return missing, evicted
 
 
 def evictions(order: Sequence[int], capacity: int) -> int:
     """Loads of one run beyond those that fill the pool."""
-    pages = Pages(order, capacity)
+    pool = KeyPool(order, capacity)
     for key in order:
-        pages.need(key)
-    return pages.evictions
+        pool.need(key)
+    return pool.evictions

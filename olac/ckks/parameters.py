@@ -1,7 +1,7 @@
-"""CKKS parameters: rings, modulus chains, and what they are worth in bits of security.
+"""CKKS parameters: rings, modulus chains, and how many bits of security they give.
 
-The primes are chosen here exactly as OpenFHE 1.6 chooses them, so that scales are exact at compile time and compiling
-needs no OpenFHE; a test on a machine that has it holds the two equal.
+The primes are chosen exactly as OpenFHE 1.6 chooses them, so that scales are exact at compile time and compiling needs
+no OpenFHE. A test compares the two if OpenFHE is installed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ SPARSE_WEIGHT, ENCAPSULATION_WEIGHT = 192, 32
 
 
 BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS = 37, 41
-"""Of programs with bootstraps: the difference is the correction factor, and `BOOTSTRAP_NOISE` is what they come to."""
+"""For programs with bootstraps: the difference is the correction factor. `BOOTSTRAP_NOISE` was measured for these."""
 MOST_DEPTH = 100
 MOST_DIGITS = 6
-"""More digits allow a longer chain under the same bound, and make keys larger; beyond these they are too large."""
+"""More digits allow a longer chain under the same bound, but make keys larger; beyond this, keys are too large."""
 SPECIAL_PRIME_BITS = 60
 ENCAPSULATION_PRIME_BITS = 33
 DIGIT_HEAD_ROOM_BITS = 4
-ESTIMATE_HEAD_ROOM_BITS = 5  # OpenFHE's own acceptance check is a bit stricter than the chain it then makes.
+ESTIMATE_HEAD_ROOM_BITS = 5  # OpenFHE's own check is a bit stricter than the chain that it makes.
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Bootstrapping:
     Attributes:
         rest: levels of the chain that bootstrapping itself does not take.
         budget: levels of the transform from coefficients to slots and of the one back.
-        correction: bits by which values are scaled down within the sine; more of them make the sine more exact and
-            let more noise in.
+        correction: bits by which values are scaled down within the sine; more of them make the sine more exact and the
+            noise larger.
         log_slots: log2 of the slots that a bootstrap works on, after which the slots of its operand must repeat; None
             for all slots of the ring. Fewer take less time and memory.
     """
@@ -57,13 +57,13 @@ class Bootstrapping:
 
     def __post_init__(self) -> None:
         if self.rest < 1:
-            raise ValueError(f"{self.rest} levels left by bootstrapping")
+            raise ValueError(f"bootstrapping leaves {self.rest} levels; take at least 1")
         if len(self.budget) != 2 or not all(1 <= part <= 5 for part in self.budget):
-            raise ValueError(f"bootstrapping with a level budget of {self.budget}")
+            raise ValueError(f"a level budget of {self.budget}: take two numbers from 1 to 5")
         if not 1 <= self.correction <= 15:
-            raise ValueError(f"bootstrapping with a correction factor of {self.correction}")
+            raise ValueError(f"a correction factor of {self.correction} is outside 1 ... 15")
         if self.log_slots is not None and self.log_slots < max(self.budget):
-            raise ValueError(f"bootstrapping of 2^{self.log_slots} slots with a level budget of {self.budget}")
+            raise ValueError(f"2^{self.log_slots} slots with a level budget of {self.budget}: take more slots")
 
     @property
     def depth(self) -> int:
@@ -72,12 +72,12 @@ class Bootstrapping:
 
     @property
     def input_level(self) -> int:
-        """The least level that a ciphertext may have before: slots go to coefficients first."""
+        """The least level that a ciphertext may have before a bootstrap: slots go to coefficients first."""
         return self.budget[1] + 1
 
     @property
     def output_level(self) -> int:
-        """The level after, once rescaled."""
+        """The level after a bootstrap and a rescale."""
         return self.rest + self.budget[1]
 
 
@@ -97,7 +97,7 @@ class Parameters:
         digits: digits of hybrid key switching (dnum).
         technique: OpenFHE's scaling technique, FIXEDMANUAL or FLEXIBLEAUTO.
         security: the level of security asked for, 128, 192 or 256; 0 asks for none.
-        bootstrapping: its set-up, and then the secret is sparse; None where there is no bootstrap.
+        bootstrapping: how bootstraps are set up, for which the secret is sparse; None if there are none.
     """
 
     log_ring: int
@@ -148,9 +148,10 @@ class Parameters:
 
     @property
     def conjugation_step(self) -> int:
-        """What stands for conjugation among rotation steps: the number of slots, a rotation that moves nothing.
+        """The step that stands for conjugation in lists of rotation steps: the number of slots, which rotates by
+        nothing.
 
-        Programs that bootstrap have its key in any case, beside those of rotations, and don't list it.
+        Programs with bootstraps always have the key of conjugation, and their lists of steps leave it out.
         """
         return self.slots
 
@@ -161,7 +162,7 @@ class Parameters:
 
     @property
     def log_bootstrap_slots(self) -> int:
-        """log2 of the slots that a bootstrap works on: the slots of its operand repeat after so many."""
+        """log2 of the slots that a bootstrap works on, after which the slots of its operand repeat."""
         boots = self.bootstrapping
         return self.log_ring - 1 if boots is None or boots.log_slots is None else boots.log_slots
 
@@ -204,7 +205,7 @@ class Parameters:
 
     @cached_property
     def log_qp(self) -> float:
-        """log2(Q P), which with the ring dimension and the secret decides the security."""
+        """log2(Q P), which together with the ring dimension and the secret determines the security."""
         return math.log2(math.prod(self.primes) * math.prod(self.special_primes))
 
     @cached_property
@@ -219,7 +220,7 @@ class Parameters:
 
     @cached_property
     def log_encapsulation(self) -> float:
-        """log2 of the modulus of the key into the sparser secret; 0 without bootstraps, which alone use it."""
+        """log2 of the modulus of the key into the sparser secret; 0 without bootstraps, as only these use it."""
         return 0.0 if self.bootstrapping is None else math.log2(math.prod(self.encapsulation_primes))
 
     @property
@@ -227,8 +228,8 @@ class Parameters:
         """Bits of security for the secret that is used: a uniform ternary one, or a sparse one with bootstrapping.
 
         Interpolated in 1 / log2(QP) between the points of 128, 192 and 256 bits at this ring and beyond them, so that
-        no figure is above that of the lattice estimator. Nothing above 256 is claimed, with bootstrapping nothing
-        above 128. Programs that keep what they were held to before 2024 may have a little less than 128.
+        no figure is above that of the lattice estimator. At most 256 bits are claimed, and with bootstrapping at most
+        128. Programs that were compiled by the bounds of before 2024 may have a little less than 128.
         """
         if self.bootstrapping is not None:
             return min(
@@ -239,7 +240,7 @@ class Parameters:
 
     @property
     def security_bound(self) -> int:
-        """The largest log2(QP) at this ring for the security and the secret; 0 where none is known."""
+        """The largest log2(QP) at this ring for the security and the secret; 0 if none is known."""
         table = SECURITY_BOUNDS if self.bootstrapping is None else SPARSE_SECURITY_BOUNDS
         return table.get(self.security, {}).get(self.log_ring, 0)
 
@@ -249,11 +250,11 @@ class Parameters:
         return self._security_fault(earlier=False) is None
 
     def check_security(self, *, earlier: bool = False) -> None:
-        """Raise `SecurityError` where a modulus exceeds what the asked-for security allows at this ring.
+        """Raise `SecurityError` if a modulus exceeds what the asked-for security allows at this ring.
 
         Args:
-            earlier: hold log2(QP) alone, and to the bounds that programs of earlier versions were compiled by. These
-                still run.
+            earlier: check log2(QP) alone, by the bounds that earlier versions compiled programs by. Such programs still
+                run.
         """
         fault = self._security_fault(earlier)
         if fault is not None:
@@ -262,10 +263,10 @@ class Parameters:
     def _security_fault(self, earlier: bool) -> str | None:
         if self.security == 0:
             return None
-        bound, used = self.security_bound, round(self.log_qp, 2)  # primes are a little off powers of two
+        bound, used = self.security_bound, round(self.log_qp, 2)  # primes differ a little from powers of two
         if self.bootstrapping is None:
             accepted = EARLIER_SECURITY_BOUNDS[self.security].get(self.log_ring, 0)
-            if earlier or used <= bound:  # then what OpenFHE counts must be within what OpenFHE accepts
+            if earlier or used <= bound:  # what OpenFHE counts must be within what OpenFHE accepts, too
                 bound, used = accepted, self.log_qp_bound_use
         else:
             used = self.log_qp_bound_use

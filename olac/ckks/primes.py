@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Final, Literal
 
 from olac.errors import InfeasibleError
 
-FIXED = "FIXEDMANUAL"
+Technique = Literal["FIXEDMANUAL", "FLEXIBLEAUTO"]
+FIXED: Final = "FIXEDMANUAL"
+FLEXIBLE: Final = "FLEXIBLEAUTO"
+TECHNIQUES: tuple[Technique, ...] = (FIXED, FLEXIBLE)
 
-FLEXIBLE = "FLEXIBLEAUTO"
-
-TECHNIQUES = (FIXED, FLEXIBLE)
-
-WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)  # decide primality below 3.3e24
+WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)  # these decide primality below 3.3e24
 
 
 def is_prime(n: int) -> bool:
@@ -65,7 +65,7 @@ def _flexible_middle(primes: list[int], order: int) -> None:
 
 @lru_cache(maxsize=256)
 def modulus_chain(log_ring: int, depth: int, scale_bits: int, first_bits: int, technique: str) -> tuple[int, ...]:
-    """The primes q_0 ... q_depth; q_0 stays to the end, q_depth is dropped by the first rescale."""
+    """The primes q_0 ... q_depth; q_0 stays to the end, and the first rescale drops q_depth."""
     order = 2 << log_ring
     primes = [0] * (depth + 1)
     first = (1 << scale_bits) + 1

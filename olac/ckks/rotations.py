@@ -1,17 +1,18 @@
-"""Rotations that are made of others: a rare step needs no key of its own."""
+"""Rotations that are composed of others: a rare step needs no key of its own."""
 
 from __future__ import annotations
 
 MOST_STEPS = 3
-"""Of a composition; each but the first costs a key switch more."""
+"""Most steps of a composition; each after the first costs one key switch more."""
 
 
 def composition(step: int, held: frozenset[int], slots: int) -> tuple[int, ...] | None:
-    """The fewest steps of `held`, at most `MOST_STEPS`, that together rotate by `step`; None where there are none.
+    """The fewest steps of `held`, at most `MOST_STEPS`, that together rotate by `step`; None if there are none.
 
-    Steps count modulo `slots`, so -s stands for slots - s; no step moves nothing. Of several shortest compositions it
-    is the least in lexicographic order, ascending within: a function of the arguments alone, which stays the same when
-    a step that it does not use leaves `held`. Every backend and every prediction asks this function.
+    Steps count modulo `slots`, so -s stands for slots - s; for a step of 0, the result is empty. Of several shortest
+    compositions it is the first in lexicographic order, each in ascending order. It depends on the arguments alone, and
+    stays the same if a step that it does not use is removed from `held`. Every backend and every prediction calls this
+    function.
 
     Args:
         step: any integer.
@@ -36,7 +37,7 @@ def composition(step: int, held: frozenset[int], slots: int) -> tuple[int, ...] 
 
 
 def _pair(step: int, ordered: list[int], held: frozenset[int], slots: int) -> tuple[int, int] | None:
-    """The pair with the smallest first step; its second is no smaller, or it would have come first."""
+    """The pair with the smallest first step; its second is no smaller, or it would have been found as the first."""
     for first in ordered:
         second = (step - first) % slots
         if second in held:

@@ -1,4 +1,4 @@
-"""How large a modulus may be at a ring for a level of security."""
+"""How large a modulus may be for a ring and a level of security."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ SECURITY_BOUNDS: dict[int, dict[int, int]] = {
 }
 """Largest log2(QP) by security level and log2 of the ring, for uniform ternary secrets and classical attackers.
 
-Table 5.2 of "Security Guidelines for Implementing Homomorphic Encryption" (Bossuat et al., ePrint 2024/463), a little
-lower where the lattice estimator gave less than the level: at 2^15 for 192 bits and at 2^17.
+Table 5.2 of "Security Guidelines for Implementing Homomorphic Encryption" (Bossuat et al., ePrint 2024/463), lowered a
+little if the lattice estimator gave less than the level: at 2^15 for 192 bits and at 2^17.
 """
 
 EARLIER_SECURITY_BOUNDS: dict[int, dict[int, int]] = {
@@ -20,19 +20,19 @@ EARLIER_SECURITY_BOUNDS: dict[int, dict[int, int]] = {
     192: {12: 75, 13: 152, 14: 305, 15: 611, 16: 1199, 17: 2411},
     256: {12: 58, 13: 118, 14: 237, 15: 476, 16: 929, 17: 1866},
 }
-"""The table of the Homomorphic Encryption Standard of 2018, as OpenFHE extends it to 2^17 and holds contexts to it.
+"""The table of the Homomorphic Encryption Standard of 2018, extended to 2^17 by OpenFHE, which holds contexts to it.
 
-Programs of earlier versions were held to it. Newer attacks cost it some two bits of 128, and eight of 256.
+Earlier versions of olac compiled programs by it. Newer attacks reduce its 128 bits by about two, and its 256 by eight.
 """
 
 INTERPOLATION_MARGIN = 1.0
-"""Bits that figures between and beyond the bounds are below the straight line, from which costs of attacks bend."""
+"""Bits by which interpolated figures are lowered, as the cost of attacks is a little below a straight line."""
 
 SPARSE_SECURITY_BOUNDS: dict[int, dict[int, int]] = {128: {15: 768, 16: 1553}}
-"""The same for sparse ternary secrets of Hamming weight 192, as programs with bootstraps use them.
+"""`SECURITY_BOUNDS` for sparse ternary secrets of Hamming weight 192, which programs with bootstraps use.
 
-The dense table is not meant for these. No standard has a table for them; these are the largest log2(QP) of the
-published 128-bit bootstrapping sets with this weight (Lattigo's), and a ring without an entry is refused.
+`SECURITY_BOUNDS` is not meant for such secrets, and no standard has a table for them. These are the largest log2(QP) of
+the published 128-bit bootstrapping sets with this weight (Lattigo's). A ring without an entry is refused.
 """
 
 ENCAPSULATION_BOUNDS: dict[int, dict[int, int]] = {128: {15: 128, 16: 128}}
@@ -40,10 +40,10 @@ ENCAPSULATION_BOUNDS: dict[int, dict[int, int]] = {128: {15: 128, 16: 128}}
 
 
 def security_within(table: dict[int, dict[int, int]], log_ring: int, used: float) -> float:
-    """Bits of security of a modulus of so many bits, from the bounds at this ring; 0 where there are none.
+    """Bits of security of a modulus of `used` bits, from the bounds at this ring; 0 if there are none.
 
-    Linear in 1 / used between bounds and through zero beyond them, less a margin: costs of attacks bend a little below
-    these lines (tests/ckks_security.json). What is within a bound has its level at least.
+    Linear in 1 / used between bounds and through zero beyond them, less a margin, as the cost of attacks is a little
+    below these lines (tests/ckks_security.json). A modulus within a bound has at least the bound's level.
     """
     points = sorted((bounds[log_ring], level) for level, bounds in table.items() if log_ring in bounds)
     used = round(used, 2)

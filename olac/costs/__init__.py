@@ -1,4 +1,4 @@
-"""What primitives cost: the table, the work behind it, and fits of measurements."""
+"""What primitives cost: the table, the amounts of work that it prices, and fits of measurements."""
 
 from olac.costs.table import CostTable
 

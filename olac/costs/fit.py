@@ -25,7 +25,7 @@ def fastest(rows: Iterable[MeasuredRow]) -> tuple[MeasuredRow, ...]:
 
 
 def fit(rows: Iterable[MeasuredRow]) -> dict[ModelKey, tuple[float, ...]]:
-    """Nonnegative factors for each primitive that make the squared logarithms of predicted / measured least."""
+    """Nonnegative factors for each primitive that minimise the squared logarithms of predicted / measured."""
     groups: dict[ModelKey, list[MeasuredRow]] = {}
     for row in rows:
         groups.setdefault(model_key(row.primitive, row.shape, row.threads), []).append(row)
@@ -37,14 +37,14 @@ def fit(rows: Iterable[MeasuredRow]) -> dict[ModelKey, tuple[float, ...]]:
         for _ in range(FIT_ROUNDS):
             solution = nnls(amounts * weights[:, None], seconds * weights)[0]
             ratios = amounts @ solution / seconds
-            # log(ratio) = weight * (predicted - measured): the next least squares are those of the logarithms
+            # log(ratio) = weight * (predicted - measured): the next least-squares problem is that of the logarithms
             weights = np.where(np.isclose(ratios, 1), 1, np.log(ratios) / (ratios - 1 + 1e-12)) / seconds
         factors[key] = tuple(float(factor) for factor in solution)
     return factors
 
 
 def report(table: CostTable) -> str:
-    """Predicted over measured, for each primitive."""
+    """Predicted / measured, for each primitive."""
     lines = [f"{'primitive':24s} rows  median  lowest highest   (predicted / measured)"]
     for primitive in PRIMITIVES:
         ratios = [

@@ -1,12 +1,12 @@
-"""What a CKKS primitive costs: seconds from a measured table, and sizes in bytes.
+"""What a CKKS primitive costs: seconds from a measured table.
 
 `CostTable` prices one call of one OpenFHE primitive on one machine. A price is a nonnegative combination of amounts of
 physical work (number-theoretic transforms, products of residues, a constant), which `work` counts from the shape of the
 ciphertext; `olac calibrate-costs` measures a grid of shapes and fits the factors. So shapes between the measured ones
-have a price too, and a ciphertext with more limbs never costs less.
+have a price, too, and a ciphertext with more limbs never costs less.
 
-Limbs are the primes that an operand holds now; a chain has depth + 1 of them at the start. Key switching is hybrid
-(Han and Ki, "Better bootstrapping for approximate homomorphic encryption", 2019): the limbs are cut into digits of
+Limbs are the primes that an operand holds now; a fresh ciphertext has depth + 1 of them. Key switching is hybrid (Han
+and Ki, "Better bootstrapping for approximate homomorphic encryption", 2019): the limbs are cut into digits of
 `digit_limbs` primes each, and each digit is lifted to all limbs and to `special_limbs` further primes.
 """
 
@@ -27,17 +27,8 @@ from olac.system.files import Source
 FORMAT = 1
 MAX_TABLE_BYTES = 10_000_000
 LARGEST = 1 << 16
-"""Of numbers of threads in tables."""
+"""Largest number of threads in tables."""
 MAX_LOG_RING = 20
-
-
-# Sizes -------------------------------------------------------------------------------------------
-
-
-# Work --------------------------------------------------------------------------------------------
-
-
-# The table ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ class MeasuredRow:
 
 @dataclass(frozen=True)
 class ModelKey:
-    """Which factors price a call; `technique` is empty where both techniques cost the same."""
+    """Which factors price a call; `technique` is empty if both techniques cost the same."""
 
     primitive: str
     technique: str
@@ -66,7 +57,7 @@ def model_key(primitive: str, shape: CiphertextShape, threads: int) -> ModelKey:
 
 
 BOOTSTRAP_FACTOR = 1.0
-"""Of a table without a figure of its own; ten set-ups measured at ring 2^16 are at 0.96 to 1.13."""
+"""Used for a table without a value of its own; ten set-ups measured at ring 2^16 have 0.96 to 1.13."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +67,8 @@ class CostTable:
     Attributes:
         machine, openfhe: what was measured.
         rows: the measurements.
-        factors: fitted to them.
-        bootstrap_factor: measured seconds of a bootstrap over those of the primitives that it is counted to take
+        factors: fitted to the measurements.
+        bootstrap_factor: measured seconds of a bootstrap, divided by those of the primitives that it is counted to take
             (`olac.ckks.bootstrapping.bootstrap_work`).
     """
 
@@ -98,7 +89,7 @@ class CostTable:
         source = Source.of_file(path)
         try:
             if source.size > MAX_TABLE_BYTES:
-                raise ValueError(f"a table of costs has no {source.size} bytes")
+                raise ValueError(f"{source.size} bytes are too many for a cost table")
             with source.open() as stream:
                 return cls.from_json(stream.read(MAX_TABLE_BYTES).decode("utf-8"))
         except ValueError as error:
@@ -126,7 +117,7 @@ class CostTable:
         return table
 
     def to_json(self) -> str:
-        """One line a shape and one line a model, so that a new measurement gives a readable diff."""
+        """One line per shape and one line per model, so that a new measurement gives a readable diff."""
         by_shape: dict[tuple[CiphertextShape, int], dict[str, float]] = {}
         for row in self.rows:
             by_shape.setdefault((row.shape, row.threads), {})[row.primitive] = float(f"{row.seconds:.4g}")
@@ -170,7 +161,7 @@ class CostTable:
 
     @functools.cached_property
     def _known(self) -> dict[tuple[str, CiphertextShape, int], float]:
-        """Prices that were asked for: searches over parameters ask for the same ones many times."""
+        """Prices by call: searches over parameters ask for the same ones many times."""
         return {}
 
     def _seconds(self, primitive: str, shape: CiphertextShape, threads: int) -> float:
@@ -186,7 +177,7 @@ class CostTable:
         return sum(factor * amount for factor, amount in zip(factors, amounts, strict=True))
 
     def _check(self) -> None:
-        """Every primitive has a price for every ring and number of threads, and no factor is negative."""
+        """Raise ValueError unless every primitive has nonnegative factors for every ring and number of threads."""
         if not self.factors:
             raise ValueError("the cost table is empty")
         for key in self.factors:
@@ -226,7 +217,7 @@ def _read_shape(document: Mapping[str, object]) -> CiphertextShape:
 
 
 def read_rows(documents: list[Mapping[str, object]]) -> list[MeasuredRow]:
-    """The measurements of a table as read from JSON, whatever the models that its factors belong to."""
+    """The measurements of a table as read from JSON, whichever models its factors belong to."""
     rows = []
     for document in documents:
         shape, threads = _read_shape(document), _integer(document["threads"])

@@ -1,4 +1,4 @@
-"""The work of each primitive, in counts that a table of costs prices."""
+"""The amounts of work that each primitive takes, which a cost table prices."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MILLION = 1e-6  # work is counted in millions, so that the factors have readable
 class CiphertextShape:
     """What the price of a primitive depends on.
 
-    `limbs` is what the operand holds before the primitive; for key generation, set-up and keys as bytes it is the whole
-    chain.
+    `limbs` is what the operand holds before the primitive; for key generation, set-up and keys as bytes, it is the
+    whole chain.
     """
 
     log_ring: int
@@ -51,7 +51,7 @@ class CiphertextShape:
 
 @dataclass(frozen=True)
 class _Counter:
-    """Counts work of one shape; a loop over limbs is shared by `threads`, so it takes the longest share."""
+    """Counts work for one shape; threads share a loop over limbs, so it takes as long as the largest share."""
 
     shape: CiphertextShape
     threads: int
@@ -193,7 +193,7 @@ def _ciphertext_as_bytes(count: _Counter) -> Work:
 
 
 def _ciphertext_from_bytes(count: _Counter) -> Work:
-    # OpenFHE reads the context that every ciphertext carries, and makes its special primes anew.
+    # OpenFHE reads the context that every ciphertext carries, and computes its special primes anew.
     return (*_ciphertext_as_bytes(count), count.per_residue(count.shape.special_limbs))
 
 
@@ -236,7 +236,7 @@ BY_TECHNIQUE = ("normalize", "drop")
 
 
 def work(primitive: str, shape: CiphertextShape, threads: int) -> Work:
-    """Amounts of work, one for each factor of the primitive's model; each grows, or stays, with the limbs."""
+    """Amounts of work, one for each factor of the primitive's model; none falls if the number of limbs grows."""
     if primitive not in _WORK:
         raise ValueError(f"unknown primitive {primitive!r}; known: {', '.join(PRIMITIVES)}")
     return _WORK[primitive](_Counter(shape, threads))

@@ -1,4 +1,4 @@
-"""From PyTorch models to the IR: tracing, lifting, and what of a model can't be compiled."""
+"""From PyTorch models to the IR: tracing, lifting, and finding what can't be compiled."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def check(
     activations: Activations | None = None,
     client_head: bool = True,
 ) -> list[UnsupportedNode]:
-    """Every place in a model that can't be compiled; empty where it can.
+    """Every place in a model that can't be compiled; empty if the whole model can.
 
-    `example` has shape (images, *image shape); `activations` are own modules and functions, as for `olac.compile`, and
-    `client_head` says whether the client may compute the model's last steps.
+    `example` has shape (images, *image shape). `activations` are the caller's own modules and functions, as for
+    `olac.compile`. `client_head` says whether the client may compute the model's last steps.
 
-    Raises CalibrationError where the model itself fails on the example.
+    Raises CalibrationError if the model itself fails on the example.
     """
     try:
         lift(trace(model, example, activations), client_head)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# Advice, by a name within the operation's own; the first that fits is given.
+# Advice by a pattern that occurs in the name of the operation; the first that matches is given.
 _ADVICE: tuple[tuple[str, str], ...] = (
     ("maxpool|max_pool", "Use MaxPool2d, with a kernel (1, k) for sequences"),
     (
@@ -30,8 +30,8 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     ("reflect|replicat|circular", "Pad with zeros"),
     (
         "abs|exp|log|sqrt|norm|div|reciprocal|std|var",
-        "Only polynomials can be computed on encrypted data; move it behind decryption, use a supported activation, or "
-        "name the elementwise module or function that it is a part of in activations=",
+        "Only polynomials can be computed on encrypted data; compute it after decryption, use a supported activation, "
+        "or name the elementwise module or function that it is a part of in activations=",
     ),
     ("rand|bernoulli|dropout", "Remove randomness from the forward pass"),
     ("copy_|fill_|zero_|index|scatter|gather", "Use operations that make new tensors, with constant slices"),

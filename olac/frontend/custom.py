@@ -1,4 +1,4 @@
-"""Activations that a caller names: own modules and functions, taken as they are where they work elementwise.
+"""Activations that a caller names: the caller's own modules and functions, taken unchanged if they work elementwise.
 
 `activations` maps a module class, a module's qualified name or a function that `forward` calls to an elementwise
 function over numpy arrays or torch tensors, or to None for the module or function itself.
@@ -70,7 +70,7 @@ class Custom:
             raise ValueError(f"activations names {', '.join(unknown)}, which the model has no module for")
         self.leaves = {key: _leaf(key) for key in self.functions}
         self._keys = {leaf: key for key, leaf in self.leaves.items()}
-        # Held by the graph's ops alone, so that nothing is left of them when it goes.
+        # Only the graph's ops hold them, so they are freed with the graph.
         self._definitions: weakref.WeakValueDictionary[tuple[int, Shape], Definition] = weakref.WeakValueDictionary()
 
     def holds(self, module: nn.Module, path: str) -> bool:
@@ -78,12 +78,12 @@ class Custom:
         return path in self.names or any(cls in self.classes for cls in type(module).__mro__)
 
     def key_of(self, target: Any) -> Any:
-        """The function among the activations that a traced call has as its target, or None."""
+        """The function among the activations that a traced call calls, or None."""
         key = self._keys.get(target, target)
         return key if not isinstance(key, str) and key in self.functions else None
 
     def of_module(self, module: nn.Module, path: str, shape: Shape) -> Definition:
-        """The function of a module on values of a shape. `NotElementwiseError` where it is none."""
+        """The function of a module on values of a shape. `NotElementwiseError` if it is not elementwise."""
         if path in self.names:
             given = self.names[path]
         else:
@@ -96,7 +96,9 @@ class Custom:
         return made
 
     def of_function(self, key: Any, call: Callable[[Any, Any], Any], alone: bool, shape: Shape) -> Definition:
-        """The function x -> call(key, x). `NotElementwiseError` where it isn't one; `alone`: x is its only argument."""
+        """The function x -> call(key, x). `NotElementwiseError` if it is not elementwise; `alone`: x is its only
+        argument.
+        """
         given = self.functions[key]
         own = functools.partial(call, key)
         share = (id(key), shape)
@@ -110,15 +112,15 @@ class Custom:
 
     @contextlib.contextmanager
     def patched(self) -> Iterator[None]:
-        """Functions among the activations become leaves of tracing, wherever Python code would find them.
+        """Within this, functions among the activations are leaves of tracing, wherever Python code finds them.
 
-        fx can wrap functions in the globals of modules only; they may as well be attributes or in closures. All that
-        refer to one hold a leaf in the meantime, which does the same on plain tensors.
+        fx can wrap functions only if they are globals of modules; they may also be attributes or in closures.
+        Everything that refers to such a function holds a leaf in the meantime, which does the same on plain tensors.
         """
         undo: list[tuple[Any, Any, Any]] = []
         try:
             for key, leaf in self.leaves.items():
-                if not _of_torch(key):  # torch's own are seen by tracing
+                if not _of_torch(key):  # tracing sees torch's own functions
                     _put(leaf, key, undo)
             yield
         finally:
@@ -136,7 +138,7 @@ def _put(leaf: Any, key: Any, undo: list[tuple[Any, Any, Any]]) -> None:
             undo.append((holder, None, key))
             holder.cell_contents = leaf
         elif type(holder) is dict:
-            # A loop, as a comprehension would hold `key` in a cell of its own.
+            # A loop, because a comprehension would hold `key` in a cell of its own.
             for name, value in list(holder.items()):
                 if value is key and isinstance(name, str):
                     undo.append((holder, name, key))
@@ -157,9 +159,9 @@ def plain_name(function: Any) -> str:
 
 
 def _leaf(function: Any) -> Any:
-    """A function that does the same and is one operation for the tracer (see `Custom.patched`)."""
+    """A function that does the same and that the tracer takes as one operation (see `Custom.patched`)."""
 
-    held = (function,)  # in a tuple, where `patched` leaves it
+    held = (function,)  # in a tuple, where `patched` does not replace it
 
     def leaf(*args: Any, **kwargs: Any) -> Any:
         tracer = next((a.tracer for a in (*args, *kwargs.values()) if isinstance(a, torch.fx.Proxy)), None)
@@ -181,7 +183,7 @@ def _define(
     single: Callable[[Any], Any],
     shape: Shape,
 ) -> Definition:
-    """The definition of what the model itself computes, or of `given` where that is the same."""
+    """The definition of what the model itself computes, or of `given` if that is the same."""
     sample = _sample(shape)
     own = _first_that_runs([_OnTensors(double, torch.float64), _OnTensors(single, torch.float32)], sample)
     if given is None:
@@ -200,7 +202,7 @@ def _define(
 
 
 def _told(name: str, function: Function) -> Function:
-    """The same function; where it fails, the error says which one and on what."""
+    """The same function; if it fails, the error says which function and on what."""
 
     def call(x: Array) -> Array:
         try:
@@ -208,14 +210,14 @@ def _told(name: str, function: Function) -> Function:
         except Exception as error:
             raise CalibrationError(
                 f"the function {name} fails on values from {np.min(x):.6g} to {np.max(x):.6g}: "
-                f"{type(error).__name__}: {error}. It has to take every number of its calibrated range and around it"
+                f"{type(error).__name__}: {error}. It has to accept every number of its calibrated range and around it"
             ) from error
 
     return call
 
 
 def _sample(shape: Shape) -> Array:
-    """Values of both signs over some orders of magnitude, in single precision, which the model computes in."""
+    """Values of both signs over some orders of magnitude, rounded to single precision, in which the model computes."""
     random = np.random.default_rng(0)
     values = random.normal(size=(SAMPLES, *shape)) * 10 ** random.uniform(-1, 1, size=(SAMPLES, *shape))
     return values.astype(np.float32).astype(np.float64)
@@ -286,7 +288,7 @@ def _close(a: Array, b: Array, tolerance: float = 1e-5) -> bool:
 
 
 def _is_per_channel(function: Function, sample: Array) -> bool:
-    """Whether channels differ; `NotElementwiseError` where an element's result depends on more than it."""
+    """Whether channels differ; `NotElementwiseError` if the result for an element depends on anything else."""
     random = np.random.default_rng(1)
     result = function(sample)
     if not _close(function(sample), result):
@@ -299,7 +301,7 @@ def _is_per_channel(function: Function, sample: Array) -> bool:
     order = random.permutation(sample.size)
     mixed = function(sample.reshape(-1)[order].reshape(sample.shape))
     if _close(mixed.reshape(-1), result.reshape(-1)[order]):
-        # Constants for each channel that happen to be the same still fix the number of channels.
+        # Even if the constants of all channels happen to be equal, they fix the number of channels.
         probe = sample.reshape(-1, *(1,) * (sample.ndim - 1))[:64]
         try:
             if _close(function(probe).reshape(-1), result.reshape(-1)[:64]):
@@ -330,6 +332,5 @@ def _check_same(given: Function, own: Function, sample: Array) -> None:
     if differs.any():
         at = tuple(np.argwhere(differs)[0])
         raise NotElementwiseError(
-            f"the function given for it is another one: {ours[at]:.6g} where it gives {theirs[at]:.6g}, for "
-            f"{sample[at]:.6g}"
+            f"the function given for it gives {ours[at]:.6g} for {sample[at]:.6g}, but the model gives {theirs[at]:.6g}"
         )

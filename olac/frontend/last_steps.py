@@ -1,4 +1,4 @@
-"""Lifting of what only the client computes, as a model's last steps: softmax, argmax and the like."""
+"""Lifting of the last steps that only the client computes: softmax, argmax and the like."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _axis(lifter: Lifter, x: Value, dim: Any) -> int:
 
 
 def _class_axis(lifter: Lifter, x: Value, dim: Any) -> int:
-    """The axis of a softmax; torch has a rule of its own for what is left open."""
+    """The axis of a softmax; if it is not given, torch has a rule of its own."""
     return _axis(lifter, x, (0 if len(x.shape) in (0, 2) else 1) if dim is None else dim)
 
 

@@ -61,7 +61,7 @@ def _handler_of(module: nn.Module) -> ModuleHandler | None:
 
 
 def _placeholder(lifter: Lifter, node: fx.Node) -> Any:
-    """A value in the place of what can't be compiled, so that all of the rest is looked at too."""
+    """A stand-in for the value of what can't be compiled, so that the rest of the model is checked, too."""
     shape = node.meta.get("shape")
     if shape is None or len(shape) < 1 or shape[0] != lifter.batch or math.prod(shape) == 0:
         return UNKNOWN
@@ -76,7 +76,7 @@ def _find(value: Any, kind: type) -> bool:
     return isinstance(value, kind)
 
 
-_ELEMENTWISE = "An activation gives each element by itself, or by itself and its channel; see activations="
+_ELEMENTWISE = "The result for an element may depend on this element and its channel only; see activations="
 
 
 def _lift_custom(lifter: Lifter, traced: Traced, node: fx.Node, args: Any, kwargs: Any) -> Any:
@@ -162,7 +162,7 @@ def _constant_value(traced: Traced, target: str) -> Any:
 
 
 def _resolve(value: Any, environment: dict[fx.Node, Any]) -> Any:
-    """An fx argument with values in the place of nodes."""
+    """An fx argument with nodes replaced by their values."""
     if isinstance(value, fx.Node):
         return environment[value]
     if isinstance(value, tuple):
@@ -180,12 +180,12 @@ def _check_shape(lifter: Lifter, node: fx.Node, result: Any) -> None:
     shape = node.meta.get("shape")
     if isinstance(result, Value) and shape is not None and (lifter.batch, *result.shape) != tuple(shape):
         raise VerificationError(
-            f"{node.format_node()}: lifted to {result.shape}, where torch gives {tuple(shape)} with the batch axis"
+            f"{node.format_node()}: lifted to {result.shape}, but torch gives {tuple(shape)} with the batch axis"
         )
 
 
 def _check_type(node: fx.Node, result: Any, classes: bool) -> None:
-    """An encrypted value is a real number: what torch makes integers, booleans or complex of is something else.
+    """Raise `Unsupported` if torch makes integers, booleans or complex numbers: encrypted values are real.
 
     `classes` says that the client computes the value and that it is a class, an integer.
     """
@@ -219,7 +219,7 @@ class _OnlyAtClient:
 
 
 class _LastSteps:
-    """Follows what only the client can compute: nothing but further steps of a head may come of it."""
+    """Follows values that only the client can compute: only further steps of the head may use them."""
 
     def __init__(self, lifter: Lifter) -> None:
         self._lifter = lifter
@@ -234,7 +234,7 @@ class _LastSteps:
         return isinstance(op, AtClient) and op.step.decides
 
     def follow(self, node: fx.Node, arguments: Sequence[Any], result: Any) -> _OnlyAtClient | None:
-        """Take notice of what was made for an fx node; what it reads although it may not."""
+        """Note what was made for an fx node; returns the client-only node that it reads but must not read, or None."""
         builder = self._lifter.builder
         made = [builder[i] for i in self._lifter.made]
         read = next((self._known[v.id] for v in _values(arguments) if v.id in self._known), None)
@@ -260,15 +260,15 @@ class _LastSteps:
 def lift(traced: Traced, client_head: bool = True) -> Graph:
     """The traced model as a graph at stage TRACED, with one input, `x`, and one output.
 
-    With `client_head`, the last ops may be some that only clients compute, such as softmax, and one number an image is
-    an output of shape (): `olac.ir.split.split_head` takes these off.
+    With `client_head`, the last ops may be some that only clients compute, such as softmax, and if there is one number
+    for each image, the output has shape (): `olac.ir.split.split_head` takes these off.
 
     Node ids come from module paths ("layer1_0_conv1"); constants are float64. Fills `traced.lifted` and
     `traced.results`, from which calibration knows the fx node of each IR node.
 
     Raises:
-        UnsupportedModelError: with every place that can't be compiled, also those that tracing found.
-        VerificationError: where a shape of the IR is not torch's.
+        UnsupportedModelError: with every place that can't be compiled, including those that tracing found.
+        VerificationError: if a shape in the IR differs from torch's.
     """
     lifter = Lifter(traced, client_head)
     last = _LastSteps(lifter)

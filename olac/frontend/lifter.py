@@ -1,4 +1,4 @@
-"""What handlers see: values, the lifter that adds ops, and the registries of handlers."""
+"""What handlers use: values, the lifter that adds ops, and the registries of handlers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Unsupported(Exception):
 class Value:
     """An encrypted value while lifting: the id of its IR node and its shape without the batch axis.
 
-    The shape is torch's: () for one number an image, for which the IR node has an axis of length 1.
+    The shape is torch's: () for one number per image, for which the IR node has an axis of length 1.
     """
 
     def __init__(self, id: str, shape: Shape) -> None:
@@ -54,7 +54,7 @@ ModuleHandler = Callable[["Lifter", Any, Value], Any]
 FunctionHandler = Callable[..., Any]
 
 MODULES: dict[type[nn.Module], ModuleHandler] = {}
-"""By module class: handler(lifter, module, value) -> value. Subclasses are found too."""
+"""By module class: handler(lifter, module, value) -> value. Subclasses are found, too."""
 
 FUNCTIONS: dict[Any, FunctionHandler] = {}
 """By function, or by method name: handler(lifter, *args, **kwargs) -> value, called with the call's own arguments."""
@@ -63,8 +63,7 @@ FUNCTIONS: dict[Any, FunctionHandler] = {}
 def register_module(*classes: type[nn.Module]) -> Callable[[ModuleHandler], ModuleHandler]:
     """Register handler(lifter, module, value) -> value for module classes and their subclasses.
 
-    Classes that are registered aren't traced into. A handler adds IR nodes by `lifter.add` and raises `Unsupported`
-    where it can't.
+    Registered classes aren't traced into. A handler adds IR nodes by `lifter.add` and raises `Unsupported` if it can't.
     """
 
     def decorate(handler: ModuleHandler) -> ModuleHandler:
@@ -91,13 +90,13 @@ def register_function(*targets: Any) -> Callable[[FunctionHandler], FunctionHand
 
 
 class Lifter:
-    """What handlers work with: it adds IR nodes for the fx node at hand.
+    """Adds IR nodes for the current fx node; handlers work with it.
 
     Attributes:
         batch: images in the traced example.
         client_head: whether the client computes the model's last steps.
-        called: the plain name of the operation at hand, for messages.
-        shape: torch's shape of the fx node's result with the batch axis, or None where it isn't one tensor.
+        called: the plain name of the current operation, for messages.
+        shape: torch's shape of the fx node's result with the batch axis, or None if it isn't one tensor.
     """
 
     def __init__(self, traced: Traced, client_head: bool = True) -> None:
@@ -111,7 +110,7 @@ class Lifter:
         self.made: list[str] = []
 
     def at(self, node: fx.Node, name: str) -> None:
-        """Turn to an fx node; what is added from now on comes from there, and is called `name`."""
+        """Go on to an fx node: nodes that are added from now on have it as origin and are called `name`."""
         self._origin = Origin(node.meta.get("path", ""), node.meta.get("source", ""))
         self._name = name
         self.shape = node.meta.get("shape")
@@ -126,7 +125,7 @@ class Lifter:
         return Value(made, () if shape == (1,) and inputs and not any(v.shape for v in inputs) else shape)
 
     def at_client(self, x: Value, step: Step, suffix: str = "") -> Value:
-        """Append a step that only the client can take, as one of the model's last. `Unsupported` without a head."""
+        """Append a step that only the client can compute, as one of the model's last. `Unsupported` without a head."""
         if not self.client_head:
             raise Unsupported(f"{self.called} is not supported", advice_for(self.called))
         return self.add(AtClient(step), x, suffix=suffix)
@@ -137,7 +136,7 @@ class Lifter:
         return self.builder.constant(f"{self._name}.{name}", array)
 
     def affine(self, x: Value, scale: Any = 1.0, shift: Any = 0.0, suffix: str = "") -> Value:
-        """scale * x + shift, with arrays that broadcast to the value's shape; the value itself where it is the same."""
+        """scale * x + shift, with arrays that broadcast to the value's shape; x itself if that changes nothing."""
         scale, shift = np.asarray(scale, dtype=np.float64), np.asarray(shift, dtype=np.float64)
         if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
             raise Unsupported("a constant isn't finite", "Remove NaN and infinities from the model's constants")
@@ -146,7 +145,7 @@ class Lifter:
         return self.add(Affine(self.constant("scale", scale), self.constant("shift", shift)), x, suffix=suffix)
 
     def reshape(self, x: Value, shape: Shape) -> Value:
-        """The value in another shape, row-major; () for one number an image."""
+        """The value in another shape, row-major; () for one number per image."""
         shape = tuple(int(s) for s in shape)
         laid = shape or (1,)
         if self.builder[x.id].type.shape != laid:
@@ -154,7 +153,7 @@ class Lifter:
         return Value(x.id, shape)
 
     def broadcast(self, x: Value, shape: Shape) -> Value:
-        """The value repeated along axes of length 1 (or missing) to a shape. `Unsupported` where that can't be."""
+        """The value repeated along axes of length 1 (or missing) to a shape. `Unsupported` if that is impossible."""
         if x.shape == shape:
             return x
         full = (1,) * (len(shape) - len(x.shape)) + x.shape

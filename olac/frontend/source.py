@@ -16,7 +16,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 def error_text(error: BaseException) -> str:
-    """The first line of an error's message, or the line of code that raised it where it has none."""
+    """The first line of an error's message, or the line of code that raised it if there is no message."""
     lines = str(error).strip().splitlines()
     if lines:
         return lines[0]
@@ -44,7 +44,7 @@ def source_of_error(trace_back: TracebackType | None) -> str:
 
 
 def current_source() -> str:
-    """File and line of the innermost frame of the model's own code, or "" where there is none."""
+    """File and line of the innermost frame of the model's own code, or "" if there is none."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not fx.Tracer.trace.__code__:
         if _is_user_file(frame.f_code.co_filename):

@@ -1,8 +1,8 @@
 """Tracing: a model and an example become a torch.fx graph whose shapes are all concrete.
 
 Each proxy carries the value that the example gives, so sizes, shape arithmetic and branches on shapes are resolved as
-the model's own code runs. What changes a value in place is recorded as the operation that doesn't: the graph is purely
-functional.
+the model's own code runs. A change of a value in place is recorded as the operation that makes a new value: the graph
+is purely functional.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from olac.system.internal import callers, guard
 from olac.system.memory import ran_out
 
 BATCH = 2
-"""Images that a model is traced with: more than one, so that the batch axis can't pass for a dropped one."""
+"""Images that a model is traced with: more than one, so that a squeeze() does not drop the batch axis."""
 
 
 @dataclass
@@ -34,16 +34,16 @@ class Traced:
 
     Each fx node has in its meta: "path", the qualified name of the module that owns it; "source", the user's file and
     line ("model.py:12", or ""); "shape", a tuple with the batch axis first, and "dtype" (both None for results that
-    aren't one tensor); "called", the name of the operation where the node has another in its place.
+    aren't one tensor); "called", the name of the operation if the node has another one in its place.
 
     Attributes:
         module: the fx graph, in float32 on the CPU; runs on batches of any size.
         example: (2, *input shape), the images that it was traced with.
         problems: places that can't be compiled, found while tracing; `lift` reports them with its own.
         custom: the activations that the caller named; each of them is one node.
-        batch_problem: what shows that images of a batch aren't independent; reported where nothing else is.
+        batch_problem: evidence that images of a batch aren't independent; reported only if there are no other problems.
         lifted: by fx node name the ids of the IR nodes made for it, in order; filled by `lift`.
-        results: by fx node name the id of its value (a tuple of ids where it has several); filled by `lift`.
+        results: by fx node name the id of its value (a tuple of ids if it has several); filled by `lift`.
     """
 
     module: fx.GraphModule
@@ -66,14 +66,14 @@ def trace(model: nn.Module, example: torch.Tensor, activations: Activations | No
 
     `activations` are modules and functions that become one operation each (see `olac.frontend.custom`).
 
-    The model is left as it is: what is traced is a copy in evaluation mode, in float32 on the CPU. It may be in
+    The model stays unchanged: the tracer works on a copy in evaluation mode, in float32 on the CPU. The model may be in
     training mode, in half precision or on a GPU.
 
     Raises:
-        UnsupportedModelError: for several inputs, complex or integer inputs, and code that can't be traced. Single
-            operations that can't be compiled are found by `lift`.
-        CalibrationError: where the model itself fails on the example.
-        TypeError, ValueError: where `activations` names no part of the model.
+        UnsupportedModelError: for several inputs, complex or integer inputs, and code that can't be traced. `lift`
+            finds single operations that can't be compiled.
+        CalibrationError: if the model itself fails on the example.
+        TypeError, ValueError: if `activations` names something that is no part of the model.
     """
     with callers():
         if not isinstance(model, nn.Module):
@@ -95,7 +95,7 @@ def trace(model: nn.Module, example: torch.Tensor, activations: Activations | No
                 f"{type(error).__name__}: {error_text(error)}"
             ) from error
         _check_same_parameters(before, _parameters(plain))
-        # Other sizes of a batch, and other numbers in one of the same size.
+        # Batches of other sizes, and other numbers in a batch of the same size.
         batches = [_distinct(images, 3), images[-1:], 0.75 * images.flip(0)]
         expected = [_outputs(plain, batch) for batch in batches]
         whole = None if example.dtype != torch.uint8 else _outputs(plain, example[:BATCH].cpu())
@@ -129,7 +129,7 @@ def trace(model: nn.Module, example: torch.Tensor, activations: Activations | No
                 "",
                 "",
                 "the model gives other outputs for uint8 images than for the same numbers as floats",
-                "Convert the images before they go to the model, and calibrate with what it gets then",
+                "Convert the images before they go to the model, and calibrate with the converted images",
             )
             raise UnsupportedModelError([*tracer.problems, node])
     return traced
@@ -154,7 +154,7 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
     for module in plain.modules():
         if isinstance(module, fx.GraphModule):
             _silence(module)
-        # Tensors held as plain attributes are no buffers, so nn.Module.to leaves them where they are.
+        # Tensors held as plain attributes are no buffers, so nn.Module.to does not move them.
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor):
                 moved = value.detach().to("cpu")
@@ -163,9 +163,9 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
 
 
 class _Copies(TorchFunctionMode):
-    """Within this, deepcopy takes tensors that were computed from others, too: as constants.
+    """Within this, deepcopy also copies tensors that were computed from others: as constants.
 
-    Modules that are pruned, or that have weight_norm, hold such weights, and compute them anew before each run.
+    Pruned modules, and those with weight_norm, hold such weights and compute them anew before each run.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -177,12 +177,12 @@ class _Copies(TorchFunctionMode):
 
 
 def _silence(module: fx.GraphModule) -> None:
-    """Let a graph module raise its errors without printing them; each has a class of its own."""
+    """Let a graph module raise its errors without printing them. Each graph module has a class of its own."""
     type(module).__call__ = nn.Module.__call__  # type: ignore[method-assign]
 
 
 def _parameters(model: nn.Module) -> dict[str, tuple[Any, ...]]:
-    """For each parameter what tells that it changed."""
+    """For each parameter a summary that tells whether it changed."""
     return {
         name: (tuple(one.shape), repr(float(one.double().sum())), repr(float(one.double().square().sum())))
         for name, one in model.named_parameters()
@@ -190,7 +190,10 @@ def _parameters(model: nn.Module) -> dict[str, tuple[Any, ...]]:
 
 
 def _check_same_parameters(before: dict[str, Any], after: dict[str, Any]) -> None:
-    """A model that makes its parameters when it first runs has none yet: those of the copy are its own, and random."""
+    """Raise `UnsupportedModelError` if running the model changed parameters.
+
+    A model that makes its parameters when it first runs has none yet: those of the copy are random.
+    """
     changed = [name for name, one in after.items() if before.get(name) != one]
     if changed:
         named = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
@@ -204,15 +207,15 @@ def _check_same_parameters(before: dict[str, Any], after: dict[str, Any]) -> Non
 
 
 def _outputs(model: nn.Module, batch: torch.Tensor) -> Any:
-    """What a model gives for a batch; None where it fails."""
+    """The model's outputs for a batch; None if it fails."""
     try:
-        return model(batch.clone())  # which the model may change in place
+        return model(batch.clone())  # a copy, because the model may change it in place
     except Exception:
         return None
 
 
 def _values_missing(module: nn.Module) -> str:
-    """What keeps the parameters and buffers of a module from having values; "" where they have some."""
+    """Why the parameters and buffers of a module have no values; "" if they have some."""
     held = [one for one in (*module._parameters.values(), *module._buffers.values()) if one is not None]
     if any(is_lazy(one) for one in held):
         return "has lazy parameters that were never initialised"
@@ -274,13 +277,13 @@ def _check_example(example: torch.Tensor) -> None:
 
 
 def _distinct(images: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` images; where there are fewer, further ones are scaled copies, so that no two are alike."""
+    """`count` images; if there are fewer, scaled copies are added, so that no two are alike."""
     rounds = -(-count // len(images))
     return torch.cat([images * (1 - i / (rounds + 1)) for i in range(rounds)])[:count]
 
 
 def _drop_hooks(model: nn.Module) -> None:
-    """Remove forward hooks, which would see proxies; `_compare` finds whether one changed the outputs."""
+    """Remove forward hooks, which would get proxies; `_compare` finds whether one changed the outputs."""
     for module in model.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
@@ -293,7 +296,7 @@ def _drop_dead(graph: fx.Graph) -> None:
 
 
 def _compare(traced: Traced, batches: list[torch.Tensor], expected: list[Any]) -> UnsupportedNode | None:
-    """Run the traced module and the model on other batches; a problem where they differ."""
+    """Run the traced module and the model on other batches; a problem if they differ."""
     _silence(traced.module)
     for batch, output in zip(batches, expected, strict=True):
         if isinstance(output, torch.Tensor) and not _same(_outputs(traced.module, batch), output):
@@ -309,7 +312,7 @@ def _compare(traced: Traced, batches: list[torch.Tensor], expected: list[Any]) -
 
 
 def _same(got: Any, output: Any) -> bool:
-    """Whether two outputs are the same, but for rounding.
+    """Whether two outputs are the same, up to rounding.
 
     A squeeze() drops the batch axis of a single image in the model, and never in the traced module.
     """

@@ -21,17 +21,17 @@ from olac.frontend.source import current_source
 LEAVES: set[type[nn.Module]] = set()
 """Module classes from outside torch.nn that have a lifting of their own, and so are not traced into."""
 
-# Results of these aren't tensors, and depend on the data rather than on shapes.
+# The results of these aren't tensors, and depend on the data rather than on shapes.
 _READS_DATA = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__bool__", "__int__", "__float__"} | {
     "__index__",
     "__contains__",
     "__array__",
 }
 
-# Operations that keep elements in row-major order; recorded as a reshape that leaves the batch axis open.
+# These keep elements in row-major order; they are recorded as a reshape that leaves the batch axis open.
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "squeeze", "unsqueeze", "ravel"}
 
-# Results of these take no number from their first argument: its shape, type and device alone.
+# These use only the shape, type and device of their first argument, not its numbers.
 _LIKE = {"zeros_like", "ones_like", "full_like", "empty_like", "_shape_as_tensor"} | {
     "new_zeros",
     "new_ones",
@@ -41,11 +41,11 @@ _LIKE = {"zeros_like", "ones_like", "full_like", "empty_like", "_shape_as_tensor
     "new_tensor",
 }
 
-# The same of their second argument.
+# These use only the shape, type and device of their second argument.
 _AS = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
 
 _UNCHANGED = {"data", "real"}
-"""Attributes of a real tensor that are the tensor again."""
+"""Attributes of a real tensor that give the tensor itself."""
 
 _EXPANDS = {"expand", "expand_as", "broadcast_to"}
 
@@ -80,11 +80,11 @@ class _Method:
 class _Value(fx.Proxy):
     """A traced value: an fx node, and the tensor that the example gives.
 
-    A change in place moves the proxy on to the node of the new value. `stale` marks views of what was changed.
+    A change in place moves the proxy on to the node of the new value. `stale` marks views of a changed tensor.
     """
 
     tracer: Tracer
-    __array_ufunc__ = None  # numpy's numbers and arrays leave arithmetic with traced values to these
+    __array_ufunc__ = None  # numpy's numbers and arrays leave arithmetic with traced values to `_Value`
 
     def __init__(self, node: fx.Node, tracer: Tracer, value: Any) -> None:
         super().__init__(node, tracer)
@@ -151,7 +151,7 @@ _add_in_place_operators()
 
 
 class Tracer(fx.Tracer):
-    """Records what the model does with one input, and runs it on the example as it goes."""
+    """Records what the model does with one input, and runs it on the example at the same time."""
 
     def __init__(self, images: torch.Tensor, custom: Custom) -> None:
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ class Tracer(fx.Tracer):
         return super().trace(root, concrete_args)
 
     def _make_functional(self, root: nn.Module, prefix: str = "") -> None:
-        """Let modules that change their input in place make new tensors, and remember which they are."""
+        """Make modules that change their input in place return new tensors, and remember which modules they are."""
         for name, module in root.named_modules(prefix=prefix):
             if getattr(module, "inplace", False) is True:
                 self._in_place.add(name)
@@ -188,7 +188,7 @@ class Tracer(fx.Tracer):
         try:
             return super().path_of_module(mod)
         except NameError:
-            # A module that the model's code makes on the fly, or keeps in a plain list.
+            # A module that the model's code makes as it runs, or keeps in a plain list.
             name = f"_module_{len(list(self.root.children()))}"
             self.root.add_module(name, mod.float().eval())
             self._make_functional(mod, name)
@@ -201,12 +201,12 @@ class Tracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if self._running or not _has_value((args, kwargs)):
-            # Inside an operation that is being run on the example, or on constants only.
+            # Inside an operation that runs on the example, or on constants only.
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        # Parameters stay tensors: what is computed of constants alone is constant.
+        # Parameters stay tensors: results computed from constants alone are constants.
         return attr_val
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
@@ -236,7 +236,7 @@ class Tracer(fx.Tracer):
             for other, name in self.tensor_attrs.items():
                 if other is a:
                     return self.create_node("get_attr", name, (), {})
-            # The model's code may change it later on: what counts is its value now.
+            # A copy, because the model's code may change the tensor later.
             for other, version, name in self._constants:
                 if other is a and version == a._version:
                     return self.create_node("get_attr", name, (), {})
@@ -311,17 +311,18 @@ class Tracer(fx.Tracer):
         return self._items(node, result)
 
     def _constant(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of an operation that takes no numbers from traced values: a tensor like any other constant."""
+        """The result of an operation that uses no numbers of traced values: a tensor like any other constant."""
         values = map_aggregate((args, kwargs), lambda a: a.value if isinstance(a, _Value) else a)
         result = self._run(kind, target, *values)
         if "empty" in _name_of(target) and result.is_floating_point():
-            result.fill_(math.nan)  # so that nobody takes what lay there for a value
+            result.fill_(math.nan)  # so that uninitialised memory is not taken for values
         return result
 
     def _constant_in_place(self, target: Any, args: tuple[Any, ...], functional: bool) -> tuple[Any, ...]:
-        """The arguments of an operation that may change a constant in place; the constant itself is left as it is.
+        """The arguments of an operation that may change a constant in place, with a copy of the constant if it does.
 
-        A change that is also an operation of its own, as += is, goes on as that. The constant must not be read again.
+        If the change is also an operation of its own, as += is, the operation is done. The constant must not be read
+        again.
         """
         called = _name_of(target)
         if called == "__setitem__":
@@ -335,14 +336,16 @@ class Tracer(fx.Tracer):
         return (args[0].detach().clone(), *args[1:])
 
     def _one_for_all(self, operand: Any, other: Any) -> Any:
-        """A constant made for the size of the example's batch, with the batch axis of length 1; others as they are."""
+        """A constant made for the size of the example's batch, cut to a batch axis of length 1; other operands
+        unchanged.
+        """
         if not isinstance(operand, torch.Tensor) or not isinstance(other, _Value) or operand.ndim < 1:
             return operand
         made_for_batch = operand.ndim == other.value.ndim and len(operand) == len(self._images)
         return operand[:1] if made_for_batch and bool((operand == operand[:1]).all()) else operand
 
     def _items(self, node: fx.Node, result: Any) -> Any:
-        """The parts of a result that is a tuple or a list, each a proxy of its own."""
+        """The parts of a result that is a tuple or a list, each with a proxy of its own."""
         parts = []
         for index, part in enumerate(result):
             if _tensors(part):
@@ -358,7 +361,7 @@ class Tracer(fx.Tracer):
     def _functional(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[str, Any, dict[str, Any], bool]:
-        """The call that makes a new tensor, and whether the call that was made changes its first operand."""
+        """The call that makes a new tensor, and whether the original call changes its first operand in place."""
         if not args or not isinstance(args[0], (_Value, torch.Tensor)):
             return kind, target, kwargs, False
         if kind == "call_module":
@@ -380,7 +383,7 @@ class Tracer(fx.Tracer):
         return kind, target, kwargs, False
 
     def replace(self, proxy: _Value, result: Any) -> _Value:
-        """Let a proxy, and others of the very same tensor, go on as the result of a change in place."""
+        """Make a proxy, and all others of the same tensor, stand for the result of a change in place."""
         old = proxy.value
         for reference in self._alive:
             other = reference()
@@ -423,7 +426,7 @@ def _name_of(target: Any) -> str:
 
 
 def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a torch function with the operands that have names in their places."""
+    """Arguments of a torch function, with operands given by name moved to their positions."""
     for place, name in enumerate(("input", "other")):
         if len(args) == place and name in kwargs:
             args, kwargs = (*args, kwargs[name]), {k: v for k, v in kwargs.items() if k != name}
@@ -431,7 +434,7 @@ def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[An
 
 
 def _is_constant(called: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an operation takes no numbers from the traced values among its arguments."""
+    """Whether the result of an operation depends on no numbers of the traced values among its arguments."""
     if called in _LIKE:
         return not _has_value((args[1:], {k: v for k, v in kwargs.items() if k != "input"}))
     return called in _AS and bool(args) and not _has_value((args[0], args[2:]))

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array as Array
+
 Function = Callable[[Array], Array]
 Parameters = tuple[float, ...]
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from scipy import special
 
 from olac.ir.functions import CLIENT_FUNCTIONS, FUNCTIONS, Family, Function
+from olac.system.arrays import Array
 
-Array = npt.NDArray[np.float64]
 Outputs = npt.NDArray[Any]
 """float64, or int64 after an `ArgMax`."""
 Shape = tuple[int, ...]

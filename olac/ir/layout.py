@@ -12,10 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
-Index = npt.NDArray[np.int64]
+from olac.system.arrays import Array, Index
 
 
 def next_power_of_two(n: int) -> int:

@@ -1,4 +1,4 @@
-"""What a kernel is."""
+"""The interface of kernels."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Kernel(ABC):
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of what it keeps to encode plaintexts from."""
+        """Bytes of the numbers that it keeps for encoding plaintexts."""
         return 0
 
     @abstractmethod
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
-        """The result; every ciphertext of noise degree 1."""
+        """The result; every ciphertext has noise degree 1."""
 
 
 def common_level(evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> list[Value]:
-    """The operands, dropped to the lowest level among them."""
+    """The operands, each reduced to the lowest level among them."""
     level = min(part.state.level for value in operands for part in value)
     return [tuple(evaluator.level_reduce(part, level) for part in value) for value in operands]

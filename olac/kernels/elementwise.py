@@ -23,7 +23,7 @@ class AddKernel(Kernel):
 
 
 class MultiplyKernel(Kernel):
-    """a * b: one level. The result's scale is whatever the two scales and the dropped prime make of it."""
+    """a * b: one level. The result's scale is the product of the two scales, divided by the dropped prime."""
 
     depth = 1
 
@@ -59,10 +59,10 @@ def _square(evaluator: Evaluator[Any, Any], x: Ciphertext[Any], shift: Array) ->
 
 
 class BootstrapKernel(Kernel):
-    """The same values with levels again, given up down to the level that is asked for.
+    """A bootstrap, and a reduction of its result to the level that is asked for.
 
-    What is above the least level that a bootstrap takes is dropped before: above the result's level OpenFHE would not
-    bootstrap at all.
+    Operands are first reduced to the least level that a bootstrap takes: OpenFHE does not bootstrap a ciphertext above
+    the level of the result.
 
     Args:
         level: of the result.

@@ -82,7 +82,7 @@ KERNELS: dict[type[Op], KernelFactory] = {
     Bootstrap: _bootstrap,
     Reshape: lambda graph, node: ReshapeKernel(),
 }
-"""By class of op, base classes included: how a node becomes a kernel."""
+"""By class of op, base classes included: the function that makes a node's kernel."""
 
 
 def build_kernel(graph: Graph, node: Node) -> Kernel:
@@ -94,17 +94,17 @@ def build_kernel(graph: Graph, node: Node) -> Kernel:
 
 
 def build_kernels(graph: Graph) -> dict[str, Kernel]:
-    """The kernels of all nodes but the inputs; made once for a graph, which keeps them, and run any number of times."""
+    """The kernels of all nodes but the inputs; they are made once for a graph, which keeps them."""
     kept: dict[str, Kernel] | None = graph.__dict__.get("_kernels")
     if kept is None:
         kept = {node.id: build_kernel(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
-        # Lowering, estimates and runs all need them, and matrices with millions of entries take seconds to sort.
+        # Lowering, estimates and runs all need them, and sorting matrices with millions of entries takes seconds.
         object.__setattr__(graph, "_kernels", kept)
     return dict(kept)
 
 
 def build_weightless_kernels(graph: Graph) -> dict[str, Kernel]:
-    """Kernels for runs on no data: linear ops without their weights, one for all whose entries lie alike."""
+    """Kernels for runs on no data: linear ops have no weights and share one if their entries are at the same places."""
     if "_kernels" in graph.__dict__:
         return build_kernels(graph)
     kept: dict[str, Kernel] | None = graph.__dict__.get("_weightless")
@@ -122,10 +122,10 @@ def _build_weightless(graph: Graph, node: Node) -> Kernel:
     return weightless_kernel(node.op, shape, graph.constants, *layouts, node.lowering)
 
 
-def alive(graph: Graph, behind: str) -> tuple[str, ...]:
-    """The values that are still needed behind a node, in the graph's order."""
+def alive(graph: Graph, after: str) -> tuple[str, ...]:
+    """The values that are still needed after a node, in the graph's order."""
     place = {node.id: index for index, node in enumerate(graph.nodes)}
-    here = place[behind]
+    here = place[after]
     used = {operand for node in graph.nodes[here + 1 :] for operand in node.inputs} | set(graph.outputs)
     return tuple(node.id for node in graph.nodes[: here + 1] if node.id in used)
 
@@ -137,22 +137,22 @@ def execute(
     inputs: Mapping[str, Value],
     after: Callable[[Node, Value], None] | None = None,
     *,
-    behind: str | None = None,
+    start_after: str | None = None,
     keep: Callable[[Node, Mapping[str, Value]], None] | None = None,
 ) -> tuple[Value, ...]:
-    """Run a graph; values are let go after their last use.
+    """Run a graph; each value is dropped after its last use.
 
     Args:
-        inputs: of the graph, or with `behind` all values alive there.
-        after: called as after(node, value) behind every node.
-        behind: the node to start behind, where an earlier run came to; None for a whole run.
-        keep: called as keep(node, values) behind every node, with all values that are held there.
+        inputs: of the graph, or with `start_after` all values that are alive there.
+        after: called as after(node, value) after every node.
+        start_after: the last node that an earlier run finished; None for a whole run.
+        keep: called as keep(node, values) after every node, with all values that are held then.
     """
     last = {operand: node.id for node in graph.nodes for operand in node.inputs}
-    values: dict[str, Value] = {} if behind is None else dict(inputs)
+    values: dict[str, Value] = {} if start_after is None else dict(inputs)
     nodes = graph.nodes
-    if behind is not None:
-        nodes = nodes[[node.id for node in nodes].index(behind) + 1 :]
+    if start_after is not None:
+        nodes = nodes[[node.id for node in nodes].index(start_after) + 1 :]
     for node in nodes:
         if isinstance(node.op, Input):
             values[node.id] = inputs[node.id]
@@ -173,7 +173,7 @@ def execute(
 
 
 def _lowered(evaluator: Evaluator[Any, Any], graph: Graph, node: Node, operands: list[Value]) -> list[Value]:
-    """Operands where the node's own level asks for them, if all have more: its kernel is faster there."""
+    """The operands; if all are above the level that the node needs, reduced to it, where its kernel is faster."""
     if node.type.state is None or isinstance(node.op, Bootstrap):
         return operands
     wanted = node.type.state.level + node.levels(graph.constants)

@@ -1,20 +1,21 @@
 """Linear ops as sums of generalised diagonals, with baby steps, giant steps and hoisting: one level.
 
-z[i] = sum_d diagonal_d[i] * x[i + d] (Halevi and Shoup, "Algorithms in HElib", CRYPTO 2014); the diagonals d = g + j
-share baby steps j, taken from one hoisted decomposition of x, and giant steps g, taken after the products are summed:
+z[i] = sum_d diagonal_d[i] * x[i + d] (Halevi and Shoup, "Algorithms in HElib", CRYPTO 2014). The diagonals d = g + j
+share baby steps j, which come from one hoisted decomposition of x, and giant steps g, which rotate sums of products:
 
     z = sum_g rotate(sum_j rotate(diagonal_{g+j}, -g) * rotate(x, j), g)
 
-Where an operand repeats with a period, diagonals are counted modulo the period. Where the result is smaller than the
-operand, they may be counted modulo a still smaller number, and log2 rotations fold the partial sums.
+If an operand repeats with a period, diagonals are counted modulo the period. If the result is smaller than the operand,
+they may be counted modulo a still smaller number, and log2 rotations (folds) sum the partial sums.
 
-Where the copies of the operand are shifted, one product serves a diagonal for each distinct copy: in copy c, x rotated
-by j is diagonal j + c * step. An entry of diagonal d is put where copy c is read, c the digit of d at `step`, under the
-product d - c * step; products whose diagonals differ in that digit alone are one. Folds then sum over the copies too.
+If the copies of the operand are shifted, one product serves a diagonal for each distinct copy: in copy c, x rotated by
+j is diagonal j + c * step. An entry of diagonal d belongs to the product d - c * step and lies where copy c is read, c
+being the digit of d at `step`; products whose diagonals differ in that digit alone are one. Folds then sum over the
+copies, too.
 
 Complex halving: slots are complex and operands are real, so x + i * rotate(x, s) takes no more room than x. The real
-part of its product with a - i b is a * x + b * rotate(x, s): two diagonals for one product and one encoding. The sum of
-all products and its conjugate leaves twice the real part, once for the whole op.
+part of its product with a - i b is a * x + b * rotate(x, s): two diagonals for one product and one encoding. Adding the
+conjugate of the sum of all products leaves twice the real part, once for the whole op.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,7 @@ from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals
 from olac.ir.ops import LinearMap
 from olac.kernels.base import Kernel, Value
-
-Index = npt.NDArray[np.int64]
+from olac.system.arrays import Index
 
 Distinct = tuple[Index, Index, Index]
 """Target, source and number of each diagonal that is not zero, one entry each."""
@@ -43,20 +42,18 @@ Distinct = tuple[Index, Index, Index]
 MOST_REPEATS = 16
 
 TOGETHER = 4
-"""Products that are summed by one thread: few enough for two threads to end together, whatever the plan."""
+"""Products that one thread sums: few enough for two threads to end at the same time, whatever the plan."""
 
 ENTRIES = 1 << 20
-"""Entries of a map that are looked at together."""
-DENSE_KEYS = 1 << 26
-"""Up to as many possible diagonals they are marked in a table, beyond that sorted."""
+"""Entries of a map that are processed together."""
 
 
 @dataclass(frozen=True)
 class PlacedEntries:
-    """Entries of a linear map as slots: value * x[source][(position + diagonal)] adds to z[target][position].
+    """Entries of a linear map as slots: value * x[source][(position + diagonal)] is added to z[target][position].
 
-    `width` is the period of positions. Where copies are shifted or diagonals ride in imaginary parts, `diagonal` is
-    that of the product; with imaginary parts, values are half a diagonal's, or -i/2 times it.
+    `width` is the period of positions. If copies are shifted, or diagonals are in imaginary parts, `diagonal` is that
+    of the product; with imaginary parts, values are half a diagonal's, or -i/2 times it.
     """
 
     target: Index
@@ -66,31 +63,14 @@ class PlacedEntries:
     value: Slots
     width: int
 
-    @cached_property
-    def distinct(self) -> Distinct:
-        """Target, source and number of each diagonal that is not zero, one entry each."""
-        targets, sources, diagonals = (
-            int(axis.max(initial=0)) + 1 for axis in (self.target, self.source, self.diagonal)
-        )
-        keys = (self.target * sources + self.source) * diagonals + self.diagonal
-        if targets * sources * diagonals <= DENSE_KEYS:
-            found = np.zeros(targets * sources * diagonals, dtype=bool)
-            found[keys] = True
-            keys = np.flatnonzero(found)
-        else:
-            keys = np.unique(keys)
-        pair, diagonal = np.divmod(keys, diagonals)
-        target, source = np.divmod(pair, sources)
-        return target, source, diagonal
-
 
 def distinct_diagonals(linear: LinearMap, operand: TensorLayout, result: TensorLayout) -> Distinct:
-    """Diagonals of plain copies that are not zero, modulo the operand's period, each result in its place once.
+    """Nonzero diagonals of plain copies, modulo the operand's period, with each result in its own place only.
 
-    They stand for all entries: `counted_modulo` makes those of any modulus of them.
+    `counted_modulo` computes those of any modulus from them.
     """
     slots = operand.slots
-    # All of these are powers of two; divisions would take most of the time.
+    # All of these are powers of two, and divisions would take most of the time.
     bits, mask = slots.bit_length() - 1, slots - 1
     pairs = operand.ciphertexts * result.ciphertexts
     found = np.zeros((pairs, slots), dtype=bool)
@@ -101,7 +81,7 @@ def distinct_diagonals(linear: LinearMap, operand: TensorLayout, result: TensorL
         found[pair, ((a & mask) - (b & mask)) & mask] = True
     pair, diagonal = np.divmod(np.flatnonzero(found), slots)
     target, source = np.divmod(pair, operand.ciphertexts)
-    # Each image of a batch lies further on, by its stride in the operand and in the result.
+    # Each image of a batch lies one stride further, in the operand and in the result.
     shifts = np.arange(operand.batch) * (operand.image_stride - result.image_stride)
     return _as_distinct(
         np.tile(target, len(shifts)),
@@ -114,7 +94,7 @@ def distinct_diagonals(linear: LinearMap, operand: TensorLayout, result: TensorL
 def counted_modulo(found: Distinct, result: TensorLayout, modulus: int) -> Distinct:
     """Distinct diagonals modulo a divisor of the operand's period, from those modulo the period.
 
-    Where the modulus is beyond the result's period, the result is repeated up to it.
+    If the modulus is larger than the result's period, the result is repeated to fill it.
     """
     target, source, diagonal = found
     repeats = max(1, modulus // result.period)
@@ -128,7 +108,7 @@ def counted_modulo(found: Distinct, result: TensorLayout, modulus: int) -> Disti
 
 
 def _as_distinct(target: Index, source: Index, diagonal: Index, modulus: int) -> Distinct:
-    """Each once, in the order of targets, sources and diagonals."""
+    """Distinct diagonals without duplicates, in the order of targets, sources and diagonals."""
     sources = int(source.max(initial=0)) + 1
     keys = np.unique((target * sources + source) * modulus + (diagonal & (modulus - 1)))
     pair, diagonal = np.divmod(keys, modulus)
@@ -139,7 +119,7 @@ def _as_distinct(target: Index, source: Index, diagonal: Index, modulus: int) ->
 def place(
     linear: LinearMap, operand: TensorLayout, result: TensorLayout, modulus: int, imaginary: int = 0
 ) -> PlacedEntries:
-    """Entries of `linear` between two layouts, diagonals counted modulo `modulus` (see `Diagonals`)."""
+    """Entries of `linear` between two layouts, with diagonals counted modulo `modulus` (see `Diagonals`)."""
     if imaginary and (imaginary & (imaginary - 1) or imaginary >= modulus):
         raise ValueError(f"imaginary {imaginary} is not a power of two below the modulus {modulus}")
     slots, period_in, period_out = operand.slots, operand.period, result.period
@@ -147,13 +127,13 @@ def place(
     a: Index = (operand.addresses[linear.columns][None, :] + images * operand.image_stride).reshape(-1)
     b: Index = (result.addresses[linear.rows][None, :] + images * result.image_stride).reshape(-1)
     value: Array = np.tile(linear.values, operand.batch)
-    # All of these are powers of two; divisions would take most of the time.
+    # All of these are powers of two, and divisions would take most of the time.
     bits, mask = slots.bit_length() - 1, slots - 1
     source, a = a >> bits, a & mask
     target, b = b >> bits, b & mask
     repeats = max(1, modulus // period_out)
     if repeats > 1:
-        # The result is to repeat with its own period, which is shorter than that of the partial sums.
+        # The result has to repeat with its own period, which is shorter than that of the partial sums.
         shift = np.repeat(np.arange(repeats) * period_out, len(b))
         a, b, value = np.tile(a, repeats), np.tile(b, repeats) + shift, np.tile(value, repeats)
         source, target = np.tile(source, repeats), np.tile(target, repeats)
@@ -200,7 +180,7 @@ def fold_steps(operand: TensorLayout, modulus: int) -> list[int]:
 
 
 def modulus_choices(operand: TensorLayout, result: TensorLayout) -> list[int]:
-    """Moduli for diagonals: the operand's period, and where the result is smaller, everything down to its period.
+    """Moduli for diagonals: the operand's period, and if the result is smaller, everything down to its period.
 
     Moduli far above the result's period only repeat the same entries and are left out.
     """
@@ -220,7 +200,7 @@ def baby_choices(operand: TensorLayout, modulus: int) -> list[int]:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What a choice of modulus and baby step costs."""
+    """The cost of a choice of modulus and baby step."""
 
     products: int
     babies: int
@@ -228,16 +208,11 @@ class StepCounts:
     folds: int
     sources: int
     steps: frozenset[int]
-    """Of the rotations, folds aside."""
-
-
-def count_steps(entries: PlacedEntries, baby: int, folds: int) -> StepCounts:
-    """Products, rotations of each kind and hoisted decompositions for a baby step."""
-    return count(*entries.distinct, baby, folds)
+    """Rotation steps, without those of the folds."""
 
 
 def count(target: Index, source: Index, d: Index, baby: int, folds: int) -> StepCounts:
-    """The same for distinct diagonals d, each with its target and source."""
+    """Products, rotations and sources of distinct diagonals d, each with its target and source, for a baby step."""
     giant, j = np.divmod(d, baby)
     babies = len(np.unique((source * baby + j)[j != 0]))
     giants = len(np.unique((target * (giant.max(initial=0) + 1) + giant)[giant != 0]))
@@ -261,7 +236,7 @@ class DiagonalKernel(Kernel):
     depth = 1
 
     def __init__(self, linear: LinearMap, operand: TensorLayout, result: TensorLayout, lowering: Diagonals) -> None:
-        self._operand, self._result = operand, result
+        self._operand = operand
         self._imaginary = lowering.imaginary
         entries = place(linear, operand, result, lowering.modulus, lowering.imaginary)
         self._width = entries.width
@@ -272,7 +247,7 @@ class DiagonalKernel(Kernel):
         self._bias = result.expand(linear.bias.reshape(result.shape)) if np.any(linear.bias) else None
 
     def weightless(self) -> DiagonalKernel:
-        """The same without weights, for runs on no data."""
+        """The same kernel without weights, for runs on no data."""
         made = copy.copy(self)
         nothing = np.zeros(0, np.uint8)
         made._plan = [
@@ -374,12 +349,12 @@ def _group(entries: PlacedEntries, baby: int, pages: int) -> list[dict[int, list
     keys = (((entries.target * giants + giant) * sources + entries.source) * baby + j) * entries.width + position
     order = np.argsort(keys, kind="stable")
     keys, values = keys[order], entries.value[order]
-    # Entries of the same slot of the same diagonal add up.
+    # Entries of the same slot of the same diagonal are added.
     fresh = np.ones(len(values), dtype=bool)
     fresh[1:] = keys[1:] != keys[:-1]
     values = np.add.reduceat(values, np.flatnonzero(fresh)) if len(values) else values
     products, positions = np.divmod(keys[fresh], entries.width)
-    # A program has millions of these: as few bytes as a slot's number takes.
+    # A program has millions of these: the smallest type that holds a slot's number.
     positions = positions.astype(np.min_scalar_type(entries.width - 1))
     starts = np.ones(len(values), dtype=bool)
     starts[1:] = products[1:] != products[:-1]

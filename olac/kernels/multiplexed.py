@@ -1,19 +1,19 @@
-"""Multiplexed parallel convolution: rotations of the operand, sums over its channels, one mask a channel; two levels.
+"""Multiplexed parallel convolution: rotations of the operand, sums over its channels, one mask per channel; two levels.
 
 Lee, Lee, Lee, Kim, Kim, No and Choi, "Low-Complexity Deep Convolutional Neural Networks on Fully Homomorphic Encryption
 Using Multiplexed Parallel Convolutions", ICML 2022 (arXiv 2112.05907), for stride and gap of any size:
 
-1. The operand is rotated once for each element of the filter that moves it, all rotations hoisted.
-2. p copies of the operand serve p output channels at once. For each such group of output channels a product with each
+1. The operand is rotated once for each element of the filter that moves it; all rotations are hoisted.
+2. p copies of the operand serve p output channels at once. Each such group of output channels has a product with each
    rotation: in copy j the plaintext holds the weights of the group's channel j for every input channel, at the slots of
    the pixels that the stride keeps, and zero where the filter reaches into the padding. The products are summed.
 3. Rotations sum over the input channels: over the columns and rows of the gap's cells, and over planes. Sums over m of
    these take floor(log2 m) + popcount(m) - 1 rotations.
-4. A rotation, from one hoisted decomposition a group, takes each output channel to its place in the result's layout; a
-   mask selects its pixels there, which is the second level, and all are added. Rotations fill the result's copies.
+4. A rotation, from one hoisted decomposition per group, moves each output channel to its place in the result's layout.
+   A mask selects its pixels there, which is the second level, and all are added. Rotations fill the result's copies.
 
-What differs from the paper: batch normalisation is in the weights already, so masks hold ones; as rotations fill all
-copies of the result, a channel may come to lie in any of them, and takes the rotation step modulo the result's period.
+What differs from the paper: batch normalisation is in the weights already, so masks hold ones. As rotations fill all
+copies of the result, a channel may lie in any of them, and its rotation step is taken modulo the result's period.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from olac.backends.base import Array, Ciphertext, Evaluator, Plaintext
 from olac.errors import VerificationError
@@ -32,8 +31,7 @@ from olac.ir.layout import TensorLayout, next_power_of_two
 from olac.ir.lowerings import can_multiplex
 from olac.ir.ops import Constants, Conv2d
 from olac.kernels.base import Kernel, Value
-
-Index = npt.NDArray[np.int64]
+from olac.system.arrays import Index
 
 Sum = tuple[int, int]
 """A sum of slots: how many, and how far apart."""
@@ -54,9 +52,9 @@ class _Group:
     """Output channels that are computed at once.
 
     Attributes:
-        first: of its channels; channel first + j is computed in copy j.
+        first: the first of its channels; channel first + j is computed in copy j.
         products: for each rotation step of the operand, the filter's elements that it serves.
-        places: for each rotation step of the sums, the slots that the mask selects behind it.
+        places: for each rotation step of the sums, the slots that the mask selects after it.
     """
 
     first: int
@@ -120,7 +118,7 @@ class MultiplexedKernel(Kernel):
         if level < self.depth:
             raise VerificationError(f"a multiplexed convolution takes {self.depth} levels, {level} are left")
         parameters = evaluator.parameters
-        # The scales of plaintexts make that of each rescaled sum exactly the canonical one.
+        # The scales of plaintexts make the scale of each rescaled sum exactly the canonical one.
         scales = [parameters.scale(level - 1), parameters.scale(level - 2)]
         of_weights = scales[0] * parameters.primes[level] / x.state.scale
         of_masks = scales[1] * parameters.primes[level - 1] / scales[0]
@@ -156,7 +154,7 @@ class MultiplexedKernel(Kernel):
         return (result,)
 
     def _nonzero(self, taps: dict[int, list[_Tap]], first: int) -> dict[int, list[_Tap]]:
-        """The filter's elements without those that are zero in all channels of a group; one is left in any case."""
+        """The filter's elements without those that are zero in all channels of a group; at least one is kept."""
         weight = self._weight[first : first + self._parallel]
         found = {
             step: [tap for tap in some if np.any(weight[:, :, tap.row, tap.column])] for step, some in taps.items()
@@ -164,7 +162,7 @@ class MultiplexedKernel(Kernel):
         return {step: some for step, some in found.items() if some} or dict(list(taps.items())[:1]) or {0: []}
 
     def _places(self, result: TensorLayout, first: int) -> dict[int, Index]:
-        """For each rotation step of a group's sums the slots that then hold output channels where they belong."""
+        """For each rotation step of a group's sums, the slots of the output channels that it puts in their places."""
         addresses = result.addresses.reshape(result.grid)
         last = min(first + self._parallel, result.grid[0])
         places: dict[int, list[Index]] = {}
@@ -215,7 +213,7 @@ def _taps(op: Conv2d, size: Sequence[int], operand: TensorLayout, result: Tensor
 
 
 def _inside(count: int, stride: int, offset: int, size: int) -> Index:
-    """Outputs, along one axis, for which the pixel at an offset is no padding."""
+    """Outputs, along one axis, for which the pixel at an offset is not padding."""
     pixel = stride * np.arange(count) + offset
     return np.flatnonzero((pixel >= 0) & (pixel < size))
 
@@ -223,7 +221,7 @@ def _inside(count: int, stride: int, offset: int, size: int) -> Index:
 def _channel_sums(operand: TensorLayout) -> list[Sum]:
     """The sums over all channels: of columns and rows of the gap's cells, and of planes.
 
-    Products are zero where there is no channel, so sums go on to a power of two where there is room.
+    Products are zero if there is no channel, so each sum is extended to a power of two if there is room.
     """
     channels, gap = operand.grid[0], operand.gap
     columns, rows = min(channels, gap), min(-(-channels // gap), gap)
@@ -239,7 +237,7 @@ def _channel_sums(operand: TensorLayout) -> list[Sum]:
 
 
 def _sum_steps(count: int) -> list[int]:
-    """Rotations that sum so many slots at distance 1: the doublings, then the offsets of what is left over."""
+    """Rotations that sum `count` slots at distance 1: the doublings, then the offsets of what is left over."""
     bits = [1 << k for k in range(count.bit_length())]
     offsets, at = [], bits[-1]
     for bit in reversed(bits[:-1]):
@@ -265,7 +263,7 @@ def _sum_slots(evaluator: Evaluator[Any, Any], x: Ciphertext[Any], count: int, d
 
 
 def _fill_steps(result: TensorLayout) -> list[int]:
-    """Rotations that put the sum of all copies into each."""
+    """Rotations that put the sum of all copies into each copy."""
     steps = []
     step = result.slots // 2
     while step >= result.period:

@@ -1,7 +1,7 @@
 """Polynomials at minimal depth, ceil(log2(degree + 1)) levels, with a coefficient for every slot.
 
 The recursion splits p = q T_n + r at a power of two n, all in the Chebyshev basis (as baby-step giant-step evaluation
-after Paterson and Stockmeyer does), so coefficients stay of the size of p on [-1, 1]. Each part is asked for at the
+after Paterson and Stockmeyer does), so coefficients stay of the size of p on [-1, 1]. Each part is computed at the
 level and the exact scale at which it is added, so nothing is rescaled twice and no scale drifts.
 """
 
@@ -22,7 +22,7 @@ from olac.kernels.base import Kernel, Value
 
 
 def depth_of(degree: int) -> int:
-    """Levels of a polynomial of that degree with coefficients that aren't 1."""
+    """Levels of a polynomial of that degree if its coefficients aren't 1."""
     return max(1, degree.bit_length())
 
 
@@ -40,13 +40,13 @@ def divide(coefficients: Array, n: int) -> tuple[Array, Array]:
 class PolynomialKernel(Kernel):
     """p(x) in every slot, for x in [-1, 1]; slots that hold no element stay zero.
 
-    Shifted copies are made on the way, at no level: the powers of x are rotated by each copy's shift, and coefficients
-    that are zero outside a copy put it together. Only what takes all levels is made so, copy by copy. The rest of the
-    polynomial has a level to spare: x is put together first, and powers of that are used for all copies at once.
+    Shifted copies are made on the way and take no level: the powers of x are rotated by each copy's shift, and
+    coefficients that are zero outside a copy combine them. Only the part of the polynomial that takes all levels is
+    evaluated copy by copy. The rest has a level to spare: it uses powers of x with all copies combined first.
 
     Args:
         coefficients: Chebyshev coefficients, shape (channels or 1, degree + 1).
-        layout: of the result; that of the operand but for the step of the copies, which is 0 there.
+        layout: of the result; that of the operand, except for the step of the copies, which is 0 there.
     """
 
     def __init__(self, coefficients: Array, layout: TensorLayout) -> None:
@@ -98,7 +98,7 @@ class PolynomialProductKernel(Kernel):
         if level < 0:
             raise VerificationError(f"a product with a polynomial takes {self.depth} levels, {start} are left")
         factor = evaluator.level_reduce(x, level + 1)
-        # The scale of p(z) makes up for whatever x's is, so that the rescale leaves the canonical one.
+        # The scale of p(z) compensates that of x, so that the rescale gives the canonical one.
         scale = parameters.scale(level) * parameters.primes[level + 1] / factor.state.scale
         value = _evaluate(evaluator, evaluator.level_reduce(z, start), coefficients, level + 1, scale)
         return evaluator.rescale(evaluator.multiply(factor, value))
@@ -117,11 +117,11 @@ def _in_slots(coefficients: Array, layout: TensorLayout) -> Array:
 
 
 class _Powers:
-    """T_1, T_2, T_4, ... of a value in [-1, 1], each made, or dropped to a level, when that is first asked for.
+    """T_1, T_2, T_4, ... of a value in [-1, 1]; each is made, or reduced to a level, when it is first needed.
 
     Args:
         level: of the value.
-        value: gives it.
+        value: returns it.
     """
 
     def __init__(self, evaluator: Evaluator[Any, Any], level: int, value: Callable[[], Ciphertext[Any]]) -> None:
@@ -129,7 +129,7 @@ class _Powers:
         self._evaluator = evaluator
         self._value = value
         self._made: list[Ciphertext[Any]] = []
-        self._dropped: dict[tuple[int, int], Ciphertext[Any]] = {}
+        self._reduced: dict[tuple[int, int], Ciphertext[Any]] = {}
 
     def __getitem__(self, k: int) -> Ciphertext[Any]:
         """T_(2^k), k levels below the value."""
@@ -142,18 +142,18 @@ class _Powers:
         return self._made[k]
 
     def at(self, k: int, level: int) -> Ciphertext[Any]:
-        """T_(2^k) at a level: a drop may take as long as a rescale, so each is made once."""
-        if (k, level) not in self._dropped:
-            self._dropped[k, level] = self._evaluator.level_reduce(self[k], level)
-        return self._dropped[k, level]
+        """T_(2^k) at a level. A level reduction may take as long as a rescale, so each is made once."""
+        if (k, level) not in self._reduced:
+            self._reduced[k, level] = self._evaluator.level_reduce(self[k], level)
+        return self._reduced[k, level]
 
     def restrict(self, coefficients: Array) -> Array:
-        """Coefficients (..., slots) as they are."""
+        """Coefficients (..., slots), unchanged."""
         return coefficients
 
 
 class _Rotations:
-    """Powers rotated by each of some steps, made when they are first asked for."""
+    """Powers rotated by each of some steps; they are made when they are first needed."""
 
     def __init__(self, evaluator: Evaluator[Any, Any], powers: _Powers, steps: Sequence[int]) -> None:
         self._evaluator = evaluator
@@ -197,7 +197,7 @@ def _evaluate(
     scale: float,
     layout: TensorLayout | None = None,
 ) -> Ciphertext[Any]:
-    """p(x) at a level and a scale; coefficients (degree + 1, slots). A layout may ask for shifted copies of it."""
+    """p(x) at a level and a scale; coefficients (degree + 1, slots). The layout may have shifted copies."""
     powers = _Powers(evaluator, x.state.level, lambda: x)
     if layout is None or not layout.step:
         return _finish(evaluator, *_raw(evaluator, powers, [powers], coefficients, level, scale))
@@ -205,11 +205,11 @@ def _evaluate(
     rotations = _Rotations(evaluator, powers, steps)
     number = np.arange(layout.slots) // layout.period % layout.distinct_copies
     copies = [_Copy(rotations, step, number == c) for c, step in enumerate(steps)]
-    whole = _Powers(evaluator, powers.level - 1, lambda: _put_together(evaluator, copies, powers.level - 1))
+    whole = _Powers(evaluator, powers.level - 1, lambda: _combine(evaluator, copies, powers.level - 1))
     return _finish(evaluator, *_raw(evaluator, whole, copies, coefficients, level, scale))
 
 
-def _put_together(evaluator: Evaluator[Any, Any], copies: Sequence[_Copy], level: int) -> Ciphertext[Any]:
+def _combine(evaluator: Evaluator[Any, Any], copies: Sequence[_Copy], level: int) -> Ciphertext[Any]:
     """x with each copy rotated as in the result, at a level and its canonical scale."""
     parameters = evaluator.parameters
     ones = np.ones(evaluator.slots)
@@ -235,8 +235,8 @@ def _raw(
 ) -> tuple[Ciphertext[Any], Array]:
     """p without its constant, before the rescale that brings it to `level` and `scale`; and the constant, by slot.
 
-    Where the powers in `whole`, in which all copies are in their places, are too low for p, it is the sum over copies
-    of p restricted to each: their products of ciphertexts are relinearised together.
+    If the powers in `whole`, in which all copies are in their places, are too low for p, it is the sum over copies of p
+    restricted to each: their products of ciphertexts are relinearised together.
     """
     prime = evaluator.parameters.primes[level + 1]
     degree = len(coefficients) - 1

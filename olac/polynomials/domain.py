@@ -1,26 +1,24 @@
-"""Where a function that a caller gave can be fitted: NaN, infinities and poles within a range."""
+"""Where a function that a caller gave can't be fitted: NaN, infinities and poles within a range."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from olac.ir.functions import Function
 from olac.ir.types import Range
-
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array
 
 POINTS = 4097
 ZOOMS = 10
-"""How often the place of the largest value is looked at again, 32 times finer each time."""
+"""How often `_zoom` narrows the range around the largest value, each time to a 32nd."""
 POLE_GROWTH = 100.0
-"""A function that grows by more while zooms go on has a pole; a continuous one grows no more once they resolve it."""
+"""If the values grow by more than this while zooming, there is a pole; a continuous function stops growing."""
 
 
 def singularity(function: Function, seen: Range) -> float | None:
-    """An input within a range where a function isn't finite or has a pole; None where there seems to be none.
+    """An input within a range at which a function isn't finite or has a pole; None if none is found.
 
-    Found by sampling: a pole of a residue far below the function's other values may stay unseen.
+    The function is sampled, so a pole whose residue is far below the function's other values may be missed.
     """
     points = _points(seen.low, seen.high)
     values = _values(function, points)
@@ -37,7 +35,7 @@ def singularity(function: Function, seen: Range) -> float | None:
 
 
 def _points(low: float, high: float) -> Array:
-    """Points of a range with its ends, and 0 where it lies within."""
+    """Points of a range with its ends, and 0 if it lies within."""
     points = np.linspace(low, high, POINTS)
     return np.asarray(np.unique(np.append(points, 0.0)) if low < 0 < high else np.unique(points), dtype=np.float64)
 
@@ -48,7 +46,7 @@ def _values(function: Function, points: Array) -> Array:
 
 
 def _zoom(function: Function, points: Array, index: int) -> float | None:
-    """Follow the largest value around a point; where it is infinite or grows without end."""
+    """Follow the largest value around a point; the place at which it is infinite or grows without end, or None."""
     sizes: list[float] = []
     for _ in range(ZOOMS):
         low, high = points[max(0, index - 1)], points[min(len(points) - 1, index + 1)]

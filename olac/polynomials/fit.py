@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from numpy.polynomial import chebyshev
 
 from olac.calibration.histogram import Histogram
 from olac.ir.functions import Function
-
-Array = npt.NDArray[np.float64]
+from olac.polynomials.modes import Channel, Compensated, Empirical, FromHistograms, Normal, Quadratic
+from olac.system.arrays import Array
 
 FLOOR_POINTS = 512
 RIDGE, NORMAL_RIDGE, CHANNEL_RIDGE = 1e-6, 1e-8, 1e-9
@@ -30,9 +29,6 @@ ranges that are narrow against the layer's, so their weight is less: at degree 7
 OLA's fits have none; theirs only keeps coefficients within 1e4 times the function's values.
 """
 
-METHODS = ("compensated", "channel", "empirical", "normal", "minimax", "quadratic")
-DEGREES = ("measured", "ola")
-MAX_DEGREE = 127
 NARROWEST, LARGEST = 0.1, 1e8
 """A channel's range counts as at least this share of the layer's: a constant channel has a polynomial, too. And as so
 much that no Chebyshev polynomial on it exceeds LARGEST within the layer's."""
@@ -45,109 +41,6 @@ NORMAL_REACH = 8.0
 """Standard deviations, each stretched by r, up to which a normal density is integrated."""
 QUADRATIC = (0.1875, 0.5, 0.234375)
 """The quadratic of leveled ResNets (Chielle et al., arXiv 2509.22857): least squares to ReLU on [-2, 2]."""
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How activations become polynomials: a method of fitting x a choice of degrees.
-
-    Attributes:
-        method: "compensated" (per channel, in network order, making up for the errors before; the default), "channel"
-            (per channel, from histograms), "empirical" (one a layer, from histograms), "normal" (one a layer, under a
-            normal density: OLA's), "minimax" (compositions of minimax polynomials; ReLU and its relatives) or
-            "quadratic" (the fixed one of leveled ResNets, scaled to the layer; ReLU).
-        degree: one degree for all activations; None lets `degrees` or `tolerance` choose.
-        plan: one degree for each activation, in network order; nothing is chosen then.
-        degrees: how degrees are chosen: "measured" (by what each does to the outputs) or "ola" (alpha_i E_i).
-        max_depth: most levels that all activations may take together, the sum over them.
-        max_bootstraps: of the whole program: the most accurate degrees that take no more of them. Lowering keeps to it,
-            unless `max_memory` leaves it no choice.
-        min_agreement: least share of unseen calibration images on which the largest output stays the same; the
-            cheapest plan that has it is taken. 0.98 where neither this nor a limit is given.
-        max_latency: most seconds that the polynomials may take together, by the table of costs.
-        tolerance: instead, for each activation alone the least degree whose root mean square error, relative to that
-            of the function's values, is within this.
-        max_degree: largest degree that is considered; None for 7 where effects are measured (higher ones make more
-            unseen images diverge than they gain in accuracy), 15 for `tolerance` and 31 for "ola".
-        r: the normal density is r times as wide as the layer's own: larger is safer in the tails, smaller is closer
-            in the middle.
-        floor: share of the mass that is spread evenly over the padded range; None chooses.
-        padding: the range is calibrated minimum to maximum, widened about its middle by this factor; None chooses.
-        ridge: pull of re-fitted weights towards the trained ones, in units of the inputs' mean square; None chooses.
-        alpha: precision of minimax compositions: errors within 2^-alpha of the range.
-        refit: whether "compensated" also re-fits convolutions and linear layers, in closed form and without labels.
-        reconstruct: passes over the calibration images in which "compensated" then improves all coefficients and
-            weights together towards the model's own values; 0 for none.
-    """
-
-    method: str = "compensated"
-    degree: int | None = None
-    plan: tuple[int, ...] | None = None
-    degrees: str = "measured"
-    max_depth: int | None = None
-    max_bootstraps: int | None = None
-    min_agreement: float | None = None
-    max_latency: float | None = None
-    tolerance: float | None = None
-    max_degree: int | None = None
-    r: float = 2.0
-    floor: float | None = None
-    padding: float | None = None
-    ridge: float | None = None
-    alpha: int = 10
-    refit: bool = True
-    reconstruct: int = 16
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method {self.method!r} is not one of {', '.join(METHODS)}")
-        if self.degrees not in DEGREES:
-            raise ValueError(f"degrees {self.degrees!r} is not one of {', '.join(DEGREES)}")
-        for name in ("degree", "max_degree"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= MAX_DEGREE:
-                raise ValueError(f"{name} {value} is outside 1 ... {MAX_DEGREE}")
-        if self.plan is not None:
-            if self.degree is not None:
-                raise ValueError("give degree or plan, not both")
-            wrong = [d for d in self.plan if not 1 <= d <= MAX_DEGREE]
-            if wrong:
-                raise ValueError(f"degrees {wrong} of the plan are outside 1 ... {MAX_DEGREE}")
-        if self.max_depth is not None and self.max_depth < 1:
-            raise ValueError(f"max_depth {self.max_depth} is below 1")
-        limits = [n for n in ("max_depth", "max_latency", "max_bootstraps") if getattr(self, n) is not None]
-        if len(limits) > 1:
-            raise ValueError(f"give {' or '.join(limits)}, not both")
-        if self.max_bootstraps is not None and self.max_bootstraps < 0:
-            raise ValueError(f"max_bootstraps {self.max_bootstraps} is negative")
-        if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
-            raise ValueError(f"min_agreement {self.min_agreement} is outside 0 ... 1")
-        for name in ("tolerance", "max_latency", "r"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} {value} is not positive")
-        if self.floor is not None and not 0 < self.floor < 1:
-            raise ValueError(f"floor {self.floor} is outside 0 ... 1")
-        if self.padding is not None and not self.padding >= 1:
-            raise ValueError(f"padding {self.padding} is below 1")
-        if self.ridge is not None and not self.ridge >= 0:
-            raise ValueError(f"ridge {self.ridge} is negative")
-        if not 4 <= self.alpha <= 14:
-            raise ValueError(f"alpha {self.alpha} is outside 4 ... 14")
-        if self.reconstruct < 0:
-            raise ValueError(f"reconstruct {self.reconstruct} is negative")
-
-    @property
-    def most(self) -> int:
-        """The largest degree that is considered."""
-        if self.max_degree is not None:
-            return self.max_degree
-        return 15 if self.tolerance is not None else 31 if self.degrees == "ola" else 7
-
-    def tails(self, degree: int) -> tuple[float, float]:
-        """Floor and padding for a degree where nothing chooses them: higher degrees need more of both."""
-        floor, padding = (1e-4, 1.2) if degree <= 3 else (1e-3, 1.4)
-        return (floor if self.floor is None else self.floor, padding if self.padding is None else self.padding)
 
 
 @dataclass(frozen=True)
@@ -177,41 +70,41 @@ class Fit:
         return self.coefficients.shape[1] - 1
 
 
-def fit(functions: Sequence[Function], histogram: Histogram, options: FitOptions, degree: int | None = None) -> Fit:
-    """Fit one activation from its histogram.
+def fit(functions: Sequence[Function], histogram: Histogram, method: FromHistograms, degree: int) -> Fit:
+    """Fit one activation from its histogram; a quadratic has its own degree.
 
     Args:
         functions: the function of each channel, or one for all.
         histogram: of the activation's input.
-        options: `method` is "channel", "empirical", "normal" or "quadratic".
-        degree: of the polynomials; None takes the least up to `max_degree` that meets `tolerance` (0.1 if not set).
     """
-    if options.method == "quadratic":
+    if isinstance(method, Quadratic):
         return quadratic_fit(functions, histogram)
-    tolerance = 0.1 if options.tolerance is None else options.tolerance
-    best: Fit | None = None
-    for d in range(1, options.most + 1) if degree is None else (degree,):
-        best = _per_channel(functions, histogram, options, d) if _by_channel(functions, options) else None
-        best = best or _one_for_all(functions[0], histogram, options, d)
-        if best.rmse <= tolerance:
-            break
-    assert best is not None
-    return best
-
-
-def _by_channel(functions: Sequence[Function], options: FitOptions) -> bool:
     # A function that differs between channels can't be one polynomial, whatever the fit.
-    return options.method in ("channel", "compensated") or len(functions) > 1
+    if isinstance(method, Compensated | Channel) or len(functions) > 1:
+        return _per_channel(functions, histogram, method, degree)
+    return _one_for_all(functions[0], histogram, method, degree)
 
 
-def _one_for_all(function: Function, histogram: Histogram, options: FitOptions, degree: int) -> Fit:
+def least_fit(
+    functions: Sequence[Function], histogram: Histogram, method: FromHistograms, tolerance: float, most: int
+) -> Fit:
+    """The fit of least degree whose `rmse` is within the tolerance, or that of degree `most`."""
+    made = fit(functions, histogram, method, 1)
+    for degree in range(2, most + 1):
+        if made.rmse <= tolerance:
+            break
+        made = fit(functions, histogram, method, degree)
+    return made
+
+
+def _one_for_all(function: Function, histogram: Histogram, method: Empirical | Normal, degree: int) -> Fit:
     centres, masses = histogram.density(None)
     seen = histogram.range(None)
-    floor, padding = options.tails(degree)
+    floor, padding = method.tails(degree)
     middle, half = (seen.low + seen.high) / 2, max((seen.high - seen.low) / 2, 1e-6)
     low, high = middle - padding * half, middle + padding * half
-    if options.method == "normal":
-        mean, deviation = histogram.mean(None), max(histogram.deviation(None), 1e-6) * options.r
+    if isinstance(method, Normal):
+        mean, deviation = histogram.mean(None), max(histogram.deviation(None), 1e-6) * method.r
         points = np.asarray(mean + deviation * np.linspace(-NORMAL_REACH, NORMAL_REACH, 4097), dtype=np.float64)
         weights = np.exp(-0.5 * ((points - mean) / deviation) ** 2)
         weights /= weights.sum()
@@ -223,15 +116,15 @@ def _one_for_all(function: Function, histogram: Histogram, options: FitOptions, 
     target = function(points)
     basis = chebyshev.chebvander(points / half_width, degree)
     root = np.sqrt(weights)[:, None]
-    ridge = NORMAL_RIDGE if options.method == "normal" else RIDGE
+    ridge = NORMAL_RIDGE if isinstance(method, Normal) else RIDGE
     rows = np.concatenate([basis * root, math.sqrt(ridge) * np.eye(degree + 1)])
     right = np.concatenate([target * root[:, 0], np.zeros(degree + 1)])
     coefficients = np.linalg.lstsq(rows, right, rcond=None)[0]
     return measured([function], histogram, coefficients[None, :], half_width, padding)
 
 
-def _per_channel(functions: Sequence[Function], histogram: Histogram, options: FitOptions, degree: int) -> Fit:
-    floor, padding = options.tails(degree)
+def _per_channel(functions: Sequence[Function], histogram: Histogram, method: FromHistograms, degree: int) -> Fit:
+    floor, padding = method.tails(degree)
     channels = histogram.channels
     low, high = histogram.low, histogram.high
     middle, half = centred(low, high, degree)

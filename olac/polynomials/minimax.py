@@ -1,11 +1,11 @@
-"""Compositions of minimax polynomials that approximate the sign, and by it ReLU and the maximum.
+"""Compositions of minimax polynomials that approximate the sign, and thereby ReLU and the maximum.
 
     relu(x) ~ x (1 + p(x)) / 2        max(a, b) ~ (a + b) / 2 + (a - b) p(a - b) / 2
 
-p = p_n o ... o p_1, each stage the odd polynomial that is nearest to the sign on the image of the stages before it. Of
-a given depth, compositions come much closer than single polynomials, because degrees multiply as depths add up.
-Degrees by precision: Lee et al., "Precise approximation of convolutional neural networks for homomorphically encrypted
-data" (arXiv 2105.10879).
+p = p_n o ... o p_1, where each stage is the odd polynomial that is nearest to the sign on the image of the stages
+before it. At the same depth, compositions are much more exact than single polynomials, because degrees multiply while
+depths add up. Degrees by precision: Lee et al., "Precise approximation of convolutional neural networks for
+homomorphically encrypted data" (arXiv 2105.10879).
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import numpy.typing as npt
 from numpy.polynomial import chebyshev
 
 from olac.polynomials.remez import approximate_sign
-
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array
 
 DEGREES: dict[int, tuple[int, ...]] = {
     4: (5,),
@@ -51,7 +50,7 @@ class SignStage:
 
     @property
     def degree(self) -> int:
-        """Of the polynomial."""
+        """Degree of the polynomial."""
         return len(self.coefficients) - 1
 
     def __call__(self, x: npt.NDArray[np.floating[Any]]) -> Array:
@@ -65,8 +64,8 @@ class Composition:
 
     Attributes:
         stages: in the order in which they are applied; each maps to within the half width of the next.
-        threshold: below this size of x, the value of p runs from -1 to 1.
-        error: largest |p(x) - sign(x)| above the threshold.
+        threshold: for |x| below it, p(x) runs from about -1 to about 1.
+        error: largest |p(x) - sign(x)| for |x| above the threshold.
     """
 
     stages: tuple[SignStage, ...]
@@ -75,7 +74,7 @@ class Composition:
 
     @property
     def degree(self) -> int:
-        """Of the whole as one polynomial: the product of the stages' degrees."""
+        """Degree of the composition as one polynomial: the product of the stages' degrees."""
         return math.prod(stage.degree for stage in self.stages)
 
     def __call__(self, x: npt.NDArray[np.floating[Any]]) -> Array:
@@ -86,7 +85,7 @@ class Composition:
 
 
 def check_precision(alpha: int) -> None:
-    """ValueError for a precision in bits that there is no composition for."""
+    """Raise ValueError if there is no composition for a precision in bits."""
     if alpha not in DEGREES:
         raise ValueError(f"a precision of {alpha} bits is outside {min(DEGREES)} ... {max(DEGREES)}")
 
@@ -98,7 +97,7 @@ def sign_composition(alpha: int) -> Composition:
     ValueError for alpha outside 4 ... 14.
     """
     check_precision(alpha)
-    # With a larger threshold the error below it grows and the error above it falls: they are equal at the best one.
+    # A larger threshold makes the error below it grow and the error above it fall: the best one makes them equal.
     low, high = -16.0, -0.5
     best: tuple[float, Composition] | None = None
     for _ in range(SEARCH_STEPS):

@@ -1,8 +1,8 @@
 """Best uniform approximation of the sign by odd polynomials, by the exchange algorithm of Remez.
 
 On a set that is symmetric about 0, the best approximation of the sign is odd, so it is enough to approximate 1 on the
-positive half. T_1, T_3, T_5, ... have at most as many positive zeros as there are of them (the Haar condition), so the
-best one is known by its equioscillation: with n coefficients the error takes its largest size n + 1 times with
+positive half. A combination of the first n of T_1, T_3, T_5, ... has fewer than n positive zeros (the Haar condition),
+so the best one is known by its equioscillation: with n coefficients, the error takes its largest size n + 1 times with
 alternating signs. Each step solves for that at n + 1 points and exchanges these for the extrema of the error found.
 
 Sources: E. Remez (1934); over unions of intervals, J.-W. Lee et al., "High-precision bootstrapping of RNS-CKKS
@@ -15,10 +15,9 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from numpy.polynomial import chebyshev
 
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array
 
 ITERATIONS = 60
 POINTS_PER_COEFFICIENT = 24
@@ -31,10 +30,10 @@ def approximate_sign(degree: int, intervals: Sequence[tuple[float, float]]) -> t
     """The odd polynomial that is nearest to the sign on some intervals (a, b), 0 < a < b, and on their mirror images.
 
     Returns Chebyshev coefficients c with p(x) = sum_k c_k T_k(x / B) for B the largest b, c_k = 0 for even k, shape
-    (degree + 1,), and the largest error. Sound in double precision up to degree 31 and beyond.
+    (degree + 1,), and the largest error. Accurate in double precision up to degree 31 and beyond.
 
     Raises:
-        ValueError: for an even degree, and intervals that overlap or aren't positive.
+        ValueError: for an even degree, and for intervals that overlap or aren't positive.
         ArithmeticError: no convergence.
     """
     if degree < 1 or degree % 2 == 0:
@@ -71,7 +70,7 @@ def _between(low: float, high: float, count: int) -> Array:
 
 
 def _spread(parts: Sequence[tuple[float, float]], count: int) -> Array:
-    """A first reference: extrema of a Chebyshev polynomial over the intervals, put together without their gaps."""
+    """The first points: extrema of a Chebyshev polynomial over the intervals, joined without their gaps."""
     lengths = np.array([b - a for a, b in parts])
     at = _between(0.0, float(lengths.sum()), count)
     starts = np.concatenate([[0.0], np.cumsum(lengths)[:-1]])
@@ -80,7 +79,7 @@ def _spread(parts: Sequence[tuple[float, float]], count: int) -> Array:
 
 
 def _extrema(coefficients: Array, grid: Array) -> Array:
-    """Both ends of an interval, and the zeros of the derivative between them, each to all digits by bisection."""
+    """Both ends of an interval, and the zeros of the derivative between them, each found to all digits by bisection."""
     slope = chebyshev.chebder(coefficients)
     rising = chebyshev.chebval(grid, slope) > 0
     turns = np.flatnonzero(rising[1:] != rising[:-1])
@@ -93,7 +92,7 @@ def _extrema(coefficients: Array, grid: Array) -> Array:
 
 
 def _alternating(extrema: Array, errors: Array, count: int) -> Array:
-    """Extrema of alternating signs, the largest of each run of one sign; superfluous ones are taken off the ends."""
+    """Extrema of alternating signs, the largest of each run of one sign; superfluous ones are removed from the ends."""
     runs = np.split(np.arange(len(errors)), np.flatnonzero(np.diff(np.sign(errors))) + 1)
     kept = [int(run[np.argmax(np.abs(errors[run]))]) for run in runs]
     while len(kept) > count:

@@ -15,7 +15,7 @@ import types
 import typing
 import warnings
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -293,7 +293,7 @@ def _manifest(program: LoweredProgram) -> dict[str, Any]:
         },
         "parameters": _encode(program.parameters),
         "rotations": _encode(program.rotations),
-        "report": _encode(program.report),
+        "report": _encode(replace(program.report, pass_seconds=())),
         "head": [_tagged(step) for step in program.head.steps],
     }
 

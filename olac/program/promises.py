@@ -17,8 +17,7 @@ from olac.ir.head import OutputHead
 from olac.ir.head import Reshape as HeadReshape
 from olac.ir.head import Slice as HeadSlice
 from olac.ir.ops import Activation, Array, Reshape
-from olac.passes.choose_degrees import MIN_AGREEMENT
-from olac.polynomials.fit import FitOptions
+from olac.polynomials.modes import MIN_AGREEMENT
 from olac.program.program import ApproximatedModel
 from olac.program.report import SelfCheck, percent
 
@@ -48,17 +47,12 @@ def last_function(graph: Graph, head: OutputHead) -> str | None:
     return node.op.function if isinstance(node.op, Activation) else None
 
 
-def goal(options: FitOptions) -> float:
-    """The agreement that is asked for."""
-    return MIN_AGREEMENT if options.min_agreement is None else options.min_agreement
-
-
 def self_check(
     approximated: ApproximatedModel,
     clean: Graph,
     calibration: Calibration,
     criterion: Criterion,
-    asked: float,
+    asked: float | None,
     structure_error: float,
 ) -> SelfCheck:
     """A program's outputs against the model's, on held-out images that neither fits nor plans have used.
@@ -66,9 +60,11 @@ def self_check(
     Args:
         approximated: what is judged.
         clean: the graph before its activations were replaced.
-        calibration, criterion, asked: by what and how it is judged, and the agreement that is asked for.
+        calibration, criterion: by what and how it is judged.
+        asked: the agreement that is asked for; None for `MIN_AGREEMENT`.
         structure_error: of the lifted graph, for the report.
     """
+    goal = MIN_AGREEMENT if asked is None else asked
     images, theirs = calibration.judged, calibration.judged_outputs
     head = approximated.head
     raw = _in_chunks(lambda part: approximated.simulate(part, raw=True), images)
@@ -88,8 +84,8 @@ def self_check(
         meaning=criterion.meaning,
         low=low,
         high=high,
-        goal=asked,
-        images_to_goal=images_for(agreement, asked),
+        goal=goal,
+        images_to_goal=images_for(agreement, goal),
         explained=explained(ours, theirs, criterion.spread) if len(images) > 1 else None,
     )
 

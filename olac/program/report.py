@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
 
-from olac.passes.base import FitReport, FrontPoint
-
-if TYPE_CHECKING:
-    pass
+from olac.passes.base import FitReport
+from olac.polynomials.degrees import FrontPoint
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Report:
 
     Attributes:
         fits, check, front, notes: of the approximation.
-        pass_seconds: by pass, in order.
+        pass_seconds: by pass, in order; not in files, which are the same for the same model, images and options.
         noise: how far rescales and bootstraps take an output at most, relative to the outputs' range, as simulated on
             held-out images; None where there are no bootstraps, and `precision` holds.
         max_memory: bytes that the program was compiled for; None without a limit.
@@ -59,7 +56,7 @@ class Report:
 
     fits: tuple[FitReport, ...] = ()
     check: SelfCheck | None = None
-    pass_seconds: tuple[tuple[str, float], ...] = ()
+    pass_seconds: tuple[tuple[str, float], ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = ()
     front: tuple[FrontPoint, ...] = ()
     noise: float | None = None
@@ -68,23 +65,6 @@ class Report:
     def __post_init__(self) -> None:
         if self.max_memory is not None and not 0 < self.max_memory < math.inf:
             raise ValueError(f"a limit of {self.max_memory} bytes of memory")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for files."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> Report:
-        """The inverse of `to_json`; raises KeyError or TypeError on other data."""
-        return Report(
-            tuple(FitReport(**fit) for fit in data["fits"]),
-            None if data["check"] is None else SelfCheck(**data["check"]),
-            tuple((str(name), float(seconds)) for name, seconds in data["pass_seconds"]),
-            tuple(str(note) for note in data["notes"]),
-            tuple(FrontPoint(**{**point, "degrees": tuple(point["degrees"])}) for point in data["front"]),
-            None if data.get("noise") is None else float(data["noise"]),
-            None if data.get("max_memory") is None else float(data["max_memory"]),
-        )
 
 
 def percent(share: float) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from olac.backends.base import SCALE_TOLERANCE, Ciphertext
-from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import WORD_BYTES, check_words
+from olac.backends.session import Engine, Session
+from olac.ckks.sizes import ciphertext_bytes
+from olac.ckks.words import as_bytes, check_words
 from olac.errors import ArtifactError, BackendError
 from olac.ir.types import CipherState
 from olac.kernels.base import Value
@@ -22,7 +23,8 @@ from olac.kernels.execute import alive
 from olac.program.program import CompiledProgram
 from olac.runtime import envelope
 from olac.runtime.envelope import DAMAGED, open_frame
-from olac.runtime.messages import EncryptedInput, named, raw
+from olac.runtime.framed import named
+from olac.runtime.messages import EncryptedInput
 from olac.system.files import Source, write_file
 
 
@@ -38,30 +40,30 @@ class Checkpoint:
     behind: str
     values: Mapping[str, Value]
 
-    def save(self, program: CompiledProgram, given: EncryptedInput, path: str | Path) -> None:
+    def save(self, program: CompiledProgram, given: EncryptedInput, path: str | Path, engine: Engine) -> None:
         """Write one frame; what was there before is replaced when all is written.
 
         Raises:
             ArtifactError: the file can't be written.
             BackendError: a ciphertext is not as its type says, or no encryption: such a one could not be read again.
         """
-        ready, names = wire(program.parameters), alive(program.graph, self.behind)
+        parameters, names = program.parameters, alive(program.graph, self.behind)
         for name in names:
             for part in self.values[name]:
-                _check_canonical(program, name, part)
+                _check_canonical(program, name, part, engine.state(parameters, part.payload))
 
         def payload() -> Iterator[memoryview]:
             for name in names:
                 for part in self.values[name]:
-                    yield raw(ready.ciphertext_words(part.payload, part.state.level))
+                    yield as_bytes(engine.words(parameters, part.payload, part.state.level))
 
         fields = {"keys": given.identity, "input": given.digest, "behind": self.behind, "values": list(names)}
         size = sum(_value_bytes(program, name) for name in names)
         write_file(path, envelope.frame(envelope.CHECKPOINT, program, fields, payload(), size), size=size)
 
     @staticmethod
-    def load(program: CompiledProgram, given: EncryptedInput, path: str | Path, tag: str) -> Checkpoint:
-        """Read a checkpoint of a run on `given`; its ciphertexts get a key tag of this process.
+    def load(program: CompiledProgram, given: EncryptedInput, path: str | Path, session: Session) -> Checkpoint:
+        """Read a checkpoint of a run on `given`; its ciphertexts are of the session.
 
         Raises:
             ArtifactError: the file is damaged, of another kind, version or program, or of a run under other keys or on
@@ -86,23 +88,20 @@ class Checkpoint:
             if header.fields.get("values") != list(names):
                 raise header.error(f"it does not hold what is needed after {behind}", DAMAGED)
             header.expect_payload(sum(_value_bytes(program, name) for name in names))
-            ready, length, primes = (
-                wire(program.parameters),
-                program.parameters.ring_dimension,
-                program.parameters.primes,
-            )
+            log_ring, primes = program.parameters.log_ring, program.parameters.primes
+            length = 1 << log_ring
             values: dict[str, Value] = {}
             for name in names:
                 count, state = _kind(program, name)
                 parts = []
                 for _ in range(count):
-                    words = np.frombuffer(payload.read(2 * (state.level + 1) * length * WORD_BYTES), "<u8")
+                    words = np.frombuffer(payload.read(ciphertext_bytes(log_ring, state.level + 1)), "<u8")
                     words = words.reshape(-1, length)
                     try:
                         check_words(words, primes[: state.level + 1] * 2, length)
                     except ArtifactError as error:
                         raise named(error, header) from error
-                    parts.append(Ciphertext(ready.ciphertext(words, state.level, tag), state))
+                    parts.append(Ciphertext(session.ciphertext(words, state.level), state))
                 values[name] = tuple(parts)
             payload.finish()
         return Checkpoint(behind, values)
@@ -117,15 +116,13 @@ def _kind(program: CompiledProgram, name: str) -> tuple[int, CipherState]:
 
 def _value_bytes(program: CompiledProgram, name: str) -> int:
     count, state = _kind(program, name)
-    return count * 2 * (state.level + 1) * program.parameters.ring_dimension * WORD_BYTES
+    return count * ciphertext_bytes(program.parameters.log_ring, state.level + 1)
 
 
-def _check_canonical(program: CompiledProgram, name: str, part: Ciphertext[object]) -> None:
-    """Words alone say neither level nor scale: both must be those of the type, and OpenFHE's those of the level."""
+def _check_canonical(program: CompiledProgram, name: str, part: Ciphertext[object], held: CipherState) -> None:
+    """Words alone say neither level nor scale: both must be those of the type, and the engine's those of the level."""
     _, state = _kind(program, name)
     same = part.state.level == state.level and part.state.noise_degree == state.noise_degree == 1
-    nominal = program.parameters.scale(state.level)
-    held: float = part.payload.GetScalingFactor()  # type: ignore[attr-defined]
-    scales = ((part.state.scale, state.scale), (held, nominal))
+    scales = ((part.state.scale, state.scale), (held.scale, program.parameters.scale(state.level)))
     if not same or any(abs(a / b - 1) > SCALE_TOLERANCE for a, b in scales):
-        raise BackendError(f"{name} is at {part.state}, OpenFHE's scale {held:.17g}, its type says {state}")
+        raise BackendError(f"{name} is at {part.state}, the engine's scale {held.scale:.17g}, its type says {state}")

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from olac.analysis.estimate import LIBRARY_BYTES
-from olac.backends.openfhe.evaluator import OpenFHEEvaluator
-from olac.backends.openfhe.keys import make_keys, new_secret_key
-from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import WORD_BYTES, new_tag
-from olac.ckks.sizes import ciphertext_bytes
+from olac.backends.base import Ciphertext
+from olac.backends.session import ClientSession, Engine, find_engine
+from olac.ckks.sizes import WORD_BYTES, ciphertext_bytes
+from olac.ckks.words import as_bytes
 from olac.errors import (
     ArtifactError,
     BackendError,
@@ -39,16 +37,14 @@ from olac.runtime.messages import (
     EvaluationKeys,
     needs_relinearisation,
     new_identity,
-    tagged,
 )
 from olac.system.files import Output, Source, check_private, check_writable, write_files
 from olac.system.forks import check_fork
-from olac.system.memory import available_bytes, check_room, current_rss_bytes, memory_for
+from olac.system.memory import GB, available_bytes, check_room, current_rss_bytes, memory_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-GB = 1e9
 WORKING_CIPHERTEXTS = 4
 """Bytes of so many ciphertexts are held beside those that are encrypted or decrypted."""
 
@@ -61,19 +57,24 @@ class Client:
     """Encrypts for one program and decrypts its results.
 
     The secret key stays in this object; `save_secret_key` is the only way out.
+
+    Args:
+        program: that it encrypts for.
+        engine: that it encrypts with, or the name of its folder in `olac/backends`; None for OpenFHE.
     """
 
-    def __init__(self, program: CompiledProgram) -> None:
+    def __init__(self, program: CompiledProgram, engine: Engine | str | None = None) -> None:
         CompiledProgram.check_kind(program)
         self.program = program
-        self._secret_key: Any = None
+        self._engine = find_engine(engine)
+        self._session: ClientSession | None = None
         self._identity = ""
         self._closed = False
 
     def close(self) -> None:
         """Let the secret key go, which is not saved by that; nothing can be encrypted or decrypted any more."""
         self._closed = True
-        self._secret_key = None
+        self._session = None
 
     def __enter__(self) -> Self:
         return self
@@ -99,11 +100,11 @@ class Client:
         self._check_memory()
         program = self.program
         identity = new_identity()
-        key = new_secret_key(program.parameters, identity)
+        session = self._engine.client(program.parameters, identity)
         relinearise = needs_relinearisation(program)
-        live = make_keys(program.parameters, key, program.rotations, relinearise, progress)
-        self._secret_key, self._identity = key, identity
-        return EvaluationKeys(program, identity, program.rotations, relinearise, live=live)
+        live = session.make_keys(program.rotations, relinearise, progress)
+        self._session, self._identity = session, identity
+        return EvaluationKeys(program, identity, program.rotations, relinearise, live=live, engine=self._engine)
 
     def _check_memory(self) -> None:
         estimate = self.program.estimate()
@@ -134,11 +135,9 @@ class Client:
         Raises:
             MissingKeyError: there is no secret key yet.
         """
-        key = self._key()
-        words = wire(self.program.parameters).secret_key_words(key)
-        raw = np.ascontiguousarray(words, dtype="<u8").tobytes()
-        pieces = envelope.frame(envelope.SECRET_KEY, self.program, {"keys": self._identity}, [raw], len(raw))
-        return Output(Path(path), pieces, private=True, overwrite=overwrite, replaces_key=overwrite, size=len(raw))
+        data = as_bytes(self._held().secret_words())
+        pieces = envelope.frame(envelope.SECRET_KEY, self.program, {"keys": self._identity}, [data], len(data))
+        return Output(Path(path), pieces, private=True, overwrite=overwrite, replaces_key=overwrite, size=len(data))
 
     def __reduce__(self) -> NoReturn:
         """The secret key would leave by a way that nobody looks at."""
@@ -149,8 +148,8 @@ class Client:
 
     @staticmethod
     @memory_for("loading the secret key")
-    def load(program: CompiledProgram, path: str | Path) -> Client:
-        """A client with the secret key from a file of `save_secret_key`.
+    def load(program: CompiledProgram, path: str | Path, engine: Engine | str | None = None) -> Client:
+        """A client with the secret key from a file of `save_secret_key`, of the same or another engine.
 
         Raises:
             ArtifactError: the file is missing, damaged, or of another kind, version or program, or others may read it.
@@ -167,9 +166,9 @@ class Client:
             header.expect_payload(size)
             words = np.frombuffer(payload.read(size), "<u8").reshape(parameters.limbs, -1)
             payload.finish()
-        client = Client(program)
+        client = Client(program, engine)
         try:
-            client._secret_key = wire(parameters).secret_key(words, new_tag(identity))
+            client._session = client._engine.client(parameters, identity, words)
         except ArtifactError as error:
             raise header.error(str(error), "Make new keys.") from error
         client._identity = identity
@@ -180,11 +179,12 @@ class Client:
         if self._closed:
             raise ClosedError("the client is closed. Make another: Client(program), or Client.load(program, path).")
 
-    def _key(self) -> Any:
+    def _held(self) -> ClientSession:
+        """The session, which holds the secret key."""
         self._check_open()
-        if self._secret_key is None:
+        if self._session is None:
             raise MissingKeyError("the client has no secret key: call generate_keys(), or Client.load(program, path)")
-        return self._secret_key
+        return self._session
 
     # Data ------------------------------------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class Client:
             InputError: another shape, no image or more than a batch, values that are not finite, or values further
                 from the middle of the calibrated range than `FAR` times its half width.
         """
-        key, program = self._key(), self.program
+        session, program = self._held(), self.program
         type_ = program.input.type
         given = check_images(images, program.input_shape)
         if not 1 <= len(given) <= program.batch:
@@ -220,12 +220,11 @@ class Client:
             warnings.warn(message, stacklevel=3)  # after the decorator
         batch = np.zeros((program.batch, *program.input_shape))
         batch[: len(given)] = encoded / type_.unit
-        evaluator = self._evaluator()
         try:
-            live = tuple(evaluator.encrypt(key, slots, state.level).payload for slots in layout.pack(batch))
+            live = tuple(session.encrypt(slots, state.level) for slots in layout.pack(batch))
         except VerificationError as error:
             raise InputError("the input holds values that are too large for any ciphertext of the program") from error
-        return EncryptedInput(program, self._identity, len(given), live=live)
+        return EncryptedInput(program, self._identity, len(given), live=live, engine=self._engine)
 
     @memory_for("decrypting")
     def decrypt(
@@ -254,7 +253,7 @@ class Client:
         """
         if decimals is not None and (type(decimals) is not int or abs(decimals) > MOST_DECIMALS):
             raise InputError(f"decimals = {decimals}: give a whole number from {-MOST_DECIMALS} to {MOST_DECIMALS}")
-        key, program = self._key(), self.program
+        session, program = self._held(), self.program
         EncryptedResult.check_kind(result)
         if result.program.fingerprint != program.fingerprint:
             raise ArtifactError(f"{result.name} is of another program. Decrypt it with the program that made it.")
@@ -266,17 +265,15 @@ class Client:
         layout, state = type_.layout, type_.state
         assert layout is not None and state is not None
         _check_room(program, "decrypting", layout.ciphertexts)
-        evaluator = self._evaluator()
         slots = []
-        for payload in result.payloads(key.GetKeyTag()):
-            value = evaluator.wrap(payload)
+        for payload in result.payloads(session):
             try:
-                slots.append(evaluator.decrypt(key, type(value)(payload, state)))
+                slots.append(session.decrypt(Ciphertext(payload, state)))
             except RuntimeError as error:
                 raise BackendError(
-                    f"{result.name} does not decrypt: OpenFHE found noise in place of numbers. The ciphertexts are "
-                    "damaged or were made with another key, or the input lay far outside the calibrated range, so "
-                    f"that values overflowed. ({error})"
+                    f"{result.name} does not decrypt: {self._engine.title} found noise in place of numbers. The "
+                    "ciphertexts are damaged or were made with another key, or the input lay far outside the "
+                    f"calibrated range, so that values overflowed. ({error})"
                 ) from error
         images = layout.unpack(np.stack(slots))[: result.images] * type_.unit
         if not all(math.isfinite(v) for v in (float(images.min()), float(images.max()))):
@@ -293,21 +290,18 @@ class Client:
 
         For `olac debug`: like decrypted results, they must not go back to a server.
         """
-        key, evaluator = self._key(), self._evaluator()
+        session = self._held()
         rows = []
         for part in value:
             try:
-                rows.append(evaluator.decrypt(key, replace(part, payload=tagged(part.payload, key.GetKeyTag()))))
-            except RuntimeError:  # OpenFHE found noise in place of numbers
+                rows.append(session.decrypt(Ciphertext(session.adopt(part.payload), part.state)))
+            except RuntimeError:  # it found noise in place of numbers
                 rows.append(np.full(self.program.parameters.slots, np.nan))
         return np.stack(rows)
 
-    def _evaluator(self) -> OpenFHEEvaluator:
-        return OpenFHEEvaluator(wire(self.program.parameters).context, self.program.parameters)
-
 
 def _check_room(program: CompiledProgram, what: str, ciphertexts: int = 0) -> None:
-    """Raise InfeasibleError if OpenFHE's objects for so many ciphertexts don't fit in memory."""
+    """Raise InfeasibleError if the engine's objects for n ciphertexts don't fit in memory."""
     parameters = program.parameters
     one = ciphertext_bytes(parameters.log_ring, parameters.limbs + len(parameters.special_primes))
     check_room(LIBRARY_BYTES + (WORKING_CIPHERTEXTS + ciphertexts) * one, what)

@@ -1,35 +1,33 @@
 """What client and server send each other: evaluation keys, encrypted inputs, encrypted results.
 
-Each holds either OpenFHE objects of this process, which are used as they are when client and server share a process,
-or a frame (see `olac.runtime.envelope`) that came from outside. None of them holds a secret key.
+Each holds either objects of an engine in this process, which are used as they are if client and server share a process
+and an engine, or a frame (see `olac.runtime.envelope`) that came from outside. None of them holds a secret key.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import secrets
 import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from olac.backends.openfhe.keys import KeySet, install_keys
-from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import WORD_BYTES, Words, check_words, is_tag_of
+from olac.backends.session import Engine, Keys, Session, find_engine
 from olac.ckks.bootstrapping import SPECIAL_KEYS
 from olac.ckks.sizes import ciphertext_bytes, rotation_key_bytes
+from olac.ckks.words import WORD_BYTES, Words, as_bytes, check_words
 from olac.errors import ArtifactError, ClosedError
 from olac.ir.types import ValueType
 from olac.program.program import CompiledProgram
 from olac.runtime import envelope
-from olac.runtime.envelope import Header, Part, open_frame
-from olac.system.files import Output, Reader, Source, check_writable, write_files
-from olac.system.memory import check_room, memory_for
+from olac.runtime.envelope import Header, Part, Payload
+from olac.runtime.framed import Framed, named
+from olac.system.files import Reader
+from olac.system.memory import check_room
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,7 +46,7 @@ def needs_relinearisation(program: CompiledProgram) -> bool:
 def one_key_bytes(program: CompiledProgram) -> int:
     """Bytes of the coefficients of one evaluation key."""
     p = program.parameters
-    return 2 * p.digits * (p.limbs + len(p.special_primes)) * p.ring_dimension * WORD_BYTES
+    return rotation_key_bytes(p.log_ring, p.limbs, p.digits, len(p.special_primes))
 
 
 def special_key_bytes(program: CompiledProgram) -> list[int]:
@@ -60,7 +58,7 @@ def special_key_bytes(program: CompiledProgram) -> list[int]:
     return [short, *[one_key_bytes(program)] * (SPECIAL_KEYS - 1)]
 
 
-class EvaluationKeys:
+class EvaluationKeys(Framed):
     """The public keys that a server needs: for relinearisation, for each rotation step and for bootstraps.
 
     Keys that were made in this process are held until this object and all servers with it are closed or gone. Of keys
@@ -72,6 +70,9 @@ class EvaluationKeys:
         relinearisation: whether the relinearisation key is there.
     """
 
+    kind = envelope.EVALUATION_KEYS
+    contents = "the evaluation keys"
+
     def __init__(
         self,
         program: CompiledProgram,
@@ -79,8 +80,9 @@ class EvaluationKeys:
         steps: tuple[int, ...],
         relinearisation: bool,
         *,
-        live: KeySet | None = None,
+        live: Keys | None = None,
         header: Header | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.program = program
         self.identity = identity
@@ -89,12 +91,13 @@ class EvaluationKeys:
         self._made = live
         self._header = header
         self._parts: tuple[Part, ...] = ()
-        self._installed: weakref.ref[KeySet] | None = None
+        self._engine = engine
+        self._installed: weakref.ref[Keys] | None = None
         self._closed = False
 
     @property
-    def _live(self) -> KeySet | None:
-        """What OpenFHE holds of them now."""
+    def _live(self) -> Keys | None:
+        """What `_engine` holds of them now."""
         return self._made or (None if self._installed is None else self._installed())
 
     def close(self) -> None:
@@ -121,19 +124,18 @@ class EvaluationKeys:
 
     @property
     def _sizes(self) -> list[int]:
-        """Bytes of the words of each key, in the order of `KeySet.blocks`."""
+        """Bytes of the words of each key, in the order of `Keys.blocks`."""
         return [*[one_key_bytes(self.program)] * self.count, *special_key_bytes(self.program)]
 
     @property
-    def _payload_bytes(self) -> int:
+    def payload_bytes(self) -> int:
+        """Bytes of the coefficients."""
         return sum(self._sizes)
 
     @property
     def key_bytes(self) -> int:
         """Bytes that the keys take in memory, and about as many in a file."""
-        p = self.program.parameters
-        one = rotation_key_bytes(p.log_ring, p.limbs, p.digits, len(p.special_primes))
-        return self.count * one + sum(special_key_bytes(self.program))
+        return self.payload_bytes
 
     @property
     def header(self) -> Header | None:
@@ -142,24 +144,36 @@ class EvaluationKeys:
 
     @property
     def installed(self) -> bool:
-        """Whether OpenFHE holds them in this process."""
+        """Whether an engine holds them in this process."""
         return self._live is not None
 
-    def install(self, progress: Callable[[int, int], None] | None = None) -> KeySet:
-        """The keys as OpenFHE uses them while the result is there, read key by key where they came from outside.
+    def choose_engine(self, wanted: Engine | str | None) -> Engine:
+        """The engine that is wanted; None for the one that made them in this process, else for OpenFHE."""
+        return self._engine if wanted is None and self._made is not None and self._engine else find_engine(wanted)
+
+    def install(
+        self, progress: Callable[[int, int], None] | None = None, *, engine: Engine | str | None = None
+    ) -> Keys:
+        """The keys as an engine uses them while the result is there, read key by key if they came from outside.
 
         Raises:
-            ArtifactError: a key in the file changed after it was opened, or its words are no residues.
+            ArtifactError: a key in the file changed after it was opened, its words are no residues, or another engine
+                made them in this process.
             ClosedError: after `close`.
         """
         self.check_open()
+        by = self.choose_engine(engine)
         live = self._live
-        if live is None:
-            assert self._header is not None
+        if live is None or by is not self._engine:
+            if self._header is None:
+                raise ArtifactError(
+                    f"the evaluation keys were made here for another engine than {by.title}. Save them, and load them "
+                    "for it."
+                )
             header = self._header
             with header.source.reader() as reader:
                 try:
-                    live = install_keys(
+                    live = by.install_keys(
                         self.program.parameters,
                         self.steps,
                         self.relinearisation,
@@ -169,7 +183,7 @@ class EvaluationKeys:
                     )
                 except ArtifactError as error:
                     raise named(error, header) from error
-            self._installed = weakref.ref(live)
+            self._engine, self._installed = by, weakref.ref(live)
         return live
 
     def apart(self) -> EvaluationKeys:
@@ -202,8 +216,8 @@ class EvaluationKeys:
             return
         assert self._made is not None
         fields = {"keys": self.identity, "steps": list(self.steps), "relinearisation": self.relinearisation}
-        payload = (raw(words) for words in self._made.blocks())
-        yield from envelope.frame(envelope.EVALUATION_KEYS, self.program, fields, payload, self._payload_bytes)
+        payload = (as_bytes(words) for words in self._made.blocks())
+        yield from envelope.frame(envelope.EVALUATION_KEYS, self.program, fields, payload, self.payload_bytes)
 
     def _received(self, header: Header) -> Iterator[bytes | memoryview]:
         """The frame that they came in, which must be what it was when it was checked."""
@@ -217,66 +231,25 @@ class EvaluationKeys:
                 raise named(error, header) from error
         yield self._parts[-1].after if self._parts else hashlib.sha256(header.start).digest()
 
-    @memory_for("writing the evaluation keys")
     def to_bytes(self) -> bytes:
         """One frame; large keys are better saved to a file, which takes no memory."""
-        check_room(2 * self._payload_bytes, "a frame of the evaluation keys")
-        out = io.BytesIO()
-        for piece in self._pieces():  # each is valid until the next is asked for
-            out.write(piece)
-        return out.getvalue()
-
-    def save(self, path: str | Path) -> None:
-        """Write a file, key by key.
-
-        Raises:
-            ArtifactError: the file can't be written (see `olac.system.files.write_file`).
-            InfeasibleError: memory ran out.
-        """
-        output = self.output(path)
-        check_writable(path, size=output.size)
-        with memory_for("saving the evaluation keys"):
-            write_files([output])
-
-    def output(self, path: str | Path) -> Output:
-        """What `save` writes, for `olac.system.files.write_files`: beside the secret key, say."""
-        return Output(Path(path), self._pieces(), size=self._payload_bytes)
-
-    def __reduce__(self) -> tuple[Callable[[CompiledProgram, bytes], EvaluationKeys], tuple[CompiledProgram, bytes]]:
-        """Pickles and copies go by `to_bytes`, so that what comes back has been checked as files are."""
-        return type(self).from_bytes, (self.program, self.to_bytes())
+        check_room(2 * self.payload_bytes, "a frame of the evaluation keys")
+        return super().to_bytes()
 
     @classmethod
-    def from_bytes(cls, program: CompiledProgram, data: bytes) -> Self:
-        """Check a frame; raises `ArtifactError` for anything that is no set of evaluation keys of the program."""
-        return cls._read(program, Source(data=data))
-
-    @classmethod
-    def load(cls, program: CompiledProgram, path: str | Path) -> Self:
-        """Check a file and its hash; the keys themselves are read when a server takes them.
-
-        Raises:
-            ArtifactError: the file is missing, damaged, or of another kind, version or program.
-        """
-        return cls._read(program, Source.of_file(path))
-
-    @classmethod
-    @memory_for("reading the evaluation keys")
-    def _read(cls, program: CompiledProgram, source: Source) -> Self:
-        CompiledProgram.check_kind(program)
-        with open_frame(source, envelope.EVALUATION_KEYS, program) as payload:
-            header = payload.header
-            steps = header.integers("steps", program.rotations)
-            keys = cls(program, header.identity("keys"), steps, header.flag("relinearisation"), header=header)
-            header.expect_payload(keys._payload_bytes)
-            keys._parts = payload.parts(keys._sizes)
+    def _of(cls, program: CompiledProgram, payload: Payload) -> Self:
+        header = payload.header
+        steps = header.integers("steps", program.rotations)
+        keys = cls(program, header.identity("keys"), steps, header.flag("relinearisation"), header=header)
+        header.expect_payload(keys.payload_bytes)
+        keys._parts = payload.parts(keys._sizes)
         return keys
 
 
-class _Ciphertexts(ABC):
+class _Ciphertexts(Framed):
     """The ciphertexts of one value, as they are sent: noise degree 1, canonical scale, level as in its type."""
 
-    kind: ClassVar[str]
+    contents = "ciphertexts"
 
     def __init__(
         self,
@@ -287,11 +260,13 @@ class _Ciphertexts(ABC):
         live: tuple[Any, ...] | None = None,
         words: Words | None = None,
         name: str = "",
+        engine: Engine | None = None,
     ) -> None:
         self.program = program
         self.identity = identity
         self.images = images
         self._live = live
+        self._engine = engine
         self._words = words
         self._name = name
 
@@ -319,122 +294,94 @@ class _Ciphertexts(ABC):
         assert type_.layout is not None and type_.state is not None
         return type_.layout.ciphertexts, 2, type_.state.level + 1, program.parameters.ring_dimension
 
+    @classmethod
+    def _bytes(cls, program: CompiledProgram) -> int:
+        count, _, limbs, _ = cls._shape(program)
+        return count * ciphertext_bytes(program.parameters.log_ring, limbs)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the coefficients."""
+        return self._bytes(self.program)
+
     @property
     def ciphertext_bytes(self) -> int:
         """Bytes of all ciphertexts, in memory and about as many in a file."""
-        count, _, limbs, _ = self._shape(self.program)
-        return count * ciphertext_bytes(self.program.parameters.log_ring, limbs)
+        return self.payload_bytes
 
-    def payloads(self, tag: str) -> tuple[Any, ...]:
-        """OpenFHE ciphertexts under a key tag of this process.
+    def payloads(self, session: Session) -> tuple[Any, ...]:
+        """Ciphertexts of a session.
 
         Raises:
             ArtifactError: they are not what the program's type says.
         """
-        ready = wire(self.program.parameters)
-        _, _, limbs, _ = self._shape(self.program)
-        if self._words is not None:
-            return tuple(ready.ciphertext(words, limbs - 1, tag) for words in self._words)
-        return tuple(tagged(payload, tag) for payload in self._checked())
+        if self._words is None and self.engine is session.engine:
+            return tuple(session.adopt(part) for part in self._checked())
+        level = self._shape(self.program)[2] - 1
+        return tuple(session.ciphertext(words, level) for words in self._all_words())
+
+    @property
+    def engine(self) -> Engine:
+        """That made the live ciphertexts."""
+        return find_engine(self._engine)
 
     def _checked(self) -> tuple[Any, ...]:
         """The live ciphertexts, which must be what a file would have to hold."""
         assert self._live is not None
-        parameters = self.program.parameters
+        engine, parameters = self.engine, self.program.parameters
         count, _, limbs, _ = self._shape(self.program)
         if len(self._live) != count:
             raise ArtifactError(f"{self.name}: {len(self._live)} ciphertexts, expected {count}. {REPLACED}")
         if not 1 <= self.images <= self.program.batch:
             raise ArtifactError(f"{self.name}: {self.images} images, the program takes 1 to {self.program.batch}")
         for part in self._live:
-            found = parameters.limbs - part.GetLevel()
-            if found != limbs or part.GetNoiseScaleDeg() != 1:
+            found = engine.state(parameters, part)
+            if found.level + 1 != limbs or found.noise_degree != 1:
                 raise ArtifactError(
-                    f"{self.name}: a ciphertext of {found} limbs and noise degree {part.GetNoiseScaleDeg()}, expected "
-                    f"{limbs} and 1. {REPLACED}"
+                    f"{self.name}: a ciphertext of {found.level + 1} limbs and noise degree {found.noise_degree}, "
+                    f"expected {limbs} and 1. {REPLACED}"
                 )
-            if not is_tag_of(part.GetKeyTag(), self.identity):
+            if not engine.belongs(part, self.identity):
                 raise ArtifactError(f"{self.name}: a ciphertext under another key than the rest says. {REPLACED}")
         return self._live
 
-    def _payload(self) -> Iterator[memoryview]:
+    def _all_words(self) -> Iterator[Words]:
+        """Those of one ciphertext after the other."""
         if self._words is not None:
-            return (raw(words) for words in self._words)
-        ready, level = wire(self.program.parameters), self._shape(self.program)[2] - 1
-        return (raw(ready.ciphertext_words(part, level)) for part in self._checked())
+            return iter(self._words)
+        engine, parameters, level = self.engine, self.program.parameters, self._shape(self.program)[2] - 1
+        return (engine.words(parameters, part, level) for part in self._checked())
 
     @cached_property
     def digest(self) -> str:
         """32 hexadecimal digits that tell these ciphertexts from all others; the same live, as bytes and as a file."""
         found = hashlib.sha256(f"{self.kind} {self.identity} {self.images} ".encode())
-        for piece in self._payload():
-            found.update(piece)
+        for words in self._all_words():
+            found.update(as_bytes(words))
         return found.hexdigest()[:32]
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
-        shape, payload = self._shape(self.program), self._payload()
+        shape, payload = self._shape(self.program), (as_bytes(words) for words in self._all_words())
         fields = {"keys": self.identity, "images": self.images, "ciphertexts": shape[0], "limbs": shape[2]}
-        fields |= self._fields()
-        yield from envelope.frame(
-            self.kind, self.program, fields, payload, int(np.prod(shape, dtype=np.int64)) * WORD_BYTES
-        )
-
-    @memory_for("writing ciphertexts")
-    def to_bytes(self) -> bytes:
-        """One frame."""
-        return b"".join(self._pieces())
-
-    def save(self, path: str | Path) -> None:
-        """Write one frame to a file.
-
-        Raises:
-            ArtifactError: the file can't be written (see `olac.system.files.write_file`).
-            InfeasibleError: memory ran out.
-        """
-        size = int(np.prod(self._shape(self.program), dtype=np.int64)) * WORD_BYTES
-        check_writable(path, size=size)
-        with memory_for(f"saving the {self.kind}"):
-            write_files([Output(Path(path), self._pieces(), size=size)])
-
-    def __reduce__(self) -> tuple[Callable[[CompiledProgram, bytes], _Ciphertexts], tuple[CompiledProgram, bytes]]:
-        """Pickles and copies go by `to_bytes`, so that what comes back has been checked as files are."""
-        return type(self).from_bytes, (self.program, self.to_bytes())
+        yield from envelope.frame(self.kind, self.program, fields | self._fields(), payload, self.payload_bytes)
 
     @classmethod
-    def from_bytes(cls, program: CompiledProgram, data: bytes) -> Self:
-        """Check a frame; raises `ArtifactError` for anything that isn't right for the program."""
-        return cls._read(program, Source(data=data))
-
-    @classmethod
-    def load(cls, program: CompiledProgram, path: str | Path) -> Self:
-        """Read and check a file.
-
-        Raises:
-            ArtifactError: the file is missing, damaged, or of another kind, version or program.
-        """
-        return cls._read(program, Source.of_file(path))
-
-    @classmethod
-    @memory_for("reading ciphertexts")
-    def _read(cls, program: CompiledProgram, source: Source) -> Self:
-        CompiledProgram.check_kind(program)
-        shape = cls._shape(program)
-        size = int(np.prod(shape, dtype=np.int64)) * WORD_BYTES
-        with open_frame(source, cls.kind, program) as payload:
-            header = payload.header
-            header.integer("ciphertexts", shape[0], shape[0])
-            header.integer("limbs", shape[2], shape[2])
-            images = header.integer("images", 1, program.batch)
-            identity, more = header.identity("keys"), cls._from_fields(header)
-            header.expect_payload(size)
-            words = np.frombuffer(payload.read(size), "<u8").reshape(shape)
-            payload.finish()
+    def _of(cls, program: CompiledProgram, payload: Payload) -> Self:
+        header, shape = payload.header, cls._shape(program)
+        size = cls._bytes(program)
+        header.integer("ciphertexts", shape[0], shape[0])
+        header.integer("limbs", shape[2], shape[2])
+        images = header.integer("images", 1, program.batch)
+        identity, more = header.identity("keys"), cls._from_fields(header)
+        header.expect_payload(size)
+        words = np.frombuffer(payload.read(size), "<u8").reshape(shape)
+        payload.finish()
         try:
             for part in words:
                 check_words(part.reshape(-1, shape[3]), program.parameters.primes[: shape[2]] * 2, shape[3])
         except ArtifactError as error:
             raise named(error, header) from error
-        return cls(program, identity, images, words=words, name=source.name, **more)
+        return cls(program, identity, images, words=words, name=header.source.name, **more)
 
     def _fields(self) -> dict[str, Any]:
         """What the header of this kind has beside what all have."""
@@ -484,9 +431,10 @@ class EncryptedResult(_Ciphertexts):
         live: tuple[Any, ...] | None = None,
         words: Words | None = None,
         name: str = "",
+        engine: Engine | None = None,
         input: str | None = None,
     ) -> None:
-        super().__init__(program, identity, images, live=live, words=words, name=name)
+        super().__init__(program, identity, images, live=live, words=words, name=name, engine=engine)
         self.input = input
 
     def check_input(self, given: EncryptedInput) -> None:
@@ -517,22 +465,3 @@ class EncryptedResult(_Ciphertexts):
 
 
 REPLACED = "It is not what olac made: encrypt or run anew."
-
-
-def raw(words: Words) -> memoryview:
-    """The bytes of words as they are written, which are not copied."""
-    return np.ascontiguousarray(words, dtype="<u8").reshape(-1).data.cast("B")
-
-
-def named(error: ArtifactError, header: Header) -> ArtifactError:
-    """The error, with where the words came from."""
-    return header.error(str(error), "Nothing of it was used: get it again from who made it.")
-
-
-def tagged(payload: Any, tag: str) -> Any:
-    """An OpenFHE ciphertext under a key tag: the same where it has it, else a copy."""
-    if payload.GetKeyTag() == tag:
-        return payload
-    copy = payload.Clone()
-    copy.SetKeyTag(tag)
-    return copy

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
 
 import numpy as np
 
-from olac.backends.openfhe.key_bytes import KeyMaker
-from olac.backends.openfhe.key_maps import Held, put, take_out
-from olac.backends.openfhe.keys import KeySet, install_keys
-from olac.backends.openfhe.wire import wire
-from olac.backends.openfhe.words import Words, new_tag
 from olac.backends.recorder import RecorderEvaluator
+from olac.backends.session import Engine, Keys, KeyStore
 from olac.ckks.bootstrapping import bootstrap_steps
-from olac.ckks.key_pool import Pages
+from olac.ckks.key_pool import KeyPool
+from olac.ckks.words import Words
 from olac.errors import ArtifactError
 from olac.ir.graph import Node
 from olac.kernels.base import Value
 from olac.kernels.record import record
 from olac.program.program import CompiledProgram
-from olac.runtime.messages import EvaluationKeys, named, special_key_bytes
+from olac.runtime.framed import named
+from olac.runtime.messages import EvaluationKeys, special_key_bytes
 
 
 class KeyFile:
@@ -31,17 +28,15 @@ class KeyFile:
         self._keys, self._header = keys.apart(), keys.header
         self._places = {step: int(keys.relinearisation) + i for i, step in enumerate(keys.steps)}
 
-    def key(self, step: int, tag: str) -> Any:
-        """An EvalKeyMap with the key of a step, under a tag.
+    def put(self, step: int, store: KeyStore) -> None:
+        """Put the key of a step into a store.
 
         Raises:
             ArtifactError: the file is gone, or the key is another than it was.
         """
-        ready = wire(self._keys.program.parameters)
-        index, place = ready.automorphism_index(step), self._places[step]
         try:
-            with self._header.source.reader() as reader, KeyMaker(ready, tag, False, 0) as maker:
-                return maker.rotations([(index, self._keys.blocks(reader, place))])
+            with self._header.source.reader() as reader:
+                store.put(step, self._keys.blocks(reader, self._places[step]))
         except ArtifactError as error:
             raise self._header.error(
                 f"the key for rotation step {step} can't be read again: {error}",
@@ -50,13 +45,16 @@ class KeyFile:
 
 
 def pinned_steps(program: CompiledProgram) -> frozenset[int]:
-    """Steps whose keys are always held: OpenFHE looks up those of bootstraps and of conjugation itself."""
+    """Steps whose keys are always held: engines look up those of bootstraps and of conjugation themselves."""
     return bootstrap_steps(program.parameters) | {program.parameters.conjugation_step}
 
 
 def install_pinned(
-    keys: EvaluationKeys, pinned: Collection[int], progress: Callable[[int, int], None] | None = None
-) -> tuple[KeySet, KeyFile]:
+    keys: EvaluationKeys,
+    pinned: Collection[int],
+    engine: Engine,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Keys, KeyFile]:
     """Keys of a frame, of which those for rotations by other steps than `pinned` stay where they are.
 
     Raises:
@@ -74,7 +72,9 @@ def install_pinned(
             return keys.blocks(reader, places[place])
 
         try:
-            live = install_keys(keys.program.parameters, held, keys.relinearisation, blocks, progress, keys.identity)
+            live = engine.install_keys(
+                keys.program.parameters, held, keys.relinearisation, blocks, progress, keys.identity
+            )
         except ArtifactError as error:
             raise named(error, header) from error
     return live, KeyFile(keys)
@@ -98,7 +98,7 @@ def needed_order(
 
 
 class KeyPager:
-    """Reads keys before they are needed and lets go those that are needed last; only while `KEY_MAPS.changing()`.
+    """Reads keys before they are needed and lets go those that are needed last (see `KeyPages`).
 
     Args:
         program: whose runs need the keys.
@@ -117,30 +117,25 @@ class KeyPager:
         capacity: int,
     ) -> None:
         order, self._ends = needed_order(program, steps, pinned)
-        self.pages = Pages(order, capacity)
+        self.pages = KeyPool(order, capacity)
         self._pinned = frozenset(pinned)
         self._file = file
-        self._tags: dict[int, str] = {}
-        self._held = Held()
+        self._there: set[int] = set()
 
     def restart(self, behind: str | None = None) -> None:
         """Begin a run, or continue one behind a node."""
         # What a failed run left is not known to be whole.
-        self.pages.held = {step: place for step, place in self.pages.held.items() if step in self._tags}
+        self.pages.held = {step: place for step, place in self.pages.held.items() if step in self._there}
         self.pages.restart(0 if behind is None else self._ends[behind])
 
-    def tag(self, step: int) -> str | None:
-        """The tag that a step's key is held under now; None for that of the ciphertext."""
+    def need(self, step: int, store: KeyStore) -> None:
+        """See `KeyPages`."""
         if step in self._pinned:
-            return None
-        missing, gone = self.pages.need(step)
-        if gone is not None:
-            tag = self._tags.pop(gone)
-            take_out(tag)
-            self._held.discard(tag)
+            return
+        missing, evicted = self.pages.need(step)
+        if evicted is not None:
+            self._there.discard(evicted)
+            store.take_out(evicted)
         if missing:
-            tag = new_tag()
-            self._held.add(tag)
-            put(self._file.key(step, tag), tag)
-            self._tags[step] = tag
-        return self._tags[step]
+            self._file.put(step, store)
+            self._there.add(step)

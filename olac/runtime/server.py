@@ -9,15 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from olac.analysis.estimate import BARE_PROCESS_BYTES, LIBRARY_BYTES, LOADING_KEYS, UNUSED_SHARE, estimate
-from olac.backends.base import Ciphertext, Slots
-from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
-from olac.backends.openfhe.key_maps import KEY_MAPS
-from olac.backends.openfhe.keys import KeySet
-from olac.backends.openfhe.wire import wire
-from olac.backends.recorder import RecorderEvaluator
+from olac.backends.base import SCALE_TOLERANCE, Ciphertext
+from olac.backends.recorder import Encoder
+from olac.backends.session import Engine, PlaintextCache, ServerSession, Session
 from olac.errors import (
     ArtifactError,
     BackendError,
@@ -44,12 +41,11 @@ from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
 from olac.system.files import check_writable, remove_file
 from olac.system.forks import check_fork, is_stale
 from olac.system.internal import callers, is_callers
-from olac.system.memory import available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for, ran_out
+from olac.system.memory import GB, available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for, ran_out
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-GB = 1e9
 NAMED_STEPS = 12
 CHECKPOINT_SECONDS = 60.0
 
@@ -96,6 +92,8 @@ class Server:
             the machine has. Keys that are in memory already stay there, though the program was compiled for less.
         cache_bytes: for encoded weights, which are kept between runs; None for what memory allows, or for programs with
             bootstraps, whose weights are encoded when they are needed, for nothing.
+        engine: that computes, or the name of its folder in `olac/backends`; None for the engine that made the keys, if
+            they were made in this process, else for OpenFHE.
 
     Attributes:
         last_run: wall seconds by node id, of the last run; without those before its checkpoint where it continued one.
@@ -118,6 +116,7 @@ class Server:
         *,
         max_memory: float | str | None = None,
         cache_bytes: float | str | None = None,
+        engine: Engine | str | None = None,
     ) -> None:
         check_fork()
         CompiledProgram.check_kind(program)
@@ -133,30 +132,21 @@ class Server:
         self._kernels = program.kernels
         room, capacity = self._check_memory(evaluation_keys, limit)
         self._identity = evaluation_keys.identity
-        self._keys: KeySet | None
+        self._engine = evaluation_keys.choose_engine(engine)
         self._pager: KeyPager | None = None
         if capacity is None:
-            self._keys = evaluation_keys.install()
+            keys = evaluation_keys.install(engine=self._engine)
         else:
             pinned, steps = pinned_steps(program), evaluation_keys.steps
-            self._keys, file = install_pinned(evaluation_keys, pinned)
+            keys, file = install_pinned(evaluation_keys, pinned, self._engine)
             self._pager = KeyPager(program, steps, pinned, file, capacity)
         self.pages = None if self._pager is None else self._pager.pages
-        self._bootstraps: object = None
-        if program.parameters.bootstrapping is not None:
-            # After the keys: what these take is known better than that of the plaintexts made here.
-            self._bootstraps = wire(program.parameters).prepare_bootstraps()
         if kept is None:
             kept = max(0.0, room) if program.parameters.bootstrapping is None else 0.0
         self._cache = PlaintextCache(int(kept))
-        self._evaluator: OpenFHEEvaluator | None = OpenFHEEvaluator(
-            wire(program.parameters).context,
-            program.parameters,
-            evaluation_keys.steps,
-            self._cache,
-            tags=self._pager,
+        self._session: ServerSession | None = self._engine.server(
+            program.parameters, keys, evaluation_keys.steps, self._cache, self._pager
         )
-        self._steps = evaluation_keys.steps
 
     def close(self) -> None:
         """Let keys, encoded weights and what bootstraps take go. A run that goes on in another thread is waited for.
@@ -168,7 +158,7 @@ class Server:
             return
         with suppress(ClosedError), self._turn():
             self._closed = True
-            self._keys = self._pager = self._evaluator = self._bootstraps = None
+            self._session = self._pager = None
             self._cache.clear()
 
     def __enter__(self) -> Self:
@@ -259,7 +249,7 @@ class Server:
         )
 
     def __reduce__(self) -> NoReturn:
-        """It holds keys as OpenFHE has them, which are of this process alone."""
+        """It holds keys as its engine has them, which are of this process alone."""
         raise BackendError(
             "a server is not pickled or copied. Pickle its program and evaluation keys, or save them, and make a "
             "Server of them where it is needed."
@@ -280,11 +270,15 @@ class Server:
         with self._turn():
             self._prepare()
 
+    def _open(self) -> ServerSession:
+        """The session, within `_turn`."""
+        assert self._session is not None
+        return self._session
+
     def _prepare(self) -> None:
-        program = self.program
-        assert self._evaluator is not None
-        self._evaluator.restart()
-        encoder = _Encoder(self._evaluator)
+        program, evaluator = self.program, self._open().evaluator
+        evaluator.restart()
+        encoder = Encoder(evaluator)
         type_ = program.input.type
         assert type_.layout is not None and type_.state is not None
         fresh = (encoder.fresh(type_.state.level),) * type_.layout.ciphertexts
@@ -316,7 +310,7 @@ class Server:
             ArtifactError: the input is of another program or was encrypted under other keys; the checkpoint is
                 damaged, of another program, keys or input, or can't be written where it should be; the file of the
                 keys is no longer what it was, where keys are read from it.
-            BackendError: OpenFHE refused an operation.
+            BackendError: the engine refused an operation.
             ForkError: the process was forked after OpenFHE was used.
             ClosedError: after `close`.
         """
@@ -330,11 +324,11 @@ class Server:
                 f"{encrypted.name} was encrypted under other keys than this server has. Send it with its own "
                 "evaluation keys."
             )
-        with self._turn(), KEY_MAPS.using() if self._pager is None else KEY_MAPS.changing():
+        with self._turn(), self._open().running():
             if checkpoint is None:
                 return self._run(encrypted, progress, observe, None)
             check_writable(checkpoint, special=False)
-            keeper = _Keeper(program, encrypted, Path(checkpoint), checkpoint_seconds)
+            keeper = _Keeper(program, encrypted, Path(checkpoint), checkpoint_seconds, self._engine)
             result = self._run(encrypted, progress, observe, keeper)
             if not keep_checkpoint:
                 remove_file(keeper.path)
@@ -347,22 +341,20 @@ class Server:
         observe: Callable[[Node, Value], None] | None,
         keeper: _Keeper | None,
     ) -> EncryptedResult:
-        assert self._keys is not None and self._evaluator is not None
-        program, tag = self.program, self._keys.tag
+        session, program = self._open(), self.program
         done = {node.id: i for i, node in enumerate(program.graph.nodes, 1)}
         seconds: dict[str, float] = {}
         state = _state(program.input)
-        evaluator, behind = self._evaluator, None
-        found = None if keeper is None else keeper.load(tag)
+        evaluator, behind = session.evaluator, None
+        found = None if keeper is None else keeper.load(session)
         if found is None:
-            inputs = tuple(Ciphertext(payload, state) for payload in encrypted.payloads(tag))
+            inputs = tuple(Ciphertext(payload, state) for payload in encrypted.payloads(session))
             values: Mapping[str, Value] = {program.input.id: inputs}
             evaluator.restart()
         else:
             behind, values = found.behind, found.values
             # Plaintexts are kept by their place in a whole run: one that starts in the middle encodes its own.
-            context = wire(program.parameters).context
-            evaluator = OpenFHEEvaluator(context, program.parameters, self._steps, tags=self._pager)
+            evaluator = session.uncached()
         if self._pager is not None:
             self._pager.restart(behind)
         start = time.perf_counter()
@@ -370,7 +362,7 @@ class Server:
         def keep(node: Node, values: Mapping[str, Value]) -> None:
             nonlocal start
             seconds[node.id] = time.perf_counter() - start
-            with KEY_MAPS.resting():  # no node keeps what it found there
+            with session.resting():  # no node keeps what it found there
                 if keeper is not None:
                     keeper.keep(node, values)
                 if observe is not None:
@@ -392,18 +384,20 @@ class Server:
             start = time.perf_counter()
 
         try:
-            (output,) = execute(program.graph, self._kernels, evaluator, values, behind=behind, keep=keep)
+            (output,) = execute(program.graph, self._kernels, evaluator, values, start_after=behind, keep=keep)
         except RuntimeError as error:
             if is_callers(error) or ran_out(error):
                 raise
-            raise BackendError(f"OpenFHE refused an operation of the program: {error}") from error
+            raise BackendError(f"{self._engine.title} refused an operation of the program: {error}") from error
         self.last_run = seconds
         wanted = _state(program.output)
         for part in output:
             if part.state.level != wanted.level or abs(part.state.scale / wanted.scale - 1) > SCALE_TOLERANCE:
                 raise VerificationError(f"the output is at {part.state}, its type says {wanted}")
         live = tuple(part.payload for part in output)
-        return EncryptedResult(program, self._identity, encrypted.images, live=live, input=encrypted.digest)
+        return EncryptedResult(
+            program, self._identity, encrypted.images, live=live, engine=self._engine, input=encrypted.digest
+        )
 
     def _seconds_left(self, node: Node, done: Mapping[str, int], seconds: Mapping[str, float]) -> float:
         """Predicted seconds of the nodes after `node`, by what those that ran took against their prediction."""
@@ -416,17 +410,19 @@ class Server:
 class _Keeper:
     """Loads and writes the checkpoints of one run."""
 
-    def __init__(self, program: CompiledProgram, encrypted: EncryptedInput, path: Path, every: float) -> None:
+    def __init__(
+        self, program: CompiledProgram, encrypted: EncryptedInput, path: Path, every: float, engine: Engine
+    ) -> None:
         self.path = path
         self.behind = ""
-        self._program, self._encrypted, self._every = program, encrypted, every
+        self._program, self._encrypted, self._every, self._engine = program, encrypted, every, engine
         self._last = time.monotonic()
 
-    def load(self, tag: str) -> Checkpoint | None:
+    def load(self, session: Session) -> Checkpoint | None:
         """What an earlier run came to, if the file is there."""
         if not self.path.exists():
             return None
-        found = Checkpoint.load(self._program, self._encrypted, self.path, tag)
+        found = Checkpoint.load(self._program, self._encrypted, self.path, session)
         self.behind = found.behind
         return found
 
@@ -435,7 +431,7 @@ class _Keeper:
         if not isinstance(node.op, Bootstrap) and time.monotonic() - self._last < self._every:
             return
         try:
-            Checkpoint(node.id, values).save(self._program, self._encrypted, self.path)
+            Checkpoint(node.id, values).save(self._program, self._encrypted, self.path, self._engine)
         except (ArtifactError, BackendError, MemoryError) as error:
             # A full disk, say, must not end a run of hours.
             warnings.warn(f"no checkpoint after {node.id}: {error or 'memory ran out'}", stacklevel=2)
@@ -444,22 +440,6 @@ class _Keeper:
         self._last = time.monotonic()
 
 
-SCALE_TOLERANCE = 1e-9
-
-
 def _state(node: Node) -> CipherState:
     assert node.type.state is not None
     return node.type.state
-
-
-class _Encoder(RecorderEvaluator):
-    """Encodes what a run encodes, in the same order, and computes nothing else."""
-
-    def __init__(self, evaluator: OpenFHEEvaluator) -> None:
-        # With the same keys: a composed step is asked for in other pieces, and the places of plaintexts count these.
-        super().__init__(evaluator.parameters, evaluator._rotations)
-        self._encode_for_run: Any = evaluator._encode
-        self.each = evaluator.each  # type: ignore[method-assign]
-
-    def _encode(self, values: Callable[[], Slots], level: int, scale: float) -> None:
-        self._encode_for_run(values, level, scale)

@@ -10,7 +10,7 @@ import numpy as np
 
 from olac.analysis.bootstrap_problem import WIDEST
 from olac.analysis.bootstraps import Profiles
-from olac.analysis.estimate import GB, Sizes
+from olac.analysis.estimate import Sizes
 from olac.analysis.noise import MAX_SCALE_BITS, OutputNoise
 from olac.analysis.rotation_keys import memory_line
 from olac.backends.cost import predicted_seconds
@@ -44,7 +44,7 @@ from olac.selection.search import (
     price_sparse,
 )
 from olac.system.internal import guard
-from olac.system.memory import total_bytes
+from olac.system.memory import GB, total_bytes
 from olac.system.threads import usable_threads
 
 DEFAULT_PRECISION = 1e-3
@@ -104,7 +104,7 @@ def lower(
 
     # The scale of a chain of one prime is that prime: slots above a half would not fit.
     depth = max(1, lowered_depth(graph, passes, options.batch))
-    noise = OutputNoise(graph, calibration, approximated.head)
+    noise = OutputNoise(graph, calibration, approximated.head, options.seed)
     try:
         choices = _parameter_choices(graph, noise, depth, options)
     except (InfeasibleError, SecurityError):

@@ -1,1 +1,1 @@
-"""The machine: files, memory, threads, forks."""
+"""The machine: files, memory, threads, forks; and types of arrays."""

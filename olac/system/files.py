@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all, and what is read from files or bytes that arrive."""
+"""Writing files so that each is complete or absent, and reading files and received bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from olac.errors import ArtifactError, plain
 MAGIC = b"OLAC"
 SECRET_KEY = "secret-key"
 KIND_START, KIND_BYTES = 6, 16
-"""Where frames of every version say what they are (see `olac.runtime.envelope`)."""
+"""Offset and length of the field in which frames of every version name their kind (see `olac.runtime.envelope`)."""
 
 PRIVATE, SHARED = 0o600, 0o666
 """Modes of new files, before the umask."""
@@ -41,29 +41,29 @@ class Source:
 
     @staticmethod
     def of_file(path: str | Path) -> Source:
-        """A file; raises `ArtifactError` where there is none."""
+        """A file; raises `ArtifactError` if it does not exist."""
         given = Path(path)
         try:
             if not given.is_file():
                 what = "is not a file" if given.exists() else "does not exist"
                 raise ArtifactError(f"{plain(given)}: {what}. Check the path.")
-        except OSError as error:  # a folder that must not be searched, say, or a name too long
+        except OSError as error:  # e.g. a folder without permission to search it, or a name too long
             raise ArtifactError(f"{plain(given)}: can't be read: {error.strerror or error}") from error
         return Source(given)
 
     @property
     def name(self) -> str:
-        """How errors call it."""
+        """The name that error messages use."""
         return plain(self.path) if self.path is not None else f"{len(self.data)} bytes received"
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Its size in bytes."""
         return len(self.data) if self.path is None else self.path.stat().st_size
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """The stream from its beginning; problems of the file system become `ArtifactError`."""
+        """A stream at the start of the source; errors of the file system become `ArtifactError`."""
         try:
             stream: BinaryIO = io.BytesIO(self.data) if self.path is None else self.path.open("rb")
             with stream:
@@ -73,20 +73,20 @@ class Source:
 
     @contextmanager
     def reader(self) -> Iterator[Reader]:
-        """The source, open."""
+        """A `Reader` of the source."""
         with self.open() as stream:
             yield Reader(self, stream)
 
 
 class Reader:
-    """Reads an open source from any place; several threads may use one."""
+    """Reads an open source at any offset; several threads may share one."""
 
     def __init__(self, source: Source, stream: BinaryIO) -> None:
         self._source = source
         self._stream = stream
 
     def read_into(self, buffer: memoryview, at: int) -> int:
-        """Fill a buffer of bytes from an offset on; how many there were."""
+        """Fill a buffer with the bytes from an offset on; returns how many there were."""
         if self._source.path is None:
             piece = self._source.data[at : at + len(buffer)]
             buffer[: len(piece)] = piece
@@ -108,16 +108,17 @@ class Reader:
 
 @dataclass(frozen=True)
 class Output:
-    """A file that is to be written.
+    """A file to write.
 
     Attributes:
         path: where; a symbolic link is followed.
         pieces: its bytes, in pieces; each is written before the next is asked for.
-        private: only its owner may read it (mode 0600). All others get the mode that the umask gives, and a file that
-            is there already keeps its mode.
-        overwrite: whether a file that is there may be replaced.
-        replaces_key: whether that holds for a secret key as well.
-        size: its bytes where they are known: a disk or limit that can't hold them is found before anything is written.
+        private: only its owner may read it (mode 0600). Any other new file gets the mode that the umask gives, and a
+            file that exists keeps its mode.
+        overwrite: whether a file that exists may be replaced.
+        replaces_key: whether even a secret key may be replaced.
+        size: its bytes, or 0 if unknown; if it is known, a disk or a limit that is too small is found before anything
+            is written.
     """
 
     path: Path
@@ -129,10 +130,10 @@ class Output:
 
 
 def check_apart(outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path | None]) -> None:
-    """Raise ArtifactError if an output is one of the inputs or another output, by whatever names and links.
+    """Raise ArtifactError if an output is the same file as an input or another output, under any name or link.
 
     Args:
-        outputs, inputs: the path of each by what it is called, such as "result"; None where there is none.
+        outputs, inputs: the path of each by its role, such as "result"; None if there is none.
     """
     written = {what: Path(path) for what, path in outputs.items() if path is not None}
     read = {what: Path(path) for what, path in inputs.items() if path is not None}
@@ -151,7 +152,7 @@ def check_apart(outputs: Mapping[str, str | Path | None], inputs: Mapping[str, s
 
 
 def is_same(one: Path, other: Path) -> bool:
-    """Whether two paths are one file, which need not be there yet. Devices and pipes are no files."""
+    """Whether two paths name the same file, which need not exist yet. Devices and pipes don't count as files."""
     with _problems(one):
         a = _status(one)
     with _problems(other):
@@ -164,12 +165,12 @@ def is_same(one: Path, other: Path) -> bool:
 def check_writable(
     path: str | Path, *, size: int = 0, overwrite: bool = True, replaces_key: bool = False, special: bool = True
 ) -> None:
-    """Raise ArtifactError if a file could not be written, at the end of a long run, say.
+    """Raise ArtifactError if a file can't be written. Called before a long computation whose result goes there.
 
     Args:
-        size: its bytes, as far as they are known.
+        size: its bytes; 0 if unknown.
         overwrite, replaces_key: as in `Output`.
-        special: whether a device or pipe would do.
+        special: whether a device or a pipe is allowed.
     """
     given = Path(path)
     with _problems(given):
@@ -182,7 +183,7 @@ def check_writable(
 
 
 def check_folder(path: str | Path, size: int = 0) -> None:
-    """Raise ArtifactError if a folder that is not there yet could not be made, or hold so many bytes."""
+    """Raise ArtifactError if a folder can't be made or written to, or if its disk has less than `size` bytes free."""
     given = Path(path)
     with _problems(given):
         place = Path(os.path.realpath(given))
@@ -198,7 +199,7 @@ def check_folder(path: str | Path, size: int = 0) -> None:
 
 
 def make_folder(path: str | Path) -> None:
-    """Make a folder, and those above it, if it is not there. ArtifactError if it can't be made."""
+    """Make a folder, and those above it, if it does not exist. ArtifactError if it can't be made."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -214,23 +215,23 @@ def write_file(
     overwrite: bool = True,
     size: int = 0,
 ) -> None:
-    """Write a file that is there completely or not at all (see `Output`); devices and pipes are written into.
+    """Write a file so that it is complete or absent (see `Output`); devices and pipes are written to directly.
 
     Raises:
-        ArtifactError: the folder doesn't exist or can't be written, the file exists and must not be overwritten, it
+        ArtifactError: the folder doesn't exist or can't be written to, the file exists and must not be overwritten, it
             holds a secret key, or there is no room for it.
     """
     write_files([Output(Path(path), pieces, private=private, overwrite=overwrite, size=size)])
 
 
 def write_files(outputs: Sequence[Output]) -> None:
-    """Write files that belong together: all are complete, under other names, before the first takes its name.
+    """Write files that belong together: all are written under temporary names before the first is renamed.
 
-    What is written when a process is killed stays under a hidden name beside the file, and goes when the file is
-    written the next time.
+    If the process is killed, partial files stay in the folder under hidden names. They are deleted when the same file
+    is written the next time.
 
     Raises:
-        ArtifactError: as `write_file`; then all that was there before is there still.
+        ArtifactError: as for `write_file`; the files that existed before are then unchanged.
     """
     pending: list[_Pending] = []
     try:
@@ -262,7 +263,7 @@ def write_files(outputs: Sequence[Output]) -> None:
 
 
 def remove_file(path: str | Path) -> None:
-    """Delete a file, not the symbolic link that leads to it; nothing if there is none.
+    """Delete a file, but not a symbolic link to it; does nothing if there is no file.
 
     Raises:
         ArtifactError: it can't be deleted.
@@ -274,12 +275,12 @@ def remove_file(path: str | Path) -> None:
 
 
 def check_private(stream: BinaryIO, path: str | Path) -> None:
-    """Raise ArtifactError if others may read a file that its owner alone should read, as ssh does for its keys.
+    """Raise ArtifactError if a file that only its owner should read can be read by others, as ssh does for its keys.
 
-    A file of another owner may be readable for a group that we are in: then it was given to us.
+    A file of another owner may be readable by a group of this process: it was then given to this process on purpose.
 
     Args:
-        stream: the open file; another may have its name by now.
+        stream: the open file. It is checked instead of the path, which may name another file by now.
         path: its name, for messages.
     """
     given = Path(path)
@@ -288,13 +289,13 @@ def check_private(stream: BinaryIO, path: str | Path) -> None:
     if status.st_mode & others:
         raise ArtifactError(
             f"{plain(given)}: others may read this secret key (mode {stat.S_IMODE(status.st_mode):04o}). If nobody "
-            f"has, keep it from them with: chmod 600 {shlex.quote(plain(given))}. Else make new keys."
+            f"has read it, protect it with: chmod 600 {shlex.quote(plain(given))}. Otherwise make new keys."
         )
 
 
 @dataclass(frozen=True)
 class _Target:
-    """Where an output goes: a file by its own name, links followed, or a device, pipe or descriptor."""
+    """The destination of an output: a file, with all links followed, or a device, a pipe or a file descriptor."""
 
     path: Path
     special: bool = False
@@ -302,7 +303,7 @@ class _Target:
 
 
 def _target(path: Path) -> _Target:
-    """Follow symbolic links up to the file, or to what is no file; links into /proc name descriptors."""
+    """Follow symbolic links to the destination; links into /proc/PID/fd name file descriptors of this process."""
     place = path.absolute()
     for _ in range(MAX_LINKS):
         folder = os.path.realpath(place.parent)
@@ -355,14 +356,14 @@ def _check_target(given: Path, target: _Target, overwrite: bool, replaces_key: b
 
 
 def holds_secret_key(path: Path) -> bool:
-    """Whether a file begins as secret keys do, of whatever version of the format. OSError if it can't be read."""
+    """Whether a file begins as a secret key of any version of the format does. OSError if it can't be read."""
     with path.open("rb") as stream:
         start = stream.read(KIND_START + KIND_BYTES)
     return start[: len(MAGIC)] == MAGIC and start[KIND_START:].rstrip(b"\0") == SECRET_KEY.encode()
 
 
 def _check_room(given: Path, folder: Path, size: int) -> None:
-    """Raise ArtifactError if so many bytes don't fit: by the limit of the process, or on the disk."""
+    """Raise ArtifactError if a file of `size` bytes exceeds the limit of this process or the free space of the disk."""
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit != resource.RLIM_INFINITY and size > limit:
         raise ArtifactError(
@@ -380,7 +381,7 @@ def _check_room(given: Path, folder: Path, size: int) -> None:
 
 
 class _Pending:
-    """An output on its way: what was written of it, and what stood in its place."""
+    """An output that is being written: its temporary file, and a copy of the file that it replaces."""
 
     def __init__(self, output: Output, target: _Target) -> None:
         self.output = output
@@ -392,7 +393,7 @@ class _Pending:
         self._took_place = False
 
     def write(self) -> None:
-        """Write all of a file beside its place, down to the disk."""
+        """Write the whole temporary file to the disk."""
         if self.target.special:
             return
         status = _status(self.target.path)
@@ -407,7 +408,7 @@ class _Pending:
             os.fsync(self._handle)
 
     def take_place(self, keep: bool) -> None:
-        """Put the file where it belongs; if `keep`, so that this can be undone."""
+        """Rename the temporary file to its own name; if `keep`, so that this can be undone."""
         if self.target.special:
             self._write_into()
             return
@@ -422,7 +423,7 @@ class _Pending:
                 before = _hidden_name(path)
                 try:
                     os.link(path, before)
-                except OSError:  # a file system without hard links: it can't be undone
+                except OSError:  # the file system has no hard links: it can't be undone
                     pass
                 else:
                     self._before = before
@@ -450,7 +451,7 @@ class _Pending:
                     self.target.path.unlink()
 
     def clean(self) -> None:
-        """Leave nothing behind."""
+        """Delete the temporary files."""
         for path in (self._temporary, self._before):
             if path is not None:
                 with suppress(OSError):
@@ -461,26 +462,26 @@ class _Pending:
 
 
 def _hidden_name(target: Path) -> Path:
-    """A name beside a file that no other file has."""
+    """A hidden name in the folder of `target` that no other file has."""
     short = os.fsdecode(os.fsencode(target.name)[:MAX_NAME_BYTES])
     return target.with_name(f".{short}.{secrets.token_hex(8)}{PART}")
 
 
 def _new_temporary(target: Path, mode: int) -> tuple[int, Path]:
-    """A new file beside `target`, locked as long as it is open: unlocked ones are of processes that were killed."""
+    """A new file beside `target`, locked while it is open: files without a lock were left by killed processes."""
     _sweep(target)
     while True:
         path = _hidden_name(target)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with suppress(OSError):  # a file system without locks: then nobody sweeps either
+        with suppress(OSError):  # the file system has no locks: then `_sweep` deletes nothing either
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return handle, path
-        os.close(handle)  # somebody swept it before it was locked
+        os.close(handle)  # another process deleted it before it was locked
 
 
 def _sweep(target: Path) -> None:
-    """Delete what processes that were killed left of this file."""
+    """Delete the temporary files of `target` that killed processes left."""
     short = os.fsdecode(os.fsencode(target.name)[:MAX_NAME_BYTES])
     left = re.compile(re.escape(f".{short}.") + "[0-9a-f]{16}" + re.escape(PART))
     for name in os.listdir(target.parent):
@@ -496,7 +497,7 @@ def _sweep(target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new names, down to the disk, where the file system does that."""
+    """Write the new names to the disk, if the file system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -506,12 +507,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _rename_new(temporary: Path, target: Path) -> None:
-    """Rename; FileExistsError where the target came to be in the meantime."""
+    """Rename; FileExistsError if the target was made in the meantime."""
     try:
         os.link(temporary, target)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links: the check before has to do
+    except OSError:  # the file system has no hard links: only the check before protects the target
         os.replace(temporary, target)
     else:
         os.unlink(temporary)
@@ -519,7 +520,7 @@ def _rename_new(temporary: Path, target: Path) -> None:
 
 @contextmanager
 def _problems(path: Path) -> Iterator[None]:
-    """Problems of the file system with an output become `ArtifactError`."""
+    """Turn errors of the file system about an output into `ArtifactError`."""
     try:
         yield
     except FileExistsError as error:

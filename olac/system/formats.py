@@ -1,7 +1,7 @@
-"""Which versions of olac's files this release reads, and what it says of the others.
+"""Which versions of olac's files this release reads, and the messages about the others.
 
-A release reads every older version, or names the last release that does. A version that ends is announced one release
-before: its files are still read then, with a warning.
+A release reads every older version, or names the last release that does. The end of support is announced one release
+before: files of such a version are still read then, with a warning.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Versions:
     """The versions of one kind of file.
 
     Attributes:
-        current: the one that is written.
-        oldest: the first that is read.
-        ending: of versions that the next release will not read, that release.
-        ended: of versions that are not read any more, the last release that did; versions without one were never
-            part of a release.
+        current: the version that is written.
+        oldest: the first version that is read.
+        ending: for each version that the next release will not read, the name of that release.
+        ended: for each version that is not read any more, the last release that read it; a version without an entry was
+            never part of a release.
         remake: what to do about a file that can't be read.
     """
 
@@ -34,10 +34,10 @@ class Versions:
     remake: str = "Make it anew with this olac."
 
     def check(self, version: object, name: str) -> None:
-        """Warn of a version that ends.
+        """Warn if support of a version ends.
 
         Args:
-            version: what a file says, checked or not.
+            version: as the file gives it, which may be of any type.
             name: of the file, for messages.
 
         Raises:
@@ -64,7 +64,7 @@ class Versions:
 
 PROGRAMS = Versions(current=5, oldest=4, remake="Compile the model again and save it anew.")
 FRAMES = Versions(current=2, oldest=1)
-"""Of keys, ciphertexts and checkpoints."""
+"""Keys, ciphertexts and checkpoints."""
 CALIBRATIONS = Versions(current=2, oldest=1, remake="Calibrate the model again and save it anew.")
 
 SINCE_VERSION_5 = ("channels", "offsets", "factors")
@@ -72,7 +72,7 @@ SINCE_VERSION_5 = ("channels", "offsets", "factors")
 
 
 def without_unused(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What counts in fingerprints: later fields only if they are used, so that older files keep theirs."""
+    """The fields that fingerprints cover: later ones only if they are used, so that older files keep theirs."""
     return {name: value for name, value in fields.items() if name not in SINCE_VERSION_5 or value}
 
 

@@ -1,8 +1,8 @@
-"""Errors that nobody meant: they become one of olac's own, which says what was at work and what to report.
+"""Unexpected errors become one of olac's own, which says which step failed, at which node, and what to report.
 
 `guard` stands around a step of olac. It finds the node at work among the variables of the frames that an error came
-through, so passes need not name it, those from outside neither. What is about the caller's arguments, or comes from a
-function or a loader of the caller's (`callers`, `callers_own`, `callers_items`), passes as it is.
+through, so no pass needs to name it, whether it is olac's or from outside. Errors about the caller's arguments, and
+those from a function or a loader of the caller's (`callers`, `callers_own`, `callers_items`), pass unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from olac.system.memory import ran_out
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 LONGEST = 300
-"""Characters of a foreign error's own message that are shown."""
+"""Longest part of a foreign error's own message that is shown, in characters."""
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,13 +28,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @contextlib.contextmanager
 def guard(doing: str) -> Iterator[None]:
-    """Turn errors that nobody meant into olac's own.
+    """Turn unexpected errors into olac's own.
 
     Args:
-        doing: the step at hand, as the beginning of "... failed at node".
+        doing: the step, as the beginning of "... failed at node".
 
     Raises:
-        VerificationError: for any exception that is not of olac or of the caller's own functions.
+        VerificationError: for any exception that is neither one of olac's nor from the caller's own functions.
         InfeasibleError: there is not enough memory.
     """
     try:
@@ -61,7 +61,7 @@ def _meant(doing: str, error: Exception) -> OlacError:
 
 
 def _place(trace_back: TracebackType | None) -> str:
-    """The innermost node that was at work: its id, op, module path and source line. "" where there was none."""
+    """The innermost node that was at work: its id, op, module path and source line. "" if there was none."""
     found = ""
     while trace_back is not None:
         variables = trace_back.tb_frame.f_locals
@@ -72,7 +72,7 @@ def _place(trace_back: TracebackType | None) -> str:
 
 
 def _place_of(value: Any) -> str:
-    """Of a node of a graph, which has a text `place`, or of an operation that was traced; "" for anything else."""
+    """`_place` of one value: a node of a graph, or an operation that was traced; "" for anything else."""
     place = getattr(value, "place", None) if hasattr(type(value), "place") else None
     if isinstance(place, str):
         return place
@@ -89,7 +89,7 @@ def _short(text: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    """The line of olac's own that failed, or the innermost one where none is."""
+    """The line of olac's own that failed, or the innermost line if none is olac's."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return "no line is known"
@@ -103,7 +103,7 @@ def _line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def callers() -> Iterator[None]:
-    """What is raised within this is about what the caller gave, or comes from there: guards let it pass."""
+    """Marks what is raised within as the caller's, about its arguments or from its code: guards let it pass."""
     try:
         yield
     except Exception as error:
@@ -117,7 +117,7 @@ def is_callers(error: BaseException) -> bool:
 
 
 def callers_own(function: F) -> F:
-    """A function of the caller's, whose errors pass through guards as they are."""
+    """The same function of the caller's; guards let its errors pass."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with callers():
@@ -127,7 +127,7 @@ def callers_own(function: F) -> F:
 
 
 def callers_items(items: Iterable[T]) -> Iterator[T]:
-    """The items of a loader of the caller's, whose errors pass through guards as they are."""
+    """The items of the caller's loader; guards let its errors pass."""
     with callers():
         iterator = iter(items)
     while True:

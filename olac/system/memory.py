@@ -1,4 +1,4 @@
-"""Memory that this process may still take, and memory that it has taken; amounts of memory as people write them."""
+"""Memory that this process has taken and may still take, and amounts of memory as people write them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNITS: dict[str, int] = {
 }
 """Bytes of a unit, in capitals."""
 LEAST_BYTES = 1_000_000
-"""A smaller number is not meant as bytes."""
+"""A smaller number can't be meant as bytes."""
 
 
 GB = 1e9
@@ -38,16 +38,17 @@ NO_MEMORY = (
     "unable to allocate",
     "can't start new thread",
 )
-"""What errors say that have no class of their own for it: torch's, and those of threads, which need memory as well."""
+"""Texts of errors that say so without a class of their own: those of torch, and of threads, which need memory too."""
 LIMIT_OF_LIBRARIES = 230_000_000
 LIMIT_OF_A_THREAD = 85_000_000
 """Memory as limits count it, most of which is never used: 226 MB with one thread, 310 MB with two."""
 
 
 def available_bytes() -> int:
-    """Bytes that this process can still take: free memory of the machine, or of the cgroup where that is less.
+    """Bytes that this process can still take.
 
-    Or what its own limits leave (ulimit -v and -d), which count memory that is reserved and not used, too.
+    This is the least of the free memory of the machine, what the cgroup leaves, and what the limits of the process
+    (ulimit -v and -d) leave. The limits also count memory that is reserved and not used.
     """
     free = _meminfo("MemAvailable")
     rooms = [] if free is None else [free]
@@ -56,9 +57,9 @@ def available_bytes() -> int:
 
 
 def check_room(needed: float, what: str) -> None:
-    """Raise InfeasibleError unless so many bytes are available.
+    """Raise InfeasibleError if fewer than `needed` bytes are available.
 
-    OpenFHE's threads end the process if they find none, so what is known to be too much is not begun.
+    OpenFHE's threads end the process if they find no memory, so work that is known to need too much is not begun.
     """
     room = available_bytes()
     if needed > room:
@@ -69,9 +70,9 @@ def check_room(needed: float, what: str) -> None:
 
 
 def check_limits() -> None:
-    """Raise InfeasibleError if the limits of this process don't hold the libraries, which are not loaded yet.
+    """Raise InfeasibleError if the limits of this process are too low for the libraries, which are not loaded yet.
 
-    OpenBLAS does not fail where it finds no memory: it tries for ever.
+    OpenBLAS does not fail if it finds no memory: it tries for ever.
     """
     threads = min(usable_threads(), len(os.sched_getaffinity(0)))
     needed = LIMIT_OF_LIBRARIES + (threads - 1) * LIMIT_OF_A_THREAD
@@ -84,9 +85,9 @@ def check_limits() -> None:
 
 
 def check_threads(needed: float, what: str) -> None:
-    """Raise InfeasibleError if the limits of this process don't hold so many bytes and all threads of a run.
+    """Raise InfeasibleError if the limits of this process are too low for `needed` bytes and all threads of a run.
 
-    Beside the caller's thread there is one of Python's for each that may be used, and each has OpenMP's beside it. If
+    A run has the caller's thread and one of Python's for each usable thread, and each of these has OpenMP's threads. If
     one of them can't be started, the process ends.
     """
     threads = usable_threads()
@@ -112,7 +113,7 @@ def ran_out(error: BaseException) -> bool:
 
 @contextmanager
 def memory_for(what: str) -> Iterator[None]:
-    """Raise InfeasibleError, which says what was being done, if memory runs out within; as a decorator, too."""
+    """Raise InfeasibleError, which names `what`, if memory runs out within; works as a decorator, too."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
@@ -131,7 +132,7 @@ def total_bytes() -> int:
 
 
 def peak_rss_bytes() -> int:
-    """The most resident memory that this process has had."""
+    """The largest resident memory that this process has had."""
     # getrusage counts what the parent held when it started this process, too.
     try:
         for line in (PROC / "self/status").read_text().splitlines():
@@ -169,7 +170,7 @@ def _number(path: Path) -> int | None:
 
 
 def _cgroup_rooms() -> list[int]:
-    """limit - use of the cgroups of this process and those above them; page cache that can go counts as free."""
+    """limit - use of the cgroups of this process and those above them; page cache that can be freed counts as free."""
     rooms = []
     try:
         lines = (PROC / "self/cgroup").read_text().splitlines()
@@ -200,7 +201,7 @@ def _cgroup_rooms() -> list[int]:
 
 
 def _limit_rooms() -> list[int]:
-    """What the limits of this process leave it."""
+    """Bytes that the limits of this process leave it."""
     rooms = []
     for limit, field in ((resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5)):
         most, _ = resource.getrlimit(limit)
@@ -210,7 +211,7 @@ def _limit_rooms() -> list[int]:
             pages = int((PROC / "self/statm").read_text().split()[field])
         except (OSError, ValueError, IndexError):
             continue
-        # Threads that are yet to be started reserve memory, too.
+        # Threads that are not started yet reserve memory, too.
         reserved = (usable_threads() - 1) * LIMIT_OF_A_THREAD
         rooms.append(most - reserved - pages * os.sysconf("SC_PAGE_SIZE"))
     return rooms
@@ -228,7 +229,7 @@ def _stat(path: Path, field: str) -> int:
 
 
 def return_freed() -> None:
-    """Give memory that was freed back to the system, where the C library keeps it and can give it."""
+    """Return freed memory to the system, if the C library can."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -239,12 +240,12 @@ def bytes_of(amount: float | str, what: str, *, or_zero: bool = False, bare: str
     Args:
         amount: as the caller gave it.
         what: its name, for messages.
-        or_zero: whether nothing at all is an amount, too.
-        bare: the unit of text without one; empty where such text is refused.
+        or_zero: whether zero is allowed, too.
+        bare: the unit of text without one; empty if such text is refused.
 
     Raises:
-        ValueError: no amount: not a number, not finite, zero or less, a unit that isn't known, fewer than a million
-            bytes, or a number where none was meant.
+        ValueError: not an amount: not a number, not finite, zero or less, an unknown unit, or fewer than a million
+            bytes.
     """
     if isinstance(amount, str):
         parts = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?|[0-9]+\.)\s*([A-Za-z]*)\s*", amount)

@@ -1,4 +1,4 @@
-"""Threads that OpenFHE's loops will use, and work that threads of Python do beside them."""
+"""The threads that OpenFHE's loops use, and Python's threads that work beside the caller's."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ R = TypeVar("R")
 
 
 def usable_threads() -> int:
-    """OMP_NUM_THREADS where it is set (OpenFHE reads it when it is imported), else the cores of this process."""
+    """OMP_NUM_THREADS if it is set (OpenFHE reads it when it is imported), else the cores of this process."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() and int(given) > 0 else max(1, len(os.sched_getaffinity(0)))
 
 
 def helpers(most: int) -> int:
-    """How many threads, up to `most`, may work beside the caller's: none where there is one thread to use."""
+    """How many threads, at most `most`, may work beside the caller's: none if only one thread is usable."""
     usable = usable_threads()
     return min(usable, most) if usable > 1 else 0
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`function` of each item, in order, computed by so many threads beside the caller's; with none, when asked for.
+    """`function` of each item, in order, computed by `threads` threads beside the caller's.
 
-    Items are taken in the caller's thread, at most one more than there are threads before a result is given. What is
-    raised there or by `function` ends the work: what has begun is waited for, the rest is never begun.
+    If `threads` is 0, the caller's thread computes each result when it is asked for. Otherwise items are
+    taken in the caller's thread, at most one more than there are threads before a result is given. An error there or in
+    `function` ends the work: calls that have begun are waited for, the others are never made.
     """
     if threads < 1:
         yield from map(function, items)
@@ -39,16 +40,16 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> 
 
 
 class Workers:
-    """Threads that stay for as long as this object does, for work that comes in small pieces again and again.
+    """Threads that last as long as this object, for work that comes in small pieces again and again.
 
     Args:
-        threads: how many; with none everything is done in the caller's thread.
+        threads: how many; if 0, everything is done in the caller's thread.
     """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._local = threading.local()
-        # Threads keep their initializer: were it a method of this object, none of them would ever end.
+        # Threads keep their initializer: if it were a method of this object, none of them would ever end.
         self._pool = (
             ThreadPoolExecutor(threads, thread_name_prefix="olac", initializer=_enter, initargs=(self._local,))
             if threads
@@ -57,7 +58,7 @@ class Workers:
 
     @property
     def inside(self) -> bool:
-        """Whether the caller is one of these threads. What it asks for is done by itself: others may wait for it."""
+        """Whether the caller is one of these threads. It then works by itself, as all others may be waiting for it."""
         return getattr(self._local, "inside", False)
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

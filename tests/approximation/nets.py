@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from olac.analysis.degree_choice import fit_from_histograms
 from olac.approximation.common import output_error
 from olac.calibration.histogram import Histogram
 from olac.frontend import lift, trace
 from olac.ir.graph import Graph
 from olac.ir.ops import Activation, Array
 from olac.passes.base import PassContext, PassManager
-from olac.passes.choose_degrees import fit_from_histograms
 from olac.passes.fold_affine import FoldAffine
-from olac.polynomials.fit import FitOptions
+from olac.polynomials.modes import Channel, FromHistograms
 from tests.e2e.test_networks import batch_norm
 
 SHAPE = (3, 8, 8)
@@ -97,10 +97,9 @@ def histograms(graph: Graph, x: Tensor) -> dict[str, Histogram]:
     return made
 
 
-def from_histograms(graph: Graph, x: Tensor, degrees: Mapping[str, int], **options: object) -> Graph:
+def from_histograms(graph: Graph, x: Tensor, degrees: Mapping[str, int], method: FromHistograms | None = None) -> Graph:
     """The graph with polynomials that are fitted by channel, from histograms."""
-    chosen = FitOptions(**{"method": "channel", **options})  # type: ignore[arg-type]
-    return fit_from_histograms(graph, histograms(graph, x), degrees, chosen)
+    return fit_from_histograms(graph, histograms(graph, x), degrees, method or Channel())
 
 
 def error(graph: Graph, approximated: Graph, x: Tensor) -> float:

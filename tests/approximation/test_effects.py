@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from olac.analysis.degree_choice import functions
 from olac.approximation.effects import effects, sensitivities
 from olac.approximation.tensors import TORCH_OPS, Weights
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Input, Linear, Polynomial, Slice
-from olac.passes.choose_degrees import functions
-from olac.polynomials.fit import Fit, FitOptions, fit
+from olac.polynomials.fit import Fit, fit
+from olac.polynomials.modes import Channel, Compensated, Empirical
 from tests.approximation.nets import activations, error, folded, histograms, images, residual
 
 IMAGES = images(70, 4)
@@ -32,12 +33,11 @@ def replaced(graph: Graph, name: str, made: Fit) -> Graph:
     return graph.rewrite(step, by="test")
 
 
-@pytest.mark.parametrize("method", ["channel", "empirical"])
-def test_effects_are_those_of_one_activation_replaced(method: str) -> None:
+@pytest.mark.parametrize("method", [Channel(), Empirical()])
+def test_effects_are_those_of_one_activation_replaced(method: Channel | Empirical) -> None:
     graph = residual(2)
     seen = histograms(graph, IMAGES)
-    options = FitOptions(method=method)
-    fits = {n: [fit(functions(graph[n]), seen[n], options, d) for d in (2, 3, 7)] for n in activations(graph)}
+    fits = {n: [fit(functions(graph[n]), seen[n], method, d) for d in (2, 3, 7)] for n in activations(graph)}
     lines: list[str] = []
     found = effects(graph, IMAGES, fits, lines.append)
     assert list(found) == activations(graph)
@@ -64,7 +64,7 @@ def test_exact_fits_have_no_effect() -> None:
 def test_only_what_is_asked_for_is_measured() -> None:
     graph = residual(1)
     seen, name = histograms(graph, IMAGES), activations(graph)[1]
-    fits = {name: [fit(functions(graph[name]), seen[name], FitOptions(), 3)]}
+    fits = {name: [fit(functions(graph[name]), seen[name], Compensated(), 3)]}
     assert list(effects(graph, IMAGES, fits)) == [name]
 
 

@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+from olac.analysis.degree_choice import functions
 from olac.approximation import ImageFitter, common, engine
 from olac.approximation.common import fitting, live_bytes
 from olac.approximation.sweep import sweep
 from olac.ir.graph import Graph
 from olac.ir.types import Range, Stage
-from olac.passes.choose_degrees import functions
-from olac.polynomials.fit import Fit, FitOptions, fit
+from olac.polynomials.fit import Fit, fit
+from olac.polynomials.modes import Compensated
 from tests.approximation.nets import activations, error, from_histograms, histograms, images, residual, values
 
 TRAIN, HELD = images(100, 1), images(40, 2)
 NET = residual(1)
 DEGREES = dict.fromkeys(activations(NET), 3)
 FITTER = ImageFitter(TRAIN.numpy(), HELD.numpy())
-QUICK = FitOptions(reconstruct=2)
+QUICK = Compensated(reconstruct=2)
 
 
 def test_live_bytes_by_hand() -> None:
@@ -58,10 +59,10 @@ def test_little_memory_means_fits_to_fewer_images(monkeypatch: pytest.MonkeyPatc
         return sweep(graph, given, *others, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(engine, "sweep", spy)
-    FITTER.compensate(NET, DEGREES, FitOptions(reconstruct=0))
+    FITTER.compensate(NET, DEGREES, Compensated(reconstruct=0))
     FITTER.trial(NET, DEGREES, QUICK)
     monkeypatch.setattr(common, "MEMORY", 2 * 30 * live_bytes(NET))
-    made = FITTER.compensate(NET, DEGREES, FitOptions(reconstruct=0))
+    made = FITTER.compensate(NET, DEGREES, Compensated(reconstruct=0))
     FITTER.trial(NET, DEGREES, QUICK)
     assert taken == [100, 50, 30, 15]
     assert error(NET, made, HELD) < 0.5
@@ -89,7 +90,7 @@ def test_effects_are_measured_on_a_few_images(monkeypatch: pytest.MonkeyPatch) -
 
 def test_effects_and_sensitivities_are_by_activation() -> None:
     seen = histograms(NET, TRAIN)
-    fits = {n: [fit(functions(NET[n]), seen[n], FitOptions(), d) for d in (3, 7)] for n in DEGREES}
+    fits = {n: [fit(functions(NET[n]), seen[n], Compensated(), d) for d in (3, 7)] for n in DEGREES}
     found = FITTER.effects(NET, fits)
     assert list(found) == list(DEGREES) and all(row[0] > row[1] > 0 for row in found.values())
     assert all(alpha > 0 for alpha in FITTER.sensitivities(NET).values())
@@ -97,7 +98,7 @@ def test_effects_and_sensitivities_are_by_activation() -> None:
 
 def test_a_trial_is_a_sweep_that_leaves_the_weights() -> None:
     found, share, effects = FITTER.trial(NET, DEGREES, QUICK, (1, 7))
-    made = sweep(NET, TRAIN[::2], HELD, DEGREES, FitOptions(refit=False), choose=False)
+    made = sweep(NET, TRAIN[::2], HELD, DEGREES, Compensated(refit=False), choose=False)
     assert found == made.error
     given = HELD.double().numpy()
     same = made.graph.evaluate(given).argmax(1) == NET.evaluate(given).argmax(1)
@@ -124,7 +125,7 @@ def test_reconstruction_is_part_of_it_when_asked_for(monkeypatch: pytest.MonkeyP
         "olac.approximation.reconstruct.TAIL", 0.0
     )  # with few images and a small net, safer tails are all that is gained
     monkeypatch.setattr("olac.approximation.reconstruct.STRESSED", 0.0)
-    plain, more = (FITTER.compensate(NET, DEGREES, FitOptions(reconstruct=n)) for n in (0, 3))
+    plain, more = (FITTER.compensate(NET, DEGREES, Compensated(reconstruct=n)) for n in (0, 3))
     assert FITTER.error(NET, more)[0] < FITTER.error(NET, plain)[0]
 
 

@@ -15,7 +15,7 @@ from olac.approximation.least_squares import Root, patches, ridge_regression, un
 from olac.approximation.reconstruct import reconstruct
 from olac.approximation.sweep import sweep
 from olac.ir.ops import Conv2d, Linear
-from olac.polynomials.fit import FitOptions
+from olac.polynomials.modes import Compensated
 from tests.approximation.nets import activations, folded, images
 
 DAMPING = 0.1
@@ -117,7 +117,7 @@ def test_nothing_grows_with_the_square_of_the_width() -> None:
     train, held = torch.randn(count, 8), torch.randn(40, 8)
     graph = folded(model, train[:2])
     with Largest() as seen:
-        swept = sweep(graph, train, held, dict.fromkeys(activations(graph), 2), FitOptions(), choose=False).graph
+        swept = sweep(graph, train, held, dict.fromkeys(activations(graph), 2), Compensated(), choose=False).graph
         assert any(name.endswith(".fitted") and "weight" in name for name in swept.constants), "layers were fitted"
         lines: list[str] = []
         reconstruct(graph, swept, train, held, 2, progress=lines.append, enough=0.0)

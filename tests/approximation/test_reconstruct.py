@@ -19,7 +19,8 @@ from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Conv2d, Linear, Polynomial, PolynomialProduct, SparseLinear
 from olac.passes.base import PassContext, PassManager
 from olac.passes.expand_max_pool import ExpandMaxPool
-from olac.polynomials.fit import SQUARE, FitOptions
+from olac.polynomials.fit import SQUARE
+from olac.polynomials.modes import Compensated, Empirical
 from tests.approximation.nets import activations, error, folded, from_histograms, images, residual, values
 from tests.networks import calibration_of
 
@@ -68,7 +69,7 @@ def test_the_error_on_held_out_images_never_grows(seed: int) -> None:
     """Even from a good start, with steps on images that have nothing to do with those held out."""
     graph = residual(1, seed=seed)
     held = images(40, 50 + seed)
-    swept = sweep(graph, images(90, 20), held, dict.fromkeys(activations(graph), 7), FitOptions()).graph
+    swept = sweep(graph, images(90, 20), held, dict.fromkeys(activations(graph), 7), Compensated()).graph
     other = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 3
     after = reconstruct(graph, swept, other, held, 2)
     assert error(graph, after, held) <= error(graph, swept, held) * (1 + 1e-4)
@@ -231,7 +232,7 @@ def test_quadratics_keep_the_bound_of_their_square() -> None:
 
 
 def test_one_polynomial_for_a_layer() -> None:
-    before = from_histograms(NET, TRAIN, dict.fromkeys(activations(NET), 3), method="empirical")
+    before = from_histograms(NET, TRAIN, dict.fromkeys(activations(NET), 3), Empirical())
     after = reconstruct(NET, before, TRAIN, HELD, 25)
     assert error(NET, after, UNSEEN) < 0.7 * error(NET, before, UNSEEN)
     assert all(len(after.constants[n.op.coefficients]) == 1 for n in after.nodes if isinstance(n.op, Polynomial))

@@ -14,11 +14,12 @@ from olac.ir.functions import activation
 from olac.ir.graph import Graph
 from olac.ir.ops import Activation, Add, Array, Conv2d, Linear, Polynomial
 from olac.ir.types import Stage
-from olac.polynomials.fit import CHANNEL_RIDGE, FLOOR_POINTS, FitOptions, centred
+from olac.polynomials.fit import CHANNEL_RIDGE, FLOOR_POINTS, centred
+from olac.polynomials.modes import Compensated
 from tests.approximation.nets import activations, error, folded, from_histograms, images, residual, values
 
 TRAIN, HELD, UNSEEN = images(200, 1), images(60, 2), images(120, 3)
-PLAIN = FitOptions(refit=False)
+PLAIN = Compensated(refit=False)
 
 
 def uniform(graph: Graph, degree: int) -> dict[str, int]:
@@ -44,7 +45,7 @@ def test_a_high_degree_leaves_a_small_error() -> None:
 def test_activations_without_a_degree_are_left() -> None:
     graph = residual(1)
     first, *others = activations(graph)
-    made = sweep(graph, TRAIN, HELD, {first: 3}, FitOptions()).graph
+    made = sweep(graph, TRAIN, HELD, {first: 3}, Compensated()).graph
     assert made.stage == Stage.TRACED
     assert activations(made) == others
     assert isinstance(made[first].op, Polynomial)
@@ -53,7 +54,7 @@ def test_activations_without_a_degree_are_left() -> None:
 
 def test_two_sweeps_are_the_same() -> None:
     graph = residual(1)
-    first, second = (sweep(graph, TRAIN[:80], HELD, uniform(graph, 3), FitOptions()) for _ in range(2))
+    first, second = (sweep(graph, TRAIN[:80], HELD, uniform(graph, 3), Compensated()) for _ in range(2))
     assert first.graph == second.graph and first.error == second.error
 
 
@@ -104,7 +105,7 @@ def test_polynomials_regress_the_clean_output_on_the_disturbed_input(degree: int
     parts = (nn.Conv2d(3, 4, 3), module, nn.Conv2d(4, 4, 3, groups=2), module, nn.Flatten(), nn.Linear(64, 3))
     graph = folded(nn.Sequential(*parts), TRAIN[:2])
     first, second = activations(graph)
-    options = FitOptions(refit=False, floor=1e-3, padding=1.3)
+    options = Compensated(refit=False, floor=1e-3, padding=1.3)
     made = sweep(graph, TRAIN, HELD, {first: 2, second: degree}, options).graph
     clean, disturbed = values(graph, TRAIN), values(made, TRAIN)
     assert not np.allclose(clean[graph[second].inputs[0]], disturbed[graph[second].inputs[0]], atol=0.01)
@@ -127,7 +128,7 @@ def test_making_up_for_errors_beats_fits_from_histograms() -> None:
         graph = residual(seed=seed)
         for degree in (2, 3):
             apart = error(graph, from_histograms(graph, TRAIN, uniform(graph, degree)), UNSEEN)
-            swept = sweep(graph, TRAIN, HELD, uniform(graph, degree), FitOptions()).graph
+            swept = sweep(graph, TRAIN, HELD, uniform(graph, degree), Compensated()).graph
             assert error(graph, swept, UNSEEN) < 0.8 * apart
 
 
@@ -135,7 +136,7 @@ def test_tails_are_chosen_by_the_held_out_images() -> None:
     graph = residual(1)
     chosen = sweep(graph, TRAIN, HELD, uniform(graph, 5), PLAIN)
     fixed = sweep(graph, TRAIN, HELD, uniform(graph, 5), PLAIN, choose=False)
-    wide = sweep(graph, TRAIN, HELD, uniform(graph, 5), FitOptions(refit=False, floor=0.3, padding=2.0))
+    wide = sweep(graph, TRAIN, HELD, uniform(graph, 5), Compensated(refit=False, floor=0.3, padding=2.0))
     assert chosen.error < wide.error and chosen.error < 1.1 * fixed.error
     ops = [one.graph[activations(graph)[0]].op for one in (chosen, wide)]
     assert isinstance(ops[0], Polynomial) and isinstance(ops[1], Polynomial)
@@ -195,7 +196,7 @@ def test_convolutions_are_refitted_by_ridge_regression(conv: object, ridge: floa
     graph = folded(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), layer, nn.ReLU()), x[:2])
     first, second = activations(graph)
     node = graph[graph[second].inputs[0]]
-    made = sweep(graph, x, HELD, {first: 2, second: 7}, FitOptions(ridge=ridge), choose=False).graph
+    made = sweep(graph, x, HELD, {first: 2, second: 7}, Compensated(ridge=ridge), choose=False).graph
     before, after = node.op, made[node.id].op
     assert isinstance(before, Conv2d) and isinstance(after, Conv2d) and after.bias is not None
     weight, bias = made.constants[after.weight], made.constants[after.bias]
@@ -219,7 +220,7 @@ def test_linear_layers_are_refitted_by_ridge_regression() -> None:
     graph = folded(nn.Sequential(nn.Flatten(), nn.Linear(27, 9), nn.ReLU(), nn.Linear(9, 4)), images(2, 1, (3, 3, 3)))
     (name,) = activations(graph)
     x = images(150, 6, (3, 3, 3))
-    made = sweep(graph, x, images(40, 7, (3, 3, 3)), {name: 3}, FitOptions(ridge=0.05), choose=False).graph
+    made = sweep(graph, x, images(40, 7, (3, 3, 3)), {name: 3}, Compensated(ridge=0.05), choose=False).graph
     (node,) = [n for n in made.nodes if isinstance(n.op, Linear) and n.inputs == (name,)]
     before, after = graph[node.id].op, node.op
     assert isinstance(before, Linear) and isinstance(after, Linear) and after.bias is not None
@@ -235,7 +236,7 @@ def test_what_the_shortcut_is_off_is_made_up_for() -> None:
     assert isinstance(total.op, Add)
     (conv,) = [i for i in total.inputs if isinstance(graph[i].op, Conv2d)]
     x = TRAIN[:50]
-    made = sweep(graph, x, HELD, {first: 2, inner: 2, last: 7}, FitOptions(ridge=1e-3), choose=False).graph
+    made = sweep(graph, x, HELD, {first: 2, inner: 2, last: 7}, Compensated(ridge=1e-3), choose=False).graph
     clean, ours = values(graph, x), values(made, x)
     before, after = graph[conv].op, made[conv].op
     assert isinstance(before, Conv2d) and isinstance(after, Conv2d) and after.bias is not None
@@ -259,7 +260,7 @@ def test_re_fitted_weights_gain_on_images_not_seen() -> None:
     graph = residual()
     with_weights, without = (
         error(graph, sweep(graph, TRAIN, HELD, uniform(graph, 3), options).graph, UNSEEN)
-        for options in (FitOptions(), PLAIN)
+        for options in (Compensated(), PLAIN)
     )
     assert with_weights < 0.8 * without
 
@@ -277,11 +278,11 @@ def test_large_layers_keep_their_weights(monkeypatch: pytest.MonkeyPatch) -> Non
     graph = residual(1)
     assert MOST_UNKNOWNS > 4608, "3 x 3 convolutions of 512 channels are re-fitted"
     monkeypatch.setattr("olac.approximation.sweep.MOST_UNKNOWNS", 71)
-    made = sweep(graph, TRAIN[:64], HELD, uniform(graph, 3), FitOptions(ridge=1e-3), choose=False).graph
+    made = sweep(graph, TRAIN[:64], HELD, uniform(graph, 3), Compensated(ridge=1e-3), choose=False).graph
     convs = [n.id for n in graph.nodes if isinstance(n.op, Conv2d)]
     assert all(made[i].op == graph[i].op for i in convs)
     monkeypatch.setattr("olac.approximation.sweep.MOST_UNKNOWNS", 72)
-    made = sweep(graph, TRAIN[:64], HELD, uniform(graph, 3), FitOptions(ridge=1e-3), choose=False).graph
+    made = sweep(graph, TRAIN[:64], HELD, uniform(graph, 3), Compensated(ridge=1e-3), choose=False).graph
     assert [made[i].op == graph[i].op for i in convs] == [True, False, False]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,11 +15,12 @@ from olac.backends.base import Array, Ciphertext, Evaluator, Slots, without_negl
 from olac.backends.cost import LIGHT, CostEvaluator, Slowdown
 from olac.backends.openfhe import speed
 from olac.backends.openfhe.context import make_context
-from olac.backends.openfhe.evaluator import OpenFHEEvaluator, PlaintextCache
+from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import wire
-from olac.backends.recorder import RecorderEvaluator
+from olac.backends.recorder import Encoder, RecorderEvaluator
+from olac.backends.session import PlaintextCache
 from olac.backends.simulator import SimulatorEvaluator
 from olac.ckks.bootstrapping import bootstrap_steps, bootstrap_work
 from olac.ckks.parameters import Bootstrapping, Parameters
@@ -31,17 +33,22 @@ from olac.kernels.base import Value
 from olac.kernels.elementwise import BootstrapKernel
 from olac.kernels.execute import build_kernels, execute
 from olac.passes.base import PassContext, PassManager
+from olac.passes.choose_lowerings import Copies, Halving
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.pipeline import lowering_pipeline
-from olac.runtime.server import _Encoder
 from olac.system.threads import Workers
+from tests.backends.plain_engine import PlainEvaluator
 from tests.networks import comparing_network, images_for, normalized, residual_network, residual_quadratics
 
 LOG_RING = 12
 SLOTS = 1 << (LOG_RING - 1)
 STEPS = (1, 2, 5, 17, SLOTS)
 """The last one is conjugation."""
+
+
+OPENFHE: dict[str, type[OpenFHEEvaluator]] = {"openfhe": OpenFHEEvaluator, "plain": PlainEvaluator}
+"""Backends that encrypt: one with hooks for all that its library has, and one with as few as there can be."""
 
 
 @dataclass
@@ -79,10 +86,10 @@ def make_backend(name: str, technique: str, steps: tuple[int, ...] = STEPS) -> B
     if name == "simulator":
         simulator = SimulatorEvaluator(parameters, steps)
         return Backend(simulator, simulator.encrypt, simulator.decrypt, 1e-9)
-    if name == "openfhe":
+    if name in OPENFHE:
         context, keys = openfhe_keys(technique)
         make_rotation_keys(context, keys.secretKey, parameters, steps)
-        evaluator = OpenFHEEvaluator(context, parameters, steps)
+        evaluator = OPENFHE[name](context, parameters, steps)
         return Backend(
             evaluator,
             lambda slots, level: evaluator.encrypt(keys.secretKey, slots, level),
@@ -97,7 +104,7 @@ def make_backend(name: str, technique: str, steps: tuple[int, ...] = STEPS) -> B
     return Backend(recorder, lambda slots, level: recorder.fresh(level), None, 0.0)
 
 
-@pytest.fixture(params=["simulator", "openfhe", "cost", "recorder"])
+@pytest.fixture(params=["simulator", *OPENFHE, "cost", "recorder"])
 def name(request: pytest.FixtureRequest) -> Iterator[str]:
     yield request.param
 
@@ -170,7 +177,7 @@ def test_plaintexts_beyond_the_modulus_wrap_around_with_what_they_are_added_to(b
 
 
 def test_fresh_ciphertexts_hold_no_more_than_their_modulus(name: str) -> None:
-    if name in ("simulator", "openfhe"):
+    if name in ("simulator", *OPENFHE):
         backend = make_backend(name, FIXED)
         for size in (2.0**45, 1e300, np.inf):
             with pytest.raises(VerificationError, match="do not fit"):
@@ -404,8 +411,8 @@ def bootstrapped_backend(name: str, parameters: Parameters = BOOTSTRAPPED) -> Ba
     if name == "simulator":
         simulator = SimulatorEvaluator(parameters, STEPS)
         return Backend(simulator, simulator.encrypt, simulator.decrypt, 1e-9)
-    if name == "openfhe":
-        evaluator, secret = bootstrapped_openfhe(parameters)
+    if name in OPENFHE:
+        evaluator, secret = bootstrapped_openfhe(parameters, name)
         return Backend(
             evaluator,
             lambda slots, level: evaluator.encrypt(secret, slots, level),
@@ -418,8 +425,11 @@ def bootstrapped_backend(name: str, parameters: Parameters = BOOTSTRAPPED) -> Ba
     return Backend(recorder, lambda slots, level: recorder.fresh(level), None, 0.0)
 
 
-@functools.lru_cache(maxsize=3)
-def bootstrapped_openfhe(parameters: Parameters) -> tuple[OpenFHEEvaluator, Any]:
+@functools.lru_cache(maxsize=6)
+def bootstrapped_openfhe(parameters: Parameters, name: str) -> tuple[OpenFHEEvaluator, Any]:
+    if name != "openfhe":  # under the same keys
+        first, secret = bootstrapped_openfhe(parameters, "openfhe")
+        return OPENFHE[name](wire(parameters).context, parameters, first.rotation_steps), secret
     ready = wire(parameters)
     prepared = ready.prepare_bootstraps()
     secret = new_secret_key(parameters)
@@ -493,18 +503,14 @@ def test_the_simulator_refuses_slots_that_do_not_repeat() -> None:
     assert np.allclose(made, sine(np.tile(slots(3)[: SLOTS // 2], 2)), atol=2e-3)
 
 
-class Untouched(OpenFHEEvaluator):
-    """OpenFHE must not see what olac refuses."""
-
-    def _bootstrap(self, a: Any, state: CipherState) -> Any:
-        raise AssertionError("OpenFHE saw it")
-
-
-def test_bootstraps_that_would_go_wrong_are_refused_alike(name: str) -> None:
+def test_bootstraps_that_would_go_wrong_are_refused_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = bootstrapped_backend(name)
     ev = backend.evaluator
-    if name == "openfhe":
-        ev = Untouched(wire(BOOTSTRAPPED).context, BOOTSTRAPPED, STEPS)
+
+    def touched(*_: object) -> None:
+        raise AssertionError("OpenFHE saw it")
+
+    monkeypatch.setattr(OpenFHEEvaluator, "_bootstrap", touched)  # it must not see what olac refuses
     drifted = backend.encrypt(slots(0), 5)
     drifted = replace(drifted, state=replace(drifted.state, scale=drifted.state.scale * 1.001))
     product = ev.multiply_plain(backend.encrypt(slots(0), 5), plain(backend, slots(0), 5))
@@ -570,7 +576,7 @@ NETWORKS: dict[str, Callable[[], Graph]] = {
 
 
 @functools.lru_cache(maxsize=len(NETWORKS) * 6)
-def program(technique: str, network: str, copies: str, halving: str) -> tuple[Graph, Array, tuple[int, ...]]:
+def program(technique: str, network: str, copies: Copies, halving: Halving) -> tuple[Graph, Array, tuple[int, ...]]:
     graph = NETWORKS[network]()
     graph, calibration = normalized(graph, images_for(graph, 6))
     parameters = parameters_for(technique)
@@ -656,7 +662,7 @@ def test_weights_encoded_before_a_run_are_found_where_rotations_are_composed() -
     context, _ = openfhe_keys(FIXED)
     cache = PlaintextCache(10**9)
     evaluator = OpenFHEEvaluator(context, parameters_for(FIXED), (1,), cache, Workers(0))
-    encoder = _Encoder(evaluator)
+    encoder = Encoder(evaluator)
 
     def program(ev: Evaluator[Any, Any], a: Ciphertext[Any]) -> Ciphertext[Any]:
         rotated = ev.rotate_hoisted(a, [1, 2])
@@ -713,6 +719,16 @@ def test_threads_change_no_bit(network: str, budget: int | None) -> None:
     assert cache is None or 0 < cache.bytes <= cache.budget
 
 
+def test_the_plain_backend_has_no_hook_that_has_a_default() -> None:
+    hooks = {name for name in vars(Evaluator) if name.startswith("_") and inspect.isfunction(vars(Evaluator)[name])}
+    defaults = {name for name in hooks - Evaluator.__abstractmethods__ if name in vars(SimulatorEvaluator)}
+    defaults.discard("__init__")
+    assert len(defaults) == 9
+    for hook in defaults:
+        assert getattr(PlainEvaluator, hook) is getattr(Evaluator, hook)
+        assert hook == "_add_conjugate" or getattr(OpenFHEEvaluator, hook) is not getattr(Evaluator, hook)
+
+
 def test_simulated_noise_reaches_the_result() -> None:
     graph, images, rotations = program(FIXED, "residual", "shifted", "always")
     quiet = SimulatorEvaluator(parameters_for(FIXED), rotations)
@@ -721,6 +737,26 @@ def test_simulated_noise_reaches_the_result() -> None:
     (b,), _ = run(graph, Backend(noisy, noisy.encrypt, noisy.decrypt, 0.0), images)
     difference = np.max(np.abs(quiet.decrypt(a) - noisy.decrypt(b)))
     assert 1e-9 < difference < 1e-4
+
+
+def test_earlier_names_work_where_other_hooks_are_left_at_their_defaults() -> None:
+    with pytest.warns(DeprecationWarning, match="call it _"):
+
+        class Earlier(PlainEvaluator):
+            def _normalize(self, a: Any, state: CipherState) -> Any:
+                return PlainEvaluator._rescale(self, a, state)
+
+            def _drop(self, a: Any, state: CipherState, level: int) -> Any:
+                return PlainEvaluator._level_reduce(self, a, state, level)
+
+    backend = make_backend("plain", FIXED)
+    context, _ = openfhe_keys(FIXED)
+    evaluator = Earlier(context, parameters_for(FIXED), STEPS)
+    a = backend.encrypt(slots(0), 4)
+    total = evaluator.rescale(evaluator.multiply_sum([(a, a), (a, a)]))
+    low = evaluator.level_reduce(total, 1)
+    moved = evaluator.rotate_sum([(low, 1), (low, 5)])
+    assert backend.close(moved, 2 * (np.roll(slots(0), -1) ** 2 + np.roll(slots(0), -5) ** 2))
 
 
 def test_earlier_names_work_and_warn() -> None:

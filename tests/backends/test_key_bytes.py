@@ -15,9 +15,10 @@ from olac.backends.openfhe.keys import KeySet, make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.memory_files import MemoryFile
 from olac.backends.openfhe.wire import Wire, wire
-from olac.backends.openfhe.words import Words, extract, new_tag
+from olac.backends.openfhe.words import extract, new_tag
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
+from olac.ckks.words import Words
 from olac.errors import ArtifactError, BackendError
 
 pytestmark = pytest.mark.encrypted

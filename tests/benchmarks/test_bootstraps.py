@@ -16,7 +16,7 @@ SMALL = ["--ring", "11", "--insecure", "--rounds", "1", "--threads", "1"]
 
 @pytest.mark.encrypted
 def test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A process each, as from the command line: OpenFHE keeps one set-up for a chain."""
+    """Each runs in a process of its own, as from the command line: OpenFHE keeps one set-up for a chain."""
     file = tmp_path / "rows.json"
     for more in ([], ["--slots", "8"], ["--complex"]):
         command = [sys.executable, "-m", "benchmarks", "bootstraps", *SMALL, "--json", str(file), "--append", *more]

@@ -30,15 +30,15 @@ def tiny() -> nn.Module:
 
 @pytest.fixture
 def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A folder with images and weights that the test runs in; the steps that were run. `prepare` runs in this process,
-    which alone knows the tiny network.
+    """A folder with images and weights that the test runs in; returns the steps that were run. `prepare` runs in this
+    process, because only this process knows the tiny network.
     """
     random = np.random.default_rng(0)
     for name, count in (("test", 8), ("train", 40)):
         images = random.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
         np.savez(tmp_path / f"cifar10_{name}.npz", images=images, labels=random.integers(0, 3, count, dtype=np.uint8))
     torch.manual_seed(0)
-    # Positive weights: nothing dies behind eight ReLUs, where the output would not depend on the input any more.
+    # Positive weights, so that values stay positive after eight ReLUs and the output depends on the input.
     torch.save({name: values.abs() for name, values in tiny().state_dict().items()}, tmp_path / "weights.pt")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.delenv(ENVIRONMENT, raising=False)
@@ -246,7 +246,7 @@ def test_compare(
 def test_what_there_is_time_for_is_run(
     run: Run, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The faster of two is run; the slower one, which would take longer than is left, stays a prediction."""
+    """The faster of two is run; the slower one, which would take longer than the time left, stays a prediction."""
     prepare = encrypted_steps.prepare
 
     def slow(request: dict[str, Any], tell: encrypted.Tell) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Faults of all kinds, in small: none may end in a wrong result, a crash, a hang or a foreign exception.
+"""A few faults of each kind: none may end in a wrong result, a crash, a hang or a foreign exception.
 
-`python -m benchmarks faults` does the same in large (docs/reliability.md).
+`python -m benchmarks faults` tries many (docs/reliability.md).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def process(folder: Path) -> Iterator[Worker]:
-    """One process for most kinds: to start it takes longer than many cases."""
+    """One process for most kinds, because starting it takes longer than many cases."""
     with worker(["networks", *MUTATIONS, "threads", "constant memory"], folder) as made:
         yield made
 
 
 def check(process: Worker, kind: str, count: int, first: int = 0) -> Counter[Outcome]:
-    """No case may end in a fault; how many ended how."""
+    """No case may end in a fault; returns how many ended with each outcome."""
     found = [process.case(kind, seed) for seed in range(first, first + count)]
     assert not [str(one) for one in found if one.verdict.outcome in FAULTS]
     return Counter(one.verdict.outcome for one in found)
@@ -73,7 +73,7 @@ def test_forks(folder: Path) -> None:
     ways = 1 + len(USES)
     with worker(["forks"], folder) as process:
         ends = check(process, "forks", ways)
-    # Before its parent has used the library a child may do all, and after that nothing that is random.
+    # Before its parent has used the library, a child may do everything, and after that nothing random.
     assert ends[Outcome.RIGHT] >= 1 and ends[Outcome.REFUSED] >= 4
 
 
@@ -83,7 +83,7 @@ def test_what_lasts(kind: str, count: int, process: Worker) -> None:
     assert ends[Outcome.RIGHT] == count
 
 
-# The harness itself sees faults ---------------------------------------------------------------------------------------
+# The harness notices faults -------------------------------------------------------------------------------------------
 
 
 def test_ends_are_told_apart() -> None:

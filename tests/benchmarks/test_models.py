@@ -25,12 +25,12 @@ def block(name: str, bias: bool) -> set[str]:
 
 
 def keys_of(model: nn.Module) -> set[str]:
-    """Of all tensors but the counters, which weights may leave out."""
+    """The names of all tensors but the counters, which weights may leave out."""
     return {key for key in model.state_dict() if not key.endswith(".num_batches_tracked")}
 
 
 def weight_layers(model: nn.Module) -> int:
-    """Convolutions and linear layers, without those on shortcuts."""
+    """The number of convolutions and linear layers, without those on shortcuts."""
     return sum(
         isinstance(module, nn.Conv2d | nn.Linear) and "shortcut" not in name for name, module in model.named_modules()
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.strategies import family_of, lowering_of, parse_strategies
-from olac.polynomials.fit import FitOptions
+from olac.polynomials.modes import FitOptions
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Calibrations that are saved, loaded, merged, and given in the place of a loader."""
+"""Calibrations that are saved, loaded, merged, and given instead of a loader."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def rewrite(path: Path, change: Any) -> None:
-    """Change manifest or arrays of a file, and give it the hash that it should have."""
+    """Change the manifest or arrays of a file, and correct its hash."""
     arrays = load_file(path)
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

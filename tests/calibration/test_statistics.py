@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from olac.calibration.histogram import BINS, Histogram
-from olac.calibration.statistics import Array
+from olac.system.arrays import Array
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
 ARRAYS = hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.just(2), st.integers(1, 4)), elements=FLOATS)

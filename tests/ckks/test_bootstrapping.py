@@ -1,4 +1,4 @@
-"""What bootstraps take, before any is made: rotation steps as OpenFHE has them, and memory."""
+"""What bootstraps take, before any is made: OpenFHE's rotation steps, and memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_without_bootstrapping_there_is_nothing() -> None:
     assert precomputed_bytes(plain) == 0
 
 
-# Chains that no other test has, and different depths: OpenFHE would give one context for two set-ups.
+# Chains that no other test has, and different depths: otherwise OpenFHE would give one context for two set-ups.
 BUDGETS = [(10, (3, 3), 2), (10, (2, 2), 2), (10, (4, 3), 3), (10, (1, 2), 4), (10, (5, 5), 4), (11, (3, 3), 2)]
 
 
@@ -87,7 +87,7 @@ def test_layers_hold_the_whole_transform(log_slots: int, budget: tuple[int, int]
 
 
 def test_precomputed_bytes_are_about_what_was_measured() -> None:
-    """At ring 2^16 and 2^14: gigabytes that a process grew by."""
+    """At ring 2^16 and 2^14: gigabytes by which a process grew."""
     for log_ring, depth, scale, first, measured in (
         (16, 24, 50, 58, 4.2),
         (16, 26, 40, 47, 4.3),
@@ -110,7 +110,7 @@ def test_precomputed_bytes_are_about_what_was_measured() -> None:
 
 @pytest.mark.parametrize("budget", [(3, 3), (4, 2), (1, 5)])
 def test_what_is_counted_is_what_is_kept(budget: tuple[int, int]) -> None:
-    """Products with plaintexts are those that memory is planned for, each at the level of its layer."""
+    """The products with plaintexts are those that memory is planned for, each at the level of its layer."""
     parameters = parameters_of(11, budget, 4)
     boots, special = parameters.bootstrapping, len(parameters.special_primes)
     assert boots is not None
@@ -174,7 +174,9 @@ def test_bootstraps_at_full_security_are_priced_about_as_measured(
 
 
 def test_the_noise_of_a_bootstrap() -> None:
-    """Of the measured set-ups, and of others by the nearest; a bit more of correction doubles it."""
+    """The noise of the measured set-ups; other set-ups get that of the nearest, doubled for each further bit of
+    correction.
+    """
     assert bootstrap_noise(Parameters(11, 18, 40, 47, 1, FLEXIBLE, 0)) == 0.0
     usual, finer, between, corrected = (
         bootstrap_noise(Parameters(16, 20, scale, first, 3, FLEXIBLE, 0, Bootstrapping(4, (3, 3), correction)))
@@ -195,7 +197,7 @@ def test_working_bytes_are_about_what_was_measured() -> None:
 
 
 def test_two_set_ups_of_one_chain_are_refused_in_one_process() -> None:
-    """Silently, the later one would be used for both. Where nobody has the first any more it may take its place."""
+    """OpenFHE would silently use the later one for both. If nobody has the first any more, it may replace it."""
     first = Parameters(10, 18, 41, 48, 3, FLEXIBLE, 0, Bootstrapping(3, (3, 2)))
     prepared = Prepared(make_context(first), first)
     for boots in (Bootstrapping(3, (2, 3)), Bootstrapping(3, (3, 2), 9)):

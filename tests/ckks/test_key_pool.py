@@ -1,4 +1,4 @@
-"""Keys of a pool that does not fit: never more than fit, and no schedule loads fewer."""
+"""A pool of keys holds no more than fit, and no schedule loads fewer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import random
 
 import pytest
 
-from olac.ckks.key_pool import Pages, evictions
+from olac.ckks.key_pool import KeyPool, evictions
 
 
 def fewest_loads(order: tuple[int, ...], capacity: int) -> int:
-    """Of all schedules, by trying every key that could go."""
+    """The fewest loads of all schedules, by trying to evict every key."""
 
     @functools.cache
     def least(place: int, held: frozenset[int]) -> int:
@@ -32,7 +32,7 @@ def test_no_schedule_loads_fewer_keys(seed: int) -> None:
     chosen = random.Random(seed)
     order = tuple(chosen.randrange(1, 7) for _ in range(chosen.randrange(1, 25)))
     for capacity in range(1, 7):
-        pages = Pages(order, capacity)
+        pages = KeyPool(order, capacity)
         held: set[int] = set()
         for key in order:
             missing, gone = pages.need(key)
@@ -47,7 +47,7 @@ def test_no_schedule_loads_fewer_keys(seed: int) -> None:
 
 
 def test_the_next_run_begins_with_what_the_last_one_left() -> None:
-    pages = Pages((1, 2, 3), 2)
+    pages = KeyPool((1, 2, 3), 2)
     loads = []
     for _ in range(4):
         pages.restart()
@@ -55,11 +55,11 @@ def test_the_next_run_begins_with_what_the_last_one_left() -> None:
         for key in (1, 2, 3):
             pages.need(key)
         loads.append(pages.loads - before)
-    assert loads == [3, 1, 2, 1]  # what went last in the run before is not what is needed first
+    assert loads == [3, 1, 2, 1]  # the key that was evicted last in the run before is not needed first
 
 
 def test_a_run_may_begin_in_the_middle() -> None:
-    pages = Pages((1, 2, 3, 1), 2)
+    pages = KeyPool((1, 2, 3, 1), 2)
     pages.restart(2)
     assert pages.need(3) == (True, None) and pages.need(1) == (True, None)
     with pytest.raises(ValueError, match="not the next"):
@@ -67,4 +67,4 @@ def test_a_run_may_begin_in_the_middle() -> None:
     pages.restart(1)
     assert pages.need(2) == (True, 1)  # 3 comes before it
     with pytest.raises(ValueError, match="capacity"):
-        Pages((1,), 0)
+        KeyPool((1,), 0)

@@ -59,7 +59,7 @@ def test_scales_are_the_ones_that_openfhe_keeps(technique: str) -> None:
 @pytest.mark.parametrize("security", [128, 192, 256])
 @pytest.mark.parametrize("log_ring", [13, 14])
 def test_security_is_refused_where_openfhe_refuses_it(log_ring: int, security: int) -> None:
-    """On both sides of the bound, at every number of digits: olac and OpenFHE say the same."""
+    """On both sides of the bound, with every number of digits: olac and OpenFHE agree."""
     seen = set()
     for depth in range(1, 10):
         for digits in (1, 2, depth + 1):
@@ -90,7 +90,7 @@ def test_security_bits_meet_the_table_and_fall_with_log_qp() -> None:
 
 
 def test_no_bound_was_raised() -> None:
-    """Those of 2024 are the standard's of 2018 or lower; what OpenFHE accepts has to be within both."""
+    """The bounds of 2024 are those of the standard of 2018 or lower; what OpenFHE accepts has to be within both."""
     for level, bounds in EARLIER_SECURITY_BOUNDS.items():
         assert all(SECURITY_BOUNDS[level][log_ring] <= bound for log_ring, bound in bounds.items())
     assert SECURITY_BOUNDS[128][14] < EARLIER_SECURITY_BOUNDS[128][14]
@@ -100,7 +100,7 @@ def test_no_bound_was_raised() -> None:
 
 
 def test_what_only_the_earlier_bounds_allow_is_no_longer_chosen_but_runs() -> None:
-    """log2(QP) of 434 at 2^14, where 438 was allowed: refused, and with the bits that it has where it is there."""
+    """log2(QP) of 434 at 2^14, where 438 was allowed: new programs are refused, older ones state their bits."""
     parameters = Parameters(14, 3, 47, 53, 1)
     assert 430 < parameters.log_qp < 438
     assert not parameters.secure and 124 < parameters.security_bits < 128
@@ -165,7 +165,7 @@ def sparse(log_ring: int, rest: int, digits: int, security: int = 128) -> Parame
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0,), "0 levels left"),
+        ((0,), "leaves 0 levels"),
         ((4, (0, 3)), "level budget"),
         ((4, (3, 6)), "level budget"),
         ((4, (3,)), "level budget"),
@@ -238,7 +238,7 @@ def test_sparse_secrets_are_held_to_their_own_bound() -> None:
 
 
 def test_the_dense_bound_is_not_that_of_sparse_secrets() -> None:
-    """log2(QP) of 1662 would do at 2^16 for a uniform secret."""
+    """log2(QP) of 1662 would be allowed at 2^16 for a uniform secret."""
     parameters = sparse(16, 14, 3)
     assert 1553 < parameters.log_qp < SECURITY_BOUNDS[128][16]
     with pytest.raises(SecurityError, match="sparse secret"):
@@ -303,7 +303,7 @@ def test_the_modulus_of_the_key_into_the_sparser_secret_is_bounded(monkeypatch: 
 
 
 def test_encapsulation_primes() -> None:
-    """q_0 and two primes of 33 bits; that they are OpenFHE's shows where keys become words and keys again."""
+    """q_0 and two primes of 33 bits; tests that turn keys into words and back show that they are OpenFHE's."""
     for log_ring in (11, 12, 16):
         parameters = sparse(log_ring, 4, 3, security=0)
         first, *others = parameters.encapsulation_primes

@@ -1,4 +1,4 @@
-"""Compositions of rotation steps, against all there are; and which steps of a program get keys."""
+"""Compositions of rotation steps, against all that exist; and which steps of a program get keys."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def sized(keys: int) -> Sizes:
 
 
 def seconds_at_which_a_key_pays(extra: float, keys: int) -> float:
-    """Of a run, so that `extra` seconds more and a key less leave the product of seconds and bytes as it is."""
+    """Seconds of a run for which `extra` seconds and one key less leave the product of seconds and bytes unchanged."""
     before, after = MACHINE_BYTES + sized(keys).server_bytes, MACHINE_BYTES + sized(keys - 1).server_bytes
     return extra * after / (before - after)
 
@@ -131,7 +131,7 @@ def test_where_no_key_may_go_some_wait_in_their_file(held: int) -> None:
 
 
 def test_of_composing_and_reading_the_faster_is_taken() -> None:
-    """Keys that are used one after the other are read once each; used in turn they are read again and again."""
+    """Keys that are used one after the other are read once each; keys used in turn are read again and again."""
     uses: Uses = {(step, 4): 1000 for step in range(1, 9)}
     limit = sized(6).server_bytes
     in_turn = [step for _ in range(1000) for step in range(1, 9)]
@@ -214,7 +214,7 @@ def with_three_keys_less(program: CompiledProgram) -> KeyChoice:
 
 @pytest.mark.filterwarnings("ignore:.*compiled without security")
 def test_a_program_within_less_memory(tmp_path: Path) -> None:
-    """What is predicted with fewer keys is what the recorder counts with them; values and files stay right."""
+    """The counts predicted with fewer keys are those that the recorder counts; values and files stay right."""
     program = small_program()
     graph, parameters = program.graph, program.parameters
     (whole,) = price_digits(graph, [parameters], TABLE, 1)
@@ -223,7 +223,7 @@ def test_a_program_within_less_memory(tmp_path: Path) -> None:
     assert len(less.steps) == len(whole.keys.steps) - 3
     made = CompiledProgram(graph, parameters, less.steps)
     assert set(made.composed) == set(whole.keys.steps) - set(less.steps) and program.composed == ()
-    assert "3 steps that are rare are composed of others" in "\n".join(parameter_lines(made))
+    assert "3 rare steps are composed of others" in "\n".join(parameter_lines(made))
     estimate = made.estimate(1, costs=TABLE)
     assert estimate.server_gb == pytest.approx(less.sizes.server_bytes / 1e9)
     assert program.estimate(1, costs=TABLE).seconds_per_image < estimate.seconds_per_image

@@ -1,4 +1,4 @@
-"""Bounds and figures of security against what the lattice estimator said of them (tests/ckks_security.json)."""
+"""Bounds and figures of security against the results of the lattice estimator (tests/ckks_security.json)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BITS = {Point(row["secret"], row["log_ring"], row["log_q"]): row["bits"] for row
 
 
 def figure(point: Point) -> float:
-    """What olac says of a program whose modulus has so many bits."""
+    """The security that olac states for a modulus of `log_qp` bits."""
     if point.secret == DENSE:
         parameters = Parameters(point.log_ring, 1, 30, 30, 1, security=0)
         vars(parameters)["log_qp"] = float(point.log_q)

@@ -1,4 +1,4 @@
-"""The cost table: what it promises of its prices, and the sizes of what a program moves."""
+"""The cost table: what its prices promise, and the sizes of what a program moves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_prices_agree_with_the_measured_rows(primitive: str) -> None:
         for row in TABLE.rows
         if row.primitive == primitive
     ]
-    # A few short calls with two threads cost up to twice what their neighbours do, time and again.
+    # A few short calls with two threads repeatedly cost up to twice as much as their neighbours.
     close = [ratio for ratio in ratios if 1 / 1.5 < ratio < 1.5]
     assert len(close) >= 0.97 * len(ratios)
     assert 0.95 < statistics.median(ratios) < 1.05

@@ -318,8 +318,8 @@ def test_a_server_that_takes_more_than_this_machine_has_is_noted(monkeypatch: py
 
 
 def test_unknown_options_and_bad_values_are_named() -> None:
-    with pytest.raises(TypeError, match="no option degre"):
-        olac.compile(small_net(), [images()], degre=3)
+    with pytest.raises(TypeError, match="no option 'degre': did you mean degree"):
+        olac.compile(small_net(), [images()], degre=3)  # type: ignore[call-arg]
     choices: tuple[tuple[str, Any], ...] = (
         ("degree", 0),
         ("tolerance", -1.0),

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import olac
-from olac.ckks.primes import FIXED, FLEXIBLE
+from olac.ckks.primes import FIXED, FLEXIBLE, Technique
 from olac.ir.ops import PolynomialProduct
 from olac.program.program import CompiledProgram
 from olac.selection.lower import DEFAULT_PRECISION
 
 
-def compiled(net: nn.Module, alpha: int, technique: str) -> tuple[CompiledProgram, torch.Tensor, float]:
+def compiled(net: nn.Module, alpha: int, technique: Technique) -> tuple[CompiledProgram, torch.Tensor, float]:
     """A program at a small ring, calibration images, and the size of the model's outputs on them."""
     images = torch.rand(16, 2, 6, 6) * 2 - 1
     program = olac.compile(
@@ -43,7 +43,7 @@ def relu_net() -> nn.Module:
 
 @pytest.mark.encrypted
 @pytest.mark.parametrize(("alpha", "technique"), [(4, FIXED), (5, FLEXIBLE), (6, FIXED), (6, FLEXIBLE), (10, FIXED)])
-def test_relu_encrypted(alpha: int, technique: str) -> None:
+def test_relu_encrypted(alpha: int, technique: Technique) -> None:
     program, images, size = compiled(relu_net(), alpha, technique)
     client = olac.Client(program)
     server = olac.Server(program, client.generate_keys())

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 import olac
-from olac.ckks.primes import FIXED, FLEXIBLE
+from olac.ckks.primes import FIXED, FLEXIBLE, Technique
 from olac.ir.lowerings import Diagonals, Multiplexed
 from olac.ir.ops import Conv2d, LinearOp
+from olac.passes.choose_lowerings import Convolutions
 from tests.e2e.test_shifted_copies import Skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*compiled without security")
 
 
-def compiled(convolutions: str, technique: str = FIXED) -> tuple[olac.CompiledProgram, torch.Tensor]:
+def compiled(convolutions: Convolutions, technique: Technique = FIXED) -> tuple[olac.CompiledProgram, torch.Tensor]:
     torch.manual_seed(1)
     model, images = Skip().eval(), torch.rand(32, 2, 6, 6) * 2 - 1
     program = olac.compile(
@@ -33,7 +34,7 @@ def compiled(convolutions: str, technique: str = FIXED) -> tuple[olac.CompiledPr
 
 @pytest.mark.encrypted
 @pytest.mark.parametrize("technique", [FIXED, FLEXIBLE])
-def test_an_encrypted_residual_network(technique: str) -> None:
+def test_an_encrypted_residual_network(technique: Technique) -> None:
     program, images = compiled("multiplexed", technique)
     convolutions = [node for node in program.graph.nodes if isinstance(node.op, Conv2d)]
     assert len(convolutions) == 3
@@ -72,4 +73,4 @@ def test_batches_keep_diagonals() -> None:
 
 def test_the_option_is_checked() -> None:
     with pytest.raises(ValueError, match="'fastest' is not one of auto, diagonals, multiplexed"):
-        olac.CompileOptions(convolutions="fastest")
+        olac.CompileOptions(convolutions="fastest")  # type: ignore[arg-type]

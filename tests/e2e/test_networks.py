@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 import olac
 from olac.backends.simulator import SimulatorEvaluator
-from olac.ckks.primes import FIXED, FLEXIBLE
+from olac.ckks.primes import FIXED, FLEXIBLE, Technique
 from olac.frontend import lift, trace
 from olac.ir.graph import Graph
 from olac.ir.ops import Array
 from olac.kernels.execute import build_kernels, execute
-from olac.polynomials.fit import FitOptions
+from olac.polynomials.modes import FitOptions
 from olac.program.program import CompiledProgram
 from olac.selection.lower import DEFAULT_PRECISION
 
@@ -368,7 +368,7 @@ def test_traced_and_packed(case: Case) -> None:
         ("product of sums", FIXED),
     ],
 )
-def test_encrypted(name: str, technique: str) -> None:
+def test_encrypted(name: str, technique: Technique) -> None:
     """The noise of the outputs is within what compile() promises, of the calibrated outputs."""
     case = next(case for case in CASES + ODD if case.name == name)
     model, images = made(case)

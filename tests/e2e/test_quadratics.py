@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import olac
 from olac.analysis.depth import activation_depth, circuit_depth
-from olac.ckks.primes import FIXED, FLEXIBLE
+from olac.ckks.primes import FIXED, FLEXIBLE, Technique
 from olac.errors import ArtifactError
 from olac.ir.graph import Graph
 from olac.ir.ops import Polynomial, Square
@@ -63,7 +63,7 @@ class Residual(nn.Module):
 RESIDUAL = Case("residual", Residual, (2, 8, 8))
 
 
-def compiled(case: Case, technique: str = FIXED, degree: int = 2) -> CompiledProgram:
+def compiled(case: Case, technique: Technique = FIXED, degree: int = 2) -> CompiledProgram:
     model, images = made(case)
     return olac.compile(
         model,
@@ -131,7 +131,7 @@ def test_a_program_with_squares_comes_back_from_its_file(tmp_path: Path) -> None
 
 @pytest.mark.encrypted
 @pytest.mark.parametrize("technique", [FIXED, FLEXIBLE])
-def test_encrypted(technique: str) -> None:
+def test_encrypted(technique: Technique) -> None:
     model, images = made(RESIDUAL)
     program = compiled(RESIDUAL, technique)
     client = olac.Client(program)
@@ -169,7 +169,13 @@ class ComposeLater(ComposeLinear):
 def test_squares_fold_before_linear_ops_are_composed_too(case: Case) -> None:
     model, images = made(case)
     options = olac.FitOptions(degree=2)
-    later = (FoldAffine(), FitActivations(options), FoldSquares(), ComposeLater(), NormalizeUnits())
+    later = (
+        FoldAffine(),
+        FitActivations(options.fitting, options.choice),
+        FoldSquares(),
+        ComposeLater(),
+        NormalizeUnits(),
+    )
     graphs = [olac.approximate(model, [images], pipeline=p).graph for p in (approximation_pipeline(options), later)]
     assert [n.op.name for n in graphs[0].nodes].count("square") == activation_depth(graphs[0])
     assert circuit_depth(graphs[0]) == circuit_depth(graphs[1])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import olac
-from olac.ckks.primes import FIXED, FLEXIBLE
+from olac.ckks.primes import FIXED, FLEXIBLE, Technique
 from olac.ir.ops import Polynomial
 from olac.passes.pipeline import lowering_pipeline
 from olac.selection.lower import DEFAULT_PRECISION
@@ -35,7 +35,7 @@ class Skip(nn.Module):
 
 
 @pytest.mark.parametrize("technique", [FIXED, FLEXIBLE])
-def test_an_encrypted_residual_network(technique: str) -> None:
+def test_an_encrypted_residual_network(technique: Technique) -> None:
     torch.manual_seed(1)
     model, images = Skip().eval(), torch.rand(32, 2, 6, 6) * 2 - 1
     options = olac.CompileOptions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import olac
 from olac.ir.ops import Polynomial, PolynomialProduct, Square
-from olac.polynomials.fit import DEGREES, METHODS
+from olac.polynomials.modes import METHODS, Effects
 from olac.program.program import CompiledProgram
 from tests.e2e.test_networks import batch_norm
 
@@ -71,7 +71,7 @@ def compiled(name: str) -> CompiledProgram:
 
 def test_every_method_is_here() -> None:
     assert {one.get("method", "compensated") for one in STRATEGIES.values()} == set(METHODS)
-    assert {one.get("degrees", "measured") for one in STRATEGIES.values()} == set(DEGREES)
+    assert {one.get("degrees", "measured") for one in STRATEGIES.values()} == set(get_args(Effects))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -1,4 +1,4 @@
-"""Activations that a caller names: own modules and functions."""
+"""Activations that a caller names: the caller's own modules and functions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _snake(x: Any, slope: float = 1.0) -> Any:
 
 
 class Calls(nn.Module):
-    """A model that calls a function as its forward has it: a global, an attribute or from a closure."""
+    """A model whose forward calls a function that is a global, an attribute or in a closure."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ class Less(nn.Module):
         (Place(), None, "different places"),
         (Noise(), None, "random"),
         (Less(), None, "gives"),
-        (Snake(), np.tanh, "another one"),
+        (Snake(), np.tanh, "but the model gives"),
         (Snake(), lambda x: x.nothing(), "fails"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Every operation that the frontend takes, compiled at default options, against torch on images that were held out.
+"""Every operation that the frontend supports, compiled with default options, against torch on held-out images.
 
-The operations are those of the registry: one without a case here fails.
+The operations are those of the registry: an operation without a case here fails.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from olac.frontend.lifter import FUNCTIONS, MODULES
 
 VECTOR, IMAGE = (6,), (2, 4, 4)
 EXACT, FITTED, COMPARED = 1e-5, 0.35, 0.15
-"""Largest root mean square error, in standard deviations of the outputs: of what stays as it is, of activations, which
-are fitted, and of maxima."""
+"""Largest root mean square error, in standard deviations of the outputs: of exact operations, of activations, which are
+fitted, and of maxima.
+"""
 
 Case = tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any], float]
 
 
 def case(shape: tuple[int, ...], *args: Any, error: float = EXACT, **kwargs: Any) -> Case:
-    """What an operation is tried on: the shape of the value, further arguments, and the error."""
+    """How an operation is tried: the shape of the value, further arguments, and the error."""
     return shape, args, kwargs, error
 
 
@@ -124,7 +125,7 @@ BY_MODULE: dict[type[nn.Module], tuple[tuple[int, ...], Callable[[], nn.Module],
 
 
 class Net(nn.Module):
-    """A layer that mixes, the operation, and a layer that reads it, or the first two of several results."""
+    """A layer that mixes, the operation, and a layer that reads its result, or the first two of several results."""
 
     def __init__(self, shape: tuple[int, ...], operation: Callable[..., Any]) -> None:
         super().__init__()
@@ -158,7 +159,7 @@ class Ending(Net):
 
 
 def check(shape: tuple[int, ...], operation: Callable[..., Any], error: float, last: bool = False) -> None:
-    """Compile at default options, and compare with torch on images that calibration never saw."""
+    """Compile with default options, and compare with torch on images that calibration never saw."""
     torch.manual_seed(5)
     net = (Ending if last else Net)(shape, operation).eval()
     program = olac.compile(net, torch.randn(72, *shape).split(24))
@@ -170,7 +171,7 @@ def check(shape: tuple[int, ...], operation: Callable[..., Any], error: float, l
 
 
 def own(registry: dict[Any, Any]) -> list[tuple[Any, Any]]:
-    """What olac itself registers, without what tests of extensions do."""
+    """The operations that olac itself registers, without those that tests of extensions register."""
     return [(key, handler) for key, handler in registry.items() if handler.__module__.startswith("olac.")]
 
 
@@ -193,13 +194,13 @@ def operation(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cal
 
 
 HANDLERS = {handler: target for target, handler in reversed(own(FUNCTIONS))}
-"""By handler one of the functions and methods that it is for; test_lift has all spellings."""
+"""For each handler one of its functions and methods; test_lift has all spellings."""
 
 
 @pytest.mark.parametrize("target", HANDLERS.values(), ids=lambda t: t if isinstance(t, str) else t.__name__)
 def test_functions(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     handler = FUNCTIONS[target]
-    assert name_of(target) in CASES, f"{name_of(target)} is taken, and has no case here"
+    assert name_of(target) in CASES, f"{name_of(target)} is supported, but has no case here"
     reached = []
 
     def seen(*args: Any, **kwargs: Any) -> Any:
@@ -229,9 +230,9 @@ def pooled(*layers: nn.Module) -> nn.Module:
 
 
 POOLED: dict[str, Callable[[], nn.Module]] = {
-    "behind ReLU": lambda: pooled(nn.ReLU(), nn.MaxPool2d(2)),
+    "after ReLU": lambda: pooled(nn.ReLU(), nn.MaxPool2d(2)),
     "before ReLU": lambda: pooled(nn.MaxPool2d(2), nn.ReLU()),
-    "behind GELU": lambda: pooled(nn.GELU(), nn.MaxPool2d(2)),
+    "after GELU": lambda: pooled(nn.GELU(), nn.MaxPool2d(2)),
     "alone": lambda: nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.LazyLinear(3)),
     "kernel 3, stride 2": lambda: pooled(nn.ReLU(), nn.MaxPool2d(3, 2, 1)),
     "between activations": lambda: pooled(

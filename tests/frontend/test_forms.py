@@ -1,4 +1,4 @@
-"""Forms of models: computed weights, weights that are not there yet, constants made from the input, odd outputs."""
+"""Forms of models: computed weights, weights without values, constants made from the input, odd outputs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Apply(nn.Module):
 
 
 def agrees(model: nn.Module, shape: tuple[int, ...]) -> None:
-    """Lift a model, and compare it with torch on batches of several sizes that tracing never saw."""
+    """Lift a model, and compare it with torch on batches of sizes that tracing never saw."""
     torch.manual_seed(6)
     model.eval()
     graph = lift(trace(model, torch.randn(3, *shape)))
@@ -47,7 +47,7 @@ def agrees(model: nn.Module, shape: tuple[int, ...]) -> None:
 
 
 def problems(model: nn.Module, example: torch.Tensor) -> str:
-    """What `check` says, in one text."""
+    """The answer of `check`, as one text."""
     return "\n".join(str(node) for node in check(model.eval(), example))
 
 
@@ -159,7 +159,7 @@ class MakesItsLayer(nn.Module):
 
 
 class SetsItsParameters(nn.Module):
-    """As ActNorm does, from the first batch."""
+    """Takes its parameters from the first batch, as ActNorm does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ def test_parameters_that_a_run_makes_are_refused(make: Callable[[], nn.Module]) 
 
 
 def recurrent(model: Any, x: Any) -> Any:
-    """A cell written out, with a state of zeros to begin with."""
+    """A recurrent cell written out, whose first state is zeros."""
     state = x.new_zeros(x.shape[0], 4)
     for _ in range(3):
         state = 0.5 * state + torch.tanh(model.layer(state) + x)
@@ -321,7 +321,7 @@ def test_division_by_zero_is_refused() -> None:
 
 
 def test_changes_in_place() -> None:
-    """Of the input, too: what the caller gives stays as it is."""
+    """This holds for the input, too: what the caller gives stays unchanged."""
 
     def changed(model: Any, x: Any) -> Any:
         y = nn.ReLU(inplace=True)(x.add_(1).mul_(2))
@@ -346,7 +346,7 @@ def test_complex_outputs_are_refused() -> None:
 
 
 def test_images_that_mean_something_else_as_floats() -> None:
-    """The program gets numbers, so a model must not tell pixels by their type."""
+    """The program gets numbers, so a model must not depend on the type of pixels."""
 
     def scaled(model: Any, x: Any) -> Any:
         return model.layer(x.float() / 255 if x.dtype == torch.uint8 else x)
@@ -389,7 +389,7 @@ def test_errors_show_the_line_where_they_say_nothing() -> None:
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    """torch.fx prints where a graph module fails: the traced one on another batch, or one that the caller gave."""
+    """torch.fx prints a message if a graph module fails: the traced one on another batch, or the caller's own."""
     assert problems(
         Apply(lambda m, x: x + torch.ones(2, 4)[: x.shape[0]] * torch.arange(8.0).view(2, 4)), torch.randn(2, 4)
     )

@@ -1,4 +1,4 @@
-"""Every supported operation, in each of its spellings, against torch; and what isn't supported, all at once."""
+"""Every supported operation, in each of its spellings, against torch; and all unsupported operations at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from olac.ir.types import Stage
 
 
 class Apply(nn.Module):
-    """A model that applies a function, with a parameter and a buffer at hand."""
+    """A model that applies a function, with a parameter and a buffer that it can use."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def agrees(model: nn.Module, x: torch.Tensor) -> Graph:
     with torch.no_grad():
         for batch in (x, x[:1], torch.cat([x, -2 * x])):
             got = graph.evaluate(batch.double().numpy())
-            # Where the model squeezes, a single image loses the batch axis in torch, and only there.
+            # If the model squeezes, a single image loses the batch axis in torch, and only there.
             expected = model(batch).double().reshape(len(batch), *got.shape[1:]).numpy()
             assert got.shape == expected.shape
             assert np.abs(got - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
@@ -63,7 +63,7 @@ def agrees(model: nn.Module, x: torch.Tensor) -> Graph:
 
 
 def randomise(model: nn.Module) -> nn.Module:
-    """Weights and statistics as after training."""
+    """Random weights and statistics, as after training."""
     generator = torch.Generator().manual_seed(2)
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_floating_point():
@@ -135,7 +135,7 @@ MODULES_2D: list[tuple[nn.Module, tuple[int, ...]]] = [
 def test_modules(module: nn.Module, shape: tuple[int, ...]) -> None:
     holder = nn.Sequential(randomise(module))
     agrees(holder, images(*shape))
-    # The module alone is traced into, and comes out through functions.
+    # The module is traced into if it is alone, and becomes functions.
     agrees(module, images(*shape))
 
 
@@ -484,7 +484,7 @@ WINDOW_SIZES = (("kernel", 5), ("dilation", 3), ("stride", 4))
 
 
 class Bad(nn.Module):
-    """Many things that can't be compiled, and good ones in between."""
+    """Many operations that can't be compiled, with supported ones in between."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tracing: the model stays as it is, shapes are concrete, and the result runs on batches of any size."""
+"""Tracing: the model stays unchanged, shapes are concrete, and the result runs on batches of any size."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals
 from olac.ir.ops import Conv2d, LinearMap
-from olac.kernels.linear import DiagonalKernel, baby_choices, can_shift, count_steps, modulus_choices, place
+from olac.kernels.linear import DiagonalKernel, baby_choices, can_shift, count, modulus_choices, place
+from tests.kernels.diagonals import distinct
 
 PARAMETERS = {t: Parameters(10, 3, 30, 36, 2, t, security=0) for t in (FIXED, FLEXIBLE)}
 SLOTS = 512
@@ -115,7 +116,7 @@ def test_a_product_serves_as_many_diagonals_as_there_are_copies(columns: int, st
     operand = result.with_step(step)
     copies = min(SLOTS // columns, columns // step)
     assert operand.distinct_copies == copies
-    assert count_steps(place(linear, operand, result, columns), 4, 0).products == columns // copies
+    assert count(*distinct(place(linear, operand, result, columns)), 4, 0).products == columns // copies
     kernel = DiagonalKernel(linear, operand, result, Diagonals(columns, 4))
     assert np.allclose(run(kernel, operand, x, FLEXIBLE), result.pack(x @ matrix.T), atol=1e-9)
     recorder = RecorderEvaluator(PARAMETERS[FIXED])
@@ -132,7 +133,7 @@ def test_shifted_copies_of_one_large_result_are_refused() -> None:
 
 
 def imaginary_choices(modulus: int) -> st.SearchStrategy[int]:
-    """No complex halving, or by each power of two below the modulus."""
+    """No complex halving, or halving by each power of two below the modulus."""
     return st.sampled_from([0, *(1 << bit for bit in range(modulus.bit_length() - 1))])
 
 
@@ -206,7 +207,7 @@ def test_folding_replaces_products_by_log2_rotations() -> None:
     operand, result = TensorLayout.dense((256,), SLOTS), TensorLayout.dense((16,), SLOTS)
     linear = LinearMap.from_sparse(np.ones((16, 256)), np.zeros(16))
     counts = {
-        modulus: count_steps(place(linear, operand, result, modulus), modulus, 0).products
+        modulus: count(*distinct(place(linear, operand, result, modulus)), modulus, 0).products
         for modulus in modulus_choices(operand, result)
     }
     assert counts == {256: 256, 128: 128, 64: 64, 32: 32, 16: 16}
@@ -218,7 +219,7 @@ def test_counted_steps_are_the_recorded_ones() -> None:
     weight = np.random.default_rng(0).normal(size=(16, 16, 3, 3))
     op = Conv2d("w", None, (1, 1), (1, 1, 1, 1))
     linear = op.linear_map((16, 8, 8), {"w": weight})
-    counts = count_steps(place(linear, operand, operand, 1024), 64, 0)
+    counts = count(*distinct(place(linear, operand, operand, 1024)), 64, 0)
     recorder = RecorderEvaluator(Parameters(11, 2, 30, 36, 3, security=0))
     DiagonalKernel(linear, operand, operand, Diagonals(1024, 64)).run(recorder, [(recorder.fresh(2),)])
     names = [event.primitive for event in recorder.events]

@@ -62,7 +62,7 @@ def test_convolutions_match_torch(data: st.DataObject) -> None:
     shape = op.infer([(c, h, w)], constants)
     result = TensorLayout.multiplexed(shape, operand.padded, gap * stride[0], SLOTS)
     if not can_multiplex(op, operand, result):
-        # With images that don't grow and room for all of them in one ciphertext, nothing else is in the way.
+        # The images don't grow, and all fit into one ciphertext, so nothing else prevents it.
         room = all(stride[0] * (n - 1) < m // gap for n, m in zip(shape[1:], operand.padded, strict=True))
         same = result.padded[1] == operand.padded[1] or shape[1] == 1
         assert operand.ciphertexts > 1 or result.ciphertexts > 1 or not room or not same
@@ -136,7 +136,7 @@ def test_what_can_be_multiplexed() -> None:
     wider = TensorLayout.multiplexed((4, 5, 4), (5, 4), 1, SLOTS)
     beside = TensorLayout.multiplexed((4, 4, 4), (5, 4), 1, SLOTS)
     taller = Conv2d("w", None, (1, 1), (2, 1, 1, 1))
-    assert can_multiplex(taller, beside, wider)  # the row that is new has its pixels in the padding of planes
+    assert can_multiplex(taller, beside, wider)  # the new row has its pixels in the padding of planes
 
 
 REFUSED = {
@@ -206,9 +206,10 @@ def resnet20_convolution(inputs: int, outputs: int, size: int, stride: int) -> t
 def test_rotations_and_products_are_those_of_the_paper(
     inputs: int, outputs: int, size: int, stride: int, copies: int, sums: int
 ) -> None:
-    """8 rotations by the filter, `sums` a group, one a channel (less the one whose step is 0), those that fill copies.
+    """8 rotations by the filter, `sums` per group, one per channel (less the one whose step is 0), those that fill
+    copies.
 
-    9 products a group, and a mask a channel: for the six kinds 34, 88, 176, 104, 208 and 136.
+    9 products per group, and a mask per channel: for the six kinds 34, 88, 176, 104, 208 and 136.
     """
     _, counts = resnet20_convolution(inputs, outputs, size, stride)
     groups = outputs // copies

@@ -1,4 +1,4 @@
-"""What is found once for linear ops whose entries lie alike: the same as for each by itself."""
+"""Results that linear ops with entries at the same places share are the same as for each op by itself."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import pytest
 
 from olac.backends.recorder import RecorderEvaluator
 from olac.ckks.parameters import Parameters
-from olac.ir.layout import Array, TensorLayout
+from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals
 from olac.ir.ops import Conv2d, Linear, LinearMap, LinearOp, SparseLinear
 from olac.kernels import linear as linear_module
 from olac.kernels import patterns
 from olac.kernels.linear import DiagonalKernel, Distinct, modulus_choices, place
 from olac.kernels.patterns import Kept, diagonals_of, entries_key, weightless_kernel
+from olac.system.arrays import Array
+from tests.kernels.diagonals import distinct
 
 PARAMETERS = Parameters(11, 3, 30, 36, 2, security=0)
 SHAPE = (2, 6, 6)
@@ -69,7 +71,7 @@ def test_diagonals_and_primitives_are_those_of_the_op_itself(zeros: tuple[int, .
             if modulus < result.period:
                 continue
             found = diagonals_of(CONV, SHAPE, mine, operand, result, modulus)
-            for one, other in zip(found, place(linear, operand, result, modulus).distinct, strict=True):
+            for one, other in zip(found, distinct(place(linear, operand, result, modulus)), strict=True):
                 np.testing.assert_array_equal(one, other)
         lowering = Diagonals(max(operand.period, result.period), 8)
         events = []
@@ -109,12 +111,12 @@ def test_diagonals_are_those_of_the_placed_entries(name: str, monkeypatch: pytes
     linear = op.linear_map(operand.shape, mine)
     for modulus in modulus_choices(operand, result):
         found = diagonals_of(op, operand.shape, mine, operand, result, modulus)
-        for one, other in zip(found, place(linear, operand, result, modulus).distinct, strict=True):
+        for one, other in zip(found, distinct(place(linear, operand, result, modulus)), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
 def test_a_wide_layer_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the number of moduli; entries are not repeated for any of them."""
+    """Whatever the number of moduli, the entries are not repeated for any of them."""
     seen: list[int] = []
     placed = linear_module.distinct_diagonals
 

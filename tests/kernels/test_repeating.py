@@ -1,4 +1,4 @@
-"""All slots of a value repeat as its layout says, those without an element too: bootstraps take it for granted."""
+"""All slots of a value repeat as its layout says, also those without an element: bootstraps rely on it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from olac.ir import Node
 from olac.kernels.base import Value
 from olac.kernels.execute import build_kernels, execute
 from olac.passes.base import PassContext, PassManager
+from olac.passes.choose_lowerings import Convolutions
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.pipeline import lowering_pipeline
@@ -20,7 +21,7 @@ PARAMETERS = Parameters(11, 60, 40, 47, 3, security=0)
 
 
 @pytest.mark.parametrize("convolutions", ["auto", "multiplexed"])
-def test_slots_repeat(convolutions: str) -> None:
+def test_slots_repeat(convolutions: Convolutions) -> None:
     periods: set[int] = set()
     for seed in range(12):
         graph, images = random_network(seed)

@@ -1,4 +1,4 @@
-""".ci/find-python, on stubs that report what a Python of some kind would."""
+""".ci/find-python, with stubs that report what a Python of some kind would report."""
 
 from __future__ import annotations
 

@@ -20,13 +20,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.system", "olac.plugins"),
     ("olac.ir", "olac.ckks", "olac.parameters"),
     ("olac.costs",),
+    ("olac.backends.base",),
     # Analyses choose by price and check by recording, so these backends lie below them.
-    ("olac.backends.base", "olac.backends.recorder", "olac.backends.cost"),
+    ("olac.backends.recorder", "olac.backends.cost"),
     ("olac.kernels", "olac.frontend"),
     ("olac.calibration",),
-    ("olac.polynomials", "olac.analysis"),
-    ("olac.approximation", "olac.passes"),
+    ("olac.polynomials",),
+    ("olac.analysis",),
+    ("olac.approximation",),
+    ("olac.passes",),
     ("olac.program", "olac.options"),
+    ("olac.backends.session",),
     ("olac.backends",),
     ("olac.selection", "olac.runtime"),
     ("olac", "olac.compiler", "olac.report", "olac.cli", "olac.demo", "olac.__main__"),
@@ -48,6 +52,11 @@ RESERVED: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# Who may import only some modules of a lower package, within functions as well: the runtime names no engine.
+ALONE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "olac.runtime": ("olac.backends", ("olac.backends.base", "olac.backends.recorder", "olac.backends.session")),
+}
+
 # The folder in the tree that each import name is found in.
 FOLDERS = {"olac": "olac", "olac.passes": "passes", "olac.backends": "backends"}
 
@@ -57,7 +66,7 @@ def within(module: str, name: str) -> bool:
 
 
 def layer_of(module: str) -> int | None:
-    """Return the place in LAYERS of a module, or None where it has none."""
+    """Return the place in LAYERS of a module, or None if it has none."""
     fits = [(len(name), i) for i, names in enumerate(LAYERS) for name in names if within(module, name)]
     return max(fits)[1] if fits else None
 
@@ -112,6 +121,9 @@ def faults_of(module: str, source: str, is_package: bool, known: frozenset[str])
                 faults.append(f"{module}:{line} imports {name}, which is in no layer")
             elif other > own:
                 faults.append(f"{module}:{line} imports {name}, which is in a higher layer")
+            for user, (package, allowed) in ALONE.items():
+                if within(module, user) and within(name, package) and not any(within(name, one) for one in allowed):
+                    faults.append(f"{module}:{line} imports {name}, of {package} only {', '.join(allowed)} are for it")
         elif root in {"passes", "backends"}:
             faults.append(f"{module}:{line} imports {name}: import olac.passes / olac.backends")
         elif root in RESERVED and not any(within(module, user) for user in RESERVED[root]):
@@ -134,7 +146,8 @@ KNOWN = frozenset({"olac", "olac.ir", "olac.ir.graph", "olac.passes", "olac.back
     [
         ("olac.passes.fuse", "from olac.ir import graph\nfrom . import other\nimport numpy"),
         ("olac.passes.fuse", "from olac.backends import base"),
-        ("olac.backends.openfhe.engine", "import openfhe\nfrom ..base import Backend"),
+        ("olac.backends.openfhe.engine", "import openfhe\nfrom ..base import Backend\nfrom .. import session"),
+        ("olac.runtime.server", "from olac.backends.session import Engine\nfrom olac.backends import base"),
         ("olac.cli", "def main():\n    import torch\n    from olac.runtime import run"),
         ("olac.ir.graph", "from .types import Type\nfrom ..errors import OlacError"),
     ],
@@ -156,6 +169,15 @@ def test_allowed(module: str, source: str) -> None:
         ("olac.kernels.matmul", "importlib.import_module('torch')"),
         ("olac.compiler", "import openfhe"),
         ("olac.compiler", "from passes import fuse"),
+        ("olac.runtime.server", "from olac.backends.openfhe.wire import wire"),
+        ("olac.runtime.server", "from olac.backends import openfhe"),
+        ("olac.runtime.server", "def f():\n    from ..backends.openfhe import wire"),
+        ("olac.runtime.server", "importlib.import_module('olac.backends.openfhe.session')"),
+        ("olac.runtime.server", "from olac.backends.simulator import SimulatorEvaluator"),
+        ("olac.runtime.server", "import olac.backends"),
+        ("olac.backends.session", "from olac.backends.openfhe import wire"),
+        ("olac.backends.session", "from olac.runtime import Server"),
+        ("olac.backends.base", "from olac.backends.recorder import RecorderEvaluator"),
         ("olac.unheard_of", ""),
         ("olac.compiler", "import olac.unheard_of"),
     ],

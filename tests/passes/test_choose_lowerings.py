@@ -23,14 +23,14 @@ from olac.kernels.record import record
 from olac.passes.assign_layouts import AssignLayouts
 from olac.passes.assign_levels import AssignLevels
 from olac.passes.base import PassContext, PassManager
-from olac.passes.choose_lowerings import ChooseLowerings
+from olac.passes.choose_lowerings import ChooseLowerings, Copies, Halving
 from tests.networks import Growing, images_for, normalized, random_network, residual_network, residual_quadratics
 
 DEPTH = 40
 
 
 def lowered(
-    graph: Graph, copies: str, technique: str = FIXED, costs: CostTable | None = None, halving: str = "never"
+    graph: Graph, copies: Copies, technique: str = FIXED, costs: CostTable | None = None, halving: Halving = "never"
 ) -> Graph:
     graph, calibration = normalized(graph, images_for(graph, 6))
     parameters = Parameters(12, DEPTH, 35, 42, 1, technique, security=0)
@@ -86,7 +86,7 @@ def test_plain_copies_can_be_asked_for() -> None:
     graph = lowered(skip(), "plain")
     assert "shifted" not in graph.text()
     with pytest.raises(ValueError, match="not one of"):
-        ChooseLowerings("some")
+        ChooseLowerings("some")  # type: ignore[arg-type]
 
 
 def test_a_twin_does_not_take_the_id_of_another() -> None:
@@ -167,7 +167,7 @@ def test_products_are_halved_where_that_is_faster() -> None:
     for graph in graphs.values():
         assert np.allclose(in_slots(graph, images, FIXED), graph.evaluate(images), atol=1e-6)
     with pytest.raises(ValueError, match="halving"):
-        ChooseLowerings(halving="some")
+        ChooseLowerings(halving="some")  # type: ignore[arg-type]
 
 
 def products_of_linear_ops(graph: Graph) -> list[int]:
@@ -191,7 +191,7 @@ NETWORKS: dict[str, Callable[[], Graph]] = {
 @pytest.mark.parametrize("technique", [FIXED, FLEXIBLE])
 @pytest.mark.parametrize("copies", ["plain", "auto", "shifted"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_values_stay_what_they_are(network: str, copies: str, technique: str) -> None:
+def test_values_stay_what_they_are(network: str, copies: Copies, technique: str) -> None:
     graph = NETWORKS[network]()
     images = images_for(graph, 1)
     result = lowered(graph, copies, technique)

@@ -8,6 +8,7 @@ from olac.backends.recorder import RecorderEvaluator
 from olac.ckks.parameters import Parameters
 from olac.kernels.execute import build_kernels, execute
 from olac.passes.base import PassContext, PassManager
+from olac.passes.choose_lowerings import Copies, Halving
 from olac.passes.pipeline import lowering_pipeline
 from tests.golden import check_golden
 from tests.networks import images_for, normalized, residual_network
@@ -17,7 +18,7 @@ from tests.networks import images_for, normalized, residual_network
     ("copies", "halving", "name"),
     [("plain", "never", "residual"), ("shifted", "never", "residual_shifted"), ("plain", "always", "residual_halved")],
 )
-def test_residual_network(copies: str, halving: str, name: str) -> None:
+def test_residual_network(copies: Copies, halving: Halving, name: str) -> None:
     graph = residual_network()
     graph, calibration = normalized(graph, images_for(graph, 8))
     parameters = Parameters(11, 7, 30, 37, 4, security=0)

@@ -23,8 +23,8 @@ from olac.passes.expand_max_pool import ExpandMaxPool, rounds_of
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.pipeline import approximation_pipeline
 from olac.passes.replace_by_minimax import ReplaceByMinimax, replace_relu
-from olac.polynomials.fit import FitOptions
 from olac.polynomials.minimax import DEGREES, sign_composition
+from olac.polynomials.modes import FitOptions
 from tests.networks import calibration_of
 
 RANDOM = np.random.default_rng(11)

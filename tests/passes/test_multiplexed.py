@@ -27,7 +27,7 @@ from olac.kernels.multiplexed import MultiplexedKernel
 from olac.kernels.record import record
 from olac.passes.assign_levels import AssignLevels
 from olac.passes.base import PassContext, PassManager
-from olac.passes.choose_lowerings import KINDS, ChooseLowerings, lowered_depth
+from olac.passes.choose_lowerings import KINDS, ChooseLowerings, Convolutions, Copies, lowered_depth
 from olac.passes.pipeline import lowering_pipeline
 from tests.networks import Growing, images_for, normalized, random_network, residual_network, residual_quadratics
 
@@ -38,7 +38,9 @@ def plain_parameters(technique: str = FIXED) -> Parameters:
     return Parameters(12, 40, 35, 42, 1, technique, security=0)
 
 
-def lowered(graph: Graph, parameters: Parameters, lowering: str = "multiplexed", copies: str = "auto") -> Graph:
+def lowered(
+    graph: Graph, parameters: Parameters, lowering: Convolutions = "multiplexed", copies: Copies = "auto"
+) -> Graph:
     graph, calibration = normalized(graph, images_for(graph, 6))
     context = PassContext(calibration=calibration, parameters=parameters)
     return PassManager(lowering_pipeline(copies, convolutions=lowering)).run(graph, context)
@@ -98,14 +100,14 @@ def test_layouts_let_strided_convolutions_be_multiplexed() -> None:
 
 
 @pytest.mark.parametrize("lowering", ["auto", "diagonals"])
-def test_others_take_diagonals(lowering: str) -> None:
+def test_others_take_diagonals(lowering: Convolutions) -> None:
     graph = lowered(blocks(), plain_parameters(), lowering)
     assert all(isinstance(node.lowering, Diagonals) for node in graph.nodes if isinstance(node.op, LinearOp))
     assert graph.text() == lowered(blocks(), plain_parameters(), "diagonals").text()
 
 
 @pytest.mark.parametrize("copies", ["auto", "shifted", "plain"])
-def test_multiplexed_convolutions_read_plain_copies(copies: str) -> None:
+def test_multiplexed_convolutions_read_plain_copies(copies: Copies) -> None:
     graph = lowered(blocks(), plain_parameters(), copies=copies)
     assert len(multiplexed(graph)) == 4
     assert all(layout_of(graph, graph[name].inputs[0]).step == 0 for name in multiplexed(graph))
@@ -116,7 +118,7 @@ def test_multiplexed_convolutions_read_plain_copies(copies: str) -> None:
 
 def test_a_lowering_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match="'fastest' is not one of auto, diagonals, multiplexed"):
-        ChooseLowerings(convolutions="fastest")
+        ChooseLowerings(convolutions="fastest")  # type: ignore[arg-type]
 
 
 NETWORKS: dict[str, Callable[[], Graph]] = {

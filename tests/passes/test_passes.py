@@ -37,7 +37,7 @@ from olac.passes.fit_activations import FitActivations
 from olac.passes.fold_affine import FoldAffine
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
-from olac.polynomials.fit import FitOptions
+from olac.polynomials.modes import Degrees, Empirical, Fixed, Tolerance
 from tests.networks import calibration_of, images_for, normalized, residual_network
 
 RANDOM = np.random.default_rng(5)
@@ -155,7 +155,7 @@ def test_fit_activations_replaces_and_reports() -> None:
     images = RANDOM.normal(size=(200, 2, 3, 3))
     calibration = Calibration(200, {"relu": histogram(images)}, {}, images[:1], images[:1])
     context = PassContext(calibration=calibration)
-    result = PassManager([FitActivations(FitOptions(method="empirical", degree=4))]).run(graph, context)
+    result = PassManager([FitActivations(Empirical(), Fixed(4))]).run(graph, context)
     assert result.stage == Stage.POLYNOMIAL
     assert kinds(result) == ["input", "polynomial"]
     (report,) = context.fits
@@ -170,16 +170,16 @@ def test_the_least_degree_that_meets_the_tolerance_is_taken() -> None:
     images = RANDOM.normal(size=(300, 1, 3, 3))
     calibration = Calibration(300, {"act": histogram(images)}, {}, images[:1], images[:1])
 
-    def degree(**options: float) -> tuple[int, float]:
+    def degree(choice: Degrees) -> tuple[int, float]:
         context = PassContext(calibration=calibration)
-        PassManager([FitActivations(FitOptions(method="empirical", **options))]).run(graph, context)  # type: ignore[arg-type]
+        PassManager([FitActivations(Empirical(), choice)]).run(graph, context)
         return context.fits[0].degree, context.fits[0].rmse
 
-    loose, tight = degree(tolerance=0.1), degree(tolerance=0.01)
+    loose, tight = degree(Tolerance(0.1)), degree(Tolerance(0.01))
     assert loose[1] <= 0.1
     assert tight[1] <= 0.01
     assert loose[0] < tight[0]
-    assert degree(degree=tight[0] - 1)[1] > 0.01
+    assert degree(Fixed(tight[0] - 1))[1] > 0.01
 
 
 def test_an_activation_that_calibration_never_reached_is_an_error() -> None:

@@ -13,7 +13,7 @@ from olac.ir.ops import Activation, Add, Input, MaxPool2d, Polynomial, Slice
 from olac.passes.base import PassContext, PassManager
 from olac.passes.expand_max_pool import ExpandMaxPool, WidenMaxPool
 from olac.passes.fit_activations import FitActivations
-from olac.polynomials.fit import FitOptions
+from olac.polynomials.modes import Channel, Fixed
 from tests.networks import calibration_of
 
 SHAPE = (2, 1, 4)
@@ -35,7 +35,7 @@ def approximated(alpha: int) -> tuple[Graph, PassContext]:
     histogram = Histogram(SHAPE[0])
     histogram.add(IMAGES)
     context = PassContext(calibration=replace(calibration_of(graph, IMAGES), histograms={"act": histogram}))
-    fit = FitActivations(FitOptions(method="channel", degree=2))
+    fit = FitActivations(Channel(), Fixed(2))
     return PassManager([ExpandMaxPool(alpha), fit]).run(graph, context), context
 
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 import olac
 from olac.approximation import ImageFitter
-from olac.approximation.criterion import Classification, Regression
+from olac.approximation.criterion import Classification, Regression, Task
 from olac.calibration.statistics import CHOOSING_MOST, Calibration, calibration_images, held_out_limit
 from olac.errors import CalibrationError, InfeasibleError
 from olac.ir.graph import GraphBuilder
 from olac.ir.ops import Array, Input
+from olac.polynomials.modes import Effects
 from olac.program.program import ApproximatedModel
 from olac.program.promises import goal_shortfalls, self_check
 from olac.program.report import SelfCheck
@@ -223,7 +224,7 @@ def test_a_regression_is_no_matter_of_its_largest_output() -> None:
 
 
 @pytest.mark.parametrize("alphas", ["ola", "measured"])
-def test_plans_of_regressions_know_the_sizes_of_outputs(alphas: str) -> None:
+def test_plans_of_regressions_know_the_sizes_of_outputs(alphas: Effects) -> None:
     """An output in thousands must not hide one in units."""
     model = network(2)
     linear = model[2]  # type: ignore[index]
@@ -245,7 +246,7 @@ TASKS: list[tuple[Any, int, str]] = [
 
 
 @pytest.mark.parametrize(("task", "outputs", "meaning"), TASKS)
-def test_tasks_that_are_given(task: str | Callable[[Array, Array], Array], outputs: int, meaning: str) -> None:
+def test_tasks_that_are_given(task: Task | Callable[[Array, Array], Array], outputs: int, meaning: str) -> None:
     check = olac.approximate(network(outputs), [inputs(300)], task=task, degree=7, **QUICK).report.check
     assert check is not None and meaning in check.meaning and check.agreement > 0.8
 
@@ -269,7 +270,7 @@ def test_what_is_wrong_with_a_task_is_no_bug_of_ours(task: Any, error: type[Exce
 
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(ValueError, match="task 'rank' is not one of"):
-        olac.CompileOptions(task="rank")
+        olac.CompileOptions(task="rank")  # type: ignore[arg-type]
 
 
 def test_files_that_do_not_say_are_classification() -> None:

@@ -14,6 +14,7 @@ from olac.ir.types import Range, Stage, ValueType
 from olac.kernels.execute import build_kernels, execute
 from olac.kernels.record import record
 from olac.passes.base import FitReport, PassContext, PassManager
+from olac.passes.choose_lowerings import Convolutions, Copies
 from olac.passes.pipeline import lowering_pipeline
 from olac.passes.place_bootstraps import PlaceBootstraps
 from olac.program.program import CompiledProgram
@@ -25,7 +26,7 @@ ERROR = 1e-3
 
 
 def small_program(
-    technique: str = FIXED, batch: int = 1, seed: int = 0, copies: str = "plain", lowering: str = "auto"
+    technique: str = FIXED, batch: int = 1, seed: int = 0, copies: Copies = "plain", lowering: Convolutions = "auto"
 ) -> CompiledProgram:
     """Convolution, polynomial, reshape, linear and sparse linear, 5 outputs, ring 2^12."""
     rng = np.random.default_rng(seed)

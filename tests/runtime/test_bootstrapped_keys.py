@@ -12,14 +12,15 @@ import pytest
 from olac.backends.openfhe import key_bytes, keys, special_keys
 from olac.backends.openfhe.context import chain_of, make_small_context
 from olac.backends.openfhe.key_bytes import KeyMaker
-from olac.backends.openfhe.keys import make_keys, new_secret_key
+from olac.backends.openfhe.keys import KeySet, make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.special_keys import special_template
 from olac.backends.openfhe.wire import Wire, wire
-from olac.backends.openfhe.words import Words, extract
+from olac.backends.openfhe.words import extract
 from olac.ckks.bootstrapping import SPECIAL_KEYS, bootstrap_steps
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
+from olac.ckks.words import Words
 from olac.errors import ArtifactError, BackendError
 from olac.ir.ops import Array
 from olac.runtime import Client, EncryptedResult, EvaluationKeys, Server
@@ -107,6 +108,7 @@ def test_threads_read_and_write_the_same_keys(pair: Pair, monkeypatch: pytest.Mo
     loaded = EvaluationKeys.from_bytes(pair.program, pair.frame)
     seen: list[tuple[int, int]] = []
     installed = loaded.install(lambda done, total: seen.append((done, total)))
+    assert isinstance(installed, KeySet)
     assert seen == [(done, pair.seen[-1][1]) for done in range(1, pair.seen[-1][1] + 1)]
     # What OpenFHE holds now, word for word.
     ready, fhe = wire(PARAMETERS), load()

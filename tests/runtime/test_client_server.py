@@ -16,7 +16,6 @@ import pytest
 from olac.analysis.estimate import UNUSED_SHARE, estimate
 from olac.analysis.rotation_keys import fewer_keys
 from olac.backends.cost import CostEvaluator
-from olac.backends.openfhe.wire import wire
 from olac.ckks.primes import FIXED, TECHNIQUES
 from olac.ckks.sizes import kept_plaintext_bytes
 from olac.costs.table import CostTable
@@ -164,8 +163,9 @@ def test_a_server_keeps_to_the_memory_that_its_program_was_compiled_for(pair: Pa
 @pytest.mark.parametrize("name", ["max_memory", "cache_bytes"])
 @pytest.mark.parametrize("amount", [8, -1e9, float("nan"), float("inf"), "8", "much"])
 def test_what_is_no_amount_of_memory_is_refused(pair: Pair, name: str, amount: float | str) -> None:
+    given: dict[str, Any] = {name: amount}
     with pytest.raises(ValueError, match=name):
-        Server(pair.program, pair.keys, **{name: amount})
+        Server(pair.program, pair.keys, **given)
 
 
 def test_clients_in_one_process_do_not_disturb_each_other(pair: Pair) -> None:
@@ -228,7 +228,7 @@ def test_the_secret_key_is_in_nothing_that_the_server_gets(pair: Pair, tmp_path:
     path = tmp_path / "secret.key"
     pair.client.save_secret_key(path)
     secret = path.read_bytes()
-    limbs = wire(pair.program.parameters).secret_key_words(pair.client._key())
+    limbs = pair.client._held().secret_words()
     assert all(limb.tobytes() in secret for limb in limbs)
     program = tmp_path / "p.olac"
     pair.program.save(program)
@@ -392,7 +392,7 @@ def test_key_generation_that_would_not_fit_is_refused_before_it_starts(
     client = Client(pair.program)
     with pytest.raises(InfeasibleError, match="GB are available"):
         client.generate_keys()
-    assert client._secret_key is None
+    assert client._session is None
 
 
 def test_a_server_that_would_not_fit_is_refused(pair: Pair) -> None:

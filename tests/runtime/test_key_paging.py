@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 
 from olac.analysis.estimate import LOADING_KEYS, UNUSED_SHARE
+from olac.backends.openfhe import session as openfhe_session
 from olac.backends.openfhe.key_maps import MapsLock, put, take_out
 from olac.backends.openfhe.library import load
-from olac.backends.openfhe.words import new_tag
+from olac.backends.openfhe.session import ENGINE, PagedTags
 from olac.ckks.key_pool import evictions
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.errors import ArtifactError, InfeasibleError
 from olac.program.program import CompiledProgram
-from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server, paging
+from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server
 from olac.runtime import server as server_module
 from olac.runtime.messages import one_key_bytes
-from olac.runtime.paging import install_pinned, needed_order, pinned_steps
+from olac.runtime.paging import KeyPager, install_pinned, needed_order, pinned_steps
 from tests.runtime.bootstrapped_program import bootstrapped_program
 from tests.runtime.small_program import images, small_program
 
@@ -104,8 +105,8 @@ def most(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         held.remove(tag)
         assert tag not in tags() and held <= tags()
 
-    monkeypatch.setattr(paging, "put", spied_put)
-    monkeypatch.setattr(paging, "take_out", spied_take_out)
+    monkeypatch.setattr(openfhe_session, "put", spied_put)
+    monkeypatch.setattr(openfhe_session, "take_out", spied_take_out)
     yield counts
 
 
@@ -114,7 +115,7 @@ def test_results_are_the_same_bit_for_bit(capacity: int, path: Path, most: list[
     others = tags()
     server = Server(program(), EvaluationKeys.load(program(), path), max_memory=memory_for(capacity))
     assert server.pages is not None and server.pages.capacity == capacity and server.pages.loads == 0
-    order, _ = needed_order(program(), server._steps, pinned_steps(program()))
+    order, _ = needed_order(program(), program().rotations, pinned_steps(program()))
     assert server.run(given()).to_bytes() == frames().answer
     assert max(most) == capacity
     assert server.pages.loads == capacity + server.pages.evictions > len(set(order)) - 1
@@ -229,13 +230,13 @@ def test_bootstraps_find_their_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Server, "_check_memory", one_at_a_time)
     server = Server(made, received)
     assert server.pages is not None and server.pages.capacity == 1
-    _, file = install_pinned(received, pinned_steps(made))
+    _, file = install_pinned(received, pinned_steps(made), ENGINE)
     (step,) = set(made.rotations) - pinned_steps(made)
 
     def come_and_go(node: object, value: object) -> None:
-        tag = new_tag()
-        put(file.key(step, tag), tag)
-        take_out(tag)
+        store = PagedTags(made.parameters, KeyPager(made, received.steps, pinned_steps(made), file, 1))
+        file.put(step, store)
+        store.take_out(step)
 
     answer = server.run(EncryptedInput.from_bytes(made, sent), observe=come_and_go)
     assert answer.to_bytes() == expected

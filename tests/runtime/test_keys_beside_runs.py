@@ -61,14 +61,14 @@ def test_servers_run_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Any] = []
 
     def run(server: Server) -> None:
-        assert server._evaluator is not None
-        restart: Callable[[], None] = server._evaluator.restart
+        evaluator = server._open().evaluator
+        restart: Callable[[], None] = evaluator.restart
 
         def meet() -> None:  # in the middle of a run, with the lock
             both.wait(60)
             restart()
 
-        monkeypatch.setattr(server._evaluator, "restart", meet)
+        monkeypatch.setattr(evaluator, "restart", meet)
         answers.append(client.decrypt(server.run(given)))
 
     threads = [threading.Thread(target=run, args=(Server(program, keys),)) for _ in range(2)]

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from olac.backends.openfhe.session import OpenFHEClient
+from olac.backends.openfhe.wire import wire
 from olac.cli import main
 from olac.errors import ArtifactError
 from olac.program.program import CompiledProgram
@@ -153,8 +155,7 @@ def test_live_objects_hold_what_files_would_have_to() -> None:
     def result(live: tuple[Any, ...], count: int = 1) -> EncryptedResult:
         return EncryptedResult(program(), one.image.identity, count, live=live)
 
-    key = one.client._key()
-    doubled = one.client._evaluator()._context.EvalMult(live[0], 2.0)
+    doubled = wire(program().parameters).context.EvalMult(live[0], 2.0)
     for bad, message in (
         (result(()), "0 ciphertexts, expected 1"),
         (result(live * 2), "2 ciphertexts, expected 1"),
@@ -169,7 +170,8 @@ def test_live_objects_hold_what_files_would_have_to() -> None:
             bad.to_bytes()
         with pytest.raises(ArtifactError, match=message):
             print(bad.digest)
-    assert key.GetKeyTag() == live[0].GetKeyTag()
+    held = one.client._held()
+    assert isinstance(held, OpenFHEClient) and held.secret_key.GetKeyTag() == live[0].GetKeyTag()
     with pytest.raises(ArtifactError, match="other keys"):
         other.client.decrypt(one.result)
     with pytest.raises(ArtifactError, match="under another key"):

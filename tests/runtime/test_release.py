@@ -17,6 +17,7 @@ from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.key_maps import KEY_MAPS, Held, put
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
+from olac.backends.openfhe.session import OpenFHEClient, OpenFHEServer
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import new_tag
 from olac.ckks.parameters import Parameters
@@ -76,6 +77,12 @@ def test_servers_and_clients_that_come_and_go_leave_nothing_behind() -> None:
     assert grown < 3 * len(frame), (grown, len(frame))  # of a dozen sets of keys that were made in between
 
 
+def session(server: Server) -> OpenFHEServer:
+    found = server._session
+    assert isinstance(found, OpenFHEServer)
+    return found
+
+
 def test_keys_that_others_hold_stay() -> None:
     program = small_program()
     client = Client(program)
@@ -88,7 +95,7 @@ def test_keys_that_others_hold_stay() -> None:
     second.close()
     received = EvaluationKeys.from_bytes(program, frame)
     first, second = Server(program, received), Server(program, received)
-    assert first._keys is second._keys
+    assert session(first).keys is session(second).keys
     first.close()
     assert right(program, client, second)
     second.close()
@@ -155,13 +162,13 @@ def test_what_bootstraps_take_goes_with_the_last_server() -> None:
     parameters, client = program.parameters, Client(program)
     keys = client.generate_keys()
     evaluator = OpenFHEEvaluator(wire(parameters).context, parameters, keys.steps)
-    boots = parameters.bootstrapping
-    assert boots is not None
-    slots = np.linspace(-1, 1, parameters.slots, dtype=np.float64)
+    boots, held = parameters.bootstrapping, client._held()
+    assert boots is not None and isinstance(held, OpenFHEClient)
+    slots, secret = np.linspace(-1, 1, parameters.slots, dtype=np.float64), held.secret_key
 
     def bootstraps() -> bool:
-        low = evaluator.encrypt(client._key(), slots, boots.input_level)
-        return bool(np.max(np.abs(evaluator.decrypt(client._key(), evaluator.bootstrap(low)) - slots)) < 0.01)
+        low = evaluator.encrypt(secret, slots, boots.input_level)
+        return bool(np.max(np.abs(evaluator.decrypt(secret, evaluator.bootstrap(low)) - slots)) < 0.01)
 
     first, second = Server(program, keys), Server(program, keys)
     first.close()

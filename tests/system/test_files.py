@@ -1,4 +1,4 @@
-"""What is written: completely or not at all, where it was meant to go, and for whom."""
+"""Files are written completely or not at all, to the right place, and with the right mode."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_nothing_is_left_whatever_happens(tmp_path: Path, error: type[BaseExcept
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "open", "link"])
 def test_a_pair_is_what_it_was_if_anything_fails(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of the calls fails once, at each place where it is made."""
+    """Each of the calls fails once, at each place from which it is made."""
     for overwrite, before in ((True, ("one", "two")), (True, ("one",)), (True, ("two",)), (True, ()), (False, ())):
         failed, at = True, 0
         while failed:
@@ -241,7 +241,7 @@ def test_devices_and_pipes_are_written_into(tmp_path: Path) -> None:
 
 
 def test_descriptors_are_written_into(tmp_path: Path) -> None:
-    """So standard output goes on where it stands, be it a pipe or a file that a shell opened."""
+    """Standard output goes on from its current position, whether it is a pipe or a file that a shell opened."""
     reader, writer = os.pipe()
     write_file(f"/dev/fd/{writer}", [b"piped"])
     assert os.read(reader, 100) == b"piped"
@@ -288,7 +288,7 @@ def test_places_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "x").read_bytes() == b"relative"
     with pytest.raises(ArtifactError, match="exists already"):
         write_file("x", [b"new"], overwrite=False)
-    # root may write everywhere: so it is asked what another would be told
+    # root may write everywhere, so the answer for another user is faked
     monkeypatch.setattr(os, "access", lambda path, wanted: Path(path).name != "x")
     with pytest.raises(ArtifactError, match="is read-only"):
         write_file("x", [b"new"])
@@ -347,13 +347,13 @@ def test_a_secret_key_that_others_may_read(tmp_path: Path, monkeypatch: pytest.M
         key.chmod(wrong)
         with pytest.raises(ArtifactError, match=rf"mode 0{wrong:o}\)\. .* chmod 600 '.*my key'"):
             check()
-    # Another file with its name, which is not the one that is read.
+    # Another file gets its name, but is not the one that is read.
     with key.open("rb") as stream:
         key.rename(tmp_path / "other")
         key.touch(0o600)
         with pytest.raises(ArtifactError, match="mode 0644"):
             check_private(stream, key)
-    # Of another owner, for a group that we are in.
+    # A file of another owner, for a group of this process.
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     key.chmod(0o640)
     check()

@@ -1,7 +1,7 @@
-"""Files of every version that is promised are read and give what they gave when they were written.
+"""Files of every version that is promised are read and give the same results as when they were written.
 
 Each folder of tests/golden/formats holds one file of each kind as one set of versions wrote it. If a version is raised,
-OLAC_UPDATE_GOLDEN=1 writes a folder for the new ones; folders that are there are never written again.
+OLAC_UPDATE_GOLDEN=1 writes a folder for the new versions; existing folders are never written again.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def test_every_version_that_is_read_has_its_golden_files() -> None:
 def test_all_files_give_what_they_gave(folder: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret.key"
     shutil.copy(folder / "secret.key", secret)
-    secret.chmod(0o600)  # a checkout has no such modes
+    secret.chmod(0o600)  # a checkout does not keep such modes
     image, output = np.load(folder / "image.npy"), np.load(folder / "output.npy")
     program = CompiledProgram.load(folder / "program.olac")
     np.testing.assert_allclose(program.simulate(image), output, atol=NEAR)
@@ -92,7 +92,7 @@ def test_all_files_give_what_they_gave(folder: Path, tmp_path: Path) -> None:
     with Server(program, keys) as server:
         np.testing.assert_allclose(client.decrypt(server.run(sent), of=sent), output, atol=NEAR)
         np.testing.assert_allclose(client.decrypt(server.run(client.encrypt(image))), output, atol=NEAR)
-    program.save(tmp_path / "again.olac")  # a program of an older version keeps its identity, and so its keys
+    program.save(tmp_path / "again.olac")  # a program of an older version keeps its identity: its keys stay valid
     assert CompiledProgram.load(tmp_path / "again.olac").fingerprint == program.fingerprint
 
 
@@ -104,7 +104,7 @@ def test_calibrations_are_still_of_their_model(folder: Path) -> None:
     assert CompiledProgram.load(folder / "secure.olac").parameters.security == 128
 
 
-# What is said of versions ---------------------------------------------------------------------------------------------
+# Messages about versions ----------------------------------------------------------------------------------------------
 
 KIND = Versions(current=7, oldest=5, ending={5: "3.0"}, ended={4: "1.9"}, remake="Make it anew.")
 

@@ -1,4 +1,4 @@
-"""Errors that nobody meant: each names the step, the node and what to report, and is one of olac's own."""
+"""Unexpected errors: each names the step, the node and what to report, and is one of olac's own."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_broken_invariant_says_what_to_report() -> None:
 
 
 def picky(x: torch.Tensor) -> torch.Tensor:
-    """Fails far from 0, as functions that look things up do."""
+    """Fails far from 0, as functions with lookup tables do."""
     assert x.abs().max() < 1e3
     return torch.div(x, 1 + x * x)
 

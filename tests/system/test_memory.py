@@ -1,4 +1,4 @@
-"""What is left of the machine's memory, and of a cgroup's where that is less."""
+"""The free memory of the machine, or of a cgroup if that is less."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that threads do beside the caller's: in order, a few items ahead, and not beyond an error."""
+"""Work that threads do beside the caller's: in order, a few items ahead, and no further after an error."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_workers_that_ask_for_more_do_it_themselves(threads: int) -> None:
-    """Were it queued, all of them could wait for what none is left to do."""
+    """If it were queued, all threads could wait for work that no thread is left to do."""
     workers = Workers(threads)
 
     def row(i: int) -> tuple[list[int], bool]:

@@ -23,11 +23,11 @@ from olac.ir.ops import (
 def _windows(
     size: int, kernel: int, stride: int, padding: int, ceil_mode: bool, include_pad: bool, divide: bool
 ) -> Array:
-    """The matrix (windows, size) of one axis of a pooling: 1 / divisor in each window's elements, or 1."""
+    """The matrix (windows, size) of one axis of a pooling: the elements of each window hold 1 / divisor, or 1."""
     last = size + 2 * padding - kernel
     count = (-(-last // stride) if ceil_mode else last // stride) + 1
     if ceil_mode and (count - 1) * stride >= size + padding:
-        # Torch leaves out a last window that would start in the padding on the right.
+        # Torch omits a last window that would start in the padding on the right.
         count -= 1
     matrix = np.zeros((count, size))
     for i in range(count):

@@ -1,4 +1,4 @@
-"""What moves, pads or keeps elements."""
+"""Operations that move, pad or keep elements."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from olac.ir.ops import (
 @register_function("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "squeeze", "unsqueeze", "ravel")
 @register_function(torch.reshape, torch.flatten, torch.unflatten, torch.squeeze, torch.unsqueeze, torch.ravel)
 def _reshape(lifter: Lifter, x: Value, *args: Any, **kwargs: Any) -> Any:
-    # Torch's own shape says what comes out: all of these keep the elements in row-major order.
+    # Torch's own shape is the result's: all of these keep the elements in row-major order.
     shape = lifter.shape
     assert shape is not None
     if shape[:1] != (lifter.batch,) or math.prod(shape[1:]) != math.prod(x.shape):
@@ -144,7 +144,7 @@ def _chunk(lifter: Lifter, input: Value, chunks: int, dim: int = 0) -> Any:
     return _split(lifter, input, -(-size // chunks), dim)
 
 
-# What changes nothing
+# Operations that change nothing
 
 
 @register_module(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-Array = npt.NDArray[np.float64]
+from olac.system.arrays import Array as Array
+
 Shape = tuple[int, ...]
 Constants = Mapping[str, Array]
 

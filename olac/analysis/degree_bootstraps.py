@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from olac.analysis.bootstrap_problem import Option, Plan, Problem
 from olac.analysis.bootstraps import solve
@@ -15,7 +16,9 @@ from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
 from olac.ir.ops import Square
-from olac.passes.insert_placeholders import lowered
+
+Circuit: TypeAlias = Callable[[Mapping[str, int]], Graph]
+"""Builds the graph that lowering would find for given degrees, node by node and level by level."""
 
 NODE_PRICE = 1e-6
 """Of one level at one node, in bootstraps: it decides only between plans with as many bootstraps."""
@@ -60,7 +63,7 @@ def degrees_within(
 ) -> tuple[dict[str, int], Plan]:
     """The choice for each activation of least cost in all that takes at most so many bootstraps.
 
-    The dynamic program over levels (`olac.passes.place_bootstraps.solve`) picks each activation's depth as it goes, and
+    The dynamic program over levels (`olac.analysis.bootstraps.solve`) picks each activation's depth as it goes, and
     counts bootstraps. The plan is the best for costs that add up and for depths that do not depend on each other.
 
     Args:
@@ -104,6 +107,7 @@ def plan_degrees(
     graph: Graph,
     costs: Mapping[str, Mapping[int, float]],
     most: int,
+    circuit: Circuit,
     parameters: Parameters | None = None,
 ) -> Chosen:
     """As `degrees_within`, for a graph with activations and with quadratics that take one level where they fold.
@@ -118,18 +122,19 @@ def plan_degrees(
     Args:
         graph: at stage TRACED; its activations' ids are the keys of `costs`.
         costs: by degree, what each choice does to the outputs. Degree 2 counts as one level where it folds.
+        circuit: builds what is counted.
         most, parameters: as in `degrees_within`.
 
     Raises:
         InfeasibleError: the lowest degrees take more bootstraps; says how many.
     """
     choices = {name: {d: 1 if d == 2 else max(1, d.bit_length()) for d in row} for name, row in costs.items()}
-    skeleton = lowered(graph, {name: min(row) for name, row in choices.items()})
+    skeleton = circuit({name: min(row) for name, row in choices.items()})
     best: Chosen | None = None
     if any(2 in row for row in choices.values()) and all(max(row) > 2 for row in choices.values()):
         with contextlib.suppress(InfeasibleError):
             above = {name: {d: cost for d, cost in row.items() if d != 2} for name, row in costs.items()}
-            best = plan_degrees(graph, above, most, parameters)
+            best = plan_degrees(graph, above, most, circuit, parameters)
     while True:
         try:
             degrees = _degrees_within(skeleton, choices, costs, most, parameters)
@@ -140,16 +145,16 @@ def plan_degrees(
         cost = sum(costs[name][d] for name, d in degrees.items())
         if best is not None and cost >= best.cost:
             return best
-        circuit = lowered(graph, degrees)
+        built = circuit(degrees)
         squares = [name for name, d in degrees.items() if d == 2 and choices[name][d] == 1]
-        unfolded = [name for name in squares if not isinstance(circuit[name].op, Square)]
+        unfolded = [name for name in squares if not isinstance(built[name].op, Square)]
         if unfolded:
             for name in unfolded:
                 choices[name][2] = 2
             continue
-        plan = least_bootstraps(circuit, parameters)
+        plan = least_bootstraps(built, parameters)
         if plan.bootstraps <= most:
-            best, skeleton = Chosen(degrees, cost, plan), circuit
+            best, skeleton = Chosen(degrees, cost, plan), built
             continue
         others = [name for name in squares if len(choices[name]) > 1]
         if not others:

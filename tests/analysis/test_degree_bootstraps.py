@@ -12,28 +12,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import olac
+from olac.analysis import degree_bootstraps
 from olac.analysis.bootstrap_problem import Option
 from olac.analysis.bootstraps import solve
+from olac.analysis.degree_bootstraps import (
+    NODE_PRICE,
+    Chosen,
+    _Unscaled,
+    degrees_within,
+    least_bootstraps,
+    usual_bootstrapping,
+)
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, GraphBuilder
 from olac.ir.ops import Activation, Add, Affine, Bootstrap, Input, Square
 from olac.ir.types import Stage, ValueType
-from olac.passes.insert_placeholders import lowered
-from olac.passes.plan_bootstraps import (
-    NODE_PRICE,
-    _Unscaled,
-    degrees_within,
-    least_bootstraps,
-    plan_degrees,
-    usual_bootstrapping,
-)
+from olac.passes.base import PassContext, PassManager
+from olac.passes.insert_placeholders import circuit_pipeline
 from tests.approximation.nets import Residual, activations, folded, images
 
 SMALL = Parameters(11, 22, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(6))
 SHALLOW = Parameters(11, 20, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4))
 Costs = Mapping[str, Mapping[int, float]]
+
+
+def lowered(graph: Graph, degrees: Mapping[str, int]) -> Graph:
+    return PassManager(circuit_pipeline(degrees)).run(graph, PassContext())
+
+
+def plan_degrees(graph: Graph, costs: Costs, most: int, parameters: Parameters) -> Chosen:
+    return degree_bootstraps.plan_degrees(graph, costs, most, lambda degrees: lowered(graph, degrees), parameters)
 
 
 class Drawing:

@@ -1,0 +1,178 @@
+"""OpenFHE as an engine of the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from olac.backends.base import Array, Ciphertext
+from olac.backends.openfhe.evaluator import OpenFHEEvaluator
+from olac.backends.openfhe.key_bytes import KeyMaker
+from olac.backends.openfhe.key_maps import KEY_MAPS, Held, put, take_out
+from olac.backends.openfhe.keys import KeySet, install_keys, make_keys, new_secret_key
+from olac.backends.openfhe.wire import wire
+from olac.backends.openfhe.words import is_tag_of, new_tag
+from olac.backends.session import (
+    ClientSession,
+    Engine,
+    KeyPages,
+    KeyProgress,
+    Keys,
+    KeyStore,
+    PlaintextCache,
+    ServerSession,
+    Session,
+)
+from olac.ckks.parameters import Parameters
+from olac.ckks.words import Words
+from olac.ir.types import CipherState
+
+
+class _Tagged(Session):
+    """Makes ciphertexts under the key tag of its side."""
+
+    def __init__(self, engine: Engine, parameters: Parameters, tag: str) -> None:
+        self.engine = engine
+        self._ready, self._tag = wire(parameters), tag
+
+    def ciphertext(self, words: Words, level: int) -> Any:
+        return self._ready.ciphertext(words, level, self._tag)
+
+    def adopt(self, ciphertext: Any) -> Any:
+        if ciphertext.GetKeyTag() == self._tag:
+            return ciphertext
+        copy = ciphertext.Clone()
+        copy.SetKeyTag(self._tag)
+        return copy
+
+
+class OpenFHEClient(_Tagged, ClientSession):
+    """Attributes:
+    secret_key: OpenFHE's.
+    """
+
+    def __init__(self, engine: Engine, parameters: Parameters, secret_key: Any) -> None:
+        super().__init__(engine, parameters, secret_key.GetKeyTag())
+        self.secret_key = secret_key
+        self._evaluator = OpenFHEEvaluator(self._ready.context, parameters)
+
+    def secret_words(self) -> Words:
+        return self._ready.secret_key_words(self.secret_key)
+
+    def make_keys(self, steps: Sequence[int], relinearise: bool, progress: KeyProgress | None = None) -> KeySet:
+        return make_keys(self._ready.parameters, self.secret_key, steps, relinearise, progress)
+
+    def encrypt(self, slots: Array, level: int) -> Any:
+        return self._evaluator.encrypt(self.secret_key, slots, level).payload
+
+    def decrypt(self, a: Ciphertext[Any]) -> Array:
+        return self._evaluator.decrypt(self.secret_key, a)
+
+
+class PagedTags(KeyStore):
+    """A tag for each rotation key that comes and goes; only while `KEY_MAPS.changing()`."""
+
+    def __init__(self, parameters: Parameters, pages: KeyPages) -> None:
+        self._ready, self._pages = wire(parameters), pages
+        self._tags: dict[int, str] = {}
+        self._held = Held()
+
+    def tag(self, step: int) -> str | None:
+        """See `KeyTags`."""
+        self._pages.need(step, self)
+        return self._tags.get(step)
+
+    def put(self, step: int, blocks: Iterable[Words]) -> None:
+        tag = new_tag()
+        self._held.add(tag)
+        with KeyMaker(self._ready, tag, False, 0) as maker:
+            keys = maker.rotations([(self._ready.automorphism_index(step), blocks)])
+        put(keys, tag)
+        self._tags[step] = tag
+
+    def take_out(self, step: int) -> None:
+        tag = self._tags.pop(step)
+        take_out(tag)
+        self._held.discard(tag)
+
+
+class OpenFHEServer(_Tagged, ServerSession):
+    """Attributes:
+    keys: those that are held all the time.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        keys: KeySet,
+        steps: Iterable[int],
+        cache: PlaintextCache,
+        pages: KeyPages | None,
+    ) -> None:
+        super().__init__(engine, keys.parameters, keys.tag)
+        self.keys = keys
+        # After the keys: what these take is known better than that of the plaintexts made here.
+        self._bootstraps = None if keys.parameters.bootstrapping is None else self._ready.prepare_bootstraps()
+        self._paged = None if pages is None else PagedTags(keys.parameters, pages)
+        self._steps = tuple(steps)
+        self.evaluator = self._evaluator(cache)
+
+    def _evaluator(self, cache: PlaintextCache | None) -> OpenFHEEvaluator:
+        ready = self._ready
+        return OpenFHEEvaluator(ready.context, ready.parameters, self._steps, cache, tags=self._paged)
+
+    def uncached(self) -> OpenFHEEvaluator:
+        return self._evaluator(None)
+
+    def running(self) -> AbstractContextManager[None]:
+        return KEY_MAPS.using() if self._paged is None else KEY_MAPS.changing()
+
+    def resting(self) -> AbstractContextManager[None]:
+        return KEY_MAPS.resting()
+
+
+class OpenFHE(Engine):
+    """See `Engine`."""
+
+    title = "OpenFHE"
+
+    def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> OpenFHEClient:
+        if words is None:
+            return OpenFHEClient(self, parameters, new_secret_key(parameters, identity))
+        return OpenFHEClient(self, parameters, wire(parameters).secret_key(words, new_tag(identity)))
+
+    def install_keys(
+        self,
+        parameters: Parameters,
+        steps: Sequence[int],
+        relinearise: bool,
+        blocks: Callable[[int], Iterator[Words]],
+        progress: KeyProgress | None = None,
+        identity: str | None = None,
+    ) -> KeySet:
+        return install_keys(parameters, steps, relinearise, blocks, progress, identity)
+
+    def server(
+        self,
+        parameters: Parameters,
+        keys: Keys,
+        steps: Iterable[int],
+        cache: PlaintextCache,
+        pages: KeyPages | None = None,
+    ) -> OpenFHEServer:
+        assert isinstance(keys, KeySet)
+        return OpenFHEServer(self, keys, steps, cache, pages)
+
+    def words(self, parameters: Parameters, ciphertext: Any, level: int) -> Words:
+        return wire(parameters).ciphertext_words(ciphertext, level)
+
+    def state(self, parameters: Parameters, ciphertext: Any) -> CipherState:
+        level = parameters.depth - ciphertext.GetLevel()
+        return CipherState(level, ciphertext.GetNoiseScaleDeg(), ciphertext.GetScalingFactor())
+
+    def belongs(self, ciphertext: Any, identity: str) -> bool:
+        return is_tag_of(ciphertext.GetKeyTag(), identity)
+
+
+ENGINE = OpenFHE()

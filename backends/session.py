@@ -1,0 +1,250 @@
+"""The seam between the runtime and an engine: all that clients and servers ask of a library of CKKS.
+
+An engine NAME is a folder `olac/backends/NAME` whose module `session` holds an `Engine` called ENGINE. What travels
+between processes is coefficient words (`olac.ckks.words`); every other object that an engine gives out is its own.
+
+What a library refuses is raised as RuntimeError, which the runtime puts into words of its own. All else is an error of
+`olac.errors`: ArtifactError for words that are no residues, ForkError in a process that was forked after the engine
+was used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Protocol
+
+from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.ckks.parameters import Parameters
+from olac.ckks.words import Words
+from olac.errors import BackendError
+from olac.ir.types import CipherState
+
+DEFAULT = "openfhe"
+
+KeyProgress = Callable[[int, int], None]
+"""Called as progress(keys so far, keys in all)."""
+Place = tuple[int, ...]
+
+
+# Keys ----------------------------------------------------------------------------------------------------------------
+
+
+class Keys(Protocol):
+    """Evaluation keys that the engine holds for as long as this object, or another of the same key pair, is there."""
+
+    def blocks(self) -> Iterator[Words]:
+        """The words of all keys, block by block, each of N words and valid until the next is asked for.
+
+        The relinearisation key comes first, if there is one, then the rotation keys as in the steps that they were
+        made for, then the keys of bootstraps. Only for keys that were made in this process.
+        """
+
+
+class KeyStore(Protocol):
+    """Single rotation keys, which come and go while a run goes on."""
+
+    def put(self, step: int, blocks: Iterable[Words]) -> None:
+        """Hold the key of a step; raises `ArtifactError` for words that are no residues."""
+
+    def take_out(self, step: int) -> None:
+        """Hold the key of a step no longer."""
+
+
+class KeyPages(Protocol):
+    """Decides which keys are in a `KeyStore`."""
+
+    def need(self, step: int, store: KeyStore) -> None:
+        """Called before every rotation, in the order of the run: the key of the step must be held after it."""
+
+
+# Plaintexts ----------------------------------------------------------------------------------------------------------
+
+
+class PlaintextCache:
+    """Plaintexts of a program by their places in a run, kept from one run to the next.
+
+    A program encodes the same every time, so the place is the key. What does not fit in `budget` bytes is encoded anew
+    in every run.
+
+    Attributes:
+        budget, bytes: that may be kept, and that are.
+        seconds: wall time of all plaintexts made so far; of threads that make them together, each its share.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.bytes = 0
+        self.seconds = 0.0
+        self._kept: dict[Place, Any] = {}
+        self._lock = threading.Lock()
+
+    def get(self, place: Place, size: int, make: Callable[[], Any], share: float = 1.0) -> Any:
+        """The plaintext of a place, of `size` bytes, made if it isn't kept.
+
+        Args:
+            share: of the time it takes to make it, that counts.
+        """
+        if place in self._kept:
+            return self._kept[place]
+        start = time.perf_counter()
+        made = make()
+        with self._lock:
+            self.seconds += share * (time.perf_counter() - start)
+            if self.bytes + size <= self.budget:
+                self._kept[place] = made
+                self.bytes += size
+        return made
+
+    def clear(self) -> None:
+        """Keep nothing that was made so far."""
+        with self._lock:
+            self._kept.clear()
+            self.bytes = 0
+
+
+# Sessions ------------------------------------------------------------------------------------------------------------
+
+
+class Session(ABC):
+    """One side of a key pair in this process: what comes in is made a ciphertext of this pair.
+
+    Attributes:
+        engine: that it was made by.
+    """
+
+    engine: Engine
+
+    @abstractmethod
+    def ciphertext(self, words: Words, level: int) -> Any:
+        """A ciphertext of noise degree 1 and its level's canonical scale from words of shape (2, level + 1, N)."""
+
+    @abstractmethod
+    def adopt(self, ciphertext: Any) -> Any:
+        """A ciphertext of this process that another session of the pair made: the same object if it can be used."""
+
+
+class ClientSession(Session):
+    """The side that holds the secret key."""
+
+    @abstractmethod
+    def secret_words(self) -> Words:
+        """The words of the secret key, shape (limbs, N)."""
+
+    @abstractmethod
+    def make_keys(self, steps: Sequence[int], relinearise: bool, progress: KeyProgress | None = None) -> Keys:
+        """Evaluation keys for rotation steps, with bootstraps also what these need."""
+
+    @abstractmethod
+    def encrypt(self, slots: Array, level: int) -> Any:
+        """A fresh ciphertext; raises `VerificationError` for slots that do not fit into one."""
+
+    @abstractmethod
+    def decrypt(self, a: Ciphertext[Any]) -> Array:
+        """The slots, shape (slots,); raises RuntimeError if they are noise."""
+
+
+class ServerSession(Session):
+    """The side that computes. All that it holds goes with this object, as soon as no run may be using it.
+
+    Attributes:
+        evaluator: keeps plaintexts in the cache; each run begins with its `restart`.
+    """
+
+    evaluator: Evaluator[Any, Any]
+
+    @abstractmethod
+    def uncached(self) -> Evaluator[Any, Any]:
+        """An evaluator that keeps no plaintexts, for a run that begins in the middle."""
+
+    @abstractmethod
+    def running(self) -> AbstractContextManager[None]:
+        """While a run uses the keys; with `KeyPages`, no other run is beside it."""
+
+    @abstractmethod
+    def resting(self) -> AbstractContextManager[None]:
+        """While a run that is `running` uses no keys, between two nodes: others may come to theirs."""
+
+
+class Engine(ABC):
+    """A library of CKKS. It holds nothing of its own: there is one object for each library.
+
+    Attributes:
+        title: how messages call the library.
+    """
+
+    title: ClassVar[str]
+
+    @abstractmethod
+    def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> ClientSession:
+        """A session with a secret key: a new one, or that of words of shape (limbs, N).
+
+        Args:
+            identity: of the key pair; `belongs` knows it again.
+        """
+
+    @abstractmethod
+    def install_keys(
+        self,
+        parameters: Parameters,
+        steps: Sequence[int],
+        relinearise: bool,
+        blocks: Callable[[int], Iterator[Words]],
+        progress: KeyProgress | None = None,
+        identity: str | None = None,
+    ) -> Keys:
+        """Keys from words that came from outside.
+
+        Args:
+            blocks: the words of a key by its place in the order of `Keys.blocks`. Several threads may call it, for
+                each key once, in no particular order; no key may be used before its words came to their end.
+        """
+
+    @abstractmethod
+    def server(
+        self,
+        parameters: Parameters,
+        keys: Keys,
+        steps: Iterable[int],
+        cache: PlaintextCache,
+        pages: KeyPages | None = None,
+    ) -> ServerSession:
+        """A session that is ready for runs, with what bootstraps take beside keys.
+
+        Args:
+            keys: of this engine.
+            steps: rotation steps that there are keys for, those of `pages` among them.
+            cache: where the evaluator keeps plaintexts.
+            pages: brings the keys for rotations that `keys` lacks.
+        """
+
+    @abstractmethod
+    def words(self, parameters: Parameters, ciphertext: Any, level: int) -> Words:
+        """The words, shape (2, level + 1, N), of a ciphertext of noise degree 1."""
+
+    @abstractmethod
+    def state(self, parameters: Parameters, ciphertext: Any) -> CipherState:
+        """Level, noise degree and scale as the library counts them."""
+
+    @abstractmethod
+    def belongs(self, ciphertext: Any, identity: str) -> bool:
+        """Whether a session of a key pair made a ciphertext, in this process."""
+
+
+def find_engine(given: Engine | str | None = None) -> Engine:
+    """An engine by the name of its folder in `olac/backends`; None for OpenFHE."""
+    if isinstance(given, Engine):
+        return given
+    name = f"olac.backends.{given or DEFAULT}.session"
+    try:
+        found = importlib.import_module(name).ENGINE
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the engine is there and lacks something
+        raise BackendError(f"there is no engine {given!r}: olac.backends holds no {given}/session.py") from error
+    assert isinstance(found, Engine)
+    return found

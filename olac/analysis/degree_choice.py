@@ -1,0 +1,374 @@
+"""Which degree each activation gets, before any is fitted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from olac.analysis.degree_bootstraps import Circuit, plan_degrees
+from olac.backends.cost import CostEvaluator
+from olac.calibration.histogram import Histogram
+from olac.ckks.parameters import Parameters
+from olac.costs.table import CostTable
+from olac.errors import InfeasibleError, VerificationError
+from olac.ir.functions import Function, channel_functions
+from olac.ir.graph import Graph, GraphBuilder, Node
+from olac.ir.layout import TensorLayout
+from olac.ir.ops import Activation, Polynomial, Square
+from olac.ir.types import Stage
+from olac.kernels.base import Kernel
+from olac.kernels.elementwise import SquareKernel
+from olac.kernels.polynomial import PolynomialKernel
+from olac.polynomials.degrees import FrontPoint, Solution, front, solve
+from olac.polynomials.fit import Fit, fit, least_fit
+from olac.polynomials.modes import (
+    MIN_AGREEMENT,
+    Agreement,
+    Compensated,
+    Degrees,
+    Fixed,
+    FromHistograms,
+    Normal,
+    Plan,
+    Quadratic,
+    Searched,
+    Tolerance,
+    Within,
+)
+
+REFINEMENTS = 2
+"""How often a plan is measured in its own context and solved anew, while that helps."""
+PRICED = Parameters(log_ring=16, depth=12, scale_bits=40, first_bits=46, digits=3, security=0)
+"""Where run times are taken from the table of costs: the middle of a deep network's chain."""
+
+
+class Images(Protocol):
+    """Fits and measurements on whole images; `olac.approximation.ImageFitter` is the one in torch."""
+
+    def effects(self, graph: Graph, fits: Mapping[str, Sequence[Fit]]) -> dict[str, list[float]]:
+        """For each activation and fit the change of the outputs with that one replaced."""
+
+    def sensitivities(self, graph: Graph) -> dict[str, float]:
+        """OLA's alpha_i for each activation."""
+
+    def trial(
+        self, graph: Graph, degrees: Mapping[str, int], method: Compensated, probes: Sequence[int] = ()
+    ) -> tuple[float, float, dict[str, dict[int, float]]]:
+        """Error and agreement of a plan on held-out images after a quick fit, and the effects of other degrees."""
+
+    def error(self, original: Graph, approximated: Graph) -> tuple[float, float]:
+        """Error and agreement of an approximated graph on held-out images."""
+
+    def compensate(self, graph: Graph, degrees: Mapping[str, int], method: Compensated) -> Graph:
+        """The graph at stage POLYNOMIAL, each layer making up for the errors before it."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What degrees are chosen by.
+
+    Attributes:
+        histograms: of the inputs of all activations.
+        circuit: builds the graph that lowering would find for given degrees.
+        images: gives measurements on images, which searches alone need.
+        costs, threads: prices of primitives.
+    """
+
+    histograms: Mapping[str, Histogram]
+    circuit: Circuit
+    images: Callable[[], Images]
+    costs: CostTable
+    threads: int
+
+
+def functions(node: Node) -> list[Function]:
+    """The function of each channel of an activation, or one for all."""
+    assert isinstance(node.op, Activation)
+    return channel_functions(node.op.function, node.op.parameters, node.type.shape[0])
+
+
+def choose_degrees(
+    graph: Graph, method: FromHistograms, choice: Degrees, evidence: Evidence
+) -> tuple[dict[str, int], list[FrontPoint]]:
+    """Degrees by activation, in network order, and the plans that were considered, from the cheapest up.
+
+    Raises:
+        InfeasibleError: no plan is within the limit, or has the agreement that is asked for; says what would do.
+    """
+    nodes = [node for node in graph.nodes if isinstance(node.op, Activation)]
+    if isinstance(method, Quadratic):
+        return {node.id: 2 for node in nodes}, []
+    match choice:
+        case Plan(degrees):
+            if len(degrees) != len(nodes):
+                raise InfeasibleError(
+                    f"the plan has {len(degrees)} degrees, the model {len(nodes)} activations. Give one for each."
+                )
+            return {node.id: degree for node, degree in zip(nodes, degrees, strict=True)}, []
+        case Fixed(degree):
+            return {node.id: degree for node in nodes}, []
+        case Tolerance(rmse):
+            found = {node.id: (functions(node), evidence.histograms[node.id]) for node in nodes}
+            return {name: least_fit(*seen, method, rmse, choice.most).degree for name, seen in found.items()}, []
+        case Within() | Agreement():
+            if not nodes:
+                return {}, []
+            search = _Search(graph, nodes, method, choice, evidence)
+            return search.run(), search.front
+
+
+class _Search:
+    """The dynamic program, its prices and costs, and the plans that it gave."""
+
+    def __init__(
+        self, graph: Graph, nodes: Sequence[Node], method: FromHistograms, choice: Searched, evidence: Evidence
+    ) -> None:
+        self.graph, self.nodes, self.method, self.choice = graph, nodes, method, choice
+        self.evidence, self.images = evidence, evidence.images()
+        self.front: list[FrontPoint] = []
+        folding = not isinstance(method, Normal)
+        self.folds = self._folded({node.id: 2 for node in nodes}) if folding else frozenset()
+        self.degrees = {node.id: self._candidates(node) for node in nodes}
+        self.depths = {name: [self._depth(name, d) for d in row] for name, row in self.degrees.items()}
+
+    def run(self) -> dict[str, int]:
+        """The degrees of the plan that meets the limit."""
+        choice = self.choice
+        costs = self._ola_costs() if choice.effects == "ola" else self._measured_costs()
+        plan = self._agreeing(costs, choice) if isinstance(choice, Agreement) else self._within(costs, choice)
+        self._record(costs, plan)
+        return self._named(plan)
+
+    def _within(self, costs: list[list[float]], choice: Within) -> Solution:
+        plan = self._bounded(costs, choice)
+        if isinstance(self.method, Compensated) and choice.effects == "measured":
+            plan = self._refined(costs, plan, choice, self.method)
+        if choice.levels is not None:
+            plan = self._honest(costs, plan, choice.levels)
+        if choice.min_agreement is not None:
+            agreement = self._agreement(plan)
+            if agreement < choice.min_agreement:
+                agreement = self._fitted_agreement(plan)
+            if agreement < choice.min_agreement:
+                raise InfeasibleError(
+                    f"the best plan within {choice.limit:g} has an agreement of {agreement:.1%} on unseen images, and "
+                    f"{choice.min_agreement:.1%} are asked for. Allow more, or ask for less."
+                )
+        return plan
+
+    def _folded(self, degrees: Mapping[str, int]) -> frozenset[str]:
+        """The activations whose quadratic takes one level in a circuit of these degrees."""
+        return frozenset(node.id for node in self.evidence.circuit(degrees).nodes if isinstance(node.op, Square))
+
+    # Candidates and prices -------------------------------------------------------------------------------------------
+
+    def _candidates(self, node: Node) -> list[int]:
+        """The largest degree of each depth, up to `max_degree`; at one level a square where it folds, else a line."""
+        found = [2 if node.id in self.folds else 1]
+        depth = 2
+        while (1 << depth) - 1 <= self.choice.most:
+            found.append((1 << depth) - 1)
+            depth += 1
+        if self.choice.most > max(found) and self.choice.most not in found:
+            found.append(self.choice.most)
+        return [d for d in found if d <= self.choice.most] or [1]
+
+    def _depth(self, name: str, degree: int) -> int:
+        return 1 if degree == 2 and name in self.folds else max(1, degree.bit_length())
+
+    def _prices(self) -> list[list[float]]:
+        if not isinstance(self.choice, Within) or self.choice.seconds is None:
+            return [[float(d) for d in self.depths[node.id]] for node in self.nodes]
+        costs, threads = self.evidence.costs, self.evidence.threads
+        return [
+            [activation_seconds(node, d, node.id in self.folds, costs, threads) for d in self.degrees[node.id]]
+            for node in self.nodes
+        ]
+
+    # Costs -----------------------------------------------------------------------------------------------------------
+
+    def _fits(self, node: Node) -> list[Fit]:
+        seen = self.evidence.histograms[node.id]
+        return [fit(functions(node), seen, self.method, degree) for degree in self.degrees[node.id]]
+
+    def _measured_costs(self) -> list[list[float]]:
+        measured = self.images.effects(self.graph, {node.id: self._fits(node) for node in self.nodes})
+        return [measured[node.id] for node in self.nodes]
+
+    def _ola_costs(self) -> list[list[float]]:
+        alphas = self.images.sensitivities(self.graph)
+        missing = [node.id for node in self.nodes if not math.isfinite(alphas.get(node.id, math.nan))]
+        if missing:
+            raise VerificationError(f"the outputs' sensitivity to {', '.join(missing)} is unknown")
+        sizes = {node.id: _mean_square(node, self.evidence.histograms[node.id]) for node in self.nodes}
+        return [[alphas[node.id] * sizes[node.id] * one.rmse**2 for one in self._fits(node)] for node in self.nodes]
+
+    def _solve(self, costs: list[list[float]], choice: Within) -> Solution | None:
+        """The plan of least cost within the limit; None if there is none."""
+        if choice.bootstraps is None:
+            return solve(costs, self._prices(), choice.limit)
+        by_degree = {
+            node.id: dict(zip(self.degrees[node.id], row, strict=True))
+            for node, row in zip(self.nodes, costs, strict=True)
+        }
+        chosen = plan_degrees(self.graph, by_degree, choice.bootstraps, self.evidence.circuit)
+        choices = tuple(self.degrees[node.id].index(chosen.degrees[node.id]) for node in self.nodes)
+        return Solution(choices, float(chosen.plan.bootstraps), chosen.cost)
+
+    # Plans -----------------------------------------------------------------------------------------------------------
+
+    def _named(self, plan: Solution) -> dict[str, int]:
+        return {node.id: self.degrees[node.id][k] for node, k in zip(self.nodes, plan.choices, strict=True)}
+
+    def _agreement(self, plan: Solution) -> float:
+        """Simulated agreement of a plan on held-out images."""
+        degrees = self._named(plan)
+        if isinstance(self.method, Compensated):
+            return self.images.trial(self.graph, degrees, self.method)[1]
+        fitted = fit_from_histograms(self.graph, self.evidence.histograms, degrees, self.method)
+        return self.images.error(self.graph, fitted)[1]
+
+    def _fitted_agreement(self, plan: Solution) -> float:
+        """Agreement of a plan after the whole fit, which gains on the quick one that plans are compared by."""
+        if not isinstance(self.method, Compensated):
+            return self._agreement(plan)
+        fitted = self.images.compensate(self.graph, self._named(plan), self.method)
+        return self.images.error(self.graph, fitted)[1]
+
+    def _bounded(self, costs: list[list[float]], choice: Within) -> Solution:
+        """The best plan within the limit."""
+        plan = self._solve(costs, choice)
+        if plan is None:
+            least = sum(min(row) for row in self._prices())
+            unit = "levels" if choice.seconds is None else "predicted seconds"
+            raise InfeasibleError(
+                f"{len(self.nodes)} activations take at least {least:g} {unit} together, and {choice.limit:g} are "
+                f"allowed. Allow {least:g}."
+            )
+        return plan
+
+    def _agreeing(self, costs: list[list[float]], choice: Agreement) -> Solution:
+        """The cheapest plan of the front with the agreement asked for; the front is searched by halving."""
+        plans = front(costs, [[int(p) for p in row] for row in self._prices()])
+        asked = MIN_AGREEMENT if choice.share is None else choice.share
+        simulated: dict[int, float] = {}
+
+        def agreement(index: int) -> float:
+            if index not in simulated:
+                simulated[index] = self._agreement(plans[index])
+            return simulated[index]
+
+        low, high = 0, len(plans) - 1
+        if agreement(high) < asked:
+            if choice.share is not None and (fitted := self._fitted_agreement(plans[high])) < asked:
+                raise InfeasibleError(
+                    f"at degree {self.choice.most} the program has an agreement of {fitted:.1%} on unseen images, and "
+                    f"{asked:.1%} are asked for. Raise max_degree, or ask for less."
+                )
+            low = high  # no one asked, or the whole fit has it: the best there is, and the report says how good
+        while low < high:
+            middle = (low + high) // 2
+            if agreement(middle) >= asked:
+                high = middle
+            else:
+                low = middle + 1
+        self.front.extend(
+            FrontPoint(plans[i].price, plans[i].cost, tuple(self._named(plans[i]).values()), simulated[i], i == high)
+            for i in sorted(simulated)
+        )
+        return plans[high]
+
+    def _refined(self, costs: list[list[float]], plan: Solution, choice: Within, method: Compensated) -> Solution:
+        """Measure in the plan's own context, after its own errors, and solve anew while the simulation gains."""
+        probes = sorted({d for row in self.degrees.values() for d in row})
+        best = plan
+        best_error, _, measured = self.images.trial(self.graph, self._named(plan), method, probes)
+        for _ in range(REFINEMENTS):
+            # The square root weighs a layer's own errors against what is already off at that place.
+            again = [
+                [
+                    math.sqrt(max(cost, 0.0) * max(measured[node.id][d], 0.0))
+                    for cost, d in zip(row, self.degrees[node.id], strict=True)
+                ]
+                for row, node in zip(costs, self.nodes, strict=True)
+            ]
+            other = self._solve(again, choice)
+            if other is None or other.choices == best.choices:
+                break
+            error, _, effects = self.images.trial(self.graph, self._named(other), method, probes)
+            if error >= best_error:
+                break
+            best, best_error, measured = other, error, effects
+        return best
+
+    def _honest(self, costs: list[list[float]], plan: Solution, limit: int) -> Solution:
+        """The plan, with squares that do not fold in the whole circuit counted at what they really take."""
+        for _ in range(len(self.nodes)):
+            named = self._named(plan)
+            folded = self._folded(named)
+            short = [name for name, degree in named.items() if degree == 2 and name in self.folds - folded]
+            if not short:
+                return plan
+            self.folds -= set(short)
+            self.depths = {name: [self._depth(name, d) for d in row] for name, row in self.degrees.items()}
+            again = solve(costs, self._prices(), limit)
+            if again is None:
+                raise InfeasibleError(
+                    f"no plan is within {limit} levels: the quadratics of {', '.join(short)} do not fold. Allow more."
+                )
+            plan = again
+        return plan
+
+    def _record(self, costs: list[list[float]], plan: Solution) -> None:
+        """The front, if it isn't there yet: without agreement, which nobody simulated."""
+        if self.front:
+            return
+        prices = self._prices()
+
+        def point(choices: Sequence[int], chosen: bool) -> FrontPoint:
+            price, cost = (float(sum(row[k] for row, k in zip(rows, choices, strict=True))) for rows in (prices, costs))
+            degrees = tuple(self.degrees[node.id][k] for node, k in zip(self.nodes, choices, strict=True))
+            return FrontPoint(price, cost, degrees, None, chosen)
+
+        plans = front(costs, [[int(d) for d in self.depths[node.id]] for node in self.nodes])
+        points = [point(one.choices, False) for one in plans if one.choices != plan.choices]
+        points.append(point(plan.choices, True))
+        self.front.extend(sorted(points, key=lambda one: (one.price, -one.cost)))
+
+
+def _mean_square(node: Node, histogram: Histogram) -> float:
+    centres, masses = histogram.density(None)
+    return float(np.sum(masses * functions(node)[0](centres) ** 2))
+
+
+def fit_from_histograms(
+    graph: Graph, histograms: Mapping[str, Histogram], degrees: Mapping[str, int], method: FromHistograms
+) -> Graph:
+    """Every activation replaced by a fit to its histogram alone."""
+
+    def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+        if not isinstance(node.op, Activation):
+            return None
+        made = fit(functions(node), histograms[node.id], method, degrees[node.id])
+        name = builder.constant(f"{node.id}.coefficients", made.coefficients)
+        op = Polynomial(name, made.half_width)
+        return builder.add(op, inputs, name=node.id, origin=node.origin, type=node.type)
+
+    return graph.rewrite(step, by="fit_activations", stage=Stage.POLYNOMIAL)
+
+
+def activation_seconds(node: Node, degree: int, folds: bool, costs: CostTable, threads: int) -> float:
+    """Predicted seconds of an activation's polynomial, in the middle of a deep network's chain."""
+    layout = TensorLayout.dense((1,), PRICED.slots)
+    kernel: Kernel = (
+        SquareKernel(np.ones(1), layout)
+        if degree == 2 and folds
+        else PolynomialKernel(np.ones((1, degree + 1)), layout)
+    )
+    evaluator = CostEvaluator(PRICED, costs, threads)
+    kernel.run(evaluator, [(evaluator.fresh(PRICED.depth),)])
+    return evaluator.seconds * math.ceil(node.type.size / PRICED.slots)

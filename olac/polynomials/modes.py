@@ -1,0 +1,387 @@
+"""How activations become polynomials, as types: a method of fitting and a choice of degrees, each with its options.
+
+People give keywords (`FitOptions`), or one of these types in the place of a string. Passes see the types alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
+
+from olac.polynomials.minimax import DEGREES as PRECISIONS
+from olac.system.choices import require_one_of
+
+MAX_DEGREE = 127
+MIN_AGREEMENT = 0.98
+"""The agreement that is aimed at if a caller gives neither a limit nor an agreement."""
+MINIMAX_PADDING = 1.3
+"""Of the range that compositions are for; beyond it they grow without bound."""
+
+MethodName = Literal["compensated", "channel", "empirical", "normal", "minimax", "quadratic"]
+Effects = Literal["measured", "ola"]
+
+_Rule: TypeAlias = tuple[Callable[[Any], bool], str]
+_DEGREE: _Rule = (lambda v: 1 <= v <= MAX_DEGREE, f"is outside 1 ... {MAX_DEGREE}")
+_POSITIVE: _Rule = (lambda v: v > 0, "is not positive")
+_NOT_NEGATIVE: _Rule = (lambda v: v >= 0, "is negative")
+
+RULES: Mapping[str, _Rule] = {
+    "degree": _DEGREE,
+    "max_degree": _DEGREE,
+    "plan": (lambda v: all(1 <= d <= MAX_DEGREE for d in v), f"has a degree outside 1 ... {MAX_DEGREE}"),
+    "max_depth": (lambda v: v >= 1, "is below 1"),
+    "max_bootstraps": _NOT_NEGATIVE,
+    "max_latency": _POSITIVE,
+    "min_agreement": (lambda v: 0 < v <= 1, "is outside 0 ... 1"),
+    "tolerance": _POSITIVE,
+    "r": _POSITIVE,
+    "floor": (lambda v: 0 < v < 1, "is outside 0 ... 1"),
+    "padding": (lambda v: v >= 1, "is below 1"),
+    "ridge": _NOT_NEGATIVE,
+    "alpha": (lambda v: v in PRECISIONS, f"is outside {min(PRECISIONS)} ... {max(PRECISIONS)}"),
+    "reconstruct": _NOT_NEGATIVE,
+}
+"""By keyword: what holds for its values, and what a value is told for which it does not hold."""
+
+
+def _check(name: str, keyword: str, value: Any) -> None:
+    if keyword == "method":
+        require_one_of(name, value, METHODS)
+    elif keyword == "degrees":
+        require_one_of(name, value, get_args(Effects))
+    elif value is not None and keyword in RULES and not RULES[keyword][0](value):
+        raise ValueError(f"{name} {value} {RULES[keyword][1]}")
+
+
+@dataclass(frozen=True)
+class _Mode:
+    """A method or a choice of degrees; its options are keywords of `FitOptions`, perhaps by another name."""
+
+    keywords: ClassVar[Mapping[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        for name, keyword in self.all_keywords().items():
+            _check(name, keyword, getattr(self, name))
+
+    @classmethod
+    def all_keywords(cls) -> dict[str, str]:
+        """The keyword of each option."""
+        return {field.name: cls.keywords.get(field.name, field.name) for field in fields(cls)}
+
+
+# Methods of fitting --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tails(_Mode):
+    """Fits that look beyond the calibrated range: a share of the mass is spread evenly over a padded range.
+
+    Attributes:
+        floor: that share; None chooses.
+        padding: the calibrated range is widened about its middle by this factor; None chooses.
+    """
+
+    floor: float | None = None
+    padding: float | None = None
+
+    def tails(self, degree: int) -> tuple[float, float]:
+        """Floor and padding for a degree if nothing chooses them: higher degrees need more of both."""
+        floor, padding = (1e-4, 1.2) if degree <= 3 else (1e-3, 1.4)
+        return (floor if self.floor is None else self.floor, padding if self.padding is None else self.padding)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compensated(_Tails):
+    """One polynomial for each channel, in network order, making up for the errors before.
+
+    Attributes:
+        ridge: pull of re-fitted weights towards the trained ones, in units of the inputs' mean square; None chooses.
+        refit: whether convolutions and linear layers are fitted again as well, in closed form and without labels.
+        reconstruct: passes over the calibration images in which all coefficients and weights together are then improved
+            towards the model's own values; 0 for none.
+    """
+
+    ridge: float | None = None
+    refit: bool = True
+    reconstruct: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channel(_Tails):
+    """One polynomial for each channel, from histograms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Empirical(_Tails):
+    """One polynomial for each layer, from histograms."""
+
+
+@dataclass(frozen=True)
+class Normal(_Tails):
+    """One polynomial for each layer, under a normal density: OLA's.
+
+    Attributes:
+        r: the density is r times as wide as the layer's own: larger is safer in the tails, smaller is closer in the
+            middle.
+    """
+
+    r: float = 2.0
+
+
+@dataclass(frozen=True)
+class Minimax(_Mode):
+    """Compositions of minimax polynomials; ReLU and its relatives.
+
+    Attributes:
+        alpha: errors are within 2^-alpha of the range.
+        padding: of the calibrated magnitude.
+    """
+
+    alpha: int = 10
+    padding: float = MINIMAX_PADDING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadratic(_Tails):
+    """The fixed quadratic of leveled ResNets, scaled to the layer; ReLU."""
+
+
+FromHistograms: TypeAlias = Compensated | Channel | Empirical | Normal | Quadratic
+"""Methods that have a fit to a histogram alone; of the compensated method that is the quick one, one a channel."""
+Method: TypeAlias = FromHistograms | Minimax
+
+METHODS: Mapping[MethodName, type[Method]] = {
+    "compensated": Compensated,
+    "channel": Channel,
+    "empirical": Empirical,
+    "normal": Normal,
+    "minimax": Minimax,
+    "quadratic": Quadratic,
+}
+
+
+# Choices of degrees --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fixed(_Mode):
+    """One degree for all activations."""
+
+    degree: int
+
+
+@dataclass(frozen=True)
+class Plan(_Mode):
+    """One degree for each activation, in network order."""
+
+    degrees: tuple[int, ...]
+    keywords: ClassVar[Mapping[str, str]] = {"degrees": "plan"}
+
+
+@dataclass(frozen=True)
+class Tolerance(_Mode):
+    """For each activation alone the least degree whose root mean square error is within `rmse`.
+
+    Attributes:
+        rmse: relative to the root mean square of the function's values.
+        max_degree: largest degree that is considered; None for 15.
+    """
+
+    rmse: float
+    max_degree: int | None = None
+    keywords: ClassVar[Mapping[str, str]] = {"rmse": "tolerance"}
+
+    @property
+    def most(self) -> int:
+        """The largest degree that is considered."""
+        return 15 if self.max_degree is None else self.max_degree
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Searched(_Mode):
+    """Degrees that a dynamic program finds, by what each does to the outputs.
+
+    Attributes:
+        effects: "measured", or "ola" for alpha_i E_i.
+        max_degree: largest degree that is considered; None for 7 if effects are measured (higher ones make more unseen
+            images diverge than they gain in accuracy), and for 31 with "ola".
+    """
+
+    effects: Effects = "measured"
+    max_degree: int | None = None
+    keywords: ClassVar[Mapping[str, str]] = {"effects": "degrees"}
+
+    @property
+    def most(self) -> int:
+        """The largest degree that is considered."""
+        if self.max_degree is not None:
+            return self.max_degree
+        return 31 if self.effects == "ola" else 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Within(_Searched):
+    """The most accurate degrees within one limit.
+
+    Attributes:
+        levels: that all activations take together, the sum over them.
+        seconds: that the polynomials take together, by the table of costs.
+        bootstraps: of the whole program.
+        min_agreement: what the plan must reach as well; None asks for nothing.
+    """
+
+    levels: int | None = None
+    seconds: float | None = None
+    bootstraps: int | None = None
+    min_agreement: float | None = None
+    keywords: ClassVar[Mapping[str, str]] = {
+        **_Searched.keywords,
+        "levels": "max_depth",
+        "seconds": "max_latency",
+        "bootstraps": "max_bootstraps",
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if sum(limit is not None for limit in (self.levels, self.seconds, self.bootstraps)) != 1:
+            raise ValueError("give one limit: levels, seconds or bootstraps")
+
+    @property
+    def limit(self) -> float:
+        """The number of levels, seconds or bootstraps."""
+        (limit,) = (one for one in (self.levels, self.seconds, self.bootstraps) if one is not None)
+        return limit
+
+
+@dataclass(frozen=True)
+class Agreement(_Searched):
+    """The cheapest degrees that keep the largest output on a share of unseen calibration images.
+
+    Attributes:
+        share: a plan without it is refused; None aims at `MIN_AGREEMENT`, and takes the best there is.
+    """
+
+    share: float | None = None
+    keywords: ClassVar[Mapping[str, str]] = {**_Searched.keywords, "share": "min_agreement"}
+
+
+Told: TypeAlias = Fixed | Plan | Tolerance
+Searched: TypeAlias = Within | Agreement
+Degrees: TypeAlias = Told | Searched
+
+
+# Keywords ------------------------------------------------------------------------------------------------------------
+
+M = TypeVar("M", bound=_Mode)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The keywords of a method of fitting and of a choice of degrees.
+
+    In the place of a string, `method` takes one of this module's methods, such as `Minimax(alpha=7)`, and `degrees` one
+    of its choices, such as `Within(levels=20)`. They bring all keywords of theirs, so none may stand beside them, and
+    they become strings and keywords here. Keywords that the method or the choice does not have are ignored.
+
+    Attributes:
+        method: "compensated" (the default), "channel", "empirical", "normal", "minimax" or "quadratic".
+        degree: one degree for all activations; None lets `degrees` or `tolerance` choose.
+        plan: one degree for each activation, in network order; nothing is chosen then.
+        degrees: how degrees are chosen: "measured" (by what each does to the outputs) or "ola" (alpha_i E_i).
+        max_depth: most levels that all activations may take together, the sum over them.
+        max_bootstraps: of the whole program: the most accurate degrees that take no more of them. Lowering keeps to it,
+            unless `max_memory` leaves it no choice.
+        min_agreement: least share of unseen calibration images on which the largest output stays the same; the
+            cheapest plan that has it is taken. 0.98 if neither this nor a limit is given.
+        max_latency: most seconds that the polynomials may take together, by the table of costs.
+        tolerance: see `Tolerance.rmse`.
+        max_degree: see `Tolerance` and `Within`.
+        r: see `Normal`.
+        floor, padding: see `Compensated`; `Minimax` has a padding of its own.
+        ridge, refit, reconstruct: see `Compensated`.
+        alpha: see `Minimax`.
+    """
+
+    method: MethodName | Method = "compensated"
+    degree: int | None = None
+    plan: tuple[int, ...] | None = None
+    degrees: Effects | Degrees = "measured"
+    max_depth: int | None = None
+    max_bootstraps: int | None = None
+    min_agreement: float | None = None
+    max_latency: float | None = None
+    tolerance: float | None = None
+    max_degree: int | None = None
+    r: float = 2.0
+    floor: float | None = None
+    padding: float | None = None
+    ridge: float | None = None
+    alpha: int = 10
+    refit: bool = True
+    reconstruct: int = 16
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in KEYWORDS if getattr(self, name) != KEYWORDS[name]}
+        for name, value in spelled_out(given).items():
+            object.__setattr__(self, name, value)
+        for name in KEYWORDS:
+            _check(name, name, getattr(self, name))
+        if self.plan is not None and self.degree is not None:
+            raise ValueError("give degree or plan, not both")
+        limits = self._limits()
+        if len(limits) > 1:
+            raise ValueError(f"give {' or '.join(limits)}, not both")
+
+    def _limits(self) -> list[str]:
+        return [n for n in ("max_depth", "max_latency", "max_bootstraps") if getattr(self, n) is not None]
+
+    def _as(self, mode: type[M]) -> M:
+        found = {name: getattr(self, keyword) for name, keyword in mode.all_keywords().items()}
+        return mode(**{name: value for name, value in found.items() if value is not None})
+
+    @property
+    def fitting(self) -> Method:
+        """The method, with its options."""
+        assert isinstance(self.method, str)
+        return self._as(METHODS[self.method])
+
+    @property
+    def choice(self) -> Degrees:
+        """The choice of degrees, with its options: the first of those that the keywords ask for."""
+        if self.plan is not None:
+            return self._as(Plan)
+        if self.degree is not None:
+            return self._as(Fixed)
+        if self.tolerance is not None:
+            return self._as(Tolerance)
+        return self._as(Within) if self._limits() else self._as(Agreement)
+
+
+KEYWORDS: Mapping[str, Any] = {field.name: field.default for field in fields(FitOptions)}
+"""With their defaults."""
+_OF_METHODS = frozenset(n for method in METHODS.values() for n in method.all_keywords().values())
+_OF_DEGREES = frozenset(KEYWORDS) - _OF_METHODS - {"method"}
+
+
+def spelled_out(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords with the types among them as strings and keywords of their own.
+
+    Raises:
+        ValueError: a keyword stands beside a type that has it, or that leaves it no meaning.
+    """
+    made = dict(given)
+    for name, kind, theirs in (("method", Method, _OF_METHODS), ("degrees", Degrees, _OF_DEGREES)):
+        mode = given.get(name)
+        if not isinstance(mode, get_args(kind)):
+            continue
+        # Degrees that are told may have a limit on the program and an aim beside them.
+        owned = theirs - {"max_bootstraps", "min_agreement"} if isinstance(mode, get_args(Told)) else theirs
+        beside = sorted((owned & set(given)) - {name})
+        if beside:
+            raise ValueError(f"{' and '.join(beside)} can't stand beside {name}={mode}, which has all options itself")
+        made |= {one: KEYWORDS[one] for one in owned}
+        made |= {keyword: getattr(mode, field) for field, keyword in type(mode).all_keywords().items()}
+        if name == "method":
+            (made["method"],) = (known for known, method in METHODS.items() if method is type(mode))
+    return made

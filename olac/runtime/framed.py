@@ -1,0 +1,100 @@
+"""What travels in a frame (see `olac.runtime.envelope`): as bytes, as a file, and pickled."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from olac.errors import ArtifactError
+from olac.program.program import CompiledProgram
+from olac.runtime.envelope import Header, Payload, open_frame
+from olac.system.files import Output, Source, check_writable, write_files
+from olac.system.memory import memory_for
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def named(error: ArtifactError, header: Header) -> ArtifactError:
+    """The error, with where the words came from."""
+    return header.error(str(error), "Nothing of it was used: get it again from who made it.")
+
+
+class Framed(ABC):
+    """An object that one side of a program sends the other.
+
+    Attributes:
+        kind: of its frame.
+        contents: how errors call what is in the frame.
+        program: that it belongs to.
+    """
+
+    kind: ClassVar[str]
+    contents: ClassVar[str]
+    program: CompiledProgram
+
+    @property
+    @abstractmethod
+    def payload_bytes(self) -> int:
+        """Bytes of the coefficients."""
+
+    @abstractmethod
+    def _pieces(self) -> Iterator[bytes | memoryview]:
+        """The frame, in pieces, each valid until the next is asked for."""
+
+    @classmethod
+    @abstractmethod
+    def _of(cls, program: CompiledProgram, payload: Payload) -> Self:
+        """Read and check all that follows the header of a frame."""
+
+    def to_bytes(self) -> bytes:
+        """One frame. Large keys are better saved to a file, which takes no memory."""
+        with memory_for(f"writing {self.contents}"):
+            out = io.BytesIO()
+            for piece in self._pieces():
+                out.write(piece)
+            return out.getvalue()
+
+    def save(self, path: str | Path) -> None:
+        """Write one frame to a file, piece by piece.
+
+        Raises:
+            ArtifactError: the file can't be written (see `olac.system.files.write_file`).
+            InfeasibleError: memory ran out.
+        """
+        output = self.output(path)
+        check_writable(path, size=output.size)
+        with memory_for(f"saving the {self.kind.replace('-', ' ')}"):
+            write_files([output])
+
+    def output(self, path: str | Path) -> Output:
+        """What `save` writes, for `olac.system.files.write_files`: beside the secret key, say."""
+        return Output(Path(path), self._pieces(), size=self.payload_bytes)
+
+    def __reduce__(self) -> tuple[Callable[[CompiledProgram, bytes], Framed], tuple[CompiledProgram, bytes]]:
+        """Pickles and copies go by `to_bytes`, so that what comes back has been checked as files are."""
+        return type(self).from_bytes, (self.program, self.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, program: CompiledProgram, data: bytes) -> Self:
+        """Check a frame; raises `ArtifactError` for anything that isn't right for the program."""
+        return cls._read(program, Source(data=data))
+
+    @classmethod
+    def load(cls, program: CompiledProgram, path: str | Path) -> Self:
+        """Read and check a file; evaluation keys themselves are read again when a server takes them.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, or of another kind, version or program.
+        """
+        return cls._read(program, Source.of_file(path))
+
+    @classmethod
+    def _read(cls, program: CompiledProgram, source: Source) -> Self:
+        with memory_for(f"reading {cls.contents}"):
+            CompiledProgram.check_kind(program)
+            with open_frame(source, cls.kind, program) as payload:
+                return cls._of(program, payload)

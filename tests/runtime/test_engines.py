@@ -1,0 +1,123 @@
+"""Clients and servers on an engine of their own: `engine=`, and what two engines give each other."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import olac.backends
+from olac.backends.openfhe.evaluator import OpenFHEEvaluator
+from olac.backends.openfhe.session import ENGINE as OPENFHE
+from olac.backends.session import Engine, find_engine
+from olac.errors import ArtifactError, BackendError
+from olac.program.program import CompiledProgram
+from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server
+from tests.backends.plain_engine import ENGINE as PLAIN
+from tests.backends.plain_engine import PlainEvaluator
+from tests.runtime.small_program import ERROR, images, small_program
+
+pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
+
+
+@cache
+def program() -> CompiledProgram:
+    return small_program()
+
+
+def right(client: Client, result: EncryptedResult) -> bool:
+    return bool(np.max(np.abs(client.decrypt(result) - program().simulate(images()))) < ERROR)
+
+
+def test_a_round_trip_on_a_second_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Live, as bytes and as files, with a checkpoint, and with keys that are read as they are needed."""
+
+    def no_openfhe(*_: object) -> None:
+        raise AssertionError("the first engine was asked")
+
+    for method in ("client", "server", "install_keys", "words", "state", "belongs"):
+        monkeypatch.setattr(type(OPENFHE), method, no_openfhe)
+    client = Client(program(), engine=PLAIN)
+    keys = client.generate_keys()
+    given = client.encrypt(images())
+    server = Server(program(), keys)  # on the engine that made the keys
+    assert type(server._open().evaluator) is PlainEvaluator
+    server.prepare()
+    assert right(client, server.run(given))
+
+    client.save_secret_key(tmp_path / "secret.key")
+    keys.save(tmp_path / "evaluation.keys")
+    given.save(tmp_path / "input")
+    received = EvaluationKeys.load(program(), tmp_path / "evaluation.keys")
+    image = EncryptedInput.load(program(), tmp_path / "input")
+    whole = Server(program(), received, engine=PLAIN)
+
+    def stop(progress: Progress) -> None:
+        if progress.node == "act":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        whole.run(image, stop, checkpoint=tmp_path / "checkpoint", checkpoint_seconds=0.0)
+    answer = whole.run(image, checkpoint=tmp_path / "checkpoint").to_bytes()
+    assert "conv" not in whole.last_run
+    whole.close()
+    assert not received.installed
+
+    def two_at_a_time(self: Server, keys: EvaluationKeys, max_memory: float | None) -> tuple[float, int]:
+        self._predicted = dict.fromkeys((node.id for node in program().graph.nodes), 0.0)
+        return 0.0, 2
+
+    monkeypatch.setattr(Server, "_check_memory", two_at_a_time)
+    paged = Server(program(), received, engine=PLAIN)
+    assert paged.run(image).to_bytes() == answer
+    assert paged.pages is not None and paged.pages.evictions > 0
+    other = Client.load(program(), tmp_path / "secret.key", engine=PLAIN)
+    assert right(other, EncryptedResult.from_bytes(program(), answer))
+
+
+@pytest.mark.parametrize(("first", "second"), [(OPENFHE, PLAIN), (PLAIN, OPENFHE)])
+def test_engines_read_each_others_words(first: Engine, second: Engine) -> None:
+    client = Client(program(), first)
+    keys = client.generate_keys()
+    given = client.encrypt(images())
+    with pytest.raises(ArtifactError, match=f"another engine than {second.title}. Save them"):
+        Server(program(), keys, engine=second)
+    received = EvaluationKeys.from_bytes(program(), keys.to_bytes())
+    server = Server(program(), received, engine=second)
+    result = server.run(given)  # objects of one engine are words to the other
+    assert right(client, result)
+    assert received.installed
+    both = Server(program(), received, engine=first)
+    assert right(client, both.run(EncryptedInput.from_bytes(program(), given.to_bytes())))
+    assert right(client, server.run(given))
+
+
+def test_engines_are_found_by_the_name_of_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_engine() is find_engine("openfhe") is OPENFHE
+    assert find_engine(PLAIN) is PLAIN
+    monkeypatch.setattr(olac.backends, "__path__", [*olac.backends.__path__, str(tmp_path)])
+    for name, source in (("second", "from tests.backends.plain_engine import ENGINE"), ("broken", "import no_such")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+        (tmp_path / name / "session.py").write_text(source)
+    client = Client(program(), engine="second")
+    assert client._engine is PLAIN
+    for unknown in ("third", "simulator"):
+        with pytest.raises(BackendError, match=f"no engine '{unknown}': olac.backends holds no {unknown}/session.py"):
+            Client(program(), engine=unknown)
+    with pytest.raises(ModuleNotFoundError, match="no_such"):
+        find_engine("broken")
+
+
+def test_a_refusal_names_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(program(), engine=PLAIN)
+    server = Server(program(), client.generate_keys())
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(OpenFHEEvaluator, "_rescale", refuse)
+    with pytest.raises(BackendError, match="the plain engine refused an operation of the program: no"):
+        server.run(client.encrypt(images()))
