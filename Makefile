@@ -12,7 +12,7 @@ SHELL = /bin/sh
 
 # Threads that spin at barriers make everything several times slower on a machine that is not idle.
 export OMP_WAIT_POLICY ?= passive
-# mypy from 2.0 on checks with so many processes; older ones do not read it.
+# mypy works in this many processes; releases before 2.0 may not read it and use one.
 export MYPY_NUM_WORKERS ?= 2
 
 PYTHON ?=
