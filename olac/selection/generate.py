@@ -246,9 +246,10 @@ def _on_fewer_slots(job: Job, found: Sequence[Candidate]) -> list[Candidate]:
     """
     sparse: list[Candidate] = []
     best = job.best(one for one in found if one.placements)
-    for log_slots in [] if best is None else _numbers_of_slots(best):
-        with contextlib.suppress(InfeasibleError):  # too few places for bootstraps
-            sparse.append(_with_plan(job, best.draft, _on_slots(best.parameters, log_slots)))
+    if best is not None:
+        for log_slots in _numbers_of_slots(best):
+            with contextlib.suppress(InfeasibleError):  # too few places for bootstraps
+                sparse.append(_with_plan(job, best.draft, _on_slots(best.parameters, log_slots)))
     return sparse
 
 
