@@ -292,7 +292,7 @@ def measure_bootstrap(parameters: Parameters, quick: bool) -> float:
 
 
 def bootstrap_factor(rotations: float, parameters: Parameters, table: CostTable, threads: int) -> float:
-    """The `CostTable.bootstrap_factor` of a bootstrap that takes as long as a number of rotations of the whole chain."""
+    """The `CostTable.bootstrap_factor` of a bootstrap that takes as long as some rotations of the whole chain."""
     pricer = CostEvaluator(parameters, replace(table, bootstrap_factor=1.0), threads)
     return rotations * pricer.price("rotate", parameters.depth) / pricer.price("bootstrap", parameters.depth)
 

@@ -1,4 +1,4 @@
-"""Degrees and bootstraps together, before layouts and polynomials exist: which plan is the most accurate."""
+"""Chooses degrees and bootstraps together, before layouts and polynomials exist."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from olac.ir.graph import Graph
 from olac.ir.ops import Square
 
 Circuit: TypeAlias = Callable[[Mapping[str, int]], Graph]
-"""Builds the graph that lowering would find for given degrees, node by node and level by level."""
+"""Builds the graph that lowering would have for given degrees, with the same nodes and levels."""
 
 NODE_PRICE = 1e-6
-"""Of one level at one node, in bootstraps: it decides only between plans with as many bootstraps."""
+"""Price of one level at one node, in bootstraps: it decides only between plans with equally many bootstraps."""
 TIE = 1e-9
 """Price of a bootstrap, in units of the largest cost: it decides only between plans of the same cost."""
 
@@ -33,7 +33,7 @@ def usual_bootstrapping() -> Parameters:
 
 
 class _Unscaled(Problem):
-    """Before units are chosen every value counts as one that will fit."""
+    """A problem before units are chosen: every value is assumed to fit."""
 
     def fits(self, name: str) -> bool:
         return True
@@ -46,10 +46,10 @@ def _problem(graph: Graph, parameters: Parameters | None) -> _Unscaled:
 
 
 def least_bootstraps(graph: Graph, parameters: Parameters | None = None) -> Plan:
-    """The plan of fewest bootstraps for a circuit as it is.
+    """The plan of fewest bootstraps for a circuit.
 
     Raises:
-        InfeasibleError: places for bootstraps are further apart than the levels between two.
+        InfeasibleError: places for bootstraps are further apart than the levels between two bootstraps.
     """
     return solve(_problem(graph, parameters), 1.0)
 
@@ -61,18 +61,18 @@ def degrees_within(
     most: int,
     parameters: Parameters | None = None,
 ) -> tuple[dict[str, int], Plan]:
-    """The choice for each activation of least cost in all that takes at most so many bootstraps.
+    """The choices for all activations with the least sum of costs that take at most `most` bootstraps.
 
     The dynamic program over levels (`olac.analysis.bootstraps.solve`) picks each activation's depth as it goes, and
     counts bootstraps. The plan is the best for costs that add up and for depths that do not depend on each other.
 
     Args:
-        graph: any whose nodes have the keys of `depths` and `costs` among their ids; other nodes take the levels of
+        graph: a graph whose nodes have the keys of `depths` and `costs` among their ids; other nodes take the levels of
             their ops.
         depths: levels of each choice.
-        costs: what each choice does to the outputs.
-        most: bootstraps of single values.
-        parameters: whose levels count; None for the usual ones.
+        costs: the effect of each choice on the outputs.
+        most: the number of bootstraps that is allowed, each of one value.
+        parameters: the parameters whose levels count; None for the usual ones.
 
     Raises:
         InfeasibleError: the lowest depths take more bootstraps; says how many.
@@ -96,7 +96,7 @@ def _refusal(least: int, most: int) -> str:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A degree for each activation, what they cost in all, and the bootstraps that their circuit takes."""
+    """A degree for each activation, the sum of their costs, and the bootstraps of their circuit."""
 
     degrees: Mapping[str, int]
     cost: float
@@ -110,19 +110,19 @@ def plan_degrees(
     circuit: Circuit,
     parameters: Parameters | None = None,
 ) -> Chosen:
-    """As `degrees_within`, for a graph with activations and with quadratics that take one level where they fold.
+    """As `degrees_within`, for a graph with activations and with quadratics that take one level if they fold.
 
-    What a square saves, and what it costs the values beside it, depends on its neighbours. So the first plan is made on
-    the circuit of the lowest degrees, in which every affine map stands that squares may need. Then the circuit of the
-    plan is built, and counted as lowering will find it: quadratics that do not fold in it take two levels from there
-    on, and where it takes more bootstraps than allowed, the square that is worth least is given up. The next plan is
-    made on that circuit, which has only those affine maps that it needs; and so on while that gains. No plan without
-    squares is better than the one found.
+    The levels that a square saves, and those that it costs the values beside it, depend on its neighbours. So the first
+    plan is made on the circuit of the lowest degrees, which has every affine map that squares may need. Then the
+    circuit of the plan is built as lowering will find it, and its levels are counted. Quadratics that do not fold in it
+    take two levels from then on. If it takes more bootstraps than allowed, the square that gains least is given up. The
+    next plan is made on that circuit, which has only the affine maps that it needs. This is repeated as long as it
+    gains. No plan without squares is better than the result.
 
     Args:
         graph: at stage TRACED; its activations' ids are the keys of `costs`.
-        costs: by degree, what each choice does to the outputs. Degree 2 counts as one level where it folds.
-        circuit: builds what is counted.
+        costs: by degree, the effect of each choice on the outputs. Degree 2 counts as one level if it folds.
+        circuit: builds the circuits.
         most, parameters: as in `degrees_within`.
 
     Raises:
@@ -181,7 +181,7 @@ def _degrees_within(
 def _least_worth(
     squares: Sequence[str], costs: Mapping[str, Mapping[int, float]], choices: Mapping[str, Mapping[int, int]]
 ) -> str:
-    """The square in whose place the next degree gains most."""
+    """The square that gains least: the next degree in its place reduces the cost most."""
 
     def gain(name: str) -> float:
         return costs[name][2] - min(costs[name][d] for d in choices[name] if d > 2)
