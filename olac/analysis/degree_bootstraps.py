@@ -56,12 +56,12 @@ def least_bootstraps(graph: Graph, parameters: Parameters | None = None) -> Plan
 
 def degrees_within(
     graph: Graph,
-    depths: Mapping[str, Sequence[int]],
-    costs: Mapping[str, Sequence[float]],
+    depths: Mapping[str, Mapping[int, int]],
+    costs: Mapping[str, Mapping[int, float]],
     most: int,
     parameters: Parameters | None = None,
 ) -> tuple[dict[str, int], Plan]:
-    """The choices for all activations with the least sum of costs that take at most `most` bootstraps.
+    """The degrees of all activations with the least sum of costs that take at most `most` bootstraps.
 
     The dynamic program over levels (`olac.analysis.bootstraps.solve`) picks each activation's depth as it goes, and
     counts bootstraps. The plan is the best for costs that add up and for depths that do not depend on each other.
@@ -69,8 +69,8 @@ def degrees_within(
     Args:
         graph: a graph whose nodes have the keys of `depths` and `costs` among their ids; other nodes take the levels of
             their ops.
-        depths: levels of each choice.
-        costs: the effect of each choice on the outputs.
+        depths: the levels of each degree that is allowed.
+        costs: the effect of each degree on the outputs.
         most: the number of bootstraps that is allowed, each of one value.
         parameters: the parameters whose levels count; None for the usual ones.
 
@@ -79,15 +79,16 @@ def degrees_within(
     """
     problem = _problem(graph, parameters)
     for name, row in depths.items():
-        problem.options[name] = (Option(min(row)),)
+        problem.options[name] = (Option(min(row.values())),)
     least = solve(problem, 1.0).bootstraps
     if least > most:
         raise InfeasibleError(_refusal(least, most))
-    tie = TIE * (max((cost for row in costs.values() for cost in row if math.isfinite(cost)), default=1.0) or 1.0)
+    finite = [costs[name][d] for name, row in depths.items() for d in row if math.isfinite(costs[name][d])]
+    tie = TIE * (max(finite, default=1.0) or 1.0)
     for name, row in depths.items():
-        problem.options[name] = tuple(Option(d, cost / tie) for d, cost in zip(row, costs[name], strict=True))
+        problem.options[name] = tuple(Option(depth, costs[name][d] / tie) for d, depth in row.items())
     plan = solve(problem, 1.0, most)
-    return {name: plan.picks.get(name, 0) for name in depths}, plan
+    return {name: list(row)[plan.picks.get(name, 0)] for name, row in depths.items()}, plan
 
 
 def _refusal(least: int, most: int) -> str:
@@ -112,7 +113,7 @@ def plan_degrees(
 ) -> Chosen:
     """As `degrees_within`, for a graph with activations and with quadratics that take one level if they fold.
 
-    The levels that a square saves, and those that it costs the values beside it, depend on its neighbours. So the first
+    The levels that a square saves, and those that it costs other values, depend on its neighbours. So the first
     plan is made on the circuit of the lowest degrees, which has every affine map that squares may need. Then the
     circuit of the plan is built as lowering will find it, and its levels are counted. Quadratics that do not fold in it
     take two levels from then on. If it takes more bootstraps than allowed, the square that gains least is given up. The
@@ -137,7 +138,7 @@ def plan_degrees(
             best = plan_degrees(graph, above, most, circuit, parameters)
     while True:
         try:
-            degrees = _degrees_within(skeleton, choices, costs, most, parameters)
+            degrees, _ = degrees_within(skeleton, choices, costs, most, parameters)
         except InfeasibleError:
             if best is None:
                 raise
@@ -162,20 +163,6 @@ def plan_degrees(
                 raise InfeasibleError(_refusal(plan.bootstraps, most))
             return best
         del choices[_least_worth(others, costs, choices)][2]
-
-
-def _degrees_within(
-    skeleton: Graph,
-    choices: Mapping[str, Mapping[int, int]],
-    costs: Mapping[str, Mapping[int, float]],
-    most: int,
-    parameters: Parameters | None,
-) -> dict[str, int]:
-    """As `degrees_within`, by degree: `choices` has the levels of each."""
-    depths = {name: list(row.values()) for name, row in choices.items()}
-    prices = {name: [costs[name][d] for d in row] for name, row in choices.items()}
-    picks, _ = degrees_within(skeleton, depths, prices, most, parameters)
-    return {name: list(choices[name])[k] for name, k in picks.items()}
 
 
 def _least_worth(

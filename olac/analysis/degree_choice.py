@@ -168,14 +168,9 @@ class _Search:
 
     def _candidates(self, node: Node) -> list[int]:
         """The largest degree of each depth, up to `max_degree`; at one level a square if it folds, otherwise a line."""
-        found = [2 if node.id in self.folds else 1]
-        depth = 2
-        while (1 << depth) - 1 <= self.choice.most:
-            found.append((1 << depth) - 1)
-            depth += 1
-        if self.choice.most > max(found) and self.choice.most not in found:
-            found.append(self.choice.most)
-        return [d for d in found if d <= self.choice.most] or [1]
+        most = self.choice.most
+        found = {2 if node.id in self.folds else 1, *((1 << depth) - 1 for depth in range(2, most.bit_length())), most}
+        return sorted(d for d in found if d <= most) or [1]
 
     def _depth(self, name: str, degree: int) -> int:
         return 1 if degree == 2 and name in self.folds else max(1, degree.bit_length())

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-CONFIDENCE = 0.95
 NORMAL = 1.959963984540054
-"""The 97.5 % quantile of the normal distribution: intervals hold the true share with probability CONFIDENCE."""
+"""The 97.5 % quantile of the normal distribution: intervals hold the true share with a probability of 95 %."""
 
 
 def interval(share: float, count: int) -> tuple[float, float]:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 WORKING_CIPHERTEXTS = 4
-"""Room for this many ciphertexts is needed beside those that are encrypted or decrypted."""
+"""Room for this many ciphertexts is needed in addition to those that are encrypted or decrypted."""
 MOST_DECIMALS = 15
 """Outputs are rounded to at most this many digits after the point, or before it."""
 

@@ -41,7 +41,7 @@ def keygen(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, Path]:
-    """Make keys: `secret.key`, which stays with the client, and `evaluation.keys`, which goes to the server.
+    """Make keys: `secret.key`, which stays with the client, and `evaluation.keys`, which the server needs.
 
     Both are complete before either takes its name.
 

@@ -59,7 +59,7 @@ class Header:
     Attributes:
         source: where it was read.
         kind: the kind of the frame.
-        fields: the fingerprints and what the kind needs beside them.
+        fields: the fingerprints, and further fields of the kind.
         start: the bytes that it was read from, from the magic to the end of the JSON.
         payload_bytes: the bytes between it and the hash.
     """

@@ -361,7 +361,7 @@ class _Ciphertexts(Framed):
         return cls(program, identity, images, words=words, name=header.source.name, **more)
 
     def _fields(self) -> dict[str, Any]:
-        """Fields that the header of this kind has beside those of all kinds."""
+        """Further fields of this kind's header."""
         return {}
 
     @classmethod

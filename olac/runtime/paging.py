@@ -77,7 +77,7 @@ def install_pinned(
 def needed_order(
     program: CompiledProgram, steps: Collection[int], pinned: Collection[int]
 ) -> tuple[tuple[int, ...], dict[str, int]]:
-    """The steps beside `pinned` in the order in which a run takes them, and how many it has taken after each node."""
+    """The steps that are not `pinned` in the order of their uses in a run, and the number of uses up to each node."""
     recorder = RecorderEvaluator(program.parameters, steps)
     events: dict[str, int] = {}
 
