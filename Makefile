@@ -12,11 +12,15 @@ SHELL = /bin/sh
 
 # Threads that spin at barriers make everything several times slower on a machine that is not idle.
 export OMP_WAIT_POLICY ?= passive
+# mypy works in this many processes; releases before 2.0 may not read it and use one.
+export MYPY_NUM_WORKERS ?= 2
 
 PYTHON ?=
 PIP_FLAGS ?= -q
-# Two processes suit two cores; each takes up to 3 GB. PYTEST_FLAGS=-n0 runs all in one, for a debugger.
-PYTEST_FLAGS ?= -n 2 --dist loadfile
+# Two processes suit two cores; each takes up to 3 GB and one thread (tests/conftest.py). Each begins with half of the
+# tests, in order, so that what a file sets up is shared; one that is done takes tests that the other has not begun.
+# PYTEST_FLAGS=-n0 runs all in one, for a debugger.
+PYTEST_FLAGS ?= -n 2 --dist worksteal
 
 BIN := .venv/bin
 # Written last, once all is installed: its text is the folder and the Python that .venv is made for.

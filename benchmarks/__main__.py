@@ -17,7 +17,7 @@ from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.faults import command as faults_command
 from benchmarks.results import ResultsError, ResultsFile, markdown_table, plot, read_rows, require_plot, rich_table
 from benchmarks.strategies import StrategyError, parse_strategies
-from olac.passes.choose_lowerings import KINDS
+from olac.passes.choose_lowerings import kinds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,7 +113,7 @@ def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--lowering",
-        choices=KINDS,
+        choices=kinds(),
         default="auto",
         help="lowering of convolutions, if a strategy does not name one after an @; default auto",
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from olac.passes.choose_lowerings import KINDS, Convolutions
+from olac.passes.choose_lowerings import Convolutions, kinds
 from olac.polynomials.modes import FitOptions
 
 RELU = "relu"
@@ -88,10 +88,9 @@ def parse_strategies(arguments: Sequence[str], lowering: str | None = None) -> t
 def _lowered(item: str, lowering: str) -> Strategy:
     """The strategy of an item, with its own lowering or else the given one."""
     plain, at, own = item.partition(AT)
-    named = own if at else lowering
-    how = next((kind for kind in KINDS if kind == named), None)
-    if how is None:
-        raise StrategyError(f"strategy {item!r}: {named!r} is no lowering; there are {', '.join(KINDS)}")
+    how = own if at else lowering
+    if how not in kinds():
+        raise StrategyError(f"strategy {item!r}: {how!r} is no lowering; there are {', '.join(kinds())}")
     strategy = _parsed(plain)
     return strategy if how == AUTO else replace(strategy, item=f"{plain}{AT}{how}", convolutions=how)
 

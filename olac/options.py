@@ -14,7 +14,7 @@ from olac.ckks.security import SECURITY_BOUNDS
 from olac.costs.table import CostTable
 from olac.frontend.custom import Activations
 from olac.ir.ops import Array
-from olac.passes.choose_lowerings import KINDS, Convolutions
+from olac.passes.choose_lowerings import Convolutions, kinds
 from olac.polynomials.modes import KEYWORDS, Degrees, Effects, FitOptions, Method, MethodName, spelled_out
 from olac.system.choices import require_known, require_one_of
 from olac.system.internal import callers_own
@@ -47,9 +47,10 @@ class CompileOptions:
         max_memory: bytes that the server process may take, or text such as "8GB" or "1.5GiB"; None for no limit. It is
             also the default limit of servers that run the program.
         batch: images in one set of ciphertexts.
-        convolutions: "multiplexed" computes them as MPCNN does wherever it can, for comparison; "auto" and "diagonals"
-            by diagonals (see `olac.passes.choose_lowerings`). Plans of degrees within levels, bootstraps or seconds
-            don't know of it. Passes that are given as `lowering` decide for themselves.
+        convolutions: a registered kind of lowering, which computes what it can (see `olac.ir.lowerings`): "diagonals",
+            or "multiplexed" for convolutions as MPCNN does them, for comparison. "auto" takes diagonals, and a
+            kind of the caller's own if it is predicted to be faster. Plans of degrees within levels, bootstraps or
+            seconds don't know of it. Passes that are given as `lowering` decide for themselves.
         threads: that the server will use; None for all cores.
         costs: prices of OpenFHE's primitives (`CostTable.load` reads what `olac calibrate-costs` wrote); None for the
             shipped table.
@@ -99,7 +100,7 @@ class CompileOptions:
             bytes_of(self.max_memory, "max_memory")
         if self.batch < 1:
             raise ValueError(f"batch {self.batch} is below 1")
-        require_one_of("convolutions", self.convolutions, KINDS)
+        require_one_of("convolutions", self.convolutions, kinds())
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads {self.threads} is below 1")
         if self.security not in SECURITY_BOUNDS:

@@ -14,7 +14,6 @@ from olac.calibration.statistics import calibration_images
 from olac.ckks.parameters import SPARSE_WEIGHT, Parameters
 from olac.errors import plain
 from olac.ir.graph import Node
-from olac.ir.lowerings import Diagonals
 from olac.ir.ops import Bootstrap, Polynomial
 from olac.program.program import CompiledProgram
 from olac.program.report import SelfCheck, percent
@@ -110,13 +109,6 @@ def _ciphertexts(node: Node) -> range:
     return range(0 if layout is None else layout.ciphertexts)
 
 
-def _lowering(node: Node) -> str:
-    if isinstance(node.lowering, Diagonals):
-        imaginary = node.lowering.imaginary
-        return f"{node.lowering.modulus}/{node.lowering.baby}" + (f"+{imaginary}i" if imaginary else "")
-    return "" if node.lowering is None else str(node.lowering)
-
-
 def plan_table(
     program: CompiledProgram,
     predicted: Mapping[str, float] | None = None,
@@ -124,7 +116,7 @@ def plan_table(
 ) -> Table:
     """One row per node: op, degree, level of the result, ciphertexts, predicted and measured seconds.
 
-    Diagonals are given as modulus / baby step + step of imaginary parts (see `olac.ir.graph.Diagonals`), another
+    Diagonals are given as modulus / baby step + step of imaginary parts (see `olac.ir.lowerings.Diagonals`), another
     lowering by its name.
     """
     table = Table(title="plan, seconds of one run", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -150,7 +142,7 @@ def plan_table(
             str(degrees.get(node.id, "")),
             str(state.level),
             str(layout.ciphertexts),
-            _lowering(node),
+            "" if node.lowering is None else node.lowering.brief,
         ]
         if predicted is not None:
             row.append(f"{predicted.get(node.id, 0.0):.3f}")

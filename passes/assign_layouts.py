@@ -10,7 +10,7 @@ import networkx as nx
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.lowerings import can_multiplex
+from olac.ir.lowerings import LOWERINGS, Diagonals
 from olac.ir.ops import Input, LinearOp
 from olac.ir.types import Stage
 from olac.kernels.linear import modulus_choices
@@ -27,11 +27,10 @@ class AssignLayouts(Pass):
     planes, or the operand's planes with a larger gap, which is what a stride asks for.
 
     Attributes:
-        multiplexed: prefer layouts that let the first producer be a multiplexed convolution.
+        prefer: a kind of lowering; layouts come first that let it compute the first producer.
     """
 
-    multiplexed: bool = False
-
+    prefer: str = Diagonals.kind
     name: ClassVar[str] = "assign_layouts"
     requires: ClassVar[Stage] = Stage.POLYNOMIAL
     ensures: ClassVar[Stage] = Stage.POLYNOMIAL
@@ -41,7 +40,7 @@ class AssignLayouts(Pass):
         together: nx.Graph[str] = nx.Graph()
         for node in graph.nodes:
             together.add_node(node.id)
-            if not isinstance(node.op, LinearOp):
+            if not node.op.chooses_layout:
                 together.add_edges_from((node.id, operand) for operand in node.inputs)
         groups = {i: frozenset(group) for group in nx.connected_components(together) for i in group}
         chosen: dict[frozenset[str], TensorLayout] = {}
@@ -52,7 +51,7 @@ class AssignLayouts(Pass):
                 if isinstance(node.op, Input):
                     chosen[group] = _dense(node, slots, batch)
                 else:
-                    chosen[group] = _best(graph, node, layouts[node.inputs[0]], self.multiplexed)
+                    chosen[group] = _best(graph, node, layouts[node.inputs[0]], self.prefer)
             layouts[node.id] = chosen[group].reshaped(node.type.shape)
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str:
@@ -72,14 +71,16 @@ def _dense(node: Node, slots: int, batch: int) -> TensorLayout:
     return replace(one, batch=batch)
 
 
-def _best(graph: Graph, node: Node, operand: TensorLayout, multiplexed: bool) -> TensorLayout:
+def _best(graph: Graph, node: Node, operand: TensorLayout, prefer: str) -> TensorLayout:
     """The candidate with the fewest products for this op by diagonals; the dense one first among equals.
 
-    With `multiplexed`, of those that let it be multiplexed, where there are any.
+    If some of them let the preferred kind of lowering compute it, of those.
     """
-    assert isinstance(node.op, LinearOp)
+    if not isinstance(node.op, LinearOp):
+        return _dense(node, operand.slots, operand.batch)
     shape = node.type.shape
     op, taken = node.op, graph[node.inputs[0]].type.shape
+    kind = LOWERINGS[prefer]
     candidates = [_dense(node, operand.slots, operand.batch)]
     if len(shape) == 3 and operand.shape == operand.grid and min(shape[1:]) > 1:
         strides = {max(1, round(operand.grid[axis] / shape[axis])) for axis in (1, 2)}
@@ -94,6 +95,6 @@ def _best(graph: Graph, node: Node, operand: TensorLayout, multiplexed: bool) ->
             len(diagonals_of(op, taken, graph.constants, operand, layout, modulus)[2])
             for modulus in modulus_choices(operand, layout)
         )
-        return layout.ciphertexts, multiplexed and not can_multiplex(node.op, operand, layout), counts
+        return layout.ciphertexts, kind is not Diagonals and not kind.choices(op, operand, layout), counts
 
     return min(candidates, key=products)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from olac.analysis.levels import check_levels, check_states, required_levels
+from olac.analysis.levels import check_states, required_levels
 from olac.analysis.levels import multiplicative_depth as multiplicative_depth  # under its earlier name
 from olac.backends.recorder import RecorderEvaluator
-from olac.ckks.primes import FIXED
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Bootstrap, Input, Multiply, Reshape, Square
+from olac.ir.states import highest_level, scale_at
 from olac.ir.types import CipherState, Stage
 from olac.passes.base import Pass, PassContext
 
@@ -22,7 +21,8 @@ class AssignLevels(Pass):
 
     Levels go down from the fresh input; a sum is at the lower of its operands' levels. With bootstraps every value is
     as low as what follows needs, for everything is cheaper there, and operands are dropped to where they are read. The
-    states are then derived anew by running the kernels on the recorder, and must agree.
+    states are then derived anew by running the kernels on the recorder, and must agree; that they are within the rules
+    (`olac.ir.states`) is verified after this pass as after any other.
     """
 
     name: ClassVar[str] = "assign_levels"
@@ -37,24 +37,13 @@ class AssignLevels(Pass):
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str:
             operands = [states[i] for i in node.inputs]
-            if boots is not None:
-                level = needed[node.id]
-            elif isinstance(node.op, Input):
-                level = parameters.depth
-            else:
-                level = min(o.level for o in operands) - node.levels(graph.constants)
-            top = boots.output_level if boots is not None and isinstance(node.op, Bootstrap) else parameters.depth
-            if not 0 <= level <= top:
-                raise VerificationError(f"{node.id} needs more than the {top} levels of the chain")
-            scale = parameters.scale(level)
-            if isinstance(node.op, Multiply | Square) and parameters.technique == FIXED:
-                scale = operands[0].scale * operands[-1].scale / parameters.primes[level + 1]
-            elif isinstance(node.op, Reshape):
-                scale = operands[0].scale
-            states[node.id] = CipherState(level, 1, scale)
+            top = highest_level(graph, node, operands, parameters)
+            level = top if boots is None else needed[node.id]
+            if top is None or level is None or not 0 <= level <= top:
+                raise VerificationError(f"{node.id} needs more than the {parameters.depth} levels of the chain")
+            states[node.id] = CipherState(level, 1, scale_at(node, operands, level, parameters))
             return builder.keep(node, inputs, type=replace(node.type, state=states[node.id]))
 
         result = graph.rewrite(step, by=self.name, stage=Stage.LEVELLED)
-        check_levels(result, parameters)
         check_states(result, RecorderEvaluator(parameters))
         return result

@@ -145,7 +145,7 @@ class PassManager:
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
         """The graph after all passes."""
-        verify(graph)
+        verify(graph, context.parameters)
         for item in self.passes:
             start = time.perf_counter()
             if graph.stage != item.requires:
@@ -155,7 +155,7 @@ class PassManager:
             try:
                 with guard(f"pass {item.name}"):
                     result = item.run(graph, context)
-                    self._check(item, graph, result)
+                    self._check(item, graph, result, context.parameters)
             except VerificationError as error:
                 text = error.args[0]
                 named = f"pass {item.name}" in text
@@ -167,11 +167,11 @@ class PassManager:
         return graph
 
     @staticmethod
-    def _check(item: Pass, before: Graph, after: Graph) -> None:
+    def _check(item: Pass, before: Graph, after: Graph, parameters: Parameters | None) -> None:
         if after.stage != item.ensures:
             raise VerificationError(f"it ensures {item.ensures.name} but gave {after.stage.name}")
         if [(n.id, n.type.shape) for n in before.inputs] != [(n.id, n.type.shape) for n in after.inputs]:
             raise VerificationError("it changed the inputs")
         if [before[o].type.shape for o in before.outputs] != [after[o].type.shape for o in after.outputs]:
             raise VerificationError("it changed the outputs")
-        verify(after)
+        verify(after, parameters)

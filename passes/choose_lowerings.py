@@ -14,8 +14,8 @@ from olac.backends.recorder import RecorderEvaluator
 from olac.ckks.bootstrapping import bootstrap_steps
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.lowerings import Diagonals, Lowering, Multiplexed, can_multiplex, is_multiplexable
-from olac.ir.ops import Add, Conv2d, Input, LinearOp, Polynomial, Reshape
+from olac.ir.lowerings import LOWERINGS, Diagonals, Lowering
+from olac.ir.ops import Add, Input, LinearOp, Op, Reshape
 from olac.ir.types import Stage
 from olac.kernels.execute import build_kernel
 from olac.kernels.linear import (
@@ -28,17 +28,17 @@ from olac.kernels.linear import (
     modulus_choices,
     shift_of,
 )
-from olac.kernels.multiplexed import MultiplexedKernel
 from olac.kernels.patterns import diagonals_of
 from olac.passes.base import Pass, PassContext
 from olac.system.choices import require_one_of
 
 Copies = Literal["auto", "plain", "shifted"]
 Halving = Literal["auto", "never", "always"]
-Convolutions = Literal["auto", "diagonals", "multiplexed"]
+Convolutions = Literal["auto", "diagonals", "multiplexed"] | str
+"""Or a kind of lowering that was registered from outside."""
 HALVED_BY = 2
 """Steps of the imaginary parts that are tried with all baby steps: those that leave the fewest products."""
-KINDS: tuple[Convolutions, ...] = get_args(Convolutions)
+AUTO = "auto"
 MOST_SHIFTS = 32
 """Distinct copies that are tried; each takes a rotation and a few products in the activation."""
 
@@ -69,18 +69,16 @@ class ChooseLowerings(Pass):
     copies; conv(act_shifted); add(act, ...). Where only linear ops read the value, act itself gets shifted copies, and
     so do inputs, which the client packs. A rotation step that nothing else takes is charged what its key costs to make.
 
-    Given: a convolution, convolutions="multiplexed".  Result: the same as a multiplexed parallel convolution, which
-    reads plain copies, wherever its layouts allow that (`olac.ir.lowerings.can_multiplex`).
+    Given: an op that another kind of lowering can compute between its layouts (`Lowering.choices`).  Result: the same
+    with the lowering of that kind if convolutions=kind asks for it, which then reads plain copies; with "auto" if the
+    kind is automatic and the prediction says that it is faster than diagonals.
 
     Attributes:
         copies: "auto" shifts where that is predicted to be faster, "shifted" wherever it can be, "plain" nowhere.
         halving: "auto" takes complex halving (see `olac.kernels.linear`) where that is predicted to be faster, "always"
             wherever there are diagonals to pair, "never" nowhere. Ops behind the last activation never take it: a
             client knows nonsense (of values that overflowed, say) by its imaginary parts, which halving takes away.
-        convolutions: "multiplexed" as above; "diagonals" and "auto" take diagonals everywhere. Predicted for ResNet-20,
-            convolutions take three times as long multiplexed, and their second level a bootstrap more
-            (docs/benchmarks.md). Between many channels whose copies can't be shifted they may be the faster ones, but
-            what a level costs the rest of the program is not known here, so "auto" stays away from them.
+        convolutions: a kind of lowering, or "auto" as above; "diagonals" takes them everywhere.
     """
 
     copies: Copies = "auto"
@@ -93,12 +91,12 @@ class ChooseLowerings(Pass):
     def __post_init__(self) -> None:
         require_one_of("copies", self.copies, get_args(Copies))
         require_one_of("halving", self.halving, get_args(Halving))
-        require_one_of("convolutions", self.convolutions, KINDS)
+        require_one_of("convolutions", self.convolutions, kinds())
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
-        multiplexed = _multiplexed(graph) if self.convolutions == "multiplexed" else {}
-        choices = _Chooser(graph, context, self.copies, self.halving, multiplexed).choices()
-        lowerings: dict[str, Lowering] = dict.fromkeys(multiplexed, Multiplexed())
+        chooser = _Chooser(graph, context, self.copies, self.halving, self.convolutions)
+        choices = chooser.choices()
+        lowerings = {name: candidate.lowering for name, candidate in chooser.given.items()}
         lowerings |= {reader: lowering for choice in choices.values() for reader, lowering in choice.lowerings.items()}
         shifted = {reader for choice in choices.values() for reader in choice.shifted}
         taken = {node.id for node in graph.nodes}
@@ -126,12 +124,24 @@ class ChooseLowerings(Pass):
         return graph.rewrite(step, by=self.name, stage=Stage.PACKED)
 
 
+def kinds() -> tuple[str, ...]:
+    """What `convolutions` may be."""
+    return (AUTO, *LOWERINGS)
+
+
+def considered(convolutions: str) -> list[type[Lowering]]:
+    """The kinds beside diagonals that an op may get."""
+    if convolutions == AUTO:
+        return [one for one in LOWERINGS.values() if one.automatic and one is not Diagonals]
+    return [one for kind, one in LOWERINGS.items() if kind == convolutions and one is not Diagonals]
+
+
 @dataclass(frozen=True)
 class _Candidate:
     """A lowering, its seconds, and the rotation steps that it takes."""
 
     seconds: float
-    lowering: Diagonals
+    lowering: Lowering
     steps: frozenset[int]
 
 
@@ -144,7 +154,7 @@ class _Choice:
 
     seconds: float
     steps: frozenset[int]
-    lowerings: Mapping[str, Diagonals]
+    lowerings: Mapping[str, Lowering]
     shifted: tuple[str, ...] = ()
     step: int = 0
     twin: bool = False
@@ -154,7 +164,7 @@ def _roots(graph: Graph) -> dict[str, str]:
     """For each node the value that it is a reshape of, or itself."""
     roots: dict[str, str] = {}
     for node in graph.nodes:
-        roots[node.id] = roots[node.inputs[0]] if isinstance(node.op, Reshape) else node.id
+        roots[node.id] = roots[node.inputs[0]] if node.op.same_ciphertexts else node.id
     return roots
 
 
@@ -173,52 +183,44 @@ def _layout(graph: Graph, node_id: str) -> TensorLayout:
     return layout
 
 
-def _multiplexed(graph: Graph) -> dict[str, frozenset[int]]:
-    """The nodes that can be multiplexed convolutions, and the rotation steps that they take then."""
-    found: dict[str, frozenset[int]] = {}
-    for node in graph.nodes:
-        if isinstance(node.op, Conv2d):
-            operand, result = _layout(graph, node.inputs[0]), _layout(graph, node.id)
-            if can_multiplex(node.op, operand, result):
-                found[node.id] = MultiplexedKernel(node.op, graph.constants, operand, result).steps
-    return found
-
-
 def lowered_depth(graph: Graph, passes: Sequence[Pass], batch: int = 1) -> int:
     """Levels that a fresh input needs at most once these passes have lowered a graph at stage POLYNOMIAL.
 
-    Parameters are chosen by it before there are layouts, so a convolution that they will not let be multiplexed counts
-    as if it were. In batches none is.
+    Parameters are chosen by it before there are layouts, so an op that its layouts will keep from a lowering of more
+    levels counts as if it had it.
     """
-    forced = batch == 1 and any(
-        isinstance(one, ChooseLowerings) and one.convolutions == "multiplexed" for one in passes
-    )
+    kinds = {kind for one in passes if isinstance(one, ChooseLowerings) for kind in considered(one.convolutions)}
 
-    def levels(node: Node) -> int:
-        return node.levels(graph.constants) + (Multiplexed.extra_levels if forced and is_multiplexable(node.op) else 0)
+    def extra(op: Op) -> int:
+        return max((kind.extra_levels for kind in kinds if kind.may_lower(op, batch)), default=0)
 
-    return required_levels(graph, levels=levels)[graph.inputs[0].id]
+    levels = required_levels(graph, levels=lambda node: node.levels(graph.constants) + extra(node.op))
+    return levels[graph.inputs[0].id]
 
 
 class _Chooser:
     """Predicted seconds of a graph's nodes, with their operand's copies shifted by some step (0: plain).
 
-    `multiplexed` nodes have their lowering, which takes the given steps.
+    `given` has the nodes whose lowering was asked for, and does not depend on others.
     """
 
     def __init__(
-        self,
-        graph: Graph,
-        context: PassContext,
-        copies: Copies,
-        halving: Halving,
-        multiplexed: Mapping[str, frozenset[int]],
+        self, graph: Graph, context: PassContext, copies: Copies, halving: Halving, convolutions: Convolutions
     ) -> None:
-        self._graph, self._context, self._multiplexed = graph, context, multiplexed
+        self._graph, self._context = graph, context
         self._copies, self._halving = copies, halving
         parameters = context.need_parameters()
         self._conjugation = parameters.conjugation_step
-        self._free = bootstrap_steps(parameters).union(*multiplexed.values())
+        self._kinds = considered(convolutions)
+        self._prices: dict[str, float] = {}
+        self._distinct: dict[tuple[str, int], Distinct] = {}
+        self._candidates: dict[tuple[str, int], list[_Candidate]] = {}
+        self._polynomials: dict[str, float] = {}
+        self.given: dict[str, _Candidate] = {}
+        if convolutions != AUTO:
+            found = ((node.id, list(self._recorded(node, 0))) for node in graph.nodes)
+            self.given = {name: min(made, key=lambda one: one.seconds) for name, made in found if made}
+        self._free = bootstrap_steps(parameters).union(*(one.steps for one in self.given.values()))
         """Steps that there are keys for in any case."""
         if parameters.bootstrapping is not None:
             self._free |= {self._conjugation}
@@ -229,12 +231,8 @@ class _Chooser:
         self._last = _behind_activations(graph)
         for node in graph.nodes:
             for operand in node.inputs:
-                if not isinstance(node.op, Reshape):
+                if not node.op.same_ciphertexts:
                     self._users[roots[operand]].append(node)
-        self._prices: dict[str, float] = {}
-        self._distinct: dict[tuple[str, int], Distinct] = {}
-        self._candidates: dict[tuple[str, int], list[_Candidate]] = {}
-        self._polynomials: dict[tuple[str, int], float] = {}
 
     def choices(self) -> dict[str, _Choice]:
         """For each value whose copies may be shifted, and each linear op that reads another: what to do."""
@@ -243,7 +241,7 @@ class _Chooser:
         chosen: dict[str, _Choice] = {}
         for _ in range(SWEEPS):
             for node in self._graph.nodes:
-                lone = isinstance(node.op, LinearOp) and node.id not in together and node.id not in self._multiplexed
+                lone = isinstance(node.op, LinearOp) and node.id not in together and node.id not in self.given
                 if not readers[node.id] and not lone:
                     continue
                 known = self._free.union(*(choice.steps for i, choice in chosen.items() if i != node.id))
@@ -253,10 +251,10 @@ class _Chooser:
 
     def _readers(self, node: Node) -> list[Node]:
         """The linear ops that may read shifted copies of a value."""
-        if self._copies == "plain" or not isinstance(node.op, Input | Polynomial):
+        if self._copies == "plain" or not node.op.shifts_copies:
             return []
         users, layout = self._users[node.id], _layout(self._graph, node.id)
-        linear = [u for u in users if isinstance(u.op, LinearOp) and u.id not in self._multiplexed]
+        linear = [u for u in users if isinstance(u.op, LinearOp) and u.id not in self.given]
         readers = [u for u in linear if can_shift(layout, _layout(self._graph, u.id))]
         return [] if isinstance(node.op, Input) and self._read_plain(node, readers) else readers
 
@@ -266,16 +264,15 @@ class _Chooser:
     def _options(self, node: Node, readers: list[Node], known: frozenset[int]) -> Iterator[_Choice]:
         """Plain copies; for each step, shifted ones for all readers, or for those that they make faster."""
         plain_too = self._read_plain(node, readers)
-        plain = self._made(node, 0)
+        plain = self._made(node)
         if self._copies == "auto":
             yield self._choice([(reader, 0) for reader in readers], known, plain)
         layout = _layout(self._graph, node.id)
         for step in _steps(layout):
-            made = self._made(node, step)
             shifts = frozenset(c * step for c in range(1, layout.with_step(step).distinct_copies))
             shifts = frozenset() if isinstance(node.op, Input) else shifts
             parts = [(reader, step) for reader in readers]
-            choice = self._choice(parts, known, made + plain * plain_too, shifts)
+            choice = self._choice(parts, known, plain + plain * plain_too, shifts)
             yield replace(choice, twin=plain_too)
             some = [
                 (reader, step if self._best(reader, step, known).seconds < self._best(reader, 0, known).seconds else 0)
@@ -283,7 +280,7 @@ class _Chooser:
             ]
             mixed = len({taken for _, taken in some}) == 2
             if self._copies == "auto" and mixed and not isinstance(node.op, Input):
-                yield replace(self._choice(some, known, made + plain, shifts), twin=True)
+                yield replace(self._choice(some, known, plain + plain, shifts), twin=True)
 
     def _choice(
         self,
@@ -317,7 +314,31 @@ class _Chooser:
                         seconds = self._seconds(counts) + self._halving_seconds(counts) * bool(imaginary)
                         lowering = Diagonals(modulus, baby, imaginary)
                         found.append(_Candidate(seconds, lowering, counts.steps.union(folds, halved)))
+            found += self._recorded(node, step)
         return min(self._candidates[key], key=lambda made: self._total(made.seconds, made.steps - known))
+
+    def _recorded(self, node: Node, step: int) -> Iterator[_Candidate]:
+        """The choices of kinds beside diagonals that the chain has levels for, by what their kernels record."""
+        depth = self._context.need_parameters().depth
+        for kind in self._kinds if len(node.inputs) == 1 else ():
+            operand = _layout(self._graph, node.inputs[0]).with_step(step)
+            if node.levels(self._graph.constants) + kind.extra_levels <= depth:
+                for lowering in kind.choices(node.op, operand, _layout(self._graph, node.id)):
+                    recorder = self._record(replace(node, lowering=lowering), operand)
+                    yield _Candidate(self._sum(recorder), lowering, frozenset(recorder.rotations))
+
+    def _record(self, node: Node, operand: TensorLayout) -> RecorderEvaluator:
+        """A run of the kernel of a node on an operand of that layout."""
+        recorder = RecorderEvaluator(self._context.need_parameters())
+        before = self._graph[node.inputs[0]]
+        laid_out = replace(before, type=replace(before.type, layout=operand))
+        whole = Graph((laid_out, node), (node.id,), self._graph.constants, self._graph.stage)
+        fresh = (recorder.fresh(recorder.parameters.depth),) * operand.ciphertexts
+        build_kernel(whole, node).run(recorder, [fresh])
+        return recorder
+
+    def _sum(self, recorder: RecorderEvaluator) -> float:
+        return sum(self._price(event.primitive) for event in recorder.events)
 
     def _halved(self, node: Node, whole: Distinct, modulus: int) -> Iterator[tuple[int, Distinct]]:
         """All products, and those that the best steps of the imaginary parts leave, with 0 or that step."""
@@ -367,20 +388,13 @@ class _Chooser:
         once = ("rotate", "encode", "multiply_plain", "add")
         return counts.sources * sum(map(self._price, once)) + self._price("rotate") + self._price("add")
 
-    def _made(self, node: Node, step: int) -> float:
-        """A polynomial with copies shifted by a step; the client packs inputs for nothing."""
+    def _made(self, node: Node) -> float:
+        """A polynomial with plain copies; what it takes to shift them is not counted. The client packs inputs."""
         if isinstance(node.op, Input):
             return 0.0
-        layout = _layout(self._graph, node.id)
-        copies = layout.with_step(step).distinct_copies
-        key = (node.id, copies)
-        if key not in self._polynomials:
-            like = layout.with_step(layout.period // copies if copies > 1 else 0)
-            recorder = RecorderEvaluator(self._context.need_parameters())
-            fresh = (recorder.fresh(recorder.parameters.depth),) * layout.ciphertexts
-            build_kernel(self._graph, replace(node, type=replace(node.type, layout=like))).run(recorder, [fresh])
-            self._polynomials[key] = sum(self._price(event.primitive) for event in recorder.events)
-        return self._polynomials[key]
+        if node.id not in self._polynomials:
+            self._polynomials[node.id] = self._sum(self._record(node, _layout(self._graph, node.inputs[0])))
+        return self._polynomials[node.id]
 
     def _price(self, primitive: str) -> float:
         """Half-way down the chain: levels are not known yet, and ratios change little with them."""

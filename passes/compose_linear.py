@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Conv2d, LinearMap, LinearOp, Pad, Reshape, SparseLinear
+from olac.ir.ops import Conv2d, LinearMap, LinearOp, Pad, SparseLinear
 from olac.ir.types import Stage
 from olac.passes.base import Pass, PassContext
 
@@ -38,7 +38,7 @@ class ComposeLinear(Pass):
             if not isinstance(node.op, LinearOp):
                 return None
             old, new = node.inputs[0], inputs[0]
-            while isinstance(graph[old].op, Reshape) and alone(old):
+            while graph[old].op.same_ciphertexts and alone(old):
                 old, new = graph[old].inputs[0], builder[new].inputs[0]
             first = builder[new]
             if not isinstance(first.op, LinearOp) or not alone(old):

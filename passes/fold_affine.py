@@ -30,24 +30,19 @@ class FoldAffine(Pass):
             producer = builder[inputs[0]]
             if not isinstance(producer.op, Conv2d | Linear) or len(users[node.inputs[0]]) != 1:
                 return None
-            channels = producer.type.shape[0]
-            scale = _per_channel(graph.constants[node.op.scale], producer.type.shape)
-            shift = _per_channel(graph.constants[node.op.shift], producer.type.shape)
-            if scale is None or shift is None:
+            rows = [
+                np.broadcast_to(graph.constants[name], producer.type.shape) for name in (node.op.scale, node.op.shift)
+            ]
+            operand = builder[producer.inputs[0]].type.shape
+            made = producer.op.with_factors(operand, builder.constants, (rows[0], rows[1]))
+            if made is None:
                 return None
-            weight = builder.constants[producer.op.weight]
-            bias = np.zeros(channels) if producer.op.bias is None else builder.constants[producer.op.bias]
+            bias = made.get("bias", np.zeros(producer.type.shape[0]))
             op = replace(
                 producer.op,
-                weight=builder.constant(f"{node.id}.weight", weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))),
-                bias=builder.constant(f"{node.id}.bias", bias * scale + shift),
+                weight=builder.constant(f"{node.id}.weight", made["weight"]),
+                bias=builder.constant(f"{node.id}.bias", bias),
             )
             return builder.add(op, producer.inputs, name=node.id, origin=producer.origin, type=node.type)
 
         return graph.rewrite(step, by=self.name)
-
-
-def _per_channel(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:  # type: ignore[type-arg]
-    """One number per channel, or None where values differ within a channel."""
-    full = np.broadcast_to(values, shape).reshape(shape[0], -1)
-    return full[:, 0].copy() if np.all(full == full[:, :1]) else None

@@ -10,23 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import (
-    Add,
-    Affine,
-    Array,
-    AveragePool,
-    Conv2d,
-    Linear,
-    LinearOp,
-    Multiply,
-    Pad,
-    Polynomial,
-    PolynomialProduct,
-    Reshape,
-    Slice,
-    SparseLinear,
-    Square,
-)
+from olac.ir.ops import Add, Affine, Array, AveragePool, Factors, LinearOp, Polynomial, Reshape, Square
+from olac.ir.ops.base import by_channel, compact, of_elements
 from olac.ir.types import Range, Stage
 from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
@@ -128,7 +113,7 @@ class _Plan:
         if made is None:
             return
         changes, shape = _Changes(), node.type.shape
-        alpha, beta, sign = (_elements(a, shape) for a in (made.alpha, made.beta, made.sign))
+        alpha, beta, sign = (of_elements(a, shape) for a in (made.alpha, made.beta, made.sign))
         self._place(node.inputs[0], (node.id, 0), alpha, beta, changes)
         if np.any(made.sign < 0) and not self._push_sign(node.id, sign, changes):
             return
@@ -197,19 +182,21 @@ class _Plan:
     def _place_in_rows(self, node: Node, alpha: Array, beta: Array, out: _Changes) -> bool:
         """Scale the rows of a linear op, or of the one in front of a pooling, where that costs no level."""
         op, operand = node.op, node.inputs[0]
-        if isinstance(op, Conv2d) and not (_by_channel(alpha) and _by_channel(beta)):
+        assert isinstance(op, LinearOp)
+        channels = by_channel(alpha) is not None and by_channel(beta) is not None
+        if op.takes is Factors.BY_CHANNEL and not channels:
             return False
-        if not isinstance(op, Conv2d | Linear | SparseLinear | Affine):
+        if op.takes is Factors.NONE:
             before, alone = self._graph[operand], self._alone(operand)
             total = _window_sum(op, self._graph.constants) if isinstance(op, AveragePool) else None
-            if total and alone and isinstance(before.op, LinearOp) and _by_channel(alpha) and _by_channel(beta):
-                wide = [_elements(a.reshape(len(a), -1)[:, 0], before.type.shape) for a in (alpha, beta / total)]
+            if total and alone and isinstance(before.op, LinearOp) and channels:
+                wide = [of_elements(a.reshape(len(a), -1)[:, 0], before.type.shape) for a in (alpha, beta / total)]
                 if self._place_in_rows(before, wide[0], wide[1], out):
                     out.scaled.add(node.id)
                     return True
-            while isinstance(before.op, Reshape) and self._alone(before.id):
+            while before.op.same_ciphertexts and self._alone(before.id):
                 before = self._graph[before.inputs[0]]
-            if isinstance(op, LinearOp) and op.structural and alone and isinstance(before.op, LinearOp):
+            if op.structural and alone and isinstance(before.op, LinearOp):
                 return False  # as a matrix of its own it could not be composed with the op before
         out.rows[node.id] = (alpha, beta)
         out.scaled.add(node.id)
@@ -221,10 +208,9 @@ class _Plan:
         """Whether some reader takes a product as it is."""
         for node in self._users[value]:
             places = [(node.id, i) for i, v in enumerate(node.inputs) if v == value]
-            takes = isinstance(
-                node.op, LinearOp | Polynomial | PolynomialProduct | Multiply
-            ) or not self._changes.edges.keys().isdisjoint(places)
-            if takes or (isinstance(node.op, Reshape) and self._absorbed(node.id)):
+            if not self._changes.edges.keys().isdisjoint(places):
+                return True
+            if self._absorbed(node.id) if node.op.same_ciphertexts else node.op.takes_products:
                 return True
         return False
 
@@ -243,23 +229,16 @@ class _Plan:
                 alpha, beta = self._changes.edges[place]
                 out.edges[place] = (alpha * sign, beta)
             return True
-        if isinstance(op, Reshape):
-            return self._push_sign(node.id, sign.reshape(op.shape), out)
-        matrix = isinstance(op, Linear | SparseLinear | Affine) or node.id in self._changes.rows
-        if _by_channel(sign) if isinstance(op, Conv2d) else matrix:
+        if op.same_ciphertexts:
+            return self._push_sign(node.id, sign.reshape(node.type.shape), out)
+        if not isinstance(op, LinearOp):
+            return False
+        wide = op.takes is Factors.BY_CHANNEL and by_channel(sign) is None
+        if not wide and (op.takes is not Factors.NONE or node.id in self._changes.rows):
             out.signs[node.id] = sign
             return True
-        if isinstance(op, AveragePool) and _by_channel(sign):
-            return self._push_sign(node.id, _elements(sign[:, 0, 0], node.type.shape), out)
-        if isinstance(op, Slice):
-            return self._push_sign(node.id, op.evaluate([sign[None]], {})[0], out)
-        if isinstance(op, Pad) and op.value == 0 and _by_channel(sign):  # zeros have any sign, that of their channel
-            first = sign.reshape(len(sign), -1)[:, 0]
-            padded = Pad(op.amounts[:1], 1.0).evaluate([first[None]], {})[0]
-            return self._push_sign(node.id, _elements(padded, node.type.shape), out)
-        if isinstance(op, Pad):
-            return self._push_sign(node.id, replace(op, value=1.0).evaluate([sign[None]], {})[0], out)
-        return False
+        behind = None if wide else op.commuted(sign, self._graph.constants)
+        return behind is not None and self._push_sign(node.id, behind, out)
 
     # Levels ----------------------------------------------------------------------------------------------------------
 
@@ -270,9 +249,7 @@ class _Plan:
         used: dict[str, int] = {}
         products: set[str] = set()
         for node in self._graph.nodes:
-            takes_products = (
-                isinstance(node.op, LinearOp | Polynomial | PolynomialProduct | Multiply | Reshape) or node.id in folded
-            )
+            takes_products = node.op.takes_products or node.id in folded
             used[node.id] = 1 if node.id in folded else self._levels[node.id]
             used[node.id] += max(
                 # An affine map of ours, or the one that brings a product to the unit of a sum.
@@ -282,8 +259,8 @@ class _Plan:
                 ),
                 default=0,
             )
-            moved = isinstance(node.op, Reshape) and (node.inputs[0] in products) and (node.id, 0) not in edges
-            if node.id in folded or isinstance(node.op, Multiply) or moved:
+            of_product = any(v in products and (node.id, i) not in edges for i, v in enumerate(node.inputs))
+            if node.id in folded or node.op.is_product(of_product):
                 products.add(node.id)
             if node.id == value:
                 break
@@ -329,8 +306,8 @@ class _Plan:
                 alpha, beta = self._changes.edges[node.id, i]
                 name = f"{node.id}_operand{i}"
                 op = Affine(
-                    builder.constant(f"{name}.scale", _compact(alpha)),
-                    builder.constant(f"{name}.shift", _compact(beta)),
+                    builder.constant(f"{name}.scale", compact(alpha)),
+                    builder.constant(f"{name}.shift", compact(beta)),
                 )
                 kind = replace(source.type, bound=self._edge_bounds[node.id, i])
                 operands[i] = builder.add(op, [operand], name=self._free_name(name), origin=node.origin, type=kind)
@@ -353,57 +330,17 @@ class _Plan:
     def _scaled(self, node: Node, builder: GraphBuilder) -> LinearOp:
         """diag(alpha) M diag(s) x + (alpha b + beta) for the op M x + b."""
         constants, op = self._graph.constants, node.op
+        assert isinstance(op, LinearOp)
         operand = self._graph[node.inputs[0]].type.shape
         one, zero = np.ones(node.type.shape), np.zeros(node.type.shape)
         alpha, beta = self._changes.rows.get(node.id, (one, zero))
         sign = self._changes.signs.get(node.id, np.ones(operand))
 
-        def new(name: str, value: Array) -> str:
-            return builder.constant(f"{node.id}.{name}.folded", value)
-
-        if isinstance(op, Conv2d):
-            weight = constants[op.weight]
-            alpha, beta, sign = (a.reshape(len(a), -1)[:, 0] for a in (alpha, beta, sign))
-            columns = np.repeat(sign.reshape(op.groups, 1, -1), len(weight) // op.groups, axis=1)
-            columns = columns.reshape(weight.shape[:2])[:, :, None, None]
-            shifted = beta if op.bias is None else alpha * constants[op.bias] + beta
-            scaled = weight * alpha[:, None, None, None] * columns
-            bias = new("bias", shifted) if op.bias is not None or np.any(shifted) else None
-            return replace(op, weight=new("weight", scaled), bias=bias)
-        if isinstance(op, Linear):
-            shifted = beta if op.bias is None else alpha * constants[op.bias] + beta
-            scaled = constants[op.weight] * alpha[:, None] * sign[None, :]
-            bias = new("bias", shifted) if op.bias is not None or np.any(shifted) else None
-            return replace(op, weight=new("weight", scaled), bias=bias)
-        if isinstance(op, Affine):
-            scale, shift = (np.broadcast_to(constants[name], node.type.shape) for name in (op.scale, op.shift))
-            return Affine(new("scale", _compact(scale * alpha * sign)), new("shift", _compact(shift * alpha + beta)))
-        assert isinstance(op, LinearOp)
-        linear = op.linear_map(operand, constants)
-        values = linear.values * alpha.reshape(-1)[linear.rows] * sign.reshape(-1)[linear.columns]
-        bias_values = linear.bias * alpha.reshape(-1) + beta.reshape(-1)
-        if isinstance(op, SparseLinear):
-            return replace(op, values=new("values", values), bias=new("bias", bias_values))
-        return sparse_linear(
-            builder, f"{node.id}.folded", replace(linear, values=values, bias=bias_values), node.type.shape
-        )
-
-
-def _elements(by_channel: Array, shape: tuple[int, ...]) -> Array:
-    """One number a channel as one an element; (1,) serves all channels."""
-    return np.broadcast_to(by_channel.reshape(-1, *(1,) * (len(shape) - 1)), shape)
-
-
-def _by_channel(elements: Array) -> bool:
-    flat = elements.reshape(len(elements), -1)
-    return bool(np.all(flat == flat[:, :1]))
-
-
-def _compact(elements: Array) -> Array:
-    """One number a channel where that is all, in a shape that broadcasts."""
-    if not _by_channel(elements):
-        return np.array(elements)
-    return elements.reshape(len(elements), -1)[:, 0].reshape(-1, *(1,) * (elements.ndim - 1))
+        made = op.with_factors(operand, constants, (alpha, beta), (sign, np.zeros(operand)))
+        if made is not None:
+            return replace(op, **{name: builder.constant(f"{node.id}.{name}.folded", v) for name, v in made.items()})
+        linear = op.linear_map(operand, constants).with_factors((alpha, beta), (sign, np.zeros(operand)))
+        return sparse_linear(builder, f"{node.id}.folded", linear, node.type.shape)
 
 
 def _window_sum(op: AveragePool, constants: Mapping[str, Array]) -> float | None:

@@ -9,23 +9,12 @@ from typing import ClassVar
 import numpy as np
 
 from olac.analysis.units import sharing_units
+from olac.errors import VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import (
-    Affine,
-    Array,
-    Conv2d,
-    Linear,
-    LinearOp,
-    Multiply,
-    Polynomial,
-    PolynomialProduct,
-    Reshape,
-    Square,
-)
+from olac.ir.ops import Affine, LinearOp, Polynomial, PolynomialProduct, Units
 from olac.ir.types import Range, Stage
 from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
-from olac.polynomials.fit import rescaled
 
 NOISE = 1e-6
 """Values that are smaller than this share of the sum that they are left of are noise: models have single precision."""
@@ -38,9 +27,9 @@ class NormalizeUnits(Pass):
     """Given: %y = linear(%x) W, b;  %p = polynomial(%y) on [-B, B].
     Result: %y = linear(%x) (u_x / u_y) W, b / u_y;  %p = polynomial(%y) on [-1, 1]; types carry u_x, u_y, u_p.
 
-    Values that are added share a unit, as do operands and result of every op that is neither linear nor a polynomial
-    nor a product: such an op must commute with a common factor. It costs no level: linear ops and polynomials absorb
-    any factor, the client divides its input and multiplies its output.
+    Values that are added share a unit, as do operands and result of every op whose units are shared: such an op must
+    commute with a common factor. It costs no level: linear ops and polynomials take any factor into their constants
+    (`Op.in_units`), the client divides its input and multiplies its output.
 
     A value that a polynomial reads gets the polynomial's half width as unit, unless it (or what it is added to) is
     larger: on a wider interval the coefficients of high degrees would grow without bound, and noise with them.
@@ -66,29 +55,23 @@ class NormalizeUnits(Pass):
         units = self._units(graph, ranges, floors)
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
-            unit = units[node.id]
-            kind = replace(node.type, unit=unit)
-            if isinstance(node.op, LinearOp):
-                ratio = units[node.inputs[0]] / unit
-                constants = node.op.scaled(graph.constants, ratio, 1 / unit)
-                if constants is None:
-                    linear = node.op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
-                    linear = replace(linear, values=linear.values * ratio, bias=linear.bias / unit)
-                    op: LinearOp = sparse_linear(builder, f"{node.id}.scaled", linear, node.type.shape)
-                else:
-                    names = {field: builder.constant(f"{node.id}.{field}.scaled", v) for field, v in constants.items()}
-                    op = replace(node.op, **names)
-                return builder.keep(node, inputs, op=op, type=kind)
-            if isinstance(node.op, Polynomial | PolynomialProduct):
-                # A product's factor brings its own unit into the coefficients.
-                out = unit / units[node.inputs[0]] if isinstance(node.op, PolynomialProduct) else unit
-                made = rescaled(graph.constants[node.op.coefficients], node.op.half_width, units[node.inputs[-1]], out)
-                name = builder.constant(f"{node.id}.coefficients.scaled", made)
-                return builder.keep(node, inputs, op=replace(node.op, coefficients=name, half_width=1.0), type=kind)
-            if isinstance(node.op, Square):
-                shift = builder.constant(f"{node.id}.shift.scaled", graph.constants[node.op.shift] / unit)
-                return builder.keep(node, inputs, op=Square(shift), type=kind)
-            return builder.keep(node, inputs, type=kind)
+            unit, operands = units[node.id], [units[name] for name in node.inputs]
+            changes, op = node.op.in_units(graph.constants, operands, unit), node.op
+            if changes is not None:
+                named = {
+                    field: builder.constant(f"{node.id}.{field}.scaled", value)
+                    if field in op.constant_fields
+                    else value
+                    for field, value in changes.items()
+                }
+                op = replace(op, **named)
+            elif isinstance(op, LinearOp):
+                linear = op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
+                linear = replace(linear, values=linear.values * (operands[0] / unit), bias=linear.bias / unit)
+                op = sparse_linear(builder, f"{node.id}.scaled", linear, node.type.shape)
+            else:
+                raise VerificationError(f"{node.place} takes no units, and is no linear op")
+            return builder.keep(node, inputs, op=op, type=replace(node.type, unit=unit))
 
         return graph.rewrite(step, by=self.name)
 
@@ -107,7 +90,7 @@ class NormalizeUnits(Pass):
             unit = max(unit, *(floors[i] for i in group))
             units.update((i, unit if unit > SMALLEST else 1.0) for i in group)
         for node in graph.nodes:
-            if isinstance(node.op, Multiply | Square):
+            if node.op.units is Units.PRODUCT:
                 product = units[node.inputs[0]] * units[node.inputs[-1]]
                 units.update((i, product) for i in groups[node.id])
         return units
@@ -139,10 +122,9 @@ def free_products(graph: Graph, ranges: Mapping[str, Range], by: str) -> Graph:
         return freed[value]
 
     for node in graph.nodes:
-        if isinstance(node.op, Multiply | Square) or (isinstance(node.op, Reshape) and node.inputs[0] in products):
+        if node.op.is_product(any(i in products for i in node.inputs)):
             products.add(node.id)
-        absorbs = isinstance(node.op, LinearOp | Polynomial | PolynomialProduct | Multiply | Square | Reshape)
-        new[node.id] = builder.keep(node, tuple(new[i] if absorbs else free(i) for i in node.inputs))
+        new[node.id] = builder.keep(node, tuple(new[i] if node.op.takes_products else free(i) for i in node.inputs))
     return builder.build(
         [free(output) for output in graph.outputs], stage=graph.stage, inputs=[new[i.id] for i in graph.inputs]
     )
@@ -157,24 +139,15 @@ def noise_floors(graph: Graph, magnitudes: Mapping[str, float]) -> dict[str, flo
         floors[node.id] = 0.0
         if isinstance(op, LinearOp):
             (operand,) = node.inputs
-            gain = _gain(op, graph[operand].type.shape, graph.constants)
+            gain = float(op.gains(graph[operand].type.shape, graph.constants, 1).max())
             is_noise = noise > magnitudes[operand]
             floors[node.id] = gain * (noise if is_noise else NOISE * magnitudes[operand])
         elif isinstance(op, Polynomial | PolynomialProduct):
             factor = magnitudes[node.inputs[0]] if isinstance(op, PolynomialProduct) else 1.0
             floors[node.id] = NOISE * factor * float(np.abs(graph.constants[op.coefficients]).sum(axis=1).max())
-        elif not isinstance(op, Multiply | Square):
+        elif op.units is not Units.PRODUCT:
             floors[node.id] = noise
     return floors
-
-
-def _gain(op: LinearOp, shape: tuple[int, ...], constants: Mapping[str, Array]) -> float:
-    """The most that an element of the result moves for 1 in all elements of the operand."""
-    if isinstance(op, Conv2d | Linear):
-        weight = np.abs(constants[op.weight])
-        return float(weight.reshape(len(weight), -1).sum(axis=1).max())
-    linear = op.linear_map(shape, constants)
-    return float(np.bincount(linear.rows, np.abs(linear.values), len(linear.bias)).max())
 
 
 def straightened(graph: Graph, floors: Mapping[str, float], by: str) -> Graph:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from olac.passes.assign_layouts import AssignLayouts
 from olac.passes.assign_levels import AssignLevels
 from olac.passes.base import Pass
-from olac.passes.choose_lowerings import ChooseLowerings, Convolutions, Copies, Halving
+from olac.passes.choose_lowerings import AUTO, ChooseLowerings, Convolutions, Copies, Halving
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.expand_max_pool import ExpandMaxPool, WidenMaxPool
 from olac.passes.fit_activations import FitActivations
@@ -38,7 +38,7 @@ def lowering_pipeline(
 ) -> tuple[Pass, ...]:
     """POLYNOMIAL to LEVELLED: how ciphertexts of given parameters compute it; arguments as in ChooseLowerings."""
     return (
-        AssignLayouts(convolutions == "multiplexed"),
+        AssignLayouts() if convolutions == AUTO else AssignLayouts(convolutions),
         ChooseLowerings(copies, halving, convolutions),
         PlaceBootstraps(),
         AssignLevels(),

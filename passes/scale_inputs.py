@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from scipy import sparse
 
 from olac.calibration.statistics import Calibration
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Affine, Array, Constants, Conv2d, Input, Linear, LinearMap, LinearOp, Op, Reshape, Shape
+from olac.ir.ops import Array, Conv2d, Input, LinearOp, Op, Shape, SparseLinear
 from olac.ir.types import Range, Stage
 from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
@@ -97,7 +96,7 @@ def first_readers(graph: Graph, value: str) -> tuple[set[str], list[Node]]:
     """A value under all its shapes, and what else reads it."""
     same = {value}
     for node in graph.nodes:
-        if isinstance(node.op, Reshape) and node.inputs[0] in same:
+        if node.op.same_ciphertexts and node.inputs[0] in same:
             same.add(node.id)
     return same, [node for node in graph.nodes if node.id not in same and same & set(node.inputs)]
 
@@ -139,36 +138,16 @@ def _harmless(graph: Graph, source: Node, linear: Iterable[Node], calibration: C
     none = True
     for node in linear:
         none = False
+        assert isinstance(node.op, LinearOp)
         shape = graph[node.inputs[0]].type.shape
         y = node.op.evaluate([x.reshape(len(x), *shape)], graph.constants)
         y = y.reshape(len(y), node.type.shape[0], -1)
         half = (y.max(axis=(0, 2)) - y.min(axis=(0, 2))) / 2
-        gain = _gains(node, shape, graph.constants, count)
+        gain = node.op.gains(shape, graph.constants, count)
         with np.errstate(divide="ignore", invalid="ignore"):
             moved = np.where(gain > 0, HARMLESS * half[:, None] / gain, np.inf)
         reach = np.minimum(reach, moved.min(axis=0))
     return np.zeros(count) if none else reach
-
-
-def _gains(node: Node, shape: Shape, constants: Constants, count: int) -> Array:
-    """The most that an element of each output channel moves for 1 in all elements of an input channel."""
-    op, outputs = node.op, node.type.shape[0]
-    if isinstance(op, Linear):
-        by_channel = np.abs(constants[op.weight]).reshape(outputs, count, -1)
-        return np.asarray(by_channel.sum(axis=2))
-    if isinstance(op, Conv2d) and shape[0] == count:
-        taps = np.abs(constants[op.weight]).sum(axis=(2, 3))
-        gains = np.zeros((outputs, count))
-        for group, rows in enumerate(np.split(np.arange(outputs), op.groups)):
-            start = group * taps.shape[1]
-            gains[rows, start : start + taps.shape[1]] = taps[rows]
-        return gains
-    assert isinstance(op, LinearOp)
-    matrix = abs(op.linear_map(shape, constants).matrix())
-    size = matrix.shape[1]
-    collect = sparse.csr_array((np.ones(size), (np.arange(size), np.arange(size) // (size // count))))
-    each = np.asarray((matrix @ collect).todense())
-    return np.asarray(each.reshape(outputs, -1, count).max(axis=1))
 
 
 # Units ---------------------------------------------------------------------------------------------------------------
@@ -191,48 +170,13 @@ def _one_unit(channels: int) -> tuple[Array, Array]:
 
 def absorbed(node: Node, shape: Shape, offsets: Array, factors: Array, builder: GraphBuilder) -> LinearOp:
     """The linear op of a node for x in place of factors * x + offsets, both given for the elements of its operand."""
-    op, constants = node.op, builder.constants
+    op = node.op
     assert isinstance(op, LinearOp)
-
-    def constant(field: str, value: Array) -> str:
-        return builder.constant(f"{node.id}.{field}.from_inputs", value)
-
-    if isinstance(op, Linear):
-        weight = constants[op.weight]
-        bias = weight @ offsets + (0.0 if op.bias is None else constants[op.bias])
-        changed = op.bias is not None or bool(np.any(offsets))
-        return replace(
-            op, weight=constant("weight", weight * factors), bias=constant("bias", bias) if changed else None
-        )
-    if isinstance(op, Affine):
-        full = np.broadcast_to(constants[op.scale], shape)
-        shift = constants[op.shift] + full * offsets.reshape(shape)
-        return replace(op, scale=constant("scale", full * factors.reshape(shape)), shift=constant("shift", shift))
-    if isinstance(op, Conv2d):
-        made = _into_convolution(op, shape, offsets, factors, constants)
-        if made is not None:
-            named = constant("bias", made["bias"]) if "bias" in made else None
-            return replace(op, weight=constant("weight", made["weight"]), bias=named)
-    linear = op.linear_map(shape, constants)
-    bias = linear.bias + linear.matrix() @ offsets
-    scaled = LinearMap(linear.rows, linear.columns, linear.values * factors[linear.columns], bias, linear.columns_count)
-    return sparse_linear(builder, f"{node.id}.from_inputs", scaled, node.type.shape)
-
-
-def _into_convolution(
-    op: Conv2d, shape: Shape, offsets: Array, factors: Array, constants: Constants
-) -> dict[str, Array] | None:
-    """Its constants, by field, where offsets and factors are the same within each channel of the operand."""
-    each = [values.reshape(shape[0], -1) for values in (offsets, factors)]
-    if any(np.any(values != values[:, :1]) for values in each):
-        return None
-    weight = constants[op.weight]
-    out, per_group = weight.shape[:2]
-    # Row o of these: what the input channels of its group have.
-    first = np.arange(out) // (out // op.groups) * per_group
-    taken, divided = (values[:, 0][first[:, None] + np.arange(per_group)] for values in each)
-    made = {"weight": weight * divided[..., None, None]}
-    moved = np.einsum("oikl,oi->o", weight, taken)
-    if op.bias is not None or np.any(moved):
-        made["bias"] = moved + (0.0 if op.bias is None else constants[op.bias])
-    return made
+    columns = factors.reshape(shape), offsets.reshape(shape)
+    # The map of a sparse op is written anew as a whole.
+    made = None if isinstance(op, SparseLinear) else op.with_factors(shape, builder.constants, columns=columns)
+    if made is not None:
+        named = {field: builder.constant(f"{node.id}.{field}.from_inputs", value) for field, value in made.items()}
+        return replace(op, **named)
+    linear = op.linear_map(shape, builder.constants).with_factors(columns=columns)
+    return sparse_linear(builder, f"{node.id}.from_inputs", linear, node.type.shape)

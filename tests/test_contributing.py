@@ -16,25 +16,37 @@ import pytest
 from olac.analysis.levels import multiplicative_depth
 from olac.approximation.tensors import TORCH_OPS
 from olac.backends.base import Evaluator
+from olac.backends.simulator import SimulatorEvaluator
 from olac.ckks.parameters import Parameters
 from olac.errors import VerificationError
 from olac.frontend.lifter import FUNCTIONS, MODULES
 from olac.frontend.tracer import LEAVES
 from olac.ir import Graph, GraphBuilder, Stage
-from olac.ir.ops import OPS, Array, Constants, Input, Linear, Op, Shape
+from olac.ir.lowerings import LOWERINGS
+from olac.ir.ops import OPS, Array, Constants, Input, Linear, Multiply, Op, Shape, ShapeError, Units
 from olac.ir.verify import verify
 from olac.kernels.base import Kernel, Value
-from olac.kernels.execute import KERNELS
+from olac.kernels.execute import KERNELS, LOWERED, build_kernels, execute
 from olac.passes.base import PassContext, PassManager
 from olac.passes.pipeline import lowering_pipeline
 from tests.networks import images_for, normalized
 
 GUIDE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
-REGISTRIES: tuple[dict[Any, Any] | set[Any], ...] = (OPS, KERNELS, MODULES, FUNCTIONS, TORCH_OPS, LEAVES)
+REGISTRIES: tuple[dict[Any, Any] | set[Any], ...] = (
+    OPS,
+    KERNELS,
+    MODULES,
+    FUNCTIONS,
+    TORCH_OPS,
+    LEAVES,
+    LOWERINGS,
+    LOWERED,
+)
 SECTIONS = (
     "Add a pass",
     "Add an op and its frontend handler",
     "Add a kernel or a lowering",
+    "Add a kernel or a lowering (3)",
     "Add a backend",
 )
 
@@ -85,7 +97,7 @@ def test_examples_are_told_apart_from_olac(registries: None, monkeypatch: pytest
     before = [len(registry) for registry in REGISTRIES]
     run_block("Add an op and its frontend handler", monkeypatch)
     run_block("Add a kernel or a lowering", monkeypatch)
-    ops, kernels, modules, functions, forms, _ = (
+    ops, kernels, modules, functions, forms, *_ = (
         len(registry) - count for registry, count in zip(REGISTRIES, before, strict=True)
     )
     assert (ops, kernels, modules, functions, forms) == (2, 1, 1, 0, 1)
@@ -137,6 +149,86 @@ def test_an_op_from_outside_shares_its_unit_and_takes_no_level(registries: None)
     )
     with pytest.raises(VerificationError, match=r"units .* differ"):
         verify(other)
+
+
+@dataclass(frozen=True)
+class Times(Op):
+    """factor * x: the factor takes the units in."""
+
+    factor: float
+    name: ClassVar[str] = "times"
+    units: ClassVar[Units] = Units.FREE
+    takes_products: ClassVar[bool] = True
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        return shapes[0]
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return self.factor * operands[0]
+
+    def levels(self, constants: Constants) -> int:
+        return 1
+
+    def in_units(self, constants: Constants, units: Sequence[float], unit: float) -> dict[str, Any]:
+        return {"factor": self.factor * units[0] / unit}
+
+
+class TimesKernel(Kernel):
+    depth = 1
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+
+    def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
+        state, parameters = operands[0][0].state, evaluator.parameters
+        scale = parameters.scale(state.level - 1) * parameters.primes[state.level] / state.scale
+        factor = evaluator.encode(lambda: np.full(evaluator.slots, self._factor), state.level, scale)
+        return tuple(evaluator.rescale(evaluator.multiply_plain(part, factor)) for part in operands[0])
+
+
+def test_an_op_from_outside_takes_units_and_products_into_its_constants(registries: None) -> None:
+    KERNELS[Times] = lambda graph, node: TimesKernel(node.op.factor)  # type: ignore[attr-defined]
+    b = GraphBuilder()
+    x = b.add(Input((4,)), name="x")
+    y = b.add(Times(40.0), [b.add(Multiply(), [x, x], name="product")], name="times")
+    before = b.build([y], Stage.POLYNOMIAL)
+    images = images_for(before, 3)
+    graph, calibration = normalized(before, images)
+    assert [node.id for node in graph.nodes] == ["x", "product", "times"]  # nothing comes between
+    assert graph["times"].type.unit != graph["product"].type.unit
+    assert np.allclose(graph.evaluate(images), before.evaluate(images))
+    parameters = Parameters(12, multiplicative_depth(graph), 30, 36, 1, security=0)
+    lowered = PassManager(lowering_pipeline()).run(graph, PassContext(calibration=calibration, parameters=parameters))
+    evaluator = SimulatorEvaluator(parameters)
+    given, wanted = lowered["x"].type, lowered["times"].type
+    assert given.layout is not None and wanted.layout is not None
+    fresh = tuple(evaluator.encrypt(page, parameters.depth) for page in given.layout.pack(images[:1] / given.unit))
+    (result,) = execute(lowered, build_kernels(lowered), evaluator, {"x": fresh})
+    slots = np.stack([evaluator.decrypt(part) for part in result])
+    assert np.allclose(wanted.layout.unpack(slots) * wanted.unit, before.evaluate(images[:1]), atol=1e-9)
+
+
+@dataclass(frozen=True)
+class Choosy(Twice):
+    """An op with rules of its own."""
+
+    times: int = 2
+    last_stage: ClassVar[Stage] = Stage.POLYNOMIAL
+
+    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
+        if self.times != 2:
+            raise ShapeError(f"twice, but {self.times} times")
+
+
+def test_an_op_from_outside_says_its_own_rules() -> None:
+    b = GraphBuilder()
+    y = b.add(Choosy(), [b.add(Input((4,)), name="x")], name="twice")
+    graph = b.build([y], Stage.POLYNOMIAL)
+    verify(graph)
+    with pytest.raises(VerificationError, match="twice is left at stage PACKED, POLYNOMIAL is its last"):
+        verify(replace(graph, stage=Stage.PACKED))
+    with pytest.raises(VerificationError, match="twice, but 3 times"):
+        verify(replace(graph, nodes=(graph["x"], replace(graph["twice"], op=Choosy(3)))))
 
 
 def test_levels_of_an_op_are_held_against_its_kernel(registries: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,8 @@ from dataclasses import dataclass, field
 from olac.ckks.parameters import Bootstrapping
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, Node
-from olac.ir.layout import TensorLayout
 from olac.ir.ops import Input
-
-WIDEST = 1.0 + 1e-9
-"""Largest calibrated magnitude of a slot at a bootstrap."""
+from olac.ir.states import bootstrap_fault
 
 Boots = tuple[tuple[int, str], ...]
 """Bootstraps: the value, and the position in the graph's order behind which its readers get the new one."""
@@ -43,11 +40,6 @@ class Option:
 
     levels: int
     price: float = 0.0
-
-
-def repeats(layout: TensorLayout, boots: Bootstrapping) -> bool:
-    """Whether the slots of a value repeat as bootstraps of a set-up take for granted."""
-    return boots.log_slots is None or layout.repeats_after <= 1 << boots.log_slots
 
 
 class Problem:
@@ -89,9 +81,7 @@ class Problem:
 
     def fits(self, name: str) -> bool:
         """Whether a value may be bootstrapped: its slots stay where that is exact, and repeat as the set-up asks."""
-        kind = self.graph[name].type
-        exact = kind.bound is None or kind.bound.magnitude <= kind.unit * WIDEST
-        return exact and (kind.layout is None or repeats(kind.layout, self.boots))
+        return bootstrap_fault(self.graph[name].type, self.boots) is None
 
     def _repeating(self) -> str:
         log_slots = self.boots.log_slots

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,11 +13,9 @@ from olac.ckks.parameters import Parameters
 from olac.ckks.sizes import ciphertext_bytes, kept_plaintext_bytes, plaintext_bytes, rotation_key_bytes
 from olac.costs.table import CostTable
 from olac.ir.graph import Graph, Node
-from olac.ir.lowerings import Multiplexed
-from olac.ir.ops import Bootstrap, Conv2d, Polynomial
+from olac.ir.ops import Bootstrap
 from olac.kernels.base import Kernel, Value
 from olac.kernels.execute import build_weightless_kernels
-from olac.kernels.linear import DiagonalKernel
 from olac.kernels.record import record
 from olac.system.memory import GB, current_rss_bytes
 from olac.system.threads import usable_threads
@@ -177,7 +174,7 @@ def _most_alive(graph: Graph, kernels: Mapping[str, Kernel], parameters: Paramet
         layout = node.type.layout
         assert layout is not None
         alive[node.id] = layout.ciphertexts * ciphertext_bytes(parameters.log_ring, levels[node.id] + 1)
-        peak = max(peak, sum(alive.values()) + _working_bytes(graph, node, kernels.get(node.id), parameters, levels))
+        peak = max(peak, sum(alive.values()) + _working_bytes(node, kernels.get(node.id), parameters, levels))
         for operand in node.inputs:
             if last[operand] == node.id:
                 alive.pop(operand, None)
@@ -253,28 +250,12 @@ BARE_PROCESS_BYTES = 130e6
 """Python with numpy, scipy and networkx loaded."""
 
 
-def _working_bytes(
-    graph: Graph, node: Node, kernel: Kernel | None, parameters: Parameters, levels: Mapping[str, int]
-) -> int:
+def _working_bytes(node: Node, kernel: Kernel | None, parameters: Parameters, levels: Mapping[str, int]) -> int:
     """Ciphertexts that an op holds beside operand and result: rotations of the operand and its powers, sums, digits."""
     if isinstance(node.op, Bootstrap):
         return working_bytes(parameters)
-    layout = node.type.layout
-    assert layout is not None
-    shifted = isinstance(node.op, Polynomial) and layout.step > 0
-    if node.lowering is None and not shifted:
+    if kernel is None or not kernel.held:
         return 0
-    operand = graph[node.inputs[0]].type
-    assert operand.layout is not None
     limbs = levels[node.inputs[0]] + 1
-    if isinstance(kernel, DiagonalKernel):
-        held = kernel.held
-    elif isinstance(node.lowering, Multiplexed):
-        assert isinstance(node.op, Conv2d)
-        # Of the operand one for each element of the filter, of a sum one for each channel computed at once, and sums.
-        filter_size = math.prod(graph.constants[node.op.weight].shape[2:])
-        held = filter_size + min(operand.layout.slots // operand.layout.period, layout.grid[0]) + 3
-    else:
-        held = layout.distinct_copies * node.op.levels(graph.constants)
     digits = parameters.digits * (limbs + len(parameters.special_primes)) * 8 * parameters.ring_dimension
-    return held * ciphertext_bytes(parameters.log_ring, limbs) + 2 * digits
+    return kernel.held * ciphertext_bytes(parameters.log_ring, limbs) + 2 * digits

@@ -1,14 +1,12 @@
-"""Levels of values: how many a graph needs, and whether those of a levelled graph suffice."""
+"""Levels of values: how many a graph needs, and whether kernels give those that a levelled graph says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from olac.analysis.bootstrap_problem import WIDEST, repeats
 from olac.backends.recorder import RecorderEvaluator
-from olac.ckks.parameters import Parameters
 from olac.errors import VerificationError
-from olac.ir.graph import Graph, Node, describe
+from olac.ir.graph import Graph, Node
 from olac.ir.ops import Bootstrap
 from olac.kernels.base import Value
 from olac.kernels.record import record
@@ -47,39 +45,3 @@ def check_states(graph: Graph, recorder: RecorderEvaluator) -> None:
                 raise VerificationError(f"{node.id} is at {part.state}, its type says {claimed}")
 
     record(graph, recorder.parameters, recorder=recorder, after=compare)
-
-
-def check_levels(graph: Graph, parameters: Parameters) -> None:
-    """Derive from a levelled graph alone that its levels suffice; it knows nothing of how they were chosen.
-
-    Raises:
-        VerificationError: a level below zero or above what the operands, a bootstrap or the chain give; a bootstrap
-            below the level that it takes, without a set-up or with another correction factor, of values beyond
-            [-1, 1], or of slots that do not repeat as its set-up asks.
-    """
-    boots = parameters.bootstrapping
-    for node in graph.nodes:
-        levels = [state.level for name in node.inputs if (state := graph[name].type.state) is not None]
-        if node.type.state is None or len(levels) < len(node.inputs):
-            raise VerificationError(f"{node.id} or an operand of it has no level")
-        top = parameters.depth if not levels else min(levels) - node.levels(graph.constants)
-        problem = None
-        if isinstance(node.op, Bootstrap):
-            kind = graph[node.inputs[0]].type
-            if boots is None:
-                raise VerificationError(f"{node.id} under parameters without bootstrapping")
-            if top < boots.input_level:
-                problem = f"bootstraps at level {top}, {boots.input_level} is the least"
-            elif node.op.correction != boots.correction:
-                problem = f"bootstraps with a correction factor of {node.op.correction}, not {boots.correction}"
-            elif kind.bound is not None and kind.bound.magnitude > kind.unit * WIDEST:
-                problem = f"bootstraps values up to {kind.bound.magnitude / kind.unit:.3g}, beyond [-1, 1]"
-            elif kind.layout is not None and not repeats(kind.layout, boots):
-                problem = f"bootstraps a value that does not repeat after 2^{parameters.log_bootstrap_slots} slots"
-            top = boots.output_level
-        if not 0 <= node.type.state.level <= top:
-            problem = problem or f"is at level {node.type.state.level}, outside 0 ... {top}"
-        if problem:
-            raise VerificationError(
-                f"{node.id} {problem}:\n    {describe(node, graph.constants)}\n    from {node.origin}"
-            )

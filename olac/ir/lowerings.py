@@ -1,67 +1,84 @@
-"""The second lowering of linear ops: which convolutions it can compute."""
+"""Lowerings: the ways in which a node is computed on ciphertexts, as graphs and program files hold them.
+
+A lowering says here which ops it can compute between which layouts, and how many levels that takes beyond the op's own.
+Its kernel is registered in `olac.kernels.execute.LOWERED`. That decides the rest: a kernel says what it holds, and what
+it costs and which rotation steps it takes is read off a run on the recorder.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeGuard
+from typing import ClassVar
 
 from olac.ir.layout import TensorLayout
-from olac.ir.ops import Conv2d, Op
+from olac.ir.ops import Conv2d, LinearOp, Op
 
 
 @dataclass(frozen=True)
-class Multiplexed:
-    """A lowering of a convolution: multiplexed parallel convolution, two levels (`olac.kernels.multiplexed`).
+class Lowering(ABC):
+    """A way to compute an op of one operand; its fields are what was chosen.
 
-    The layouts of operand and result decide everything, so there is nothing to choose.
+    Attributes:
+        kind: its name in files and in `olac.compile(convolutions=kind)`.
+        extra_levels: levels beyond those of the op.
+        automatic: whether `convolutions="auto"` considers it wherever it can be, by predicted seconds. What its extra
+            levels cost the rest of a program is not in these.
     """
 
-    kind: ClassVar[str] = "multiplexed"
-    extra_levels: ClassVar[int] = 1
-    """Beyond what the op says: of the masks."""
+    kind: ClassVar[str] = ""
+    extra_levels: ClassVar[int] = 0
+    automatic: ClassVar[bool] = True
+
+    @abstractmethod
+    def can_lower(self, op: Op, operand: TensorLayout, result: TensorLayout) -> bool:
+        """Whether it computes an op from one layout to another. Programs from files are checked by this."""
+
+    @classmethod
+    def may_lower(cls, op: Op, batch: int) -> bool:
+        """Whether it can lower an op between some layouts of so many images.
+
+        Parameters are chosen before there are layouts; they have `extra_levels` for every op that this is true of.
+        """
+        return isinstance(op, LinearOp)
+
+    @classmethod
+    def choices(cls, op: Op, operand: TensorLayout, result: TensorLayout) -> Sequence[Lowering]:
+        """The lowerings of this kind to choose from, by predicted seconds."""
+        made = cls()
+        return [made] if made.can_lower(op, operand, result) else []
+
+    @property
+    def brief(self) -> str:
+        """A word for tables."""
+        return self.kind
 
     def __str__(self) -> str:
         return self.kind
 
 
-def is_multiplexable(op: Op) -> TypeGuard[Conv2d]:
-    """Whether some layouts let this op be a multiplexed convolution: each output channel reads all input channels."""
-    return type(op) is Conv2d and op.groups == 1
+LOWERINGS: dict[str, type[Lowering]] = {}
+"""By kind."""
 
 
-def can_multiplex(op: Op, operand: TensorLayout, result: TensorLayout) -> bool:
-    """Whether an op between two layouts can be a multiplexed parallel convolution.
-
-    An output is summed up in the slots of its own pixel, in the first plane of a copy of the operand, and one rotation
-    takes a whole output channel from there to its place. So operand and result are single ciphertexts of one image,
-    laid out as images and with plain copies; the result's rows and columns are as far apart as the operand's are at
-    the op's strides; and every output has a pixel (a cell of gap x gap slots) in the operand's planes.
-    """
-    if not is_multiplexable(op):
-        return False
-    for layout in (operand, result):
-        single = layout.batch == 1 and layout.ciphertexts == 1 and layout.step == 0
-        if not single or layout.shape != layout.grid:
-            return False
-    (_, rows, columns), gap = result.grid, operand.gap
-    # Distances of neighbouring outputs, in slots; of a single row or column there are none.
-    same_rows = rows == 1 or gap * op.stride[0] * operand.padded[1] == result.gap * result.padded[1]
-    same_columns = columns == 1 or gap * op.stride[1] == result.gap
-    inside = all(
-        (count - 1) * stride < size // gap
-        for count, stride, size in zip((rows, columns), op.stride, operand.padded, strict=True)
-    )
-    return same_rows and same_columns and inside
+def register_lowering(lowering: type[Lowering]) -> type[Lowering]:
+    """Add a kind of lowering; kinds are unique."""
+    if not lowering.kind or lowering.kind in ("auto", *LOWERINGS):
+        raise ValueError(f"kind of lowering {lowering.kind!r} is empty or taken")
+    LOWERINGS[lowering.kind] = lowering
+    return lowering
 
 
+@register_lowering
 @dataclass(frozen=True)
-class Diagonals:
-    """A lowering of a linear op: products with generalised diagonals, by baby and giant steps, one level.
+class Diagonals(Lowering):
+    """Products with generalised diagonals, by baby and giant steps (`olac.kernels.linear`), for all linear ops.
 
     Attributes:
-        modulus: diagonals are taken modulo this power of two; where it is less than the period of the operand, the
-            result is folded by log2(period / modulus) rotations. Copies that are shifted have to be folded too, so one
-            product serves a diagonal for each of them.
+        modulus: diagonals are taken modulo this power of two; if it is less than the period of the operand, the result
+            is folded by log2(period / modulus) rotations. Copies that are shifted have to be folded too, so one product
+            serves a diagonal for each of them.
         baby: diagonal d is reached by a baby step of d mod baby and a giant step of d - d mod baby.
         imaginary: 0, or a power of two below the modulus: the operand, rotated by it, rides in the imaginary parts of
             the slots, and one product serves a diagonal d and the diagonal d + imaginary.
@@ -71,15 +88,68 @@ class Diagonals:
     baby: int
     imaginary: int = 0
     kind: ClassVar[str] = "diagonals"
-    extra_levels: ClassVar[int] = 0
-    """Beyond what the op says."""
+
+    def can_lower(self, op: Op, operand: TensorLayout, result: TensorLayout) -> bool:
+        modulus, imaginary = self.modulus, self.imaginary
+        powers = modulus >= 1 and imaginary >= 0 and not modulus & (modulus - 1) and not imaginary & (imaginary - 1)
+        if not isinstance(op, LinearOp) or not powers or imaginary >= modulus:
+            return False
+        if not 1 <= self.baby <= modulus <= result.slots or result.step:
+            return False
+        shifted = operand.step != 0
+        return not shifted or (result.period <= modulus <= operand.period and result.ciphertexts == 1)
+
+    @property
+    def brief(self) -> str:
+        return f"{self.modulus}/{self.baby}" + (f"+{self.imaginary}i" if self.imaginary else "")
 
     def __str__(self) -> str:
         halved = f", imaginary {self.imaginary}" if self.imaginary else ""
         return f"diagonals mod {self.modulus}, baby {self.baby}{halved}"
 
 
-Lowering = Diagonals | Multiplexed
+@register_lowering
+@dataclass(frozen=True)
+class Multiplexed(Lowering):
+    """Multiplexed parallel convolution, two levels (`olac.kernels.multiplexed`).
 
-LOWERINGS: dict[str, type[Lowering]] = {lowering.kind: lowering for lowering in (Diagonals, Multiplexed)}
-"""By the name that they have in files."""
+    The layouts of operand and result decide everything, so there is nothing to choose. It is not chosen automatically:
+    predicted for ResNet-20, convolutions take three times as long by it, and their second level a bootstrap more
+    (docs/benchmarks.md). Between many channels whose copies can't be shifted it may be the faster one, but then what
+    the level costs the rest of the program decides, which is not known when lowerings are chosen.
+    """
+
+    kind: ClassVar[str] = "multiplexed"
+    extra_levels: ClassVar[int] = 1
+    """Of the masks."""
+    automatic: ClassVar[bool] = False
+
+    @classmethod
+    def may_lower(cls, op: Op, batch: int) -> bool:
+        """Each output channel reads all input channels; in batches no convolution is multiplexed."""
+        return type(op) is Conv2d and op.groups == 1 and batch == 1
+
+    def can_lower(self, op: Op, operand: TensorLayout, result: TensorLayout) -> bool:
+        """Whether an op between two layouts can be a multiplexed parallel convolution.
+
+        An output is summed up in the slots of its own pixel, in the first plane of a copy of the operand, and one
+        rotation takes a whole output channel from there to its place. So operand and result are single ciphertexts of
+        one image, laid out as images and with plain copies; the result's rows and columns are as far apart as the
+        operand's are at the op's strides; and every output has a pixel (a cell of gap x gap slots) in the operand's
+        planes.
+        """
+        if not isinstance(op, Conv2d) or not self.may_lower(op, operand.batch):
+            return False
+        for layout in (operand, result):
+            single = layout.batch == 1 and layout.ciphertexts == 1 and layout.step == 0
+            if not single or layout.shape != layout.grid:
+                return False
+        (_, rows, columns), gap = result.grid, operand.gap
+        # Distances of neighbouring outputs, in slots; of a single row or column there are none.
+        same_rows = rows == 1 or gap * op.stride[0] * operand.padded[1] == result.gap * result.padded[1]
+        same_columns = columns == 1 or gap * op.stride[1] == result.gap
+        inside = all(
+            (count - 1) * stride < size // gap
+            for count, stride, size in zip((rows, columns), op.stride, operand.padded, strict=True)
+        )
+        return same_rows and same_columns and inside

@@ -25,6 +25,14 @@ class Kernel(ABC):
         """Bytes of the numbers that it keeps for encoding plaintexts."""
         return 0
 
+    @property
+    def held(self) -> int:
+        """Ciphertexts at the operand's level that a run holds at once, beside operand and result.
+
+        Where there are any, a run also holds digits of the operand for key switching.
+        """
+        return 0
+
     @abstractmethod
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         """The result; every ciphertext has noise degree 1."""

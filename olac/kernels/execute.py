@@ -9,7 +9,7 @@ from olac.backends.base import Evaluator
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
-from olac.ir.lowerings import Diagonals, Multiplexed
+from olac.ir.lowerings import Diagonals, Lowering, Multiplexed
 from olac.ir.ops import (
     Add,
     Bootstrap,
@@ -41,16 +41,28 @@ def _layout(graph: Graph, node_id: str) -> TensorLayout:
 
 
 def _linear(graph: Graph, node: Node) -> Kernel:
-    assert isinstance(node.op, LinearOp)
     if node.lowering is None:
         raise VerificationError(f"{node.id} has no lowering: kernels are made from stage PACKED on")
-    operand, result = _layout(graph, node.inputs[0]), _layout(graph, node.id)
-    if isinstance(node.lowering, Multiplexed):
-        if not isinstance(node.op, Conv2d):
-            raise VerificationError(f"{node.id}: {node.op.name} can't be multiplexed")
-        return MultiplexedKernel(node.op, graph.constants, operand, result)
+    if type(node.lowering) not in LOWERED:
+        raise VerificationError(f"{node.id}: no kernel for {node.op.name} by {node.lowering}")
+    return LOWERED[type(node.lowering)](graph, node)
+
+
+def _diagonals(graph: Graph, node: Node) -> Kernel:
+    assert isinstance(node.op, LinearOp) and isinstance(node.lowering, Diagonals)
     linear = node.op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
-    return DiagonalKernel(linear, operand, result, node.lowering)
+    return DiagonalKernel(linear, _layout(graph, node.inputs[0]), _layout(graph, node.id), node.lowering)
+
+
+def _weightless_diagonals(graph: Graph, node: Node) -> Kernel:
+    assert isinstance(node.op, LinearOp) and isinstance(node.lowering, Diagonals)
+    layouts = _layout(graph, node.inputs[0]), _layout(graph, node.id)
+    return weightless_kernel(node.op, graph[node.inputs[0]].type.shape, graph.constants, *layouts, node.lowering)
+
+
+def _multiplexed(graph: Graph, node: Node) -> Kernel:
+    assert isinstance(node.op, Conv2d)
+    return MultiplexedKernel(node.op, graph.constants, _layout(graph, node.inputs[0]), _layout(graph, node.id))
 
 
 def _polynomial(graph: Graph, node: Node) -> Kernel:
@@ -85,12 +97,23 @@ KERNELS: dict[type[Op], KernelFactory] = {
 """By class of op, base classes included: the function that makes a node's kernel."""
 
 
-def build_kernel(graph: Graph, node: Node) -> Kernel:
-    """The kernel of one node of a graph at stage PACKED or later."""
+LOWERED: dict[type[Lowering], KernelFactory] = {Diagonals: _diagonals, Multiplexed: _multiplexed}
+"""By class of lowering: how a linear op that has it becomes a kernel."""
+
+WEIGHTLESS: dict[type[Lowering], KernelFactory] = {Diagonals: _weightless_diagonals}
+"""The same for runs on no data, for lowerings whose kernels are cheaper to make without weights."""
+
+
+def _factory(node: Node) -> KernelFactory:
     for base in type(node.op).__mro__:
         if base in KERNELS:
-            return KERNELS[base](graph, node)
+            return KERNELS[base]
     raise VerificationError(f"no kernel for {node.op.name}")
+
+
+def build_kernel(graph: Graph, node: Node) -> Kernel:
+    """The kernel of one node of a graph at stage PACKED or later."""
+    return _factory(node)(graph, node)
 
 
 def build_kernels(graph: Graph) -> dict[str, Kernel]:
@@ -115,11 +138,10 @@ def build_weightless_kernels(graph: Graph) -> dict[str, Kernel]:
 
 
 def _build_weightless(graph: Graph, node: Node) -> Kernel:
-    if not isinstance(node.op, LinearOp) or type(node.lowering) is not Diagonals:
-        return build_kernel(graph, node)
-    shape = graph[node.inputs[0]].type.shape
-    layouts = _layout(graph, node.inputs[0]), _layout(graph, node.id)
-    return weightless_kernel(node.op, shape, graph.constants, *layouts, node.lowering)
+    factory = _factory(node)
+    if factory is _linear and node.lowering is not None:
+        factory = WEIGHTLESS.get(type(node.lowering), factory)
+    return factory(graph, node)
 
 
 def alive(graph: Graph, after: str) -> tuple[str, ...]:

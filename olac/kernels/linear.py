@@ -265,7 +265,7 @@ class DiagonalKernel(Kernel):
 
     @property
     def held(self) -> int:
-        """Ciphertexts at the operand's level that a run holds at once: rotations of the operand, and sums to rotate."""
+        """Rotations of the operand, and sums to rotate."""
         babies = {(p.source, p.baby) for page in self._plan for giants in page.values() for p in giants}
         return len(babies) + max(len(page) for page in self._plan)
 

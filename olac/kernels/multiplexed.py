@@ -19,6 +19,7 @@ copies of the result, a channel may lie in any of them, and its rotation step is
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ import numpy as np
 from olac.backends.base import Array, Ciphertext, Evaluator, Plaintext
 from olac.errors import VerificationError
 from olac.ir.layout import TensorLayout, next_power_of_two
-from olac.ir.lowerings import can_multiplex
+from olac.ir.lowerings import Multiplexed
 from olac.ir.ops import Constants, Conv2d
 from olac.kernels.base import Kernel, Value
 from olac.system.arrays import Index
@@ -67,7 +68,7 @@ class MultiplexedKernel(Kernel):
 
     Args:
         op, constants: the convolution and its arrays.
-        operand, result: layouts that `can_multiplex` accepts.
+        operand, result: layouts that `Multiplexed` can lower between.
 
     Raises:
         VerificationError: other layouts.
@@ -76,7 +77,7 @@ class MultiplexedKernel(Kernel):
     depth = 2
 
     def __init__(self, op: Conv2d, constants: Constants, operand: TensorLayout, result: TensorLayout) -> None:
-        if not can_multiplex(op, operand, result):
+        if not Multiplexed().can_lower(op, operand, result):
             raise VerificationError(f"{op.name} can't be multiplexed from {operand} to {result}")
         self._operand = operand
         self._weight = constants[op.weight]
@@ -102,15 +103,9 @@ class MultiplexedKernel(Kernel):
             self._bias = None
 
     @property
-    def steps(self) -> frozenset[int]:
-        """All rotation steps."""
-        slots = self._operand.slots
-        found = set(self._fills)
-        for group in self._groups:
-            found |= {*group.products, *group.places}
-        for count, distance in self._sums:
-            found |= {step * distance for step in _sum_steps(count)}
-        return frozenset(step % slots for step in found) - {0}
+    def held(self) -> int:
+        """Rotations of the operand for the filter's elements, of a sum for the channels computed at once, and sums."""
+        return math.prod(self._weight.shape[2:]) + min(self._parallel, len(self._weight)) + 3
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         ((x,),) = operands
@@ -234,17 +229,6 @@ def _channel_sums(operand: TensorLayout) -> list[Sum]:
         (pages, operand.plane),
     ]
     return [(count, distance) for count, distance in sums if count > 1]
-
-
-def _sum_steps(count: int) -> list[int]:
-    """Rotations that sum `count` slots at distance 1: the doublings, then the offsets of what is left over."""
-    bits = [1 << k for k in range(count.bit_length())]
-    offsets, at = [], bits[-1]
-    for bit in reversed(bits[:-1]):
-        if count & bit:
-            offsets.append(at)
-            at += bit
-    return [*bits[:-1], *offsets]
 
 
 def _sum_slots(evaluator: Evaluator[Any, Any], x: Ciphertext[Any], count: int, distance: int) -> Ciphertext[Any]:

@@ -58,6 +58,11 @@ class PolynomialKernel(Kernel):
     def table_bytes(self) -> int:
         return self._coefficients.nbytes
 
+    @property
+    def held(self) -> int:
+        """Powers of the operand, rotated for each of the shifted copies."""
+        return self._layout.distinct_copies * self.depth if self._layout.step else 0
+
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         (x,) = operands
         return tuple(

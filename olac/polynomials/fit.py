@@ -254,22 +254,3 @@ def measured(
         highs.append(high)
     rmse = float(np.sqrt(squared / size)) if size > 0 else float(np.sqrt(squared))
     return Fit(coefficients, half_width, rmse, inside, outside, min(lows), max(highs))
-
-
-def rescaled(coefficients: Array, half_width: float, unit_in: float, unit_out: float) -> Array:
-    """Coefficients of p(unit_in t) / unit_out on t in [-1, 1], for p given on [-half_width, half_width].
-
-    Shape (channels, degree + 1) to the same; exact up to rounding, by interpolation at degree + 1 points. The degrees
-    of the even and of the odd part stay what they are.
-    """
-    if unit_in == half_width:
-        return coefficients / unit_out
-    degree = coefficients.shape[1] - 1
-    nodes = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
-    values = chebyshev.chebval(nodes * unit_in / half_width, coefficients.T)
-    basis = chebyshev.chebvander(nodes, degree)
-    made = np.asarray(np.linalg.solve(basis, values.reshape(len(coefficients), -1).T).T) / unit_out
-    for parity in (0, 1):
-        used = np.flatnonzero(coefficients[:, parity::2].any(axis=0))
-        made[:, parity + 2 * (int(used.max(initial=-1)) + 1) :: 2] = 0.0
-    return made

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from olac.analysis.bootstrap_problem import WIDEST
 from olac.analysis.bootstraps import Profiles
 from olac.analysis.estimate import Sizes
 from olac.analysis.noise import MAX_SCALE_BITS, OutputNoise
@@ -24,6 +23,7 @@ from olac.errors import InfeasibleError, SecurityError
 from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import Array, Bootstrap, Input, LinearOp, Polynomial, PolynomialProduct, Square
+from olac.ir.states import WIDEST
 from olac.kernels.record import record
 from olac.options import CompileOptions, Stages, telling
 from olac.passes.base import Pass, PassContext, PassManager, PassTiming

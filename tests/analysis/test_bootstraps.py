@@ -16,7 +16,7 @@ from scipy.sparse import lil_matrix
 
 from olac.analysis.bootstrap_problem import Plan, Problem
 from olac.analysis.bootstraps import solve
-from olac.analysis.levels import check_levels, required_levels
+from olac.analysis.levels import required_levels
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.errors import InfeasibleError, VerificationError
@@ -24,6 +24,7 @@ from olac.ir import Graph, GraphBuilder, Range, Stage
 from olac.ir.graph import Node
 from olac.ir.ops import Add, Affine, Array, Bootstrap, Input, Polynomial
 from olac.ir.types import ValueType
+from olac.ir.verify import verify
 from olac.kernels.record import record
 from olac.passes.assign_layouts import AssignLayouts
 from olac.passes.assign_levels import AssignLevels
@@ -462,7 +463,7 @@ def changed(graph: Graph, wanted: str, level: int | None = None, bound: Range | 
 
 def test_the_checker_derives_levels_anew() -> None:
     graph = lowered(*residual_net())
-    check_levels(graph, DEEP)
+    verify(graph, DEEP)
     boot = next(node for node in graph.nodes if isinstance(node.op, Bootstrap))
     output = graph.outputs[0]
     cases: list[tuple[str, Graph]] = [
@@ -475,17 +476,15 @@ def test_the_checker_derives_levels_anew() -> None:
     ]
     for message, wrong in cases:
         with pytest.raises(VerificationError, match=message):
-            check_levels(wrong, DEEP)
+            verify(wrong, DEEP)
     layout = graph[boot.inputs[0]].type.layout
     assert layout is not None and DEEP.bootstrapping is not None
     log_slots = layout.repeats_after.bit_length() - 1
     enough, fewer = (
         replace(DEEP, bootstrapping=replace(DEEP.bootstrapping, log_slots=n)) for n in (log_slots, log_slots - 1)
     )
-    check_levels(graph, enough)
+    verify(graph, enough)
     with pytest.raises(VerificationError, match=rf"does not repeat after 2\^{log_slots - 1} slots"):
-        check_levels(graph, fewer)
+        verify(graph, fewer)
     with pytest.raises(VerificationError, match="without bootstrapping"):
-        check_levels(graph, Parameters(11, 20, 40, 47, 3, FLEXIBLE, 0))
-    with pytest.raises(VerificationError, match="has no level"):
-        check_levels(packed_net(), DEEP)
+        verify(graph, Parameters(11, 20, 40, 47, 3, FLEXIBLE, 0))

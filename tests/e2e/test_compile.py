@@ -94,13 +94,27 @@ def repeating(program: CompiledProgram) -> list[int]:
     return [layout.repeats_after for layout in layouts if layout is not None]
 
 
-def test_what_is_too_deep_for_any_chain_gets_bootstraps() -> None:
+DEEP = 12
+"""Layers of the least network that no chain is long enough for."""
+
+
+@pytest.fixture(scope="module")
+def usual() -> tuple[CompiledProgram, list[str]]:
+    """The deep network compiled as it comes, and the names of the passes that were dumped on the way."""
     dumps: list[str] = []
-    dump_after = ("assign_layouts", "assign_levels")
     program = olac.compile(
-        small_net(20), [images()], degree=15, dump_after=dump_after, dump=lambda name, text: dumps.append(name)
+        small_net(DEEP),
+        [images()],
+        degree=15,
+        dump_after=("assign_layouts", "assign_levels"),
+        dump=lambda name, text: dumps.append(name),
     )
-    assert dumps == list(dump_after)
+    return program, dumps
+
+
+def test_what_is_too_deep_for_any_chain_gets_bootstraps(usual: tuple[CompiledProgram, list[str]]) -> None:
+    program, dumps = usual
+    assert dumps == ["assign_layouts", "assign_levels"]
     parameters = program.parameters
     assert parameters.bootstrapping is not None
     assert (parameters.log_ring, parameters.security, parameters.technique) == (16, 128, FLEXIBLE)
@@ -112,35 +126,39 @@ def test_what_is_too_deep_for_any_chain_gets_bootstraps() -> None:
     assert estimate.server_gb > (estimate.key_bytes + estimate.setup_bytes) / 1e9 > 1
     assert 0 < estimate.setup_seconds < 300
     x = images().double().numpy()
-    expected = olac.approximate(small_net(20), [images()], degree=15).simulate(x)
+    expected = olac.approximate(small_net(DEEP), [images()], degree=15).simulate(x)
     np.testing.assert_allclose(program.simulate(x), expected, atol=2e-3)  # bootstraps take values through a sine
 
 
 def test_bootstraps_that_take_too_much_memory_say_what_would_do() -> None:
+    deep = small_net(DEEP)
     with pytest.raises(
         InfeasibleError, match=r"(?s)max_memory = 2\.00 GB.*bootstraps to level.*: \d+\.\d\d GB.*Allow at"
     ) as caught:
-        olac.compile(small_net(20), [images()], degree=15, max_memory=2e9)
+        olac.compile(deep, [images()], degree=15, max_memory=2e9)
     found = re.search(r"Allow at least (\d+\.\d\d) GB", str(caught.value))
     assert found is not None
-    enough = olac.compile(small_net(20), [images()], degree=15, max_memory=float(found[1]) * 1e9)
+    enough = olac.compile(deep, [images()], degree=15, max_memory=float(found[1]) * 1e9)
     assert enough.estimate().server_gb <= float(found[1])
     with pytest.raises(InfeasibleError, match=rf"Allow at least {found[1]} GB"):
-        olac.compile(small_net(20), [images()], degree=15, max_memory=float(found[1]) * 1e9 - 1.1e7)
+        olac.compile(deep, [images()], degree=15, max_memory=float(found[1]) * 1e9 - 1.1e7)
 
 
-def test_a_precision_with_bootstraps_is_met_or_refused() -> None:
+def test_a_precision_with_bootstraps_is_met_or_refused(usual: tuple[CompiledProgram, list[str]]) -> None:
     """Simulated with the noise that bootstraps were measured to have; left open, the usual scale is taken."""
-    usual = olac.compile(small_net(12), [images()], degree=15)
-    assert usual.report.noise is not None
-    assert (usual.parameters.scale_bits, usual.parameters.first_bits) == (BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS)
-    assert f"change outputs by up to {usual.report.noise:.2g} of their range" in "\n".join(parameter_lines(usual))
-    finer = olac.compile(small_net(12), [images()], degree=15, precision=usual.report.noise / 8)
+    program, _ = usual
+    assert program.report.noise is not None
+    assert (program.parameters.scale_bits, program.parameters.first_bits) == (
+        BOOTSTRAP_SCALE_BITS,
+        BOOTSTRAP_FIRST_BITS,
+    )
+    assert f"change outputs by up to {program.report.noise:.2g} of their range" in "\n".join(parameter_lines(program))
+    finer = olac.compile(small_net(DEEP), [images()], degree=15, precision=program.report.noise / 8)
     assert finer.report.noise is not None
-    assert finer.report.noise <= usual.report.noise / 8
+    assert finer.report.noise <= program.report.noise / 8
     assert finer.parameters.scale_bits > BOOTSTRAP_SCALE_BITS
     with pytest.raises(InfeasibleError, match=r"do not keep a precision of 1e-07.*Ask for a precision of 0\.\d+"):
-        olac.compile(small_net(12), [images()], degree=15, precision=1e-7)
+        olac.compile(small_net(DEEP), [images()], degree=15, precision=1e-7)
 
 
 def test_without_a_limit_memory_counts_too() -> None:

@@ -73,4 +73,4 @@ def test_batches_keep_diagonals() -> None:
 
 def test_the_option_is_checked() -> None:
     with pytest.raises(ValueError, match="'fastest' is not one of auto, diagonals, multiplexed"):
-        olac.CompileOptions(convolutions="fastest")  # type: ignore[arg-type]
+        olac.CompileOptions(convolutions="fastest")

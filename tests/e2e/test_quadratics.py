@@ -152,7 +152,7 @@ def test_a_file_with_a_shift_of_another_shape_is_refused(tmp_path: Path) -> None
     constants = {**graph.constants, op.shift: graph.constants[op.shift].reshape(1, -1)}
     other = replace(program, graph=Graph(graph.nodes, graph.outputs, constants, graph.stage))
     save_program(other, tmp_path / "p.olac")
-    with pytest.raises(ArtifactError, match="shift has 2 axes, expected 1"):
+    with pytest.raises(ArtifactError, match="shift of square with 2 axes, expected 1"):
         CompiledProgram.load(tmp_path / "p.olac")
 
 

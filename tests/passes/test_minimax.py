@@ -256,5 +256,5 @@ def test_without_max_pooling_nothing_changes() -> None:
 
 def test_a_pipeline_without_the_expansion_is_stopped() -> None:
     graph = one(MaxPool2d((2, 2), (2, 2)), (1, 4, 4))
-    with pytest.raises(VerificationError, match="max-pooling is left"):
+    with pytest.raises(VerificationError, match="max_pool2d is left"):
         PassManager(approximation_pipeline()[1:]).run(graph, calibrated(graph, RANDOM.normal(size=(5, 1, 4, 4))))

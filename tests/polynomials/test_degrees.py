@@ -59,7 +59,8 @@ def test_run_times_stay_within_the_budget_and_close_to_the_best(problem: tuple[R
         assert brute_force(costs, prices, budget * (1 - 2 * len(costs) / 4096)) == math.inf
         return
     assert plan.price <= budget * (1 + 1e-9)
-    assert brute_force(costs, prices, budget) <= plan.cost + 1e-9
+    # The budget itself is kept to within rounding, so the best plan within the same margin is what bounds it.
+    assert brute_force(costs, prices, budget * (1 + 1e-9)) <= plan.cost + 1e-9
     assert plan.cost <= brute_force(costs, prices, budget * (1 - 2 * len(costs) / 4096)) + 1e-9
 
 

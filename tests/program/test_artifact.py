@@ -271,18 +271,21 @@ def test_programs_with_shifted_copies(tmp_path: Path) -> None:
 
         path.write_bytes(good)
         _rewrite(path, change)
-        _refused(path, "can't be read with")
+        _refused(path, "lowered by diagonals")
     path.write_bytes(good)
     _rewrite(path, lambda m: m["graph"]["nodes"][fc - 1]["type"]["layout"].update(step=0))
     _refused(path, "reshape moves")
 
 
 MULTIPLEXED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
-    "a linear layer": ("can't be multiplexed", lambda n: n["fc"].update(lowering={"kind": "multiplexed"})),
-    "a polynomial": ("can't be multiplexed", lambda n: n["act"].update(lowering={"kind": "multiplexed"})),
-    "the input": ("can't be multiplexed", lambda n: n["x"].update(lowering={"kind": "multiplexed"})),
-    "another layout": ("can't be multiplexed", lambda n: n["x"]["type"]["layout"].update(padded=[4, 5], plane=32)),
-    "shifted copies": ("can't be multiplexed", lambda n: n["x"]["type"]["layout"].update(step=8)),
+    "a linear layer": ("lowered by multiplexed", lambda n: n["fc"].update(lowering={"kind": "multiplexed"})),
+    "a polynomial": ("lowered by multiplexed", lambda n: n["act"].update(lowering={"kind": "multiplexed"})),
+    "the input": ("lowered by multiplexed", lambda n: n["x"].update(lowering={"kind": "multiplexed"})),
+    "another layout": (
+        "lowered by multiplexed",
+        lambda n: n["x"]["type"]["layout"].update(padded=[4, 5], plane=32),
+    ),
+    "shifted copies": ("lowered by multiplexed", lambda n: n["x"]["type"]["layout"].update(step=8)),
     "diagonals": (
         "fingerprint",
         lambda n: n["conv"].update(lowering={"kind": "diagonals", "modulus": 32, "baby": 4, "imaginary": 0}),
@@ -317,6 +320,31 @@ def test_multiplexed_lowerings_that_make_no_sense(tmp_path: Path, name: str) -> 
 def test_a_manifest_that_makes_no_sense(path: Path, name: str) -> None:
     _rewrite(path, CHANGES[name])
     _refused(path)
+
+
+def _scaled(node: dict[str, Any], field: str, factor: float) -> None:
+    node[field] *= factor
+
+
+LATER: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+    "a scale a little off": ("the scale at level", lambda n: _scaled(n["conv"]["type"]["state"], "scale", 1.001)),
+    "a wider interval": ("slots are for [-1, 1]", lambda n: n["act"]["attributes"].update(half_width=2.0)),
+    "one value of two images": ("different numbers of images", lambda n: _of_two(n["fc"])),
+    "levels that are not taken": ("conv2d takes a level", lambda n: n["conv"]["type"]["state"].update(level=5)),
+}
+
+
+def _of_two(node: dict[str, Any]) -> None:
+    node["type"].update(batch=2)
+    node["type"]["layout"].update(batch=2)
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_invariants_of_the_last_stage_are_checked(path: Path, name: str) -> None:
+    """What a server would only stumble over while it runs, or not at all."""
+    message, change = LATER[name]
+    _rewrite(path, lambda m: change({node["id"]: node for node in m["graph"]["nodes"]}))
+    _refused(path, message)
 
 
 def test_security_that_is_claimed_is_checked(path: Path) -> None:
@@ -414,9 +442,18 @@ DEEP_CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "no slots": ("bootstrapping", lambda m: m["parameters"]["bootstrapping"].pop("log_slots")),
     "set-up of text": ("bootstrapping", lambda m: m["parameters"].update(bootstrapping="sparse")),
     "more in the set-up": ("bootstrapping", lambda m: m["parameters"]["bootstrapping"].update(iterations=2)),
-    "result too high": ("operands allow 7", lambda m: _boot(m)["type"]["state"].update(level=8)),
+    "values beyond [-1, 1]": (
+        "bootstraps values up to 1e+03, beyond [-1, 1]",
+        lambda m: _operand(m)["type"].update(bound={"low": -1e3 * _operand(m)["type"]["unit"], "high": 0.0}),
+    ),
+    "a result beyond [-1, 1]": (
+        "bootstraps values up to 2, beyond [-1, 1]",
+        lambda m: _boot(m)["type"].update(bound={"low": 0.0, "high": 2 * _boot(m)["type"]["unit"]}),
+    ),
+    "another scale": ("the scale at level", lambda m: _boot(m)["type"]["state"].update(scale=2.0**40)),
+    "result too high": ("level 8 is outside 0 ... 7", lambda m: _boot(m)["type"]["state"].update(level=8)),
     "operand too low": ("bootstraps at level 3", lambda m: _operand(m)["type"]["state"].update(level=3)),
-    "operand below zero": ("below zero", lambda m: _operand(m)["type"]["state"].update(level=-1)),
+    "operand below zero": ("level -1 is", lambda m: _operand(m)["type"]["state"].update(level=-1)),
     "two operands": ("takes 1 operands", lambda m: _boot(m).update(inputs=_boot(m)["inputs"] * 2)),
     "an attribute": ("", lambda m: _boot(m)["attributes"].update(slots=8)),
     "no steps": ("rotation steps of bootstraps", lambda m: m.update(rotations=[1])),

@@ -69,6 +69,7 @@ def _serve(folder: Path) -> dict[str, object]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
         "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "2",  # a server's loops have threads, and so has its own work beside them
     }
     done = subprocess.run(
         [sys.executable, "-c", SERVER], cwd=folder, env=environment, capture_output=True, text=True, timeout=120

@@ -1,6 +1,6 @@
 """Every op of the IR, one small frozen dataclass each (`olac.ir.ops.base`)."""
 
-from olac.ir.ops.base import OPS, Array, Constants, LinearMap, LinearOp, Op, Shape, ShapeError, register
+from olac.ir.ops.base import OPS, Array, Constants, Factors, LinearMap, LinearOp, Op, Shape, ShapeError, Units, register
 from olac.ir.ops.linear import Affine, AveragePool, Conv2d, Linear, Pad, Slice, SparseLinear
 from olac.ir.ops.nonlinear import (
     Activation,
@@ -28,6 +28,7 @@ __all__ = [
     "Bootstrap",
     "Constants",
     "Conv2d",
+    "Factors",
     "Input",
     "Linear",
     "LinearMap",
@@ -44,6 +45,7 @@ __all__ = [
     "Slice",
     "SparseLinear",
     "Square",
+    "Units",
     "bent",
     "register",
 ]

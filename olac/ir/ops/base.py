@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from olac.ir.types import Stage
 from olac.system.arrays import Array as Array
 
 Shape = tuple[int, ...]
@@ -53,19 +56,67 @@ class LinearMap:
         """M as a scipy CSR array of shape (elements out, elements in)."""
         return sparse.csr_array((self.values, (self.rows, self.columns)), shape=(len(self.bias), self.columns_count))
 
+    def with_factors(
+        self, rows: tuple[Array, Array] | None = None, columns: tuple[Array, Array] | None = None
+    ) -> LinearMap:
+        """s (M (f x + o) + b) + t for rows (s, t) and columns (f, o), of any shape with one number an element."""
+        values, bias = self.values, self.bias
+        if columns is not None:
+            factors, offsets = (part.reshape(-1) for part in columns)
+            values = values * factors[self.columns]
+            bias = bias + self.matrix() @ offsets
+        if rows is not None:
+            factors, shifts = (part.reshape(-1) for part in rows)
+            values, bias = values * factors[self.rows], bias * factors + shifts
+        return replace(self, values=values, bias=bias)
+
     def after(self, first: LinearMap) -> LinearMap:
         """The map that applies `first`, then this one."""
         m = self.matrix()
         return LinearMap.from_sparse(m @ first.matrix(), self.bias + m @ first.bias)
 
 
+class Units(Enum):
+    """How the unit of an op's result follows from those of its operands."""
+
+    SHARED = "shared"
+    """Operands and result have the same: the op commutes with a common factor."""
+    FREE = "free"
+    """Any: the op takes factors of operands and result into its constants (see `Op.in_units`)."""
+    PRODUCT = "product"
+    """The product of those of the two operands, or of a single operand with itself."""
+
+
 @dataclass(frozen=True)
 class Op(ABC):
-    """An operation on values. `name` is its name in texts and files, `arity` its number of operands."""
+    """An operation on values.
+
+    Attributes:
+        name: in texts and files.
+        arity: number of operands.
+        constant_fields: the fields that name constants of the graph.
+        ranks: axes of these constants; a constant that is not listed may have any number.
+        last_stage: the last stage at which a graph may hold the op.
+        units: how the unit of the result follows from those of the operands.
+        takes_products: whether operands may be products as they are, of whatever unit and scale these have. Before
+            other ops an affine map brings a product to their unit and to the canonical scale.
+        same_ciphertexts: whether the result is the operand's ciphertexts under another shape.
+        chooses_layout: whether the result may lie anywhere; that of other ops lies where the operands do.
+        reads_shifted: whether operands may have shifted copies.
+        shifts_copies: whether the result may have shifted copies although no operand has.
+    """
 
     name: ClassVar[str] = ""
     arity: ClassVar[int] = 1
     constant_fields: ClassVar[tuple[str, ...]] = ()
+    ranks: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    last_stage: ClassVar[Stage] = Stage.LEVELLED
+    units: ClassVar[Units] = Units.SHARED
+    takes_products: ClassVar[bool] = False
+    same_ciphertexts: ClassVar[bool] = False
+    chooses_layout: ClassVar[bool] = False
+    reads_shifted: ClassVar[bool] = False
+    shifts_copies: ClassVar[bool] = False
 
     @abstractmethod
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
@@ -79,6 +130,28 @@ class Op(ABC):
         """Levels from the lowest operand to the result: the depth of the op's kernel."""
         return 0
 
+    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
+        """Raise `ShapeError` if the op's fields and constants are not what its other methods and its kernel rely on.
+
+        Programs from files are checked by it, so nothing here is certain but the types of the fields. It is called
+        before `infer`.
+        """
+        for field, rank in self.ranks.items():
+            name = getattr(self, field)
+            if name is not None and constants[name].ndim != rank:
+                raise ShapeError(f"{field} of {self.name} with {constants[name].ndim} axes, expected {rank}")
+
+    def in_units(self, constants: Constants, units: Sequence[float], unit: float) -> dict[str, Any] | None:
+        """The fields that change if operands are given in `units` and the result is wanted in `unit`.
+
+        Arrays stand for the constants that a field names. None: only a linear map in general form can do it.
+        """
+        return {}
+
+    def is_product(self, of_product: bool) -> bool:
+        """Whether the result has the unit and the scale of a product; `of_product`: whether the operand has."""
+        return self.units is Units.PRODUCT or (self.same_ciphertexts and of_product)
+
     def constant_names(self) -> tuple[str, ...]:
         """Names of the graph's constants that this op reads."""
         names = (getattr(self, field) for field in self.constant_fields)
@@ -89,13 +162,29 @@ class Op(ABC):
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-class LinearOp(Op):
-    """An op whose result is an affine function of its one operand.
+class Factors(Enum):
+    """Factors and shifts of the elements of operand and result that a linear op can take into its constants."""
 
-    A `structural` one only moves, drops or weighs elements: composed with another linear op it stays sparse.
+    NONE = "none"
+    BY_CHANNEL = "by channel"
+    """Those that are the same for all elements of a channel."""
+    BY_ELEMENT = "by element"
+
+
+class LinearOp(Op):
+    """An op whose result is an affine function M x + b of its one operand.
+
+    Attributes:
+        structural: it only moves, drops or weighs elements: composed with another linear op it stays sparse.
+        takes: the factors and shifts that its constants can take (see `with_factors`).
     """
 
     structural: ClassVar[bool] = False
+    takes: ClassVar[Factors] = Factors.NONE
+    units: ClassVar[Units] = Units.FREE
+    takes_products: ClassVar[bool] = True
+    chooses_layout: ClassVar[bool] = True
+    reads_shifted: ClassVar[bool] = True
 
     def levels(self, constants: Constants) -> int:
         return 1
@@ -112,8 +201,46 @@ class LinearOp(Op):
         return np.asarray(flat).reshape(len(x), *out_shape)
 
     def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
-        """The constants of ratio * M x + bias_ratio * b, by field, or None where the op can't absorb a factor."""
+        """The constants of ratio * M x + bias_ratio * b, by field, or None if the op can't absorb a factor."""
         return None
+
+    def with_factors(
+        self,
+        shape: Shape,
+        constants: Constants,
+        rows: tuple[Array, Array] | None = None,
+        columns: tuple[Array, Array] | None = None,
+    ) -> dict[str, Array] | None:
+        """The constants, by field, of s (M (f x + o) + b) + t; None if the op can't take these factors and shifts.
+
+        A bias that is not among them stays away. It is there if the op has one, or if it is not zero.
+
+        Args:
+            shape: of the operand.
+            rows: s and t, in the shape of the result.
+            columns: f and o, in the shape of the operand.
+        """
+        return None
+
+    def commuted(self, signs: Array, constants: Constants) -> Array | None:
+        """The signs t, in the shape of the result, with op(signs * x) = t * op(x); None if there are none."""
+        return None
+
+    def in_units(self, constants: Constants, units: Sequence[float], unit: float) -> dict[str, Any] | None:
+        return self.scaled(constants, units[0] / unit, 1 / unit)
+
+    def gains(self, shape: Shape, constants: Constants, inputs: int) -> Array:
+        """The most that an element of each output channel moves for 1 in all elements of an input channel.
+
+        Shape (output channels, inputs). The elements of an operand of `shape` are in `inputs` channels of equal size;
+        with 1 the whole operand is one.
+        """
+        outputs = self.infer([shape], constants)[0]
+        matrix = abs(self.linear_map(shape, constants).matrix())
+        size = matrix.shape[1]
+        collect = sparse.csr_array((np.ones(size), (np.arange(size), np.arange(size) // (size // inputs))))
+        each = np.asarray((matrix @ collect).todense())
+        return np.asarray(each.reshape(outputs, -1, inputs).max(axis=1))
 
 
 OPS: dict[str, type[Op]] = {}
@@ -125,6 +252,23 @@ def register(op: type[Op]) -> type[Op]:
         raise ValueError(f"op name {op.name!r} is empty or taken")
     OPS[op.name] = op
     return op
+
+
+def by_channel(elements: Array) -> Array | None:
+    """One number a channel (the first axis) for one number an element; None if they differ within a channel."""
+    flat = elements.reshape(len(elements), -1)
+    return flat[:, 0] if np.all(flat == flat[:, :1]) else None
+
+
+def compact(elements: Array) -> Array:
+    """One number a channel if that is all, in a shape that broadcasts; otherwise the array."""
+    channels = by_channel(elements)
+    return np.array(elements) if channels is None else channels.reshape(-1, *(1,) * (elements.ndim - 1))
+
+
+def of_elements(channels: Array, shape: Shape) -> Array:
+    """The inverse of `by_channel`; one number (1,) serves all channels."""
+    return np.broadcast_to(channels.reshape(-1, *(1,) * (len(shape) - 1)), shape)
 
 
 def image_shape(shapes: Sequence[Shape], name: str) -> tuple[int, int, int]:

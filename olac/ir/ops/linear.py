@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
 from scipy import sparse
 
-from olac.ir.ops.base import Array, Constants, LinearMap, LinearOp, Shape, ShapeError, image_shape, register
+from olac.ir.ops.base import (
+    Array,
+    Constants,
+    Factors,
+    LinearMap,
+    LinearOp,
+    Shape,
+    ShapeError,
+    by_channel,
+    compact,
+    image_shape,
+    of_elements,
+    register,
+)
+from olac.ir.types import Stage
 
 
 @register
@@ -29,6 +44,18 @@ class Conv2d(LinearOp):
     groups: int = 1
     name: ClassVar[str] = "conv2d"
     constant_fields: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"weight": 4, "bias": 1})
+    takes: ClassVar[Factors] = Factors.BY_CHANNEL
+
+    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
+        super().check(shapes, constants, stage)
+        numbers = (*self.stride, *self.dilation, self.groups)
+        if min(numbers) < 1 or min(self.padding) < 0 or len(constants[self.weight]) % self.groups:
+            raise ShapeError(
+                f"conv2d of {len(constants[self.weight])} channels with stride {self.stride}, dilation "
+                f"{self.dilation}, padding {self.padding} and {self.groups} groups"
+            )
+        _check_bias(constants, self.weight, self.bias)
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         c, h, w = image_shape(shapes, self.name)
@@ -99,6 +126,60 @@ class Conv2d(LinearOp):
             out["bias"] = constants[self.bias] * bias_ratio
         return out
 
+    def with_factors(
+        self,
+        shape: Shape,
+        constants: Constants,
+        rows: tuple[Array, Array] | None = None,
+        columns: tuple[Array, Array] | None = None,
+    ) -> dict[str, Array] | None:
+        weight = constants[self.weight]
+        scaled, bias, row = weight, self._bias(constants), None
+        if rows is not None:
+            if (row := _by_channel(rows)) is None:
+                return None
+            scaled = scaled * row[0][:, None, None, None]
+        if columns is not None:
+            column = _by_channel(columns)
+            if column is None or (np.any(column[1]) and any(self.padding)):
+                return None  # the zeros around the operand would have to be shifted as well
+            out, per_group = weight.shape[:2]
+            # Row o of these: what the input channels of its group have.
+            first = np.arange(out) // (out // self.groups) * per_group
+            factors, offsets = (values[first[:, None] + np.arange(per_group)] for values in column)
+            scaled = scaled * factors[..., None, None]
+            bias = np.einsum("oikl,oi->o", weight, offsets) + bias
+        if row is not None:
+            bias = row[0] * bias + row[1]
+        return _weight_and_bias(scaled, bias, self.bias)
+
+    def gains(self, shape: Shape, constants: Constants, inputs: int) -> Array:
+        weight = np.abs(constants[self.weight])
+        if inputs == shape[0]:
+            taps = weight.sum(axis=(2, 3))
+            found: Array = np.zeros((len(weight), inputs))
+            for group, channels in enumerate(np.split(np.arange(len(weight)), self.groups)):
+                start = group * taps.shape[1]
+                found[channels, start : start + taps.shape[1]] = taps[channels]
+            return found
+        if inputs == 1:
+            return np.asarray(weight.reshape(len(weight), 1, -1).sum(axis=2))
+        return super().gains(shape, constants, inputs)
+
+
+def _check_bias(constants: Constants, weight: str, bias: str | None) -> None:
+    if bias is not None and len(constants[bias]) != len(constants[weight]):
+        raise ShapeError(f"{len(constants[bias])} biases for {len(constants[weight])} outputs")
+
+
+def _weight_and_bias(weight: Array, bias: Array, had: str | None) -> dict[str, Array]:
+    return {"weight": weight} if had is None and not np.any(bias) else {"weight": weight, "bias": bias}
+
+
+def _by_channel(pair: tuple[Array, Array]) -> tuple[Array, Array] | None:
+    first, second = by_channel(pair[0]), by_channel(pair[1])
+    return None if first is None or second is None else (first, second)
+
 
 @register
 @dataclass(frozen=True)
@@ -109,6 +190,12 @@ class Linear(LinearOp):
     bias: str | None = None
     name: ClassVar[str] = "linear"
     constant_fields: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"weight": 2, "bias": 1})
+    takes: ClassVar[Factors] = Factors.BY_ELEMENT
+
+    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
+        super().check(shapes, constants, stage)
+        _check_bias(constants, self.weight, self.bias)
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         out, size = constants[self.weight].shape
@@ -131,6 +218,28 @@ class Linear(LinearOp):
             out["bias"] = constants[self.bias] * bias_ratio
         return out
 
+    def with_factors(
+        self,
+        shape: Shape,
+        constants: Constants,
+        rows: tuple[Array, Array] | None = None,
+        columns: tuple[Array, Array] | None = None,
+    ) -> dict[str, Array] | None:
+        weight = constants[self.weight]
+        scaled, bias = weight, np.zeros(len(weight)) if self.bias is None else constants[self.bias]
+        if rows is not None:
+            scaled = scaled * rows[0][:, None]
+        if columns is not None:
+            scaled = scaled * columns[0]
+            bias = weight @ columns[1] + bias
+        if rows is not None:
+            bias = rows[0] * bias + rows[1]
+        return _weight_and_bias(scaled, bias, self.bias)
+
+    def gains(self, shape: Shape, constants: Constants, inputs: int) -> Array:
+        weight = np.abs(constants[self.weight])
+        return np.asarray(weight.reshape(len(weight), inputs, -1).sum(axis=2))
+
 
 @register
 @dataclass(frozen=True)
@@ -144,6 +253,18 @@ class SparseLinear(LinearOp):
     shape: Shape
     name: ClassVar[str] = "sparse_linear"
     constant_fields: ClassVar[tuple[str, ...]] = ("rows", "columns", "values", "bias")
+    ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"rows": 1, "columns": 1, "values": 1, "bias": 1})
+    takes: ClassVar[Factors] = Factors.BY_ELEMENT
+
+    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
+        super().check(shapes, constants, stage)
+        rows, columns, values, bias = (constants[name] for name in (self.rows, self.columns, self.values, self.bias))
+        if not len(rows) == len(columns) == len(values):
+            raise ShapeError(f"sparse_linear of {len(rows)} rows, {len(columns)} columns and {len(values)} values")
+        for name, index, bound in (("rows", rows, len(bias)), ("columns", columns, math.prod(shapes[0]))):
+            inside = index.min(initial=0) >= 0 and index.max(initial=-1) < bound
+            if not inside or not np.array_equal(index, np.floor(index)):
+                raise ShapeError(f"the {name} of sparse_linear are not all indices below {bound}")
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         if math.prod(self.shape) != len(constants[self.bias]):
@@ -162,6 +283,16 @@ class SparseLinear(LinearOp):
     def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
         return {"values": constants[self.values] * ratio, "bias": constants[self.bias] * bias_ratio}
 
+    def with_factors(
+        self,
+        shape: Shape,
+        constants: Constants,
+        rows: tuple[Array, Array] | None = None,
+        columns: tuple[Array, Array] | None = None,
+    ) -> dict[str, Array] | None:
+        made = self.linear_map(shape, constants).with_factors(rows, columns)
+        return {"values": made.values, "bias": made.bias}
+
 
 @register
 @dataclass(frozen=True)
@@ -176,6 +307,7 @@ class Affine(LinearOp):
     name: ClassVar[str] = "affine"
     structural: ClassVar[bool] = True
     constant_fields: ClassVar[tuple[str, ...]] = ("scale", "shift")
+    takes: ClassVar[Factors] = Factors.BY_ELEMENT
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         for constant in (constants[self.scale], constants[self.shift]):
@@ -198,6 +330,20 @@ class Affine(LinearOp):
     def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
         return {"scale": constants[self.scale] * ratio, "shift": constants[self.shift] * bias_ratio}
 
+    def with_factors(
+        self,
+        shape: Shape,
+        constants: Constants,
+        rows: tuple[Array, Array] | None = None,
+        columns: tuple[Array, Array] | None = None,
+    ) -> dict[str, Array] | None:
+        scale, shift = (np.broadcast_to(constants[name], shape) for name in (self.scale, self.shift))
+        if columns is not None:
+            scale, shift = scale * columns[0], shift + scale * columns[1]
+        if rows is not None:
+            scale, shift = scale * rows[0], shift * rows[0] + rows[1]
+        return {"scale": compact(scale), "shift": compact(shift)}
+
 
 @register
 @dataclass(frozen=True)
@@ -214,6 +360,7 @@ class AveragePool(LinearOp):
     name: ClassVar[str] = "average_pool"
     structural: ClassVar[bool] = True
     constant_fields: ClassVar[tuple[str, ...]] = ("rows", "columns")
+    ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"rows": 2, "columns": 2})
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         c, h, w = image_shape(shapes, self.name)
@@ -232,6 +379,10 @@ class AveragePool(LinearOp):
 
     def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
         return {"rows": constants[self.rows] * ratio}
+
+    def commuted(self, signs: Array, constants: Constants) -> Array | None:
+        channels = by_channel(signs)
+        return None if channels is None else of_elements(channels, self.infer([signs.shape], constants))
 
 
 @register
@@ -266,6 +417,13 @@ class Pad(LinearOp):
         bias = np.where(flat == 0, self.value, 0.0)
         return LinearMap(rows, flat[rows] - 1, np.ones(len(rows)), bias, math.prod(shape))
 
+    def commuted(self, signs: Array, constants: Constants) -> Array | None:
+        channels = by_channel(signs)
+        if self.value or channels is None:
+            return self._pad(signs, 1.0)
+        # Zeros have any sign, so that of their channel.
+        return of_elements(Pad(self.amounts[:1])._pad(channels, 1.0), self.infer([signs.shape], constants))
+
 
 @register
 @dataclass(frozen=True)
@@ -287,6 +445,9 @@ class Slice(LinearOp):
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
         window = (slice(None), *(slice(*s) for s in self.slices))
         return operands[0][window]
+
+    def commuted(self, signs: Array, constants: Constants) -> Array | None:
+        return np.asarray(self.evaluate([signs[None]], constants)[0])
 
     def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
         source = np.arange(math.prod(shape)).reshape(shape)[tuple(slice(*s) for s in self.slices)].reshape(-1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.polynomial import chebyshev
 
 from olac.ir.functions import Definition, activation, channel_count
 from olac.ir.head import Step
-from olac.ir.ops.base import Array, Constants, Op, Shape, ShapeError, image_shape, register
+from olac.ir.ops.base import Array, Constants, Op, Shape, ShapeError, Units, image_shape, register
+from olac.ir.types import Stage
 
 
 @register
@@ -29,6 +31,7 @@ class Input(Op):
     factors: tuple[float, ...] = ()
     name: ClassVar[str] = "input"
     arity: ClassVar[int] = 0
+    shifts_copies: ClassVar[bool] = True
 
     def encode(self, images: Array) -> Array:
         """What the graph computes with, for images (n, *shape)."""
@@ -37,6 +40,13 @@ class Input(Op):
         tail = (1,) * (len(self.shape) - 1)
         offsets, factors = (np.array(each).reshape(-1, *tail) for each in (self.offsets, self.factors))
         return np.asarray((images - offsets) / factors)
+
+    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
+        count = self.shape[0] if self.shape else 0
+        if len(self.offsets) != len(self.factors) or len(self.factors) not in (0, count):
+            raise ShapeError(f"{len(self.offsets)} offsets and {len(self.factors)} factors for {count} channels")
+        if not all(map(math.isfinite, (*self.offsets, *self.factors))) or min(self.factors, default=1.0) <= 0:
+            raise ShapeError("offsets or factors are not finite, or factors not positive")
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         return self.shape
@@ -59,6 +69,7 @@ class MaxPool2d(Op):
     dilation: tuple[int, int] = (1, 1)
     ceil_mode: bool = False
     name: ClassVar[str] = "max_pool2d"
+    last_stage: ClassVar[Stage] = Stage.TRACED
 
     def windows(self, size: int, axis: int) -> tuple[tuple[int, int], ...]:
         """The windows along an axis of that size (0 rows, 1 columns): first index and number of elements.
@@ -107,6 +118,9 @@ class Reshape(Op):
 
     shape: Shape
     name: ClassVar[str] = "reshape"
+    takes_products: ClassVar[bool] = True
+    same_ciphertexts: ClassVar[bool] = True
+    reads_shifted: ClassVar[bool] = True
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         if math.prod(shapes[0]) != math.prod(self.shape):
@@ -137,6 +151,7 @@ class Bootstrap(Op):
     """
 
     name: ClassVar[str] = "bootstrap"
+    reads_shifted: ClassVar[bool] = True
     correction: int
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
@@ -170,6 +185,8 @@ class Multiply(Op):
 
     name: ClassVar[str] = "multiply"
     arity: ClassVar[int] = 2
+    units: ClassVar[Units] = Units.PRODUCT
+    takes_products: ClassVar[bool] = True
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         if shapes[0] != shapes[1]:
@@ -194,6 +211,9 @@ class Square(Op):
     shift: str
     name: ClassVar[str] = "square"
     constant_fields: ClassVar[tuple[str, ...]] = ("shift",)
+    ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"shift": 1})
+    units: ClassVar[Units] = Units.PRODUCT
+    takes_products: ClassVar[bool] = True
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         channels = len(constants[self.shift])
@@ -204,6 +224,9 @@ class Square(Op):
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
         x = operands[0]
         return np.asarray(x * x + constants[self.shift].reshape(-1, *(1,) * (x.ndim - 2)))
+
+    def in_units(self, constants: Constants, units: Sequence[float], unit: float) -> dict[str, Any] | None:
+        return {"shift": constants[self.shift] / unit}
 
     def levels(self, constants: Constants) -> int:
         return 1
@@ -222,6 +245,8 @@ class Activation(Op):
     parameters: tuple[float, ...] = ()
     definition: Definition | None = field(default=None, repr=False, compare=False)
     name: ClassVar[str] = "activation"
+    last_stage: ClassVar[Stage] = Stage.TRACED
+    units: ClassVar[Units] = Units.FREE
 
     def attributes(self) -> dict[str, Any]:
         return {"function": self.function, "parameters": self.parameters}
@@ -246,6 +271,7 @@ class AtClient(Op):
 
     step: Step
     name: ClassVar[str] = "at_client"
+    last_stage: ClassVar[Stage] = Stage.TRACED
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         try:
@@ -269,6 +295,14 @@ class Polynomial(Op):
     half_width: float = 1.0
     name: ClassVar[str] = "polynomial"
     constant_fields: ClassVar[tuple[str, ...]] = ("coefficients",)
+    ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"coefficients": 2})
+    units: ClassVar[Units] = Units.FREE
+    takes_products: ClassVar[bool] = True
+    shifts_copies: ClassVar[bool] = True
+
+    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
+        super().check(shapes, constants, stage)
+        _check_polynomial(self, constants, stage)
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         channels = len(constants[self.coefficients])
@@ -278,6 +312,10 @@ class Polynomial(Op):
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
         return _chebyshev(operands[0] / self.half_width, constants[self.coefficients])
+
+    def in_units(self, constants: Constants, units: Sequence[float], unit: float) -> dict[str, Any] | None:
+        made = rescaled(constants[self.coefficients], self.half_width, units[-1], unit)
+        return {"coefficients": made, "half_width": 1.0}
 
     def levels(self, constants: Constants) -> int:
         """ceil(log2(degree + 1)) for the true degree, at least 1."""
@@ -299,6 +337,13 @@ class PolynomialProduct(Op):
     name: ClassVar[str] = "polynomial_product"
     arity: ClassVar[int] = 2
     constant_fields: ClassVar[tuple[str, ...]] = ("coefficients",)
+    ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"coefficients": 2})
+    units: ClassVar[Units] = Units.FREE
+    takes_products: ClassVar[bool] = True
+
+    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
+        super().check(shapes, constants, stage)
+        _check_polynomial(self, constants, stage)
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         channels = len(constants[self.coefficients])
@@ -311,9 +356,42 @@ class PolynomialProduct(Op):
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
         return operands[0] * _chebyshev(operands[1] / self.half_width, constants[self.coefficients])
 
+    def in_units(self, constants: Constants, units: Sequence[float], unit: float) -> dict[str, Any] | None:
+        # The factor brings its own unit into the product.
+        made = rescaled(constants[self.coefficients], self.half_width, units[-1], unit / units[0])
+        return {"coefficients": made, "half_width": 1.0}
+
     def levels(self, constants: Constants) -> int:
         """One more than the polynomial's."""
         return _depth(constants[self.coefficients]) + 1
+
+
+def _check_polynomial(op: Polynomial | PolynomialProduct, constants: Constants, stage: Stage) -> None:
+    if constants[op.coefficients].shape[1] < 1:
+        raise ShapeError("a polynomial without coefficients")
+    if not (math.isfinite(op.half_width) and op.half_width > 0):
+        raise ShapeError(f"a polynomial on [-{op.half_width}, {op.half_width}]")
+    if stage >= Stage.PACKED and op.half_width != 1.0:
+        raise ShapeError(f"a polynomial on [-{op.half_width}, {op.half_width}], slots are for [-1, 1]")
+
+
+def rescaled(coefficients: Array, half_width: float, unit_in: float, unit_out: float) -> Array:
+    """Coefficients of p(unit_in t) / unit_out on t in [-1, 1], for p given on [-half_width, half_width].
+
+    Shape (channels, degree + 1) to the same; exact up to rounding, by interpolation at degree + 1 points. The degrees
+    of the even and of the odd part stay what they are.
+    """
+    if unit_in == half_width:
+        return coefficients / unit_out
+    degree = coefficients.shape[1] - 1
+    nodes = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
+    values = chebyshev.chebval(nodes * unit_in / half_width, coefficients.T)
+    basis = chebyshev.chebvander(nodes, degree)
+    made = np.asarray(np.linalg.solve(basis, values.reshape(len(coefficients), -1).T).T) / unit_out
+    for parity in (0, 1):
+        used = np.flatnonzero(coefficients[:, parity::2].any(axis=0))
+        made[:, parity + 2 * (int(used.max(initial=-1)) + 1) :: 2] = 0.0
+    return made
 
 
 def _chebyshev(x: Array, coefficients: Array) -> Array:
