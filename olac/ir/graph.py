@@ -156,10 +156,10 @@ class Graph:
     ) -> Array:
         """Reference semantics in numpy over true polynomials; shape (images, *input shape) to (images, *output shape).
 
-        `observe(node, value)` sees every value, slot values rather than true ones where units differ from 1, and may
-        return another in its place. Values are dropped after their last use.
+        `observe(node, value)` sees every value, as slot values if units differ from 1, and may return another in its
+        place. Values are dropped after their last use.
         """
-        last = {operand: node.id for node in self.nodes for operand in node.inputs}
+        done = last_reads(self.nodes)
         values: dict[str, Array] = {}
         for node in self.nodes:
             if isinstance(node.op, Input):
@@ -168,8 +168,8 @@ class Graph:
                 value = node.op.evaluate([values[i] for i in node.inputs], self.constants)
             seen = observe(node, value) if observe is not None else None
             values[node.id] = value if seen is None else seen
-            for operand in set(node.inputs):
-                if last[operand] == node.id and operand not in self.outputs:
+            for operand in done[node.id]:
+                if operand not in self.outputs:
                     del values[operand]
         output = self[self.outputs[0]]
         return values[output.id] * output.type.unit
