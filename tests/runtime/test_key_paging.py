@@ -94,8 +94,8 @@ def most(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     held: set[str] = set()
     counts = [0]
 
-    def spied_put(keys: Any, tag: str) -> None:
-        put_all([keys], tag)
+    def spied_put(keys: list[Any], tag: str) -> None:
+        put_all(keys, tag)
         held.add(tag)
         counts.append(len(held))
         assert held <= tags()
@@ -105,7 +105,7 @@ def most(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         held.remove(tag)
         assert tag not in tags() and held <= tags()
 
-    monkeypatch.setattr(openfhe_session, "put", spied_put)
+    monkeypatch.setattr(openfhe_session, "put_all", spied_put)
     monkeypatch.setattr(openfhe_session, "take_out", spied_take_out)
     yield counts
 
