@@ -36,8 +36,8 @@ class CompileOptions:
     Attributes:
         fit: how activations become polynomials.
         precision: largest error of the outputs by the noise of encryption, relative to their calibrated range, as it
-            is simulated; before and after the client's part. None for 1e-3 or, if the program has bootstraps, for what
-            the usual scale gives.
+            is simulated; before and after the client's part. None for 1e-3 or, if only bootstraps hold the program, for
+            what the usual scale gives.
         security: 128, 192 or 256 bits.
         insecure: do without the check of security, for tests at small rings; every output says so.
         technique: OpenFHE's scaling technique.
