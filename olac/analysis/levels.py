@@ -35,8 +35,7 @@ def check_states(graph: Graph, recorder: RecorderEvaluator) -> None:
     """Derive all states by running the kernels; `VerificationError` where a type says otherwise."""
 
     def compare(node: Node, value: Value) -> None:
-        layout, claimed = node.type.layout, node.type.state
-        assert layout is not None and claimed is not None
+        layout, claimed = node.layout, node.state
         if len(value) != layout.ciphertexts:
             raise VerificationError(f"{node.id} has {len(value)} ciphertexts, its layout says {layout.ciphertexts}")
         for part in value:

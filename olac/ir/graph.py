@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import networkx as nx
 import numpy as np
 
 from olac.errors import VerificationError
+from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Lowering
 from olac.ir.ops import Array, Input, Op, ShapeError
-from olac.ir.types import Stage, ValueType
+from olac.ir.types import CipherState, Stage, ValueType
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,30 @@ class Node:
         made = f", made by {', '.join(self.origin.passes)}" if self.origin.passes else ""
         return f"node {self.id} ({self.op.name}, from {self.origin.path or 'the model itself'}{source}{made})"
 
+    @property
+    def layout(self) -> TensorLayout:
+        """The layout in its type; VerificationError before stage PACKED."""
+        return self._assigned(self.type.layout, Stage.PACKED)
+
+    @property
+    def state(self) -> CipherState:
+        """The state in its type; VerificationError before stage LEVELLED."""
+        return self._assigned(self.type.state, Stage.LEVELLED)
+
+    def _assigned(self, value: T | None, stage: Stage) -> T:
+        if value is None:
+            raise VerificationError(f"{self.place} lacks what stage {stage.name} gives it")
+        return value
+
     def levels(self, constants: Mapping[str, Array]) -> int:
         """Levels from the lowest operand to the result: the op's, and what its lowering takes beyond them."""
         return self.op.levels(constants) + (0 if self.lowering is None else self.lowering.extra_levels)
+
+
+def last_reads(nodes: Iterable[Node]) -> dict[str, list[str]]:
+    """For each node the operands that no node after it reads."""
+    last = {operand: node.id for node in nodes for operand in node.inputs}
+    return {node.id: [i for i in dict.fromkeys(node.inputs) if last[i] == node.id] for node in nodes}
 
 
 @dataclass(frozen=True)
@@ -132,10 +156,10 @@ class Graph:
     ) -> Array:
         """Reference semantics in numpy over true polynomials; shape (images, *input shape) to (images, *output shape).
 
-        `observe(node, value)` sees every value, slot values rather than true ones where units differ from 1, and may
-        return another in its place. Values are dropped after their last use.
+        `observe(node, value)` sees every value, as slot values if units differ from 1, and may return another in its
+        place. Values are dropped after their last use.
         """
-        last = {operand: node.id for node in self.nodes for operand in node.inputs}
+        done = last_reads(self.nodes)
         values: dict[str, Array] = {}
         for node in self.nodes:
             if isinstance(node.op, Input):
@@ -144,8 +168,8 @@ class Graph:
                 value = node.op.evaluate([values[i] for i in node.inputs], self.constants)
             seen = observe(node, value) if observe is not None else None
             values[node.id] = value if seen is None else seen
-            for operand in set(node.inputs):
-                if last[operand] == node.id and operand not in self.outputs:
+            for operand in done[node.id]:
+                if operand not in self.outputs:
                     del values[operand]
         output = self[self.outputs[0]]
         return values[output.id] * output.type.unit

@@ -7,7 +7,7 @@ from typing import Any
 
 from olac.backends.base import Evaluator
 from olac.errors import MissingKeyError, VerificationError
-from olac.ir.graph import Graph, Node
+from olac.ir.graph import Graph, Node, last_reads
 from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals, Lowering, Multiplexed
 from olac.ir.ops import (
@@ -170,7 +170,7 @@ def execute(
         start_after: the last node that an earlier run finished; None for a whole run.
         keep: called as keep(node, values) after every node, with all values that are held then.
     """
-    last = {operand: node.id for node in graph.nodes for operand in node.inputs}
+    done = last_reads(graph.nodes)
     values: dict[str, Value] = {} if start_after is None else dict(inputs)
     nodes = graph.nodes
     if start_after is not None:
@@ -186,8 +186,8 @@ def execute(
                 raise type(error)(f"{error.args[0]}, at {node.id} from {node.origin}") from error
         if after is not None:
             after(node, values[node.id])
-        for operand in set(node.inputs):
-            if last[operand] == node.id and operand not in graph.outputs:
+        for operand in done[node.id]:
+            if operand not in graph.outputs:
                 del values[operand]
         if keep is not None:
             keep(node, values)
