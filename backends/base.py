@@ -87,10 +87,12 @@ class Evaluator(ABC, Generic[C, P]):
         self._paths: dict[int, tuple[int, ...]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Accept hooks under their earlier names, `_normalize` and `_drop`."""
+        """Accept hooks under their earlier names, `_normalize` and `_drop`, and give them to classes that derive."""
         super().__init_subclass__(**kwargs)
         for earlier, name in EARLIER_HOOKS.items():
-            if earlier in cls.__dict__ and name not in cls.__dict__:
+            if name in cls.__dict__:
+                setattr(cls, earlier, cls.__dict__[name])
+            elif earlier in cls.__dict__:
                 warnings.warn(
                     f"{cls.__name__}.{earlier} is an earlier name: call it {name}", DeprecationWarning, stacklevel=2
                 )

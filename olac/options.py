@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, TypeAlias, TypedDict
 
 from olac.analysis.noise import MAX_SCALE_BITS
@@ -118,8 +119,8 @@ class CompileOptions:
         least = (self.log_ring or 12) + 4
         if self.scale_bits is not None and not least <= self.scale_bits <= MAX_SCALE_BITS:
             raise ValueError(f"a scale of {self.scale_bits} bits is outside {least} ... {MAX_SCALE_BITS}")
-        if not 0 <= self.seed < 1 << 63:
-            raise ValueError(f"seed {self.seed} is outside 0 ... 2^63 - 1")
+        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed {self.seed} is not a whole number in 0 ... 2^63 - 1")
 
     @property
     def memory_limit(self) -> float | None:

@@ -32,7 +32,10 @@ def highest_level(
         return None if setup is None else setup.output_level
     if not operands:
         return None if parameters is None else parameters.depth
-    return min(state.level for state in operands) - node.levels(graph.constants)
+    levels = [state.level for state in operands]
+    if parameters is not None:  # an operand above the chain is said of that operand
+        levels.append(parameters.depth)
+    return min(levels) - node.levels(graph.constants)
 
 
 def scale_at(node: Node, operands: Sequence[CipherState], level: int, parameters: Parameters) -> float:

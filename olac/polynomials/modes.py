@@ -61,6 +61,9 @@ class _Mode:
     keywords: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            if getattr(self, option.name) is None and option.default is not None:
+                raise ValueError(f"{option.name} is None")
         for name, keyword in self.all_keywords().items():
             _check(name, keyword, getattr(self, name))
 
@@ -177,6 +180,10 @@ class Plan(_Mode):
 
     degrees: tuple[int, ...]
     keywords: ClassVar[Mapping[str, str]] = {"degrees": "plan"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "degrees", tuple(self.degrees))
 
 
 @dataclass(frozen=True)
@@ -324,6 +331,8 @@ class FitOptions:
     reconstruct: int = 16
 
     def __post_init__(self) -> None:
+        if self.plan is not None:  # it may be an array, which has no plain comparison
+            object.__setattr__(self, "plan", tuple(self.plan))
         given = {name: getattr(self, name) for name in KEYWORDS if getattr(self, name) != KEYWORDS[name]}
         for name, value in spelled_out(given).items():
             object.__setattr__(self, name, value)

@@ -107,7 +107,7 @@ def _representative(chains: Sequence[Parameters], terms: Terms) -> Parameters:
 # With bootstraps ------------------------------------------------------------------------------------------------------
 
 
-def chains_with_bootstraps(job: Job, best: Candidate | None) -> Iterator[list[Parameters]]:
+def chains_with_bootstraps(job: Job, without: Sequence[Candidate]) -> Iterator[list[Parameters]]:
     """Sets of parameters with bootstraps that the options allow: a list for each scale, the smallest scale first.
 
     They are for one image. Pinned parameters are the only ones, and a pinned scale has none. If a precision is asked
@@ -115,9 +115,10 @@ def chains_with_bootstraps(job: Job, best: Candidate | None) -> Iterator[list[Pa
     to keep, they begin with the usual scale; if there is neither, the usual scale is the only one.
 
     Args:
-        best: of the programs without bootstraps. If it costs less than any bootstrap, there is nothing to try.
+        without: the programs without bootstraps. There is nothing to try if the best of them costs less than any
+            bootstrap, or if any bootstrap holds more than the smallest of them and than the limit of memory.
     """
-    options, usual = job.options, (BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS)
+    options, usual, best = job.options, (BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS), job.best(without)
     if options.parameters is not None:
         if options.parameters.bootstrapping is not None and job.places_bootstraps:
             yield [options.parameters]
@@ -125,8 +126,11 @@ def chains_with_bootstraps(job: Job, best: Candidate | None) -> Iterator[list[Pa
     if not job.places_bootstraps or options.scale_bits is not None or options.insecure or options.batch > 1:
         return
     rings = (15, 16) if options.log_ring is None else (options.log_ring,)
-    if best is not None and job.cost(best) <= _least_cost(job, rings):
-        return
+    if without:
+        cost, held = _least(job, rings)
+        limits = job.terms.max_memory, min(one.server_bytes for one in without)
+        if (best and job.cost(best) <= cost) or all(limit is not None and limit < held for limit in limits):
+            return
     if job.noise.scale_bits(rings[0], job.precision) > MAX_SCALE_BITS:
         return
     scales = [usual] if best is None else [one for one in sorted(BOOTSTRAP_NOISE) if one >= usual]
@@ -136,9 +140,9 @@ def chains_with_bootstraps(job: Job, best: Candidate | None) -> Iterator[list[Pa
             yield chains
 
 
-def _least_cost(job: Job, log_rings: tuple[int, ...]) -> float:
-    """A lower bound for programs with bootstraps: the cost of a single bootstrap, the cheapest, with what it holds."""
-    least = float("inf")
+def _least(job: Job, log_rings: tuple[int, ...]) -> tuple[float, float]:
+    """Lower bounds of the cost and of the bytes of programs with bootstraps: those of a single one, the cheapest."""
+    least = held = float("inf")
     for chain in deep_chains(security=job.options.security, log_rings=log_rings, most_rest=2):
         assert chain.bootstrapping is not None
         parameters = _on_slots(chain, max(chain.bootstrapping.budget))
@@ -147,7 +151,8 @@ def _least_cost(job: Job, log_rings: tuple[int, ...]) -> float:
         size = Sizes(keys, model.precomputed_bytes, 0, model.working_bytes, 0, model.keeps_plaintexts)
         seconds = job.terms.pricer(parameters).price("bootstrap", model.input_level)
         least = min(least, job.terms.cost(seconds, size.server_bytes))
-    return least
+        held = min(held, size.server_bytes)
+    return least, held
 
 
 def with_bootstraps(job: Job, chains: Sequence[Parameters], best: Candidate | None, refuse: Refuse) -> list[Candidate]:

@@ -61,7 +61,7 @@ def choose(job: Job) -> tuple[Candidate, float | None]:
     best = job.best(tried.too_large)
     precision = job.options.precision if best is None else job.precision
     coarser: Graph | None = None
-    for chains in chains_with_bootstraps(job, best):
+    for chains in chains_with_bootstraps(job, tuple(tried.too_large)):
         if precision is not None and coarser is not None:
             error = job.noise.of_program(coarser, chains[0])
             if error > precision:

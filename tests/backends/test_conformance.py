@@ -744,10 +744,10 @@ def test_earlier_names_work_where_other_hooks_are_left_at_their_defaults() -> No
 
         class Earlier(PlainEvaluator):
             def _normalize(self, a: Any, state: CipherState) -> Any:
-                return PlainEvaluator._rescale(self, a, state)
+                return super()._normalize(a, state)  # type: ignore[misc]
 
             def _drop(self, a: Any, state: CipherState, level: int) -> Any:
-                return PlainEvaluator._level_reduce(self, a, state, level)
+                return super()._drop(a, state, level)  # type: ignore[misc]
 
     backend = make_backend("plain", FIXED)
     context, _ = openfhe_keys(FIXED)
@@ -764,7 +764,7 @@ def test_earlier_names_work_and_warn() -> None:
 
         class Earlier(SimulatorEvaluator):
             def _normalize(self, a: Any, state: CipherState) -> Any:
-                return SimulatorEvaluator._rescale(self, a, state)
+                return super()._normalize(a, state)  # type: ignore[misc]
 
     parameters = Parameters(log_ring=12, depth=2, scale_bits=30, first_bits=36, digits=1, security=0)
     evaluator = Earlier(parameters)

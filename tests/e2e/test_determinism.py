@@ -71,8 +71,9 @@ def test_files_are_the_same_in_any_process(tmp_path: Path) -> None:
 def test_another_seed_gives_another_program() -> None:
     first, other = (compiled("plan within levels", seed=seed) for seed in (0, 1))
     assert first.fingerprint != other.fingerprint
-    with pytest.raises(ValueError, match="seed -1 is outside"):
-        compiled("plan within levels", seed=-1)
+    for seed in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"seed {seed} is not a whole number"):
+            compiled("plan within levels", seed=seed)
 
 
 def test_nobody_elses_random_numbers_are_touched() -> None:

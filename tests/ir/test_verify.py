@@ -229,6 +229,19 @@ def test_a_product_has_the_scale_that_its_rescale_leaves() -> None:
         verify(done, flexible)
 
 
+def test_levels_above_the_chain_are_refused_one_by_one() -> None:
+    """Also behind each other, where only the first is above what its operands allow."""
+    graph = residual_network(square=True)
+    graph, calibration = normalized(graph, images_for(graph, 4))
+    parameters = Parameters(11, 6, 30, 36, 7, security=0)
+    done = PassManager(lowering_pipeline()).run(graph, PassContext(calibration=calibration, parameters=parameters))
+    for node in done.nodes:
+        high = state(done, node.id)
+        done = change_type(done, node.id, state=replace(high, level=high.level + 7))
+    with pytest.raises(VerificationError, match=r"level 13 is outside 0 \.\.\. 6(.|\n)*level 12 is outside 0 \.\.\. 5"):
+        verify(done, parameters)
+
+
 def test_without_parameters_levels_are_held_against_each_other_alone() -> None:
     graph = levelled()
     verify(change_type(graph, "x", state=replace(state(graph, "x"), level=8)))

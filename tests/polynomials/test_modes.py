@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from olac.polynomials.modes import (
@@ -127,6 +128,12 @@ def test_types_stand_in_the_place_of_strings(method: Method, degrees: Degrees) -
     assert replace(options) == options
 
 
+@pytest.mark.parametrize("degrees", [[3, 7], np.array([3, 7])])
+def test_plans_may_be_any_sequence(degrees: Any) -> None:
+    for options in (FitOptions(plan=degrees), FitOptions(degrees=Plan(degrees))):
+        assert replace(options, r=3.0).choice == Plan((3, 7))
+
+
 def test_what_is_told_leaves_room_for_a_limit_and_an_aim() -> None:
     options = FitOptions(degrees=Fixed(7), max_bootstraps=3, min_agreement=0.9)
     assert (options.choice, options.max_bootstraps, options.min_agreement) == (Fixed(7), 3, 0.9)
@@ -162,6 +169,9 @@ def test_keywords_beside_a_type_are_refused(keywords: dict[str, Any], why: str) 
         (lambda: Minimax(15), "alpha 15 is outside 4 ... 14"),
         (lambda: Normal(0.0), "r 0.0 is not positive"),
         (lambda: Compensated(ridge=-1.0), "ridge -1.0 is negative"),
+        (lambda: Fixed(None), "degree is None"),  # type: ignore[arg-type]
+        (lambda: Plan(None), "degrees is None"),  # type: ignore[arg-type]
+        (lambda: Minimax(padding=None), "padding is None"),  # type: ignore[arg-type]
     ],
 )
 def test_types_refuse_what_makes_no_sense(make: Any, why: str) -> None:

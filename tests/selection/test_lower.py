@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import replace
 from typing import Any
@@ -120,10 +121,23 @@ def test_a_chain_that_holds_a_network_easily_is_kept(blocks: int, looks: bool) -
 def test_no_program_with_bootstraps_costs_less_than_the_bound(max_memory: float | None) -> None:
     graph, calibration, _ = cubic_blocks(5)
     job = job_of(graph, calibration, max_memory=max_memory)
-    (chains,) = itertools.islice(generate.chains_with_bootstraps(job, None), 1)
+    (chains,) = itertools.islice(generate.chains_with_bootstraps(job, ()), 1)
     found = [one for one in generate.with_bootstraps(job, chains[::7], None, lambda *_: None) if one.placements]
-    least = generate._least_cost(job, (15, 16))
+    least, held = generate._least(job, (15, 16))
     assert found and 0 < least < min(cost(job, one.seconds, one.server_bytes) for one in found)
+    assert 0 < held < min(one.server_bytes for one in found)
+
+
+@pytest.mark.parametrize(("blocks", "max_memory", "looks"), [(5, 5e8, False), (8, 5e8, True), (8, 3e9, True)])
+def test_bootstraps_are_not_looked_at_if_any_takes_more_than_there_is(
+    blocks: int, max_memory: float, looks: bool
+) -> None:
+    """Unless the smallest program without bootstraps takes even more, so that a refusal has to say what would do."""
+    graph, calibration, _ = cubic_blocks(blocks)
+    job = job_of(graph, calibration, max_memory=max_memory)
+    with contextlib.suppress(InfeasibleError):
+        choose(job)
+    assert bool(job.packs) == looks
 
 
 @pytest.mark.parametrize(
