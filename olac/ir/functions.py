@@ -20,21 +20,21 @@ Function = Callable[[Array], Array]
 Parameters = tuple[float, ...]
 
 STEP = 1e-5
-"""Of differences that stand for a derivative, relative to inputs beyond 1: even single precision gives two digits."""
+"""The step of numerical derivatives, relative to inputs beyond 1. Even single precision gives two digits with it."""
 JUMP = 10.0
-"""A difference to both sides that is so many times the smaller of the two is across a jump or a bend."""
+"""If a central difference is more than this many times the smaller one-sided one, it crosses a jump or a bend."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """All that there is to know of a registered function.
+    """A registered function and its parameters.
 
     Attributes:
         make: gives the function of x for the parameters.
-        per_channel: whether the parameters are one for each channel, or a single one for all channels.
-        torch: a function in `torch.nn.functional` that is the same and takes x and the parameters, if there is a fast
-            one. All others are computed by the definition here.
-        options: further arguments of it.
+        per_channel: whether there is a parameter for each channel, or a single one for all channels.
+        torch: the name of the same function in `torch.nn.functional`, if it is faster there; it takes x and the
+            parameters. Without it torch computes the definition here.
+        options: further arguments of that function.
     """
 
     make: Callable[..., Function]
@@ -46,12 +46,12 @@ class Family:
         return self.make(*parameters)
 
     def channels(self, parameters: Parameters) -> int:
-        """The number of channels that the parameters are for; 1 if they are for all channels alike."""
+        """The number of channels that have parameters of their own; 1 if all channels have the same."""
         return len(parameters) if self.per_channel else 1
 
     @staticmethod
     def of(registered: Callable[..., Function]) -> Family:
-        """What was registered: a family, or just a function of the parameters."""
+        """The family of what was registered, which may also be just a function of the parameters."""
         return registered if isinstance(registered, Family) else Family(registered)
 
 
@@ -149,13 +149,13 @@ FUNCTIONS: dict[str, Callable[..., Function]] = {
     "hardshrink": _hardshrink,
     "threshold": _threshold,
 }
-"""By name: a function of the parameters that gives the function of x; a `Family` if there is more to say."""
+"""By name: a function of the parameters that gives the function of x, or a `Family`."""
 
 CLIENT_FUNCTIONS: dict[str, Callable[..., Function]] = {
     "exp": lambda: np.exp,
     "expm1": lambda: np.expm1,
 }
-"""As `FUNCTIONS`, of what no polynomial stands in for: only a client computes them, as a model's last step."""
+"""As `FUNCTIONS`, but never replaced by polynomials: only a client computes them, as a model's last step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,10 +163,10 @@ class Definition:
     """A function that a caller gave, under the name that an `Activation` has for it.
 
     Attributes:
-        name: finds it, for as long as an op holds it.
-        label: the name that it was given with.
-        function: takes float64 arrays of any shape, or of (n, channels, *trailing axes) where `channels` is given.
-        derivative: takes the same; None leaves it to differences.
+        name: the unique name, under which the function is found as long as an op holds the definition.
+        label: the name that the caller gave.
+        function: takes float64 arrays of any shape; if `channels` is given, of shape (n, channels, *trailing axes).
+        derivative: takes the same arrays; None to compute it by differences.
     """
 
     name: str
@@ -201,7 +201,7 @@ def define(
 
 
 def activation(name: str, parameters: Parameters = ()) -> Function:
-    """The function of that name, over float64 arrays of any shape; of (n, channels, ...) where it is per channel.
+    """The function of that name, over float64 arrays of any shape; of (n, channels, ...) if it is per channel.
 
     KeyError for a name that is neither registered nor defined.
     """
@@ -210,7 +210,7 @@ def activation(name: str, parameters: Parameters = ()) -> Function:
 
 
 def derivative(name: str, parameters: Parameters = ()) -> Function:
-    """The derivative of `activation(name, parameters)`: as it was given, and by differences if it was not."""
+    """The derivative of `activation(name, parameters)`: the one given with the function, or else differences."""
     function, definition = activation(name, parameters), _DEFINITIONS.get(name)
     given = None if definition is None else definition.derivative
 
@@ -224,7 +224,7 @@ def derivative(name: str, parameters: Parameters = ()) -> Function:
 
 
 def _differences(function: Function, x: Array) -> Array:
-    """Central differences, but to the flatter side if the other one meets a jump, a bend or the end of the domain."""
+    """Central differences; one-sided ones, to the flatter side, if there is a jump, a bend or the domain's end."""
     h = STEP * np.maximum(1.0, np.abs(x))
     with np.errstate(all="ignore"):
         y = function(x)
@@ -274,7 +274,7 @@ def _one_channel(definition: Definition, channel: int) -> Function:
 
 
 def channel_functions(name: str, parameters: Parameters, channels: int) -> list[Function]:
-    """The univariate function of each channel where they differ, else one for all."""
+    """The univariate function of each channel; a single one if it is the same for all channels."""
     if is_per_channel(name, parameters):
         return [channel_function(name, parameters, channel) for channel in range(channels)]
     return [activation(name, parameters)]

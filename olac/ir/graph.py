@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import networkx as nx
 import numpy as np
 
 from olac.errors import VerificationError
+from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Lowering
 from olac.ir.ops import Array, Input, Op, ShapeError
-from olac.ir.types import Stage, ValueType
+from olac.ir.types import CipherState, Stage, ValueType
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,30 @@ class Node:
         made = f", made by {', '.join(self.origin.passes)}" if self.origin.passes else ""
         return f"node {self.id} ({self.op.name}, from {self.origin.path or 'the model itself'}{source}{made})"
 
+    @property
+    def layout(self) -> TensorLayout:
+        """The layout in its type; VerificationError before stage PACKED."""
+        return self._assigned(self.type.layout, Stage.PACKED)
+
+    @property
+    def state(self) -> CipherState:
+        """The state in its type; VerificationError before stage LEVELLED."""
+        return self._assigned(self.type.state, Stage.LEVELLED)
+
+    def _assigned(self, value: T | None, stage: Stage) -> T:
+        if value is None:
+            raise VerificationError(f"{self.place} lacks what stage {stage.name} gives it")
+        return value
+
     def levels(self, constants: Mapping[str, Array]) -> int:
         """Levels from the lowest operand to the result: the op's, and what its lowering takes beyond them."""
         return self.op.levels(constants) + (0 if self.lowering is None else self.lowering.extra_levels)
+
+
+def last_reads(nodes: Iterable[Node]) -> dict[str, list[str]]:
+    """For each node the operands that no node after it reads."""
+    last = {operand: node.id for node in nodes for operand in node.inputs}
+    return {node.id: [i for i in dict.fromkeys(node.inputs) if last[i] == node.id] for node in nodes}
 
 
 @dataclass(frozen=True)
@@ -101,6 +125,16 @@ class Graph:
                 users[operand].append(node)
         return users
 
+    def read_once(self) -> frozenset[str]:
+        """The values that one node reads, once, and that are no outputs."""
+        return frozenset(i for i, users in self.users().items() if len(users) == 1 and i not in self.outputs)
+
+    def free_name(self, name: str) -> str:
+        """The name, followed by underscores until no node has it."""
+        while name in self._by_id:  # type: ignore[attr-defined]
+            name += "_"
+        return name
+
     def rewrite(
         self,
         step: Callable[[Node, GraphBuilder, tuple[str, ...]], str | None],
@@ -108,10 +142,10 @@ class Graph:
         by: str,
         stage: Stage | None = None,
     ) -> Graph:
-        """A new graph, made by asking `step` for each node in order.
+        """A new graph, made by asking `step` for each node in order; nodes that nothing reads any more are dropped.
 
-        `step(node, builder, inputs)` adds what replaces the node to the builder, with operands given by their new ids,
-        and returns the id of the new value; None keeps the node as it is. What nothing reads any more is dropped.
+        `step(node, builder, inputs)` gets the new ids of the operands. It adds what replaces the node to the builder
+        and returns the id of the new value; None keeps the node as it is.
         """
         builder = GraphBuilder(self.constants, by=by)
         new: dict[str, str] = {}
@@ -132,10 +166,10 @@ class Graph:
     ) -> Array:
         """Reference semantics in numpy over true polynomials; shape (images, *input shape) to (images, *output shape).
 
-        `observe(node, value)` sees every value, slot values rather than true ones where units differ from 1, and may
-        return another in its place. Values are dropped after their last use.
+        `observe(node, value)` sees every value (slot values if units differ from 1) and may return another in its
+        place. Values are dropped after their last use.
         """
-        last = {operand: node.id for node in self.nodes for operand in node.inputs}
+        done = last_reads(self.nodes)
         values: dict[str, Array] = {}
         for node in self.nodes:
             if isinstance(node.op, Input):
@@ -144,8 +178,8 @@ class Graph:
                 value = node.op.evaluate([values[i] for i in node.inputs], self.constants)
             seen = observe(node, value) if observe is not None else None
             values[node.id] = value if seen is None else seen
-            for operand in set(node.inputs):
-                if last[operand] == node.id and operand not in self.outputs:
+            for operand in done[node.id]:
+                if operand not in self.outputs:
                     del values[operand]
         output = self[self.outputs[0]]
         return values[output.id] * output.type.unit
@@ -172,7 +206,7 @@ def describe(node: Node, constants: Mapping[str, Array]) -> str:
     for name, value in node.op.attributes().items():
         if isinstance(node.op, Input) and name != "shape":
             if value == ():
-                continue  # one unit for all
+                continue  # all channels have one unit
             value = f"<{len(value)}>"
         elif name in node.op.constant_fields and value is not None and value in constants:
             value = f"<{'x'.join(map(str, constants[value].shape)) or 'scalar'}>"
@@ -210,7 +244,7 @@ class GraphBuilder:
         return self._by_id[node_id]
 
     def constant(self, name: str, value: Any) -> str:
-        """Add an array as float64 and return the name that it got: `name`, or `name.2`, ... where that is taken."""
+        """Add an array as float64 and return the name that it got: `name`, or `name.2`, ... if that is taken."""
         array = np.array(value, dtype=np.float64)
         unique, count = name, 1
         while unique in self._constants:
@@ -231,9 +265,9 @@ class GraphBuilder:
         type: ValueType | None = None,
         lowering: Lowering | None = None,
     ) -> str:
-        """Append a node and return its id: `name`, or `name_2`, ... where that is taken.
+        """Append a node and return its id: `name`, or `name_2`, ... if that is taken.
 
-        The shape is inferred; what else `type` holds is taken over. Raises `ShapeError` for operands that don't fit.
+        The shape is inferred, and the rest of its type is that of `type`. `ShapeError` for operands that don't fit.
         """
         operands = tuple(inputs)
         shapes = [self._by_id[i].type.shape for i in operands]
@@ -254,7 +288,7 @@ class GraphBuilder:
     def keep(self, node: Node, inputs: tuple[str, ...], **changes: Any) -> str:
         """Append a node as it is, on other operands, with the given fields changed."""
         if node.id in self._by_id:
-            raise VerificationError(f"two nodes of the id {node.id}")
+            raise VerificationError(f"two nodes have the id {node.id}")
         kept = replace(node, inputs=inputs, **changes)
         if changes and self._by:
             kept = replace(kept, origin=kept.origin.by(self._by))
@@ -263,7 +297,7 @@ class GraphBuilder:
         return kept.id
 
     def build(self, outputs: Iterable[str], stage: Stage = Stage.TRACED, inputs: Iterable[str] = ()) -> Graph:
-        """The graph of what the outputs need; inputs stay even where nothing reads them."""
+        """The graph of what the outputs need; inputs stay even if nothing reads them."""
         ends = tuple(outputs)
         needed = {*ends, *inputs}
         for node in reversed(self._nodes):

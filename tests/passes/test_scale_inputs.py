@@ -197,5 +197,5 @@ def test_inputs_that_make_no_sense_are_found(op: Input) -> None:
         verify(graph)
     kept = graph.nodes[0]
     wrong = replace(kept, op=Input((4,)), type=replace(kept.type, channels=(Range(0.0, 1.0),)))
-    with pytest.raises(VerificationError, match="ranges of 1 channels, of 4"):
+    with pytest.raises(VerificationError, match="ranges of 1 channels, expected 4"):
         verify(replace(graph, nodes=(wrong,)))
