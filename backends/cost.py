@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from olac.backends.recorder import RecorderEvaluator
-from olac.ckks.bootstrapping import bootstrap_work
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
 from olac.costs.work import CiphertextShape
@@ -78,7 +78,7 @@ class CostEvaluator(RecorderEvaluator):
     @cached_property
     def _bootstrap_price(self) -> float:
         """The same at any level: OpenFHE raises every ciphertext to the whole chain."""
-        primitives = sum(times * self.price(name, at) for name, at, times in bootstrap_work(self.parameters))
+        primitives = sum(times * self.price(name, at) for name, at, times in bootstrap_model(self.parameters).work)
         return self.table.bootstrap_factor * primitives
 
     def _record(self, primitive: str, level: int, step: int = 0) -> None:

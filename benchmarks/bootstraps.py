@@ -29,10 +29,10 @@ WIDEST = 0.5
 def parameters_of(options: argparse.Namespace) -> Parameters:
     """The parameters that the command line asks for; DataError if they are impossible."""
     try:
-        boots = Bootstrapping(options.rest, options.budget, options.first - options.scale)
+        setup = Bootstrapping(options.rest, options.budget, options.first - options.scale)
         security = 0 if options.insecure else 128
         made = Parameters(
-            options.ring, boots.depth, options.scale, options.first, options.digits, FLEXIBLE, security, boots
+            options.ring, setup.depth, options.scale, options.first, options.digits, FLEXIBLE, security, setup
         )
         made.check_security()
     except (ValueError, OlacError) as error:
@@ -83,18 +83,18 @@ def measure(parameters: Parameters, log_slots: int, complex_slots: bool, rounds:
     from olac.backends.openfhe.library import load
     from olac.system.memory import current_rss_bytes
 
-    boots = parameters.bootstrapping
-    assert boots is not None
+    setup = parameters.bootstrapping
+    assert setup is not None
     slots, fhe = 1 << log_slots, load()
     context = make_context(parameters, complex_slots=complex_slots)
     before, start = current_rss_bytes(), time.perf_counter()
-    context.EvalBootstrapSetup(list(boots.budget), [0, 0], slots, boots.correction, True, BTSlotsEncoding=True)
-    setup, plaintexts = time.perf_counter() - start, current_rss_bytes() - before
+    context.EvalBootstrapSetup(list(setup.budget), [0, 0], slots, setup.correction, True, BTSlotsEncoding=True)
+    setup_seconds, plaintexts = time.perf_counter() - start, current_rss_bytes() - before
     keys, start = context.KeyGen(), time.perf_counter()
     context.EvalMultKeyGen(keys.secretKey)
     context.EvalBootstrapKeyGen(keys.secretKey, slots)
     made = time.perf_counter() - start
-    random, level = np.random.default_rng(0), parameters.depth - boots.input_level
+    random, level = np.random.default_rng(0), parameters.depth - setup.input_level
     spent, errors = [], []
     for _ in range(rounds):
         values = random.uniform(-WIDEST, WIDEST, slots).astype(complex if complex_slots else float)
@@ -110,7 +110,7 @@ def measure(parameters: Parameters, log_slots: int, complex_slots: bool, rounds:
         found = context.Decrypt(keys.secretKey, result)
         found.SetLength(parameters.slots)
         given = np.array(found.GetCKKSPackedValue() if complex_slots else found.GetRealPackedValueArray())
-        errors.append(np.abs(given[:slots] - _after_sine(values, boots.correction)))
+        errors.append(np.abs(given[:slots] - _after_sine(values, setup.correction)))
     error = np.concatenate(errors)
     cpu, wall = min(spent)
     steps = fhe.CryptoContext.GetExistingEvalAutomorphismKeyIndices(keys.secretKey.GetKeyTag())
@@ -119,7 +119,7 @@ def measure(parameters: Parameters, log_slots: int, complex_slots: bool, rounds:
         "wall_seconds": round(wall, 3),
         "noise": float(np.sqrt(np.mean(error**2))),
         "largest_error": float(error.max()),
-        "setup_seconds": round(setup, 2),
+        "setup_seconds": round(setup_seconds, 2),
         "setup_gb": round(plaintexts / GB, 3),
         "keygen_seconds": round(made, 2),
         "keys": len(steps) + 1,
@@ -139,14 +139,14 @@ def _after_sine(values: np.ndarray[Any, Any], correction: int) -> np.ndarray[Any
 def _predicted(parameters: Parameters) -> dict[str, Any]:
     """Predictions for full and real slots, by the cost table and the measured noises."""
     from olac.backends.cost import CostEvaluator
-    from olac.ckks.bootstrapping import bootstrap_noise, precomputed_bytes
+    from olac.ckks.bootstrapping import bootstrap_model
     from olac.costs.table import CostTable
 
-    boots = parameters.bootstrapping
-    assert boots is not None
-    price = CostEvaluator(parameters, CostTable.default(), usable_threads()).price("bootstrap", boots.input_level)
+    setup = parameters.bootstrapping
+    assert setup is not None
+    price = CostEvaluator(parameters, CostTable.default(), usable_threads()).price("bootstrap", setup.input_level)
     return {
         "predicted_seconds": round(price, 2),
-        "predicted_noise": bootstrap_noise(parameters),
-        "predicted_setup_gb": round(precomputed_bytes(parameters) / GB, 3),
+        "predicted_noise": bootstrap_model(parameters).noise,
+        "predicted_setup_gb": round(bootstrap_model(parameters).precomputed_bytes / GB, 3),
     }

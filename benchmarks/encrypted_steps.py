@@ -123,16 +123,16 @@ def pinned_parameters(pinned: dict[str, Any]) -> Parameters | None:
     """Parameters with bootstraps if the command pins the levels between them; ValueError if they are impossible."""
     if pinned["rest"] is None:
         return None
-    boots = Bootstrapping(pinned["rest"], correction=BOOTSTRAP_FIRST_BITS - BOOTSTRAP_SCALE_BITS)
+    setup = Bootstrapping(pinned["rest"], correction=BOOTSTRAP_FIRST_BITS - BOOTSTRAP_SCALE_BITS)
     return Parameters(
         pinned["log_ring"] or 16,
-        boots.depth,
+        setup.depth,
         BOOTSTRAP_SCALE_BITS,
         BOOTSTRAP_FIRST_BITS,
         pinned["digits"] or 3,
         FLEXIBLE,
         0 if pinned["insecure"] else 128,
-        boots,
+        setup,
     )
 
 

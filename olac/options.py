@@ -37,7 +37,7 @@ class CompileOptions:
         fit: how activations become polynomials.
         precision: largest error of the outputs by the noise of encryption, relative to their calibrated range, as it
             is simulated; before and after what the client computes. None for 1e-3, and for what the usual scale gives
-            where programs have bootstraps.
+            if only bootstraps hold the program.
         security: 128, 192 or 256 bits.
         insecure: waive the check of security, for tests at small rings; every output says so.
         technique: OpenFHE's scaling technique.

@@ -39,11 +39,11 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
             f"the client computes the model's last steps, exactly: {program.head}. It sees what goes into them, "
             f"values of shape {program.output.type.shape}"
         )
-    boots = parameters.bootstrapping
-    if boots is not None:
+    setup = parameters.bootstrapping
+    if setup is not None:
         count = sum(len(_ciphertexts(node)) for node in program.graph.nodes if isinstance(node.op, Bootstrap))
-        slots = "" if boots.log_slots is None else f", on the 2^{boots.log_slots} slots after which values repeat"
-        lines.append(f"{count} bootstraps, each from level {boots.input_level} to {boots.output_level}{slots}")
+        slots = "" if setup.log_slots is None else f", on the 2^{setup.log_slots} slots after which values repeat"
+        lines.append(f"{count} bootstraps, each from level {setup.input_level} to {setup.output_level}{slots}")
     if program.report.noise is not None:
         lines.append(
             f"noise and bootstraps change outputs by up to {program.report.noise:.2g} of their range (simulated)"

@@ -8,6 +8,7 @@ from typing import ClassVar
 from olac.analysis.levels import check_states, required_levels
 from olac.analysis.levels import multiplicative_depth as multiplicative_depth  # under its earlier name
 from olac.backends.recorder import RecorderEvaluator
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.states import highest_level, scale_at
@@ -32,13 +33,12 @@ class AssignLevels(Pass):
     def run(self, graph: Graph, context: PassContext) -> Graph:
         parameters = context.need_parameters()
         states: dict[str, CipherState] = {}
-        boots = parameters.bootstrapping
-        needed = required_levels(graph, 0 if boots is None else boots.input_level)
+        needed = required_levels(graph, bootstrap_model(parameters).input_level)
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str:
             operands = [states[i] for i in node.inputs]
             top = highest_level(graph, node, operands, parameters)
-            level = top if boots is None else needed[node.id]
+            level = top if parameters.bootstrapping is None else needed[node.id]
             if top is None or level is None or not 0 <= level <= top:
                 raise VerificationError(f"{node.id} needs more than the {parameters.depth} levels of the chain")
             states[node.id] = CipherState(level, 1, scale_at(node, operands, level, parameters))

@@ -11,7 +11,7 @@ import numpy as np
 from olac.analysis.levels import required_levels
 from olac.backends.cost import predicted_seconds
 from olac.backends.recorder import RecorderEvaluator
-from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import LOWERINGS, Diagonals, Lowering
@@ -220,10 +220,9 @@ class _Chooser:
         if convolutions != AUTO:
             found = ((node.id, list(self._recorded(node, 0))) for node in graph.nodes)
             self.given = {name: min(made, key=lambda one: one.seconds) for name, made in found if made}
-        self._free = bootstrap_steps(parameters).union(*(one.steps for one in self.given.values()))
+        bootstraps = bootstrap_model(parameters)
+        self._free = bootstraps.steps.union(bootstraps.special_steps, *(one.steps for one in self.given.values()))
         """Steps that there are keys for in any case."""
-        if parameters.bootstrapping is not None:
-            self._free |= {self._conjugation}
         self._users: dict[str, list[Node]] = {node.id: [] for node in graph.nodes}
         """What reads a value or a reshape of it."""
         roots = _roots(graph)

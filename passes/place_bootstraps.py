@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from olac.analysis.bootstrap_problem import Boots
+from olac.analysis.bootstrap_problem import Placements
 from olac.analysis.bootstraps import Profiles, place_bootstraps
+from olac.backends.cost import CostEvaluator
 from olac.costs.table import CostTable
 from olac.ir.graph import Graph, GraphBuilder
 from olac.ir.ops import Bootstrap
@@ -23,10 +24,10 @@ class PlaceBootstraps(Pass):
     is.
 
     Options:
-        boots: what is bootstrapped where; None to find it.
+        placements: what is bootstrapped where; None to find it.
     """
 
-    boots: Boots | None = None
+    placements: Placements | None = None
     name: ClassVar[str] = "place_bootstraps"
     requires: ClassVar[Stage] = Stage.PACKED
     ensures: ClassVar[Stage] = Stage.PACKED
@@ -35,23 +36,23 @@ class PlaceBootstraps(Pass):
         parameters = context.need_parameters()
         if parameters.bootstrapping is None:
             return graph
-        if self.boots is not None:
-            return insert(graph, self.boots, parameters.bootstrapping.correction, self.name)
-        table = context.costs or CostTable.default()
-        plan = place_bootstraps(graph, parameters, Profiles(graph, parameters), table, context.threads)
-        return insert(graph, plan.boots, parameters.bootstrapping.correction, self.name)
+        placements = self.placements
+        if placements is None:
+            pricer = CostEvaluator(parameters, context.costs or CostTable.default(), context.threads)
+            placements = place_bootstraps(graph, Profiles(graph, parameters), pricer).placements
+        return insert(graph, placements, parameters.bootstrapping.correction, self.name)
 
 
-def insert(graph: Graph, boots: Boots, correction: int, by: str) -> Graph:
+def insert(graph: Graph, placements: Placements, correction: int, by: str) -> Graph:
     """The graph with bootstraps of a correction factor."""
-    if not boots:
+    if not placements:
         return graph
     builder = GraphBuilder(graph.constants, by=by)
     taken = {node.id for node in graph.nodes}
     new: dict[str, str] = {}
     for index, node in enumerate(graph.nodes):
         new[node.id] = builder.keep(node, tuple(new[i] for i in node.inputs))
-        for value in (name for position, name in boots if position == index):
+        for value in (name for position, name in placements if position == index):
             count = 1
             while (name := f"{value}_boot{count if count > 1 else ''}") in taken:
                 count += 1

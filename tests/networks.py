@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from olac.calibration.statistics import Calibration
+from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.parameters import Parameters
 from olac.ir import Graph, GraphBuilder, Range, Stage
 from olac.ir.ops import (
     Add,
@@ -22,6 +24,7 @@ from olac.ir.ops import (
     Reshape,
     Slice,
 )
+from olac.kernels.record import record
 from olac.passes.base import PassContext, PassManager
 from olac.passes.normalize_units import NormalizeUnits
 
@@ -75,6 +78,11 @@ def comparing_network(seed: int = 0, shape: tuple[int, int, int] = (2, 4, 4)) ->
     left = b.add(PolynomialProduct(b.constant("p", odd[1]), 3.0), [y, z], name="left")
     right = b.add(PolynomialProduct(b.constant("q", random.normal(size=(3, 6))), 4.0), [z, y], name="right")
     return b.build([b.add(Add(), [left, right], name="sum")], Stage.POLYNOMIAL)
+
+
+def key_steps(graph: Graph, parameters: Parameters) -> tuple[int, ...]:
+    """Rotation steps that need keys if none is composed: of a levelled graph's kernels and of bootstraps."""
+    return tuple(sorted(bootstrap_model(parameters).keys_for(record(graph, parameters).rotations)))
 
 
 def normalized(graph: Graph, images: Array) -> tuple[Graph, Calibration]:

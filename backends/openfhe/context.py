@@ -29,13 +29,13 @@ def make_context(parameters: Parameters, complex_slots: bool = False) -> Any:
     """
     parameters.check_security(earlier=True)  # programs of earlier versions run
     fhe = load()
-    boots = parameters.bootstrapping
+    setup = parameters.bootstrapping
     context = _generated(parameters, parameters.depth, parameters.digits, complex_slots)
     features = [fhe.PKE, fhe.KEYSWITCH, fhe.LEVELEDSHE]
-    if boots is not None:
+    if setup is not None:
         features += [fhe.ADVANCEDSHE, fhe.FHE]
-        taken = fhe.CryptoContext.GetBootstrapDepth(list(boots.budget), fhe.SPARSE_ENCAPSULATED)
-        if boots.rest + taken != parameters.depth:
+        taken = fhe.CryptoContext.GetBootstrapDepth(list(setup.budget), fhe.SPARSE_ENCAPSULATED)
+        if setup.rest + taken != parameters.depth:
             raise VerificationError(
                 f"OpenFHE's bootstrap takes {taken} levels, olac compiled for {parameters.describe()}"
             )
@@ -95,11 +95,11 @@ class _SetUp:
     """What a modulus chain of this process bootstraps with.
 
     Attributes:
-        boots: the levels, slots and factors of the set-up.
+        setup: the levels, slots and factors of the set-up.
         owners: how many `Prepared` there are; with none another set-up may take its place.
     """
 
-    boots: Bootstrapping
+    setup: Bootstrapping
     owners: int = 0
 
 
@@ -138,16 +138,16 @@ def _let_go(context: Any, chain: Parameters) -> None:
 
 
 def _set_up_of(parameters: Parameters) -> _SetUp:
-    boots = parameters.bootstrapping
-    assert boots is not None
-    held = _SET_UPS.setdefault(_chain(parameters), _SetUp(boots))
-    if held.boots != boots:
+    setup = parameters.bootstrapping
+    assert setup is not None
+    held = _SET_UPS.setdefault(_chain(parameters), _SetUp(setup))
+    if held.setup != setup:
         if held.owners:
             raise BackendError(
-                f"this process bootstraps with {held.boots} already, and OpenFHE keeps one set-up for a modulus chain: "
-                f"close the servers of that program, or use another process for {boots}"
+                f"this process bootstraps with {held.setup} already, and OpenFHE keeps one set-up for a modulus chain: "
+                f"close the servers of that program, or use another process for {setup}"
             )
-        held.boots = boots
+        held.setup = setup
     return held
 
 
@@ -167,12 +167,12 @@ def set_up_bootstrapping(
             in a context.
         budget: levels of both transforms, where no bootstrap is to follow; None for that of the parameters.
     """
-    boots = _set_up_of(parameters).boots
+    setup = _set_up_of(parameters).setup
     context.EvalBootstrapSetup(
-        list(budget or boots.budget),
+        list(budget or setup.budget),
         [0, 0],
         slots or 1 << parameters.log_bootstrap_slots,
-        boots.correction,
+        setup.correction,
         precompute,
         BTSlotsEncoding=True,
     )

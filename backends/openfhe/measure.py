@@ -27,7 +27,7 @@ from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import wire
-from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.ckks.sizes import WORD_BYTES, plaintext_bytes
@@ -278,16 +278,15 @@ def measure_setting(setting: Setting, threads: int, budget: float) -> list[Measu
 
 def measure_bootstrap(parameters: Parameters, quick: bool) -> float:
     """Seconds of a bootstrap over those of a rotation of the whole chain, in this process."""
-    boots = parameters.bootstrapping
-    assert boots is not None
+    model = bootstrap_model(parameters)
     ready = wire(parameters)
     prepared = ready.prepare_bootstraps()
     secret = new_secret_key(parameters)
-    steps = tuple(sorted({1, *bootstrap_steps(parameters)}))
+    steps = tuple(sorted({1, *bootstrap_model(parameters).steps}))
     keys = make_keys(parameters, secret, steps, True)
     evaluator = OpenFHEEvaluator(ready.context, parameters, keys.steps)
     slots = np.random.default_rng(0).uniform(-1, 1, parameters.slots)
-    low, high = (evaluator.encrypt(secret, slots, level) for level in (boots.input_level, parameters.depth))
+    low, high = (evaluator.encrypt(secret, slots, level) for level in (model.input_level, parameters.depth))
     ratios = []
     for _ in range(1 if quick else BOOTSTRAP_ROUNDS):  # by turns, so that other work on the machine disturbs both
         seconds = time_call(lambda: evaluator.bootstrap(low))

@@ -17,7 +17,7 @@ from benchmarks.faults.outcomes import Verdict, right, wrong
 from olac.errors import BackendError, UnsupportedModelError
 from olac.ir.ops import Array
 from olac.program.program import CompiledProgram
-from olac.selection.lower import DEFAULT_PRECISION
+from olac.selection.job import DEFAULT_PRECISION
 
 SLOTS = 1e-6
 """Largest difference of slots from `simulate()`, relative to the largest output: both are in double precision."""

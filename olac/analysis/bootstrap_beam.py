@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from olac.analysis.bootstrap_problem import Plan, Problem
+from olac.analysis.bootstrap_problem import BootstrapPlan, PlacementProblem
 from olac.errors import InfeasibleError
 from olac.ir.ops import Input
 
@@ -42,18 +42,18 @@ FEWEST = 1e6
 """Price of a bootstrap against that of everything else, where there are to be as few as possible."""
 
 
-def beam(problem: Problem, one_boot: float, most: int | None = None) -> Plan:
+def beam(problem: PlacementProblem, one_bootstrap: float, most: int | None = None) -> BootstrapPlan:
     """A good plan, not always the best: see `olac.passes.place_bootstraps.solve` for arguments and errors."""
     tables = _Tables(problem)
-    found = _best(tables, one_boot, most)
+    found = _best(tables, one_bootstrap, most)
     if found is None and most is not None:
         # The fewest bootstraps that there can be may be missed by a search that weighs them against seconds.
-        dear = _best(tables, FEWEST * max(one_boot, tables.largest), None)
+        dear = _best(tables, FEWEST * max(one_bootstrap, tables.largest), None)
         if dear is not None and dear.bootstraps <= most:
-            found = _better(dear, _exchanged(tables, dear, one_boot, most), one_boot)
+            found = _better(dear, _exchanged(tables, dear, one_bootstrap, most), one_bootstrap)
     if found is None:
         raise InfeasibleError(f"no plan takes at most {most} bootstraps")
-    return _plan(tables, found, one_boot)
+    return _plan(tables, found, one_bootstrap)
 
 
 @dataclass(frozen=True)
@@ -61,22 +61,22 @@ class _Found:
     """A plan by indices of nodes.
 
     Attributes:
-        boots: (position, value), in the graph's order; see `Plan.boots`.
+        placements: (position, value), in the graph's order; see `BootstrapPlan.placements`.
         picks: for each node the option that is taken.
         seconds: of all but the bootstraps, with the options' prices.
         bootstraps: of single ciphertexts.
         fresh_level: of the input.
     """
 
-    boots: tuple[tuple[int, int], ...]
+    placements: tuple[tuple[int, int], ...]
     picks: Ints
     seconds: float
     bootstraps: int
     fresh_level: int
 
-    def cost(self, one_boot: float) -> float:
+    def cost(self, one_bootstrap: float) -> float:
         """With bootstraps at a price."""
-        return self.seconds + one_boot * self.bootstraps
+        return self.seconds + one_bootstrap * self.bootstraps
 
 
 class _Tables:
@@ -89,7 +89,7 @@ class _Tables:
         ahead: (nodes, levels): at least so much is spent on one path from an input to the value at that level.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: PlacementProblem) -> None:
         self.problem = problem
         nodes = problem.graph.nodes
         self.names = [node.id for node in nodes]
@@ -101,9 +101,9 @@ class _Tables:
         self.ciphertexts = np.array([problem.ciphertexts(name) for name in self.names])
         highest = problem.highest()
         self.highest = np.array([highest[name] for name in self.names])
-        self.low, self.high, self.depth = problem.boots.input_level, problem.boots.output_level, problem.depth
+        self.low, self.high, self.depth = problem.bootstraps.input_level, problem.bootstraps.output_level, problem.depth
         fits = np.array([problem.fits(name) for name in self.names])
-        self.boots = fits & (self.highest >= self.low)
+        self.may_bootstrap = fits & (self.highest >= self.low)
         """Which values may be bootstrapped, and can be."""
         self.first = np.full(len(nodes), len(nodes))
         for index in range(len(nodes) - 1, -1, -1):
@@ -120,7 +120,7 @@ class _Tables:
         self.largest = max(float(finite.max(initial=0.0)), *prices)
         """Of all prices, those of bootstraps aside."""
 
-    def ahead(self, one_boot: float) -> Floats:
+    def ahead(self, one_bootstrap: float) -> Floats:
         """(nodes, levels of the value): at least so much is spent on one path from an input to the value there."""
         found = np.zeros((len(self.names), self.depth + 1))
         for index, operands in enumerate(self.operands):
@@ -132,29 +132,29 @@ class _Tables:
                     if length > 0:
                         made = price + self.seconds[index, levels:] + path[levels:]
                         found[index, :length] = np.minimum(found[index, :length], made)
-            if self.boots[index]:
+            if self.may_bootstrap[index]:
                 given = slice(self.low + 1, self.high + 1)
-                boot = one_boot * self.ciphertexts[index] + found[index, self.low]
-                found[index, given] = np.minimum(found[index, given], boot)
+                lifted = one_bootstrap * self.ciphertexts[index] + found[index, self.low]
+                found[index, given] = np.minimum(found[index, given], lifted)
         return found
 
 
-def _best(tables: _Tables, one_boot: float, most: int | None) -> _Found | None:
+def _best(tables: _Tables, one_bootstrap: float, most: int | None) -> _Found | None:
     """The better of a beam and of what exchanges make of it; None if the beam ends."""
     best: _Found | None = None
     for times in WIDER:
-        search = _Beam(tables, one_boot, most, times)
+        search = _Beam(tables, one_bootstrap, most, times)
         found = search.run()
         if found is not None:
-            found = _better(found, _exchanged(tables, found, one_boot, most), one_boot)
-            best = found if best is None else _better(best, found, one_boot)
+            found = _better(found, _exchanged(tables, found, one_bootstrap, most), one_bootstrap)
+            best = found if best is None else _better(best, found, one_bootstrap)
         if not search.lost:
             break
     return best
 
 
-def _better(found: _Found, other: _Found | None, one_boot: float) -> _Found:
-    gains = other is not None and other.cost(one_boot) < found.cost(one_boot) * (1 - TOLERANCE)
+def _better(found: _Found, other: _Found | None, one_bootstrap: float) -> _Found:
+    gains = other is not None and other.cost(one_bootstrap) < found.cost(one_bootstrap) * (1 - TOLERANCE)
     return other if other is not None and gains else found
 
 
@@ -217,10 +217,10 @@ class _Beam:
         lost: whether most states came to nothing at some node.
     """
 
-    def __init__(self, tables: _Tables, one_boot: float, most: int | None, times: int = 1) -> None:
+    def __init__(self, tables: _Tables, one_bootstrap: float, most: int | None, times: int = 1) -> None:
         self.lost = False
-        self._tables, self._one_boot, self._most, self._times = tables, one_boot, most, times
-        self._ahead = tables.ahead(one_boot)
+        self._tables, self._one_bootstrap, self._most, self._times = tables, one_bootstrap, most, times
+        self._ahead = tables.ahead(one_bootstrap)
 
     def run(self) -> _Found | None:
         """The best plan that is left at the first node; None if there is none."""
@@ -241,18 +241,18 @@ class _Beam:
                 return None
             joined = _States.joined(parts)
             self.lost |= len(np.unique(joined.parents)) < SURVIVORS * len(states.seconds)
-            states = kept(joined, self._ahead, self._one_boot, self._most is not None, self._times)
+            states = kept(joined, self._ahead, self._one_bootstrap, self._most is not None, self._times)
             passed.append((index, states))
-        row = int(np.argmin(states.seconds + self._one_boot * states.counts))
+        row = int(np.argmin(states.seconds + self._one_bootstrap * states.counts))
         fresh, seconds, bootstraps = int(states.levels[row].max()), float(states.seconds[row]), int(states.counts[row])
         picks = np.zeros(len(tables.names), dtype=np.int64)
-        boots: list[tuple[int, int]] = []
+        placements: list[tuple[int, int]] = []
         for index, states in reversed(passed):
             picks[index] = states.picks[row]
             mask = int(states.masks[row])
-            boots += [(index - 1, u) for k, u in enumerate(tables.operands[index]) if mask >> k & 1]
+            placements += [(index - 1, u) for k, u in enumerate(tables.operands[index]) if mask >> k & 1]
             row = int(states.parents[row])
-        return _Found(tuple(boots), picks, seconds, bootstraps, fresh)
+        return _Found(tuple(placements), picks, seconds, bootstraps, fresh)
 
     def _unread(self, states: _States, index: int) -> _States:
         zeros = np.zeros((len(states.seconds), 1), dtype=np.int64)
@@ -283,15 +283,15 @@ class _Beam:
             needs[:, at] = np.maximum(needs[:, at], needed[rows, None])
             seconds = states.seconds[rows] + price + tables.seconds[index, needed[rows]]
             given = needs[:, at]
-            may = (given > tables.low) & (given <= tables.high) & tables.boots[list(operands)]
+            may = (given > tables.low) & (given <= tables.high) & tables.may_bootstrap[list(operands)]
             whole = (may << np.arange(len(operands))).sum(1)  # the mask of all that may be bootstrapped
             for mask in range(1 << len(operands)):
                 some = np.flatnonzero((whole & mask) == mask)
                 chosen = [k for k in range(len(operands)) if mask >> k & 1]
-                boots = int(tables.ciphertexts[[operands[k] for k in chosen]].sum()) if chosen else 0
+                bootstraps = int(tables.ciphertexts[[operands[k] for k in chosen]].sum()) if chosen else 0
                 made = needs[some].copy()
                 made[:, [at[k] for k in chosen]] = tables.low
-                counts = states.counts[rows][some] + boots
+                counts = states.counts[rows][some] + bootstraps
                 fine: Bools = np.all(made[:, at] <= tables.highest[list(operands)], axis=1)
                 if self._most is not None:
                     fine = fine & (counts <= self._most)
@@ -307,13 +307,13 @@ class _Beam:
                 ).taken(fine)
 
 
-def kept(states: _States, ahead: Floats, one_boot: float, counted: bool, times: int = 1) -> _States:
+def kept(states: _States, ahead: Floats, one_bootstrap: float, counted: bool, times: int = 1) -> _States:
     """The states of least cost, with what is to come at least, that no other beats in every level and in cost.
 
     Where bootstraps are limited there are some for each number of them. The one that is sure to come to an end stays.
     """
     columns = states.columns
-    costs = states.seconds + one_boot * states.counts
+    costs = states.seconds + one_bootstrap * states.counts
     expected = costs + np.max([ahead[c, states.levels[:, k]] for k, c in enumerate(columns)], axis=0)
     order = np.lexsort((costs, expected))
     width = times * (WIDTH_COUNTED if counted else WIDTH)
@@ -340,35 +340,37 @@ def kept(states: _States, ahead: Floats, one_boot: float, counted: bool, times: 
 # Exchanges -----------------------------------------------------------------------------------------------------------
 
 
-def _exchanged(tables: _Tables, found: _Found, one_boot: float, most: int | None) -> _Found | None:
+def _exchanged(tables: _Tables, found: _Found, one_bootstrap: float, most: int | None) -> _Found | None:
     """The plan with values bootstrapped for all that read them, improved while exchanges gain."""
-    boots = np.zeros(len(tables.names), dtype=bool)
-    boots[[value for _, value in found.boots]] = True
+    bootstrapped = np.zeros(len(tables.names), dtype=bool)
+    bootstrapped[[value for _, value in found.placements]] = True
     picks = found.picks.copy()
-    seconds, _ = _seconds(tables, boots[None], picks[None])
-    best = float(seconds[0]) + one_boot * int(tables.ciphertexts[boots].sum())
+    seconds, _ = _seconds(tables, bootstrapped[None], picks[None])
+    best = float(seconds[0]) + one_bootstrap * int(tables.ciphertexts[bootstrapped].sum())
     for _ in range(MOST_ROUNDS):
-        tried, chosen = _neighbours(tables, boots, picks)
+        tried, chosen = _neighbours(tables, bootstrapped, picks)
         seconds, _ = _seconds(tables, tried, chosen)
         counts = tried @ tables.ciphertexts
-        costs = seconds + one_boot * counts
+        costs = seconds + one_bootstrap * counts
         if most is not None:
             costs[counts > most] = np.inf
         row = int(np.argmin(costs))
         if not costs[row] < best * (1 - TOLERANCE):
             break
-        best, boots, picks = float(costs[row]), tried[row], chosen[row]
+        best, bootstrapped, picks = float(costs[row]), tried[row], chosen[row]
     if not np.isfinite(best):
         return None
-    seconds, fresh = _seconds(tables, boots[None], picks[None])
-    places = sorted((int(tables.first[value]) - 1, int(value)) for value in np.flatnonzero(boots))
-    return _Found(tuple(places), picks, float(seconds[0]), int(tables.ciphertexts[boots].sum()), int(fresh[0]))
+    seconds, fresh = _seconds(tables, bootstrapped[None], picks[None])
+    placements = sorted((int(tables.first[value]) - 1, int(value)) for value in np.flatnonzero(bootstrapped))
+    return _Found(
+        tuple(placements), picks, float(seconds[0]), int(tables.ciphertexts[bootstrapped].sum()), int(fresh[0])
+    )
 
 
-def _neighbours(tables: _Tables, boots: Bools, picks: Ints) -> tuple[Bools, Ints]:
+def _neighbours(tables: _Tables, bootstrapped: Bools, picks: Ints) -> tuple[Bools, Ints]:
     """Plans that differ by one bootstrap less, one more, or both, and by the option of one node."""
-    away = np.array([-1, *np.flatnonzero(boots)])
-    more = np.array([-1, *np.flatnonzero(tables.boots & ~boots & (tables.first < len(boots)))])
+    away = np.array([-1, *np.flatnonzero(bootstrapped)])
+    more = np.array([-1, *np.flatnonzero(tables.may_bootstrap & ~bootstrapped & (tables.first < len(bootstrapped)))])
     changes = [(-1, 0)] + [
         (index, k)
         for index, options in enumerate(tables.options)
@@ -379,7 +381,7 @@ def _neighbours(tables: _Tables, boots: Bools, picks: Ints) -> tuple[Bools, Ints
     chosen = np.arange(total) if total <= MOST_TRIED else np.linspace(0, total - 1, MOST_TRIED).astype(np.int64)
     change, rest = np.divmod(chosen, len(away) * len(more))
     first, second = np.divmod(rest, len(more))
-    tried = np.repeat(boots[None], len(chosen), 0)
+    tried = np.repeat(bootstrapped[None], len(chosen), 0)
     made = np.repeat(picks[None], len(chosen), 0)
     rows = np.arange(len(chosen))
     for which, value in ((away[first], False), (more[second], True)):
@@ -391,14 +393,14 @@ def _neighbours(tables: _Tables, boots: Bools, picks: Ints) -> tuple[Bools, Ints
     return tried, made
 
 
-def _seconds(tables: _Tables, boots: Bools, picks: Ints) -> tuple[Floats, Ints]:
+def _seconds(tables: _Tables, bootstrapped: Bools, picks: Ints) -> tuple[Floats, Ints]:
     """Seconds of plans (plans, nodes) beside bootstraps, infinite if they can't be, and the levels of their inputs."""
-    levels = np.zeros((len(tables.names), len(boots)), dtype=np.int64)
-    seconds, fresh = np.zeros(len(boots)), np.zeros(len(boots), dtype=np.int64)
+    levels = np.zeros((len(tables.names), len(bootstrapped)), dtype=np.int64)
+    seconds, fresh = np.zeros(len(bootstrapped)), np.zeros(len(bootstrapped), dtype=np.int64)
     for index in range(len(tables.names) - 1, -1, -1):
-        booted = boots[:, index]
-        seconds[booted & (levels[index] > tables.high)] = np.inf
-        needed = np.where(booted, tables.low, levels[index])
+        taken = bootstrapped[:, index]
+        seconds[taken & (levels[index] > tables.high)] = np.inf
+        needed = np.where(taken, tables.low, levels[index])
         if tables.inputs[index]:
             seconds[needed > tables.depth] = np.inf
             fresh = np.maximum(fresh, needed)
@@ -413,8 +415,8 @@ def _seconds(tables: _Tables, boots: Bools, picks: Ints) -> tuple[Floats, Ints]:
     return seconds, fresh
 
 
-def _plan(tables: _Tables, found: _Found, one_boot: float) -> Plan:
+def _plan(tables: _Tables, found: _Found, one_bootstrap: float) -> BootstrapPlan:
     names = tables.names
     picks = {names[i]: int(k) for i, k in enumerate(found.picks) if len(tables.options[i]) > 1}
-    boots = tuple((position, names[value]) for position, value in found.boots)
-    return Plan(boots, found.cost(one_boot), found.bootstraps, found.fresh_level, picks)
+    placements = tuple((position, names[value]) for position, value in found.placements)
+    return BootstrapPlan(placements, found.cost(one_bootstrap), found.bootstraps, found.fresh_level, picks)

@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from olac.ckks.parameters import Bootstrapping
+from olac.ckks.bootstrapping import BootstrapModel
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Input
 from olac.ir.states import bootstrap_fault
 
-Boots = tuple[tuple[int, str], ...]
-"""Bootstraps: the value, and the position in the graph's order behind which its readers get the new one."""
+Placements = tuple[tuple[int, str], ...]
+"""Bootstraps: the value, and the position in the graph's order after which its readers get the new one."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class BootstrapPlan:
     """Where bootstraps go.
 
     Attributes:
-        boots: values and where they are bootstrapped, in the graph's order.
+        placements: values and where they are bootstrapped, in the graph's order.
         seconds: predicted, for the program and its bootstraps.
         bootstraps: of single ciphertexts.
         fresh_level: level of the encrypted input.
         picks: by node, which of its options is taken, where there are several.
     """
 
-    boots: Boots
+    placements: Placements
     seconds: float
     bootstraps: int
     fresh_level: int
@@ -42,12 +42,12 @@ class Option:
     price: float = 0.0
 
 
-class Problem:
+class PlacementProblem:
     """What a plan has to keep to, and what it costs.
 
     Args:
         graph: at any stage; before PACKED every value counts as one ciphertext.
-        boots: the levels around a bootstrap.
+        bootstraps: the levels around one, and its slots.
         depth: levels of the chain, the most of a fresh input.
         seconds: of a node with operands at a level; must not fall with the level.
 
@@ -55,8 +55,10 @@ class Problem:
         options: for each node the ways to compute it, which may be more than one before degrees are chosen.
     """
 
-    def __init__(self, graph: Graph, boots: Bootstrapping, depth: int, seconds: Callable[[Node, int], float]) -> None:
-        self.graph, self.boots, self.depth = graph, boots, depth
+    def __init__(
+        self, graph: Graph, bootstraps: BootstrapModel, depth: int, seconds: Callable[[Node, int], float]
+    ) -> None:
+        self.graph, self.bootstraps, self.depth = graph, bootstraps, depth
         self._seconds = seconds
         self._memo: dict[tuple[str, int], float] = {}
         self.options: dict[str, tuple[Option, ...]] = {
@@ -81,10 +83,10 @@ class Problem:
 
     def fits(self, name: str) -> bool:
         """Whether a value may be bootstrapped: its slots stay where that is exact, and repeat as the set-up asks."""
-        return bootstrap_fault(self.graph[name].type, self.boots) is None
+        return bootstrap_fault(self.graph[name].type, self.bootstraps.log_slots) is None
 
     def _repeating(self) -> str:
-        log_slots = self.boots.log_slots
+        log_slots = self.bootstraps.log_slots
         return "" if log_slots is None else f", that repeat after 2^{log_slots} slots"
 
     def highest(self) -> dict[str, int]:
@@ -100,14 +102,15 @@ class Problem:
             else:
                 level = min(found[name] for name in node.inputs) - self.least(node.id)
             if level < 0:
+                bootstraps = self.bootstraps
                 raise InfeasibleError(
                     f"levels run out at {node.id} from {node.origin}: bootstraps leave "
-                    f"{self.boots.output_level - self.boots.input_level} levels between them, which does not reach to "
+                    f"{bootstraps.output_level - bootstraps.input_level} levels between them, which does not reach to "
                     "it from the last place for one (values of at most their unit, at level "
-                    f"{self.boots.input_level} or above{self._repeating()}). Lower the degrees of the activations "
+                    f"{bootstraps.input_level} or above{self._repeating()}). Lower the degrees of the activations "
                     "before it."
                 )
-            if level >= self.boots.input_level and self.fits(node.id):
-                level = max(level, self.boots.output_level)
+            if level >= self.bootstraps.input_level and self.fits(node.id):
+                level = max(level, self.bootstraps.output_level)
             found[node.id] = level
         return found

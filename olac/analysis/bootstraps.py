@@ -7,14 +7,14 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from olac.analysis.bootstrap_beam import beam
-from olac.analysis.bootstrap_problem import Plan, Problem
+from olac.analysis.bootstrap_problem import BootstrapPlan, PlacementProblem
 from olac.backends.cost import CostEvaluator
 from olac.backends.recorder import RecorderEvaluator
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Parameters
-from olac.costs.table import CostTable
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Bootstrap, Input
@@ -56,15 +56,29 @@ class Profiles:
 
     def uses(self, levels: Mapping[str, int]) -> Counter[tuple[int, int]]:
         """How often each (rotation step, level) is taken, with the operands of each node at its level in `levels`."""
-        found: Counter[tuple[int, int]] = Counter()
-        for name, events in self._uses.items():
-            for step, below, count in events:
-                found[step, levels[name] - below] += count
-        return found
+        return _at(self._uses, levels)
+
+    def counts(self, levels: Mapping[str, int]) -> Counter[tuple[str, int]]:
+        """The same of each (primitive, level)."""
+        return _at(self._events, levels)
 
     def seconds(self, node: Node, level: int, price: Callable[[str, int], float]) -> float:
         """Predicted seconds with operands at a level."""
         return sum(count * price(primitive, level - below) for primitive, below, count in self._events.get(node.id, ()))
+
+
+Counted = TypeVar("Counted", int, str)
+
+
+def _at(
+    found: Mapping[str, Sequence[tuple[Counted, int, int]]], levels: Mapping[str, int]
+) -> Counter[tuple[Counted, int]]:
+    """How often each (thing, level) occurs, from how far below its operands' level it does at each node."""
+    counts: Counter[tuple[Counted, int]] = Counter()
+    for name, rows in found.items():
+        for thing, below, count in rows:
+            counts[thing, levels[name] - below] += count
+    return counts
 
 
 def _recorded(graph: Graph, node: Node, kernel: Kernel, parameters: Parameters) -> RecorderEvaluator:
@@ -79,25 +93,19 @@ def _recorded(graph: Graph, node: Node, kernel: Kernel, parameters: Parameters) 
     return recorder
 
 
-def place_bootstraps(
-    graph: Graph,
-    parameters: Parameters,
-    profiles: Profiles,
-    table: CostTable,
-    threads: int,
-    most: int | None = None,
-) -> Plan:
+def place_bootstraps(graph: Graph, profiles: Profiles, pricer: CostEvaluator, most: int | None = None) -> BootstrapPlan:
     """The plan of least predicted time, with `most` among those of no more bootstraps.
 
     Raises:
         InfeasibleError: as `solve`.
     """
-    boots = parameters.bootstrapping
-    assert boots is not None
-    pricer = CostEvaluator(parameters, table, threads)
-    one_boot = pricer.price("bootstrap", boots.input_level)
-    problem = Problem(graph, boots, parameters.depth, lambda node, level: profiles.seconds(node, level, pricer.price))
-    return solve(problem, one_boot, most)
+    parameters = pricer.parameters
+    bootstraps = bootstrap_model(parameters)
+    one_bootstrap = pricer.price("bootstrap", bootstraps.input_level)
+    problem = PlacementProblem(
+        graph, bootstraps, parameters.depth, lambda node, level: profiles.seconds(node, level, pricer.price)
+    )
+    return solve(problem, one_bootstrap, most)
 
 
 State = tuple[tuple[str, int], ...]
@@ -112,12 +120,12 @@ class _Way:
     """The cheapest found from a state to the end of the graph."""
 
     seconds: float
-    boot: tuple[int, str] | None = None
+    placement: tuple[int, str] | None = None
     pick: tuple[str, int] | None = None
     then: _Way | None = None
 
 
-def solve(problem: Problem, one_boot: float, most: int | None = None) -> Plan:
+def solve(problem: PlacementProblem, one_bootstrap: float, most: int | None = None) -> BootstrapPlan:
     """Dynamic program from the last node to the first, over the levels that live values need.
 
     A value may be bootstrapped before any node that reads it, on its own; that node and all later ones read the new
@@ -127,14 +135,14 @@ def solve(problem: Problem, one_boot: float, most: int | None = None) -> Plan:
 
     Args:
         problem: see there.
-        one_boot: the price of a bootstrap of one ciphertext.
+        one_bootstrap: the price of a bootstrap of one ciphertext.
         most: bootstraps of single ciphertexts; None for any number.
 
     Raises:
         InfeasibleError: places for bootstraps are further apart than the levels between two, or there is no plan of so
             few bootstraps.
     """
-    boots, nodes = problem.boots, problem.graph.nodes
+    bootstraps, nodes = problem.bootstraps, problem.graph.nodes
     highest = problem.highest()
     start = dict.fromkeys(problem.graph.outputs, 0)
     if most is not None:
@@ -160,23 +168,23 @@ def solve(problem: Problem, one_boot: float, most: int | None = None) -> Plan:
                 choices = [
                     name
                     for name in dict.fromkeys(node.inputs)
-                    if boots.input_level < needs[name] <= boots.output_level and problem.fits(name)
+                    if bootstraps.input_level < needs[name] <= bootstraps.output_level and problem.fits(name)
                 ]
                 for count in range(len(choices) + 1):
                     for chosen in itertools.combinations(choices, count):
-                        _extend(found, needs, chosen, picked, seconds, index - 1, problem, one_boot, highest)
+                        _extend(found, needs, chosen, picked, seconds, index - 1, problem, one_bootstrap, highest)
         undominated = _undominated(found)
         if undominated is None:
-            return beam(problem, one_boot, most)
+            return beam(problem, one_bootstrap, most)
         ways = undominated
         if not ways:
             raise InfeasibleError(f"no plan takes at most {most} bootstraps")
     best_state, best = min(ways.items(), key=lambda item: (item[1].seconds, item[0]))
-    places = tuple(way.boot for way in _steps(best) if way.boot is not None)
-    return Plan(
-        places,
+    placements = tuple(way.placement for way in _steps(best) if way.placement is not None)
+    return BootstrapPlan(
+        placements,
         best.seconds,
-        sum(problem.ciphertexts(name) for _, name in places),
+        sum(problem.ciphertexts(name) for _, name in placements),
         max(n for name, n in best_state if name != COUNT),
         dict(way.pick for way in _steps(best) if way.pick is not None),
     )
@@ -189,19 +197,19 @@ def _extend(
     way: _Way,
     seconds: float,
     position: int,
-    problem: Problem,
-    one_boot: float,
+    problem: PlacementProblem,
+    one_bootstrap: float,
     highest: Mapping[str, int],
 ) -> None:
     """Enter the state before a node with some of its operands bootstrapped, where it can be reached."""
-    before = dict(needs) | dict.fromkeys(chosen, problem.boots.input_level)
+    before = dict(needs) | dict.fromkeys(chosen, problem.bootstraps.input_level)
     if COUNT in before:
         before[COUNT] += sum(problem.ciphertexts(name) for name in chosen)
     if any(level > highest[name] for name, level in before.items()):
         return
     extended = way
     for name in chosen:
-        seconds += one_boot * problem.ciphertexts(name)
+        seconds += one_bootstrap * problem.ciphertexts(name)
         extended = _Way(seconds, (position, name), then=extended)
     if not chosen:
         extended = _Way(seconds, then=way)

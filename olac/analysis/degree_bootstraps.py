@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from olac.analysis.bootstrap_problem import Option, Plan, Problem
+from olac.analysis.bootstrap_problem import BootstrapPlan, Option, PlacementProblem
 from olac.analysis.bootstraps import solve
-from olac.ckks.candidates import deep_candidates
+from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.candidates import longest_chains
 from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
@@ -29,10 +30,10 @@ TIE = 1e-9
 @functools.cache
 def usual_bootstrapping() -> Parameters:
     """The parameters with the fewest digits, whose keys take the least memory."""
-    return min(deep_candidates(log_rings=(16,)), key=lambda p: p.digits)
+    return min(longest_chains(log_rings=(16,)), key=lambda p: p.digits)
 
 
-class _Unscaled(Problem):
+class _Unscaled(PlacementProblem):
     """Before units are chosen every value counts as one that will fit."""
 
     def fits(self, name: str) -> bool:
@@ -41,11 +42,10 @@ class _Unscaled(Problem):
 
 def _problem(graph: Graph, parameters: Parameters | None) -> _Unscaled:
     used = parameters or usual_bootstrapping()
-    assert used.bootstrapping is not None
-    return _Unscaled(graph, used.bootstrapping, used.depth, lambda node, level: level * NODE_PRICE)
+    return _Unscaled(graph, bootstrap_model(used), used.depth, lambda node, level: level * NODE_PRICE)
 
 
-def least_bootstraps(graph: Graph, parameters: Parameters | None = None) -> Plan:
+def least_bootstraps(graph: Graph, parameters: Parameters | None = None) -> BootstrapPlan:
     """The plan of fewest bootstraps for a circuit as it is.
 
     Raises:
@@ -60,7 +60,7 @@ def degrees_within(
     costs: Mapping[str, Sequence[float]],
     most: int,
     parameters: Parameters | None = None,
-) -> tuple[dict[str, int], Plan]:
+) -> tuple[dict[str, int], BootstrapPlan]:
     """The choice for each activation of least cost in all that takes at most so many bootstraps.
 
     The dynamic program over levels (`olac.analysis.bootstraps.solve`) picks each activation's depth as it goes, and
@@ -100,7 +100,7 @@ class Chosen:
 
     degrees: Mapping[str, int]
     cost: float
-    plan: Plan
+    plan: BootstrapPlan
 
 
 def plan_degrees(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from olac.backends.cost import CostEvaluator, Slowdown
-from olac.ckks.bootstrapping import SPECIAL_KEYS, precomputed_bytes, working_bytes
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Parameters
 from olac.ckks.sizes import ciphertext_bytes, kept_plaintext_bytes, plaintext_bytes, rotation_key_bytes
 from olac.costs.table import CostTable
@@ -142,15 +142,14 @@ def sizes(
         encodes: how many plaintexts are encoded, by level.
         levels: of every value.
     """
-    kept = parameters.bootstrapping is None
-    special = 0 if kept else SPECIAL_KEYS - 1
+    bootstraps = bootstrap_model(parameters)
     return Sizes(
-        key_bytes=evaluation_key_bytes(parameters) * (rotations + 1 + special),
-        setup_bytes=precomputed_bytes(parameters),
+        key_bytes=evaluation_key_bytes(parameters) * (rotations + 1 + bootstraps.large_special_keys),
+        setup_bytes=bootstraps.precomputed_bytes,
         plaintext_bytes=sum(n * kept_plaintext_bytes(parameters.log_ring, level + 1) for level, n in encodes.items()),
         ciphertext_bytes=_most_alive(graph, kernels, parameters, levels),
         table_bytes=sum(kernel.table_bytes for kernel in kernels.values()),
-        keeps_plaintexts=kept,
+        keeps_plaintexts=bootstraps.keeps_plaintexts,
     )
 
 
@@ -198,7 +197,8 @@ def estimate(
     used = threads or usable_threads()
     table = costs or CostTable.default()
     parameters = program.parameters
-    kept = parameters.bootstrapping is None
+    bootstraps = bootstrap_model(parameters)
+    kept = bootstraps.keeps_plaintexts
     evaluator = CostEvaluator(parameters, table, used, encoded=kept, slowdown=slowdown, rotations=program.rotations)
     seconds: dict[str, float] = {}
     levels: dict[str, int] = {}
@@ -216,8 +216,8 @@ def estimate(
     size = sizes(
         program.graph, build_weightless_kernels(program.graph), parameters, len(program.rotations), encodes, levels
     )
-    special = 0 if kept else SPECIAL_KEYS - 1
-    keygen = evaluator.price("relin_keygen", parameters.depth) + (len(program.rotations) + special) * evaluator.price(
+    others = len(program.rotations) + bootstraps.large_special_keys
+    keygen = evaluator.price("relin_keygen", parameters.depth) + others * evaluator.price(
         "rotation_keygen", parameters.depth
     )
     set_up_seconds = (
@@ -253,7 +253,7 @@ BARE_PROCESS_BYTES = 130e6
 def _working_bytes(node: Node, kernel: Kernel | None, parameters: Parameters, levels: Mapping[str, int]) -> int:
     """Ciphertexts that an op holds beside operand and result: rotations of the operand and its powers, sums, digits."""
     if isinstance(node.op, Bootstrap):
-        return working_bytes(parameters)
+        return bootstrap_model(parameters).working_bytes
     if kernel is None or not kernel.held:
         return 0
     limbs = levels[node.inputs[0]] + 1

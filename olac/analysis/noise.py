@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from olac.calibration.statistics import Calibration
-from olac.ckks.bootstrapping import bootstrap_noise
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, Node
@@ -99,7 +99,7 @@ class OutputNoise:
             parameters: that it runs with.
         """
         rescale = _rescale_noise(parameters.log_ring) * 2.0**-parameters.scale_bits
-        return self._error(graph, graph.evaluate(self._images), rescale, bootstrap_noise(parameters))
+        return self._error(graph, graph.evaluate(self._images), rescale, bootstrap_model(parameters).noise)
 
     def _error(self, graph: Graph, clean: Array, sigma: float, bootstrap: float = 0.0, only: str = "") -> float:
         """Largest change of the outputs, relative to their range; infinite where values diverge.

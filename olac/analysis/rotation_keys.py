@@ -21,7 +21,7 @@ from olac.analysis.estimate import (
     key_reading_seconds,
 )
 from olac.backends.cost import CostEvaluator, Slowdown
-from olac.ckks.bootstrapping import bootstrap_steps, steps_with_keys
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.key_pool import evictions
 from olac.ckks.parameters import Parameters
 from olac.ckks.rotations import composition
@@ -75,9 +75,10 @@ def fewer_keys(
         seconds, sizes: of the program with a key for every step.
         reward: what has to become smaller with every key that goes, from seconds and bytes of a server.
     """
-    steps = steps_with_keys((step for step, _ in uses), parameters)
+    bootstraps = bootstrap_model(parameters)
+    steps = bootstraps.keys_for(step for step, _ in uses)
     held = {step % parameters.slots for step in steps} - {0}
-    pool = held - bootstrap_steps(parameters)
+    pool = held - bootstraps.steps
     missed = _missed(uses, pool, price)
     one_key = evaluation_key_bytes(parameters)
     composed: set[int] = set()
@@ -166,18 +167,18 @@ def _held_within(
     costs: CostTable | None,
     slowdown: Slowdown | None,
 ) -> KeyChoice:
-    parameters = program.parameters
+    parameters, bootstraps = program.parameters, bootstrap_model(program.parameters)
     evaluator = CostEvaluator(
         parameters,
         costs or CostTable.default(),
         threads,
-        encoded=parameters.bootstrapping is None,
+        encoded=bootstraps.keeps_plaintexts,
         slowdown=slowdown,
         rotations=program.rotations,
     )
     record(program.graph, parameters, recorder=evaluator)
     order = [event.step for event in evaluator.events if event.step]
-    pool = len(set(program.rotations) - bootstrap_steps(parameters) - {parameters.conjugation_step})
+    pool = len(set(program.rotations) - bootstraps.steps - {parameters.conjugation_step})
     whole = KeyChoice(program.rotations, evaluator.seconds, found.sizes, pool, pool)
     return within([whole], order, evaluator, found.first_seconds - evaluator.seconds, max_memory)
 
@@ -206,7 +207,7 @@ def _read_when_needed(
     held = max(1, choice.pool - LOADING_KEYS - math.ceil(over))
     away = choice.pool - held - LOADING_KEYS
     with_keys = frozenset(step % slots for step in choice.steps) - {0}
-    pool = with_keys - bootstrap_steps(parameters)
+    pool = with_keys - bootstrap_model(parameters).steps
     paths = {step: composition(step, with_keys, slots) or () for step in set(order)}
     reads = evictions([part for step in order for part in paths[step] if part in pool], held)
     return replace(

@@ -1,9 +1,11 @@
-"""What OpenFHE's bootstrapping will ask for: rotation steps, memory and primitives, known before anything is made.
+"""What bootstraps ask for: levels, rotation steps, keys, memory and primitives, known before anything is made.
+
+`bootstrap_model` has the model of a set of parameters, an empty one if there are no bootstraps. Whoever plans asks it.
 
 The transforms between coefficients and slots are FFTs whose layers are collapsed into `budget` levels each (Chen,
 Chillotti and Song, "Improved Bootstrapping for Approximate Homomorphic Encryption", EUROCRYPT 2019), every level by
 baby steps and giant steps. Where the slots of a ciphertext repeat, the transforms are those of one period, and a sum of
-rotations behind the raise takes what it added to the one polynomial of fewer coefficients that they belong to (Cheon,
+rotations after the raise takes what it added to the one polynomial of fewer coefficients that they belong to (Cheon,
 Han, Kim, Kim and Song, "Bootstrapping for Approximate Homomorphic Encryption", EUROCRYPT 2018, section 5.1). The rules
 below are those of OpenFHE 1.6; a test holds them against the keys that the library makes, at small rings, for several
 budgets and numbers of slots.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from olac.ckks.parameters import SINE_LEVELS, Bootstrapping, Parameters
 from olac.ckks.sizes import ciphertext_bytes, plaintext_bytes
@@ -83,28 +86,97 @@ def _layer(stride: int, collapsed: int) -> Layer:
     return Layer(stride, diagonals, giant)
 
 
-def transforms(log_slots: int, boots: Bootstrapping, depth: int) -> tuple[tuple[Layer, int], ...]:
+Work = tuple[tuple[str, int, int], ...]
+"""(primitive of the table of costs, level, times)."""
+
+
+@dataclass(frozen=True)
+class BootstrapModel:
+    """What bootstraps ask for under a set of parameters; without any, nothing. Each engine fills in its own.
+
+    Attributes:
+        input_level: the least level that a ciphertext may have before.
+        output_level: the level after.
+        log_slots: log2 of the slots after which the slots of an operand have to repeat; None for all slots.
+        steps: rotation steps that bootstraps need keys for.
+        special_keys: keys beside those of rotations and of relinearisation.
+        large_special_keys: those of them that are as large as a rotation's.
+        special_steps: what stands for special keys among rotation steps.
+        working_bytes: that a bootstrap takes while it runs.
+        precomputed_bytes: of plaintexts that are kept for all bootstraps.
+        work: what one bootstrap of a ciphertext is made of.
+        noise: standard deviation of what one adds to a slot, its sine aside.
+        keeps_plaintexts: whether a server keeps encoded weights if it has the memory, or encodes them in each run.
+    """
+
+    input_level: int = 0
+    output_level: int = 0
+    log_slots: int | None = None
+    steps: frozenset[int] = frozenset()
+    special_keys: int = 0
+    large_special_keys: int = 0
+    special_steps: frozenset[int] = frozenset()
+    working_bytes: int = 0
+    precomputed_bytes: int = 0
+    work: Work = ()
+    noise: float = 0.0
+    keeps_plaintexts: bool = True
+
+    def keys_for(self, steps: Iterable[int]) -> frozenset[int]:
+        """Steps that a program lists keys for whose kernels take the given ones."""
+        return (frozenset(steps) | self.steps) - self.special_steps
+
+
+@lru_cache(maxsize=1024)
+def bootstrap_model(parameters: Parameters) -> BootstrapModel:
+    """What bootstraps ask for under these parameters."""
+    setup = parameters.bootstrapping
+    if setup is None:
+        return BootstrapModel()
+    taken, special = _transforms(parameters, setup), len(parameters.special_primes)
+    # The baby steps of a layer, modulo Q P, and some ciphertexts more (OpenFHE 1.6, 24 levels, 2 digits, 3 + 3 levels
+    # at ring 2^13: 88 MB measured, 89 MB by this).
+    babies = max(layer.giant for layer, _ in taken)
+    working = (babies + OTHERS) * ciphertext_bytes(parameters.log_ring, parameters.limbs + special)
+    # The plaintexts of both transforms are kept modulo Q P.
+    limbs = sum(layer.diagonals * (level + 1 + special) for layer, level in taken)
+    return BootstrapModel(
+        input_level=setup.input_level,
+        output_level=setup.output_level,
+        log_slots=setup.log_slots,
+        steps=_steps(parameters, taken),
+        special_keys=SPECIAL_KEYS,
+        large_special_keys=SPECIAL_KEYS - 1,
+        special_steps=frozenset({parameters.conjugation_step}),
+        working_bytes=working,
+        precomputed_bytes=plaintext_bytes(parameters.log_ring, limbs),
+        work=_work(parameters, setup, taken),
+        noise=_noise(parameters, setup),
+        keeps_plaintexts=False,
+    )
+
+
+Transforms = tuple[tuple[Layer, int], ...]
+
+
+def _transforms(parameters: Parameters, setup: Bootstrapping) -> Transforms:
     """The layers of both transforms in the order in which a bootstrap takes them, each with the level of its operand.
 
     Slots go to coefficients first, at the bottom of the chain, and come back at its top.
     """
-    down = enumerate(layers(log_slots, boots.budget[1], True))
-    up = enumerate(layers(log_slots, boots.budget[0], False))
+    log_slots = parameters.log_bootstrap_slots
+    down = enumerate(layers(log_slots, setup.budget[1], True))
+    up = enumerate(layers(log_slots, setup.budget[0], False))
     return (
-        *((layer, boots.input_level - index) for index, layer in down),
-        *((layer, depth - index) for index, layer in up),
+        *((layer, setup.input_level - index) for index, layer in down),
+        *((layer, parameters.depth - index) for index, layer in up),
     )
-
-
-def _transforms(parameters: Parameters) -> tuple[tuple[Layer, int], ...]:
-    boots = parameters.bootstrapping
-    return () if boots is None else transforms(parameters.log_bootstrap_slots, boots, parameters.depth)
 
 
 def trace_steps(parameters: Parameters) -> tuple[tuple[int, ...], ...]:
     """Rotations of the sum over all periods of a ciphertext whose slots repeat, by the sums that it is made of.
 
-    Four terms at a time, and two where that is left; none where a bootstrap works on all slots.
+    Four terms at a time, and two where that is left; none if a bootstrap works on all slots.
     """
     found, period = [], 1 << parameters.log_bootstrap_slots
     while period < parameters.slots:
@@ -114,12 +186,9 @@ def trace_steps(parameters: Parameters) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
-def bootstrap_steps(parameters: Parameters) -> frozenset[int]:
-    """Rotation steps that bootstraps need keys for; none without bootstrapping."""
-    if parameters.bootstrapping is None:
-        return frozenset()
+def _steps(parameters: Parameters, taken: Transforms) -> frozenset[int]:
     period = 1 << parameters.log_bootstrap_slots
-    found = frozenset().union(*(layer.steps(period) for layer, _ in _transforms(parameters)))
+    found = frozenset().union(*(layer.steps(period) for layer, _ in taken))
     if period < parameters.slots:
         # The layers of a transform leave a rotation by 1 to its end. Back from slots, real parts and imaginary ones lie
         # side by side in two periods, and it is one by a period more.
@@ -127,48 +196,17 @@ def bootstrap_steps(parameters: Parameters) -> frozenset[int]:
     return found
 
 
-def steps_with_keys(steps: Iterable[int], parameters: Parameters) -> frozenset[int]:
-    """Steps that a program lists keys for: those its kernels take and those of bootstraps, which bring conjugation."""
-    if parameters.bootstrapping is None:
-        return frozenset(steps)
-    return (frozenset(steps) | bootstrap_steps(parameters)) - {parameters.conjugation_step}
-
-
-def working_bytes(parameters: Parameters) -> int:
-    """Bytes that a bootstrap takes while it runs; none without bootstrapping.
-
-    The baby steps of a layer, modulo Q P, and some ciphertexts more (OpenFHE 1.6, 24 levels, 2 digits, 3 + 3 levels at
-    ring 2^13: 88 MB measured, 89 MB by this).
-    """
-    boots = parameters.bootstrapping
-    if boots is None:
-        return 0
-    babies = max(layer.giant for layer, _ in _transforms(parameters))
-    limbs = parameters.limbs + len(parameters.special_primes)
-    return (babies + OTHERS) * ciphertext_bytes(parameters.log_ring, limbs)
-
-
-def precomputed_bytes(parameters: Parameters) -> int:
-    """Bytes of the plaintexts of both transforms, which are kept modulo Q P."""
-    special = len(parameters.special_primes)
-    limbs = sum(layer.diagonals * (level + 1 + special) for layer, level in _transforms(parameters))
-    return plaintext_bytes(parameters.log_ring, limbs)
-
-
-def bootstrap_work(parameters: Parameters) -> tuple[tuple[str, int, int], ...]:
-    """What one bootstrap of a ciphertext is made of: (primitive of the table of costs, level, times).
+def _work(parameters: Parameters, setup: Bootstrapping, taken: Transforms) -> Work:
+    """What one bootstrap of a ciphertext is made of.
 
     In each layer the operand is decomposed once and rotated by the baby steps; products and sums stay modulo Q P; every
     giant step but the first takes a decomposition and a rotation of its own. Between the transforms the ciphertext is
-    raised to the whole chain and switched back from the sparser secret, where its slots repeat summed over all periods,
+    raised to the whole chain and switched back from the sparser secret, if its slots repeat summed over all periods,
     conjugated once, and reduced modulo q_0.
     """
-    boots = parameters.bootstrapping
-    if boots is None:
-        return ()
     special = len(parameters.special_primes)
     found: list[tuple[str, int, int]] = []
-    for layer, level in _transforms(parameters):
+    for layer, level in taken:
         blocks = -(-layer.diagonals // layer.giant)
         found += [
             ("hoist", level, blocks),
@@ -178,7 +216,7 @@ def bootstrap_work(parameters: Parameters) -> tuple[tuple[str, int, int], ...]:
             ("key_switch_down", level, blocks),
             ("normalize", level, 1),
         ]
-    reduced = parameters.depth - boots.budget[0]
+    reduced = parameters.depth - setup.budget[0]
     found += [("normalize", parameters.depth, 2), ("rotate", parameters.depth, 1), ("rotate", reduced, 1)]
     for rotations in map(len, trace_steps(parameters)):
         found += [(name, parameters.depth, rotations) for name in ("hoisted_rotate", "add")]
@@ -190,15 +228,9 @@ def bootstrap_work(parameters: Parameters) -> tuple[tuple[str, int, int], ...]:
     return tuple(found)
 
 
-def bootstrap_noise(parameters: Parameters) -> float:
-    """Standard deviation of what a bootstrap adds to a slot, its sine aside; 0 without bootstrapping.
-
-    That of the nearest measured scale below, twice as much for each bit of the correction factor beyond the measured.
-    """
-    boots = parameters.bootstrapping
-    if boots is None:
-        return 0.0
+def _noise(parameters: Parameters, setup: Bootstrapping) -> float:
+    """That of the nearest measured scale below, twice as much for each bit of correction beyond the measured."""
     scale, first = max(
         (one for one in BOOTSTRAP_NOISE if one[0] <= parameters.scale_bits), default=min(BOOTSTRAP_NOISE)
     )
-    return BOOTSTRAP_NOISE[scale, first] * 2.0 ** (boots.correction - (first - scale))
+    return BOOTSTRAP_NOISE[scale, first] * 2.0 ** (setup.correction - (first - scale))

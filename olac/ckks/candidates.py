@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from functools import lru_cache
 
 from olac.ckks.parameters import (
     BOOTSTRAP_FIRST_BITS,
@@ -15,7 +14,6 @@ from olac.ckks.parameters import (
     Parameters,
 )
 from olac.ckks.primes import FIXED, FLEXIBLE
-from olac.errors import InfeasibleError
 
 
 def candidates(
@@ -39,32 +37,6 @@ def candidates(
     return found
 
 
-def deep_candidates(
-    *,
-    scale_bits: int = BOOTSTRAP_SCALE_BITS,
-    first_bits: int = BOOTSTRAP_FIRST_BITS,
-    security: int = 128,
-    log_rings: tuple[int, ...] = (15, 16),
-    rests: tuple[int, ...] | None = None,
-) -> list[Parameters]:
-    """Sets with bootstraps, for each ring and number of digits the one with most levels that keeps the security.
-
-    Args:
-        rests: levels that bootstrapping leaves, to try; None for 1 to 20.
-    """
-    found = []
-    for log_ring, digits in itertools.product(log_rings, range(2, MOST_DIGITS + 1)):
-        for rest in sorted(rests or range(1, 21), reverse=True):
-            boots = Bootstrapping(rest, correction=first_bits - scale_bits)
-            if not Parameters.valid_digits(boots.depth, digits) or scale_bits < log_ring + 4:
-                continue
-            made = Parameters(log_ring, boots.depth, scale_bits, first_bits, digits, FLEXIBLE, security, boots)
-            if made.secure:
-                found.append(made)
-                break
-    return found
-
-
 BUDGETS = ((3, 3), (4, 3), (5, 3), (4, 4), (5, 4))
 """Levels of the two transforms of a bootstrap of full ciphertexts, to try.
 
@@ -79,15 +51,21 @@ def deep_chains(
     security: int = 128,
     log_rings: tuple[int, ...] = (15, 16),
     budgets: tuple[tuple[int, int], ...] = BUDGETS,
+    most_rest: int = MOST_DEPTH,
 ) -> list[Parameters]:
-    """All sets with bootstraps that keep the security and leave a level between two."""
+    """All sets with bootstraps that keep the security and leave a level between two.
+
+    Args:
+        most_rest: levels that bootstrapping leaves at most.
+    """
     found = []
     correction = first_bits - scale_bits
     for log_ring, digits in itertools.product(log_rings, range(2, MOST_DIGITS + 1)):
         if scale_bits < log_ring + 4:
             continue
         least = 2 + SINE_LEVELS + min(map(sum, budgets))
-        for depth in range(least, MOST_DEPTH + 1):
+        most = most_rest + SINE_LEVELS + max(map(sum, budgets))
+        for depth in range(least, min(most, MOST_DEPTH) + 1):
             if not Parameters.valid_digits(depth, digits):
                 continue
             if not _is_secure(log_ring, depth, scale_bits, first_bits, digits, security):
@@ -105,26 +83,21 @@ def deep_chains(
                     Bootstrapping(rest, budget, correction),
                 )
                 for rest, budget in rests
-                if rest >= 2
+                if 2 <= rest <= most_rest
             ]
     return found
 
 
-@lru_cache(maxsize=1024)
+def longest_chains(security: int = 128, log_rings: tuple[int, ...] = (15, 16)) -> list[Parameters]:
+    """Of each ring and number of digits the set with bootstraps in 3 + 3 levels that has most levels."""
+    longest = {
+        (chain.log_ring, chain.digits): chain
+        for chain in deep_chains(security=security, log_rings=log_rings, budgets=BUDGETS[:1])
+    }
+    return list(longest.values())
+
+
 def _is_secure(log_ring: int, depth: int, scale_bits: int, first_bits: int, digits: int, security: int) -> bool:
     """Whether a chain for bootstraps keeps the security; where levels are for does not matter to it."""
-    boots = Bootstrapping(depth - SINE_LEVELS - 2, (1, 1), first_bits - scale_bits)
-    return Parameters(log_ring, depth, scale_bits, first_bits, digits, FLEXIBLE, security, boots).secure
-
-
-def require_candidates(
-    found: list[list[Parameters]], depth: int, scale_bits: int, security: int
-) -> list[list[Parameters]]:
-    """The list itself, or `InfeasibleError` where it is empty."""
-    if not found:
-        raise InfeasibleError(
-            f"no ring up to 2^16 holds {depth} levels of {scale_bits} bits "
-            + (f"at {security}-bit security " if security else "")
-            + "without bootstrapping. Lower the degrees of the activations, or the precision."
-        )
-    return found
+    setup = Bootstrapping(depth - SINE_LEVELS - 2, (1, 1), first_bits - scale_bits)
+    return Parameters(log_ring, depth, scale_bits, first_bits, digits, FLEXIBLE, security, setup).secure

@@ -163,8 +163,8 @@ class Parameters:
     @property
     def log_bootstrap_slots(self) -> int:
         """log2 of the slots that a bootstrap works on, after which the slots of its operand repeat."""
-        boots = self.bootstrapping
-        return self.log_ring - 1 if boots is None or boots.log_slots is None else boots.log_slots
+        setup = self.bootstrapping
+        return self.log_ring - 1 if setup is None or setup.log_slots is None else setup.log_slots
 
     @property
     def limbs(self) -> int:
@@ -304,11 +304,11 @@ class Parameters:
         """One line for people."""
         security = f"{math.floor(self.security_bits)}-bit security" if self.security else "NOT SECURE (asked for)"
         if self.bootstrapping is not None:
-            boot = self.bootstrapping
+            setup = self.bootstrapping
             security += (
                 f", sparse secret held to log2(QP) {self.security_bound}" if self.security else ", sparse secret"
-            ) + f", bootstraps to level {boot.output_level} in {boot.budget[0]} + {boot.budget[1]} levels"
-            security += "" if boot.log_slots is None else f" on 2^{boot.log_slots} slots"
+            ) + f", bootstraps to level {setup.output_level} in {setup.budget[0]} + {setup.budget[1]} levels"
+            security += "" if setup.log_slots is None else f" on 2^{setup.log_slots} slots"
         return (
             f"ring 2^{self.log_ring}, {self.depth} levels of {self.scale_bits} bits, first prime {self.first_bits} "
             f"bits, {self.digits} digits, log2(QP) {self.log_qp:.0f}, {self.technique}, {security}"

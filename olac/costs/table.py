@@ -69,7 +69,7 @@ class CostTable:
         rows: the measurements.
         factors: fitted to the measurements.
         bootstrap_factor: measured seconds of a bootstrap, divided by those of the primitives that it is counted to take
-            (`olac.ckks.bootstrapping.bootstrap_work`).
+            (`olac.ckks.bootstrapping.BootstrapModel.work`).
     """
 
     machine: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.parameters import Parameters
 from olac.ckks.primes import FIXED
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Bootstrap, Units
@@ -28,8 +28,8 @@ def highest_level(
     None if it depends on parameters that are not given, or that have no bootstraps.
     """
     if isinstance(node.op, Bootstrap):
-        boots = None if parameters is None else parameters.bootstrapping
-        return None if boots is None else boots.output_level
+        setup = None if parameters is None else parameters.bootstrapping
+        return None if setup is None else setup.output_level
     if not operands:
         return None if parameters is None else parameters.depth
     return min(state.level for state in operands) - node.levels(graph.constants)
@@ -48,12 +48,12 @@ def scale_at(node: Node, operands: Sequence[CipherState], level: int, parameters
     return parameters.scale(level)
 
 
-def bootstrap_fault(kind: ValueType, boots: Bootstrapping) -> str | None:
-    """Why a value can't be bootstrapped, or None: slots stay where that is exact, and repeat as the set-up asks."""
+def bootstrap_fault(kind: ValueType, log_slots: int | None) -> str | None:
+    """Why a value can't be bootstrapped, or None: slots stay where that is exact, and repeat after 2^log_slots."""
     if kind.bound is not None and not kind.bound.magnitude <= kind.unit * WIDEST:
         return f"bootstraps values up to {kind.bound.magnitude / kind.unit:.3g}, beyond [-1, 1]"
-    if boots.log_slots is not None and kind.layout is not None and kind.layout.repeats_after > 1 << boots.log_slots:
-        return f"bootstraps a value that does not repeat after 2^{boots.log_slots} slots"
+    if log_slots is not None and kind.layout is not None and kind.layout.repeats_after > 1 << log_slots:
+        return f"bootstraps a value that does not repeat after 2^{log_slots} slots"
     return None
 
 
@@ -97,16 +97,16 @@ def _why(graph: Graph, node: Node, state: CipherState, operands: Sequence[Cipher
 
 
 def _of_bootstrap(node: Node, op: Bootstrap, operand: ValueType, level: int, parameters: Parameters) -> Iterator[str]:
-    boots = parameters.bootstrapping
-    if boots is None:
+    setup = parameters.bootstrapping
+    if setup is None:
         yield "bootstraps without a set-up: the parameters are without bootstrapping"
         return
-    if level < boots.input_level:
-        yield f"bootstraps at level {level}, {boots.input_level} is the least"
-    if op.correction != boots.correction:
-        yield f"bootstraps with a correction factor of {op.correction}, not {boots.correction}"
+    if level < setup.input_level:
+        yield f"bootstraps at level {level}, {setup.input_level} is the least"
+    if op.correction != setup.correction:
+        yield f"bootstraps with a correction factor of {op.correction}, not {setup.correction}"
     for one in (operand, node.type):
-        fault = bootstrap_fault(one, boots)
+        fault = bootstrap_fault(one, setup.log_slots)
         if fault is not None:
             yield fault
             return

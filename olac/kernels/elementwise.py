@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ir.layout import TensorLayout
 from olac.kernels.base import Kernel, Value, common_level
 
@@ -74,8 +75,7 @@ class BootstrapKernel(Kernel):
         self._level = level
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
-        boots = evaluator.parameters.bootstrapping
-        lowest = 0 if boots is None else boots.input_level
+        lowest = bootstrap_model(evaluator.parameters).input_level
         low = (evaluator.level_reduce(part, lowest) if part.state.level > lowest else part for part in operands[0])
         return tuple(evaluator.level_reduce(evaluator.bootstrap(part), self._level) for part in low)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Parameters
 from olac.ckks.primes import is_prime
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
@@ -429,7 +429,7 @@ def _check(program: LoweredProgram) -> None:
     most = parameters.slots - 1 if parameters.bootstrapping is not None else parameters.conjugation_step
     if list(steps) != sorted(set(steps)) or any(not 0 < step <= most for step in steps):
         raise ValueError(f"rotation steps must increase within 1 ... {most}")
-    lacking = bootstrap_steps(parameters) - set(steps)
+    lacking = bootstrap_model(parameters).steps - set(steps)
     if lacking:
         raise ValueError(f"{len(lacking)} rotation steps of bootstraps are not among the program's")
 

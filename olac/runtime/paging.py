@@ -8,7 +8,7 @@ import numpy as np
 
 from olac.backends.recorder import RecorderEvaluator
 from olac.backends.session import Engine, Keys, KeyStore
-from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.key_pool import KeyPool
 from olac.ckks.words import Words
 from olac.errors import ArtifactError
@@ -46,7 +46,7 @@ class KeyFile:
 
 def pinned_steps(program: CompiledProgram) -> frozenset[int]:
     """Steps whose keys are always held: engines look up those of bootstraps and of conjugation themselves."""
-    return bootstrap_steps(program.parameters) | {program.parameters.conjugation_step}
+    return bootstrap_model(program.parameters).steps | {program.parameters.conjugation_step}
 
 
 def install_pinned(

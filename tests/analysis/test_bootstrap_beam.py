@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from olac.analysis import bootstrap_beam, bootstraps
 from olac.analysis.bootstrap_beam import WIDER, WIDTH, beam
-from olac.analysis.bootstrap_problem import Option, Plan, Problem
+from olac.analysis.bootstrap_problem import BootstrapPlan, Option, PlacementProblem
 from olac.analysis.bootstraps import MOST_STATES, solve
 from olac.ckks.parameters import Bootstrapping
 from olac.errors import InfeasibleError
 from olac.ir import Graph, Range
 from olac.ir.ops import Input
 from tests.analysis.test_bootstraps import (
-    BOOTS,
+    SETUP,
     Drawing,
     _plan_seconds,
     brute_force,
@@ -50,7 +50,7 @@ def wide(nodes: int, width: int, seed: int) -> Graph:
     return g.graph()
 
 
-def narrowed(p: Problem, share: float, seed: int) -> Problem:
+def narrowed(p: PlacementProblem, share: float, seed: int) -> PlacementProblem:
     """The problem with bootstraps of some values out of the question."""
     random = np.random.default_rng(seed)
     never = {node.id for node in p.graph.nodes if random.random() < share}
@@ -71,47 +71,47 @@ def cells(steps: int) -> Graph:
     return g.graph()
 
 
-def checked(p: Problem, plan: Plan, one_boot: float) -> float:
+def checked(p: PlacementProblem, plan: BootstrapPlan, one_bootstrap: float) -> float:
     """The cost of a plan, which its graph has to have."""
-    assert _plan_seconds(p, plan, one_boot) == pytest.approx(plan.seconds)
+    assert _plan_seconds(p, plan, one_bootstrap) == pytest.approx(plan.seconds)
     return plan.seconds
 
 
 @settings(max_examples=40, deadline=None)
 @given(graphs(6), st.integers(0, 1000), st.sampled_from([0.1, 2.0, 20.0]))
-def test_against_brute_force(graph: Graph, seed: int, one_boot: float) -> None:
-    p = problem(graph, BOOTS.output_level, seed)
-    expected = brute_force(p, one_boot)
+def test_against_brute_force(graph: Graph, seed: int, one_bootstrap: float) -> None:
+    p = problem(graph, SETUP.output_level, seed)
+    expected = brute_force(p, one_bootstrap)
     if expected == math.inf:
         with pytest.raises(InfeasibleError):
-            beam(p, one_boot)
+            beam(p, one_bootstrap)
         return
-    assert checked(p, beam(p, one_boot), one_boot) <= NEAR * expected
+    assert checked(p, beam(p, one_bootstrap), one_bootstrap) <= NEAR * expected
 
 
 @settings(max_examples=40, deadline=None)
 @given(graphs(6), st.integers(0, 1000), st.sampled_from([0.0, 0.1, 2.0]), st.integers(0, 3))
-def test_few_bootstraps_against_brute_force(graph: Graph, seed: int, one_boot: float, most: int) -> None:
-    p = problem(graph, BOOTS.output_level, seed)
-    expected = brute_force(p, one_boot, most)
+def test_few_bootstraps_against_brute_force(graph: Graph, seed: int, one_bootstrap: float, most: int) -> None:
+    p = problem(graph, SETUP.output_level, seed)
+    expected = brute_force(p, one_bootstrap, most)
     if expected == math.inf:
         with pytest.raises(InfeasibleError):
-            beam(p, one_boot, most)
+            beam(p, one_bootstrap, most)
         return
-    plan = beam(p, one_boot, most)
+    plan = beam(p, one_bootstrap, most)
     assert plan.bootstraps <= most
-    assert checked(p, plan, one_boot) <= NEAR * expected
+    assert checked(p, plan, one_bootstrap) <= NEAR * expected
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_wide_graphs_against_an_integer_program(seed: int) -> None:
     graph = wide(24, 9, seed)
-    for one_boot in (0.5, 10.0):
-        p = problem(graph, BOOTS.output_level, seed)
-        expected = optimum(p, one_boot)
+    for one_bootstrap in (0.5, 10.0):
+        p = problem(graph, SETUP.output_level, seed)
+        expected = optimum(p, one_bootstrap)
         assert expected < math.inf
-        for plan in (beam(p, one_boot), solve(p, one_boot)):
-            assert checked(p, plan, one_boot) <= NEAR * expected
+        for plan in (beam(p, one_bootstrap), solve(p, one_bootstrap)):
+            assert checked(p, plan, one_bootstrap) <= NEAR * expected
 
 
 class Counted:
@@ -145,8 +145,8 @@ def many() -> Iterator[tuple[Graph, int]]:
 @pytest.mark.parametrize("which", range(4))
 def test_work_is_bounded_by_the_number_of_nodes(monkeypatch: pytest.MonkeyPatch, which: int) -> None:
     graph, depth = list(many())[which]
-    boots = Bootstrapping(4)
-    p = problem(graph, depth, which, boots)
+    setup = Bootstrapping(4)
+    p = problem(graph, depth, which, setup)
     work = Counted(monkeypatch)
     plan = solve(p, 10.0)
     checked(p, plan, 10.0)
@@ -195,12 +195,12 @@ def test_degrees_of_wide_graphs_are_planned(monkeypatch: pytest.MonkeyPatch, see
 
 
 def test_networks_with_few_values_alive_are_planned_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*given: object) -> Plan:
+    def never(*given: object) -> BootstrapPlan:
         raise AssertionError("the beam was taken")
 
     monkeypatch.setattr(bootstraps, "beam", never)
     for rest in (4, 10):
-        p = problem(residual(9, projections=(3, 6)), rest + 16, boots=Bootstrapping(rest))
+        p = problem(residual(9, projections=(3, 6)), rest + 16, setup=Bootstrapping(rest))
         for most in (None, 30):
             assert solve(p, 50.0, most).bootstraps > 3
 
@@ -216,5 +216,5 @@ def test_values_out_of_range_are_not_bootstrapped() -> None:
     )
     p = problem(marked, 12, 0, Bootstrapping(5, (1, 1)))
     plan = beam(p, 1.0)
-    assert plan.bootstraps and not beyond & {name for _, name in plan.boots}
+    assert plan.bootstraps and not beyond & {name for _, name in plan.placements}
     checked(p, plan, 1.0)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_matrix
 
-from olac.analysis.bootstrap_problem import Plan, Problem
+from olac.analysis.bootstrap_problem import BootstrapPlan, PlacementProblem
 from olac.analysis.bootstraps import solve
 from olac.analysis.levels import required_levels
+from olac.ckks.bootstrapping import BootstrapModel
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.errors import InfeasibleError, VerificationError
@@ -36,7 +37,7 @@ from tests.golden import check_golden
 from tests.networks import Growing, normalized
 
 REST = 3
-BOOTS = Bootstrapping(REST, (1, 1))  # bootstraps from level 2 to level 4
+SETUP = Bootstrapping(REST, (1, 1))  # bootstraps from level 2 to level 4
 CUBIC = [[0.1, 0.5, 0.2, 0.05]]
 DEEP = Parameters(11, 16 + 4, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4))
 
@@ -101,14 +102,15 @@ def graphs(draw: st.DrawFn, most: int = 8) -> Graph:
     return g.graph()
 
 
-def problem(graph: Graph, depth: int, seed: int = 0, boots: Bootstrapping = BOOTS) -> Problem:
+def problem(graph: Graph, depth: int, seed: int = 0, setup: Bootstrapping = SETUP) -> PlacementProblem:
     """Costs that grow with the level, another one for each node."""
     random = np.random.default_rng(seed)
     costs = {node.id: np.cumsum(random.uniform(0, 1, depth + 1)) for node in graph.nodes}
-    return Problem(graph, boots, depth, lambda node, level: float(costs[node.id][level]))
+    model = BootstrapModel(setup.input_level, setup.output_level)
+    return PlacementProblem(graph, model, depth, lambda node, level: float(costs[node.id][level]))
 
 
-def brute_force(p: Problem, one_boot: float, most: float = math.inf) -> float:
+def brute_force(p: PlacementProblem, one_bootstrap: float, most: float = math.inf) -> float:
     """Every subset of bootstrapped values, and every choice of readers that stay with the old value; or infinity."""
     nodes = p.graph.nodes
     edges = sorted({(name, i) for i, node in enumerate(nodes) for name in node.inputs})
@@ -116,14 +118,14 @@ def brute_force(p: Problem, one_boot: float, most: float = math.inf) -> float:
     for count in range(len(edges) + 1):
         for moved in itertools.combinations(edges, count):
             if len({name for name, _ in moved}) <= most:
-                best = min(best, _price(p, frozenset(moved), one_boot))
+                best = min(best, _price(p, frozenset(moved), one_bootstrap))
     return best
 
 
-def _price(p: Problem, moved: frozenset[tuple[str, int]], one_boot: float) -> float:
+def _price(p: PlacementProblem, moved: frozenset[tuple[str, int]], one_bootstrap: float) -> float:
     """Seconds where these (value, reader) read the bootstrapped value."""
     raw: dict[str, int] = dict.fromkeys(p.graph.outputs, 0)
-    seconds = one_boot * len({name for name, _ in moved})
+    seconds = one_bootstrap * len({name for name, _ in moved})
     for index in range(len(p.graph.nodes) - 1, -1, -1):
         node = p.graph.nodes[index]
         if isinstance(node.op, Input):
@@ -135,14 +137,14 @@ def _price(p: Problem, moved: frozenset[tuple[str, int]], one_boot: float) -> fl
         for name in node.inputs:
             need = operand
             if (name, index) in moved:
-                if operand > p.boots.output_level:
+                if operand > p.bootstraps.output_level:
                     return math.inf
-                need = p.boots.input_level
+                need = p.bootstraps.input_level
             raw[name] = max(raw.get(name, 0), need)
     raise AssertionError("no input")
 
 
-def optimum(p: Problem, one_boot: float) -> float:
+def optimum(p: PlacementProblem, one_bootstrap: float) -> float:
     """The same by an integer program: one-hot levels, and whether each value is bootstrapped for all that read it."""
     nodes = p.graph.nodes
     tops = p.depth + 1
@@ -155,14 +157,14 @@ def optimum(p: Problem, one_boot: float) -> float:
         start = at[node.id]
         boot, given_level = start + tops, start + tops + 1
         upper[given_level], integral[given_level] = p.depth, 0
-        cost[boot] = one_boot * p.ciphertexts(node.id)
+        cost[boot] = one_bootstrap * p.ciphertexts(node.id)
         if not p.fits(node.id):
             upper[boot] = 0
         level = {start + i: float(i) for i in range(tops)}
         rows.append(({start + i: 1.0 for i in range(tops)}, 1, 1))
-        rows.append((level | {boot: -float(p.boots.input_level)}, 0, math.inf))
+        rows.append((level | {boot: -float(p.bootstraps.input_level)}, 0, math.inf))
         rows.append(({given_level: 1.0, boot: -float(p.depth)} | {k: -v for k, v in level.items()}, -math.inf, 0))
-        rows.append(({given_level: 1.0, boot: float(p.depth)}, -math.inf, p.boots.output_level + p.depth))
+        rows.append(({given_level: 1.0, boot: float(p.depth)}, -math.inf, p.bootstraps.output_level + p.depth))
         if not isinstance(node.op, Input):
             taken = p.least(node.id)
             for i in range(tops):
@@ -186,26 +188,26 @@ def optimum(p: Problem, one_boot: float) -> float:
     return math.inf if found.x is None else float(found.fun)
 
 
-def planned(p: Problem, one_boot: float) -> float:
+def planned(p: PlacementProblem, one_bootstrap: float) -> float:
     """Seconds of the solver's plan, which must be what its levels cost; infinity where there is none."""
     try:
-        plan = solve(p, one_boot)
+        plan = solve(p, one_bootstrap)
     except InfeasibleError:
         return math.inf
-    assert _plan_seconds(p, plan, one_boot) == pytest.approx(plan.seconds)
+    assert _plan_seconds(p, plan, one_bootstrap) == pytest.approx(plan.seconds)
     return plan.seconds
 
 
-def _plan_seconds(p: Problem, plan: Plan, one_boot: float) -> float:
+def _plan_seconds(p: PlacementProblem, plan: BootstrapPlan, one_bootstrap: float) -> float:
     """From the graph with bootstraps alone."""
-    graph = insert(p.graph, plan.boots, 8, "test")
-    needed = required_levels(graph, p.boots.input_level)
+    graph = insert(p.graph, plan.placements, 8, "test")
+    needed = required_levels(graph, p.bootstraps.input_level)
     assert needed[graph.inputs[0].id] == plan.fresh_level <= p.depth
     seconds = 0.0
     for node in graph.nodes:
         if isinstance(node.op, Bootstrap):
-            assert needed[node.id] <= p.boots.output_level
-            seconds += one_boot
+            assert needed[node.id] <= p.bootstraps.output_level
+            seconds += one_bootstrap
         elif not isinstance(node.op, Input):
             seconds += p.seconds(p.graph[node.id], needed[node.id] + p.least(node.id))
     return seconds
@@ -216,31 +218,33 @@ def _plan_seconds(p: Problem, plan: Plan, one_boot: float) -> float:
 
 @settings(max_examples=60, deadline=None)
 @given(graphs(6), st.integers(0, 1000), st.sampled_from([0.1, 2.0, 20.0]))
-def test_against_brute_force(graph: Graph, seed: int, one_boot: float) -> None:
-    p = problem(graph, BOOTS.output_level, seed)
-    assert planned(p, one_boot) == pytest.approx(brute_force(p, one_boot))
+def test_against_brute_force(graph: Graph, seed: int, one_bootstrap: float) -> None:
+    p = problem(graph, SETUP.output_level, seed)
+    assert planned(p, one_bootstrap) == pytest.approx(brute_force(p, one_bootstrap))
 
 
 @settings(max_examples=60, deadline=None)
 @given(graphs(6), st.integers(0, 1000), st.sampled_from([0.0, 0.1, 2.0]), st.integers(0, 3))
-def test_the_best_of_few_bootstraps_against_brute_force(graph: Graph, seed: int, one_boot: float, most: int) -> None:
-    p = problem(graph, BOOTS.output_level, seed)
-    expected = brute_force(p, one_boot, most)
+def test_the_best_of_few_bootstraps_against_brute_force(
+    graph: Graph, seed: int, one_bootstrap: float, most: int
+) -> None:
+    p = problem(graph, SETUP.output_level, seed)
+    expected = brute_force(p, one_bootstrap, most)
     if expected == math.inf:
         with pytest.raises(InfeasibleError):
-            solve(p, one_boot, most)
+            solve(p, one_bootstrap, most)
         return
-    plan = solve(p, one_boot, most)
+    plan = solve(p, one_bootstrap, most)
     assert plan.bootstraps <= most and plan.seconds == pytest.approx(expected)
-    assert _plan_seconds(p, plan, one_boot) == pytest.approx(plan.seconds)
+    assert _plan_seconds(p, plan, one_bootstrap) == pytest.approx(plan.seconds)
 
 
 @settings(max_examples=60, deadline=None)
 @given(graphs(12), st.integers(0, 1000), st.sampled_from([0.1, 2.0, 20.0]), st.sampled_from([4, 7]))
-def test_against_an_integer_program(graph: Graph, seed: int, one_boot: float, depth: int) -> None:
+def test_against_an_integer_program(graph: Graph, seed: int, one_bootstrap: float, depth: int) -> None:
     p = problem(graph, depth, seed)
-    expected, found = optimum(p, one_boot), planned(p, one_boot)
-    if depth == BOOTS.output_level:
+    expected, found = optimum(p, one_bootstrap), planned(p, one_bootstrap)
+    if depth == SETUP.output_level:
         assert found == pytest.approx(expected, rel=1e-6)
     else:  # A value above what bootstraps give may have early readers of the old value, which the program knows not.
         assert found <= expected * (1 + 1e-6)
@@ -251,10 +255,10 @@ def test_against_an_integer_program(graph: Graph, seed: int, one_boot: float, de
 @pytest.mark.parametrize("projections", [(), (1,)])
 def test_residual_networks_against_an_integer_program(branch: int, rest: int, projections: tuple[int, ...]) -> None:
     """Blocks that are longer than the levels between bootstraps take one on a branch, the skip passes by it."""
-    boots = Bootstrapping(rest, (1, 1))
-    for one_boot in (1.0, 20.0):
-        p = problem(residual(3, branch, projections), boots.output_level, rest, boots)
-        assert planned(p, one_boot) == pytest.approx(optimum(p, one_boot), rel=1e-6)
+    setup = Bootstrapping(rest, (1, 1))
+    for one_bootstrap in (1.0, 20.0):
+        p = problem(residual(3, branch, projections), setup.output_level, rest, setup)
+        assert planned(p, one_bootstrap) == pytest.approx(optimum(p, one_bootstrap), rel=1e-6)
 
 
 def test_a_skip_connection_passes_by_a_bootstrap_of_its_branch() -> None:
@@ -262,15 +266,15 @@ def test_a_skip_connection_passes_by_a_bootstrap_of_its_branch() -> None:
     y = g.affine(g.polynomial("x"))
     g.add(y, g.polynomial(y))
     p = problem(g.graph(), 5)
-    assert solve(p, 1000.0).boots == ()
+    assert solve(p, 1000.0).placements == ()
     g = Drawing()
     z = y = g.affine("x")
     for _ in range(3):
         z = g.polynomial(z)
     g.add(y, z)
     plan = solve(problem(g.graph(), 5), 1.0)
-    assert plan.bootstraps == len(plan.boots) >= 1
-    assert all(name != y for _, name in plan.boots[1:])
+    assert plan.bootstraps == len(plan.placements) >= 1
+    assert all(name != y for _, name in plan.placements[1:])
     assert planned(problem(g.graph(), 5), 1.0) == pytest.approx(optimum(problem(g.graph(), 5), 1.0))
 
 
@@ -280,25 +284,25 @@ def test_values_beyond_one_are_not_bootstrapped() -> None:
     marked = graph.rewrite(
         lambda node, builder, inputs: builder.keep(node, inputs, type=wide.get(node.id, node.type)), by="test"
     )
-    assert solve(problem(graph, 4), 1.0).boots
+    assert solve(problem(graph, 4), 1.0).placements
     with pytest.raises(InfeasibleError, match=r"levels run out at poly_\d from .*Lower the degrees"):
         solve(problem(marked, 4), 1.0)
 
 
 def test_what_no_bootstraps_reach_is_named() -> None:
     """A bootstrap takes level 2 and gives level 4: two polynomials in a row after it have no place between them."""
-    boots = Bootstrapping(1, (1, 1))  # from level 2 to level 2: nothing is gained
+    setup = Bootstrapping(1, (1, 1))  # from level 2 to level 2: nothing is gained
     with pytest.raises(
         InfeasibleError, match=r"(?s)levels run out at poly.*bootstraps leave 0 levels.*Lower the degrees"
     ):
-        solve(problem(chain(6), 4, boots=boots), 1.0)
+        solve(problem(chain(6), 4, setup=setup), 1.0)
 
 
 def test_as_many_nodes_as_resnet_110_has_take_no_time() -> None:
     graph = residual(66, projections=(22, 44))
     assert len(graph.nodes) > 330
     start = time.perf_counter()
-    plan = solve(problem(graph, 26, boots=Bootstrapping(10)), 50.0)
+    plan = solve(problem(graph, 26, setup=Bootstrapping(10)), 50.0)
     assert time.perf_counter() - start < 20
     assert plan.bootstraps > 30
 
@@ -334,9 +338,9 @@ def test_bootstraps_bend_values_a_little() -> None:
     made = lowered(graph, images)
     seen: dict[str, Array] = {}
     outputs = made.evaluate(images, lambda node, value: seen.update({node.id: value}))
-    boots = [node for node in made.nodes if isinstance(node.op, Bootstrap)]
-    assert boots
-    for node in boots:
+    bootstraps = [node for node in made.nodes if isinstance(node.op, Bootstrap)]
+    assert bootstraps
+    for node in bootstraps:
         before = seen[node.inputs[0]]
         error = before - seen[node.id]
         assert np.allclose(error, (2 * np.pi / 2**8) ** 2 / 6 * before**3, atol=1e-7)
@@ -354,8 +358,8 @@ def _straight(node: Node, value: Array, seen: dict[str, Array]) -> Array | None:
 
 def test_levels_are_as_low_as_what_follows_needs() -> None:
     graph = lowered(*residual_net())
-    boots = [node for node in graph.nodes if isinstance(node.op, Bootstrap)]
-    assert boots
+    bootstraps = [node for node in graph.nodes if isinstance(node.op, Bootstrap)]
+    assert bootstraps
     needed = dict.fromkeys((node.id for node in graph.nodes), 0)
     for node in reversed(graph.nodes):
         state = node.type.state
@@ -383,7 +387,7 @@ def test_without_bootstrapping_nothing_changes() -> None:
     assert made.inputs[0].type.state.level == 14
     assert not any(isinstance(node.op, Bootstrap) for node in made.nodes)
     packed = packed_net(1)
-    assert PlaceBootstraps(boots=((1, "x"),)).run(packed, PassContext(parameters=parameters)) is packed
+    assert PlaceBootstraps(placements=((1, "x"),)).run(packed, PassContext(parameters=parameters)) is packed
 
 
 def packed_net(blocks: int = 3, parameters: Parameters = DEEP) -> Graph:
@@ -394,9 +398,9 @@ def packed_net(blocks: int = 3, parameters: Parameters = DEEP) -> Graph:
 
 def test_a_network_without_a_place_is_refused_by_the_pass() -> None:
     graph = packed_net()
-    boots = Bootstrapping(1)
+    setup = Bootstrapping(1)
     with pytest.raises(InfeasibleError, match="levels run out at"):
-        PlaceBootstraps().run(graph, PassContext(parameters=Parameters(11, 17, 40, 47, 3, FLEXIBLE, 0, boots)))
+        PlaceBootstraps().run(graph, PassContext(parameters=Parameters(11, 17, 40, 47, 3, FLEXIBLE, 0, setup)))
 
 
 def test_only_values_that_repeat_are_bootstrapped_on_a_part_of_the_slots() -> None:
@@ -417,11 +421,11 @@ def test_only_values_that_repeat_are_bootstrapped_on_a_part_of_the_slots() -> No
 
 def test_given_bootstraps_are_taken_and_those_that_do_not_suffice_are_refused() -> None:
     graph, context = packed_net(), PassContext(parameters=DEEP)
-    assert PlaceBootstraps(boots=()).run(graph, context) == graph
+    assert PlaceBootstraps(placements=()).run(graph, context) == graph
     half = Parameters(11, 17, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(1))
     with pytest.raises(VerificationError, match="needs more than the"):
         AssignLevels().run(
-            PlaceBootstraps(boots=((2, "polynomial"),)).run(graph, PassContext(parameters=half)),
+            PlaceBootstraps(placements=((2, "polynomial"),)).run(graph, PassContext(parameters=half)),
             PassContext(parameters=half),
         )
 
@@ -437,7 +441,7 @@ def test_a_value_above_what_bootstraps_give_is_dropped_before_one() -> None:
     context = PassContext(calibration=calibration, parameters=DEEP)
     packed = PassManager([AssignLayouts(), ChooseLowerings()]).run(graph, context)
     position = next(i for i, node in enumerate(packed.nodes) if node.id == graph.nodes[-2].id)
-    made = AssignLevels().run(PlaceBootstraps(boots=((position, y),)).run(packed, context), context)
+    made = AssignLevels().run(PlaceBootstraps(placements=((position, y),)).run(packed, context), context)
     state = made[y].type.state
     assert DEEP.bootstrapping is not None
     assert state is not None

@@ -23,6 +23,7 @@ from olac.analysis.degree_bootstraps import (
     least_bootstraps,
     usual_bootstrapping,
 )
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.errors import InfeasibleError
@@ -98,9 +99,7 @@ def graphs(draw: st.DrawFn) -> Graph:
 
 
 def bootstraps(graph: Graph, levels: dict[str, int]) -> float:
-    boots = SMALL.bootstrapping
-    assert boots is not None
-    problem = _Unscaled(graph, boots, SMALL.depth, lambda node, level: level * NODE_PRICE)
+    problem = _Unscaled(graph, bootstrap_model(SMALL), SMALL.depth, lambda node, level: level * NODE_PRICE)
     problem.options.update({name: (Option(taken),) for name, taken in levels.items()})
     try:
         return solve(problem, 1.0).bootstraps

@@ -9,7 +9,7 @@ import pytest
 
 from olac.analysis.noise import MAX_SCALE_BITS, OutputNoise, decoded
 from olac.calibration.statistics import Calibration
-from olac.ckks.bootstrapping import bootstrap_noise
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.errors import InfeasibleError
@@ -19,17 +19,17 @@ from olac.ir.head import ArgMax, Elementwise, OutputHead, Step
 from olac.ir.ops import Affine, Bootstrap, Input
 from olac.ir.types import Stage, ValueType
 
-BOOTS = Bootstrapping(4, (3, 3), 7)
-PARAMETERS = Parameters(11, BOOTS.depth, 40, 47, 3, FLEXIBLE, 0, BOOTS)
+SETUP = Bootstrapping(4, (3, 3), 7)
+PARAMETERS = Parameters(11, SETUP.depth, 40, 47, 3, FLEXIBLE, 0, SETUP)
 
 
-def chain(factor: float, boots: int = 0, correction: int = 7) -> Graph:
+def chain(factor: float, bootstraps: int = 0, correction: int = 7) -> Graph:
     """x times a factor, after so many bootstraps."""
     builder = GraphBuilder({}, by="test")
     kind = ValueType((256,))
     one, zero = builder.constant("factor", np.full((), factor)), builder.constant("zero", np.zeros(()))
     x = builder.add(Input((256,)), [], name="x", type=kind)
-    for number in range(boots):
+    for number in range(bootstraps):
         x = builder.add(Bootstrap(correction), [x], name=f"boot{number}", type=kind)
     return builder.build([builder.add(Affine(one, zero), [x], name="y", type=kind)], stage=Stage.POLYNOMIAL)
 
@@ -72,12 +72,12 @@ def test_no_output_is_more_exact_than_the_mean_of_an_image() -> None:
 
 def test_bootstraps_bring_the_noise_that_was_measured() -> None:
     quiet = OutputNoise(chain(1.0), calibration(0.1))
-    sigma = bootstrap_noise(PARAMETERS)
+    sigma = bootstrap_model(PARAMETERS).noise
     assert quiet.of_program(chain(1.0), PARAMETERS) < 1e-4
-    one, four = (quiet.of_program(chain(1.0, boots), PARAMETERS) * 0.1 for boots in (1, 4))
+    one, four = (quiet.of_program(chain(1.0, bootstraps), PARAMETERS) * 0.1 for bootstraps in (1, 4))
     assert 3.5 * sigma < one < 6 * sigma  # the largest of 8192
     assert 1.5 < four / one < 2.5
-    finer = replace(PARAMETERS, scale_bits=45, first_bits=53, bootstrapping=replace(BOOTS, correction=8))
+    finer = replace(PARAMETERS, scale_bits=45, first_bits=53, bootstrapping=replace(SETUP, correction=8))
     assert quiet.of_program(chain(1.0, 1), finer) < quiet.of_program(chain(1.0, 1), PARAMETERS) / 10
     # What the sine does is no noise: slots of 1 come back as 0.9 with a correction factor of 3, and so they should.
     large = OutputNoise(chain(1.0), calibration(1.0))

@@ -22,7 +22,7 @@ from olac.backends.openfhe.wire import wire
 from olac.backends.recorder import Encoder, RecorderEvaluator
 from olac.backends.session import PlaintextCache
 from olac.backends.simulator import SimulatorEvaluator
-from olac.ckks.bootstrapping import bootstrap_steps, bootstrap_work
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.costs.table import CostTable
@@ -433,7 +433,7 @@ def bootstrapped_openfhe(parameters: Parameters, name: str) -> tuple[OpenFHEEval
     ready = wire(parameters)
     prepared = ready.prepare_bootstraps()
     secret = new_secret_key(parameters)
-    steps = tuple(sorted({*STEPS, *bootstrap_steps(parameters)}))
+    steps = tuple(sorted({*STEPS, *bootstrap_model(parameters).steps}))
     keys = make_keys(parameters, secret, steps, True)
     evaluator = OpenFHEEvaluator(ready.context, parameters, steps)
     evaluator.keys = keys, prepared  # type: ignore[attr-defined]  # alive as long as they are needed
@@ -455,15 +455,15 @@ def sine(values: Array) -> Array:
 
 
 def test_a_bootstrap_gives_levels_and_keeps_the_value(name: str) -> None:
-    backend, boots = bootstrapped_backend(name), BOOTSTRAPPED.bootstrapping
-    assert boots is not None
+    backend, setup = bootstrapped_backend(name), BOOTSTRAPPED.bootstrapping
+    assert setup is not None
     ev = backend.evaluator
-    for level in (boots.input_level, boots.output_level):
+    for level in (setup.input_level, setup.output_level):
         made = ev.bootstrap(backend.encrypt(slots(3), level))
-        assert made.state == CipherState(boots.output_level, 1, BOOTSTRAPPED.scale(boots.output_level))
+        assert made.state == CipherState(setup.output_level, 1, BOOTSTRAPPED.scale(setup.output_level))
         assert backend.close(made, sine(slots(3)))
-        product = ev.rescale(ev.multiply_plain(made, plain(backend, slots(4), boots.output_level)))
-        assert product.state.level == boots.output_level - 1
+        product = ev.rescale(ev.multiply_plain(made, plain(backend, slots(4), setup.output_level)))
+        assert product.state.level == setup.output_level - 1
         assert backend.close(product, sine(slots(3)) * slots(4))
         low = ev.level_reduce(made, 1)
         assert backend.close(ev.add(low, backend.encrypt(slots(5), 1)), sine(slots(3)) + slots(5))
@@ -473,19 +473,19 @@ def test_a_bootstrap_gives_levels_and_keeps_the_value(name: str) -> None:
 def test_a_bootstrap_of_slots_that_repeat(name: str, log_slots: int) -> None:
     """The same sine and precision; its operand stays what it was, and the result is one of all slots."""
     parameters = PERIODS[log_slots]
-    backend, boots, period = bootstrapped_backend(name, parameters), parameters.bootstrapping, 1 << log_slots
-    assert boots is not None
+    backend, setup, period = bootstrapped_backend(name, parameters), parameters.bootstrapping, 1 << log_slots
+    assert setup is not None
     ev, values = backend.evaluator, np.tile(slots(3)[:period], SLOTS // period)
-    a = backend.encrypt(values, boots.input_level)
+    a = backend.encrypt(values, setup.input_level)
     made = ev.bootstrap(a)
-    assert made.state == CipherState(boots.output_level, 1, parameters.scale(boots.output_level))
+    assert made.state == CipherState(setup.output_level, 1, parameters.scale(setup.output_level))
     assert backend.close(made, sine(values))
-    product = ev.rescale(ev.multiply_plain(made, plain(backend, slots(4), boots.output_level)))
+    product = ev.rescale(ev.multiply_plain(made, plain(backend, slots(4), setup.output_level)))
     assert backend.close(product, sine(values) * slots(4))
     assert backend.close(ev.rotate(product, 5), np.roll(sine(values) * slots(4), -5))
     assert backend.close(a, values)
     assert backend.close(
-        ev.rotate(ev.add_plain(a, plain(backend, slots(5), boots.input_level)), 1), np.roll(values + slots(5), -1)
+        ev.rotate(ev.add_plain(a, plain(backend, slots(5), setup.input_level)), 1), np.roll(values + slots(5), -1)
     )
 
 
@@ -558,7 +558,7 @@ def test_the_table_says_what_a_bootstrap_costs() -> None:
     other = CostEvaluator(BOOTSTRAPPED, replace(table, bootstrap_factor=table.bootstrap_factor / 4), 1)
     assert other.price("rotate", 20) == shipped.price("rotate", 20)
     assert other.price("bootstrap", 5) == pytest.approx(shipped.price("bootstrap", 5) / 4)
-    primitives = sum(times * shipped.price(name, level) for name, level, times in bootstrap_work(BOOTSTRAPPED))
+    primitives = sum(times * shipped.price(name, level) for name, level, times in bootstrap_model(BOOTSTRAPPED).work)
     assert shipped.price("bootstrap", 5) == pytest.approx(table.bootstrap_factor * primitives)
 
 

@@ -102,8 +102,8 @@ def test_a_process_with_keys_makes_no_templates_that_empty_the_map() -> None:
     with others_aside():
         assert rotation_templates(ready, 3)
     assert rotation_templates(ready, 3)
-    boots = Wire(BOOTSTRAPPED)
-    assert rotation_templates(boots, 2)
+    bootstrapped = Wire(BOOTSTRAPPED)
+    assert rotation_templates(bootstrapped, 2)
     assert len(fhe.CryptoContext.GetExistingEvalAutomorphismKeyIndices(made.tag)) == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -13,13 +14,10 @@ from olac.ckks.bootstrapping import (
     BOOTSTRAP_NOISE,
     SINE_PRODUCTS,
     SPECIAL_KEYS,
-    bootstrap_noise,
-    bootstrap_steps,
-    bootstrap_work,
+    BootstrapModel,
+    bootstrap_model,
     layers,
-    precomputed_bytes,
     trace_steps,
-    working_bytes,
 )
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
@@ -28,14 +26,14 @@ from olac.errors import BackendError
 
 
 def parameters_of(log_ring: int, budget: tuple[int, int], rest: int = 2, log_slots: int | None = None) -> Parameters:
-    boots = Bootstrapping(rest, budget, log_slots=log_slots)
-    return Parameters(log_ring, boots.depth, 41, 49, 3, FLEXIBLE, 0, boots)
+    setup = Bootstrapping(rest, budget, log_slots=log_slots)
+    return Parameters(log_ring, setup.depth, 41, 49, 3, FLEXIBLE, 0, setup)
 
 
-def test_without_bootstrapping_there_is_nothing() -> None:
-    plain = Parameters(11, 18, 40, 47, 1, FLEXIBLE, 0)
-    assert bootstrap_steps(plain) == frozenset()
-    assert precomputed_bytes(plain) == 0
+def test_without_bootstrapping_the_model_is_empty() -> None:
+    plain = bootstrap_model(Parameters(11, 18, 40, 47, 1, FLEXIBLE, 0))
+    assert plain == BootstrapModel() and plain.keys_for([1, 1024]) == {1, 1024} and plain.keeps_plaintexts
+    assert not any(getattr(plain, one.name) for one in fields(plain) if one.name != "keeps_plaintexts")
 
 
 # Chains that no other test has, and different depths: otherwise OpenFHE would give one context for two set-ups.
@@ -70,7 +68,7 @@ def test_steps_are_those_that_openfhe_makes_keys_for(
     context.EvalBootstrapKeyGen(key, 1 << parameters.log_bootstrap_slots)
     held = set(fhe.CryptoContext.GetExistingEvalAutomorphismKeyIndices(key.GetKeyTag()))
     order = 2 * parameters.ring_dimension
-    expected = {pow(5, step, order) for step in bootstrap_steps(parameters)}
+    expected = {pow(5, step, order) for step in bootstrap_model(parameters).steps}
     assert held - expected == {order - 4, order - 2, order - 1}
     assert len(held - expected) == SPECIAL_KEYS
     assert expected <= held
@@ -94,36 +92,35 @@ def test_precomputed_bytes_are_about_what_was_measured() -> None:
         (14, 24, 50, 58, 0.8),
     ):
         parameters = Parameters(log_ring, depth, scale, first, 3, FLEXIBLE, 0, Bootstrapping(depth - 16))
-        assert precomputed_bytes(parameters) / 1e9 == pytest.approx(measured, rel=0.1)
-    for boots, measured in (
+        assert bootstrap_model(parameters).precomputed_bytes / 1e9 == pytest.approx(measured, rel=0.1)
+    for setup, measured in (
         (Bootstrapping(4, (3, 3), 4, 12), 1.80),
         (Bootstrapping(3, (4, 3), 4, 13), 2.19),
     ):
-        parameters = Parameters(16, boots.depth, 37, 41, 2, FLEXIBLE, 0, boots)
-        assert precomputed_bytes(parameters) / 1e9 == pytest.approx(measured, rel=0.05)
+        parameters = Parameters(16, setup.depth, 37, 41, 2, FLEXIBLE, 0, setup)
+        assert bootstrap_model(parameters).precomputed_bytes / 1e9 == pytest.approx(measured, rel=0.05)
     by_hand = parameters_of(10, (1, 1))
     limbs, special = by_hand.limbs, len(by_hand.special_primes)
     diagonals = 2**10 - 1
     expected = diagonals * ((limbs + special) + (by_hand.bootstrapping.input_level + 1 + special)) * 1024 * 8  # type: ignore[union-attr]
-    assert precomputed_bytes(by_hand) == expected
+    assert bootstrap_model(by_hand).precomputed_bytes == expected
 
 
 @pytest.mark.parametrize("budget", [(3, 3), (4, 2), (1, 5)])
 def test_what_is_counted_is_what_is_kept(budget: tuple[int, int]) -> None:
     """The products with plaintexts are those that memory is planned for, each at the level of its layer."""
     parameters = parameters_of(11, budget, 4)
-    boots, special = parameters.bootstrapping, len(parameters.special_primes)
-    assert boots is not None
-    work = bootstrap_work(parameters)
+    setup, special = parameters.bootstrapping, len(parameters.special_primes)
+    assert setup is not None
+    work = bootstrap_model(parameters).work
     products = [(level, times) for name, level, times in work if name == "multiply_plain"]
     limbs = sum(times * (level + 1) for level, times in products)
-    assert precomputed_bytes(parameters) == limbs * 8 * parameters.ring_dimension
+    assert bootstrap_model(parameters).precomputed_bytes == limbs * 8 * parameters.ring_dimension
     levels = [level - special for level, _ in products]
-    assert levels[: budget[1]] == list(range(boots.input_level, 1, -1))
+    assert levels[: budget[1]] == list(range(setup.input_level, 1, -1))
     assert levels[budget[1] :] == list(range(parameters.depth, parameters.depth - budget[0], -1))
     assert sum(times for name, _, times in work if name == "multiply") == SINE_PRODUCTS
-    assert min(level for name, level, _ in work if name == "multiply") == boots.rest + budget[1] + 1
-    assert bootstrap_work(Parameters(11, 18, 40, 47, 1, FLEXIBLE, 0)) == ()
+    assert min(level for name, level, _ in work if name == "multiply") == setup.rest + budget[1] + 1
 
 
 def test_the_sum_over_all_periods() -> None:
@@ -137,11 +134,11 @@ def test_the_sum_over_all_periods() -> None:
         for steps in trace_steps(parameters):
             sums = {one + step for one in sums for step in (0, *steps)}
         assert sums == set(range(0, parameters.slots, 1 << parameters.log_bootstrap_slots))
-        rotations = [n for name, level, n in bootstrap_work(parameters) if name == "hoisted_rotate"]
+        rotations = [n for name, level, n in bootstrap_model(parameters).work if name == "hoisted_rotate"]
         assert rotations == [len(steps) for steps in trace_steps(parameters)]
-        assert precomputed_bytes(parameters) < precomputed_bytes(whole)
-        assert working_bytes(parameters) <= working_bytes(whole)
-        assert bootstrap_noise(parameters) == bootstrap_noise(whole)
+        assert bootstrap_model(parameters).precomputed_bytes < bootstrap_model(whole).precomputed_bytes
+        assert bootstrap_model(parameters).working_bytes <= bootstrap_model(whole).working_bytes
+        assert bootstrap_model(parameters).noise == bootstrap_model(whole).noise
 
 
 MEASURED = [
@@ -166,10 +163,10 @@ MEASURED = [
 def test_bootstraps_at_full_security_are_priced_about_as_measured(
     rest: int, budget: tuple[int, int], digits: int, scale: int, first: int, log_slots: int | None, measured: float
 ) -> None:
-    boots = Bootstrapping(rest, budget, first - scale, log_slots)
-    parameters = Parameters(16, boots.depth, scale, first, digits, FLEXIBLE, 128, boots)
+    setup = Bootstrapping(rest, budget, first - scale, log_slots)
+    parameters = Parameters(16, setup.depth, scale, first, digits, FLEXIBLE, 128, setup)
     parameters.check_security()
-    price = CostEvaluator(parameters, CostTable.default(), 1).price("bootstrap", boots.input_level)
+    price = CostEvaluator(parameters, CostTable.default(), 1).price("bootstrap", setup.input_level)
     assert price == pytest.approx(measured, rel=0.12)
 
 
@@ -177,9 +174,8 @@ def test_the_noise_of_a_bootstrap() -> None:
     """The noise of the measured set-ups; other set-ups get that of the nearest, doubled for each further bit of
     correction.
     """
-    assert bootstrap_noise(Parameters(11, 18, 40, 47, 1, FLEXIBLE, 0)) == 0.0
     usual, finer, between, corrected = (
-        bootstrap_noise(Parameters(16, 20, scale, first, 3, FLEXIBLE, 0, Bootstrapping(4, (3, 3), correction)))
+        bootstrap_model(Parameters(16, 20, scale, first, 3, FLEXIBLE, 0, Bootstrapping(4, (3, 3), correction))).noise
         for scale, first, correction in ((37, 41, 4), (45, 53, 8), (39, 43, 4), (37, 41, 5))
     )
     assert usual == BOOTSTRAP_NOISE[37, 41] > 10 * finer
@@ -190,18 +186,17 @@ def test_the_noise_of_a_bootstrap() -> None:
 def test_working_bytes_are_about_what_was_measured() -> None:
     """Ring 2^13, 24 levels, 2 digits: a process grew by 87.7 MB in its first bootstrap."""
     parameters = Parameters(13, 24, 40, 47, 2, FLEXIBLE, 0, Bootstrapping(8))
-    assert working_bytes(parameters) == pytest.approx(87.7e6, rel=0.1)
+    assert bootstrap_model(parameters).working_bytes == pytest.approx(87.7e6, rel=0.1)
     larger = Parameters(13, 24, 40, 47, 2, FLEXIBLE, 0, Bootstrapping(10, (2, 2)))
-    assert working_bytes(larger) > working_bytes(parameters)
-    assert working_bytes(Parameters(13, 24, 40, 47, 2, FLEXIBLE, 0)) == 0
+    assert bootstrap_model(larger).working_bytes > bootstrap_model(parameters).working_bytes
 
 
 def test_two_set_ups_of_one_chain_are_refused_in_one_process() -> None:
     """OpenFHE would silently use the later one for both. If nobody has the first any more, it may replace it."""
     first = Parameters(10, 18, 41, 48, 3, FLEXIBLE, 0, Bootstrapping(3, (3, 2)))
     prepared = Prepared(make_context(first), first)
-    for boots in (Bootstrapping(3, (2, 3)), Bootstrapping(3, (3, 2), 9)):
-        other = Parameters(10, first.depth, 41, 48, 3, FLEXIBLE, 0, boots)
+    for setup in (Bootstrapping(3, (2, 3)), Bootstrapping(3, (3, 2), 9)):
+        other = Parameters(10, first.depth, 41, 48, 3, FLEXIBLE, 0, setup)
         with pytest.raises(BackendError, match="another process"):
             Prepared(make_context(other), other)
         with pytest.raises(BackendError, match="another process"):

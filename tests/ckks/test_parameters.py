@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from olac.backends.openfhe.context import chain_of, make_context
-from olac.ckks.candidates import candidates, deep_candidates, require_candidates
+from olac.ckks.candidates import candidates, longest_chains
 from olac.ckks.parameters import (
     BOOTSTRAP_FIRST_BITS,
     BOOTSTRAP_SCALE_BITS,
@@ -17,7 +17,7 @@ from olac.ckks.parameters import (
 )
 from olac.ckks.primes import FIXED, FLEXIBLE, is_prime
 from olac.ckks.security import EARLIER_SECURITY_BOUNDS, ENCAPSULATION_BOUNDS, SECURITY_BOUNDS, SPARSE_SECURITY_BOUNDS
-from olac.errors import InfeasibleError, SecurityError
+from olac.errors import SecurityError
 
 
 def test_is_prime_against_a_sieve() -> None:
@@ -147,18 +147,13 @@ def test_candidates_are_all_secure_and_smallest_first() -> None:
     assert all(round(p.log_qp, 2) <= SECURITY_BOUNDS[128][p.log_ring] for p in found)
 
 
-def test_no_candidates_is_an_error_that_says_what_would_do() -> None:
-    with pytest.raises(InfeasibleError, match="Lower the degrees"):
-        require_candidates([one for one in (candidates(60, 40, 50),) if one], 60, 40, 128)
-
-
 # Bootstrapping -------------------------------------------------------------------------------------------------------
 
 
 def sparse(log_ring: int, rest: int, digits: int, security: int = 128) -> Parameters:
-    boots = Bootstrapping(rest)
+    setup = Bootstrapping(rest)
     return Parameters(
-        log_ring, boots.depth, BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS, digits, FLEXIBLE, security, boots
+        log_ring, setup.depth, BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS, digits, FLEXIBLE, security, setup
     )
 
 
@@ -181,10 +176,10 @@ def test_bootstrapping_that_cannot_be_is_refused(arguments: tuple[object, ...], 
 
 
 def test_levels_around_a_bootstrap() -> None:
-    boots = Bootstrapping(10, (3, 2))
-    assert boots.depth == 10 + SINE_LEVELS + 5 == 25
-    assert boots.input_level == 3
-    assert boots.output_level == 12
+    setup = Bootstrapping(10, (3, 2))
+    assert setup.depth == 10 + SINE_LEVELS + 5 == 25
+    assert setup.input_level == 3
+    assert setup.output_level == 12
     assert Bootstrapping(1).input_level <= Bootstrapping(1).output_level
 
 
@@ -198,10 +193,10 @@ def test_levels_around_a_bootstrap() -> None:
 )
 def test_parameters_that_do_not_match_bootstrapping_are_refused(changes: dict[str, object], message: str) -> None:
     right = {"log_ring": 11, "depth": 20, "scale_bits": 40, "first_bits": 48, "digits": 3, "technique": FLEXIBLE}
-    boots = Bootstrapping(4)
-    assert Parameters(**right, security=0, bootstrapping=boots).depth == 20  # type: ignore[arg-type]
+    setup = Bootstrapping(4)
+    assert Parameters(**right, security=0, bootstrapping=setup).depth == 20  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
-        Parameters(**(right | changes), security=0, bootstrapping=boots)  # type: ignore[arg-type]
+        Parameters(**(right | changes), security=0, bootstrapping=setup)  # type: ignore[arg-type]
 
 
 def test_the_slots_of_bootstraps() -> None:
@@ -260,11 +255,11 @@ def test_rings_without_a_bound_for_sparse_secrets_are_refused(log_ring: int) -> 
 def test_nothing_above_128_bits_with_sparse_secrets(security: int) -> None:
     with pytest.raises(SecurityError, match="exceeds the 0 bits"):
         sparse(16, 1, 3, security).check_security()
-    assert deep_candidates(security=security) == []
+    assert longest_chains(security=security) == []
 
 
-def test_deep_candidates_have_the_most_levels_of_each_number_of_digits() -> None:
-    found = deep_candidates()
+def test_longest_chains_have_the_most_levels_of_each_number_of_digits() -> None:
+    found = longest_chains()
     assert found
     for parameters in found:
         parameters.check_security()
@@ -286,7 +281,6 @@ def test_deep_candidates_have_the_most_levels_of_each_number_of_digits() -> None
                 p.bootstrapping.rest for p in found if (p.log_ring, p.digits) == (log_ring, digits) and p.bootstrapping
             ]
             assert made == rests[-1:]
-    assert deep_candidates(rests=(4,), log_rings=(16,))[0].depth == 20
 
 
 def test_the_modulus_of_the_key_into_the_sparser_secret_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +290,7 @@ def test_the_modulus_of_the_key_into_the_sparser_secret_is_bounded(monkeypatch: 
     usual.check_security()
     assert replace(usual, bootstrapping=None).log_encapsulation == 0.0
     monkeypatch.setitem(ENCAPSULATION_BOUNDS[128], 16, 106)
-    assert usual.security_bits < 128 and deep_candidates(log_rings=(16,)) == []
+    assert usual.security_bits < 128 and longest_chains(log_rings=(16,)) == []
     with pytest.raises(SecurityError, match=r"key into the sparser secret .* has a modulus of 107 bits .* allows 106"):
         usual.check_security()
     usual.check_security(earlier=True)
@@ -317,5 +311,5 @@ def test_encapsulation_primes() -> None:
 
 def test_openfhe_takes_as_many_levels() -> None:
     for rest, budget in ((4, (3, 3)), (2, (4, 2))):
-        boots = Bootstrapping(rest, budget)
-        make_context(Parameters(11, boots.depth, 40, 47, 3, FLEXIBLE, 0, boots))  # it compares
+        setup = Bootstrapping(rest, budget)
+        make_context(Parameters(11, setup.depth, 40, 47, 3, FLEXIBLE, 0, setup))  # it compares

@@ -14,7 +14,7 @@ from olac.analysis.estimate import LOADING_KEYS, Sizes, evaluation_key_bytes, ke
 from olac.analysis.rotation_keys import KeyChoice, Uses, fewer_keys, held_within, memory_line, within
 from olac.backends.cost import CostEvaluator
 from olac.backends.simulator import SimulatorEvaluator
-from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.key_pool import evictions
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FIXED, FLEXIBLE
@@ -24,8 +24,9 @@ from olac.kernels.execute import build_kernels, execute
 from olac.kernels.record import record
 from olac.program.program import CompiledProgram
 from olac.report import parameter_lines
-from olac.selection.lower import key_steps, paging_notes
-from olac.selection.search import MACHINE_BYTES, price_digits, with_keys
+from olac.selection.notes import paging_notes
+from olac.selection.price import MACHINE_BYTES, Candidate, Draft, price, with_keys
+from tests.networks import key_steps
 from tests.runtime.small_program import images, small_program
 
 TABLE = CostTable.default()
@@ -143,21 +144,25 @@ def test_of_composing_and_reading_the_faster_is_taken() -> None:
     assert read.seconds < composed.seconds and max(read.sizes.server_bytes, composed.sizes.server_bytes) <= limit
 
 
+def priced(program: CompiledProgram, max_memory: float | None = None) -> Candidate:
+    draft = Draft(program.parameters, program.graph)
+    return price(pricer(program), draft, draft.work, max_memory)
+
+
 def pricer(program: CompiledProgram) -> CostEvaluator:
     return CostEvaluator(program.parameters, TABLE, 1)
 
 
 def test_a_note_says_what_a_server_holds_and_reads() -> None:
     program = small_program()
-    (whole,) = price_digits(program.graph, [program.parameters], TABLE, 1)
-    (least,) = price_digits(program.graph, [program.parameters], TABLE, 1, 1.0)
+    whole, least = priced(program), priced(program, 1.0)
     limit = least.server_bytes
-    (paged,) = price_digits(program.graph, [program.parameters], TABLE, 1, limit)
+    paged = priced(program, limit)
     keys = paged.keys
     assert paged.server_bytes <= limit and keys.reads > 0 and keys.held < keys.pool
-    (note,) = paging_notes(paged, limit)
+    (note,) = paging_notes(paged.keys, limit)
     assert f"holds {keys.held} at a time of {keys.pool} rotation keys" in note and f"reads {keys.reads} keys" in note
-    assert paging_notes(whole, None) == paging_notes(whole, whole.server_bytes) == ()
+    assert paging_notes(whole.keys, None) == paging_notes(whole.keys, whole.server_bytes) == ()
     made = CompiledProgram(program.graph, program.parameters, keys.steps)
     again = held_within(made, limit, TABLE, 1)
     assert (again.held, again.pool, again.reads, again.sizes) == (keys.held, keys.pool, keys.reads, keys.sizes)
@@ -192,12 +197,12 @@ def test_nothing_fits_in_nothing() -> None:
 
 
 def test_keys_of_bootstraps_and_of_conjugation_stay() -> None:
-    boots = Parameters(11, 20, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4))
-    theirs = bootstrap_steps(boots)
-    pricer = CostEvaluator(boots, TABLE, 1)
-    other = next(s for s in range(1, boots.slots) if s not in theirs and composition(s, theirs, boots.slots))
-    uses: Uses = {(other, 2): 1, (min(theirs), 2): 1, (boots.conjugation_step, 2): 1}
-    *_, chosen = fewer_keys(uses, boots, pricer.price, 1.0, sized(100), lambda _, size: size)
+    deep = Parameters(11, 20, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4))
+    theirs = bootstrap_model(deep).steps
+    pricer = CostEvaluator(deep, TABLE, 1)
+    other = next(s for s in range(1, deep.slots) if s not in theirs and composition(s, theirs, deep.slots))
+    uses: Uses = {(other, 2): 1, (min(theirs), 2): 1, (deep.conjugation_step, 2): 1}
+    *_, chosen = fewer_keys(uses, deep, pricer.price, 1.0, sized(100), lambda _, size: size)
     assert set(chosen.steps) == theirs and chosen.pool == 0
     without: Uses = {(1, 2): 5, (2, 2): 1, (PARAMETERS.conjugation_step, 2): 1}
     *_, chosen = fewer_keys(without, PARAMETERS, PRICER.price, 1.0, sized(4), lambda _, size: size)
@@ -205,7 +210,7 @@ def test_keys_of_bootstraps_and_of_conjugation_stay() -> None:
 
 
 def with_three_keys_less(program: CompiledProgram) -> KeyChoice:
-    (whole,) = price_digits(program.graph, [program.parameters], TABLE, 1)
+    whole = priced(program)
     uses = record(program.graph, program.parameters).uses()
     own, sizes = pricer(program), whole.keys.sizes
     choices = fewer_keys(uses, program.parameters, own.price, whole.seconds, sizes, lambda _, size: size)
@@ -217,7 +222,7 @@ def test_a_program_within_less_memory(tmp_path: Path) -> None:
     """The counts predicted with fewer keys are those that the recorder counts; values and files stay right."""
     program = small_program()
     graph, parameters = program.graph, program.parameters
-    (whole,) = price_digits(graph, [parameters], TABLE, 1)
+    whole = priced(program)
     assert whole.keys.steps == key_steps(graph, parameters)
     less = with_three_keys_less(program)
     assert len(less.steps) == len(whole.keys.steps) - 3

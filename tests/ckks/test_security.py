@@ -27,8 +27,8 @@ def figure(point: Point) -> float:
         parameters = Parameters(point.log_ring, 1, 30, 30, 1, security=0)
         vars(parameters)["log_qp"] = float(point.log_q)
         return parameters.security_bits
-    boots = Bootstrapping(4)
-    parameters = Parameters(point.log_ring, boots.depth, 40, 47, 3, FLEXIBLE, 0, boots)
+    setup = Bootstrapping(4)
+    parameters = Parameters(point.log_ring, setup.depth, 40, 47, 3, FLEXIBLE, 0, setup)
     sparse = point.secret == SPARSE
     vars(parameters)["log_qp"] = float(point.log_q) if sparse else 100.0
     vars(parameters)["log_encapsulation"] = 60.0 if sparse else float(point.log_q)

@@ -24,8 +24,7 @@ from olac.passes.base import PassContext, PassManager
 from olac.passes.pipeline import lowering_pipeline
 from olac.program.program import CompiledProgram
 from olac.runtime import commands
-from olac.selection.lower import key_steps
-from tests.networks import cubic_blocks
+from tests.networks import cubic_blocks, key_steps
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
 
@@ -74,8 +73,8 @@ def images() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def program(images: torch.Tensor) -> CompiledProgram:
-    boots = Bootstrapping(5, log_slots=LOG_SLOTS)
-    parameters = Parameters(11, boots.depth, 42, 49, 3, FLEXIBLE, 0, boots)
+    setup = Bootstrapping(5, log_slots=LOG_SLOTS)
+    parameters = Parameters(11, setup.depth, 42, 49, 3, FLEXIBLE, 0, setup)
     return olac.compile(
         residual_net(), [images], method="channel", degree=3, parameters=parameters, insecure=True, threads=1
     )
@@ -129,8 +128,8 @@ def test_simulated_slots_with_the_precision_of_bootstraps(program: CompiledProgr
 def test_other_budgets_and_scales_keep_the_simulated_precision(
     budget: tuple[int, int], scale_bits: int, first_bits: int
 ) -> None:
-    boots = Bootstrapping(4, budget, first_bits - scale_bits)
-    parameters = Parameters(11, boots.depth, scale_bits, first_bits, 3, FLEXIBLE, 0, boots)
+    setup = Bootstrapping(4, budget, first_bits - scale_bits)
+    parameters = Parameters(11, setup.depth, scale_bits, first_bits, 3, FLEXIBLE, 0, setup)
     graph, calibration, given = cubic_blocks(7)
     context = PassContext(calibration=calibration, parameters=parameters)
     lowered = PassManager(lowering_pipeline()).run(graph, context)

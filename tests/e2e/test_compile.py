@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import olac
-from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.costs.table import CostTable
@@ -25,8 +25,8 @@ from olac.passes.pipeline import approximation_pipeline, lowering_pipeline
 from olac.passes.place_bootstraps import PlaceBootstraps
 from olac.program.program import CompiledProgram
 from olac.report import parameter_lines
-from olac.selection.lower import FEW_DIGITS
-from olac.selection.search import MACHINE_BYTES
+from olac.selection.generate import FEW_DIGITS
+from olac.selection.price import MACHINE_BYTES
 
 
 def small_net(layers: int = 1) -> nn.Sequential:
@@ -121,7 +121,7 @@ def test_what_is_too_deep_for_any_chain_gets_bootstraps(usual: tuple[CompiledPro
     assert parameters.log_qp <= 1553
     assert sum(isinstance(node.op, Bootstrap) for node in program.graph.nodes) > 2
     assert parameters.log_bootstrap_slots == max(repeating(program)).bit_length() - 1 < 15
-    assert set(program.rotations) >= bootstrap_steps(parameters)
+    assert set(program.rotations) >= bootstrap_model(parameters).steps
     estimate = program.estimate()
     assert estimate.server_gb > (estimate.key_bytes + estimate.setup_bytes) / 1e9 > 1
     assert 0 < estimate.setup_seconds < 300
@@ -231,8 +231,8 @@ def test_levels_between_bootstraps_that_do_not_suffice_name_the_node() -> None:
 
 
 def test_pinned_parameters_are_taken_or_refused_never_replaced() -> None:
-    boots = Bootstrapping(6)
-    pinned = Parameters(11, boots.depth, 40, 47, 3, FLEXIBLE, 0, boots)
+    setup = Bootstrapping(6)
+    pinned = Parameters(11, setup.depth, 40, 47, 3, FLEXIBLE, 0, setup)
     with pytest.raises(ValueError, match="insecure=True"):
         olac.compile(small_net(8), [images()], degree=7, parameters=pinned)
     program = olac.compile(small_net(8), [images()], degree=7, parameters=pinned, insecure=True)
@@ -240,7 +240,7 @@ def test_pinned_parameters_are_taken_or_refused_never_replaced() -> None:
     assert any(isinstance(node.op, Bootstrap) for node in program.graph.nodes)
     largest = max(repeating(program))
     assert largest < pinned.slots
-    part = replace(pinned, bootstrapping=replace(boots, log_slots=largest.bit_length()))  # twice as many as would do
+    part = replace(pinned, bootstrapping=replace(setup, log_slots=largest.bit_length()))  # twice as many as would do
     assert olac.compile(small_net(8), [images()], degree=7, parameters=part, insecure=True).parameters == part
     assert any("NOT SECURE" in note for note in program.report.notes)
     with pytest.raises(SecurityError, match="exceeds the 0 bits"):
@@ -308,12 +308,12 @@ def test_limits_of_memory_that_are_none_are_refused(amount: float | str) -> None
 
 
 def test_a_server_that_takes_more_than_this_machine_has_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("olac.selection.lower.total_bytes", lambda: 200_000_000)
+    monkeypatch.setattr("olac.selection.notes.total_bytes", lambda: 200_000_000)
     (note,) = olac.compile(small_net(), [images()], degree=3).report.notes[-1:]
     assert re.search(
         r"a server takes 0\.2\d GB of memory, or 0\.2\d GB if it keeps no encoded weights; this machine has 0\.2", note
     )
-    monkeypatch.setattr("olac.selection.lower.total_bytes", lambda: 20_000_000_000)
+    monkeypatch.setattr("olac.selection.notes.total_bytes", lambda: 20_000_000_000)
     assert not any("this machine" in note for note in olac.compile(small_net(), [images()], degree=3).report.notes)
 
 

@@ -16,7 +16,8 @@ from olac.ckks.primes import FLEXIBLE
 from olac.ir.ops import Bootstrap
 from olac.program.program import CompiledProgram
 from olac.runtime.debug import debug, first_fault
-from olac.selection.lower import bootstrap_notes, lower
+from olac.selection.lower import lower
+from olac.selection.notes import bootstrap_notes
 from tests.runtime.small_program import deep_program
 
 REST = 8
@@ -54,12 +55,12 @@ def compiled() -> tuple[CompiledProgram, CompiledProgram, torch.Tensor]:
 @pytest.mark.filterwarnings("ignore:.*compiled without security")
 def test_compiling_notes_what_leaves_the_range_at_bootstraps() -> None:
     program, wide, _ = compiled()
-    boots = [node.id for node in program.graph.nodes if isinstance(node.op, Bootstrap)]
-    assert boots
+    bootstraps = [node.id for node in program.graph.nodes if isinstance(node.op, Bootstrap)]
+    assert bootstraps
     assert not any("bootstraps" in note for note in program.report.notes)
     (note,) = (note for note in wide.report.notes if "bootstraps" in note)
-    assert f"leave [-1, 1] at {len(boots)} of {len(boots)} bootstraps" in note
-    assert boots[0] in note and note.endswith("calibrate with more images")
+    assert f"leave [-1, 1] at {len(bootstraps)} of {len(bootstraps)} bootstraps" in note
+    assert bootstraps[0] in note and note.endswith("calibrate with more images")
 
 
 def test_notes_name_the_furthest_first() -> None:

@@ -13,7 +13,7 @@ import olac
 from olac.ckks.primes import FIXED, FLEXIBLE, Technique
 from olac.ir.ops import PolynomialProduct
 from olac.program.program import CompiledProgram
-from olac.selection.lower import DEFAULT_PRECISION
+from olac.selection.job import DEFAULT_PRECISION
 
 
 def compiled(net: nn.Module, alpha: int, technique: Technique) -> tuple[CompiledProgram, torch.Tensor, float]:

@@ -20,7 +20,7 @@ from olac.ir.ops import Array
 from olac.kernels.execute import build_kernels, execute
 from olac.polynomials.modes import FitOptions
 from olac.program.program import CompiledProgram
-from olac.selection.lower import DEFAULT_PRECISION
+from olac.selection.job import DEFAULT_PRECISION
 
 STRUCTURE = 1e-4
 SLOTS = 1e-6

@@ -11,7 +11,7 @@ import olac
 from olac.ckks.primes import FIXED, FLEXIBLE, Technique
 from olac.ir.ops import Polynomial
 from olac.passes.pipeline import lowering_pipeline
-from olac.selection.lower import DEFAULT_PRECISION
+from olac.selection.job import DEFAULT_PRECISION
 from tests.e2e.test_networks import batch_norm
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*compiled without security")

@@ -153,15 +153,15 @@ def test_bootstraps_are_placed_by_the_levels_of_lowerings() -> None:
     deep = blocks(5)
     made = {lowering: lowered(deep, DEEP, lowering) for lowering in ("diagonals", "multiplexed")}
     images = images_for(deep, 1)
-    boots: dict[str, int] = {}
+    bootstraps: dict[str, int] = {}
     for lowering, graph in made.items():
         recorder = RecorderEvaluator(DEEP)
         record(graph, DEEP, recorder=recorder)
-        boots[lowering] = sum(isinstance(node.op, Bootstrap) for node in graph.nodes)
-        assert sum(event.primitive == "bootstrap" for event in recorder.events) == boots[lowering]
+        bootstraps[lowering] = sum(isinstance(node.op, Bootstrap) for node in graph.nodes)
+        assert sum(event.primitive == "bootstrap" for event in recorder.events) == bootstraps[lowering]
         assert np.allclose(graph.evaluate(images), deep.evaluate(images), atol=1e-3)  # less the sine of bootstraps
     assert len(multiplexed(made["multiplexed"])) == 12
-    assert boots["multiplexed"] > boots["diagonals"] > 0
+    assert bootstraps["multiplexed"] > bootstraps["diagonals"] > 0
 
 
 @pytest.mark.parametrize(

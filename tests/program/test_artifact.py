@@ -419,8 +419,8 @@ def test_a_program_with_bootstraps_comes_back_as_it_was(deep: Path) -> None:
 
 def test_the_set_up_is_part_of_the_fingerprint() -> None:
     program, _ = bootstrapped_program()
-    for boots in (Bootstrapping(4, correction=9), Bootstrapping(4, log_slots=9)):
-        other = replace(program, parameters=replace(program.parameters, bootstrapping=boots))
+    for setup in (Bootstrapping(4, correction=9), Bootstrapping(4, log_slots=9)):
+        other = replace(program, parameters=replace(program.parameters, bootstrapping=setup))
         assert other.fingerprint != program.fingerprint
 
 

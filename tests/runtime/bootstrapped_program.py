@@ -12,8 +12,7 @@ from olac.ir.ops import Add, Array, Reshape
 from olac.passes.base import PassContext, PassManager
 from olac.passes.pipeline import lowering_pipeline
 from olac.program.program import CompiledProgram
-from olac.selection.lower import key_steps
-from tests.networks import Growing, normalized
+from tests.networks import Growing, key_steps, normalized
 
 PARAMETERS = Parameters(11, 20, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4))
 ON_HALF = Parameters(11, 21, 41, 48, 3, FLEXIBLE, 0, Bootstrapping(5, log_slots=9))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from olac.backends.recorder import RecorderEvaluator
-from olac.ckks.bootstrapping import bootstrap_steps
+from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ir.graph import GraphBuilder
@@ -103,5 +103,5 @@ def deep_program(blocks: int = 3, gain: float = 0.0, digits: int = 3) -> Compile
     cuts = tuple((4 * (i + 1), f"sum{i}") for i in range(blocks - 1))  # behind every sum but the last
     passes = [PlaceBootstraps(cuts) if isinstance(one, PlaceBootstraps) else one for one in lowering_pipeline()]
     graph = PassManager(passes).run(builder.build([x], stage=Stage.POLYNOMIAL), PassContext(parameters=parameters))
-    rotations = set(record(graph, parameters).rotations) | bootstrap_steps(parameters)
+    rotations = set(record(graph, parameters).rotations) | bootstrap_model(parameters).steps
     return CompiledProgram(graph, parameters, tuple(sorted(rotations)))

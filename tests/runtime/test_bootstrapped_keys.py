@@ -17,7 +17,7 @@ from olac.backends.openfhe.library import load
 from olac.backends.openfhe.special_keys import special_template
 from olac.backends.openfhe.wire import Wire, wire
 from olac.backends.openfhe.words import extract
-from olac.ckks.bootstrapping import SPECIAL_KEYS, bootstrap_steps
+from olac.ckks.bootstrapping import SPECIAL_KEYS, bootstrap_model
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.ckks.words import Words
@@ -62,7 +62,7 @@ def right(pair: Pair, answer: Array) -> bool:
 
 def test_the_keys_are_those_that_bootstraps_take(pair: Pair) -> None:
     assert needs_relinearisation(pair.program)
-    assert set(pair.keys.steps) >= bootstrap_steps(PARAMETERS)
+    assert set(pair.keys.steps) >= bootstrap_model(PARAMETERS).steps
     short, *others = special_key_bytes(pair.program)
     assert short < one_key_bytes(pair.program) == others[0] == others[1]
     assert pair.seen[-1] == (pair.keys.count + SPECIAL_KEYS,) * 2
@@ -91,7 +91,7 @@ def test_bootstraps_on_half_of_the_slots(tmp_path: Path) -> None:
     """Special keys come from a set-up for half of the slots, too: that of the program must outlive it."""
     pair = Pair(ON_HALF)
     assert any(node.op.name == "bootstrap" for node in pair.program.graph.nodes)
-    assert set(pair.keys.steps) >= bootstrap_steps(ON_HALF) and 512 + 1 in pair.keys.steps
+    assert set(pair.keys.steps) >= bootstrap_model(ON_HALF).steps and 512 + 1 in pair.keys.steps
     server = Server(pair.program, pair.keys)
     assert right(pair, answered(pair, server))
     second = Client(pair.program)

@@ -210,9 +210,9 @@ def test_runs_with_all_keys_wait_for_one_that_takes_keys_out(path: Path) -> None
 
 def test_bootstraps_find_their_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their keys stay while others come and go, in a program with a rotation step that no bootstrap has."""
-    boots = Bootstrapping(4, (5, 3))
+    setup = Bootstrapping(4, (5, 3))
     # A chain that no other test has: OpenFHE keeps one set-up of bootstraps for each.
-    made, calibrated = bootstrapped_program(Parameters(11, boots.depth, 41, 48, 3, FLEXIBLE, 0, boots))
+    made, calibrated = bootstrapped_program(Parameters(11, setup.depth, 41, 48, 3, FLEXIBLE, 0, setup))
     assert len(set(made.rotations) - pinned_steps(made)) == 1
     client = Client(made)
     keys = client.generate_keys()

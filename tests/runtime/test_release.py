@@ -162,12 +162,12 @@ def test_what_bootstraps_take_goes_with_the_last_server() -> None:
     parameters, client = program.parameters, Client(program)
     keys = client.generate_keys()
     evaluator = OpenFHEEvaluator(wire(parameters).context, parameters, keys.steps)
-    boots, held = parameters.bootstrapping, client._held()
-    assert boots is not None and isinstance(held, OpenFHEClient)
+    setup, held = parameters.bootstrapping, client._held()
+    assert setup is not None and isinstance(held, OpenFHEClient)
     slots, secret = np.linspace(-1, 1, parameters.slots, dtype=np.float64), held.secret_key
 
     def bootstraps() -> bool:
-        low = evaluator.encrypt(secret, slots, boots.input_level)
+        low = evaluator.encrypt(secret, slots, setup.input_level)
         return bool(np.max(np.abs(evaluator.decrypt(secret, evaluator.bootstrap(low)) - slots)) < 0.01)
 
     first, second = Server(program, keys), Server(program, keys)

@@ -75,7 +75,7 @@ PLACES = [
     ("olac.approximation.sweep", "_fit", f"pass fit_activations failed at node act (activation, from act, {OF}"),
     ("olac.passes.normalize_units", "sharing_units", "pass normalize_units failed"),
     ("olac.passes.assign_layouts", "_best", f"pass assign_layouts failed at node first (linear, from first, {OF}"),
-    ("olac.selection.lower", "OutputNoise", "lowering the program failed"),
+    ("olac.selection.job", "OutputNoise", "lowering the program failed"),
     ("olac.compiler", "_structure_error", "approximating the model failed"),
     ("olac.calibration.collect", "fingerprint", "calibrating failed"),
     ("olac.frontend.trace", "_drop_dead", "tracing the model failed"),

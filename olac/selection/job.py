@@ -1,0 +1,155 @@
+"""One lowering: what is lowered, by which passes, and what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from olac.analysis.noise import OutputNoise
+from olac.calibration.statistics import Calibration
+from olac.ckks.parameters import Parameters
+from olac.costs.table import CostTable
+from olac.errors import VerificationError
+from olac.ir.graph import Graph
+from olac.ir.head import OutputHead
+from olac.ir.layout import TensorLayout
+from olac.ir.ops import Input, LinearOp
+from olac.ir.types import Stage
+from olac.options import CompileOptions, Stages, telling
+from olac.passes.base import Pass, PassContext, PassManager
+from olac.passes.choose_lowerings import lowered_depth
+from olac.passes.place_bootstraps import PlaceBootstraps
+from olac.selection.price import Candidate, Draft, Terms, price
+from olac.system.internal import callers_own
+from olac.system.threads import usable_threads
+
+DEFAULT_PRECISION = 1e-3
+"""Of programs that a chain holds without bootstraps."""
+
+RINGS = (12, 13, 14, 15, 16)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is lowered, by which passes, and what was asked for.
+
+    Attributes:
+        graph: at stage POLYNOMIAL.
+        calibration: of the model.
+        options: of the caller.
+        passes: from stage POLYNOMIAL to LEVELLED.
+        head: what the client computes of the outputs.
+        say: called with a line of text as each step begins.
+    """
+
+    graph: Graph
+    calibration: Calibration
+    options: CompileOptions
+    passes: tuple[Pass, ...]
+    head: OutputHead = field(default_factory=OutputHead)
+    say: Stages = field(default_factory=lambda: telling(None))
+
+    @cached_property
+    def terms(self) -> Terms:
+        """Of prices."""
+        options = self.options
+        return Terms(options.costs or CostTable.default(), options.threads or usable_threads(), options.memory_limit)
+
+    @cached_property
+    def noise(self) -> OutputNoise:
+        """What noise does to the outputs."""
+        return OutputNoise(self.graph, self.calibration, self.head, self.options.seed)
+
+    @cached_property
+    def depth(self) -> int:
+        """Levels of a program without bootstraps: at least 1, for the scale of a chain of one prime is that prime."""
+        return max(1, lowered_depth(self.graph, self.passes, self.options.batch))
+
+    @property
+    def security(self) -> int:
+        """Bits that are asked for; 0 if the check is waived."""
+        return 0 if self.options.insecure else self.options.security
+
+    @property
+    def precision(self) -> float:
+        """Of programs without bootstraps."""
+        return self.options.precision or DEFAULT_PRECISION
+
+    @property
+    def rings(self) -> tuple[int, ...]:
+        """log2 of those that programs without bootstraps may have."""
+        return RINGS if self.options.log_ring is None else (self.options.log_ring,)
+
+    def scale_bits(self, log_ring: int) -> int:
+        """Of a program without bootstraps at a ring."""
+        return self.options.scale_bits or max(self.noise.scale_bits(log_ring, self.precision), log_ring + 6)
+
+    def holds_batch(self, log_ring: int) -> bool:
+        """Whether every value of a batch, in dense planes, fits in one ciphertext."""
+        slots, batch = 1 << (log_ring - 1), self.options.batch
+        return batch == 1 or all(
+            batch * TensorLayout.dense(node.type.shape, slots).image_stride <= slots
+            for node in self.graph.nodes
+            if isinstance(node.op, Input | LinearOp)
+        )
+
+    @cached_property
+    def _place(self) -> int | None:
+        """Of the pass that waits for a plan of bootstraps, if there is one."""
+        found = (i for i, one in enumerate(self.passes) if isinstance(one, PlaceBootstraps) and one.placements is None)
+        return next(found, None)
+
+    @property
+    def places_bootstraps(self) -> bool:
+        """Whether there is a pass that waits for a plan of bootstraps."""
+        return self._place is not None
+
+    # Passes ----------------------------------------------------------------------------------------------------------
+
+    def levelled(self, parameters: Parameters) -> Draft:
+        """The graph after all passes."""
+        return self._run(self.passes, self.graph, parameters)
+
+    def packed(self, parameters: Parameters) -> Draft:
+        """The graph before the pass that places bootstraps."""
+        return self._run(self.passes[: self._place], self.graph, parameters)
+
+    def finished(self, candidate: Candidate) -> Candidate:
+        """The same after all passes, priced by the primitives that it takes then."""
+        draft, parameters = candidate.draft, candidate.parameters
+        if draft.graph.stage is Stage.LEVELLED:
+            return candidate
+        assert self._place is not None
+        rest = (PlaceBootstraps(candidate.placements), *self.passes[self._place + 1 :])
+        after = self._run(rest, draft.graph, parameters)
+        whole = replace(after, timings=draft.timings + after.timings, dumps=draft.dumps + after.dumps)
+        priced = self.price(parameters, whole)
+        return replace(priced, placements=candidate.placements, exceeds=candidate.exceeds)
+
+    def price(self, parameters: Parameters, draft: Draft) -> Candidate:
+        """A levelled draft under parameters."""
+        return price(self.terms.pricer(parameters), draft, draft.work, self.terms.max_memory)
+
+    def dump(self, dumps: Iterable[tuple[str, str]]) -> None:
+        """Hand over what passes left, if anyone wants it."""
+        if self.options.dump is not None:
+            for name, text in dumps:
+                callers_own(self.options.dump)(name, text)
+
+    def _run(self, passes: Sequence[Pass], graph: Graph, parameters: Parameters) -> Draft:
+        dumps: list[tuple[str, str]] = []  # of many that are lowered, one is taken
+        manager = PassManager(passes, self.options.dump_after, lambda *one: dumps.append(one), self.say)
+        context = PassContext(
+            calibration=self.calibration,
+            parameters=parameters,
+            costs=self.terms.table,
+            threads=self.terms.threads,
+            batch=self.options.batch,
+        )
+        try:
+            made = manager.run(graph, context)
+        except VerificationError:
+            self.dump(dumps)
+            raise
+        return Draft(parameters, made, tuple(manager.timings), tuple(dumps))

@@ -1,0 +1,220 @@
+"""What a program takes under a set of parameters, in seconds and in bytes, and which of several is preferred."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from olac.analysis.bootstrap_problem import BootstrapPlan, Placements
+from olac.analysis.bootstraps import Profiles
+from olac.analysis.estimate import Sizes, sizes
+from olac.analysis.levels import required_levels
+from olac.analysis.rotation_keys import KeyChoice, Uses, fewer_keys, within
+from olac.backends.cost import CostEvaluator
+from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.parameters import Parameters
+from olac.costs.table import CostTable
+from olac.ir.graph import Graph
+from olac.kernels.base import Kernel
+from olac.kernels.execute import build_weightless_kernels
+from olac.kernels.record import record
+from olac.passes.base import PassContext, PassTiming
+from olac.passes.place_bootstraps import PlaceBootstraps
+
+MACHINE_BYTES = 8e9
+"""Memory that comes with the cores of a server; what a program takes beyond it has to be paid with them."""
+NEARLY = 1.02
+"""Predictions are not good to 2 %: among sets of parameters so close the one of least memory is taken."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What prices depend on beside the program: prices of primitives, threads, and the bytes that a server may take."""
+
+    table: CostTable
+    threads: int
+    max_memory: float | None = None
+
+    def pricer(self, parameters: Parameters) -> CostEvaluator:
+        """Of primitives under a set of parameters."""
+        return CostEvaluator(parameters, self.table, self.threads)
+
+    def cost(self, seconds: float, server_bytes: float) -> float:
+        """By what programs compare: seconds within a limit of memory; otherwise what a run keeps others from."""
+        return seconds if self.max_memory is not None else _occupied(seconds, server_bytes)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one run takes, whatever the digits of key switching.
+
+    Attributes:
+        graph: at stage PACKED or LEVELLED, with its bootstraps.
+        kernels: of its nodes, with or without weights; those of bootstraps need not be there.
+        levels: of all values.
+        counts: how often each (primitive, level) runs.
+        uses: how often each (rotation step, level) is taken.
+        order: the steps one after the other.
+    """
+
+    graph: Graph
+    kernels: Mapping[str, Kernel]
+    levels: Mapping[str, int]
+    counts: Mapping[tuple[str, int], int]
+    uses: Uses
+    order: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A graph lowered for a set of parameters, which others share: those that differ in digits, or in the chain.
+
+    Attributes:
+        parameters: that it was lowered for.
+        graph: at stage LEVELLED, or at stage PACKED if a plan of bootstraps is still to come.
+        timings, dumps: of its passes.
+    """
+
+    parameters: Parameters
+    graph: Graph
+    timings: tuple[PassTiming, ...] = ()
+    dumps: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def profiles(self) -> Profiles:
+        """Of the kernels, at any level."""
+        return Profiles(self.graph, self.parameters)
+
+    @cached_property
+    def work(self) -> Work:
+        """Of a levelled graph: a run on no data."""
+        kernels = build_weightless_kernels(self.graph)
+        recorder = record(self.graph, self.parameters, kernels)
+        order = [event.step for event in recorder.events if event.step]
+        levels = {node.id: node.type.state.level for node in self.graph.nodes if node.type.state is not None}
+        return Work(self.graph, kernels, levels, recorder.counts(), recorder.uses(), order)
+
+    def planned(self, plan: BootstrapPlan, parameters: Parameters) -> Work:
+        """Of a packed graph with bootstraps; what they drop to a level is left out."""
+        input_level = bootstrap_model(parameters).input_level
+        graph = PlaceBootstraps(plan.placements).run(self.graph, PassContext(parameters=parameters))
+        levels = required_levels(graph, input_level)
+        operands = {node.id: levels[node.id] + node.levels(self.graph.constants) for node in self.graph.nodes}
+        counts = self.profiles.counts(operands)
+        counts["bootstrap", input_level] += plan.bootstraps
+        uses, order = self.profiles.uses(operands), self.profiles.order
+        return Work(graph, self.profiles.kernels, levels, counts, uses, order)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A program under one set of parameters.
+
+    Attributes:
+        parameters: that it would run with.
+        draft: its graph, as far as it is lowered.
+        keys: the rotation steps that get keys, and what the program takes with them.
+        placements: of its bootstraps.
+        exceeds: whether these are more than were asked for.
+    """
+
+    parameters: Parameters
+    draft: Draft
+    keys: KeyChoice
+    placements: Placements = ()
+    exceeds: bool = False
+
+    @property
+    def graph(self) -> Graph:
+        """At stage PACKED, without its bootstraps, or LEVELLED."""
+        return self.draft.graph
+
+    @property
+    def seconds(self) -> float:
+        """Predicted for one run, with the encoding of all weights that are not kept."""
+        return self.keys.seconds
+
+    @property
+    def server_bytes(self) -> float:
+        """Predicted peak memory of a server, with the encoded weights that are kept."""
+        return self.keys.sizes.server_bytes
+
+
+def price(
+    pricer: CostEvaluator,
+    draft: Draft,
+    work: Work,
+    max_memory: float | None = None,
+    placements: Placements = (),
+    exceeds: bool = False,
+) -> Candidate:
+    """A draft under the pricer's parameters."""
+    parameters = pricer.parameters
+    encodes = {level: count for (primitive, level), count in work.counts.items() if primitive == "encode"}
+    encoding = sum(count * pricer.price("encode", level) for level, count in encodes.items())
+    seconds = sum(count * pricer.price(*what) for what, count in work.counts.items() if what[0] != "encode")
+    keys = len(bootstrap_model(parameters).keys_for(step for step, _ in work.uses))
+    size = sizes(work.graph, work.kernels, parameters, keys, encodes, work.levels)
+    if not size.keeps_plaintexts:
+        seconds, encoding = seconds + encoding, 0.0
+    chosen = with_keys(work.uses, work.order, pricer, seconds, size, encoding, max_memory)
+    return Candidate(parameters, draft, chosen, placements, exceeds)
+
+
+def preferred(found: Iterable[Candidate], max_memory: float | None) -> list[Candidate]:
+    """The candidates that fit, the best first; with more bootstraps than were asked for only if no others fit.
+
+    With a limit, memory within it is free: the fastest are best, and of those that nearly are, the smallest. Without
+    one the machine is not known, and a run is charged what it keeps others from: the product of its seconds and of its
+    bytes and those that come with the cores anyway. So twice the memory has to save up to half the time, and if a
+    program is small anyway, the fastest is best.
+    """
+    fitting = [one for one in found if max_memory is None or one.server_bytes <= max_memory]
+    fitting = [one for one in fitting if not one.exceeds] or fitting
+    if max_memory is None:
+        return sorted(fitting, key=lambda one: _occupied(one.seconds, one.server_bytes))
+    fastest = min((one.seconds for one in fitting), default=0.0)
+    return sorted(
+        fitting,
+        key=lambda one: (0, one.server_bytes) if one.seconds <= NEARLY * fastest else (1, one.seconds),
+    )
+
+
+def _occupied(seconds: float, server_bytes: float) -> float:
+    """What a run keeps others from if the machine is not known."""
+    return seconds * (MACHINE_BYTES + server_bytes)
+
+
+def with_keys(
+    uses: Uses,
+    order: Sequence[int],
+    pricer: CostEvaluator,
+    seconds: float,
+    size: Sizes,
+    encoding: float,
+    max_memory: float | None,
+) -> KeyChoice:
+    """The steps that get keys, and whether encoded weights are kept, by the rule of `preferred`.
+
+    Without a limit a key goes if a run occupies less without it, and weights are encoded in each run if that does. With
+    one keys go, or wait in their file, and weights are encoded in each run, if the program would not fit and that is
+    the fastest way.
+
+    Args:
+        uses: how often each step is taken, by level.
+        order: all steps that a run takes.
+        pricer: for the parameters.
+        seconds, size: with keys for all steps, and with all encoded weights if they are ever kept.
+        encoding: seconds to encode all weights, if they are ever kept.
+    """
+    if max_memory is None:
+        # What a run occupies bends down between all weights and none, so that one of these is best.
+        without = seconds + encoding, replace(size, keeps_plaintexts=False)
+        if _occupied(without[0], without[1].server_bytes) < _occupied(seconds, size.server_bytes):
+            seconds, size = without
+    given = uses, pricer.parameters, pricer.price, seconds, size
+    if max_memory is None:
+        *_, last = fewer_keys(*given, _occupied)
+        return last
+    return within(fewer_keys(*given, lambda _, needed: needed), order, pricer, encoding, max_memory)

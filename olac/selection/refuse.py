@@ -1,0 +1,147 @@
+"""Why there is no program: errors that name the limit, and what would do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from olac.analysis.noise import MAX_SCALE_BITS
+from olac.ckks.parameters import Parameters
+from olac.errors import InfeasibleError, OlacError, SecurityError
+from olac.ir.graph import Graph, Node
+from olac.ir.ops import LinearOp, Polynomial, PolynomialProduct, Square
+from olac.passes.scale_inputs import UNEVEN, first_readers
+from olac.selection.generate import MAX_DEPTH
+from olac.selection.job import Job
+from olac.selection.price import Candidate
+from olac.system.memory import GB
+
+NAMED_LIMITS = 3
+
+
+@dataclass
+class Tried:
+    """What a choice has looked at in vain.
+
+    Attributes:
+        too_large: candidates that do not fit in the memory.
+        unreachable: why parameters with bootstraps can't hold the graph, and which.
+        error: the least change of an output by the noise of bootstraps, among programs that miss the precision.
+    """
+
+    too_large: list[Candidate] = field(default_factory=list)
+    unreachable: dict[str, list[Parameters]] = field(default_factory=dict)
+    error: float = math.inf
+
+    def refuse(self, parameters: Parameters, why: str) -> None:
+        """Remember parameters that can't hold the graph."""
+        self.unreachable.setdefault(why, []).append(parameters)
+
+
+def refusal(job: Job, tried: Tried) -> OlacError:
+    """The limit that left no candidate."""
+    if tried.error < math.inf:
+        return InfeasibleError(
+            f"bootstraps do not keep a precision of {job.options.precision:g}: they change outputs by "
+            f"{tried.error:.2g} of their range at best. Ask for a precision of {math.ceil(tried.error * 1e3) / 1e3:g}, "
+            "leave it open, or lower the degrees of the activations."
+        )
+    if tried.too_large:
+        return _too_much_memory(job, tried.too_large)
+    if tried.unreachable:
+        named = [f"{those[-1].describe()}: {why}" for why, those in tried.unreachable.items()][-NAMED_LIMITS:]
+        return InfeasibleError("no parameters hold the program, not even with bootstraps:\n  " + "\n  ".join(named))
+    return _no_chain(job)
+
+
+def check_pinned(job: Job) -> None:
+    """`InfeasibleError` or `SecurityError` if the parameters that are pinned can't hold the program."""
+    pinned = job.options.parameters
+    if pinned is None:
+        return
+    pinned.check_security()
+    if pinned.bootstrapping is None and job.depth > pinned.depth:
+        raise InfeasibleError(
+            f"the program takes {job.depth} levels, the pinned parameters have {pinned.depth}. Lower the degrees of "
+            "the activations, or pin more levels or bootstrapping."
+        )
+    if not job.holds_batch(pinned.log_ring):
+        raise InfeasibleError(
+            f"a batch of {job.options.batch} images does not fit in the {pinned.slots} slots of the pinned parameters"
+        )
+
+
+def _too_much_memory(job: Job, found: Sequence[Candidate]) -> InfeasibleError:
+    smallest = sorted(found, key=lambda one: one.server_bytes)
+    lines = [f"{one.parameters.describe()}: {_up(one.server_bytes):.2f} GB" for one in smallest[:NAMED_LIMITS]]
+    return InfeasibleError(
+        f"no parameters fit in max_memory = {(job.terms.max_memory or 0) / GB:.2f} GB:\n  "
+        + "\n  ".join(lines)
+        + f"\nAllow at least {_up(smallest[0].server_bytes):.2f} GB, or lower the degrees of the activations."
+    )
+
+
+def _up(size: float) -> float:
+    """GB, rounded up to what a message shows."""
+    return math.ceil(size / GB * 100) / 100
+
+
+def _no_chain(job: Job) -> OlacError:
+    """Why no chain holds the program without bootstraps, where there are none."""
+    options, depth, log_ring = job.options, job.depth, job.rings[-1]
+    if depth > MAX_DEPTH:
+        return InfeasibleError(
+            f"the program takes {depth} levels, {MAX_DEPTH} at most are possible without bootstrapping. "
+            "Lower the degrees of the activations, or take a model of fewer layers."
+        )
+    if not job.holds_batch(log_ring):
+        return InfeasibleError(
+            f"a batch of {options.batch} images does not fit in the {1 << (log_ring - 1)} slots of ring "
+            f"2^{log_ring}. Take a smaller batch" + ("." if options.log_ring is None else " or a larger ring.")
+        )
+    bits = job.scale_bits(log_ring)
+    if bits > MAX_SCALE_BITS:
+        much = f"{bits}" if bits > MAX_SCALE_BITS + 1 else f"more than {MAX_SCALE_BITS}"
+        return InfeasibleError(
+            f"a precision of {job.precision:g} takes a scale of {much} bits, {MAX_SCALE_BITS} at most are "
+            f"supported. {why_so_fine(job.graph, job.noise.loudest())}"
+        )
+    if options.log_ring is not None and not options.insecure:
+        return SecurityError(
+            f"ring 2^{log_ring} does not hold {depth} levels of {bits} bits at {options.security}-bit security. "
+            "Leave log_ring open, lower the degrees of the activations, or pass insecure=True for experiments."
+        )
+    return InfeasibleError(
+        f"no ring up to 2^16 holds {depth} levels of {bits} bits "
+        + (f"at {job.security}-bit security " if job.security else "")
+        + "without bootstrapping. Lower the degrees of the activations, or the precision."
+    )
+
+
+def why_so_fine(graph: Graph, loudest: Node) -> str:
+    """What makes a graph need a fine scale, by the node whose noise matters most, and what to do."""
+    (source,) = graph.inputs
+    _, readers = first_readers(graph, source.id)
+    others = {node.id: node for node in readers if not isinstance(node.op, LinearOp)}
+    sizes = [one.magnitude for one in source.type.channels]
+    if others and loudest.id in {source.id, *others} and sizes and max(sizes) > UNEVEN * min(sizes):
+        names = ", ".join(f"{node.id} ({node.origin.path or node.op.name})" for node in others.values())
+        return (
+            "The columns or channels of the input are of very different size, and share one unit because not only "
+            f"linear layers read them, but {names}: scale them to the same size before the model, or ask for less "
+            "precision."
+        )
+    if loudest.id == source.id:
+        return (
+            "The model makes much of small differences in its input, which encryption blurs: calibrate with images "
+            "that vary as real ones do, scale the input, or ask for less precision."
+        )
+    where = f"{loudest.id} ({loudest.origin.path or 'model'})"
+    advice = ["scale the weights around it", "ask for less precision"]
+    if any(isinstance(node.op, Polynomial | PolynomialProduct | Square) for node in graph.nodes):
+        advice[1:1] = ["lower the degrees of the activations", "calibrate without outliers"]
+    return (
+        f"It is for the noise of {where}: its values are large beside what is left of them in the outputs. "
+        f"{', '.join(advice[:-1]).capitalize()}, or {advice[-1]}."
+    )
