@@ -7,8 +7,7 @@ from typing import Any
 
 from olac.backends.base import Evaluator
 from olac.errors import MissingKeyError, VerificationError
-from olac.ir.graph import Graph, Node
-from olac.ir.layout import TensorLayout
+from olac.ir.graph import Graph, Node, last_reads
 from olac.ir.lowerings import Diagonals, Lowering, Multiplexed
 from olac.ir.ops import (
     Add,
@@ -33,13 +32,6 @@ from olac.kernels.polynomial import PolynomialKernel, PolynomialProductKernel
 KernelFactory = Callable[[Graph, Node], Kernel]
 
 
-def _layout(graph: Graph, node_id: str) -> TensorLayout:
-    layout = graph[node_id].type.layout
-    if layout is None:
-        raise VerificationError(f"{node_id} has no layout: kernels are made from stage PACKED on")
-    return layout
-
-
 def _linear(graph: Graph, node: Node) -> Kernel:
     if node.lowering is None:
         raise VerificationError(f"{node.id} has no lowering: kernels are made from stage PACKED on")
@@ -50,19 +42,20 @@ def _linear(graph: Graph, node: Node) -> Kernel:
 
 def _diagonals(graph: Graph, node: Node) -> Kernel:
     assert isinstance(node.op, LinearOp) and isinstance(node.lowering, Diagonals)
-    linear = node.op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
-    return DiagonalKernel(linear, _layout(graph, node.inputs[0]), _layout(graph, node.id), node.lowering)
+    operand = graph[node.inputs[0]]
+    linear = node.op.linear_map(operand.type.shape, graph.constants)
+    return DiagonalKernel(linear, operand.layout, node.layout, node.lowering)
 
 
 def _weightless_diagonals(graph: Graph, node: Node) -> Kernel:
     assert isinstance(node.op, LinearOp) and isinstance(node.lowering, Diagonals)
-    layouts = _layout(graph, node.inputs[0]), _layout(graph, node.id)
-    return weightless_kernel(node.op, graph[node.inputs[0]].type.shape, graph.constants, *layouts, node.lowering)
+    operand = graph[node.inputs[0]]
+    return weightless_kernel(node.op, operand.type.shape, graph.constants, operand.layout, node.layout, node.lowering)
 
 
 def _multiplexed(graph: Graph, node: Node) -> Kernel:
     assert isinstance(node.op, Conv2d)
-    return MultiplexedKernel(node.op, graph.constants, _layout(graph, node.inputs[0]), _layout(graph, node.id))
+    return MultiplexedKernel(node.op, graph.constants, graph[node.inputs[0]].layout, node.layout)
 
 
 def _polynomial(graph: Graph, node: Node) -> Kernel:
@@ -70,18 +63,12 @@ def _polynomial(graph: Graph, node: Node) -> Kernel:
     if node.op.half_width != 1.0:
         raise VerificationError(f"{node.id} is a polynomial on [-{node.op.half_width}, ...], not on [-1, 1]")
     kernel = PolynomialKernel if isinstance(node.op, Polynomial) else PolynomialProductKernel
-    return kernel(graph.constants[node.op.coefficients], _layout(graph, node.id))
-
-
-def _bootstrap(graph: Graph, node: Node) -> Kernel:
-    if node.type.state is None:
-        raise VerificationError(f"{node.id} has no level: bootstraps have kernels from stage LEVELLED on")
-    return BootstrapKernel(node.type.state.level)
+    return kernel(graph.constants[node.op.coefficients], node.layout)
 
 
 def _square(graph: Graph, node: Node) -> Kernel:
     assert isinstance(node.op, Square)
-    return SquareKernel(graph.constants[node.op.shift], _layout(graph, node.id))
+    return SquareKernel(graph.constants[node.op.shift], node.layout)
 
 
 KERNELS: dict[type[Op], KernelFactory] = {
@@ -91,17 +78,16 @@ KERNELS: dict[type[Op], KernelFactory] = {
     Add: lambda graph, node: AddKernel(),
     Multiply: lambda graph, node: MultiplyKernel(),
     Square: _square,
-    Bootstrap: _bootstrap,
+    Bootstrap: lambda graph, node: BootstrapKernel(node.state.level),
     Reshape: lambda graph, node: ReshapeKernel(),
 }
-"""By class of op, base classes included: the function that makes a node's kernel."""
-
+"""By class of op, which may be a base class: the function that makes a node's kernel."""
 
 LOWERED: dict[type[Lowering], KernelFactory] = {Diagonals: _diagonals, Multiplexed: _multiplexed}
-"""By class of lowering: how a linear op that has it becomes a kernel."""
+"""By class of lowering: the function that makes the kernel of an op with such a lowering."""
 
 WEIGHTLESS: dict[type[Lowering], KernelFactory] = {Diagonals: _weightless_diagonals}
-"""The same for runs on no data, for lowerings whose kernels are cheaper to make without weights."""
+"""The same for runs on no data, if kernels are made faster without weights."""
 
 
 def _factory(node: Node) -> KernelFactory:
@@ -117,7 +103,7 @@ def build_kernel(graph: Graph, node: Node) -> Kernel:
 
 
 def build_kernels(graph: Graph) -> dict[str, Kernel]:
-    """The kernels of all nodes but the inputs; they are made once for a graph, which keeps them."""
+    """The kernels of all nodes but the inputs. They are made once, and the graph keeps them."""
     kept: dict[str, Kernel] | None = graph.__dict__.get("_kernels")
     if kept is None:
         kept = {node.id: build_kernel(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
@@ -127,7 +113,7 @@ def build_kernels(graph: Graph) -> dict[str, Kernel]:
 
 
 def build_weightless_kernels(graph: Graph) -> dict[str, Kernel]:
-    """Kernels for runs on no data: linear ops have no weights and share one if their entries are at the same places."""
+    """Kernels for runs on no data, without weights; linear ops with entries at the same places share one."""
     if "_kernels" in graph.__dict__:
         return build_kernels(graph)
     kept: dict[str, Kernel] | None = graph.__dict__.get("_weightless")
@@ -165,12 +151,12 @@ def execute(
     """Run a graph; each value is dropped after its last use.
 
     Args:
-        inputs: of the graph, or with `start_after` all values that are alive there.
+        inputs: those of the graph; with `start_after`, all values that are alive after that node.
         after: called as after(node, value) after every node.
         start_after: the last node that an earlier run finished; None for a whole run.
         keep: called as keep(node, values) after every node, with all values that are held then.
     """
-    last = {operand: node.id for node in graph.nodes for operand in node.inputs}
+    done = last_reads(graph.nodes)
     values: dict[str, Value] = {} if start_after is None else dict(inputs)
     nodes = graph.nodes
     if start_after is not None:
@@ -186,8 +172,8 @@ def execute(
                 raise type(error)(f"{error.args[0]}, at {node.id} from {node.origin}") from error
         if after is not None:
             after(node, values[node.id])
-        for operand in set(node.inputs):
-            if last[operand] == node.id and operand not in graph.outputs:
+        for operand in done[node.id]:
+            if operand not in graph.outputs:
                 del values[operand]
         if keep is not None:
             keep(node, values)
@@ -195,7 +181,7 @@ def execute(
 
 
 def _lowered(evaluator: Evaluator[Any, Any], graph: Graph, node: Node, operands: list[Value]) -> list[Value]:
-    """The operands; if all are above the level that the node needs, reduced to it, where its kernel is faster."""
+    """The operands, reduced to the level that the node needs if all are above it: its kernel is faster there."""
     if node.type.state is None or isinstance(node.op, Bootstrap):
         return operands
     wanted = node.type.state.level + node.levels(graph.constants)
