@@ -390,14 +390,3 @@ def _plain(observer: _Observer, images: torch.Tensor) -> torch.Tensor:
     finally:
         observer.observing = observer.looking = True
     return output
-
-
-__all__ = [
-    "Calibration",
-    "as_images",
-    "calibrate",
-    "check_calibration",
-    "fingerprint",
-    "first_batch",
-    "outlier_notes",
-]
