@@ -22,7 +22,7 @@ from olac.passes.base import PassContext, PassManager
 from olac.passes.expand_max_pool import ExpandMaxPool, rounds_of
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.pipeline import approximation_pipeline
-from olac.passes.replace_by_minimax import ReplaceByMinimax, replace_relu
+from olac.passes.replace_by_minimax import ReplaceByMinimax, times_sign
 from olac.polynomials.minimax import DEGREES, sign_composition
 from olac.polynomials.modes import FitOptions
 from tests.networks import calibration_of
@@ -158,7 +158,8 @@ def test_a_single_layer_can_be_replaced() -> None:
     graph = one(Activation("relu"), (2,))
 
     def step(node: object, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
-        return replace_relu(builder, graph["y"], inputs, 7, 4.0) if node is graph["y"] else None
+        half = np.full(1, 0.5)
+        return times_sign(builder, node, inputs[0], 7, 4.0, half, half) if node is graph["y"] else None
 
     result = graph.rewrite(step, by="mine", stage=Stage.POLYNOMIAL)
     assert result.text() == (
@@ -256,5 +257,5 @@ def test_without_max_pooling_nothing_changes() -> None:
 
 def test_a_pipeline_without_the_expansion_is_stopped() -> None:
     graph = one(MaxPool2d((2, 2), (2, 2)), (1, 4, 4))
-    with pytest.raises(VerificationError, match="max_pool2d is left"):
+    with pytest.raises(VerificationError, match="max_pool2d at stage POLYNOMIAL"):
         PassManager(approximation_pipeline()[1:]).run(graph, calibrated(graph, RANDOM.normal(size=(5, 1, 4, 4))))
