@@ -34,7 +34,7 @@ NEAR = 1.01
 
 
 def wide(nodes: int, width: int, seed: int) -> Graph:
-    """Random ops on the last `width` values, some on any earlier one; all that is left is summed up."""
+    """Random ops on the last `width` values, some on any earlier one; the values that nothing reads are summed up."""
     random = np.random.default_rng(seed)
     g = Drawing()
     read: set[str] = set()
@@ -51,7 +51,7 @@ def wide(nodes: int, width: int, seed: int) -> Graph:
 
 
 def narrowed(p: PlacementProblem, share: float, seed: int) -> PlacementProblem:
-    """The problem with bootstraps of some values out of the question."""
+    """The problem without bootstraps of some values."""
     random = np.random.default_rng(seed)
     never = {node.id for node in p.graph.nodes if random.random() < share}
     usual = p.fits
@@ -72,7 +72,7 @@ def cells(steps: int) -> Graph:
 
 
 def checked(p: PlacementProblem, plan: BootstrapPlan, one_bootstrap: float) -> float:
-    """The cost of a plan, which its graph has to have."""
+    """The cost of a plan, after a check that its graph has this cost."""
     assert _plan_seconds(p, plan, one_bootstrap) == pytest.approx(plan.seconds)
     return plan.seconds
 
@@ -115,7 +115,7 @@ def test_wide_graphs_against_an_integer_program(seed: int) -> None:
 
 
 class Counted:
-    """Watches how many states a search looks at."""
+    """Counts the states that a search looks at."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.exact, self.children, self.most_kept = 0, 0, 0
@@ -159,7 +159,7 @@ def test_work_is_bounded_by_the_number_of_nodes(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_plan_is_found_wherever_there_is_one(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Even where hardly any state may be kept: one that bootstraps whatever it can stays."""
+    """Even if hardly any states may be kept: the one that bootstraps all that it can is always kept."""
     monkeypatch.setattr(bootstrap_beam, "WIDTH", 1)
     p = narrowed(problem(wide(60, 12, seed), 9, seed, Bootstrapping(5, (1, 1))), 0.25, seed)
     try:
@@ -173,7 +173,7 @@ def test_a_plan_is_found_wherever_there_is_one(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_degrees_of_wide_graphs_are_planned(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """With as few bootstraps as there can be, and with more; each more is no loss."""
+    """With the fewest bootstraps possible, and with more: another bootstrap never makes a plan worse."""
     graph = wide(50, 12, seed)
     p = problem(graph, 6, seed, Bootstrapping(5, (1, 1)))
     for index, node in enumerate(graph.nodes):

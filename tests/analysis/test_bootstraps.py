@@ -1,4 +1,4 @@
-"""Where bootstraps go: the solver against brute force and against an integer program, and what the pass makes of it."""
+"""Places of bootstraps: the solver compared with brute force and with an integer program, and the pass."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def brute_force(p: PlacementProblem, one_bootstrap: float, most: float = math.in
 
 
 def _price(p: PlacementProblem, moved: frozenset[tuple[str, int]], one_bootstrap: float) -> float:
-    """Seconds where these (value, reader) read the bootstrapped value."""
+    """Seconds if these pairs (value, reader) read the bootstrapped value."""
     raw: dict[str, int] = dict.fromkeys(p.graph.outputs, 0)
     seconds = one_bootstrap * len({name for name, _ in moved})
     for index in range(len(p.graph.nodes) - 1, -1, -1):
@@ -189,7 +189,7 @@ def optimum(p: PlacementProblem, one_bootstrap: float) -> float:
 
 
 def planned(p: PlacementProblem, one_bootstrap: float) -> float:
-    """Seconds of the solver's plan, which must be what its levels cost; infinity where there is none."""
+    """Seconds of the solver's plan, which must be the cost of its levels; infinity if there is no plan."""
     try:
         plan = solve(p, one_bootstrap)
     except InfeasibleError:
@@ -254,7 +254,7 @@ def test_against_an_integer_program(graph: Graph, seed: int, one_bootstrap: floa
 @pytest.mark.parametrize("rest", [4, 5, 9])
 @pytest.mark.parametrize("projections", [(), (1,)])
 def test_residual_networks_against_an_integer_program(branch: int, rest: int, projections: tuple[int, ...]) -> None:
-    """Blocks that are longer than the levels between bootstraps take one on a branch, the skip passes by it."""
+    """Blocks that are longer than the levels between bootstraps have one on a branch; the skip has none."""
     setup = Bootstrapping(rest, (1, 1))
     for one_bootstrap in (1.0, 20.0):
         p = problem(residual(3, branch, projections), setup.output_level, rest, setup)
@@ -333,7 +333,7 @@ def test_a_residual_network_as_text() -> None:
 
 
 def test_bootstraps_bend_values_a_little() -> None:
-    """By the sine that they take values through; all else stays as it was."""
+    """By the sine in them; nothing else changes."""
     graph, images = residual_net()
     made = lowered(graph, images)
     seen: dict[str, Array] = {}
@@ -404,7 +404,7 @@ def test_a_network_without_a_place_is_refused_by_the_pass() -> None:
 
 
 def test_only_values_that_repeat_are_bootstrapped_on_a_part_of_the_slots() -> None:
-    """The fewer slots, the fewer places; and where there are none left, it says so."""
+    """With fewer slots there are fewer places; if there are none left, an error says so."""
     graph = packed_net()
     everywhere = PlaceBootstraps().run(graph, PassContext(parameters=DEEP))
     layouts = {node.type.layout for node in everywhere.nodes if isinstance(node.op, Bootstrap)}

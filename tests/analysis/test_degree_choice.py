@@ -40,7 +40,7 @@ Degrees = Mapping[str, int]
 
 @dataclass
 class Known:
-    """Stands in for measurements on images: effects, errors and agreements are given."""
+    """Replaces measurements on images: effects, errors and agreements are given."""
 
     cost: Callable[[str, int], float]
     agreement: Callable[[Degrees], float] = lambda degrees: 1.0
@@ -106,7 +106,7 @@ def circuit_levels(graph: Graph, degrees: Degrees) -> int:
 
 
 def choose_degrees(graph: Graph, context: PassContext, options: FitOptions) -> dict[str, int]:
-    """What `FitActivations` does first."""
+    """Choose degrees as `FitActivations` does."""
     method = options.fitting
     assert not isinstance(method, Minimax)
     evidence = Evidence(
@@ -346,7 +346,7 @@ def test_predicted_seconds_stay_within_the_limit() -> None:
 
 
 def turned(degrees: Degrees, name: str, d: int) -> float:
-    """Behind a plan's errors, the second activation is the one that matters."""
+    """After a plan's errors, the second activation matters most."""
     return (1e6 if name == NAMES[1] else 1e-6) / d**2
 
 

@@ -37,7 +37,7 @@ def one(op: Activation | MaxPool2d, shape: tuple[int, ...]) -> Graph:
 
 
 def calibrated(graph: Graph, images: Array) -> PassContext:
-    """The ranges of all values; each activation is taken to see the images."""
+    """The ranges of all values; the images count as the input of each activation."""
     histograms: dict[str, Histogram] = {}
     for node in graph.nodes:
         if isinstance(node.op, Activation):
@@ -114,7 +114,7 @@ def test_units_keep_slots_within_one_and_coefficients_small(alpha: int) -> None:
 
 
 def test_the_range_covers_what_the_input_is_added_to() -> None:
-    """All of a sum share a unit, so a composition on less than that would be evaluated on a wider interval."""
+    """The summands and the sum share a unit, so the composition is evaluated on the widest of their ranges."""
     b = GraphBuilder(by="test")
     x = b.add(Input((2,)), name="x")
     total = b.add(Add(), [x, x], name="total")
@@ -209,7 +209,7 @@ def test_any_max_pooling_against_torch(data: st.DataObject) -> None:
         assert np.array_equal(result.evaluate(images), expected)
         assert multiplicative_depth(result) == 1
         return
-    # Where a border leaves one element of each window, a round compares nothing.
+    # If a border leaves one element of each window, a round compares nothing.
     compared = sum(isinstance(node.op, Add) for node in result.nodes)
     assert compared <= rounds
     width = max((report.high for report in context.fits), default=0.0)
