@@ -10,7 +10,7 @@ import numpy as np
 from olac.backends.base import Array, Ciphertext, Evaluator, Slots
 from olac.ckks.parameters import Parameters
 from olac.errors import VerificationError
-from olac.ir.ops import bent
+from olac.ir.ops import scaled_sine
 from olac.ir.types import CipherState
 
 REPEATING = 1e-6
@@ -97,7 +97,7 @@ class SimulatorEvaluator(Evaluator[Slots, Slots]):
             raise VerificationError(
                 f"a bootstrap of slots that do not repeat after {len(mean)}: they would become nonsense"
             )
-        slots = np.tile(bent(mean, setup.correction), len(periods))
+        slots = np.tile(scaled_sine(mean, setup.correction), len(periods))
         if self._bootstrap_noise:
             slots = slots + self._random.normal(0.0, self._bootstrap_noise, slots.shape)
         return slots * self.parameters.scale(setup.output_level)

@@ -134,14 +134,12 @@ def plan_table(
         if isinstance(node.op, Polynomial):
             degrees.setdefault(node.id, constants[node.op.coefficients].shape[1] - 1)
     for node in program.graph.nodes:
-        layout, state = node.type.layout, node.type.state
-        assert layout is not None and state is not None
         row: list[str | Text] = [
             Text(plain(node.id)),  # unchanged: rich must not read it as markup
             Text(plain(node.op.name)),
             str(degrees.get(node.id, "")),
-            str(state.level),
-            str(layout.ciphertexts),
+            str(node.state.level),
+            str(node.layout.ciphertexts),
             "" if node.lowering is None else node.lowering.brief,
         ]
         if predicted is not None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import networkx as nx
-
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
@@ -37,12 +35,7 @@ class AssignLayouts(Pass):
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
         slots, batch = context.need_parameters().slots, context.batch
-        together: nx.Graph[str] = nx.Graph()
-        for node in graph.nodes:
-            together.add_node(node.id)
-            if not node.op.chooses_layout:
-                together.add_edges_from((node.id, operand) for operand in node.inputs)
-        groups = {i: frozenset(group) for group in nx.connected_components(together) for i in group}
+        groups = graph.groups(lambda op: not op.chooses_layout)
         chosen: dict[frozenset[str], TensorLayout] = {}
         layouts: dict[str, TensorLayout] = {}
         for node in graph.nodes:

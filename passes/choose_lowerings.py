@@ -29,6 +29,7 @@ from olac.kernels.linear import (
     shift_of,
 )
 from olac.kernels.patterns import diagonals_of
+from olac.kernels.record import record_kernel
 from olac.passes.base import Pass, PassContext
 from olac.system.choices import require_one_of
 
@@ -322,13 +323,10 @@ class _Chooser:
 
     def _record(self, node: Node, operand: TensorLayout) -> RecorderEvaluator:
         """A run of the kernel of a node on an operand of that layout."""
-        recorder = RecorderEvaluator(self._context.need_parameters())
         before = self._graph[node.inputs[0]]
         laid_out = replace(before, type=replace(before.type, layout=operand))
         whole = Graph((laid_out, node), (node.id,), self._graph.constants, self._graph.stage)
-        fresh = (recorder.fresh(recorder.parameters.depth),) * operand.ciphertexts
-        build_kernel(whole, node).run(recorder, [fresh])
-        return recorder
+        return record_kernel(build_kernel(whole, node), self._context.need_parameters(), [operand])
 
     def _sum(self, recorder: RecorderEvaluator) -> float:
         return sum(self._price(event.primitive) for event in recorder.events)

@@ -55,10 +55,6 @@ class Family:
         return registered if isinstance(registered, Family) else Family(registered)
 
 
-def _leaky_relu(slope: float) -> Function:
-    return lambda x: np.where(x > 0, x, slope * x)
-
-
 def _over_channels(values: Parameters, x: Array) -> Array:
     """One value per channel, to broadcast against x of shape (n, channels, ...)."""
     if len(values) == 1:
@@ -68,40 +64,12 @@ def _over_channels(values: Parameters, x: Array) -> Array:
     return np.asarray(values).reshape(-1, *(1,) * (x.ndim - 2))
 
 
-def _prelu(*slopes: float) -> Function:
-    return lambda x: np.where(x > 0, x, _over_channels(slopes, x) * x)
-
-
-def _gelu(x: Array) -> Array:
-    return np.asarray(x * special.ndtr(x))
-
-
-def _gelu_tanh(x: Array) -> Array:
-    return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
-
-
-def _silu(x: Array) -> Array:
-    return np.asarray(x * special.expit(x))
-
-
-def _hardtanh(low: float, high: float) -> Function:
-    return lambda x: np.clip(x, low, high)
-
-
 def _elu(alpha: float) -> Function:
     return lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0.0)))
 
 
-def _softplus(beta: float) -> Function:
-    return lambda x: np.asarray(np.logaddexp(0.0, beta * x) / beta)
-
-
 def _hardsigmoid(x: Array) -> Array:
     return np.clip(x / 6 + 0.5, 0.0, 1.0)
-
-
-def _mish(x: Array) -> Array:
-    return np.asarray(x * np.tanh(np.logaddexp(0.0, x)))
 
 
 def _selu(x: Array) -> Array:
@@ -109,45 +77,33 @@ def _selu(x: Array) -> Array:
     return scale * _elu(alpha)(x)
 
 
-def _celu(alpha: float) -> Function:
-    return lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0.0) / alpha))
-
-
-def _threshold(threshold: float, value: float) -> Function:
-    return lambda x: np.where(x > threshold, x, value)
-
-
-def _softshrink(width: float) -> Function:
-    return lambda x: x - np.clip(x, -width, width)
-
-
-def _hardshrink(width: float) -> Function:
-    return lambda x: np.where(np.abs(x) > width, x, 0.0)
-
-
 FUNCTIONS: dict[str, Callable[..., Function]] = {
     "relu": Family(lambda: lambda x: np.maximum(x, 0.0), torch="relu"),
-    "leaky_relu": Family(_leaky_relu, torch="leaky_relu"),
-    "prelu": Family(_prelu, per_channel=True),
-    "gelu": Family(lambda: _gelu, torch="gelu"),
-    "gelu_tanh": Family(lambda: _gelu_tanh, torch="gelu", options={"approximate": "tanh"}),
-    "silu": Family(lambda: _silu, torch="silu"),
+    "leaky_relu": Family(lambda slope: lambda x: np.where(x > 0, x, slope * x), torch="leaky_relu"),
+    "prelu": Family(lambda *slopes: lambda x: np.where(x > 0, x, _over_channels(slopes, x) * x), per_channel=True),
+    "gelu": Family(lambda: lambda x: x * special.ndtr(x), torch="gelu"),
+    "gelu_tanh": Family(
+        lambda: lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+        torch="gelu",
+        options={"approximate": "tanh"},
+    ),
+    "silu": Family(lambda: lambda x: x * special.expit(x), torch="silu"),
     "sigmoid": Family(lambda: lambda x: np.asarray(special.expit(x)), torch="sigmoid"),
     "tanh": Family(lambda: np.tanh, torch="tanh"),
-    "hardtanh": _hardtanh,
+    "hardtanh": lambda low, high: lambda x: np.clip(x, low, high),
     "elu": _elu,
-    "softplus": _softplus,
+    "softplus": lambda beta: lambda x: np.logaddexp(0.0, beta * x) / beta,
     "hardsigmoid": lambda: _hardsigmoid,
     "hardswish": lambda: lambda x: x * _hardsigmoid(x),
-    "mish": lambda: _mish,
+    "mish": lambda: lambda x: x * np.tanh(np.logaddexp(0.0, x)),
     "selu": lambda: _selu,
     "softsign": lambda: lambda x: x / (1 + np.abs(x)),
-    "celu": _celu,
+    "celu": lambda alpha: lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0.0) / alpha)),
     "log_sigmoid": lambda: lambda x: -np.logaddexp(0.0, -x),
     "tanhshrink": lambda: lambda x: x - np.tanh(x),
-    "softshrink": _softshrink,
-    "hardshrink": _hardshrink,
-    "threshold": _threshold,
+    "softshrink": lambda width: lambda x: x - np.clip(x, -width, width),
+    "hardshrink": lambda width: lambda x: np.where(np.abs(x) > width, x, 0.0),
+    "threshold": lambda threshold, value: lambda x: np.where(x > threshold, x, value),
 }
 """By name: a function of the parameters that gives the function of x, or a `Family`."""
 

@@ -129,6 +129,15 @@ class Graph:
         """The values that one node reads, once, and that are no outputs."""
         return frozenset(i for i, users in self.users().items() if len(users) == 1 and i not in self.outputs)
 
+    def groups(self, joins: Callable[[Op], bool]) -> dict[str, frozenset[str]]:
+        """For each value its group: values are in one group if ops for which `joins` holds link them to operands."""
+        linked: nx.Graph[str] = nx.Graph()
+        for node in self.nodes:
+            linked.add_node(node.id)
+            if joins(node.op):
+                linked.add_edges_from((node.id, operand) for operand in node.inputs)
+        return {i: group for group in map(frozenset, nx.connected_components(linked)) for i in group}
+
     def free_name(self, name: str) -> str:
         """The name, followed by underscores until no node has it."""
         while name in self._by_id:  # type: ignore[attr-defined]

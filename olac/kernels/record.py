@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from olac.backends.recorder import RecorderEvaluator
 from olac.ckks.parameters import Parameters
 from olac.ir.graph import Graph, Node
+from olac.ir.layout import TensorLayout
 from olac.kernels.base import Kernel, Value
 from olac.kernels.execute import build_weightless_kernels, execute
 
@@ -24,3 +25,10 @@ def record(
     inputs = {node.id: (used.fresh(node.state.level),) * node.layout.ciphertexts for node in graph.inputs}
     execute(graph, build_weightless_kernels(graph) if kernels is None else kernels, used, inputs, after)
     return used
+
+
+def record_kernel(kernel: Kernel, parameters: Parameters, operands: Sequence[TensorLayout]) -> RecorderEvaluator:
+    """The recorder after a run of a kernel on fresh operands of these layouts, at the top of the chain."""
+    recorder = RecorderEvaluator(parameters)
+    kernel.run(recorder, [(recorder.fresh(parameters.depth),) * layout.ciphertexts for layout in operands])
+    return recorder

@@ -131,7 +131,7 @@ class Reshape(Op):
         return operands[0].reshape(len(operands[0]), *self.shape)
 
 
-def bent(slots: Array, correction: int) -> Array:
+def scaled_sine(slots: Array, correction: int) -> Array:
     """The result of bootstrapping slots with a correction factor, without noise."""
     frequency = 2 * np.pi / 2**correction
     result: Array = np.sin(frequency * slots) / frequency
@@ -158,7 +158,7 @@ class Bootstrap(Op):
         return shapes[0]
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
-        return bent(operands[0], self.correction)
+        return scaled_sine(operands[0], self.correction)
 
 
 @register
