@@ -1,8 +1,8 @@
-"""The Evaluator: the few primitives that kernels are written against, and the rules that every backend keeps.
+"""The Evaluator: the primitives that kernels are written against, and the rules that every backend keeps.
 
-Kernels call the public methods. They check levels, noise degrees, exact scales and rotation keys, derive the state of
+Kernels call the public methods. These check levels, noise degrees, exact scales and rotation keys, derive the state of
 the result, and then call the hooks (`_add`, `_rotate`, ...) that a backend implements on its own payloads. So a program
-that breaks a rule fails in the same way on every backend, before OpenFHE sees it. Hooks that many libraries lack have
+that breaks a rule fails in the same way on every backend, before a library sees it. Hooks that many libraries lack have
 defaults in terms of the others.
 """
 
@@ -39,10 +39,10 @@ SCALE_TOLERANCE = 1e-9
 
 
 def without_negligible(slots: Slots, scale: float) -> Slots:
-    """Slots, or zeros in place of all of them if they are no larger than what rounding takes from any plaintext.
+    """The slots, or zeros if encoding would round them away.
 
-    The coefficients of n encoded slots, 2n of them, have the slots' root mean square times scale / sqrt(2n). If that is
-    up to 1/2, the size of a rounding error, nearly all of them round to zero; if all do, OpenFHE refuses to encode.
+    The 2n coefficients of n encoded slots have the slots' root mean square times scale / sqrt(2n). If that is at most
+    1/2, the size of a rounding error, nearly all of them round to zero. If all do, OpenFHE refuses to encode.
     """
     negligible = np.linalg.norm(slots) * scale <= 0.5 * math.sqrt(2.0) * len(slots)
     return np.zeros_like(slots) if negligible else slots
@@ -50,7 +50,7 @@ def without_negligible(slots: Slots, scale: float) -> Slots:
 
 @dataclass(frozen=True)
 class Ciphertext(Generic[C]):
-    """A backend's payload and what olac knows of it."""
+    """A backend's payload and its state."""
 
     payload: C
     state: CipherState
@@ -70,8 +70,8 @@ class Evaluator(ABC, Generic[C, P]):
 
     Args:
         parameters: ring, chain and scaling technique.
-        rotations: steps that keys exist for, or None where any step may be taken. A step of `parameters.slots` stands
-            for conjugation (see `Parameters.conjugation_step`). Rotations by other steps are composed of these (see
+        rotations: steps that keys exist for; None if any step may be used. A step of `parameters.slots` stands for
+            conjugation (see `Parameters.conjugation_step`). Rotations by other steps are composed of these (see
             `olac.ckks.rotations.composition`).
 
     Attributes:
@@ -102,31 +102,31 @@ class Evaluator(ABC, Generic[C, P]):
         """Begin a run, in this thread. For backends that keep something from one run to the next."""
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """`function` of each item, in order, as they are asked for; a backend may be a few items ahead, in threads.
+        """`function` of each item, in order, as they are asked for. A backend may compute a few items ahead in threads.
 
-        So `function` may share with others only what was made before.
+        So calls of `function` may share only what was made before.
         """
         return map(function, items)
 
     # Plaintexts ------------------------------------------------------------------------------------------------------
 
     def encode(self, values: Callable[[], Slots], level: int, scale: float) -> Plaintext[P]:
-        """Encode slots (a function that gives them, shape (slots,)) for ciphertexts of a level, at an exact scale.
+        """Encode slots (a function that returns them, shape (slots,)) for ciphertexts of a level, at an exact scale.
 
-        They may be complex. Values that a client decrypts, and those that are bootstrapped, have to be real again.
-        Slots so small that encoding rounds them away are zero on every backend. Slots may be larger than what a
-        ciphertext holds: they are taken modulo its modulus, and so is all that they are added to.
+        They may be complex; values that are decrypted or bootstrapped must be real. Slots so small that encoding rounds
+        them away are zero on every backend. Slots that are too large for a ciphertext are taken modulo its modulus, and
+        so is every sum with them.
         """
         if not 0 <= level <= self.parameters.depth:
             raise VerificationError(f"encode for level {level} of {self.parameters.depth}")
         return Plaintext(self._encode(lambda: without_negligible(values(), scale), level, scale), level, scale)
 
     def encode_unit(self, level: int) -> Plaintext[P]:
-        """The imaginary unit in every slot, for ciphertexts of a level: the monomial X^(N/2), which needs no scale."""
+        """The imaginary unit in every slot, for ciphertexts of a level: the monomial X^(N/2), exact at scale 1."""
         return Plaintext(self._encode(lambda: np.full(self.slots, 1j), level, 1.0), level, 1.0)
 
     def _fresh(self, slots: Array, level: int, scale: float) -> Array:
-        """Slots of a fresh ciphertext, as every backend encrypts them; VerificationError for what it can't hold."""
+        """Slots of a fresh ciphertext, as every backend encrypts them; VerificationError if they are too large."""
         room = sum(math.log2(prime) for prime in self.parameters.primes[: level + 1]) - 1
         largest = float(np.max(np.abs(slots)))
         if not math.isfinite(largest) or (largest and math.log2(largest) + math.log2(scale) >= room):
@@ -177,7 +177,7 @@ class Evaluator(ABC, Generic[C, P]):
         return Ciphertext(self._multiply(a.payload, b.payload, a.state), state)
 
     def multiply_sum(self, pairs: Sequence[tuple[Ciphertext[C], Ciphertext[C]]]) -> Ciphertext[C]:
-        """The sum of the products of all pairs, of noise degree 2, relinearised once; products' scales must agree."""
+        """The sum of the products of pairs, of noise degree 2, relinearised once; the products' scales must agree."""
         if len(pairs) == 1:
             return self.multiply(*pairs[0])
         states = []
@@ -202,7 +202,7 @@ class Evaluator(ABC, Generic[C, P]):
         return Ciphertext(self._rescale(a.payload, a.state), state)
 
     def level_reduce(self, a: Ciphertext[C], level: int) -> Ciphertext[C]:
-        """Give up levels without changing the value."""
+        """a at a lower level, with the same value."""
         if level == a.state.level:
             return a
         self._degree_one("level_reduce", a.state)
@@ -222,10 +222,10 @@ class Evaluator(ABC, Generic[C, P]):
         return self.level_reduce(a, level)
 
     def bootstrap(self, a: Ciphertext[C]) -> Ciphertext[C]:
-        """a with levels again, values within [-1, 1] in every slot; its result has lost some precision.
+        """a at the output level of a bootstrap, with less precision; its slots must be within [-1, 1].
 
-        What OpenFHE would do silently wrong is refused: an input above the output's level comes back as it is there,
-        and values beyond 1 lose bits (which only simulation can tell).
+        Inputs above the output level are refused, because OpenFHE would return them unchanged. Slots beyond 1 lose
+        precision, which only simulation can notice.
         """
         setup = self.parameters.bootstrapping
         if setup is None:
@@ -246,9 +246,9 @@ class Evaluator(ABC, Generic[C, P]):
         return self._along(a, self._path(step))
 
     def rotate_hoisted(self, a: Ciphertext[C], steps: Sequence[int]) -> Mapping[int, Ciphertext[C]]:
-        """a rotated by each step, the decomposition into digits shared (hoisting).
+        """a rotated by each step, with one decomposition into digits for all (hoisting).
 
-        Of steps that are composed it is shared by the first, and by all steps that begin with it.
+        Of a composed step the first part shares it. Steps that begin with the same part share the result of that part.
         """
         paths = {step: self._path(step) for step in sorted({step % self.slots for step in steps})}
         firsts = sorted({path[0] for path in paths.values() if path})
@@ -260,9 +260,9 @@ class Evaluator(ABC, Generic[C, P]):
         return out
 
     def rotate_sum(self, terms: Sequence[tuple[Ciphertext[C], int]]) -> Ciphertext[C]:
-        """The sum of terms, each rotated by its step; one division by P for all of them.
+        """The sum of terms, each rotated by its step, with one division by P for all of them.
 
-        Noise degree 2 is welcome: the noise of key switching vanishes in the rescale that follows.
+        Terms of noise degree 2 are best: the noise of key switching vanishes in the rescale that follows.
         """
         paths = [(a, self._path(step)) for a, step in terms]
         still = [a for a, path in paths if not path]
@@ -283,7 +283,7 @@ class Evaluator(ABC, Generic[C, P]):
         return Ciphertext(functools.reduce(lambda x, y: self._add(x, y, state), parts), state)
 
     def add_conjugate(self, a: Ciphertext[C]) -> Ciphertext[C]:
-        """a plus its complex conjugate: twice the real part. A key switch, as a rotation takes."""
+        """a plus its complex conjugate: twice the real part, for one key switch."""
         free = self.rotation_steps is None or self.parameters.bootstrapping is not None
         if not free and self.parameters.conjugation_step not in (self.rotation_steps or ()):
             raise MissingKeyError("there is no key for conjugation")
@@ -292,7 +292,7 @@ class Evaluator(ABC, Generic[C, P]):
     # Rules -----------------------------------------------------------------------------------------------------------
 
     def _path(self, step: int) -> tuple[int, ...]:
-        """The steps with keys that make a step, none for one that moves nothing."""
+        """The steps with keys that a step is composed of; none for a step that moves nothing."""
         step %= self.slots
         if self.rotation_steps is None:
             return (step,) if step else ()
@@ -300,13 +300,13 @@ class Evaluator(ABC, Generic[C, P]):
             path = composition(step, self._held, self.slots)
             if path is None:
                 raise MissingKeyError(
-                    f"there is no rotation key for step {step}, nor are there any {MOST_STEPS} that would make it"
+                    f"there is no rotation key for step {step}, and no {MOST_STEPS} steps with keys compose it"
                 )
             self._paths[step] = path
         return self._paths[step]
 
     def _moved(self, a: Ciphertext[C], steps: Sequence[int]) -> Iterator[Ciphertext[C]]:
-        """a rotated by each of some steps that have keys, hoisted where there are several."""
+        """a rotated by each of some steps that have keys, hoisted if there are several."""
         if len(steps) <= 1:
             return iter([self._along(a, steps) for _ in steps])
         digits = self._hoist(a.payload, a.state)
@@ -315,7 +315,7 @@ class Evaluator(ABC, Generic[C, P]):
         )
 
     def _along(self, a: Ciphertext[C], path: Sequence[int]) -> Ciphertext[C]:
-        """a rotated by one step after the other, of which each has a key."""
+        """a rotated by one step after the other; each has a key."""
         for step in path:
             a = Ciphertext(self._rotate(a.payload, step, a.state), a.state)
         return a
@@ -357,21 +357,22 @@ class Evaluator(ABC, Generic[C, P]):
     @abstractmethod
     def _rotate(self, a: C, step: int, state: CipherState) -> C: ...
 
-    # Hooks with defaults. Those of one paragraph belong together: a backend has all of them or none. They change no
-    # operand, but for the first of `_extended_add`, which nobody uses again.
+    # Hooks with defaults. `_multiply_no_relin` and `_relinearize` belong together, and so do `_hoist` and those after
+    # it: a backend has all of a group or none. No operand is changed, except the first of `_extended_add`, which is not
+    # used again.
 
     def _multiply_unit(self, a: C, p: P, state: CipherState) -> C:
         """a * p for p of `encode_unit`, of a's degree and scale.
 
-        The default costs nothing more. It takes a library whose plaintexts know their scale, 1 here: one that counts
-        a degree for every product has to set it back.
+        The default costs nothing more. It is for libraries whose plaintexts know their scale, which is 1 here. A
+        library that raises the degree with every product has to reset it.
         """
         return self._multiply_plain(a, p, state)
 
     def _add_conjugate(self, a: C, state: CipherState) -> C:
         """a plus its complex conjugate.
 
-        The default costs nothing more. It takes a `_rotate` that conjugates for `parameters.conjugation_step`.
+        The default costs nothing more. Its `_rotate` must conjugate for `parameters.conjugation_step`.
         """
         return self._add(a, self._rotate(a, self.parameters.conjugation_step, state), state)
 
@@ -387,7 +388,7 @@ class Evaluator(ABC, Generic[C, P]):
         return a
 
     def _hoist(self, a: C, state: CipherState) -> C:
-        """What rotations of a by several steps share: its decomposition into digits.
+        """The decomposition of a into digits, which rotations by several steps share.
 
         The default shares nothing: each rotation decomposes a anew, which is most of what it costs.
         """
@@ -398,14 +399,14 @@ class Evaluator(ABC, Generic[C, P]):
         return self._rotate(a, step, state)
 
     def _extended_rotate(self, a: C, digits: C, step: int, state: CipherState) -> C:
-        """a rotated, with `digits` of `_hoist`, which need not be divided by P.
+        """a rotated, with `digits` of `_hoist`; the result need not be divided by P.
 
-        The default divides every term: a division by P for each of a sum, in place of one, and its rounding error.
+        The default divides every term of a sum by P, and so adds a rounding error for each.
         """
         return self._hoisted_rotate(a, digits, step, state)
 
     def _extended_add(self, a: C, b: C, state: CipherState) -> C:
-        """a + b of `_extended_rotate`, in place of a or not."""
+        """a + b of `_extended_rotate`; it may be computed in place of a."""
         return self._add(a, b, state)
 
     def _key_switch_down(self, a: C, state: CipherState) -> C:

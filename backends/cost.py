@@ -33,16 +33,15 @@ class Slowdown:
 class CostEvaluator(RecorderEvaluator):
     """Adds up predicted seconds as a program runs on no data.
 
-    A sum of products before its one relinearisation holds three polynomials rather than two; its additions are priced
-    as others are.
+    Additions of products that are not relinearised yet, which have three polynomials, are priced like all others.
 
     Args:
         parameters: of the program.
         table: seconds of each primitive.
-        threads: that OpenFHE may use.
+        threads: the threads that OpenFHE may use.
         encoded: whether plaintexts were encoded before, so that encoding is free.
-        slowdown: of the machine against the table's.
-        rotations: steps that there are keys for; None prices all steps as if they had one.
+        slowdown: of this machine against that of the table.
+        rotations: steps that there are keys for; None if all steps have keys.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class CostEvaluator(RecorderEvaluator):
 
     @cached_property
     def _bootstrap_price(self) -> float:
-        """The same at any level: OpenFHE raises every ciphertext to the whole chain."""
+        """It is the same at every level, because OpenFHE raises every ciphertext to the whole chain."""
         primitives = sum(times * self.price(name, at) for name, at, times in bootstrap_model(self.parameters).work)
         return self.table.bootstrap_factor * primitives
 
@@ -88,9 +87,9 @@ class CostEvaluator(RecorderEvaluator):
 
 
 def predicted_seconds(table: CostTable, primitive: str, parameters: Parameters, level: int, threads: int) -> float:
-    """Seconds of one primitive; rings and numbers of threads that weren't measured take the nearest that was.
+    """Seconds of one primitive. The nearest measured ring and number of threads stand for those that were not measured.
 
-    More threads than measured are taken to bring nothing more, and work to grow with the ring.
+    It is assumed that more threads than measured gain nothing, and that work is proportional to the ring dimension.
     """
     at = shape(parameters, level)
     used = max((count for count in table.threads if count <= threads), default=table.threads[0])
@@ -99,11 +98,6 @@ def predicted_seconds(table: CostTable, primitive: str, parameters: Parameters, 
 
 
 def shape(parameters: Parameters, level: int) -> CiphertextShape:
-    """What the cost table wants to know of a ciphertext at a level."""
-    return CiphertextShape(
-        parameters.log_ring,
-        level + 1,
-        parameters.digit_limbs,
-        len(parameters.special_primes),
-        parameters.technique,
-    )
+    """The shape of a ciphertext at a level, by which the cost table prices primitives."""
+    special = len(parameters.special_primes)
+    return CiphertextShape(parameters.log_ring, level + 1, parameters.digit_limbs, special, parameters.technique)

@@ -37,7 +37,7 @@ class RecorderEvaluator(Evaluator[None, None]):
 
     @property
     def rotations(self) -> tuple[int, ...]:
-        """All steps that were taken, sorted, of compositions their parts; conjugation as its step, the last."""
+        """All steps that were used, sorted; parts in place of composed steps, and conjugation as the largest step."""
         return tuple(sorted({event.step for event in self.events if event.step}))
 
     def counts(self) -> Counter[tuple[str, int]]:
@@ -45,7 +45,7 @@ class RecorderEvaluator(Evaluator[None, None]):
         return Counter((event.primitive, event.level) for event in self.events)
 
     def uses(self) -> Counter[tuple[int, int]]:
-        """How often each step was taken at each level."""
+        """How often each step was used at each level."""
         return Counter((event.step, event.level) for event in self.events if event.step)
 
     def _record(self, primitive: str, level: int, step: int = 0) -> None:
@@ -107,7 +107,7 @@ class Encoder(RecorderEvaluator):
     """Encodes what a run of another evaluator encodes, in the same order, and computes nothing else."""
 
     def __init__(self, evaluator: Evaluator[Any, Any]) -> None:
-        # With the same keys: a composed step is asked for in other pieces, and the places of plaintexts count these.
+        # With the same keys, because the places of plaintexts count the parts of composed steps.
         super().__init__(evaluator.parameters, evaluator.rotation_steps)
         self._evaluator = evaluator
 

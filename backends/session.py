@@ -1,11 +1,10 @@
-"""The seam between the runtime and an engine: all that clients and servers ask of a library of CKKS.
+"""The interface between the runtime and an engine: all that clients and servers ask of a library of CKKS.
 
-An engine NAME is a folder `olac/backends/NAME` whose module `session` holds an `Engine` called ENGINE. What travels
-between processes is coefficient words (`olac.ckks.words`); every other object that an engine gives out is its own.
+An engine NAME is a folder `olac/backends/NAME` whose module `session` holds an `Engine` called ENGINE. Coefficient
+words (`olac.ckks.words`) travel between processes; all other objects that an engine returns are its own.
 
-What a library refuses is raised as RuntimeError, which the runtime puts into words of its own. All else is an error of
-`olac.errors`: ArtifactError for words that are no residues, ForkError in a process that was forked after the engine
-was used.
+If the library refuses an operation, an engine raises RuntimeError, which the runtime translates. It raises
+ArtifactError for words that are no residues, and ForkError in a process that was forked after the engine was used.
 """
 
 from __future__ import annotations
@@ -25,55 +24,48 @@ from olac.errors import BackendError
 from olac.ir.types import CipherState
 
 DEFAULT = "openfhe"
-
 KeyProgress = Callable[[int, int], None]
 """Called as progress(keys so far, keys in all)."""
 Place = tuple[int, ...]
 
 
-# Keys ----------------------------------------------------------------------------------------------------------------
-
-
 class Keys(Protocol):
-    """Evaluation keys that the engine holds for as long as this object, or another of the same key pair, is there."""
+    """Evaluation keys that the engine holds until this object, and every other of the same key pair, is deleted."""
 
     def blocks(self) -> Iterator[Words]:
         """The words of all keys, block by block, each of N words and valid until the next is asked for.
 
-        The relinearisation key comes first, if there is one, then the rotation keys as in the steps that they were
+        First the relinearisation key, if there is one, then the rotation keys in the order of the steps that they were
         made for, then the keys of bootstraps. Only for keys that were made in this process.
         """
 
 
 class KeyStore(Protocol):
-    """Single rotation keys, which come and go while a run goes on."""
+    """Single rotation keys that are added and evicted during a run."""
 
     def put(self, step: int, blocks: Iterable[Words]) -> None:
-        """Hold the key of a step; raises `ArtifactError` for words that are no residues."""
+        """Add the key of a step; raises `ArtifactError` for words that are no residues."""
 
     def take_out(self, step: int) -> None:
-        """Hold the key of a step no longer."""
+        """Evict the key of a step."""
 
 
 class KeyPages(Protocol):
     """Decides which keys are in a `KeyStore`."""
 
     def need(self, step: int, store: KeyStore) -> None:
-        """Called before every rotation, in the order of the run: the key of the step must be held after it."""
-
-
-# Plaintexts ----------------------------------------------------------------------------------------------------------
+        """Called before every rotation, in the order of the run; makes sure that the store has the key of the step."""
 
 
 class PlaintextCache:
     """Plaintexts of a program by their places in a run, kept from one run to the next.
 
-    A program encodes the same every time, so the place is the key. What does not fit in `budget` bytes is encoded anew
-    in every run.
+    A program encodes the same plaintexts in every run, so their places identify them. Those that do not fit in `budget`
+    bytes are encoded anew in every run.
 
     Attributes:
-        budget, bytes: that may be kept, and that are.
-        seconds: wall time of all plaintexts made so far; of threads that make them together, each its share.
+        budget, bytes: the bytes that may be kept, and those that are.
+        seconds: wall time of all plaintexts made so far. Threads that make plaintexts at the same time count a share.
     """
 
     def __init__(self, budget: int) -> None:
@@ -84,11 +76,7 @@ class PlaintextCache:
         self._lock = threading.Lock()
 
     def get(self, place: Place, size: int, make: Callable[[], Any], share: float = 1.0) -> Any:
-        """The plaintext of a place, of `size` bytes, made if it isn't kept.
-
-        Args:
-            share: of the time it takes to make it, that counts.
-        """
+        """The plaintext of a place, of `size` bytes, made if it isn't kept; `share` of the time that takes counts."""
         if place in self._kept:
             return self._kept[place]
         start = time.perf_counter()
@@ -101,20 +89,17 @@ class PlaintextCache:
         return made
 
     def clear(self) -> None:
-        """Keep nothing that was made so far."""
+        """Delete all plaintexts."""
         with self._lock:
             self._kept.clear()
             self.bytes = 0
 
 
-# Sessions ------------------------------------------------------------------------------------------------------------
-
-
 class Session(ABC):
-    """One side of a key pair in this process: what comes in is made a ciphertext of this pair.
+    """The client's or the server's side of a key pair in this process.
 
     Attributes:
-        engine: that it was made by.
+        engine: the engine that made it.
     """
 
     engine: Engine
@@ -125,7 +110,7 @@ class Session(ABC):
 
     @abstractmethod
     def adopt(self, ciphertext: Any) -> Any:
-        """A ciphertext of this process that another session of the pair made: the same object if it can be used."""
+        """A ciphertext that another session of the pair made in this process: the same object if it can be used."""
 
 
 class ClientSession(Session):
@@ -137,11 +122,11 @@ class ClientSession(Session):
 
     @abstractmethod
     def make_keys(self, steps: Sequence[int], relinearise: bool, progress: KeyProgress | None = None) -> Keys:
-        """Evaluation keys for rotation steps, with bootstraps also what these need."""
+        """Evaluation keys for rotation steps and, if the parameters have bootstraps, for these."""
 
     @abstractmethod
     def encrypt(self, slots: Array, level: int) -> Any:
-        """A fresh ciphertext; raises `VerificationError` for slots that do not fit into one."""
+        """A fresh ciphertext; raises `VerificationError` for slots that are too large for one."""
 
     @abstractmethod
     def decrypt(self, a: Ciphertext[Any]) -> Array:
@@ -149,7 +134,7 @@ class ClientSession(Session):
 
 
 class ServerSession(Session):
-    """The side that computes. All that it holds goes with this object, as soon as no run may be using it.
+    """The side that computes. All that it holds is freed after this object, as soon as no run can be using it.
 
     Attributes:
         evaluator: keeps plaintexts in the cache; each run begins with its `restart`.
@@ -163,18 +148,18 @@ class ServerSession(Session):
 
     @abstractmethod
     def running(self) -> AbstractContextManager[None]:
-        """While a run uses the keys; with `KeyPages`, no other run is beside it."""
+        """While a run uses the keys; with `KeyPages`, no other run does at the same time."""
 
     @abstractmethod
     def resting(self) -> AbstractContextManager[None]:
-        """While a run that is `running` uses no keys, between two nodes: others may come to theirs."""
+        """Between two nodes of a run that is `running`, while it uses no keys and other runs may use theirs."""
 
 
 class Engine(ABC):
-    """A library of CKKS. It holds nothing of its own: there is one object for each library.
+    """A library of CKKS. There is one object for each library, and it holds no data.
 
     Attributes:
-        title: how messages call the library.
+        title: the name of the library in messages.
     """
 
     title: ClassVar[str]
@@ -184,7 +169,7 @@ class Engine(ABC):
         """A session with a secret key: a new one, or that of words of shape (limbs, N).
 
         Args:
-            identity: of the key pair; `belongs` knows it again.
+            identity: of the key pair, for `belongs`.
         """
 
     @abstractmethod
@@ -200,8 +185,11 @@ class Engine(ABC):
         """Keys from words that came from outside.
 
         Args:
-            blocks: the words of a key by its place in the order of `Keys.blocks`. Several threads may call it, for
-                each key once, in no particular order; no key may be used before its words came to their end.
+            blocks: the words of a key by its place in the order of `Keys.blocks`. Several threads may call it, once for
+                each key, in any order. A key must not be used before the iteration over its words has ended.
+
+        Raises:
+            ArtifactError: words that are no residues; whatever `blocks` raises.
         """
 
     @abstractmethod
@@ -213,13 +201,13 @@ class Engine(ABC):
         cache: PlaintextCache,
         pages: KeyPages | None = None,
     ) -> ServerSession:
-        """A session that is ready for runs, with what bootstraps take beside keys.
+        """A session that is ready for runs, with all that bootstraps need.
 
         Args:
             keys: of this engine.
-            steps: rotation steps that there are keys for, those of `pages` among them.
+            steps: rotation steps that there are keys for, including those of `pages`.
             cache: where the evaluator keeps plaintexts.
-            pages: brings the keys for rotations that `keys` lacks.
+            pages: adds the keys for rotations that `keys` lacks.
         """
 
     @abstractmethod
@@ -228,7 +216,7 @@ class Engine(ABC):
 
     @abstractmethod
     def state(self, parameters: Parameters, ciphertext: Any) -> CipherState:
-        """Level, noise degree and scale as the library counts them."""
+        """Level, noise degree and scale as the library has them."""
 
     @abstractmethod
     def belongs(self, ciphertext: Any, identity: str) -> bool:
@@ -244,7 +232,7 @@ def find_engine(given: Engine | str | None = None) -> Engine:
         found = importlib.import_module(name).ENGINE
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the engine is there and lacks something
+            raise  # the engine is there, but a module that it imports is not
         raise BackendError(f"there is no engine {given!r}: olac.backends holds no {given}/session.py") from error
     assert isinstance(found, Engine)
     return found

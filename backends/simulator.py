@@ -14,7 +14,7 @@ from olac.ir.ops import scaled_sine
 from olac.ir.types import CipherState
 
 REPEATING = 1e-6
-"""Periods of a ciphertext that differ by more hold different values."""
+"""If periods of a ciphertext differ by more, they hold different values."""
 
 
 class SimulatorEvaluator(Evaluator[Slots, Slots]):
@@ -24,7 +24,7 @@ class SimulatorEvaluator(Evaluator[Slots, Slots]):
         noise: standard deviation of the error that each rescale adds to a slot, in units of the encoded integer
             (2^11.4 is typical of ring 2^14); 0 for exact arithmetic.
         seed: of the noise.
-        bootstrap_bits: precision of a bootstrap: its error has a mean magnitude of 2^-bits in the slots; None for none.
+        bootstrap_bits: the error of a bootstrap has a mean magnitude of 2^-bits in the slots; None for no error.
     """
 
     def __init__(
@@ -91,12 +91,10 @@ class SimulatorEvaluator(Evaluator[Slots, Slots]):
         setup = self.parameters.bootstrapping
         assert setup is not None
         periods = (_real(a) / state.scale).reshape(-1, 1 << self.parameters.log_bootstrap_slots)
-        mean = periods.mean(axis=0)  # of what noise makes them differ by
+        mean = periods.mean(axis=0)  # noise makes them differ
         exact = not (self._noise or self._bootstrap_noise)
         if exact and not np.allclose(periods, mean, rtol=0.0, atol=REPEATING):
-            raise VerificationError(
-                f"a bootstrap of slots that do not repeat after {len(mean)}: they would become nonsense"
-            )
+            raise VerificationError(f"a bootstrap of slots that do not repeat every {len(mean)} slots")
         slots = np.tile(scaled_sine(mean, setup.correction), len(periods))
         if self._bootstrap_noise:
             slots = slots + self._random.normal(0.0, self._bootstrap_noise, slots.shape)
@@ -125,7 +123,7 @@ class SimulatorEvaluator(Evaluator[Slots, Slots]):
 
 
 def _real(slots: Slots) -> Array:
-    """Slots that have to be real where they are: OpenFHE would lose an imaginary part, or refuse to decode it."""
+    """Slots that must be real: OpenFHE would lose an imaginary part, or refuse to decode it."""
     if np.iscomplexobj(slots):
         raise VerificationError("complex slots are decrypted or bootstrapped")
     return np.asarray(slots, dtype=np.float64)

@@ -23,10 +23,10 @@ from torch import nn
 
 import olac
 from benchmarks.data import DataError, ImageSet
+from benchmarks.depth import activation_depth
 from benchmarks.models import MODELS, Benchmark
 from benchmarks.results import ResultsFile, Row
 from benchmarks.strategies import Strategy
-from olac.analysis.depth import activation_depth
 from olac.approximation import tensors
 from olac.approximation.criterion import Classification
 from olac.errors import OlacError

@@ -251,7 +251,7 @@ def keygen(request: Request, emit: Emit) -> Result:
     made.save_secret_key(Path(request["client"]) / "secret.key", overwrite=True)
     keys.save(Path(request["server"]) / "evaluation.keys")
     peak = round(peak_rss_bytes() / GB, 3)
-    return {"keygen_seconds": round(seconds, 2), "keygen_peak_rss_gb": peak, "key_bytes": keys.key_bytes}
+    return {"keygen_seconds": round(seconds, 2), "keygen_peak_rss_gb": peak, "key_bytes": keys.payload_bytes}
 
 
 def encrypt(request: Request, emit: Emit) -> Result:

@@ -1,4 +1,4 @@
-"""The route from a PyTorch model to a program, in one readable direction."""
+"""The route from a PyTorch model to a program, from top to bottom."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def calibrate(
     sample_bytes: int = SAMPLE_BYTES,
     progress: Stages | None = None,
 ) -> Calibration:
-    """Run a model over calibration images; the result takes a loader's place in `approximate` and `compile`.
+    """Run a model over calibration images; the result can replace the loader in `approximate` and `compile`.
 
     Args:
         model, calib_loader, progress: as in `approximate`.
-        activations: as in `CompileOptions`; the same ones have to be given to `approximate` and `compile`.
-        sample_images, sample_bytes: bounds of the sample of images that is kept for fits.
+        activations: as in `CompileOptions`; give the same to `approximate` and `compile`.
+        sample_images, sample_bytes: limits of the sample of images that is kept for fits.
 
     Raises:
         UnsupportedModelError, CalibrationError: as in `approximate`.
@@ -109,19 +109,19 @@ def approximate(
 
     Args:
         model: a torch.nn.Module; it is not changed.
-        calib_loader: yields tensors or tuples whose first item is a batch of images; labels are not needed. Or what
-            `calibrate` gave for this model.
+        calib_loader: yields tensors or tuples whose first item is a batch of images; labels are not needed. Or the
+            result of `calibrate` for this model.
         options: see `CompileOptions`.
         pipeline: other passes from stage TRACED to POLYNOMIAL.
         progress: called with a line of text as each step begins.
         choices: single fields of `CompileOptions` or `FitOptions`, e.g. method="empirical", degree=7, max_depth=40; in
-            the place of strings also types, e.g. method=olac.Minimax(alpha=7), degrees=olac.Within(levels=40).
+            place of strings also types, e.g. method=olac.Minimax(alpha=7), degrees=olac.Within(levels=40).
 
     Raises:
-        UnsupportedModelError: with every node that can't be compiled.
+        UnsupportedModelError: names every node that can't be compiled.
         InfeasibleError: no plan is within `max_depth` or `max_latency`, or has `min_agreement`.
         CalibrationError: an empty loader, NaN, batches that don't fit the model, a calibration of another model, a
-            given function that isn't finite in its calibrated range.
+            function that isn't finite in its calibrated range.
     """
     approximated, _ = _approximate(model, calib_loader, with_choices(options, choices), pipeline, progress)
     return approximated
@@ -148,7 +148,7 @@ def compile(
 
     Raises:
         UnsupportedModelError, CalibrationError: as in `approximate`.
-        InfeasibleError: no parameters meet depth, precision, security and max_memory; says which limit fails.
+        InfeasibleError: no parameters meet depth, precision, security and max_memory; names the limit that fails.
         SecurityError: pinned parameters are below the security asked for.
     """
     chosen = with_choices(options, choices)
@@ -228,9 +228,9 @@ def _with_bounds(graph: Graph, calibration: Calibration) -> Graph:
 
 
 def _structure_error(graph: Graph, head: OutputHead, calibration: Calibration, given: bool, seed: int) -> float:
-    """The lifted graph against the model, before anything is approximated: a difference is a bug of ours.
+    """The error of the lifted graph against the model, before anything is approximated.
 
-    Or the calibration was `given` and is of another model.
+    If it is large, that is a bug in olac, or the calibration was `given` and is of another model.
     """
     images, theirs = calibration.held_out[:CHECK_IMAGES], calibration.held_out_outputs[:CHECK_IMAGES]
     raw = graph.evaluate(images)
@@ -238,7 +238,7 @@ def _structure_error(graph: Graph, head: OutputHead, calibration: Calibration, g
         raise CalibrationError(f"the calibration has outputs of shape {theirs.shape[1:]}: it is of another model")
     scores = head.scores.apply(raw)
     if head.decides:
-        # Nearly equal scores may give another class in single precision, so scores are compared.
+        # Nearly equal scores may lead to another class in single precision, so scores are compared.
         size = max(1e-6, float(np.max(np.abs(scores))))
         error = head.shortfall(scores, theirs) / size
     else:
@@ -249,7 +249,8 @@ def _structure_error(graph: Graph, head: OutputHead, calibration: Calibration, g
     if not error <= STRUCTURE_TOLERANCE + ROUNDING_MARGIN * _rounding_error(graph, head, images, scores, seed) / size:
         if given:
             raise CalibrationError(
-                f"the calibration is of another model: its outputs differ by {error:.2g} of the largest from this one's"
+                f"the calibration is of another model: its outputs differ by {error:.2g} of the largest from this "
+                "model's. Calibrate this model."
             )
         raise VerificationError(
             f"the lifted graph differs from the model by {error:.2g} of its largest output: a bug in the frontend"
@@ -258,11 +259,11 @@ def _structure_error(graph: Graph, head: OutputHead, calibration: Calibration, g
 
 
 def _rounding_error(graph: Graph, head: OutputHead, images: Array, exact: Outputs, seed: int) -> float:
-    """How far single precision alone takes the outputs: much, where large values cancel."""
+    """The change of the outputs by single precision alone, which is large if large values cancel."""
     random, values = np.random.default_rng(seed), dict[str, Array]()
 
     def rounded(node: Node, value: Array) -> Array:
-        if isinstance(node.op, LinearOp):  # what is added up may be far larger than the sum
+        if isinstance(node.op, LinearOp):  # the terms of a sum may be far larger than the sum
             sizes = {name: np.abs(graph.constants[name]) for name in node.op.constant_names()}
             terms = node.op.evaluate([np.abs(values[node.inputs[0]])], sizes)
             value = value + SINGLE * terms * random.uniform(-1, 1, value.shape)

@@ -198,7 +198,7 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
         "predicted_seconds": estimate.seconds_per_image,
         "predicted_gb": estimate.process_gb,
         "peak_rss_gb": peak_rss_bytes() / GB,
-        "key_bytes": keys.key_bytes,
+        "key_bytes": keys.payload_bytes,
         "security_bits": program.parameters.security_bits,
         "ring_dimension": program.parameters.ring_dimension,
         "log_qp": program.parameters.log_qp,

@@ -1,4 +1,4 @@
-"""What a caller of the compiler may choose."""
+"""The options of the compiler."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ Asked: TypeAlias = Task | Criterion | Callable[[Array, Array], Array]
 
 
 def telling(progress: Stages | None) -> Stages:
-    """Progress of a caller who may not want any; what it raises is the caller's own."""
+    """A caller's progress, or one that does nothing; errors in it pass through as the caller's own."""
     return (lambda line: None) if progress is None else callers_own(progress)
 
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """Everything that a caller may choose; the defaults choose for them.
+    """Everything that a caller may choose.
 
     Attributes:
         fit: how activations become polynomials.
         precision: largest error of the outputs by the noise of encryption, relative to their calibrated range, as it
-            is simulated; before and after what the client computes. None for 1e-3, and for what the usual scale gives
-            if only bootstraps hold the program.
+            is simulated; before and after the client's part. None for 1e-3 or, if only bootstraps hold the program, for
+            what the usual scale gives.
         security: 128, 192 or 256 bits.
-        insecure: waive the check of security, for tests at small rings; every output says so.
+        insecure: do without the check of security, for tests at small rings; every output says so.
         technique: OpenFHE's scaling technique.
-        log_ring: pin log2 of the ring dimension; None takes the smallest that fits.
-        scale_bits: pin the bits of the scale; None takes the fewest that meet `precision`.
-        parameters: pin all of them; those without security need `insecure` as well.
-        max_memory: bytes that the server process may take, or text such as "8GB" or "1.5GiB"; None for no limit. The
-            program carries it: servers keep to it if they are told nothing else.
+        log_ring: log2 of the ring dimension; None for the smallest that fits.
+        scale_bits: bits of the scale; None for the fewest that meet `precision`.
+        parameters: all parameters; without security they need `insecure` as well.
+        max_memory: bytes that the server process may take, or text such as "8GB" or "1.5GiB"; None for no limit. It is
+            also the default limit of servers that run the program.
         batch: images in one set of ciphertexts.
         convolutions: a registered kind of lowering, which computes what it can (see `olac.ir.lowerings`): "diagonals",
             or "multiplexed" for convolutions as MPCNN does them, for comparison. "auto" takes diagonals, and a
@@ -54,19 +54,19 @@ class CompileOptions:
         threads: that the server will use; None for all cores.
         costs: prices of OpenFHE's primitives (`CostTable.load` reads what `olac calibrate-costs` wrote); None for the
             shipped table.
-        activations: own modules and functions that work elementwise and are to become polynomials, by module class, by
-            a module's qualified name or by the function itself; as a function over numpy arrays or torch tensors, or
-            None for what the model computes there.
-        dump_after, dump: passes after which `dump(name, text)` gets the graph.
+        activations: own elementwise modules and functions that are to become polynomials, by module class, by a
+            module's qualified name or by the function itself; as a function over numpy arrays or torch tensors, or None
+            for what the model computes there.
+        dump_after, dump: passes after which `dump(name, text)` is called with the graph.
         task: what the outputs are for, which decides what agreement means: "classification", "binary", "multilabel",
-            "regression", "embedding" or "map"; "auto" tells it from the outputs and the last function, and the report
-            says which it took. Or an `olac.approximation.criterion.Criterion`, or a function `(ours, theirs)` of two
-            arrays (n, *output shape) that gives a score of 0 to 1 for each image, shape (n,).
-        strict: refuse what else makes a note: a calibration of fewer than 256 images or with channels that hardly ever
-            vary (CalibrationError), an agreement below the one asked for (InfeasibleError).
-        client_head: the client computes a model's last softmax, argmax, scales and functions that never fall, such as
-            sigmoid, exactly, on decrypted outputs (see `olac.ir.split`); so it sees what goes into them. Without it
-            such functions become polynomials as all others, and softmax and argmax are refused.
+            "regression", "embedding" or "map"; "auto" chooses by the outputs and the last function, and the report
+            names the choice. Or an `olac.approximation.criterion.Criterion`, or a function `(ours, theirs)` of two
+            arrays (n, *output shape) that returns a score of 0 to 1 for each image, shape (n,).
+        strict: refuse what otherwise makes a note: a calibration of fewer than 256 images or with channels that hardly
+            ever vary (CalibrationError), an agreement below the one asked for (InfeasibleError).
+        client_head: whether the client computes a model's last softmax, argmax, scales and functions that never fall,
+            such as sigmoid, exactly, on decrypted outputs (see `olac.ir.split`); it then sees their operands. If not,
+            such functions become polynomials, and softmax and argmax are refused.
         seed: of all that is random: the order of images in fits, what is done to them, and simulated noise.
     """
 
@@ -118,7 +118,6 @@ class CompileOptions:
         least = (self.log_ring or 12) + 4
         if self.scale_bits is not None and not least <= self.scale_bits <= MAX_SCALE_BITS:
             raise ValueError(f"a scale of {self.scale_bits} bits is outside {least} ... {MAX_SCALE_BITS}")
-
         if not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed {self.seed} is outside 0 ... 2^63 - 1")
 
@@ -176,11 +175,11 @@ class Keywords(FitKeywords, total=False):
 
 
 def with_choices(options: CompileOptions | None, choices: Keywords) -> CompileOptions:
-    """The options, or the defaults, with keywords in the place of single fields.
+    """The options, or the defaults, with single fields replaced by keywords.
 
     Raises:
         TypeError: there is no such keyword; names the nearest.
-        ValueError: a value, or a combination of values, that makes no sense.
+        ValueError: a value or a combination of values is not allowed.
     """
     require_known(choices, Keywords.__annotations__)
     fitting = spelled_out({name: value for name, value in choices.items() if name in KEYWORDS})

@@ -20,8 +20,8 @@ def make_context(parameters: Parameters, complex_slots: bool = False) -> Any:
 
     Args:
         parameters: of the context.
-        complex_slots: of plaintexts that it encodes. A context without them drops imaginary parts, and bootstraps real
-            slots faster than one with them. Plaintexts of either fit the other's ciphertexts, as the chain is the same.
+        complex_slots: whether it encodes complex slots. A context for real slots drops imaginary parts and bootstraps
+            faster. Plaintexts of either fit the other's ciphertexts, as the chain is the same.
 
     Raises:
         SecurityError: log2(QP) is too large for the security asked for.
@@ -31,16 +31,12 @@ def make_context(parameters: Parameters, complex_slots: bool = False) -> Any:
     fhe = load()
     setup = parameters.bootstrapping
     context = _generated(parameters, parameters.depth, parameters.digits, complex_slots)
-    features = [fhe.PKE, fhe.KEYSWITCH, fhe.LEVELEDSHE]
     if setup is not None:
-        features += [fhe.ADVANCEDSHE, fhe.FHE]
         taken = fhe.CryptoContext.GetBootstrapDepth(list(setup.budget), fhe.SPARSE_ENCAPSULATED)
         if setup.rest + taken != parameters.depth:
             raise VerificationError(
                 f"OpenFHE's bootstrap takes {taken} levels, olac compiled for {parameters.describe()}"
             )
-    for feature in features:
-        context.Enable(feature)
     primes = chain_of(context)
     if primes != parameters.primes:
         raise VerificationError(f"OpenFHE chose the primes {primes}, olac compiled for {parameters.primes}")
@@ -50,30 +46,20 @@ def make_context(parameters: Parameters, complex_slots: bool = False) -> Any:
 def make_small_context(parameters: Parameters) -> Any:
     """A context of the same ring, secrets and sizes of primes, but without levels, to make templates in.
 
-    Its keys are small and quickly made. Its one prime is the q_0 of the parameters in nearly all cases, which is the
-    caller's to check.
+    Its keys are small and quickly made. Its one prime is nearly always the q_0 of the parameters; callers check that.
     """
-    fhe = load()
-    context = _generated(parameters, 0, 1)
-    for feature in (fhe.PKE, fhe.KEYSWITCH, fhe.LEVELEDSHE, fhe.ADVANCEDSHE, fhe.FHE):
-        context.Enable(feature)
-    return context
+    return _generated(parameters, 0, 1)
 
 
 def _generated(parameters: Parameters, depth: int, digits: int, complex_slots: bool = False) -> Any:
-    """OpenFHE's context with another depth and other digits, without features and unchecked."""
-    begin_use()  # it looks for roots of unity at random
+    """OpenFHE's context of the parameters, but of this depth and these digits; its chain is not checked."""
+    begin_use()  # OpenFHE uses its random numbers to find roots of unity
     fhe = load()
     wanted = fhe.CCParamsCKKSRNS()
-    # The sparse key lives inside the bootstrap alone; without one the secret is uniform.
+    # The sparse key exists within bootstraps alone; without bootstraps the secret is uniform.
     wanted.SetSecretKeyDist(fhe.UNIFORM_TERNARY if parameters.bootstrapping is None else fhe.SPARSE_ENCAPSULATED)
-    levels = {
-        0: fhe.HEStd_NotSet,
-        128: fhe.HEStd_128_classic,
-        192: fhe.HEStd_192_classic,
-        256: fhe.HEStd_256_classic,
-    }
-    wanted.SetSecurityLevel(levels[parameters.security])
+    security = f"HEStd_{parameters.security}_classic" if parameters.security else "HEStd_NotSet"
+    wanted.SetSecurityLevel(getattr(fhe, security))
     wanted.SetRingDim(parameters.ring_dimension)
     wanted.SetMultiplicativeDepth(depth)
     wanted.SetScalingModSize(parameters.scale_bits)
@@ -85,9 +71,13 @@ def _generated(parameters: Parameters, depth: int, digits: int, complex_slots: b
     if complex_slots:
         wanted.SetCKKSDataType(fhe.COMPLEX)
     try:
-        return fhe.GenCryptoContext(wanted)
+        context = fhe.GenCryptoContext(wanted)
     except RuntimeError as error:
         raise SecurityError(f"OpenFHE refuses {parameters.describe()}: {error}") from error
+    features = [fhe.PKE, fhe.KEYSWITCH, fhe.LEVELEDSHE]
+    for feature in features if parameters.bootstrapping is None else [*features, fhe.ADVANCEDSHE, fhe.FHE]:
+        context.Enable(feature)
+    return context
 
 
 @dataclass
@@ -95,16 +85,16 @@ class _SetUp:
     """What a modulus chain of this process bootstraps with.
 
     Attributes:
-        setup: the levels, slots and factors of the set-up.
-        owners: how many `Prepared` there are; with none another set-up may take its place.
+        bootstrapping: the levels, slots and factors of the set-up.
+        owners: the number of `Prepared` objects; if there is none, another set-up may replace this one.
     """
 
-    setup: Bootstrapping
+    bootstrapping: Bootstrapping
     owners: int = 0
 
 
 _SET_UPS: dict[Parameters, _SetUp] = {}
-"""By what decides the chain: OpenFHE gives equal chains one context, and a later set-up would replace the first."""
+"""By parameters that decide the chain: OpenFHE has one context for equal chains, and a new set-up replaces the last."""
 
 
 def _chain(parameters: Parameters) -> Parameters:
@@ -112,12 +102,12 @@ def _chain(parameters: Parameters) -> Parameters:
 
 
 class Prepared:
-    """Keeps what bootstraps of a context take, most of it plaintexts, for as long as this object is there.
+    """Keeps the plaintexts and tables of a context's bootstraps until this object is deleted.
 
-    All objects for one chain share it. Made once when the first of them is, which takes most of the time.
+    All objects for one chain share them; they are computed when the first object is made.
 
     Raises:
-        BackendError: the process bootstraps on the same chain in another way.
+        BackendError: the process bootstraps on the same chain with another set-up.
     """
 
     def __init__(self, context: Any, parameters: Parameters) -> None:
@@ -126,10 +116,10 @@ class Prepared:
             if first:
                 set_up_bootstrapping(context, parameters, precompute=True)
             _set_up_of(parameters).owners += 1
-        weakref.finalize(self, KEY_MAPS.do_later, partial(_let_go, context, _chain(parameters))).atexit = False
+        weakref.finalize(self, KEY_MAPS.do_later, partial(_release, context, _chain(parameters))).atexit = False
 
 
-def _let_go(context: Any, chain: Parameters) -> None:
+def _release(context: Any, chain: Parameters) -> None:
     """One owner less; only while `KEY_MAPS.changing()`."""
     _SET_UPS[chain].owners -= 1
     if not _SET_UPS[chain].owners:
@@ -138,16 +128,16 @@ def _let_go(context: Any, chain: Parameters) -> None:
 
 
 def _set_up_of(parameters: Parameters) -> _SetUp:
-    setup = parameters.bootstrapping
-    assert setup is not None
-    held = _SET_UPS.setdefault(_chain(parameters), _SetUp(setup))
-    if held.setup != setup:
+    wanted = parameters.bootstrapping
+    assert wanted is not None
+    held = _SET_UPS.setdefault(_chain(parameters), _SetUp(wanted))
+    if held.bootstrapping != wanted:
         if held.owners:
             raise BackendError(
-                f"this process bootstraps with {held.setup} already, and OpenFHE keeps one set-up for a modulus chain: "
-                f"close the servers of that program, or use another process for {setup}"
+                f"this process bootstraps with {held.bootstrapping} already, and OpenFHE keeps one set-up for a "
+                f"modulus chain: close the servers of that program, or use another process for {wanted}"
             )
-        held.setup = setup
+        held.bootstrapping = wanted
     return held
 
 
@@ -158,16 +148,14 @@ def set_up_bootstrapping(
     slots: int | None = None,
     budget: tuple[int, int] | None = None,
 ) -> None:
-    """Prepare a context for bootstraps, with `precompute` also the plaintexts that they take.
-
-    Only while `KEY_MAPS.changing()`.
+    """Prepare a context for bootstraps, with `precompute` also their plaintexts; only while `KEY_MAPS.changing()`.
 
     Args:
-        slots: that bootstraps work on; None for those of the parameters. There is one set-up for each number of slots
-            in a context.
-        budget: levels of both transforms, where no bootstrap is to follow; None for that of the parameters.
+        slots: the slots that bootstraps work on; None for those of the parameters. A context has one set-up for each
+            number of slots.
+        budget: levels of both transforms, for set-ups that no bootstrap uses; None for those of the parameters.
     """
-    setup = _set_up_of(parameters).setup
+    setup = _set_up_of(parameters).bootstrapping
     context.EvalBootstrapSetup(
         list(budget or setup.budget),
         [0, 0],

@@ -23,7 +23,7 @@ from olac.system.threads import Workers, helpers, usable_threads
 
 
 class _Places(threading.local):
-    """Where a thread is in a run: a number for all that one after another does, in a piece of work within another."""
+    """Where a thread is in a run: the piece of work, which may be part of another, and a number within it."""
 
     def __init__(self) -> None:
         self.work: Place = ()
@@ -35,7 +35,7 @@ class _Places(threading.local):
 
     @contextmanager
     def within(self, work: Place) -> Iterator[None]:
-        """In a piece of work, from its beginning."""
+        """Within a piece of work, counted from its beginning."""
         before = self.work, self.count
         self.work, self.count = work, 0
         try:
@@ -45,10 +45,10 @@ class _Places(threading.local):
 
 
 class KeyTags(Protocol):
-    """Rotation keys that are not all held under the tag of the ciphertexts."""
+    """Finds rotation keys that are not held under the tag of the ciphertexts."""
 
     def tag(self, step: int) -> str | None:
-        """The tag that OpenFHE holds the key of a step under until the next call; None for the ciphertext's."""
+        """The tag under which OpenFHE holds the key of a step until the next call; None for the ciphertext's."""
 
 
 class OpenFHEEvaluator(Evaluator[Any, Any]):
@@ -56,9 +56,9 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
     context: from `make_context(parameters)`, with the evaluation keys loaded.
     rotations: steps that there are keys for.
     cache: keeps plaintexts between runs, each of which begins with `restart`; None encodes anew every time.
-    workers: threads of Python that do what need not be done in order; None for as many as OpenFHE's loops use, but
-        none with `tags`, which takes one rotation after the other.
-    tags: where keys are that are not held under the tag of the ciphertexts; asked before every rotation.
+    workers: threads of Python for work in any order; None for as many as OpenFHE's loops use, but none with `tags`,
+        which needs one rotation after the other.
+    tags: asked before every rotation for the tag of its key; None if all keys are held under that of the ciphertexts.
     """
 
     def __init__(
@@ -84,11 +84,9 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         self._rounding = Rounding(parameters)
 
     def restart(self) -> None:
-        """Begin a run, in this thread."""
         self._places.count = 0
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """See `Evaluator.each`."""
         work = self._places.next()
 
         def one(pair: tuple[int, T]) -> R:
@@ -96,19 +94,13 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
             with self._places.within((*work, index)):
                 return function(item)
 
-        if not self._warm:
-            self._warm_up()
+        if not self._warm:  # one thread makes the tables of transforms that OpenFHE makes when it first encodes
+            self._make(np.zeros(self.slots), 0, self.parameters.scale(0))
+            self._warm = True
         return self._workers.each(one, enumerate(items))
 
-    def _warm_up(self) -> None:
-        """Tables of transforms, which OpenFHE makes when it encodes first, are made by one thread."""
-        self._make(np.zeros(self.slots), 0, self.parameters.scale(0))
-        self._warm = True
-
-    # Between olac's levels, which remain, and OpenFHE's, which are used up.
-
-    def used_levels(self, level: int) -> int:
-        """OpenFHE's level of a ciphertext that has `level` left."""
+    def _used_levels(self, level: int) -> int:
+        """OpenFHE's level, which counts those used, of a ciphertext that has `level` left."""
         return self.parameters.depth - level
 
     def encrypt(self, key: Any, slots: Array, level: int) -> Ciphertext[Any]:
@@ -125,23 +117,23 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return values[: self.slots] * (self.parameters.scale(a.state.level) / a.state.scale)
 
     def _complex_context(self) -> Any:
-        """Encodes complex slots; ciphertexts and keys stay with the other context, whose bootstraps are faster."""
+        """For encoding complex slots; ciphertexts and keys are of the other context, whose bootstraps are faster."""
         with self._lock:
             if self._of_complex is None:
                 self._of_complex = make_context(self.parameters, complex_slots=True)
             return self._of_complex
 
     def _make(self, slots: Slots, level: int, scale: float) -> Any:
-        # OpenFHE encodes at its nominal scale of the level; an exact scale beside it is a factor on the values.
+        # OpenFHE encodes at its nominal scale of the level. The values are multiplied by the exact scale over that.
         values = slots * (scale / self.parameters.scale(level))
         context = self._complex_context() if np.iscomplexobj(values) else self._context
-        return context.MakeCKKSPackedPlaintext(values, 1, self.used_levels(level))
+        return context.MakeCKKSPackedPlaintext(values, 1, self._used_levels(level))
 
     def _encode(self, values: Callable[[], Slots], level: int, scale: float) -> Any:
         def make() -> Any:
             slots = values()
-            # A product with zero would be no encryption, and can't be sent. So zero is the smallest plaintext there is,
-            # the integer 1, which is far less than the noise of any product.
+            # A product with zero would be no encryption and could not be sent. So zero is encoded as the smallest
+            # plaintext, the integer 1, which is far less than the noise of any product.
             return self._make(slots if np.any(slots) else np.full(self.slots, 1.0 / scale), level, scale)
 
         if self._cache is None:
@@ -164,7 +156,7 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
 
     def _multiply_unit(self, a: Any, p: Any, state: CipherState) -> Any:
         out = self._context.EvalMult(a, p)
-        # OpenFHE takes the plaintext for one of its usual scale.
+        # OpenFHE assumes that the plaintext has the usual scale.
         out.SetNoiseScaleDeg(a.GetNoiseScaleDeg())
         out.SetScalingFactor(a.GetScalingFactor())
         return out
@@ -179,19 +171,20 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return self._context.Relinearize(a)
 
     def _rescale(self, a: Any, state: CipherState) -> Any:
-        # In FLEXIBLEAUTO Rescale does nothing; Compress rescales, and keeps all limbs when asked for at least as many.
+        # In FLEXIBLEAUTO Rescale does nothing. Compress rescales, and drops no limbs beyond the number it is given.
         out = self._context.Rescale(a) if self._fixed else self._context.Compress(a, state.level + 1)
-        if out.GetLevel() != self.used_levels(state.level - 1) or out.GetNoiseScaleDeg() != 1:
-            raise VerificationError(
-                f"a rescale from {state} gave OpenFHE level {out.GetLevel()}, degree {out.GetNoiseScaleDeg()}"
-            )
+        return self._at(out, state.level - 1, f"a rescale from {state}")
+
+    def _at(self, out: Any, level: int, made_by: str) -> Any:
+        if out.GetLevel() != self._used_levels(level) or out.GetNoiseScaleDeg() != 1:
+            raise VerificationError(f"{made_by} gave OpenFHE level {out.GetLevel()}, degree {out.GetNoiseScaleDeg()}")
         return out
 
     def _level_reduce(self, a: Any, state: CipherState, level: int) -> Any:
         if self._fixed:
             return self._context.LevelReduce(a, None, state.level - level)
-        # Compress alone would keep the old scale, which products then take for the new level's. So: a product with the
-        # ratio of the scales, truncated to one level above the target, and the rescale that brings it there.
+        # Compress alone would keep the old scale, and products would assume the new level's. So a is multiplied by the
+        # ratio of the scales, truncated to one level above the target, and rescaled.
         parameters = self.parameters
         ratio = parameters.scale(level) * parameters.primes[level + 1] / (state.scale * a.GetScalingFactor())
         out = self._context.EvalMult(a, ratio)
@@ -207,18 +200,14 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         slots = 1 << self.parameters.log_bootstrap_slots
         operand = a
         if slots < self.slots:
-            # OpenFHE takes the set-up for the slots that the operand says it has. Beside a bootstrap a copy is nothing.
+            # OpenFHE chooses the set-up by the slots that are set in the operand. The copy costs next to nothing.
             operand = a.Clone()
             operand.SetSlots(slots)
         out = self._context.EvalBootstrap(operand)
         out.SetSlots(self.slots)
         if out.GetNoiseScaleDeg() == 2:
             out = self._context.Compress(out, setup.output_level + 1)
-        if out.GetLevel() != self.used_levels(setup.output_level) or out.GetNoiseScaleDeg() != 1:
-            raise VerificationError(
-                f"a bootstrap from {state} gave OpenFHE level {out.GetLevel()}, degree {out.GetNoiseScaleDeg()}"
-            )
-        return out
+        return self._at(out, setup.output_level, f"a bootstrap from {state}")
 
     def _rotate(self, a: Any, step: int, state: CipherState) -> Any:
         if step == self.parameters.conjugation_step:
@@ -227,7 +216,7 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return self._rounded(self._with_key(a, step, lambda: self._context.EvalRotate(a, step)), state)
 
     def _with_key(self, a: Any, step: int, rotate: Callable[[], Any]) -> Any:
-        """What `rotate` makes of a, while a has the tag that the key of the step is held under."""
+        """The result of `rotate`, called while a has the tag of the step's key."""
         tag = None if self._tags is None else self._tags.tag(step)
         if tag is None:
             return rotate()
@@ -248,7 +237,7 @@ class OpenFHEEvaluator(Evaluator[Any, Any]):
         return self._rounded(rotated, state)
 
     def _rounded(self, a: Any, state: CipherState) -> Any:
-        """The result of a key switch without its bias; at noise degree 2 the rescale makes both vanish."""
+        """The result of a key switch without its bias, which vanishes in a rescale if the noise degree is 2."""
         if state.noise_degree == 1 and EXACT_PRODUCTS:
             self._context.EvalAddInPlaceNoCheck(a, self._rounding.half(state.level, a.GetKeyTag()))
         return a

@@ -1,9 +1,10 @@
-"""Evaluation keys from words and into words, through files in memory that OpenFHE reads and writes.
+"""Makes evaluation keys of words, and words of keys, with files in memory that OpenFHE reads and writes.
 
-A key of a large ring has some 80 MB, and the costs of reading it are those of copies. So a buffer holds OpenFHE's bytes
-of one key or a few with holes for the words. Words go into it block by block, hashed and checked while the processor
-has them at hand, and OpenFHE reads the buffer straight into the key. As in `olac.backends.openfhe.wire`, every byte
-outside the holes was written by this process, and what was checked is private to it until it is parsed.
+A key of a large ring has some 80 MB, and most of the time to read it is spent on copies. So a buffer holds OpenFHE's
+bytes of one key or a few, with holes for the words. Words are written to it block by block, hashed and checked while
+they are in the processor's cache, and OpenFHE reads the buffer directly into the key. As in
+`olac.backends.openfhe.wire`, every byte outside the holes was written by this process, and only this process can write
+the buffer between check and parsing.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 320e6
 KEYS_TOGETHER = 4
-"""A buffer holds up to so many rotation keys, of so many bytes: OpenFHE makes tables anew for each that it reads."""
+"""Limits of a buffer, which holds several rotation keys because OpenFHE makes tables anew for each buffer it reads."""
 SPARE_STEP = 1
 """Step of the rotation key that templates are made from."""
 INDEX_BYTES = 4
 
 
 def label(number: int) -> bytes:
-    """What stands in templates for the automorphism index of a key: no index, and nothing that is there by chance."""
+    """The placeholder of a key's automorphism index in templates: no index, and unlikely to occur by chance."""
     return b"\xe3\x9c\x5a" + bytes([0xC0 + number])
 
 
 class KeyBuffer:
-    """OpenFHE's bytes of evaluation keys under a tag, filled with words and parsed, again and again."""
+    """OpenFHE's bytes of evaluation keys under a tag, which are filled with words and parsed many times."""
 
     def __init__(self, template: Template, tag: str) -> None:
         self._template = template
@@ -60,10 +61,10 @@ class KeyBuffer:
         self._holes.pop()
 
     def fill(self, blocks: Iterable[Words], number: int = 0, keys: int = 1) -> None:
-        """Check the blocks of the key `number` out of so many and put them into their holes.
+        """Check the blocks of the key `number` of `keys` and put them into their holes.
 
         Raises:
-            ArtifactError: words that could be no residues; whatever `blocks` raises.
+            ArtifactError: words that are no residues; whatever `blocks` raises.
         """
         size = len(self._holes) // keys
         first = number * size
@@ -82,27 +83,27 @@ class KeyBuffer:
         self._file.write(index.to_bytes(INDEX_BYTES, "little"), self._labels[number])
 
     def parsed(self, parse: Callable[..., tuple[Any, bool]]) -> Any:
-        """What OpenFHE reads from it."""
+        """The object that OpenFHE reads from it."""
         key, done = parse(self._file.path, load().BINARY)
         if not done:
             raise BackendError(f"OpenFHE can't read {self._file.path}")
         return key
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._file.close()
 
 
 class KeyMaker:
-    """Makes keys of words, under one tag; several threads may use it at a time.
+    """Makes keys of words, under one tag; several threads may use it at the same time.
 
-    Templates are made first, in the thread that makes this object.
+    Templates are made in the constructor.
 
     Args:
         ready: for the parameters.
         tag: of the keys.
         relinearise: whether there will be a relinearisation key.
-        rotations: how many rotation keys there will be.
+        rotations: the number of rotation keys that there will be.
     """
 
     def __init__(self, ready: Wire, tag: str, relinearise: bool, rotations: int) -> None:
@@ -114,7 +115,7 @@ class KeyMaker:
             relinearisation_template(ready)
         rotation_template(ready)
         most = min(KEYS_TOGETHER, int(BUFFER_BYTES // (len(ready.evaluation_key_primes) * WORD_BYTES * ready.length)))
-        # A template of several costs about as much as reading so many keys.
+        # Making a template of n keys takes about as long as reading n keys.
         self.together = most if most > 1 and rotations >= 2 * most and rotation_templates(ready, most) else 1
 
     def relinearisation(self, blocks: Iterable[Words]) -> Any:
@@ -177,12 +178,12 @@ def relinearisation_template(ready: Wire) -> Template:
 
 
 def rotations_name(count: int) -> str:
-    """Where templates of so many rotation keys are kept."""
+    """The name of templates of `count` rotation keys."""
     return f"{count} rotation keys"
 
 
 def rotation_template(ready: Wire) -> Template:
-    """Of an EvalKeyMap with one key, with a label in place of its index."""
+    """Of an EvalKeyMap with one key, with a label in the place of its index."""
     name = rotations_name(1)
     if name in ready.templates:
         return ready.templates[name]
@@ -200,38 +201,38 @@ def rotation_template(ready: Wire) -> Template:
 
 
 def rotation_templates(ready: Wire, count: int) -> bool:
-    """Whether there is a template of an EvalKeyMap with so many keys, each with a label in place of its index.
+    """Whether there is now a template of an EvalKeyMap with `count` keys, each with a label in the place of its index.
 
-    OpenFHE's map of all keys is emptied for a moment, so a process that holds keys, and may be using them, goes without
-    where nothing else empties it either.
+    OpenFHE's map of all keys is emptied for a moment. A process that holds keys makes no template, as it may be using
+    them, unless it bootstraps: then that map is emptied anyway.
     """
-    if rotations_name(count) in ready.templates:
-        return True
-    with KEY_MAPS.changing():
-        return _make_rotation_templates(ready, count)
-
-
-def _make_rotation_templates(ready: Wire, count: int) -> bool:
     fhe, name, tag = load(), rotations_name(count), new_tag()
+    if name in ready.templates:
+        return True
     container = fhe.CryptoContext
-    if container.GetAllEvalAutomorphismKeys() and ready.parameters.bootstrapping is None:
-        return False
-    buffer = KeyBuffer(rotation_template(ready), tag)
-    with others_aside(), MemoryFile() as file:
-        try:
-            # Words that protect nothing, but random: others could look like a block where they don't begin.
-            words = np.random.default_rng()
-            buffer.fill(words.integers(0, p, ready.length, dtype=np.uint64) for p in ready.evaluation_key_primes)
-            for number in range(count):
-                buffer.set_index(int.from_bytes(label(number), "little"))
-                container.InsertEvalAutomorphismKey(buffer.parsed(fhe.DeserializeEvalKeyMap), tag)
-        finally:
-            buffer.close()
-        if not fhe.SerializeToFile(file.path, container.GetEvalAutomorphismKeyMap(tag), fhe.BINARY):
-            raise BackendError(f"OpenFHE can't write {file.path}")
-        made = template(file.mapped(), ready.evaluation_key_primes * count, ready.length, tag)
-        ready.templates[name] = _labelled(made, count)
+    with KEY_MAPS.changing():
+        if container.GetAllEvalAutomorphismKeys() and ready.parameters.bootstrapping is None:
+            return False
+        buffer = KeyBuffer(rotation_template(ready), tag)
+        with others_aside(), MemoryFile() as file:
+            try:
+                # Random, because other words could look like the beginning of a block. They protect nothing.
+                words = np.random.default_rng()
+                buffer.fill(words.integers(0, p, ready.length, dtype=np.uint64) for p in ready.evaluation_key_primes)
+                for number in range(count):
+                    buffer.set_index(int.from_bytes(label(number), "little"))
+                    container.InsertEvalAutomorphismKey(buffer.parsed(fhe.DeserializeEvalKeyMap), tag)
+            finally:
+                buffer.close()
+            _write(container.GetEvalAutomorphismKeyMap(tag), file)
+            made = template(file.mapped(), ready.evaluation_key_primes * count, ready.length, tag)
+            ready.templates[name] = _labelled(made, count)
     return True
+
+
+def _write(keys: Any, file: MemoryFile) -> None:
+    if not load().SerializeToFile(file.path, keys, load().BINARY):
+        raise BackendError(f"OpenFHE can't write {file.path}")
 
 
 def _labelled(made: Template, count: int) -> Template:
@@ -249,8 +250,8 @@ class WrittenKeys:
     """Keys as OpenFHE wrote them into a file in memory.
 
     Attributes:
-        holes: where their words begin, block by block.
-        primes: what the words of each block are less than.
+        holes: where the words of each block begin.
+        primes: for each block, the prime that its words are less than.
         length: words in a block.
     """
 
@@ -272,10 +273,8 @@ class WrittenKeys:
 
 def written_keys(ready: Wire, keys: Any, primes: tuple[int, ...], file: MemoryFile) -> WrittenKeys:
     """Have OpenFHE write an EvalKey, or an EvalKeyMap by increasing automorphism index, into a file."""
-    fhe = load()
-    if not fhe.SerializeToFile(file.path, keys, fhe.BINARY):
-        raise BackendError(f"OpenFHE can't write {file.path}")
-    # Bytes of as many keys are alike but for indices and words, so places are found once; `blocks` holds them to it.
+    _write(keys, file)
+    # Bytes of equally many keys differ only in indices and words. So places are found once, and `blocks` checks them.
     name = (file.size, len(primes))
     if name not in ready.layouts:
         ready.layouts[name] = holes(file.mapped(), primes, ready.length)

@@ -1,12 +1,11 @@
-"""OpenFHE's static maps of evaluation keys, out of which single keys can go.
+"""OpenFHE's static maps of evaluation keys, and how single keys are deleted from them.
 
-OpenFHE holds evaluation keys by the tag of a ciphertext and forgets all of them or none. So a key that may have to go
-is held under a tag of its own: all maps are taken out, and the others put back. Whatever looks keys up in the meantime
-would fail, and so may what looks them up while a tag is new, so `KEY_MAPS` is held for both.
+OpenFHE holds evaluation keys by the tag of a ciphertext and can delete all of them or none. So a key that may have to
+be deleted is held under a tag of its own: all maps are taken out, and the others put back. A look-up in the meantime
+would fail, and so may a look-up while a tag is added, so both are done under the lock `KEY_MAPS`.
 
-What nobody needs any more (`Held`) is not let go at once, because it may come to light anywhere: Python's garbage
-collector runs in the middle of other work, with locks held. It is written down, and the next one who leaves the maps
-alone lets it go.
+Keys that nobody needs any more (`Held`) are not deleted at once, because Python's garbage collector finds them in the
+middle of other work, with locks held. Their tags are noted, and the next thread that releases the lock deletes them.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from olac.system.memory import return_freed
 class MapsLock:
     """Many threads may use the maps at once, or one may change which tags there are.
 
-    A thread that has the lock gets it again. One that uses the maps and wants to change them steps aside while it
-    waits, so two of them do not wait for each other, and others may have changed the maps before it goes on. Who waits
-    to change them comes before those who come later.
+    A thread that has the lock gets it again. A thread that uses the maps and wants to change them does not count as a
+    user while it waits, so that two such threads do not wait for each other; others may change the maps before it
+    continues. A thread that waits to change the maps comes before threads that ask later.
     """
 
     def __init__(self) -> None:
-        # No reentrant lock: a finalizer may run in a thread that has it, and must find it taken.
+        # Not reentrant: a finalizer may run in the thread that holds it, and must find it taken.
         self._changed = threading.Condition(threading.Lock())
         self._users: Counter[int] = Counter()
         self._owner: int | None = None
@@ -45,7 +44,7 @@ class MapsLock:
 
     @contextmanager
     def using(self) -> Iterator[None]:
-        """While keys are looked up, or added to a tag that is there.
+        """While keys are looked up, or added under a tag that is there.
 
         Raises:
             ForkError: the process was forked after OpenFHE was used.
@@ -67,7 +66,7 @@ class MapsLock:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """While tags come or go.
+        """While tags are added or deleted.
 
         Raises:
             ForkError: the process was forked after OpenFHE was used.
@@ -85,7 +84,7 @@ class MapsLock:
                         self._changed.wait()
                     self._owner = me
                 except BaseException:  # Ctrl-C while it waits
-                    if aside:  # an entry of 0 would count as a user for whoever waits next
+                    if aside:  # an entry of 0 would count as a user
                         self._users[me] += aside
                     raise
                 finally:
@@ -110,9 +109,9 @@ class MapsLock:
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        """While a thread that has the lock does something else, and has kept nothing that it found in the maps.
+        """While a thread that has the lock does something else, and keeps nothing that it found in the maps.
 
-        Others may use or change them in the meantime. So nobody waits for the end of a run of hours.
+        Others may use or change the maps in the meantime, so that they need not wait for the end of a run of hours.
         """
         me = threading.get_ident()
         with self._changed:
@@ -124,7 +123,7 @@ class MapsLock:
         try:
             if (depth or aside) and (self._gone or self._jobs):
                 with self.changing():
-                    pass  # what is to go goes at its end
+                    pass  # at its end keys are deleted
             yield
         finally:
             if depth or aside:
@@ -138,7 +137,7 @@ class MapsLock:
             while self._owner is not None or (self._users if depth else self._waiting):
                 try:
                     self._changed.wait()
-                except BaseException as error:  # Ctrl-C: what the thread had it must get again before it goes
+                except BaseException as error:  # Ctrl-C: raised when the thread has the lock again, as callers expect
                     interrupted = error
             self._waiting -= bool(depth)
             if depth:
@@ -150,21 +149,21 @@ class MapsLock:
             raise interrupted
 
     def forget_later(self, tags: Collection[str]) -> None:
-        """Let keys go as soon as nobody uses the maps. Waits for nothing, so a finalizer may call it."""
+        """Delete keys as soon as nobody uses the maps. Waits for nothing, so a finalizer may call it."""
         self._gone.extend(tags)
         self.settle()
 
     def do_later(self, job: Callable[[], None]) -> None:
-        """The same for something else that no run may be beside."""
+        """Call a function as soon as nobody uses the maps."""
         self._jobs.append(job)
         self.settle()
 
     def settle(self) -> None:
         """Do what is to be done later, if nobody uses the maps now."""
-        # In a process that was forked, locks may be held by threads that are gone, and OpenFHE must be left alone.
+        # In a process that was forked, locks may be held by threads that it lacks, and OpenFHE must not be used.
         while (self._gone or self._jobs) and not is_stale():
             if not self._changed.acquire(blocking=False):
-                return  # who has it comes here next
+                return  # the thread that has it comes here next
             try:
                 if self._owner is not None or self._users:
                     return
@@ -191,8 +190,8 @@ class MapsLock:
         for job in jobs:
             try:
                 job()
-            except RuntimeError as error:  # OpenFHE's; who happens to be here has nothing to do with it
-                warnings.warn(f"OpenFHE can't let keys go: {error}", stacklevel=2)
+            except RuntimeError as error:  # OpenFHE's; it does not concern the thread that happens to be here
+                warnings.warn(f"OpenFHE can't delete keys: {error}", stacklevel=2)
         return_freed()
 
 
@@ -201,16 +200,16 @@ KEY_MAPS = MapsLock()
 
 
 class Held:
-    """Tags under which OpenFHE holds keys for as long as this object, or another with the tag, is there."""
+    """Tags under which OpenFHE holds keys until this object, and every other with the tag, is deleted."""
 
     _all: ClassVar[dict[int, set[str]]] = {}
-    """The tags of all objects that are there, by their numbers."""
+    """The tags of all objects, by their numbers."""
     _numbers: ClassVar[Iterator[int]] = itertools.count()
 
     def __init__(self, *tags: str) -> None:
         number, self._tags = next(self._numbers), set(tags)
         self._all[number] = self._tags
-        # At the end of the process all goes anyway, and OpenFHE's maps may be gone before.
+        # Not at the end of the process, when OpenFHE's maps may be deleted already.
         weakref.finalize(self, self._end, number).atexit = False
 
     @classmethod
@@ -218,26 +217,21 @@ class Held:
         KEY_MAPS.forget_later(cls._all.pop(number))
 
     def add(self, tag: str) -> None:
-        """One more."""
+        """Add a tag."""
         self._tags.add(tag)
 
     def discard(self, tag: str) -> None:
-        """One that is gone already."""
+        """Remove a tag whose keys are deleted already."""
         self._tags.discard(tag)
 
     @classmethod
     def tags(cls) -> set[str]:
-        """Those of all objects that are there."""
+        """The tags of all objects."""
         return set().union(*map(tuple, tuple(cls._all.values())))
 
 
-def put(keys: Any, tag: str) -> None:
-    """Let OpenFHE hold an EvalKeyMap, which nobody else keeps, under a new tag."""
-    put_all([keys], tag)
-
-
 def put_all(maps: Sequence[Any], tag: str, relinearisation: Any = None) -> None:
-    """Let OpenFHE hold EvalKeyMaps, and an EvalKey for relinearisation, under a new tag."""
+    """Let OpenFHE hold EvalKeyMaps, which nobody else keeps, and an EvalKey for relinearisation, under a new tag."""
     container = load().CryptoContext
     with KEY_MAPS.changing():
         for keys in maps:
@@ -247,13 +241,13 @@ def put_all(maps: Sequence[Any], tag: str, relinearisation: Any = None) -> None:
 
 
 def take_out(tag: str) -> None:
-    """Let OpenFHE forget the rotation keys that it holds under a tag."""
+    """Delete the rotation keys that OpenFHE holds under a tag."""
     with KEY_MAPS.changing():
         _forget_rotations({tag})
 
 
 def forget(tags: Collection[str]) -> None:
-    """Let OpenFHE forget all keys that it holds under some tags."""
+    """Delete all keys that OpenFHE holds under some tags."""
     if not tags:
         return
     fhe = load()
@@ -280,9 +274,9 @@ def _forget_rotations(tags: Collection[str]) -> None:
 
 @contextmanager
 def others_aside() -> Iterator[None]:
-    """No rotation keys in OpenFHE's static map but those that are made within, which go at the end.
+    """Empties OpenFHE's static map of rotation keys, deletes at the end what was added, and then restores the map.
 
-    OpenFHE forgets all keys or none, so those of others step aside for the while, in which nobody may look keys up.
+    Nobody can look keys up in the meantime.
     """
     container = load().CryptoContext
     with KEY_MAPS.changing():

@@ -1,7 +1,7 @@
-"""Key pairs and sets of evaluation keys that live in this process.
+"""Key pairs and sets of evaluation keys of this process.
 
 OpenFHE keeps evaluation keys in static maps of the process, by the tag of their secret key. Every set here has a tag of
-its own, so that clients and servers in one process don't touch each other's keys.
+its own, so that clients and servers in one process don't change each other's keys.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KEY_MAKERS = 3
 
 @dataclass
 class KeySet:
-    """Evaluation keys that OpenFHE can use, under `tag`, for as long as this object is there."""
+    """The `olac.backends.session.Keys` of OpenFHE, which holds them under `tag`."""
 
     parameters: Parameters
     tag: str
@@ -49,11 +49,7 @@ class KeySet:
         self._held = Held(self.tag)
 
     def blocks(self) -> Iterator[Words]:
-        """The words of all keys, block by block, each of N words and valid until the next is asked for.
-
-        The relinearisation key comes first, where there is one, then the rotation keys as in `steps`, and special ones
-        last. Only for sets that were made here. One entry of `_maps` more than there are threads is alive in bytes.
-        """
+        """See `Keys`. One entry of `_maps` more than there are threads is in memory as bytes."""
         ready = wire(self.parameters)
         index = {step: ready.automorphism_index(step) for step in self.steps}
         one = ready.evaluation_key_primes
@@ -86,7 +82,7 @@ class KeySet:
 
 
 def new_secret_key(parameters: Parameters, identity: str | None = None) -> Any:
-    """A ternary secret key under a tag of its own: uniform, or sparse where the parameters have bootstraps."""
+    """A ternary secret key under a tag of its own: uniform, or sparse if the parameters have bootstraps."""
     key = wire(parameters).context.KeyGen().secretKey
     key.SetKeyTag(new_tag(identity))
     return key
@@ -99,7 +95,7 @@ def make_keys(
     relinearise: bool,
     progress: Callable[[int, int], None] | None = None,
 ) -> KeySet:
-    """Evaluation keys of a secret key; `progress(done, total)` is called as they come."""
+    """Evaluation keys of a secret key; `progress(done, total)` is called after each."""
     ready = wire(parameters)
     context = ready.context
     fhe = load()
@@ -128,7 +124,7 @@ def make_keys(
             with KEY_MAPS.using() if made._maps or made.special else KEY_MAPS.changing():
                 keys = context.EvalAutomorphismKeyGen(secret_key, [ready.automorphism_index(s) for s in chunk])
             if not made._maps and not made.special:
-                # OpenFHE takes the first map as its own and puts the later keys into it: a copy stays as it is.
+                # OpenFHE keeps the first map itself and puts later keys into it. A copy is not changed by that.
                 keys = fhe.DeserializeEvalKeyMapString(fhe.Serialize(keys, fhe.BINARY), fhe.BINARY)
             made._maps.append((tuple(chunk), keys))
             report(len(chunk))
@@ -143,7 +139,7 @@ def make_keys(
 
 
 def _make_special(made: KeySet, secret_key: Any) -> None:
-    """Put the special keys into a set that is empty, and those of its rotation keys that OpenFHE makes with them."""
+    """Put the special keys into an empty set, and those of its rotation keys that OpenFHE makes together with them."""
     ready, fhe, tag = wire(made.parameters), load(), new_tag()
     container, steps = fhe.CryptoContext, {ready.automorphism_index(step): step for step in made.steps}
     with MemoryFile() as file:
@@ -157,7 +153,7 @@ def _make_special(made: KeySet, secret_key: Any) -> None:
             keys = container.GetEvalAutomorphismKeyMap(tag)
             found = written_keys(ready, keys, tuple(prime for part in parts for prime in part), file)
             del keys
-        # OpenFHE takes the first map as its own and puts the later keys into it: here that of a special key.
+        # OpenFHE keeps the first map itself and puts later keys into it; here that is the map of a special key.
         with KeyMaker(ready, made.tag, False, 0) as maker:
             places = dict(zip(indices, itertools.accumulate(map(len, parts), initial=0), strict=False))
             sizes = dict(zip(indices, map(len, parts), strict=True))
@@ -181,16 +177,7 @@ def install_keys(
     progress: Callable[[int, int], None] | None = None,
     identity: str | None = None,
 ) -> KeySet:
-    """Keys from words that came from outside, under a new tag.
-
-    Args:
-        identity: of their key pair.
-        blocks: the words of a key, block by block, by its place in the order of `KeySet.blocks`. Several threads call
-            it, for each key once, in no particular order.
-
-    Raises:
-        ArtifactError: words that are no residues; whatever `blocks` raises.
-    """
+    """See `olac.backends.session.Engine.install_keys`; the keys are under a new tag."""
     ready = wire(parameters)
     made = KeySet(parameters, new_tag(identity), tuple(steps))
     first = int(relinearise)
@@ -206,8 +193,8 @@ def install_keys(
         def single(index: int, place: int) -> Any:
             return maker.special(index, blocks(place))
 
-        # How many keys come of each job, and the job.
         jobs: list[tuple[int, Callable[[], Any]]] = []
+        """Each with the number of keys that it makes."""
         if relinearise:
             jobs.append((1, lambda: maker.relinearisation(blocks(0))))
         whole = len(rotations) - len(rotations) % maker.together
@@ -221,7 +208,7 @@ def install_keys(
             count, make = job
             return count, make()
 
-        # The threads read, check and make. OpenFHE's maps are filled at the end, for which runs have to rest once.
+        # The threads read, check and make keys. OpenFHE's maps are filled at the end, so that runs pause only once.
         keys = []
         for count, key in in_threads(run, jobs, helpers(KEY_MAKERS)):
             if relinearise and not done:
@@ -250,7 +237,7 @@ def _check(made: KeySet) -> None:
 
 
 def _chunks(steps: Sequence[int], there: Container[int]) -> Iterator[Sequence[int]]:
-    """Neighbours among the steps, without those that are there: one, then as many as OpenFHE makes in parallel."""
+    """Neighbours among the steps that are not there yet: first one, then as many as OpenFHE makes in parallel."""
     chunk: list[int] = []
     first = True
     for step in steps:

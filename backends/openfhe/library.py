@@ -1,4 +1,4 @@
-"""Load the openfhe extension, or say in plain words why it can't be."""
+"""Loads the openfhe extension, or says why it can't be loaded."""
 
 from __future__ import annotations
 

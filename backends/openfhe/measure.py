@@ -1,13 +1,14 @@
-"""Measures OpenFHE's primitives on this machine: the table that `olac.costs.table` prices programs with.
+"""Measures OpenFHE's primitives on this machine, for the table by which `olac.costs.table` prices programs.
 
 Each setting runs in a process of its own, because OpenFHE reads OMP_NUM_THREADS when it is imported and keeps its
-tables of transforms for the life of a process. The whole grid is measured `passes` times, apart in time, and the
-fastest pass of each primitive counts.
+tables of transforms for the life of a process. The whole grid is measured `passes` times, and the fastest pass of each
+primitive counts.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from olac.costs.table import CostTable, MeasuredRow
 from olac.costs.work import CiphertextShape
 from olac.errors import BackendError
 
-CALL_BUDGET = 0.03  # seconds spent on one primitive in one pass, where a call is short
+CALL_BUDGET = 0.03  # seconds spent on one primitive in one pass, if a call is short
 POOL_BYTES = 16 << 20  # weights are read once, so products cycle through plaintexts that don't stay in the cache
 QUICK_BUDGET = 0.003
 BOOTSTRAP_ROUNDS = 3
@@ -91,7 +92,7 @@ GRID = (
 )
 RINGS = tuple(sorted({setting.log_ring for setting in GRID}))
 BOOTSTRAPPED = Parameters(13, 20, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4))
-"""The chain of the one bootstrap that is measured, at ring 2^12 where it has to be quick."""
+"""The chain of the one bootstrap that is measured; at ring 2^12 if it has to be quick."""
 
 
 def grid(rings: Sequence[int] = RINGS, quick: bool = False) -> tuple[Setting, ...]:
@@ -110,7 +111,7 @@ def grid(rings: Sequence[int] = RINGS, quick: bool = False) -> tuple[Setting, ..
 
 
 def time_call(call: Callable[[], object], budget: float = CALL_BUDGET) -> float:
-    """Seconds of one call: the lower quartile, which other work on the machine disturbs little."""
+    """Seconds of one call: the lower quartile, which other work on the machine hardly changes."""
     call()
     times: list[float] = []
     while len(times) < 3 or (sum(times) < budget and len(times) < 300):
@@ -185,25 +186,25 @@ class Bench:
         return seconds
 
     def special_limbs(self) -> int:
-        """How many special primes OpenFHE took, read off the size of a key."""
+        """The number of special primes that OpenFHE chose, by the size of a key."""
         setting = self.setting
         data = self.openfhe.SerializeEvalAutomorphismKeyString(self.openfhe.BINARY, self.tag)
         limb_bytes = 2 * setting.digits * WORD_BYTES << setting.log_ring
         return len(data) // limb_bytes - setting.limbs
 
     def level_costs(self, limbs: int) -> dict[str, float]:
-        """Every other primitive, on operands with so many limbs."""
+        """Every other primitive, on operands with `limbs` limbs."""
         openfhe, context = self.openfhe, self.context
         binary = openfhe.BINARY
         level = self.setting.limbs - limbs
         pool = max(2, min(32, POOL_BYTES // plaintext_bytes(self.setting.log_ring, limbs)))
-        plaintexts = cycle([self.plaintext(level) for _ in range(pool)])
-        pairs = cycle([context.Encrypt(self.secret, next(plaintexts)) for _ in range(6)])
+        plaintexts = itertools.cycle([self.plaintext(level) for _ in range(pool)])
+        pairs = itertools.cycle([context.Encrypt(self.secret, next(plaintexts)) for _ in range(6)])
         ct, other = next(pairs), next(pairs)
         product = context.EvalMultNoRelin(ct, other)
         digits = context.EvalFastRotationPrecompute(ct)
         extended = context.EvalFastRotationExt(ct, 1, digits, True)
-        addends = cycle([context.KeySwitchExt(next(pairs), True) for _ in range(4)])
+        addends = itertools.cycle([context.KeySwitchExt(next(pairs), True) for _ in range(4)])
         data = openfhe.Serialize(ct, binary)
         calls: dict[str, Callable[[], object]] = {
             "encode": lambda: self.plaintext(level),
@@ -232,14 +233,14 @@ class Bench:
         return {name: self._time(call) for name, call in calls.items()} | self.scaling_costs(limbs)
 
     def scaling_costs(self, limbs: int) -> dict[str, float]:
-        """The primitives that differ between the scaling techniques; both need a limb to give away."""
+        """The primitives that differ between the scaling techniques; both need more than one limb."""
         if limbs < 2:
             return {}
         context = self.context
         level = self.setting.limbs - limbs
         plaintext = self.plaintext(level)
-        cts = cycle([context.Encrypt(self.secret, plaintext) for _ in range(4)])
-        products = cycle([context.EvalMult(next(cts), plaintext) for _ in range(4)])
+        cts = itertools.cycle([context.Encrypt(self.secret, plaintext) for _ in range(4)])
+        products = itertools.cycle([context.EvalMult(next(cts), plaintext) for _ in range(4)])
         if self.technique == "FIXEDMANUAL":
             return {
                 "normalize": self._time(lambda: context.Rescale(next(products))),
@@ -249,12 +250,6 @@ class Bench:
             "normalize": self._time(lambda: context.Compress(next(products), limbs - 1)),
             "drop": self._time(lambda: context.Compress(context.EvalMult(next(cts), 1.0), limbs - 1)),
         }
-
-
-def cycle(items: list[Any]) -> Iterator[Any]:
-    """Endless round over the items."""
-    while True:
-        yield from items
 
 
 def measure_setting(setting: Setting, threads: int, budget: float) -> list[MeasuredRow]:
@@ -291,12 +286,12 @@ def measure_bootstrap(parameters: Parameters, quick: bool) -> float:
     for _ in range(1 if quick else BOOTSTRAP_ROUNDS):  # by turns, so that other work on the machine disturbs both
         seconds = time_call(lambda: evaluator.bootstrap(low))
         ratios.append(seconds / time_call(lambda: evaluator.rotate(high, 1), seconds))
-    del prepared  # which bootstraps take
+    del prepared  # bootstraps needed it until here
     return statistics.median(ratios)
 
 
 def bootstrap_factor(rotations: float, parameters: Parameters, table: CostTable, threads: int) -> float:
-    """The `CostTable.bootstrap_factor` of a bootstrap that takes so many rotations of the whole chain."""
+    """The `CostTable.bootstrap_factor` of a bootstrap that takes as long as some rotations of the whole chain."""
     pricer = CostEvaluator(parameters, replace(table, bootstrap_factor=1.0), threads)
     return rotations * pricer.price("rotate", parameters.depth) / pricer.price("bootstrap", parameters.depth)
 
@@ -312,10 +307,10 @@ def measure_costs(
 
     Args:
         threads: numbers of threads to measure.
-        rings: log2 of the ring dimensions to measure; programs at others take the nearest of these.
-        quick: few settings and calls, for a table that is rough.
-        passes: times that the whole grid is measured.
-        progress: called with a line of text as each step ends.
+        rings: log2 of the ring dimensions to measure; programs at other rings are priced by the nearest of these.
+        quick: measure few settings and calls, for a rough table.
+        passes: how often the whole grid is measured.
+        progress: called with a line of text after each step.
 
     Raises:
         ValueError: no threads or passes, or a ring that isn't in `RINGS`.
@@ -356,7 +351,7 @@ def measure_costs(
 
 
 def _ask_worker(request: dict[str, object], threads: int) -> Any:
-    """What a process of its own answers."""
+    """The answer of a new process."""
     try:
         process = subprocess.run(
             [sys.executable, "-m", __name__, json.dumps({**request, "threads": threads})],
@@ -384,7 +379,7 @@ def machine_name() -> str:
 
 
 def _answer(request: Any) -> object:
-    """A worker's part: one setting, or the bootstrap."""
+    """A worker's answer: one setting, or the bootstrap."""
     if "bootstrap" in request:
         return measure_bootstrap(replace(BOOTSTRAPPED, log_ring=request["bootstrap"]), request["quick"])
     budget = QUICK_BUDGET if request["quick"] else CALL_BUDGET

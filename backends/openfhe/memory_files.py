@@ -1,4 +1,4 @@
-"""Files in memory: OpenFHE reads and writes large objects by name without the copies that strings take."""
+"""Files in memory: OpenFHE reads and writes large objects by name without copying them to strings."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ DESCRIPTORS = "/proc/self/fd"
 
 
 class MemoryFile:
-    """A file without a name in any folder, which nothing but this process writes.
+    """A file without a name in any folder, which only this process writes.
 
-    Where the system has none in memory, it is a temporary file that its owner alone can open.
+    If the system has no files in memory, it is a temporary file that only its owner can open.
 
     Attributes:
-        path: what OpenFHE opens it by, while it is open here.
+        path: by which OpenFHE opens it, while it is open here.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class MemoryFile:
             raise BackendError(f"no room for bytes of keys: {error}") from error
 
     def read_into(self, buffer: memoryview, at: int) -> None:
-        """Fill a buffer of bytes from an offset on; the file must be as long as that."""
+        """Fill a buffer of bytes from an offset on; the file must be long enough."""
         left = buffer
         while left:
             done = os.preadv(self._handle, [left], at)
@@ -63,7 +63,7 @@ class MemoryFile:
             left, at = left[done:], at + done
 
     def mapped(self) -> mmap.mmap:
-        """All of it as bytes that are not copied; it must keep its length while they are used."""
+        """All of it, as bytes that are not copied; the file must keep its length while they are used."""
         return mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
 
     def __enter__(self) -> Self:
@@ -73,7 +73,7 @@ class MemoryFile:
         self.close()
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         os.close(self._handle)
         if self._folder is not None:
             self._folder.cleanup()

@@ -1,10 +1,11 @@
-"""Takes the bias out of key switching.
+"""Removes the bias of key switching.
 
-OpenFHE divides by P at the end of a key switch. It takes away the rest modulo each of the k primes of P alone, which is
-a sum of k numbers uniform in [0, 1), so both polynomials of the result are too small by k / 2 on average: by
-(1 + X + ... + X^(N-1)) k / 2. The secret multiplies that, and in the slots it is large where 1 / (1 - X) is: in slot 0
-some sqrt(N) times the noise of the others. A polynomial with coefficients of k / 2 is added here; where k is odd, half
-of the coefficients are one more than the others, by the Rudin-Shapiro sequence, which has no peak in any slot.
+OpenFHE divides by P at the end of a key switch. It subtracts the remainder modulo each of the k primes of P alone. The
+sum of these is that of k numbers uniform in [0, 1), so both polynomials of the result are too small by k / 2 on
+average: by (1 + X + ... + X^(N-1)) k / 2. The secret multiplies that, and the result is large in those slots in which
+1 / (1 - X) is large: in slot 0 about sqrt(N) times the noise of the others. Here a polynomial with coefficients of
+k / 2 is added. If k is odd, half of the coefficients are one more than the others, by the Rudin-Shapiro sequence, which
+has no peak in any slot.
 """
 
 from __future__ import annotations
@@ -21,15 +22,11 @@ from olac.ckks.words import Words
 from olac.system.arrays import Index
 
 EXACT_PRODUCTS = np.finfo(np.longdouble).nmant >= 63
-"""Whether this machine's long double holds 64-bit words; without it results are left as OpenFHE rounds them."""
+"""Whether this machine's long double holds 64-bit words; if not, results are left as OpenFHE rounds them."""
 
 
 class Rounding:
-    """What is to be added to results of key switching, at any level.
-
-    Args:
-        parameters: of the ciphertexts.
-    """
+    """The polynomial to add to results of key switching, at any level."""
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
@@ -40,20 +37,17 @@ class Rounding:
     def half(self, level: int, tag: str) -> Any:
         """A ciphertext of noise degree 1 under a key tag, to be added without regard to its scale."""
         with self._lock:
-            return self._half(level, tag)
-
-    def _half(self, level: int, tag: str) -> Any:
-        parameters = self._parameters
-        if self._top is None or self._top[0] != tag:
-            n, k = parameters.ring_dimension, len(parameters.special_primes)
-            lost = k // 2 + (k % 2) * rudin_shapiro(n)
-            words = np.stack([transform(lost, p, least_root(n, p)) for p in parameters.primes])
-            self._top = tag, wire(parameters).ciphertext(np.stack([words, words]), parameters.depth, tag)
-            self._last = None
-        if self._last is None or self._last[0] != level:
-            # The same polynomial modulo fewer primes. One level is kept: programs go down level by level.
-            self._last = level, self._truncated(self._top[1], level)
-        return self._last[1]
+            parameters = self._parameters
+            if self._top is None or self._top[0] != tag:
+                n, k = parameters.ring_dimension, len(parameters.special_primes)
+                lost = k // 2 + (k % 2) * rudin_shapiro(n)
+                words = np.stack([transform(lost, p, least_root(n, p)) for p in parameters.primes])
+                self._top = tag, wire(parameters).ciphertext(np.stack([words, words]), parameters.depth, tag)
+                self._last = None
+            if self._last is None or self._last[0] != level:
+                # The same polynomial modulo fewer primes. One level is kept, as programs use one after the other.
+                self._last = level, self._truncated(self._top[1], level)
+            return self._last[1]
 
     def _truncated(self, top: Any, level: int) -> Any:
         parameters = self._parameters
@@ -66,7 +60,7 @@ class Rounding:
 
 
 def rudin_shapiro(n: int) -> Index:
-    """n bits, half of them set, whose polynomial is small at every root of unity once 1/2 is taken from each."""
+    """n bits, half of them set. If 1/2 is subtracted from each, their polynomial is small at every root of unity."""
     index = np.arange(n, dtype=np.int64)
     pairs, parity = index & (index >> 1), np.zeros(n, dtype=np.int64)
     while pairs.any():
@@ -93,7 +87,7 @@ def _powers(root: int, count: int, p: int) -> Words:
 
 
 def least_root(n: int, p: int) -> int:
-    """The least primitive root of unity of order 2n modulo a prime, which is the one that OpenFHE takes."""
+    """The least primitive root of unity of order 2n modulo a prime, which OpenFHE uses."""
     base = next(g for g in range(2, p) if pow(g, (p - 1) // 2, p) == p - 1)
     return int(_powers(pow(base, (p - 1) // (2 * n), p), 2 * n, p)[1::2].min())
 

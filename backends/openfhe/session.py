@@ -9,7 +9,7 @@ from typing import Any
 from olac.backends.base import Array, Ciphertext
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.key_bytes import KeyMaker
-from olac.backends.openfhe.key_maps import KEY_MAPS, Held, put, take_out
+from olac.backends.openfhe.key_maps import KEY_MAPS, Held, put_all, take_out
 from olac.backends.openfhe.keys import KeySet, install_keys, make_keys, new_secret_key
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import is_tag_of, new_tag
@@ -30,7 +30,7 @@ from olac.ir.types import CipherState
 
 
 class _Tagged(Session):
-    """Makes ciphertexts under the key tag of its side."""
+    """A session whose ciphertexts have one key tag."""
 
     def __init__(self, engine: Engine, parameters: Parameters, tag: str) -> None:
         self.engine = engine
@@ -71,7 +71,7 @@ class OpenFHEClient(_Tagged, ClientSession):
 
 
 class PagedTags(KeyStore):
-    """A tag for each rotation key that comes and goes; only while `KEY_MAPS.changing()`."""
+    """Holds each rotation key under a tag of its own; only while `KEY_MAPS.changing()`."""
 
     def __init__(self, parameters: Parameters, pages: KeyPages) -> None:
         self._ready, self._pages = wire(parameters), pages
@@ -88,7 +88,7 @@ class PagedTags(KeyStore):
         self._held.add(tag)
         with KeyMaker(self._ready, tag, False, 0) as maker:
             keys = maker.rotations([(self._ready.automorphism_index(step), blocks)])
-        put(keys, tag)
+        put_all([keys], tag)
         self._tags[step] = tag
 
     def take_out(self, step: int) -> None:
@@ -99,7 +99,7 @@ class PagedTags(KeyStore):
 
 class OpenFHEServer(_Tagged, ServerSession):
     """Attributes:
-    keys: those that are held all the time.
+    keys: the keys that are held all the time.
     """
 
     def __init__(
@@ -112,18 +112,14 @@ class OpenFHEServer(_Tagged, ServerSession):
     ) -> None:
         super().__init__(engine, keys.parameters, keys.tag)
         self.keys = keys
-        # After the keys: what these take is known better than that of the plaintexts made here.
         self._bootstraps = None if keys.parameters.bootstrapping is None else self._ready.prepare_bootstraps()
         self._paged = None if pages is None else PagedTags(keys.parameters, pages)
         self._steps = tuple(steps)
-        self.evaluator = self._evaluator(cache)
+        self.evaluator = self.uncached(cache)
 
-    def _evaluator(self, cache: PlaintextCache | None) -> OpenFHEEvaluator:
+    def uncached(self, cache: PlaintextCache | None = None) -> OpenFHEEvaluator:
         ready = self._ready
         return OpenFHEEvaluator(ready.context, ready.parameters, self._steps, cache, tags=self._paged)
-
-    def uncached(self) -> OpenFHEEvaluator:
-        return self._evaluator(None)
 
     def running(self) -> AbstractContextManager[None]:
         return KEY_MAPS.using() if self._paged is None else KEY_MAPS.changing()
@@ -133,8 +129,6 @@ class OpenFHEServer(_Tagged, ServerSession):
 
 
 class OpenFHE(Engine):
-    """See `Engine`."""
-
     title = "OpenFHE"
 
     def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> OpenFHEClient:

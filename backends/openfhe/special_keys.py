@@ -1,4 +1,4 @@
-"""The keys that only bootstraps take, which OpenFHE makes together with rotation keys and never alone."""
+"""The keys that only bootstraps use, which OpenFHE makes together with rotation keys and never alone."""
 
 from __future__ import annotations
 
@@ -14,16 +14,12 @@ from olac.errors import BackendError
 
 
 def make_bootstrap_keys(ready: Wire, context: Any, key: Any, tag: str) -> int:
-    """Make the special keys of a secret key of the context and as few rotation keys as there can be, under a tag.
+    """Make the special keys of a secret key of the context, and as few rotation keys as possible, under a tag.
 
-    Only within `others_aside`.
-
-    Returns:
-        The number of slots of the set-up that they were made for.
+    Only within `others_aside`. Returns the number of slots of the set-up that they were made for.
     """
-    assert ready.parameters.bootstrapping is not None
-    # Half of the slots and a level for each layer: of all set-ups this has the fewest rotations. A quarter where the
-    # program's bootstraps have half: their set-up would be replaced.
+    # Half of the slots and a level for each layer: of all set-ups this has the fewest rotations. A quarter if the
+    # program's bootstraps have half, because their set-up would be replaced.
     log_slots = ready.parameters.log_ring - 2
     log_slots -= log_slots == ready.parameters.log_bootstrap_slots
     half = 1 << log_slots
@@ -43,7 +39,7 @@ def special_template(ready: Wire) -> Template:
     if name in ready.templates:
         return ready.templates[name]
     with KEY_MAPS.changing():
-        if name in ready.templates:  # by another thread, in the meantime
+        if name in ready.templates:  # another thread made it in the meantime
             return ready.templates[name]
         # The basis of this key is q_0 and two primes that the ring decides, whatever the levels are.
         context = make_small_context(ready.parameters)
@@ -51,14 +47,14 @@ def special_template(ready: Wire) -> Template:
             data = _picked(ready, context, context.KeyGen().secretKey, index)
         else:
             data = _picked(ready, ready.context, ready.spare, index)
-        # The sparser secret that this key leads to has a tag of its own.
+        # The sparser secret has a tag of its own.
         (tag,) = set(TAG_PATTERN.findall(data))
         ready.templates[name] = template(data, ready.special_key_primes(index), ready.length, tag.decode())
     return ready.templates[name]
 
 
 def _picked(ready: Wire, context: Any, key: Any, index: int) -> bytes:
-    """Bytes of an EvalKeyMap with one special key: OpenFHE picks it only from a file that it wrote itself."""
+    """Bytes of an EvalKeyMap with one special key, which OpenFHE picks only from a file that it wrote itself."""
     fhe, tag = load(), new_tag()
     container = fhe.CryptoContext
     with others_aside(), MemoryFile() as file:

@@ -1,4 +1,4 @@
-"""How fast this machine is, now, against the one that the cost table was measured on."""
+"""Measures how fast this machine is now against the one of the cost table."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ LEAST, MOST = 0.1, 30.0
 def measure_slowdown(parameters: Parameters, costs: CostTable, threads: int) -> Slowdown:
     """Measured over tabled seconds of primitives that need no evaluation key, half-way down the chain.
 
-    Takes a fraction of a second to a few seconds, by the ring, and a key pair that is forgotten at once. Light
-    primitives suffer more than heavy ones where threads are slow to wake, so the two have factors of their own.
+    This takes up to a few seconds, by the ring, and a key pair that is deleted at once. Slow waking of threads affects
+    light primitives more than heavy ones, so the two have factors of their own.
     """
     level = max(1, parameters.depth // 2)
     if parameters.depth < 1:
@@ -35,7 +35,7 @@ def measure_slowdown(parameters: Parameters, costs: CostTable, threads: int) -> 
     evaluator = OpenFHEEvaluator(context, parameters)
     slots: Array = np.linspace(-1.0, 1.0, parameters.slots, dtype=np.float64)
     key, scale = context.KeyGen().secretKey, parameters.scale(level)
-    # A program meets most operands for the first time in a while, so they take turns here, too, to leave the caches.
+    # The operands of a program are rarely in the caches. So several take turns here.
     a = itertools.cycle([evaluator.encrypt(key, slots, level) for _ in range(OPERANDS)])
     p = itertools.cycle([evaluator.encode(lambda: slots, level, scale) for _ in range(OPERANDS)])
     products = itertools.cycle([evaluator.multiply_plain(next(a), next(p)) for _ in range(OPERANDS)])
@@ -43,24 +43,20 @@ def measure_slowdown(parameters: Parameters, costs: CostTable, threads: int) -> 
     def hoist(ciphertext: Ciphertext[Any]) -> Any:
         return evaluator._hoist(ciphertext.payload, ciphertext.state)
 
-    def factor(primitives: dict[str, Callable[[], object]]) -> float:
+    def factor(**primitives: Callable[[], object]) -> float:
         measured = sum(_seconds(call) for call in primitives.values())
         tabled = sum(predicted_seconds(costs, name, parameters, level, threads) for name in primitives)
         return float(np.clip(measured / tabled, LEAST, MOST))
 
     return Slowdown(
         light=factor(
-            {
-                "multiply_plain": lambda: evaluator.multiply_plain(next(a), next(p)),
-                "add": lambda: evaluator.add(next(a), next(a)),
-            }
+            multiply_plain=lambda: evaluator.multiply_plain(next(a), next(p)),
+            add=lambda: evaluator.add(next(a), next(a)),
         ),
         heavy=factor(
-            {
-                "normalize": lambda: evaluator.rescale(next(products)),
-                "hoist": lambda: hoist(next(a)),
-                "encode": lambda: evaluator.encode(lambda: slots, level, scale),
-            }
+            normalize=lambda: evaluator.rescale(next(products)),
+            hoist=lambda: hoist(next(a)),
+            encode=lambda: evaluator.encode(lambda: slots, level, scale),
         ),
     )
 

@@ -1,9 +1,9 @@
-"""Coefficient words into and out of OpenFHE objects, without ever parsing bytes from outside.
+"""Puts coefficient words into OpenFHE objects and takes them out, without ever parsing bytes from outside.
 
-OpenFHE's parser crashes, allocates without bound or accepts nonsense where bytes are hostile. So what travels between
-processes is only coefficients: arrays of uint64 words. The receiver makes an object of the same kind itself, with a
-key pair that it throws away, serialises it, and puts the received words, each checked to be less than its prime, in
-place of its own. Every other byte that reaches the parser was written by this process.
+If bytes are hostile, OpenFHE's parser crashes, allocates without bound or accepts nonsense. So only coefficients travel
+between processes, as arrays of uint64 words. The receiver makes an object of the same kind itself, with a key pair of
+no further use, serialises it, and replaces its words by those received, each checked to be less than its prime. Every
+other byte that reaches the parser was written by this process.
 """
 
 from __future__ import annotations
@@ -25,16 +25,14 @@ TAG_PATTERN = re.compile(rb"[0-9a-f]{32}")
 
 
 class Wire:
-    """Words of ciphertexts and keys for one set of parameters.
-
-    Use `wire(parameters)`: it makes one for a process.
+    """Words of ciphertexts and keys for one set of parameters; get the one of this process from `wire(parameters)`.
 
     Attributes:
-        parameters, context: what it is for.
+        parameters, context: as given, and OpenFHE's context for them.
         length: words in a block.
-        key_primes: of one polynomial of an evaluation key.
-        templates: by name, made when they are needed first.
-        layouts: where blocks lie in OpenFHE's bytes of evaluation keys, by their size and the number of blocks.
+        key_primes: the primes of one polynomial of an evaluation key.
+        templates: by name, made when they are first needed.
+        layouts: where blocks are in OpenFHE's bytes of evaluation keys, by their size and the number of blocks.
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -45,7 +43,7 @@ class Wire:
         self._fhe = load()
         self.templates: dict[str, Template] = {}
         self.layouts: dict[tuple[int, int], tuple[int, ...]] = {}
-        # For what several threads may ask for first. Nobody who has it waits for another lock.
+        # So that threads do not make the same object twice. A thread that holds it waits for no other lock.
         self._lock = threading.RLock()
         self._spare: Any = None
 
@@ -68,28 +66,25 @@ class Wire:
         """A ciphertext of noise degree 1 and its level's canonical scale; words of shape (2, level + 1, N)."""
         data = self._ciphertext_template(level).fill(words.reshape(-1, self.length), tag)
         parsed = self._fhe.DeserializeCiphertextString(data, self._fhe.BINARY)
-        # What the wheel's extension makes, and all that is cloned of it, runs code that was not compiled to be fast: a
-        # network without bootstraps took twice as long. A sum is a clone of its first operand, so a zero that the
-        # library made goes first.
-        zero = self._zero(level)
+        # Objects of the wheel's extension, and their clones, run code that was not compiled to be fast: a network
+        # without bootstraps took twice as long. A sum is a clone of its first operand, so that is a ciphertext of the
+        # library itself, with words of zero.
+        encrypted = self._encrypted(level)
+        zero = self.context.EvalSub(encrypted, encrypted)
         zero.SetKeyTag(tag)
         return self.context.EvalAdd(zero, parsed)
 
-    def _zero(self, level: int) -> Any:
-        """A ciphertext whose words are all zero, at the canonical scale of a level."""
+    def _encrypted(self, level: int) -> Any:
+        """Zeros, encrypted at the canonical scale of a level."""
         plain = self.context.MakeCKKSPackedPlaintext([0.0] * self.parameters.slots, 1, self.parameters.depth - level)
-        ciphertext = self.context.Encrypt(self.spare, plain)
-        return self.context.EvalSub(ciphertext, ciphertext)
+        return self.context.Encrypt(self.spare, plain)
 
     def _ciphertext_template(self, level: int) -> Template:
         name = f"ciphertext {level}"
         if name in self.templates:
             return self.templates[name]
         with self._lock:
-            zeros = [0.0] * self.parameters.slots
-            plain = self.context.MakeCKKSPackedPlaintext(zeros, 1, self.parameters.depth - level)
-            ciphertext = self.context.Encrypt(self.spare, plain)
-            data = self._fhe.Serialize(ciphertext, self._fhe.BINARY)
+            data = self._fhe.Serialize(self._encrypted(level), self._fhe.BINARY)
             primes = self.parameters.primes[: level + 1] * 2
             self.templates[name] = template(data, primes, self.length, self.spare.GetKeyTag())
         return self.templates[name]
@@ -112,32 +107,32 @@ class Wire:
 
     @property
     def evaluation_key_primes(self) -> tuple[int, ...]:
-        """What the words of one evaluation key stay below, block by block: 2 polynomials for each digit."""
+        """The primes of the blocks of one evaluation key: 2 polynomials for each digit."""
         return self.key_primes * (2 * self.parameters.digits)
 
     @property
     def special_indices(self) -> tuple[int, int, int]:
-        """Where OpenFHE's map holds the keys into the sparser secret, back from it, and of conjugation.
+        """The automorphism indices of the keys into the sparser secret, back from it, and of conjugation.
 
-        No rotation has one of these automorphism indices.
+        No rotation has one of these.
         """
         order = 2 * self.parameters.ring_dimension
         return order - 4, order - 2, order - 1
 
     def special_key_primes(self, index: int) -> tuple[int, ...]:
-        """What the words of a key with a special index stay below, block by block."""
+        """The primes of the blocks of a key with a special index."""
         short = index == self.special_indices[0]
         return self.parameters.encapsulation_primes * 2 if short else self.evaluation_key_primes
 
-    # Bootstraps ------------------------------------------------------------------------------------------------------
+    # Bootstraps and templates ----------------------------------------------------------------------------------------
 
     def prepare_bootstraps(self) -> Prepared:
-        """What bootstraps take beside keys, for as long as the result is there; it is shared by all who ask for it."""
+        """See `Prepared`."""
         return Prepared(self.context, self.parameters)
 
     @property
     def spare(self) -> Any:
-        """A secret key that protects nothing: templates are made with it."""
+        """A secret key that protects nothing, with which templates are made."""
         with self._lock:
             if self._spare is None:
                 key = self.context.KeyGen().secretKey
@@ -159,8 +154,4 @@ def wire(parameters: Parameters) -> Wire:
 
 
 _LOCK = threading.Lock()
-
-
-@functools.lru_cache(maxsize=4)
-def _wire(parameters: Parameters) -> Wire:
-    return Wire(parameters)
+_wire = functools.lru_cache(maxsize=4)(Wire)

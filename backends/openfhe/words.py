@@ -18,13 +18,13 @@ MAX_STRUCTURE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Template:
-    """OpenFHE's bytes of one kind of object, with holes where the coefficient words go.
+    """OpenFHE's bytes of one kind of object, with holes in the place of the coefficient words.
 
     Attributes:
         pieces: the bytes around the holes, one more than there are holes.
-        primes: what the words of each hole must stay below.
+        primes: for each hole, the prime that its words must be less than.
         length: words in a hole.
-        tag: the key tag that stands in the pieces.
+        tag: the key tag in the pieces.
     """
 
     pieces: tuple[bytes, ...]
@@ -49,7 +49,7 @@ class Template:
 
 
 def holes(data: bytes | mmap.mmap, primes: Sequence[int], length: int) -> tuple[int, ...]:
-    """Where the coefficients lie in bytes that OpenFHE made in this process: an offset for each of `primes`.
+    """Where the coefficients are in bytes that OpenFHE made in this process: an offset for each of `primes`.
 
     A block is the number of words as 8 bytes and then the words, each less than its prime.
     """
@@ -61,7 +61,7 @@ def holes(data: bytes | mmap.mmap, primes: Sequence[int], length: int) -> tuple[
         start = at + WORD_BYTES
         if at < 0 or start + WORD_BYTES * length > len(data):
             raise BackendError(f"OpenFHE's bytes hold {len(out)} blocks of {length} words, expected {len(primes)}")
-        # The ring dimension itself stands in the bytes as well; what follows it is no block of residues.
+        # The ring dimension is in the bytes as well, but no block of residues follows it.
         if is_block(np.frombuffer(data, "<u8", length, start), primes[len(out)]):
             out.append(start)
             at = start + WORD_BYTES * length
@@ -92,10 +92,10 @@ def template(data: bytes | mmap.mmap, primes: Sequence[int], length: int, tag: s
 
 
 def new_tag(identity: str | None = None) -> str:
-    """A key tag that nobody outside this process knows: OpenFHE keeps all evaluation keys in one static map.
+    """A key tag that nobody outside this process knows, for OpenFHE's static map of all evaluation keys.
 
     Args:
-        identity: of the key pair that it is for, which `is_tag_of` knows again.
+        identity: of the key pair that it is for, which `is_tag_of` recognises.
     """
     return (secrets.token_hex(8) if identity is None else _mark(identity)) + secrets.token_hex(8)
 

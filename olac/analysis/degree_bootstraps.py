@@ -1,4 +1,4 @@
-"""Degrees and bootstraps together, before layouts and polynomials exist: which plan is the most accurate."""
+"""Chooses degrees and bootstraps together, before layouts and polynomials exist."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from olac.ir.graph import Graph
 from olac.ir.ops import Square
 
 Circuit: TypeAlias = Callable[[Mapping[str, int]], Graph]
-"""Builds the graph that lowering would find for given degrees, node by node and level by level."""
+"""Builds the graph that lowering would have for given degrees, with the same nodes and levels."""
 
 NODE_PRICE = 1e-6
-"""Of one level at one node, in bootstraps: it decides only between plans with as many bootstraps."""
+"""Price of one level at one node, in bootstraps: it decides only between plans with equally many bootstraps."""
 TIE = 1e-9
 """Price of a bootstrap, in units of the largest cost: it decides only between plans of the same cost."""
 
@@ -34,7 +34,7 @@ def usual_bootstrapping() -> Parameters:
 
 
 class _Unscaled(PlacementProblem):
-    """Before units are chosen every value counts as one that will fit."""
+    """A problem before units are chosen: every value is assumed to fit."""
 
     def fits(self, name: str) -> bool:
         return True
@@ -46,48 +46,49 @@ def _problem(graph: Graph, parameters: Parameters | None) -> _Unscaled:
 
 
 def least_bootstraps(graph: Graph, parameters: Parameters | None = None) -> BootstrapPlan:
-    """The plan of fewest bootstraps for a circuit as it is.
+    """The plan of fewest bootstraps for a circuit.
 
     Raises:
-        InfeasibleError: places for bootstraps are further apart than the levels between two.
+        InfeasibleError: places for bootstraps are further apart than the levels between two bootstraps.
     """
     return solve(_problem(graph, parameters), 1.0)
 
 
 def degrees_within(
     graph: Graph,
-    depths: Mapping[str, Sequence[int]],
-    costs: Mapping[str, Sequence[float]],
+    depths: Mapping[str, Mapping[int, int]],
+    costs: Mapping[str, Mapping[int, float]],
     most: int,
     parameters: Parameters | None = None,
 ) -> tuple[dict[str, int], BootstrapPlan]:
-    """The choice for each activation of least cost in all that takes at most so many bootstraps.
+    """The degrees of all activations with the least sum of costs that take at most `most` bootstraps.
 
     The dynamic program over levels (`olac.analysis.bootstraps.solve`) picks each activation's depth as it goes, and
     counts bootstraps. The plan is the best for costs that add up and for depths that do not depend on each other.
 
     Args:
-        graph: any whose nodes have the keys of `depths` and `costs` among their ids; other nodes take the levels of
+        graph: a graph whose nodes have the keys of `depths` and `costs` among their ids; other nodes take the levels of
             their ops.
-        depths: levels of each choice.
-        costs: what each choice does to the outputs.
-        most: bootstraps of single values.
-        parameters: whose levels count; None for the usual ones.
+        depths: the levels of each degree that is allowed.
+        costs: the effect of each degree on the outputs.
+        most: the number of bootstraps that is allowed, each of one value.
+        parameters: the parameters whose levels count; None for the usual ones.
 
     Raises:
         InfeasibleError: the lowest depths take more bootstraps; says how many.
     """
     problem = _problem(graph, parameters)
     for name, row in depths.items():
-        problem.options[name] = (Option(min(row)),)
+        problem.options[name] = (Option(min(row.values())),)
     least = solve(problem, 1.0).bootstraps
     if least > most:
         raise InfeasibleError(_refusal(least, most))
-    tie = TIE * (max((cost for row in costs.values() for cost in row if math.isfinite(cost)), default=1.0) or 1.0)
+    finite = [costs[name][d] for name, row in depths.items() for d in row if math.isfinite(costs[name][d])]
+    tie = TIE * (max(finite, default=1.0) or 1.0)
     for name, row in depths.items():
-        problem.options[name] = tuple(Option(d, cost / tie) for d, cost in zip(row, costs[name], strict=True))
+        problem.options[name] = tuple(Option(depth, costs[name][d] / tie) for d, depth in row.items())
     plan = solve(problem, 1.0, most)
-    return {name: plan.picks.get(name, 0) for name in depths}, plan
+    return {name: list(row)[plan.picks.get(name, 0)] for name, row in depths.items()}, plan
 
 
 def _refusal(least: int, most: int) -> str:
@@ -96,7 +97,7 @@ def _refusal(least: int, most: int) -> str:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A degree for each activation, what they cost in all, and the bootstraps that their circuit takes."""
+    """A degree for each activation, the sum of their costs, and the bootstraps of their circuit."""
 
     degrees: Mapping[str, int]
     cost: float
@@ -110,19 +111,19 @@ def plan_degrees(
     circuit: Circuit,
     parameters: Parameters | None = None,
 ) -> Chosen:
-    """As `degrees_within`, for a graph with activations and with quadratics that take one level where they fold.
+    """As `degrees_within`, for a graph with activations and with quadratics that take one level if they fold.
 
-    What a square saves, and what it costs the values beside it, depends on its neighbours. So the first plan is made on
-    the circuit of the lowest degrees, in which every affine map stands that squares may need. Then the circuit of the
-    plan is built, and counted as lowering will find it: quadratics that do not fold in it take two levels from there
-    on, and where it takes more bootstraps than allowed, the square that is worth least is given up. The next plan is
-    made on that circuit, which has only those affine maps that it needs; and so on while that gains. No plan without
-    squares is better than the one found.
+    The levels that a square saves, and those that it costs other values, depend on its neighbours. So the first
+    plan is made on the circuit of the lowest degrees, which has every affine map that squares may need. Then the
+    circuit of the plan is built as lowering will find it, and its levels are counted. Quadratics that do not fold in it
+    take two levels from then on. If it takes more bootstraps than allowed, the square that gains least is given up. The
+    next plan is made on that circuit, which has only the affine maps that it needs. This is repeated as long as it
+    gains. No plan without squares is better than the result.
 
     Args:
         graph: at stage TRACED; its activations' ids are the keys of `costs`.
-        costs: by degree, what each choice does to the outputs. Degree 2 counts as one level where it folds.
-        circuit: builds what is counted.
+        costs: by degree, the effect of each choice on the outputs. Degree 2 counts as one level if it folds.
+        circuit: builds the circuits.
         most, parameters: as in `degrees_within`.
 
     Raises:
@@ -137,7 +138,7 @@ def plan_degrees(
             best = plan_degrees(graph, above, most, circuit, parameters)
     while True:
         try:
-            degrees = _degrees_within(skeleton, choices, costs, most, parameters)
+            degrees, _ = degrees_within(skeleton, choices, costs, most, parameters)
         except InfeasibleError:
             if best is None:
                 raise
@@ -164,24 +165,10 @@ def plan_degrees(
         del choices[_least_worth(others, costs, choices)][2]
 
 
-def _degrees_within(
-    skeleton: Graph,
-    choices: Mapping[str, Mapping[int, int]],
-    costs: Mapping[str, Mapping[int, float]],
-    most: int,
-    parameters: Parameters | None,
-) -> dict[str, int]:
-    """As `degrees_within`, by degree: `choices` has the levels of each."""
-    depths = {name: list(row.values()) for name, row in choices.items()}
-    prices = {name: [costs[name][d] for d in row] for name, row in choices.items()}
-    picks, _ = degrees_within(skeleton, depths, prices, most, parameters)
-    return {name: list(choices[name])[k] for name, k in picks.items()}
-
-
 def _least_worth(
     squares: Sequence[str], costs: Mapping[str, Mapping[int, float]], choices: Mapping[str, Mapping[int, int]]
 ) -> str:
-    """The square in whose place the next degree gains most."""
+    """The square that gains least: the next degree in its place reduces the cost most."""
 
     def gain(name: str) -> float:
         return costs[name][2] - min(costs[name][d] for d in choices[name] if d > 2)

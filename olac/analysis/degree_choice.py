@@ -41,16 +41,16 @@ from olac.polynomials.modes import (
 )
 
 REFINEMENTS = 2
-"""How often a plan is measured in its own context and solved anew, while that helps."""
+"""How often at most a plan is measured with its own errors and solved again."""
 PRICED = Parameters(log_ring=16, depth=12, scale_bits=40, first_bits=46, digits=3, security=0)
-"""Where run times are taken from the table of costs: the middle of a deep network's chain."""
+"""The chain at which polynomials are priced: the middle of a deep network's chain."""
 
 
 class Images(Protocol):
-    """Fits and measurements on whole images; `olac.approximation.ImageFitter` is the one in torch."""
+    """Fits and measurements on whole images; `olac.approximation.ImageFitter` implements it in torch."""
 
     def effects(self, graph: Graph, fits: Mapping[str, Sequence[Fit]]) -> dict[str, list[float]]:
-        """For each activation and fit the change of the outputs with that one replaced."""
+        """For each activation and fit, the change of the outputs if that activation alone is replaced."""
 
     def sensitivities(self, graph: Graph) -> dict[str, float]:
         """OLA's alpha_i for each activation."""
@@ -64,18 +64,18 @@ class Images(Protocol):
         """Error and agreement of an approximated graph on held-out images."""
 
     def compensate(self, graph: Graph, degrees: Mapping[str, int], method: Compensated) -> Graph:
-        """The graph at stage POLYNOMIAL, each layer making up for the errors before it."""
+        """The graph at stage POLYNOMIAL, each layer compensating the errors before it."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What degrees are chosen by.
+    """The data by which degrees are chosen.
 
     Attributes:
         histograms: of the inputs of all activations.
-        circuit: builds the graph that lowering would find for given degrees.
-        images: gives measurements on images, which searches alone need.
-        costs, threads: prices of primitives.
+        circuit: builds the graph that lowering would have for given degrees.
+        images: returns the measurements on images, which only searches need.
+        costs, threads: the prices of primitives.
     """
 
     histograms: Mapping[str, Histogram]
@@ -94,10 +94,10 @@ def functions(node: Node) -> list[Function]:
 def choose_degrees(
     graph: Graph, method: FromHistograms, choice: Degrees, evidence: Evidence
 ) -> tuple[dict[str, int], list[FrontPoint]]:
-    """Degrees by activation, in network order, and the plans that were considered, from the cheapest up.
+    """Degrees by activation, in network order, and the plans that were considered, the cheapest first.
 
     Raises:
-        InfeasibleError: no plan is within the limit, or has the agreement that is asked for; says what would do.
+        InfeasibleError: no plan is within the limit, or has the agreement that is asked for; says what to do.
     """
     nodes = [node for node in graph.nodes if isinstance(node.op, Activation)]
     if isinstance(method, Quadratic):
@@ -122,7 +122,7 @@ def choose_degrees(
 
 
 class _Search:
-    """The dynamic program, its prices and costs, and the plans that it gave."""
+    """The dynamic program, its prices and costs, and the plans that it found."""
 
     def __init__(
         self, graph: Graph, nodes: Sequence[Node], method: FromHistograms, choice: Searched, evidence: Evidence
@@ -136,7 +136,7 @@ class _Search:
         self.depths = {name: [self._depth(name, d) for d in row] for name, row in self.degrees.items()}
 
     def run(self) -> dict[str, int]:
-        """The degrees of the plan that meets the limit."""
+        """The degrees of the chosen plan."""
         choice = self.choice
         costs = self._ola_costs() if choice.effects == "ola" else self._measured_costs()
         plan = self._agreeing(costs, choice) if isinstance(choice, Agreement) else self._within(costs, choice)
@@ -167,15 +167,10 @@ class _Search:
     # Candidates and prices -------------------------------------------------------------------------------------------
 
     def _candidates(self, node: Node) -> list[int]:
-        """The largest degree of each depth, up to `max_degree`; at one level a square where it folds, else a line."""
-        found = [2 if node.id in self.folds else 1]
-        depth = 2
-        while (1 << depth) - 1 <= self.choice.most:
-            found.append((1 << depth) - 1)
-            depth += 1
-        if self.choice.most > max(found) and self.choice.most not in found:
-            found.append(self.choice.most)
-        return [d for d in found if d <= self.choice.most] or [1]
+        """The largest degree of each depth, up to `max_degree`; at one level a square if it folds, otherwise a line."""
+        most = self.choice.most
+        found = {2 if node.id in self.folds else 1, *((1 << depth) - 1 for depth in range(2, most.bit_length())), most}
+        return sorted(d for d in found if d <= most) or [1]
 
     def _depth(self, name: str, degree: int) -> int:
         return 1 if degree == 2 and name in self.folds else max(1, degree.bit_length())
@@ -233,7 +228,7 @@ class _Search:
         return self.images.error(self.graph, fitted)[1]
 
     def _fitted_agreement(self, plan: Solution) -> float:
-        """Agreement of a plan after the whole fit, which gains on the quick one that plans are compared by."""
+        """Agreement of a plan after the whole fit, which is better than the quick fit by which plans are compared."""
         if not isinstance(self.method, Compensated):
             return self._agreement(plan)
         fitted = self.images.compensate(self.graph, self._named(plan), self.method)
@@ -269,7 +264,9 @@ class _Search:
                     f"at degree {self.choice.most} the program has an agreement of {fitted:.1%} on unseen images, and "
                     f"{asked:.1%} are asked for. Raise max_degree, or ask for less."
                 )
-            low = high  # no one asked, or the whole fit has it: the best there is, and the report says how good
+            low = (
+                high  # nobody asked, or the whole fit has it: the best plan is taken, and the report has its agreement
+            )
         while low < high:
             middle = (low + high) // 2
             if agreement(middle) >= asked:
@@ -283,12 +280,12 @@ class _Search:
         return plans[high]
 
     def _refined(self, costs: list[list[float]], plan: Solution, choice: Within, method: Compensated) -> Solution:
-        """Measure in the plan's own context, after its own errors, and solve anew while the simulation gains."""
+        """Measure effects with the plan's own errors and solve again, as long as the simulated error falls."""
         probes = sorted({d for row in self.degrees.values() for d in row})
         best = plan
         best_error, _, measured = self.images.trial(self.graph, self._named(plan), method, probes)
         for _ in range(REFINEMENTS):
-            # The square root weighs a layer's own errors against what is already off at that place.
+            # The geometric mean of the effect alone and of the effect with the errors of the plan.
             again = [
                 [
                     math.sqrt(max(cost, 0.0) * max(measured[node.id][d], 0.0))
@@ -306,7 +303,7 @@ class _Search:
         return best
 
     def _honest(self, costs: list[list[float]], plan: Solution, limit: int) -> Solution:
-        """The plan, with squares that do not fold in the whole circuit counted at what they really take."""
+        """The plan, in which squares that do not fold in the whole circuit count two levels."""
         for _ in range(len(self.nodes)):
             named = self._named(plan)
             folded = self._folded(named)
@@ -324,7 +321,7 @@ class _Search:
         return plan
 
     def _record(self, costs: list[list[float]], plan: Solution) -> None:
-        """The front, if it isn't there yet: without agreement, which nobody simulated."""
+        """Set the front if it is not set yet; its points have no agreement, because none was simulated."""
         if self.front:
             return
         prices = self._prices()

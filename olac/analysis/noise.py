@@ -1,4 +1,4 @@
-"""What the noise of encryption does to a program's outputs, by simulation on images that no fit has seen."""
+"""The effect of encryption noise on a program's outputs, by simulation on images that no fit has seen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from olac.ir.ops import Array, Bootstrap, Input, Polynomial, PolynomialProduct
 
 MAX_SCALE_BITS = 50
 CHECK_IMAGES = 64
-"""Held-out images that the noise is simulated on."""
+"""Held-out images on which noise is simulated."""
 PROBE_SCALE_BITS, PROBE_STEP_BITS = 30, 10
 PROBE_LOG_RING = 14
 TINY_OUTPUT = 1e-9
@@ -26,10 +26,10 @@ NOISE_MARGIN_BITS = 2.0
 
 
 class OutputNoise:
-    """The outputs of a graph at stage POLYNOMIAL on held-out images, and what noise makes of them.
+    """The outputs of a graph at stage POLYNOMIAL on held-out images, and their changes by noise.
 
-    What a client makes of the outputs counts as well, up to a choice of classes: errors are the largest of both, each
-    relative to its own range. So a shift can't hide an error, and a scale can't blow one up unseen.
+    The outputs after the client's part count as well, up to a choice of classes: errors are the larger of both, each
+    relative to its own range. So the client's part can neither hide an error by a shift nor magnify one unnoticed.
 
     Raises:
         InfeasibleError: no image has finite outputs.
@@ -39,11 +39,9 @@ class OutputNoise:
         self._graph, self._seed = graph, seed
         images = calibration.held_out[:CHECK_IMAGES]
         clean = graph.evaluate(images)
-        sound = np.isfinite(clean.reshape(len(clean), -1)).all(1)  # what becomes of others is in the agreement
+        sound = np.isfinite(clean.reshape(len(clean), -1)).all(1)  # the agreement counts the others
         if not sound.any():
-            raise InfeasibleError(
-                "all calibration images that were held out diverge. Raise the degrees of the activations."
-            )
+            raise InfeasibleError("all held-out calibration images diverge. Raise the degrees of the activations.")
         self._images, self._clean = images[sound], clean[sound]
         size = float(np.max(np.abs(self._clean)))
         unit = graph[graph.outputs[0]].type.unit
@@ -60,13 +58,13 @@ class OutputNoise:
     def scale_bits(self, log_ring: int, precision: float) -> int:
         """Fewest bits of scale that keep the change of the outputs below `precision`, relative to their range.
 
-        Noise is proportional to 2^-bits, and so is what it does, so one simulation tells of all scales and rings, at a
-        scale where it is small. MAX_SCALE_BITS + 1 where they diverge at all.
+        Noise is proportional to 2^-bits, and so is its effect if it is small. So one simulation suffices for all scales
+        and rings. The result is MAX_SCALE_BITS + 1 if outputs diverge at every scale.
         """
         if self._probe is None:
             bits = PROBE_SCALE_BITS
             sigma = _rescale_noise(PROBE_LOG_RING)
-            # Beyond that noise is no longer small, and grows faster than in proportion.
+            # The effect of noise that is not small grows faster than the noise.
             while not (error := self._error(self._graph, self._clean, sigma * 2.0**-bits)) <= LARGE_NOISE:
                 if bits > MAX_SCALE_BITS:
                     break
@@ -77,7 +75,7 @@ class OutputNoise:
             return MAX_SCALE_BITS + 1
         error *= _rescale_noise(log_ring) / _rescale_noise(PROBE_LOG_RING)
         needed = bits + math.ceil(math.log2(max(error, 1e-30) / precision))
-        if bits > PROBE_SCALE_BITS:  # so coarser scales need not be as good as that one promises
+        if bits > PROBE_SCALE_BITS:  # at smaller scales the effect may be larger than in proportion
             sigma = _rescale_noise(log_ring)
             while needed <= MAX_SCALE_BITS:
                 if self._error(self._graph, self._clean, sigma * 2.0**-needed) <= precision:
@@ -95,17 +93,17 @@ class OutputNoise:
         """Largest change of an output by the noise of rescales and bootstraps, relative to the outputs' range.
 
         Args:
-            graph: at stage POLYNOMIAL or later, with its bootstraps; it computes what this one does, their sine aside.
-            parameters: that it runs with.
+            graph: at stage POLYNOMIAL or later, with its bootstraps; apart from their sine it computes the same.
+            parameters: of the program.
         """
         rescale = _rescale_noise(parameters.log_ring) * 2.0**-parameters.scale_bits
         return self._error(graph, graph.evaluate(self._images), rescale, bootstrap_model(parameters).noise)
 
     def _error(self, graph: Graph, clean: Array, sigma: float, bootstrap: float = 0.0, only: str = "") -> float:
-        """Largest change of the outputs, relative to their range; infinite where values diverge.
+        """Largest change of the outputs, relative to their range; infinite if values diverge.
 
-        Every linear op and polynomial adds the noise of a rescale to every slot, a bootstrap its own. With `only` one
-        node does.
+        Every linear op and polynomial adds the noise of a rescale to every slot, and a bootstrap its own. With `only`,
+        one node alone does.
         """
         random = np.random.default_rng(self._seed)
 
@@ -115,7 +113,7 @@ class OutputNoise:
             if isinstance(node.op, Bootstrap):
                 return value + random.normal(0.0, bootstrap, value.shape)
             if isinstance(node.op, Polynomial | PolynomialProduct):
-                # Every term brings the noise of its power, times its coefficient.
+                # Every term adds the noise of its power, times its coefficient.
                 largest = float(np.abs(graph.constants[node.op.coefficients]).sum(axis=1).max())
                 return value + random.normal(0.0, sigma * max(1.0, largest), value.shape)
             if _adds_noise(graph, node):
@@ -131,10 +129,10 @@ class OutputNoise:
 
 
 def decoded(noisy: Array, clean: Array) -> Array:
-    """Outputs (images, *output shape) as they come out of decryption.
+    """Outputs (images, *output shape) as decryption returns them.
 
-    OpenFHE adds noise to all slots alike, of the size of what noise there is on average. So no output of an image is
-    more exact than the mean of them, however small it is; the largest error stays as it is.
+    OpenFHE adds noise to all slots, of the mean size of the noise in them. So errors below the root mean square of an
+    image's errors are raised to it; the largest error does not change.
     """
     change = noisy - clean
     usual = np.sqrt(np.mean(change**2, axis=tuple(range(1, change.ndim)), keepdims=True))
@@ -146,7 +144,7 @@ def _adds_noise(graph: Graph, node: Node) -> bool:
 
 
 def _rescale_noise(log_ring: int) -> float:
-    """Standard deviation in the slots of what a rescale rounds away, in units of 2^-bits, with a margin."""
+    """Standard deviation in the slots of a rescale's rounding, in units of 2^-bits, with a margin."""
     ring = 2.0**log_ring
     noise: float = math.sqrt((1 + 2 * ring / 3) / 12 * ring / 2) * 2.0**NOISE_MARGIN_BITS
     return noise

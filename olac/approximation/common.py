@@ -1,4 +1,4 @@
-"""What the sweeps over images share: how far outputs are off, and how many images fit in memory."""
+"""Errors of outputs, images that are changed for fits, and how many images fit in memory."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import torch
 from torch.nn import functional
 
 from olac.approximation.criterion import Spread
-from olac.ir.graph import Graph, Node
+from olac.ir.graph import Graph, Node, last_reads
 
 Tensor = torch.Tensor
 
 MOST_CONTRAST = 1.6
-"""Of stressed images: how far they may be moved, 1 being where they are."""
-
+"""The largest factor by which stressed images are moved away."""
 LEAST_VARIANCE = 1e-6
-"""Of one output, as a share of the variance of all."""
+"""The least variance of one output, as a share of the variance of all."""
 MEMORY = 3e9
-"""Bytes that the values of all images may take while a sweep runs; fewer images are used where they would take more."""
+"""Bytes that the values of all images may take during a sweep; fewer images are used if they would take more."""
 WORST = 10.0
-"""An image counts no more than this, in units of the outputs' variance: a wreck is a wreck."""
+"""The error of an image counts as at most this, in units of the outputs' variance."""
 
 
 def output_error(outputs: Tensor, clean: Tensor, spread: Spread = "together") -> float:
@@ -42,18 +41,18 @@ def image_errors(outputs: Tensor, clean: Tensor, spread: Spread) -> Tensor:
 
 
 def output_sizes(clean: Tensor, spread: Spread) -> Tensor:
-    """What squared changes of outputs are divided by: a scalar, or (1, outputs) for outputs of shape (n, outputs)."""
+    """The divisor of squared changes of outputs: a scalar, or (1, outputs) for outputs of shape (n, outputs)."""
     together = clean.var(correction=0).clamp_min(1e-12)
     if spread != "each":
         return together
-    # An output that hardly varies has no size of its own: it counts as if it varied a little.
+    # An output that hardly varies counts as if it varied a little.
     return torch.maximum(clean.var(0, correction=0, keepdim=True), LEAST_VARIANCE * together)
 
 
 def mirrored(images: Tensor, random: torch.Generator) -> Tensor:
-    """Pictures, of shape (n, c, h, w), of which every second is mirrored at random; anything else as it is.
+    """Pictures, of shape (n, c, h, w), of which a random half is mirrored; inputs of other shapes as they are.
 
-    The clean network says what comes out of a mirrored picture, so it needs no label, and there are twice as many.
+    The clean network gives the outputs of mirrored pictures, so they need no labels.
     """
     if images.ndim != 4:
         return images
@@ -62,10 +61,10 @@ def mirrored(images: Tensor, random: torch.Generator) -> Tensor:
 
 
 def stressed(images: Tensor, random: torch.Generator, share: float = 1.0) -> Tensor:
-    """Images moved away from their own mean or from another image, each by its own factor; all but a share as they are.
+    """Images of which a share is moved away from the own mean or from another image, each by its own factor.
 
-    Unseen inputs take values out of the ranges that calibration saw, and polynomials grow fast there. These images do
-    the same on purpose: fits are pinned down by them, and choices are judged by them.
+    Unseen inputs lead to values outside the calibrated ranges, where polynomials grow fast, and so do these images. So
+    fits on them stay bounded there.
     """
     shape = (len(images), *(1,) * (images.ndim - 1))
     factor = 1 + (MOST_CONTRAST - 1) * torch.rand(shape, generator=random)
@@ -77,19 +76,18 @@ def stressed(images: Tensor, random: torch.Generator, share: float = 1.0) -> Ten
 
 
 def live_bytes(graph: Graph) -> int:
-    """Most bytes that the values of one image take at a time, in single precision, each let go after its last use."""
-    last = {operand: node.id for node in graph.nodes for operand in node.inputs}
-    sizes = {node.id: node.type.size for node in graph.nodes}
+    """Most bytes that the values of one image take at a time, in single precision; each is freed after its last use."""
+    done = last_reads(graph.nodes)
     live = most = 0
     for node in graph.nodes:
-        live += sizes[node.id]
+        live += node.type.size
         most = max(most, live)
-        live -= sum(sizes[i] for i in set(node.inputs) if last[i] == node.id)
+        live -= sum(graph[i].type.size for i in done[node.id])
     return 4 * most
 
 
 def fitting(graph: Graph, images: Tensor, copies: int = 1) -> Tensor:
-    """As many images, evenly spread, as `MEMORY` holds the values of, `copies` times each."""
+    """Evenly spread images, as many as have values that fit in `MEMORY`, `copies` times each."""
     most = max(1, int(MEMORY / (live_bytes(graph) * copies)))
     if len(images) <= most:
         return images

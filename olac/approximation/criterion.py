@@ -1,8 +1,7 @@
-"""What it means that a program agrees with its model, by what the outputs are for.
+"""What it means that a program agrees with its model, which depends on what the outputs are for.
 
-The largest of several outputs says nothing about one number, and a share of decisions says nothing about a regression.
 A `Criterion` gives each image a score, from the outputs as users see them, and says how the errors of outputs count
-where polynomials are fitted.
+when polynomials are fitted.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from olac.system.choices import require_one_of
 from olac.system.internal import callers
 
 Spread = Literal["together", "each", "direction"]
-"""How errors of outputs are scaled: by the variance of all outputs together, by the variance of each output alone, or
-between outputs that were scaled to length 1."""
+"""How errors of outputs are scaled: by the variance of all outputs together, or by the variance of each output alone;
+with "direction", outputs are first scaled to length 1."""
 
 NEAR = 0.1
 """Probabilities agree within this, numbers within this share of their standard deviation."""
@@ -30,8 +29,8 @@ COSINE = 0.99
 NEVER_LARGEST = 0.95
 """If one output is the largest on a larger share of the images than this, the outputs are not taken for classes."""
 ENOUGH_CLASSES, ENOUGH_NUMBERS = 0.03, 1e-3
-"""Errors of the outputs below which joint reconstruction is not tried: beyond that, diverging images cost more than is
-gained. At degree 7 the sweep leaves ResNet-20 with no such image of 10,000, and gradients leave a few."""
+"""Errors of the outputs below which joint reconstruction is not tried, because it may make a few images diverge, and
+that costs more than it gains (measured for ResNet-20 at degree 7)."""
 
 Task = Literal["auto", "classification", "binary", "multilabel", "regression", "embedding", "map"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -43,7 +42,7 @@ class Criterion(ABC):
 
     Attributes:
         task: its name, for reports.
-        spread: how the errors of outputs are scaled (see `Spread`).
+        spread: how the errors of outputs are scaled.
         enough: error of the outputs, in units of their variance, below which fits are not improved further.
     """
 
@@ -61,14 +60,14 @@ class Criterion(ABC):
     @property
     @abstractmethod
     def meaning(self) -> str:
-        """What an agreement of 98 % is a share of, e.g. "images whose largest output is the same"."""
+        """What the agreement is a share of, such as "images whose largest output is the same"."""
 
     def agreement(self, ours: Array, theirs: Array) -> float:
         """The mean score; an image with an output that is not finite scores 0."""
         finite: npt.NDArray[np.bool_] = np.all(np.isfinite(_rows(ours)), axis=1)
         if not finite.any():
             return 0.0
-        # What a criterion of the caller's raises is no bug of ours.
+        # An error in a criterion of the caller is no bug of olac.
         with callers() if self.task == Criterion.task else contextlib.nullcontext():
             scores = self.scores(np.asarray(ours)[finite], np.asarray(theirs)[finite])
         return float(np.sum(scores)) / int(finite.size)
@@ -76,30 +75,26 @@ class Criterion(ABC):
 
 @dataclass(frozen=True)
 class Classification(Criterion):
-    """The largest output is the same. Outputs that are class numbers already (an argmax) are compared as they are."""
+    """The largest output is the same. Outputs that are class numbers already (an argmax) must be equal."""
 
     task: ClassVar[str] = "classification"
+    meaning: ClassVar[str] = "images whose largest output is the same"
 
     def scores(self, ours: Array, theirs: Array) -> Array:
-        """1 where the classes are the same."""
+        """1 if the classes are the same."""
         a, b = _rows(ours), _rows(theirs)
-        if a.shape[1] == 1:
-            return np.asarray(a[:, 0] == b[:, 0], dtype=np.float64)
-        return np.asarray(a.argmax(1) == b.argmax(1), dtype=np.float64)
-
-    @property
-    def meaning(self) -> str:
-        """See `Criterion.meaning`."""
-        return "images whose largest output is the same"
+        same = a[:, 0] == b[:, 0] if a.shape[1] == 1 else a.argmax(1) == b.argmax(1)
+        return np.asarray(same, dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class _Thresholded(Criterion):
-    """Decisions by a threshold; with a tolerance, the values must be that near to each other as well."""
+    """Decisions by a threshold; with a tolerance, values must not differ by more than that either."""
 
     threshold: float = 0.0
     tolerance: float | None = None
     spread: ClassVar[Spread] = "each"
+    scored: ClassVar[str]
 
     def scores(self, ours: Array, theirs: Array) -> Array:
         """The share of an image's outputs that agree."""
@@ -110,8 +105,10 @@ class _Thresholded(Criterion):
         return np.asarray(same.mean(1))
 
     @property
-    def _near(self) -> str:
-        return "" if self.tolerance is None else f" and within {self.tolerance:g}"
+    def meaning(self) -> str:
+        """See `Criterion.meaning`."""
+        near = "" if self.tolerance is None else f" and within {self.tolerance:g}"
+        return f"{self.scored} whose output is on the same side of {self.threshold:g}{near}"
 
 
 @dataclass(frozen=True)
@@ -119,11 +116,7 @@ class Binary(_Thresholded):
     """One logit, probability or match score is on the same side of a threshold."""
 
     task: ClassVar[str] = "binary"
-
-    @property
-    def meaning(self) -> str:
-        """See `Criterion.meaning`."""
-        return f"images whose output is on the same side of {self.threshold:g}{self._near}"
+    scored: ClassVar[str] = "images"
 
 
 @dataclass(frozen=True)
@@ -131,11 +124,7 @@ class Multilabel(_Thresholded):
     """Each output is on the same side of a threshold."""
 
     task: ClassVar[str] = "multilabel"
-
-    @property
-    def meaning(self) -> str:
-        """See `Criterion.meaning`."""
-        return f"labels whose output is on the same side of {self.threshold:g}{self._near}"
+    scored: ClassVar[str] = "labels"
 
 
 @dataclass(frozen=True)
@@ -148,7 +137,7 @@ class Regression(Criterion):
     enough: ClassVar[float] = ENOUGH_NUMBERS
 
     def scores(self, ours: Array, theirs: Array) -> Array:
-        """1 where all outputs of an image are near."""
+        """1 if all outputs of an image are within the tolerance."""
         a, b = _rows(ours), _rows(theirs)
         return np.asarray((np.abs(a - b) <= self.tolerance * _deviations(b)).all(1), dtype=np.float64)
 
@@ -168,7 +157,7 @@ class Embedding(Criterion):
     enough: ClassVar[float] = ENOUGH_NUMBERS
 
     def scores(self, ours: Array, theirs: Array) -> Array:
-        """1 where the cosine is large enough."""
+        """1 if the cosine is large enough."""
         a, b = _rows(ours), _rows(theirs)
         lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         return np.asarray((a * b).sum(1) >= self.cosine * lengths, dtype=np.float64)
@@ -218,16 +207,16 @@ class Map(Criterion):
 
 @dataclass(frozen=True)
 class Own(Criterion):
-    """A function of the caller: `function(ours, theirs)` gives a score of 0 to 1 for each image, shape (n,).
+    """A function of the caller: `function(ours, theirs)` returns a score of 0 to 1 for each image, shape (n,).
 
-    Raises ValueError, when it is asked, for scores of another shape or outside 0 to 1.
+    `scores` raises ValueError for scores of another shape or outside 0 to 1.
     """
 
     function: Callable[[Array, Array], Array]
     enough: ClassVar[float] = ENOUGH_NUMBERS
 
     def scores(self, ours: Array, theirs: Array) -> Array:
-        """What the function gives."""
+        """The scores of the function."""
         made = np.asarray(self.function(ours, theirs), dtype=np.float64)
         if made.shape != (len(ours),) or not np.all((made >= 0) & (made <= 1)):
             raise ValueError(
@@ -248,11 +237,11 @@ def criterion_for(
     last: str | None,
     image_shape: tuple[int, ...] = (),
 ) -> Criterion:
-    """The criterion of a task; for "auto", told from outputs of the model and from its last function.
+    """The criterion of a task; for "auto" it is chosen by the outputs of the model and by its last function.
 
     Args:
         task: one of `TASKS`, a criterion, or a function as in `Own`.
-        outputs: (n, *output shape), of the model, as users see them.
+        outputs: of the model as users see them, (n, *output shape).
         last: the name of the model's last function ("sigmoid", "softmax", "log_softmax", "argmax", ...), or None.
         image_shape: of the inputs, without the batch axis.
 
@@ -266,25 +255,29 @@ def criterion_for(
             raise ValueError(f"task is neither one of {', '.join(TASKS)} nor a criterion nor a function")
         return Own(task)
     require_one_of("task", task, TASKS)
-    decisions = _decision(last)
     if task == "classification" and outputs.size == len(outputs) and last != "argmax":
         raise ValueError(
             'task="classification" compares which of several outputs is the largest, and the model has one output. '
             'Give task="binary" if it decides by a threshold, or task="regression"'
         )
     if task == "auto":
-        task = _told(outputs, last)
+        task = _recognised(outputs, last)
     if task == "binary":
-        return Binary(*decisions)
+        return Binary(*_decision(last))
     if task == "multilabel":
-        return Multilabel(*decisions)
+        return Multilabel(*_decision(last))
     if task == "map":
         return _map(outputs, last, image_shape)
     return {"classification": Classification(), "regression": Regression(), "embedding": Embedding()}[task]
 
 
+CLASSES = ("softmax", "log_softmax", "argmax")
+DECISIONS = ("sigmoid", "hardsigmoid", "log_sigmoid")
+"""Last functions whose outputs are classes, or decisions."""
+
+
 def _decision(last: str | None) -> tuple[float, float | None]:
-    """The threshold of a decision, and the tolerance of the value that it is made by."""
+    """The threshold of a decision, and the tolerance of the value that is compared with it."""
     if last in ("sigmoid", "hardsigmoid", "softmax"):
         return 0.5, NEAR
     if last in ("log_sigmoid", "log_softmax"):
@@ -292,10 +285,8 @@ def _decision(last: str | None) -> tuple[float, float | None]:
     return 0.0, None
 
 
-def _told(outputs: Array, last: str | None) -> str:
-    """The task, from outputs and the last function."""
-    classes = last in ("softmax", "log_softmax", "argmax")
-    decisions = last in ("sigmoid", "hardsigmoid", "log_sigmoid")
+def _recognised(outputs: Array, last: str | None) -> str:
+    """The task, by outputs and the last function."""
     if outputs.ndim > 2:
         return "map"
     if last == "argmax":
@@ -304,20 +295,20 @@ def _told(outputs: Array, last: str | None) -> str:
         return "embedding"
     width = 1 if outputs.ndim < 2 else outputs.shape[1]
     if width == 1:
-        return "binary" if decisions or classes else "regression"  # one of the probabilities of a softmax
-    if decisions:
+        return "binary" if last in DECISIONS + CLASSES else "regression"  # one of the probabilities of a softmax
+    if last in DECISIONS:
         return "multilabel"
-    if not classes and len(outputs) >= 2:
+    if last not in CLASSES and len(outputs) >= 2:
         commonest = np.bincount(outputs.argmax(1)).max() / len(outputs)
-        # Numbers of different size, or labels of which none need be the only one: the largest says nothing.
+        # Numbers of different sizes, or labels of which several may be true: which one is the largest means nothing.
         if commonest > NEVER_LARGEST:
             return "regression"
     return "classification"
 
 
 def _map(outputs: Array, last: str | None, image_shape: tuple[int, ...]) -> Map:
-    """Maps with as many channels as the image, or one, hold numbers; others hold a class for each place."""
-    if last in ("sigmoid", "hardsigmoid", "log_sigmoid"):
+    """Maps with one channel, or as many as the image, hold numbers; others hold a class for each place."""
+    if last in DECISIONS:
         return Map("decisions", _decision(last)[0])
     if last in ("softmax", "log_softmax"):
         return Map("classes")
@@ -329,7 +320,7 @@ def _map(outputs: Array, last: str | None, image_shape: tuple[int, ...]) -> Map:
 def finished(finish: Callable[[Array], Array], raw: Array) -> Array:
     """Outputs as users see them, from a graph's (n, *raw shape); NaN for images of which a raw output is not finite.
 
-    A sigmoid makes a number of infinity, and an argmax a class of NaN, but such images have no result when encrypted.
+    Such images have no result when encrypted, although the sigmoid of infinity and the argmax of NaN are numbers.
     """
     made = finish(raw)
     finite: npt.NDArray[np.bool_] = np.all(np.isfinite(_rows(raw)), axis=1)
@@ -340,11 +331,10 @@ def finished(finish: Callable[[Array], Array], raw: Array) -> Array:
 
 
 def explained(ours: Array, theirs: Array, spread: Spread = "each") -> float:
-    """R squared: 1 less the mean squared error of the outputs, in units of their variance.
+    """R squared of outputs (n, *output shape): 1 less the mean squared error, in units of each output's variance.
 
-    Outputs (n, *output shape). Each output counts by its own variance, and one that hardly varies as if it varied by a
-    millionth of the largest. If outputs count "together", the errors of all are summed, as are their variances.
-    Minus infinity if an output of ours is not finite.
+    An output that hardly varies counts as if it varied by a millionth of the largest. With "together" the mean variance
+    is the unit for all. Minus infinity if an output of ours is not finite.
     """
     a, b = _rows(ours), _rows(theirs)
     if not np.isfinite(a).all():
@@ -366,21 +356,3 @@ def _least(values: Array) -> float:
 def _rows(values: Array) -> Array:
     array = np.asarray(values, dtype=np.float64)
     return array.reshape(len(array), -1)
-
-
-__all__ = [
-    "TASKS",
-    "Binary",
-    "Classification",
-    "Criterion",
-    "Embedding",
-    "Map",
-    "Multilabel",
-    "Own",
-    "Regression",
-    "Spread",
-    "Task",
-    "criterion_for",
-    "explained",
-    "finished",
-]

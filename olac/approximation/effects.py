@@ -1,4 +1,4 @@
-"""What approximating one activation does to the outputs: measured (olac's own), and by gradients (OLA's alpha_i)."""
+"""The effect of one approximated activation on the outputs: measured (olac's own), and by gradients (OLA's alpha_i)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from olac.approximation.common import output_error, output_sizes, readers
 from olac.approximation.criterion import Spread
-from olac.approximation.tensors import CHUNK, apply, run, tensors
+from olac.approximation.tensors import CHUNK, apply, outputs_of, run, tensors
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Activation, Input, Polynomial
@@ -26,35 +26,31 @@ def effects(
     progress: Callable[[str], None] | None = None,
     spread: Spread = "together",
 ) -> dict[str, list[float]]:
-    """For each activation and each of its fits: the error of the outputs with that one replaced, all others exact.
+    """The error of the outputs (see `output_error`) by each fit of each activation, with all others exact.
 
     Args:
         graph: at stage TRACED.
-        images: (n, *input shape), that the change is measured on; a few hundred.
+        images: a few hundred, (n, *input shape), on which errors are measured.
         fits: candidates, by activation.
         progress: called with a line of text for each activation.
         spread: how errors of outputs are scaled.
-
-    Returns:
-        Mean squared changes of the outputs, in units of their variance (see `output_error`).
     """
     weights = tensors(graph)
     changed: dict[str, list[list[Tensor]]] = {name: [[] for _ in row] for name, row in fits.items()}
     clean: list[Tensor] = []
-    behind: dict[str, list[Node]] = {name: readers(graph, graph[name]) for name in fits}
+    after: dict[str, list[Node]] = {name: readers(graph, graph[name]) for name in fits}
     chunks = images.split(CHUNK)
     for number, part in enumerate(chunks):
-        everything = frozenset(node.id for node in graph.nodes)
-        values = run(graph, weights, {graph.inputs[0].id: part}, keep=everything)
+        values = run(graph, weights, part, keep=frozenset(node.id for node in graph.nodes))
         clean.append(values[graph.outputs[0]])
         for count, (name, row) in enumerate(fits.items()):
             x = values[graph[name].inputs[0]]
-            after = {node.id for node in behind[name]}
-            before = {i: v for i, v in values.items() if i not in after}
+            changing = {node.id for node in after[name]}
+            before = {i: v for i, v in values.items() if i not in changing}
             for k, candidate in enumerate(row):
                 node = Node(name, Polynomial("c", candidate.half_width), graph[name].inputs, graph[name].type)
                 made = apply(node, [x], {"c": torch.from_numpy(candidate.coefficients).float()}, {})
-                result = run(graph, weights, {**before, name: made}, behind[name])
+                result = run(graph, weights, {**before, name: made}, after[name])
                 changed[name][k].append(result[graph.outputs[0]])
             if progress is not None:
                 progress(f"measuring activations: {number * len(fits) + count + 1} of {len(chunks) * len(fits)}")
@@ -65,18 +61,17 @@ def effects(
 def sensitivities(graph: Graph, images: Tensor, classes: bool = True, seed: int = 0) -> dict[str, float]:
     """OLA's alpha_i = sum_j E[(dL/da_ij)^2] for each activation's output a_i (Lee et al., arXiv 2310.10349).
 
-    L is the cross entropy of the outputs against the network's own class, as there are no labels. The paper's body was
-    not at hand: this is our reconstruction of its weights. If outputs are no classes, L is the sum of the outputs, each
-    with a random sign and in units of its standard deviation: alpha_i is then the mean squared change of the outputs.
+    L is the cross entropy of the outputs against the network's own class, as there are no labels; this is our
+    reconstruction of the paper's weights. If outputs are no classes, L is the sum of the outputs, each with a random
+    sign and in units of its standard deviation, so alpha_i is the mean squared change of the outputs.
 
     Raises:
         VerificationError: an op between an activation and the output lets no gradient through.
     """
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        clean = run(graph, tensors(graph), {graph.inputs[0].id: images[:CHUNK]})[graph.outputs[0]].flatten(1)
-        deviations = output_sizes(clean, "each").sqrt()
-    weights = tensors(graph)
+        weights = tensors(graph)
+        deviations = output_sizes(outputs_of(graph, weights, images[:CHUNK]).flatten(1), "each").sqrt()
     order = [node for node in graph.nodes if not isinstance(node.op, Input)]
     totals = {node.id: 0.0 for node in order if isinstance(node.op, Activation)}
     for part in images.split(CHUNK):

@@ -1,4 +1,4 @@
-"""The fits that look at whole images, as passes reach them."""
+"""The fits on whole images, as passes call them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from olac.approximation.criterion import Classification, Criterion, finished
 from olac.approximation.effects import effects, sensitivities
 from olac.approximation.reconstruct import reconstruct
 from olac.approximation.sweep import sweep
-from olac.approximation.tensors import CHUNK, run, tensors
-from olac.ir.graph import Graph
+from olac.approximation.tensors import CHUNK, outputs_of, run, tensors
+from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Array
 from olac.ir.types import Range
 from olac.polynomials.fit import Fit
 from olac.polynomials.modes import Compensated
 
 EFFECT_IMAGES = 192
-"""Images that the effect of single activations is measured on."""
+"""Images on which the effect of single activations is measured."""
 FURTHEST = 4.0
-"""Bounds grow to this many times the clean magnitude at most."""
+"""Bounds grow to at most this many times the clean magnitude."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class ImageFitter:
     """Fits and measurements on calibration images.
 
     Attributes:
-        images: (n, *input shape), that everything is fitted to.
-        held_out: (m, *input shape), that no fit sees and that choices are made by.
-        say: called with a line of text as work goes on.
+        images: (n, *input shape), for fits.
+        held_out: (m, *input shape), for choices; no fit sees them.
+        say: called with a line of text for each step.
         criterion: what agreement means, and how errors of outputs count.
-        finish: from the graph's outputs to what users see, for the criterion.
+        finish: makes the outputs that users see of the graph's, for the criterion.
         seed: of all that is random.
     """
 
@@ -65,18 +65,11 @@ class ImageFitter:
     def trial(
         self, graph: Graph, degrees: Mapping[str, int], method: Compensated, probes: Sequence[int] = ()
     ) -> tuple[float, float, dict[str, dict[int, float]]]:
-        """A quick sweep, without re-fitted weights: error and agreement on held-out images, and effects of probes."""
-        quick = replace(method, refit=False)
+        """See `olac.analysis.degree_choice.Images`; a sweep without re-fitted weights."""
+        images, held_out, quick = self._fitted(graph, 2)[::2], _tensor(self.held_out), replace(method, refit=False)
+        spread = self.criterion.spread
         made = sweep(
-            graph,
-            self._fitted(graph, 2)[::2],
-            _tensor(self.held_out),
-            degrees,
-            quick,
-            choose=False,
-            probes=probes,
-            progress=self.say,
-            spread=self.criterion.spread,
+            graph, images, held_out, degrees, quick, choose=False, probes=probes, progress=self.say, spread=spread
         )
         return made.error, self._agreement(made.outputs, made.clean), made.effects
 
@@ -86,7 +79,7 @@ class ImageFitter:
         return self.criterion.agreement(ours, theirs)
 
     def compensate(self, graph: Graph, degrees: Mapping[str, int], method: Compensated) -> Graph:
-        """All activations replaced, each layer making up for the errors before it; bounds of values in their types."""
+        """All activations replaced, each layer compensating the errors before it; bounds of values in their types."""
         images, held_out = self._fitted(graph, 2), _tensor(self.held_out)
         spread = self.criterion.spread
         made = sweep(graph, images, held_out, degrees, method, progress=self.say, spread=spread).graph
@@ -105,46 +98,35 @@ class ImageFitter:
         return self.with_bounds(made)
 
     def with_bounds(self, graph: Graph) -> Graph:
-        """The graph with each value's range, as seen on all images, joined to what its type says."""
-        weights, low, high = tensors(graph), dict[str, float](), dict[str, float]()
+        """The graph with the range of each value on all images joined to the bound in its type."""
+        weights, seen = tensors(graph), dict[str, Range]()
         everything = frozenset(node.id for node in graph.nodes)
         with torch.no_grad():
             for part in torch.cat([_tensor(self.images), _tensor(self.held_out)]).split(CHUNK):
-                for name, value in run(graph, weights, {graph.inputs[0].id: part}, keep=everything).items():
+                for name, value in run(graph, weights, part, keep=everything).items():
                     finite = value[torch.isfinite(value)]
                     if len(finite):
-                        low[name] = min(low.get(name, np.inf), float(finite.min()))
-                        high[name] = max(high.get(name, -np.inf), float(finite.max()))
-        seen = {name: Range(low[name], high[name]) for name in low}
-        for node in graph.nodes:
-            if node.id in seen and node.type.bound is not None and node.type.bound.magnitude > 0:
-                # An image that diverges must not decide what all others are scaled by.
-                most = FURTHEST * node.type.bound.magnitude
-                one = seen[node.id]
-                low_end, high_end = (float(np.clip(v, -most, most)) for v in (one.low, one.high))
-                seen[node.id] = Range(low_end, high_end)
-        return graph.rewrite(
-            lambda node, builder, inputs: (
-                builder.keep(
-                    node,
-                    inputs,
-                    type=replace(
-                        node.type,
-                        bound=seen[node.id] if node.type.bound is None else node.type.bound.union(seen[node.id]),
-                    ),
-                )
-                if node.id in seen
-                else None
-            ),
-            by="fit_activations",
-        )
+                        here = Range(float(finite.min()), float(finite.max()))
+                        seen[name] = here.union(seen.get(name, here))
+
+        def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
+            bound, found = node.type.bound, seen.get(node.id)
+            if found is None:
+                return None
+            if bound is not None and bound.magnitude > 0:
+                # An image that diverges must not decide the scale for all others.
+                most = FURTHEST * bound.magnitude
+                found = Range(float(np.clip(found.low, -most, most)), float(np.clip(found.high, -most, most)))
+            joined = found if bound is None else bound.union(found)
+            return builder.keep(node, inputs, type=replace(node.type, bound=joined))
+
+        return graph.rewrite(step, by="fit_activations")
 
     def error(self, original: Graph, approximated: Graph) -> tuple[float, float]:
         """Error and agreement of an approximated graph on the held-out images."""
         with torch.no_grad():
             x = _tensor(self.held_out)
-            clean = run(original, tensors(original), {original.inputs[0].id: x})[original.outputs[0]]
-            ours = run(approximated, tensors(approximated), {approximated.inputs[0].id: x})[approximated.outputs[0]]
+            clean, ours = (outputs_of(graph, tensors(graph), x) for graph in (original, approximated))
         return output_error(ours, clean, self.criterion.spread), self._agreement(ours, clean)
 
 

@@ -1,8 +1,8 @@
-"""Ridge regression and whitening of linear layers, in whichever space is smaller: that of inputs, or that of samples.
+"""Ridge regression and whitening of linear layers, in the smaller of two spaces: that of inputs or that of samples.
 
-A layer with F inputs to each output, seen on n samples (images, or positions in them), has moments of rank n at most.
-With F up to n all is done on the F x F matrix of second moments. With fewer samples than inputs the same results come
-from the n x n matrix of the samples' products with each other, and nothing of size F x F is ever made.
+A layer with F inputs to each output, on n samples (images, or positions in them), has moments of rank n at most. If F
+is at most n, all is computed with the F x F matrix of second moments. With fewer samples than inputs the same results
+are computed with the n x n matrix of the samples' products with each other, and no matrix of size F x F is made.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Tensor = torch.Tensor
 
 TINY = 1e-12
 BLOCK = 2048
-"""Columns that are in double precision at a time."""
+"""Columns that are converted to double precision at a time."""
 
 
 def patches(op: Conv2d | Linear, x: Tensor, weight: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Regression(Protocol):
 
         Args:
             weight: (groups, out, columns), in double precision.
-            ridge: price of a squared change of a weight, in units of the columns' mean variance.
+            ridge: penalty of a squared change of a weight, in units of the columns' mean variance.
         """
 
 
@@ -181,10 +181,10 @@ def _products(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Root:
-    """A symmetric matrix (groups, F, F): `base` times the identity, less `thin` times its transpose, or as it is.
+    """A symmetric matrix (groups, F, F): `base`, or with `thin` base * identity - thin @ thin.T.
 
     Attributes:
-        base: (groups, 1, 1), where `thin` is given; else (groups, F, F), the matrix.
+        base: (groups, F, F); with `thin` (groups, 1, 1).
         thin: (groups, F, n), or None.
     """
 
@@ -224,7 +224,7 @@ def whitening(op: Conv2d | Linear, x: Tensor, weight: Tensor, damping: float) ->
     size = (gram.diagonal(dim1=1, dim2=2).sum(1) / columns).clamp_min(TINY)[:, None, None]
     values, vectors = torch.linalg.eigh(gram / size)
     damped = values.clamp_min(0) + damping
-    # (damping^-1/2 - damped^-1/2) / values, which stays exact where values are 0.
+    # (damping^-1/2 - damped^-1/2) / values, in a form that is exact if values are 0.
     drop = 1 / (damped.sqrt() * damping**0.5 * (damped.sqrt() + damping**0.5))
     right = vectors * (drop / (count * size[:, :, 0])).sqrt()[:, None, :]
     thin = torch.cat([block @ right for _, block in _blocks(u)], 1)

@@ -1,11 +1,11 @@
-"""Joint reconstruction: all polynomials and weights improve together towards the clean network's own values.
+"""Joint reconstruction: all polynomials and weights are improved together towards the clean network's own values.
 
-Adam on the mean over activations of log(1 + relative squared error), plus the same for the outputs; no labels. The
-logarithm keeps one image that leaves a polynomial's range from deciding a step. Three things make it stable where plain
-gradients are not: each layer's parameters are *whitened* by the second moments of what they multiply, so that a step
-of given size changes its values by as much in every direction; parameters are averaged over a pass, so that steps may
-be large; and an average is kept only where images that no step has seen gain by it, and taken back where it breaks
-something. The method is olac's own, in the line of block reconstruction for quantisation.
+Adam minimises the mean over activations of log(1 + relative squared error), plus the same for the outputs, without
+labels. The logarithm keeps one image that leaves a polynomial's range from deciding a step. Three measures make this
+more stable than plain gradients: each layer's parameters are *whitened* by the second moments of what they multiply, so
+that a step of given size changes its values equally in every direction; parameters are averaged over a pass, so that
+steps may be large; and an average is kept only if images that no step has seen gain by it, and undone if their error
+grows much. The method is olac's own and similar to block reconstruction for quantisation.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from olac.approximation.common import WORST, mirrored, output_error, output_size
 from olac.approximation.criterion import ENOUGH_CLASSES, Spread
 from olac.approximation.least_squares import Root, whitening
 from olac.approximation.sweep import batched, by_channel
-from olac.approximation.tensors import apply, chebyshev, run, tensors
+from olac.approximation.tensors import chebyshev, outputs_of, run, tensors
 from olac.ir.functions import channel_functions
-from olac.ir.graph import Graph, GraphBuilder, Node
+from olac.ir.graph import Graph, GraphBuilder, Node, last_reads
 from olac.ir.ops import Activation, Conv2d, Input, Linear, Polynomial, PolynomialProduct
 from olac.polynomials.fit import SQUARE, TINY
 
 Tensor = torch.Tensor
 
 RATE, TYPICAL_ERROR, TYPICAL_DEGREE = 2e-3, 0.07, 3
-"""Of Adam, in units of a layer's own standard deviation, where the outputs' error is TYPICAL_ERROR to begin with. It
-grows with the root of that error, within the bounds RATES, and is less where degrees are above TYPICAL_DEGREE."""
+"""Adam's rate, in units of a layer's own standard deviation, if the outputs' error is TYPICAL_ERROR at the beginning.
+It grows with the root of that error, within the bounds RATES, and is lower for mean degrees above TYPICAL_DEGREE."""
 RATES = (4e-4, 3e-3)
 WORSE, SLOWER = 1.5, 0.5
-"""A pass after which the error is more than WORSE times the least so far is taken back, and the rate is SLOWER times
-what it was from there on: deep networks bear smaller steps."""
+"""If the error after a pass is more than WORSE times the least so far, the pass is undone and the rate multiplied by
+SLOWER: deep networks need smaller steps."""
 BATCH = 32
 WARM_UP = 30
 STRESSED = 0.4
-"""Share of images that are moved out of the ranges that calibration saw."""
+"""Share of images that are moved out of the calibrated ranges."""
 TAIL = 0.3
-"""Weight of what the polynomials' errors over their padded ranges have grown."""
+"""Weight of the growth of the polynomials' errors over their padded ranges."""
 BOUND = 30.0
-"""Values of polynomials are compressed from here on while steps are taken, in standard deviations of the clean ones."""
+"""Values of polynomials beyond this are compressed during steps; in standard deviations of the clean values."""
 LEAST_IMAGES = 64
 """With fewer images nothing is reconstructed: there is too little to learn from."""
 MOMENTS_IMAGES = 96
 JUDGED = 256
-"""Of the images that steps are taken on, about so many are looked at for wrecks."""
+"""About the number of the images of steps that are checked for outputs that are far off."""
 DAMPING = 0.1
-"""Of the whitening of weights: directions with less than this share of the mean variance are not amplified."""
+"""In the whitening of weights, directions with less than this share of the mean variance are not amplified."""
 SPREAD = 0.05
 """Weight of a uniform spread over the layer's typical values in the whitening of polynomials."""
 
 
 class _Whitened:
-    """The parameters that are trained, of fitted polynomials and weights: each is what it was plus a whitened step."""
+    """The trained parameters, of fitted polynomials and weights: each is its old value plus a whitened step."""
 
     def __init__(
         self, graph: Graph, weights: dict[str, Tensor], images: Tensor, fitted: frozenset[str], refit: bool
@@ -66,7 +66,7 @@ class _Whitened:
         self._groups: dict[str, int] = {}
         self._largest: dict[str, float] = {}
         live = {graph.inputs[0].id: images}
-        last = {operand: node.id for node in graph.nodes for operand in node.inputs}
+        done = last_reads(graph.nodes)
         for node in graph.nodes:
             if isinstance(node.op, Input):
                 continue
@@ -76,9 +76,8 @@ class _Whitened:
                 self._polynomial(node.op, operands[0], live[node.id])
             elif isinstance(node.op, Conv2d | Linear) and refit:
                 self._linear(node.op, operands[0], live[node.id])
-            for i in set(node.inputs):
-                if last[i] == node.id:
-                    live.pop(i, None)
+            for operand in done[node.id]:
+                del live[operand]
 
     def _add(self, name: str, mapping: Tensor | Root) -> None:
         self.theta[name] = torch.zeros_like(self.weights[name], requires_grad=True)
@@ -111,7 +110,7 @@ class _Whitened:
             self._add(op.bias, y.std())
 
     def current(self, thetas: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """All constants, differentiable in theta; as they are now, or for other values of theta."""
+        """All constants, differentiable in theta; for the present theta, or for another."""
         made = dict(self.weights)
         for name, theta in (self.theta if thetas is None else thetas).items():
             mapping = self.map[name]
@@ -133,12 +132,12 @@ def _least_curvature(slope: Tensor, largest: float) -> Tensor:
 
 
 def _folds(coefficients: Tensor, largest: float) -> Tensor:
-    """Which channels' quadratics fold as they are."""
+    """Which channels' quadratics fold."""
     return coefficients[:, 2].abs() >= 0.99 * _least_curvature(coefficients[:, 1], largest)
 
 
 def _folding(coefficients: Tensor, largest: float) -> Tensor:
-    """Quadratics with as much curvature as their squares need to fold; see `olac.polynomials.fit.quadratic`."""
+    """Quadratics with the curvature that their squares need to fold; see `olac.polynomials.fit.quadratic`."""
     constant, slope, curvature = coefficients.unbind(1)
     least = _least_curvature(slope, largest)
     bent = torch.where(curvature < 0, -1.0, 1.0) * torch.maximum(curvature.abs(), least)
@@ -158,7 +157,7 @@ class _Steps:
         return torch.optim.Adam(list(self._thetas.values()), betas=(0.9, 0.99))
 
     def mean(self) -> dict[str, Tensor]:
-        """Of the parameters over the last pass, or since the last restart."""
+        """The parameters' mean over the last pass, or since the last restart."""
         return {name: one.clone() for name, one in self._mean.items()}
 
     def take(self, loss: Tensor) -> None:
@@ -176,7 +175,7 @@ class _Steps:
             self._mean[name].lerp_(theta.detach(), 1 / min(self._since, self._each))
 
     def restart(self, thetas: Mapping[str, Tensor]) -> None:
-        """Go on from other parameters, with smaller steps."""
+        """Continue from other parameters, with smaller steps."""
         with torch.no_grad():
             for name, theta in self._thetas.items():
                 theta.copy_(thetas[name])
@@ -196,17 +195,17 @@ def reconstruct(
     enough: float = ENOUGH_CLASSES,
     seed: int = 0,
 ) -> Graph:
-    """The approximated graph with better coefficients and weights, or as it was where that is no gain.
+    """The approximated graph with better coefficients and weights, or unchanged if nothing is gained.
 
-    Polynomials that stand for no activation, such as the compositions of a max-pooling, stay as they are.
+    Polynomials that replace no activation, such as the compositions of a max-pooling, are not changed.
 
     Args:
         original: with its activations; the ids of the approximated graph's polynomials are those of its activations.
         approximated: at stage POLYNOMIAL.
-        images: (n, *input shape), that steps are taken on.
-        held_out: (m, *input shape), that decide what is kept.
+        images: (n, *input shape), for steps.
+        held_out: (m, *input shape), by which it is decided what is kept.
         epochs: passes over the images.
-        refit: whether weights are trained, too.
+        refit: whether weights are trained as well.
         progress: called with a line of text for each epoch.
         spread: how errors of outputs are scaled.
         enough: error of the outputs below which nothing is reconstructed.
@@ -224,25 +223,31 @@ def reconstruct(
             return approximated
         whitened = _Whitened(approximated, start, sound, frozenset(node.id for node in fitted), refit)
         grow = frozenset(node.id for node in original.nodes if _may_grow(node))
-        first = _values(original, clean, images[: 4 * BATCH], watched | grow)
+        first = run(original, clean, images[: 4 * BATCH], keep=watched | grow)
         variances = {name: value.var().clamp_min(1e-12) for name, value in first.items()}
         sizes = {name: variances[name] for name in watched}
         output_size = output_sizes(first[output].flatten(1), spread)
 
     def outputs(graph: Graph, weights: dict[str, Tensor], x: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([_values(graph, weights, part, frozenset({output}))[output] for part in x.split(BATCH)])
+            return torch.cat([outputs_of(graph, weights, part) for part in x.split(BATCH)])
 
     seen = images[:: max(1, len(images) // JUDGED)]
     wanted, seen_wanted = outputs(original, clean, held_out), outputs(original, clean, seen)
 
     def held_error(weights: dict[str, Tensor]) -> float:
-        """On unseen images; those that steps were taken on count where they are wrecked."""
+        """The error on unseen images, and the share of images of steps whose outputs are far off."""
         made = outputs(approximated, weights, seen)
         unseen = output_error(outputs(approximated, weights, held_out), wanted, spread)
         return unseen + WORST * wrecked(made, seen_wanted, spread)
 
     bounds = {name: BOUND * float(size.sqrt()) for name, size in variances.items()}
+
+    def bounded(node: Node, value: Tensor) -> Tensor:
+        """An image that diverges must not stop the others."""
+        grows = node.id in bounds and isinstance(node.op, Polynomial | PolynomialProduct)
+        return _compressed(value, bounds[node.id]) if grows else value
+
     tails = _Tails(original, approximated, fitted, sizes)
     best, kept = held_error(start), start
     if best < enough:
@@ -257,9 +262,9 @@ def reconstruct(
         for chosen in torch.randperm(len(images), generator=random).split(BATCH):
             batch = stressed(mirrored(images[chosen], random), random, STRESSED)
             with torch.no_grad():
-                targets = _values(original, clean, batch, watched)
+                targets = run(original, clean, batch, keep=watched)
             current = whitened.current()
-            values = _bounded_values(approximated, current, batch, watched, bounds)
+            values = run(approximated, current, batch, keep=watched, change=bounded)
             errors = [
                 torch.log1p((values[name] - targets[name]).square().flatten(1).mean(1) / sizes[name]).mean()
                 for name in sorted(watched - {output})
@@ -280,7 +285,7 @@ def reconstruct(
 
 
 def _fitted(original: Graph, approximated: Graph) -> list[Node]:
-    """The polynomials that were fitted: those in the place of an activation, whose id they have."""
+    """The polynomials that replaced an activation, and have its id."""
     activations = {node.id for node in original.nodes if isinstance(node.op, Activation)}
     return [node for node in approximated.nodes if isinstance(node.op, Polynomial) and node.id in activations]
 
@@ -290,48 +295,25 @@ def _may_grow(node: Node) -> bool:
     return isinstance(node.op, Activation | Polynomial | PolynomialProduct)
 
 
-def _bounded_values(
-    graph: Graph, weights: dict[str, Tensor], images: Tensor, keep: frozenset[str], bounds: dict[str, float]
-) -> dict[str, Tensor]:
-    """As `_values`, but polynomials' values are compressed: an image that diverges must not stop the others."""
-    live, kept = {graph.inputs[0].id: images}, {}
-    last = {operand: node.id for node in graph.nodes for operand in node.inputs}
-    for node in graph.nodes:
-        if isinstance(node.op, Input):
-            continue
-        value = apply(node, [live[i] for i in node.inputs], weights, graph.constants)
-        if node.id in bounds and isinstance(node.op, Polynomial | PolynomialProduct):
-            value = _compressed(value, bounds[node.id])
-        live[node.id] = value
-        if node.id in keep:
-            kept[node.id] = value
-        for i in set(node.inputs):
-            if last[i] == node.id:
-                del live[i]
-    return kept
-
-
 def _sound(
     approximated: Graph, weights: dict[str, Tensor], original: Graph, clean: dict[str, Tensor], images: Tensor
 ) -> Tensor:
-    """The images whose values stay finite and whose outputs end up near the clean ones: the others have no moments."""
-    everything = frozenset(node.id for node in approximated.nodes)
-    output = original.outputs[0]
-    values = _values(approximated, weights, images, everything)
-    wanted = _values(original, clean, images, frozenset({output}))[output]
+    """The images whose values are finite and whose outputs are near the clean ones, so that they have moments."""
+    values = run(approximated, weights, images, keep=frozenset(node.id for node in approximated.nodes))
+    wanted = outputs_of(original, clean, images)
     finite = torch.stack([value.flatten(1).isfinite().all(1) for value in values.values()]).all(0)
-    near = (values[output] - wanted).flatten(1).abs().amax(1) <= BOUND * wanted.std().clamp_min(1e-6)
+    near = (values[original.outputs[0]] - wanted).flatten(1).abs().amax(1) <= BOUND * wanted.std().clamp_min(1e-6)
     return images[finite & near]
 
 
 def _compressed(x: Tensor, bound: float) -> Tensor:
-    """x within the bound, logarithms of it beyond, so that gradients still lead back."""
+    """x within the bound, and its logarithm beyond, so that gradients still lead back."""
     excess = (x.abs() / bound).nan_to_num(nan=1e30, posinf=1e30).clamp(1.0, 1e30)
     return torch.where(excess > 1, x.sign().nan_to_num() * bound * (1 + excess.log()), x)
 
 
 class _Tails:
-    """How much further polynomials are from their functions than before, over the ranges that they were padded to."""
+    """The growth of the polynomials' errors over their padded ranges."""
 
     def __init__(self, original: Graph, approximated: Graph, fitted: Sequence[Node], sizes: dict[str, Tensor]) -> None:
         t = torch.linspace(-1, 1, 65)
@@ -361,10 +343,6 @@ class _Tails:
         return torch.stack(grown).mean() if grown else torch.zeros(())
 
 
-def _values(graph: Graph, weights: dict[str, Tensor], images: Tensor, keep: frozenset[str]) -> dict[str, Tensor]:
-    return run(graph, weights, {graph.inputs[0].id: images}, keep=keep)
-
-
 def _with(graph: Graph, weights: dict[str, Tensor], changed: set[str]) -> Graph:
     def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
         names = {
@@ -375,6 +353,3 @@ def _with(graph: Graph, weights: dict[str, Tensor], changed: set[str]) -> Graph:
         return builder.keep(node, inputs, op=replace(node.op, **names)) if names else None
 
     return graph.rewrite(step, by="reconstruct")
-
-
-__all__ = ["reconstruct"]

@@ -1,10 +1,10 @@
 """The error-compensating sweep: one pass through the network, in order, over two runs of the same images.
 
-One run is clean, the other already has the approximations of all layers before. Each activation's polynomials, one a
-channel, regress the clean output on the disturbed input; each convolution and linear layer before it may be re-fitted
-by ridge regression of the clean pre-activation, less what a residual branch already gives, on its disturbed input.
-Floors, paddings and ridges are chosen for each layer by what they do to the outputs of images that no fit sees, with
-the rest of the network clean. The method is olac's own; it needs no labels.
+One run is clean, the other has the approximations of all layers so far. Each activation's polynomials, one a channel,
+regress the clean output on the disturbed input. Each convolution and linear layer may be re-fitted by ridge regression
+of its clean output, less the value of a residual branch that is added to it, on its disturbed input. Floors, paddings
+and ridges are chosen for each layer by the error of the outputs on images that no fit sees, with the rest of the
+network clean. The method is olac's own and needs no labels.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from olac.approximation.common import output_error
 from olac.approximation.criterion import Spread
 from olac.approximation.least_squares import ridge_regression, unknowns
-from olac.approximation.tensors import CHUNK, apply, chebyshev, run, tensors
+from olac.approximation.tensors import CHUNK, apply, chebyshev, outputs_of, run, tensors
 from olac.ir.functions import Function, channel_functions
-from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Activation, Add, Conv2d, Input, Linear, Polynomial
+from olac.ir.graph import Graph, GraphBuilder, Node, last_reads
+from olac.ir.ops import Activation, Add, Array, Conv2d, Input, Linear, Polynomial
 from olac.ir.types import Stage
 from olac.polynomials.fit import CHANNEL_RIDGE, FLOOR_POINTS, TINY, centred, quadratic, widening
 from olac.polynomials.modes import Compensated
@@ -29,11 +29,11 @@ from olac.polynomials.modes import Compensated
 Tensor = torch.Tensor
 
 RIDGES = (1e-3, 1e-2, 1e-1)
-"""Pulls towards the trained weights that are tried, beside leaving them alone."""
+"""Pulls towards the trained weights that are tried, besides leaving the weights unchanged."""
 MOST_UNKNOWNS = 6000
-"""Layers whose normal equations have more unknowns are not re-fitted: solving them takes too long."""
+"""Layers whose normal equations have more unknowns are not re-fitted, because solving them takes too long."""
 TOLERANCE = 1.03
-"""Of the tails within this factor of the best, the safest are taken."""
+"""Of the tails whose error is within this factor of the least, the safest are used."""
 
 
 def tails(degree: int) -> tuple[tuple[float, float], ...]:
@@ -47,37 +47,28 @@ def tails(degree: int) -> tuple[tuple[float, float], ...]:
 
 @dataclass
 class Run:
-    """One set of images, run twice: the values that are still needed, clean and disturbed."""
+    """One set of images, run twice: the values that are still needed, clean and disturbed.
+
+    The two share values that are the same.
+    """
 
     clean: dict[str, Tensor]
     disturbed: dict[str, Tensor]
 
-    @staticmethod
-    def of(graph: Graph, images: Tensor) -> Run:
-        """Before the first node; the two share what is still the same."""
-        name = graph.inputs[0].id
-        return Run({name: images}, {name: images})
-
     def same(self, node: Node) -> bool:
-        """Whether nothing has disturbed a node's operands yet."""
+        """Whether a node's operands are the same in both runs."""
         return all(self.clean[i] is self.disturbed[i] for i in node.inputs)
-
-    def drop(self, names: Sequence[str]) -> None:
-        """Let go of values."""
-        for name in names:
-            self.clean.pop(name, None)
-            self.disturbed.pop(name, None)
 
 
 @dataclass
 class Swept:
-    """What a sweep gives.
+    """The result of a sweep.
 
     Attributes:
         graph: at stage POLYNOMIAL, or with the activations that no degree was given for.
         error: of the outputs on the held-out images (see `output_error`).
         outputs, clean: on the held-out images.
-        effects: per activation and probed degree the error on the held-out images with the rest clean.
+        effects: by activation and probed degree, the error on the held-out images with the rest clean.
     """
 
     graph: Graph
@@ -104,10 +95,10 @@ def sweep(
 
     Args:
         graph: at stage TRACED; its activations' ids are the keys of `degrees`.
-        images: (n, *input shape), that everything is fitted to.
-        held_out: (m, *input shape), that floors, paddings and ridges are chosen by.
+        images: (n, *input shape), for fits.
+        held_out: (m, *input shape), by which floors, paddings and ridges are chosen.
         method: `refit`, and `floor`, `padding`, `ridge` if they are not to be chosen.
-        choose: whether to choose them by the held-out images; else the method's own, or defaults by degree.
+        choose: whether to choose these by the held-out images; otherwise the method's own or defaults are used.
         probes: further degrees whose effect at each activation is measured.
         progress: called with a line of text for each activation.
         spread: how errors of outputs are scaled.
@@ -116,15 +107,16 @@ def sweep(
     weights = dict(original)
     users = graph.users()
     order = [node for node in graph.nodes if not isinstance(node.op, Input)]
-    last = {operand: node.id for node in graph.nodes for operand in node.inputs}
-    fitted, held = Run.of(graph, images), Run.of(graph, held_out)
-    clean_outputs = run(graph, original, {graph.inputs[0].id: held_out})[graph.outputs[0]]
+    done_with = last_reads(graph.nodes)
+    name = graph.inputs[0].id
+    fitted, held = Run({name: images}, {name: images}), Run({name: held_out}, {name: held_out})
+    clean_outputs = outputs_of(graph, original, held_out)
     effects: dict[str, dict[int, float]] = {}
     new: dict[str, Node] = {}
     done = 0
 
     def rest(index: int, value: Tensor) -> float:
-        """Error of the outputs with this value at node `index` and everything behind it clean."""
+        """Error of the outputs with this value at node `index` and all nodes after it clean."""
         values = {**held.disturbed, order[index].id: value}
         outputs = run(graph, original, values, order[index + 1 :])[graph.outputs[0]]
         return output_error(outputs, clean_outputs, spread)
@@ -160,7 +152,8 @@ def sweep(
             else:
                 operands = [one.disturbed[i] for i in node.inputs]
                 one.disturbed[node.id] = batched(new[node.id], operands, weights, graph)
-            one.drop([i for i in set(node.inputs) if last[i] == node.id])
+            for operand in done_with[node.id]:
+                del one.clean[operand], one.disturbed[operand]
     outputs = held.disturbed[graph.outputs[0]]
     rebuilt = _rebuilt(graph, new, weights)
     return Swept(rebuilt, output_error(outputs, clean_outputs, spread), outputs, clean_outputs, effects)
@@ -177,15 +170,14 @@ def _rebuilt(graph: Graph, new: Mapping[str, Node], weights: Mapping[str, Tensor
         made = new.get(node.id, node)
         if made.op is node.op:
             return None
-        names = {}
-        for name in made.op.constant_fields:
-            value = getattr(made.op, name)
-            if value is not None:
-                names[name] = builder.constant(f"{node.id}.{name}.fitted", weights[value].double().numpy())
+        names = {
+            field: builder.constant(f"{node.id}.{field}.fitted", weights[name].double().numpy())
+            for field in made.op.constant_fields
+            if (name := getattr(made.op, field)) is not None
+        }
         return builder.add(replace(made.op, **names), inputs, name=node.id, origin=node.origin, type=node.type)
 
-    left = any(isinstance(n.op, Activation) and n.id not in new for n in graph.nodes)
-    left = left or any(isinstance(n.op, Activation) for n in new.values())
+    left = any(isinstance(new.get(node.id, node).op, Activation) for node in graph.nodes)
     return graph.rewrite(step, by="fit_activations", stage=graph.stage if left else Stage.POLYNOMIAL)
 
 
@@ -204,7 +196,7 @@ def _refit(
     index: int,
     rest: Callable[[int, Tensor], float],
 ) -> Node:
-    """The node with re-fitted weights, put into `weights`; as it is where that is better for the held-out images."""
+    """The node with re-fitted weights, put into `weights`; unchanged if that is better for the held-out images."""
     op = node.op
     assert isinstance(op, Conv2d | Linear)
     weight = weights[op.weight]
@@ -214,7 +206,7 @@ def _refit(
     if len(users) == 1 and isinstance(users[0].op, Add):
         others = [i for i in users[0].inputs if i != node.id]
         if others and others[0] in fitted.disturbed:
-            # What the other branch is off is made up for here.
+            # The error of the other branch is compensated here.
             target = target + (fitted.clean[others[0]] - fitted.disturbed[others[0]])
     regression = ridge_regression(op, fitted.disturbed[node.inputs[0]], target, weight)
     groups = op.groups if isinstance(op, Conv2d) else 1
@@ -226,7 +218,7 @@ def _refit(
     for ridge in ridges:
         w, b = (part.float() for part in regression.solve(flat, ridge))
         if not (torch.isfinite(w).all() and torch.isfinite(b).all()):
-            continue  # values that never vary, and are very large or small, determine nothing
+            continue  # inputs that never vary, and are very large or small, do not determine weights
         weights[names[0]], weights[names[1]] = w.reshape(weight.shape), b.reshape(-1)
         if not choose:
             return made
@@ -296,7 +288,7 @@ _NOTHING = Graph((), (), {}, Stage.TRACED)
 
 
 def _sums(x: Tensor, y: Tensor, middle: Tensor, half: Tensor, degree: int) -> tuple[Tensor, Tensor]:
-    """Means of T_i T_j and of T_i y in each channel; they are sums over images, so any number may pass."""
+    """Means of T_i T_j and of T_i y in each channel, summed over a few images at a time."""
     channels = x.shape[1]
     second = torch.zeros(channels, degree + 1, degree + 1, dtype=torch.float64)
     first = torch.zeros(channels, degree + 1, dtype=torch.float64)
@@ -314,8 +306,8 @@ def _system(
     functions: Sequence[Function],
     second: Tensor,
     first: Tensor,
-    middle: np.ndarray,  # type: ignore[type-arg]
-    half: np.ndarray,  # type: ignore[type-arg]
+    middle: Array,
+    half: Array,
     degree: int,
     floor: float,
     padding: float,

@@ -1,9 +1,9 @@
-"""Graphs in torch, in single precision and with gradients: what fits and searches over degrees run on.
+"""Graphs in torch, in single precision and with gradients, for fits and searches over degrees.
 
-The reference semantics are the ops' own `evaluate` in numpy; a test holds the two together. An op that is unknown
-here is computed by its `evaluate`. It still has gradients: an activation by the derivative of its function, a
-`LinearOp` by its matrix. Any other op (a plugin's) needs a form in torch in `TORCH_OPS`: without one, a gradient that
-has to pass it is an error, because one that stops there would make all that lies before it look unimportant.
+The reference semantics are the ops' own `evaluate` in numpy; a test compares the two. An op that is unknown here is
+computed by its `evaluate`. It still has gradients: an activation by the derivative of its function, a `LinearOp` by its
+matrix. Any other op (a plugin's) needs a form in torch in `TORCH_OPS`: without one, a gradient through it is an error,
+because a gradient that stops there would make all activations before it look unimportant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from olac.errors import VerificationError
 from olac.ir.functions import derivative, registered
-from olac.ir.graph import Graph, Node
+from olac.ir.graph import Graph, Node, last_reads
 from olac.ir.ops import (
     Activation,
     Add,
@@ -162,7 +162,7 @@ class _Evaluated(torch.autograd.Function):
 
 
 def _pulled_back(op: Op, x: Array, constants: Mapping[str, Array], gradient: Array) -> Array:
-    """The gradient by the operand of an op, from that by its result."""
+    """The gradient with respect to the operand of an op, from that with respect to its result."""
     if isinstance(op, Activation):
         return gradient * derivative(op.function, op.parameters)(x)
     if isinstance(op, LinearOp):
@@ -202,21 +202,31 @@ def tensors(graph: Graph) -> dict[str, Tensor]:
 def run(
     graph: Graph,
     weights: Weights,
-    values: dict[str, Tensor],
+    values: Tensor | Mapping[str, Tensor],
     nodes: Sequence[Node] | None = None,
     keep: frozenset[str] = frozenset(),
+    change: Callable[[Node, Tensor], Tensor] = lambda node, value: value,
 ) -> dict[str, Tensor]:
-    """Evaluate nodes (all by default) from the values given; returns those of `keep` and of the graph's outputs.
+    """Evaluate nodes (all by default); returns the values of `keep` and of the graph's outputs.
 
-    Units are left alone: values are slot values where units differ from 1.
+    Values are slot values if units differ from 1.
+
+    Args:
+        values: the input, or values by node id from which the nodes can be evaluated.
+        change: called as change(node, value) for each node; its result takes the value's place.
     """
-    todo = [n for n in (graph.nodes if nodes is None else nodes) if n.id not in values and not isinstance(n.op, Input)]
-    last = {operand: node.id for node in todo for operand in node.inputs}
+    live = {graph.inputs[0].id: values} if isinstance(values, Tensor) else dict(values)
+    todo = [n for n in (graph.nodes if nodes is None else nodes) if n.id not in live and not isinstance(n.op, Input)]
+    done = last_reads(todo)
     wanted = keep | set(graph.outputs)
-    live = dict(values)
     for node in todo:
-        live[node.id] = apply(node, [live[i] for i in node.inputs], weights, graph.constants)
-        for operand in set(node.inputs):
-            if last[operand] == node.id and operand not in wanted:
+        live[node.id] = change(node, apply(node, [live[i] for i in node.inputs], weights, graph.constants))
+        for operand in done[node.id]:
+            if operand not in wanted:
                 del live[operand]
     return {name: value for name, value in live.items() if name in wanted}
+
+
+def outputs_of(graph: Graph, weights: Weights, values: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """The outputs of `run`."""
+    return run(graph, weights, values)[graph.outputs[0]]

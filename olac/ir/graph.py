@@ -175,7 +175,7 @@ class Graph:
     ) -> Array:
         """Reference semantics in numpy over true polynomials; shape (images, *input shape) to (images, *output shape).
 
-        `observe(node, value)` sees every value (slot values if units differ from 1) and may return another in its
+        `observe(node, value)` sees every value, as slot values if units differ from 1, and may return another in its
         place. Values are dropped after their last use.
         """
         done = last_reads(self.nodes)

@@ -1,4 +1,4 @@
-"""Where a function that a caller gave can't be fitted: NaN, infinities and poles within a range."""
+"""Finds where a function can't be fitted: NaN, infinities and poles within a range."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POINTS = 4097
 ZOOMS = 10
 """How often `_zoom` narrows the range around the largest value, each time to a 32nd."""
 POLE_GROWTH = 100.0
-"""If the values grow by more than this while zooming, there is a pole; a continuous function stops growing."""
+"""If values grow by more than this factor while zooming, there is a pole; those of a continuous function converge."""
 
 
 def singularity(function: Function, seen: Range) -> float | None:
@@ -46,7 +46,7 @@ def _values(function: Function, points: Array) -> Array:
 
 
 def _zoom(function: Function, points: Array, index: int) -> float | None:
-    """Follow the largest value around a point; the place at which it is infinite or grows without end, or None."""
+    """Follow the largest value around a point; the input at which it is infinite or grows without bound, or None."""
     sizes: list[float] = []
     for _ in range(ZOOMS):
         low, high = points[max(0, index - 1)], points[min(len(points) - 1, index + 1)]

@@ -1,8 +1,8 @@
 """Weighted least-squares polynomials under a layer's own input distribution, from histograms alone.
 
 The distribution is a calibrated histogram, or the normal density of its moments, plus a small uniform *floor* over a
-padded range, so that inputs which calibration never saw meet a polynomial that is still bounded there. Fits that look
-at whole images, to make up for the errors of earlier layers, are in `olac.approximation`.
+padded range, so that polynomials stay bounded for inputs that calibration never saw. Fits on whole images, which
+compensate the errors of earlier layers, are in `olac.approximation`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ FLOOR_POINTS = 512
 RIDGE, NORMAL_RIDGE, CHANNEL_RIDGE = 1e-6, 1e-8, 1e-9
 """Weight of the squares of the coefficients against that of the errors.
 
-Where the data fill a part of [-half_width, half_width] only, high degrees would else buy a little accuracy with
+If the data fill only a part of [-half_width, half_width], high degrees would otherwise gain a little accuracy by
 coefficients of 1e6, which amplify the noise of encryption as much. Polynomials of single channels have to be good on
 ranges that are narrow against the layer's, so their weight is less: at degree 7 ResNet-20 loses 0.8 points with 1e-6.
-OLA's fits have none; theirs only keeps coefficients within 1e4 times the function's values.
+OLA's fits have none; NORMAL_RIDGE only keeps coefficients within 1e4 times the function's values.
 """
 
 NARROWEST, LARGEST = 0.1, 1e8
-"""A channel's range counts as at least this share of the layer's: a constant channel has a polynomial, too. And as so
-much that no Chebyshev polynomial on it exceeds LARGEST within the layer's."""
+"""A channel's range counts as at least this share of the layer's, because a constant channel has a polynomial as well;
+and it is widened until no Chebyshev polynomial on it exceeds LARGEST within the layer's."""
 TINY = 1e-6
 BENDS = 160
-"""Curvatures that are tried on either side of 0 where the best one does not fold."""
+"""Curvatures that are tried on either side of 0 if the best one does not fold."""
 SQUARE = 5.0
-"""What completing the square of a quadratic may add to it, in units of the layer's largest value."""
+"""The largest constant that completing the square may add, in units of the layer's largest value."""
 NORMAL_REACH = 8.0
 """Standard deviations, each stretched by r, up to which a normal density is integrated."""
 QUADRATIC = (0.1875, 0.5, 0.234375)
@@ -45,7 +45,7 @@ QUADRATIC = (0.1875, 0.5, 0.234375)
 
 @dataclass(frozen=True)
 class Fit:
-    """Polynomials sum_k c_k T_k(x / half_width) of one activation and how good they are.
+    """Polynomials sum_k c_k T_k(x / half_width) of one activation, and their errors.
 
     Attributes:
         coefficients: (channels or 1, degree + 1).
@@ -157,7 +157,7 @@ def quadratic(second: Array, first: Array, largest: float) -> Array:
 
     With c_0 + c_1 T_1 + c_2 T_2 on x / half_width, beta^2 is c_1^2 / (8 |c_2|), which gamma cancels again. It stays
     within SQUARE times the function's values, so a channel that is nearly linear gets more curvature than fits best.
-    Where no curvature does that, the plain least squares are left, and take two levels.
+    If no curvature does that, the result is plain least squares, which takes two levels.
 
     Args:
         second: (3, 3), mean of T_i T_j.
@@ -167,7 +167,7 @@ def quadratic(second: Array, first: Array, largest: float) -> Array:
     found = np.linalg.solve(second, first)
     if abs(found[2]) >= least_curvature(float(found[1]), largest):
         return np.asarray(found, dtype=np.float64)
-    # For each curvature the best line below it; of those that fold, the one that fits best, and what is just beside it.
+    # For each curvature the best line; then the best of those that fold, refined between its neighbours.
     start = max(abs(float(found[2])), 1e-9 * largest)
     best, error = found, math.inf
     for sign in (1.0, -1.0):
@@ -191,17 +191,17 @@ def least_curvature(slope: float, largest: float) -> float:
 
 
 def centred(low: Array, high: Array, degree: int) -> tuple[Array, Array]:
-    """Middle and half width of each channel's range, as wide as its polynomials may be taken apart from the layer's."""
+    """Middle and half width of each channel's range, widened as NARROWEST and LARGEST demand."""
     layer = max(float(np.maximum(np.abs(low), np.abs(high)).max(initial=0.0)), TINY)
     share = max(NARROWEST, 1 / math.cosh(math.acosh(LARGEST) / max(1, degree)))
     return (low + high) / 2, np.maximum((high - low) / 2, share * layer)
 
 
 def widening(middle: Array, half: Array, half_width: float, degree: int) -> Array:
-    """What takes Chebyshev coefficients on (x - middle) / half to those on x / half_width: a matrix for each channel.
+    """Matrices (channels, n, n) from Chebyshev coefficients on (x - middle) / half to those on x / half_width.
 
-    Shape (channels, degree + 1, degree + 1); exact up to rounding, by interpolation at degree + 1 points. Least squares
-    penalise what comes out of it, as its size is what amplifies the noise of encryption.
+    n is degree + 1. Exact up to rounding, by interpolation at n points. Least squares penalise the resulting
+    coefficients, whose size amplifies the noise of encryption.
     """
     nodes = np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1))
     t = (half_width * nodes[None, :] - middle[:, None]) / half[:, None]

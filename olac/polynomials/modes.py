@@ -1,6 +1,6 @@
 """How activations become polynomials, as types: a method of fitting and a choice of degrees, each with its options.
 
-People give keywords (`FitOptions`), or one of these types in the place of a string. Passes see the types alone.
+Users give keywords (`FitOptions`), or one of these types in place of a string. Passes see only the types.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_DEGREE = 127
 MIN_AGREEMENT = 0.98
 """The agreement that is aimed at if a caller gives neither a limit nor an agreement."""
 MINIMAX_PADDING = 1.3
-"""Of the range that compositions are for; beyond it they grow without bound."""
+"""The range of compositions over the calibrated one; beyond it they grow without bound."""
 
 MethodName = Literal["compensated", "channel", "empirical", "normal", "minimax", "quadratic"]
 Effects = Literal["measured", "ola"]
@@ -42,7 +42,7 @@ RULES: Mapping[str, _Rule] = {
     "alpha": (lambda v: v in PRECISIONS, f"is outside {min(PRECISIONS)} ... {max(PRECISIONS)}"),
     "reconstruct": _NOT_NEGATIVE,
 }
-"""By keyword: what holds for its values, and what a value is told for which it does not hold."""
+"""By keyword: the test of its values, and the message if it fails."""
 
 
 def _check(name: str, keyword: str, value: Any) -> None:
@@ -56,7 +56,7 @@ def _check(name: str, keyword: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class _Mode:
-    """A method or a choice of degrees; its options are keywords of `FitOptions`, perhaps by another name."""
+    """A method or a choice of degrees; its options are keywords of `FitOptions`, some by the name in `keywords`."""
 
     keywords: ClassVar[Mapping[str, str]] = {}
 
@@ -75,30 +75,30 @@ class _Mode:
 
 @dataclass(frozen=True, kw_only=True)
 class _Tails(_Mode):
-    """Fits that look beyond the calibrated range: a share of the mass is spread evenly over a padded range.
+    """Fits that also count errors beyond the calibrated range: a share of the mass is spread over a padded range.
 
     Attributes:
-        floor: that share; None chooses.
-        padding: the calibrated range is widened about its middle by this factor; None chooses.
+        floor: that share; None chooses one.
+        padding: the factor by which the calibrated range is widened about its middle; None chooses one.
     """
 
     floor: float | None = None
     padding: float | None = None
 
     def tails(self, degree: int) -> tuple[float, float]:
-        """Floor and padding for a degree if nothing chooses them: higher degrees need more of both."""
+        """Floor and padding as given, or the defaults for a degree: higher degrees need more of both."""
         floor, padding = (1e-4, 1.2) if degree <= 3 else (1e-3, 1.4)
         return (floor if self.floor is None else self.floor, padding if self.padding is None else self.padding)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compensated(_Tails):
-    """One polynomial for each channel, in network order, making up for the errors before.
+    """One polynomial for each channel, in network order, compensating the errors of earlier layers.
 
     Attributes:
-        ridge: pull of re-fitted weights towards the trained ones, in units of the inputs' mean square; None chooses.
+        ridge: pull of re-fitted weights to the trained ones, in units of the inputs' mean square; None chooses one.
         refit: whether convolutions and linear layers are fitted again as well, in closed form and without labels.
-        reconstruct: passes over the calibration images in which all coefficients and weights together are then improved
+        reconstruct: passes over the calibration images in which all coefficients and weights are then improved together
             towards the model's own values; 0 for none.
     """
 
@@ -134,8 +134,8 @@ class Minimax(_Mode):
     """Compositions of minimax polynomials; ReLU and its relatives.
 
     Attributes:
-        alpha: errors are within 2^-alpha of the range.
-        padding: of the calibrated magnitude.
+        alpha: errors are at most 2^-alpha of the range.
+        padding: the factor by which the calibrated magnitude is widened.
     """
 
     alpha: int = 10
@@ -148,7 +148,7 @@ class Quadratic(_Tails):
 
 
 FromHistograms: TypeAlias = Compensated | Channel | Empirical | Normal | Quadratic
-"""Methods that have a fit to a histogram alone; of the compensated method that is the quick one, one a channel."""
+"""Methods that can fit to a histogram alone; for `Compensated` that is a quick fit, as of `Channel`."""
 Method: TypeAlias = FromHistograms | Minimax
 
 METHODS: Mapping[MethodName, type[Method]] = {
@@ -181,7 +181,7 @@ class Plan(_Mode):
 
 @dataclass(frozen=True)
 class Tolerance(_Mode):
-    """For each activation alone the least degree whose root mean square error is within `rmse`.
+    """For each activation by itself the least degree whose root mean square error is within `rmse`.
 
     Attributes:
         rmse: relative to the root mean square of the function's values.
@@ -200,12 +200,12 @@ class Tolerance(_Mode):
 
 @dataclass(frozen=True, kw_only=True)
 class _Searched(_Mode):
-    """Degrees that a dynamic program finds, by what each does to the outputs.
+    """Degrees that a dynamic program finds by the effect of each on the outputs.
 
     Attributes:
         effects: "measured", or "ola" for alpha_i E_i.
-        max_degree: largest degree that is considered; None for 7 if effects are measured (higher ones make more unseen
-            images diverge than they gain in accuracy), and for 31 with "ola".
+        max_degree: largest degree that is considered; None for 7 if effects are measured (higher degrees make more
+            unseen images diverge than they gain in accuracy), and for 31 with "ola".
     """
 
     effects: Effects = "measured"
@@ -225,10 +225,10 @@ class Within(_Searched):
     """The most accurate degrees within one limit.
 
     Attributes:
-        levels: that all activations take together, the sum over them.
-        seconds: that the polynomials take together, by the table of costs.
+        levels: the sum of the levels of all activations.
+        seconds: predicted seconds of all polynomials, by the table of costs.
         bootstraps: of the whole program.
-        min_agreement: what the plan must reach as well; None asks for nothing.
+        min_agreement: an agreement that the plan must reach as well; None for no such limit.
     """
 
     levels: int | None = None
@@ -256,10 +256,11 @@ class Within(_Searched):
 
 @dataclass(frozen=True)
 class Agreement(_Searched):
-    """The cheapest degrees that keep the largest output on a share of unseen calibration images.
+    """The cheapest degrees with a given agreement on unseen calibration images.
 
     Attributes:
-        share: a plan without it is refused; None aims at `MIN_AGREEMENT`, and takes the best there is.
+        share: the agreement; if no plan has it, compilation fails. None aims at `MIN_AGREEMENT` and takes the best plan
+            if none has it.
     """
 
     share: float | None = None
@@ -280,21 +281,22 @@ M = TypeVar("M", bound=_Mode)
 class FitOptions:
     """The keywords of a method of fitting and of a choice of degrees.
 
-    In the place of a string, `method` takes one of this module's methods, such as `Minimax(alpha=7)`, and `degrees` one
-    of its choices, such as `Within(levels=20)`. They bring all keywords of theirs, so none may stand beside them, and
-    they become strings and keywords here. Keywords that the method or the choice does not have are ignored.
+    In place of a string, `method` takes one of this module's methods, such as `Minimax(alpha=7)`, and `degrees` one of
+    its choices, such as `Within(levels=20)`. These have all their options themselves, so their keywords must not be
+    given beside them. They become strings and keywords here. Keywords that the method or the choice does not have are
+    ignored.
 
     Attributes:
         method: "compensated" (the default), "channel", "empirical", "normal", "minimax" or "quadratic".
         degree: one degree for all activations; None lets `degrees` or `tolerance` choose.
         plan: one degree for each activation, in network order; nothing is chosen then.
-        degrees: how degrees are chosen: "measured" (by what each does to the outputs) or "ola" (alpha_i E_i).
-        max_depth: most levels that all activations may take together, the sum over them.
-        max_bootstraps: of the whole program: the most accurate degrees that take no more of them. Lowering keeps to it,
-            unless `max_memory` leaves it no choice.
-        min_agreement: least share of unseen calibration images on which the largest output stays the same; the
-            cheapest plan that has it is taken. 0.98 if neither this nor a limit is given.
-        max_latency: most seconds that the polynomials may take together, by the table of costs.
+        degrees: how degrees are chosen: "measured" (by the effect of each on the outputs) or "ola" (alpha_i E_i).
+        max_depth: largest sum of the levels of all activations.
+        max_bootstraps: most bootstraps of the whole program; the most accurate degrees within that are chosen. Lowering
+            keeps to it, unless `max_memory` leaves it no choice.
+        min_agreement: least agreement on unseen calibration images, such as the share on which the largest output stays
+            the same; the cheapest plan that has it is chosen. 0.98 if neither this nor a limit is given.
+        max_latency: most predicted seconds of all polynomials, by the table of costs.
         tolerance: see `Tolerance.rmse`.
         max_degree: see `Tolerance` and `Within`.
         r: see `Normal`.
@@ -348,7 +350,7 @@ class FitOptions:
 
     @property
     def choice(self) -> Degrees:
-        """The choice of degrees, with its options: the first of those that the keywords ask for."""
+        """The choice of degrees, with its options. If keywords ask for several, the first of those below."""
         if self.plan is not None:
             return self._as(Plan)
         if self.degree is not None:
@@ -359,23 +361,23 @@ class FitOptions:
 
 
 KEYWORDS: Mapping[str, Any] = {field.name: field.default for field in fields(FitOptions)}
-"""With their defaults."""
+"""The keywords and their defaults."""
 _OF_METHODS = frozenset(n for method in METHODS.values() for n in method.all_keywords().values())
 _OF_DEGREES = frozenset(KEYWORDS) - _OF_METHODS - {"method"}
 
 
 def spelled_out(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords with the types among them as strings and keywords of their own.
+    """Keywords in which types are replaced by strings and the keywords of their options.
 
     Raises:
-        ValueError: a keyword stands beside a type that has it, or that leaves it no meaning.
+        ValueError: a keyword stands beside a type that has it, or with which it means nothing.
     """
     made = dict(given)
     for name, kind, theirs in (("method", Method, _OF_METHODS), ("degrees", Degrees, _OF_DEGREES)):
         mode = given.get(name)
         if not isinstance(mode, get_args(kind)):
             continue
-        # Degrees that are told may have a limit on the program and an aim beside them.
+        # A limit on the program and an aim may stand beside degrees that are given.
         owned = theirs - {"max_bootstraps", "min_agreement"} if isinstance(mode, get_args(Told)) else theirs
         beside = sorted((owned & set(given)) - {name})
         if beside:

@@ -20,7 +20,7 @@ from olac.system.formats import without_unused
 
 
 def _canonical(value: Any) -> Any:
-    """Plain data in which equal numbers look alike, whatever their type."""
+    """Plain data in which equal numbers are the same text, whatever their type."""
     if isinstance(value, dict):
         return {key: _canonical(value[key]) for key in sorted(value)}
     if isinstance(value, tuple | list):
@@ -32,7 +32,7 @@ def _canonical(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class LoweredProgram:
-    """What a program file holds; `olac.CompiledProgram` adds what one does with it."""
+    """The contents of a program file; `olac.CompiledProgram` adds what can be done with it."""
 
     graph: Graph
     parameters: Parameters
@@ -51,7 +51,7 @@ class LoweredProgram:
 
     @property
     def output(self) -> Node:
-        """The node that the client decrypts; the head makes the model's outputs of its value."""
+        """The node that the client decrypts; the head computes the model's outputs from its value."""
         return self.graph[self.graph.outputs[0]]
 
     @property
@@ -73,10 +73,9 @@ class LoweredProgram:
         for node in self.graph.nodes:
             attributes = without_unused({name: _canonical(value) for name, value in node.op.attributes().items()})
             kind = without_unused(_canonical(asdict(node.type)))
-            lowering = node.lowering
-            how = None if lowering is None else [lowering.kind, _canonical(asdict(lowering))]
+            how = None if node.lowering is None else [node.lowering.kind, _canonical(asdict(node.lowering))]
             digest.update(json.dumps([node.id, node.op.name, attributes, node.inputs, kind, how]).encode())
-        if self.head:  # programs without one keep the fingerprint that they had before there were heads
+        if self.head:  # programs without a head keep the fingerprint that they had before there were heads
             steps = [[step.kind, _canonical(asdict(step))] for step in self.head.steps]
             digest.update(json.dumps(["head", steps]).encode())
         return digest.hexdigest()

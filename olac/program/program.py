@@ -1,4 +1,4 @@
-"""What olac makes of a model: an approximated model (plaintext only) or a compiled program (runs encrypted)."""
+"""The results of olac: an approximated model (plaintext only) and a compiled program (runs encrypted)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from olac.system.memory import check_room, memory_for
 def check_images(images: Any, shape: tuple[int, ...]) -> Array:
     """Images as float64 of shape (n, *shape); one image may come without the batch axis.
 
-    Tensors are taken from whatever device, with or without gradients.
+    Tensors may be on any device and have gradients.
 
     Raises:
-        InputError: another shape, what is no array of real numbers, or values that are not finite.
+        InputError: another shape, no array of real numbers, or values that are not finite.
         InfeasibleError: memory ran out.
     """
     with memory_for("taking the input"):
@@ -47,7 +47,7 @@ def check_images(images: Any, shape: tuple[int, ...]) -> Array:
             raise InputError(
                 f"the program takes images of shape {shape} (or (n, {', '.join(map(str, shape))})), not {array.shape}"
             )
-        # Shapes first: nothing of the size of an array that is not wanted is made.
+        # After the check of the shape, so that no copy of a wrong array is made.
         if array.dtype != np.float64:
             check_room(array.size * np.dtype(np.float64).itemsize, "taking the input")
         try:
@@ -61,12 +61,12 @@ def check_images(images: Any, shape: tuple[int, ...]) -> Array:
 
 
 def _real_array(images: Any) -> Any:
-    """An array of real numbers, as it is given; InputError for all else. What it holds is told to nobody."""
+    """An array of real numbers, as given; InputError for anything else. Errors do not show values."""
     name = type(images).__name__
     try:
-        if hasattr(images, "detach"):  # a tensor: torch need not be here
+        if hasattr(images, "detach"):  # a tensor; torch may not be installed
             images = images.detach().cpu()
-            # numpy has no half of bfloat16, and would drop imaginary parts with no more than a warning.
+            # numpy has no bfloat16, and .double() would drop imaginary parts.
             images = images.numpy() if images.is_complex() else images.double().numpy()
         array = np.asanyarray(images)
     except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
@@ -82,23 +82,11 @@ def _real_array(images: Any) -> Any:
     return array
 
 
-def _simulated(graph: Graph, images: Any, observe: Callable[[Node, Array], Array | None] | None) -> Array:
-    with guard("simulating"):
-        return graph.evaluate(
-            check_images(images, graph.inputs[0].type.shape), None if observe is None else callers_own(observe)
-        )
-
-
-@dataclass(frozen=True)
-class ApproximatedModel:
-    """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters.
-
-    `head` makes the model's outputs of the graph's, exactly.
-    """
+class _Simulated:
+    """A graph whose outputs a head turns into those of the model, exactly."""
 
     graph: Graph
-    report: Report = field(default_factory=Report)
-    head: OutputHead = field(default_factory=OutputHead)
+    head: OutputHead
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -115,32 +103,34 @@ class ApproximatedModel:
     ) -> Outputs:
         """Outputs (n, *output shape) of the true polynomials in float64, for images (n, *input shape) or one image.
 
-        Integers if the model's last step is an argmax. `raw` gives what the head is applied to, (n, *raw shape).
+        They are those of an encrypted run without noise, and integers if the model's last step is an argmax. With `raw`
+        they are what the head is applied to, (n, *raw shape).
         """
-        outputs = _simulated(self.graph, images, observe)
+        with guard("simulating"):
+            given = check_images(images, self.input_shape)
+            outputs = self.graph.evaluate(given, None if observe is None else callers_own(observe))
         return outputs if raw else self.head.apply(outputs)
 
 
 @dataclass(frozen=True)
-class CompiledProgram(LoweredProgram):
+class ApproximatedModel(_Simulated):
+    """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters."""
+
+    graph: Graph
+    report: Report = field(default_factory=Report)
+    head: OutputHead = field(default_factory=OutputHead)
+
+
+@dataclass(frozen=True)
+class CompiledProgram(_Simulated, LoweredProgram):
     """A program for encrypted inputs: the levelled graph, the parameters, and the rotation steps that need keys.
 
-    Rotations by other steps are composed of these (`olac.ckks.rotations.composition`). `head` is what the client
-    computes on decrypted outputs. It holds no secret, no torch and no openfhe object.
+    Rotations by other steps are composed of these (`olac.ckks.rotations.composition`). The client applies `head` to
+    decrypted outputs. A program holds no secret, no torch and no openfhe object.
     """
 
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of one image's outputs, () for one number."""
-        return self.head.output_shape(self.output.type.shape)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
-        return self.input.type.shape
-
     def encode(self, images: Array) -> Array:
-        """What the graph computes with, for images (n, *input shape); slots are this over the input's unit."""
+        """The values that the graph computes with, for images (n, *input shape): slots times the input's unit."""
         op = self.input.op
         assert isinstance(op, Input)
         return op.encode(images)
@@ -164,26 +154,16 @@ class CompiledProgram(LoweredProgram):
 
     @property
     def max_memory(self) -> float | None:
-        """Bytes that the program was compiled for: a server keeps to them if it is told nothing else."""
+        """Bytes that the program was compiled for, which are the default limit of servers; None without a limit."""
         return self.report.max_memory
-
-    def simulate(
-        self, images: Any, observe: Callable[[Node, Array], Array | None] | None = None, *, raw: bool = False
-    ) -> Outputs:
-        """What an encrypted run would give without noise: outputs (n, *output shape) for images (n, *input shape).
-
-        Integers if the model's last step is an argmax. `raw` gives what the head is applied to, (n, *raw shape).
-        """
-        outputs = _simulated(self.graph, images, observe)
-        return outputs if raw else self.head.apply(outputs)
 
     @memory_for("estimating times and memory")
     def estimate(
         self, threads: int | None = None, slowdown: Slowdown | None = None, costs: CostTable | None = None
     ) -> Estimate:
-        """Predicted seconds and memory, from the shipped table of costs or another (see `olac.analysis.estimate`).
+        """Predicted seconds and memory, by the shipped table of costs or another (see `olac.analysis.estimate`).
 
-        They are of a server that keeps to the memory that the program was compiled for, if there is such a limit.
+        They are of a server with the memory that the program was compiled for, if there is such a limit.
         """
         found = estimate(self, threads=threads, costs=costs, slowdown=slowdown)
         if self.max_memory is None:
@@ -205,7 +185,7 @@ class CompiledProgram(LoweredProgram):
 
     @staticmethod
     def from_bytes(data: bytes) -> CompiledProgram:
-        """Check what `to_bytes` gave; raises `ArtifactError` for anything that isn't a program."""
+        """Check and read the result of `to_bytes`; raises `ArtifactError` for anything that isn't a program."""
         return CompiledProgram._of(artifact.program_from_bytes(data))
 
     @staticmethod
@@ -222,5 +202,5 @@ class CompiledProgram(LoweredProgram):
             )
 
     def __reduce__(self) -> tuple[Callable[[bytes], CompiledProgram], tuple[bytes]]:
-        """Pickles and copies go by `to_bytes`, so that what comes back has been checked as files are."""
+        """Pickles and copies are made with `to_bytes`, so that they are checked as files are."""
         return CompiledProgram.from_bytes, (self.to_bytes(),)

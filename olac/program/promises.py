@@ -1,4 +1,4 @@
-"""What a program promises, measured on calibration images that decided nothing, and where it falls short."""
+"""What a program promises, measured on calibration images that decided nothing, and notes if it falls short."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from olac.program.program import ApproximatedModel
 from olac.program.report import SelfCheck, percent
 
 FEW_IMAGES = 256
-"""A note is made if a calibration has fewer images: ranges and agreement are then little more than guesses."""
+"""A note is made if a calibration has fewer images, because ranges and agreement are then little more than guesses."""
 FEW_VALUES = 8
-"""A note is made if all but fewer of a channel's values than this are the same."""
+"""A note is made if some of a channel's values, but fewer than this, differ from the others, which are the same."""
 POOR_VALUES = 0.9
-"""A note is made if R2 of the outputs is lower, although nearly all decisions agree."""
+"""A note is made if R2 of the outputs is lower although nearly all decisions agree."""
 NAMED = 3
 CHUNK = 64
 
@@ -58,9 +58,10 @@ def self_check(
     """A program's outputs against the model's, on held-out images that neither fits nor plans have used.
 
     Args:
-        approximated: what is judged.
+        approximated: the model that is judged.
         clean: the graph before its activations were replaced.
-        calibration, criterion: by what and how it is judged.
+        calibration: has the images.
+        criterion: what agreement means.
         asked: the agreement that is asked for; None for `MIN_AGREEMENT`.
         structure_error: of the lifted graph, for the report.
     """
@@ -70,7 +71,7 @@ def self_check(
     raw = _in_chunks(lambda part: approximated.simulate(part, raw=True), images)
     ours = head.apply(raw).reshape(theirs.shape)
     agreement = criterion.agreement(finished(head.apply, raw).reshape(theirs.shape), theirs)
-    if head.decides:  # classes have no errors: the scores that they are chosen by do
+    if head.decides:  # classes have no errors, but the scores by which they are chosen have
         ours, theirs = head.scores.apply(raw), head.scores.apply(_in_chunks(clean.evaluate, images))
     error = np.abs(ours - theirs)
     low, high = interval(agreement, len(images))
@@ -95,9 +96,9 @@ def _in_chunks(evaluate: Callable[[Array], Array], images: Array) -> Array:
 
 
 def data_shortfalls(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
-    """Where the calibration is too small for what is concluded from it."""
+    """Notes if the calibration is too small for what is concluded from it."""
     notes = []
-    # A single image is fitted to and held out as well.
+    # A single image is used for fits and held out as well.
     alone = calibration.images == 1 and np.array_equal(calibration.sample, calibration.held_out.astype(np.float32))
     count = 1 if alone else calibration.images + len(calibration.held_out)
     if count < FEW_IMAGES:
@@ -116,7 +117,7 @@ def data_shortfalls(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
 
 
 def _few_values(histogram: Histogram | None) -> bool:
-    """Whether a channel has values that differ from its commonest one, but only a few."""
+    """Whether a channel has values that differ from its most frequent one, but only a few."""
     if histogram is None:
         return False
     counts = histogram.counts
@@ -126,7 +127,7 @@ def _few_values(histogram: Histogram | None) -> bool:
 
 
 def goal_shortfalls(check: SelfCheck) -> tuple[str, ...]:
-    """Whether the agreement that was asked for is missed."""
+    """A note if the agreement is below the one asked for."""
     if check.goal is None or check.agreement >= check.goal:
         return ()
     return (
@@ -136,7 +137,7 @@ def goal_shortfalls(check: SelfCheck) -> tuple[str, ...]:
 
 
 def value_notes(check: SelfCheck) -> tuple[str, ...]:
-    """Whether nearly all decisions agree, but the values that they are made by are far off."""
+    """A note if nearly all decisions agree, but the values of the outputs are far off."""
     decided = check.task in ("classification", "binary", "multilabel") and check.agreement >= MIN_AGREEMENT
     if not decided or goal_shortfalls(check) or check.explained is None or check.explained >= POOR_VALUES:
         return ()
@@ -148,12 +149,7 @@ def value_notes(check: SelfCheck) -> tuple[str, ...]:
 
 
 def refuse_shortfalls(data: Sequence[str], missed: Sequence[str]) -> None:
-    """Raise what `strict` asks for.
-
-    Raises:
-        CalibrationError: the calibration is too small.
-        InfeasibleError: the agreement that was asked for is missed.
-    """
+    """With `strict`, raise CalibrationError for a small calibration and InfeasibleError for a missed agreement."""
     if data:
         raise CalibrationError("strict: " + "; ".join([*data, *missed]))
     if missed:

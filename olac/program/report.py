@@ -14,18 +14,18 @@ class SelfCheck:
     """The program's polynomials against the model itself, on calibration images that decided nothing.
 
     Attributes:
-        images: how many.
+        images: their number.
         agreement: the mean score, by the criterion of the task.
         max_error: largest difference of an output.
         mean_error: mean difference of outputs.
         structure_error: largest relative difference of the lifted graph, before any approximation, from the model.
-        task: what the outputs are taken for ("classification", "binary", ...; see `olac.approximation.criterion`).
+        task: the kind of outputs ("classification", "binary", ...; see `olac.approximation.criterion`).
         meaning: what the agreement is a share of.
         low, high: the interval that holds the true agreement with 95 % confidence.
-        goal: the agreement that was asked for, or None in files that do not say.
+        goal: the agreement that was asked for; None in earlier files.
         images_to_goal: images for `low` to reach the goal if the agreement stays; None if it is not above the goal.
         explained: R squared of the outputs, by each output's own variance or, for classes and maps, by that of all
-            together; None for one image, which has no variance, and in files that do not say.
+            together; None for one image, which has no variance, and in earlier files.
     """
 
     images: int
@@ -49,8 +49,8 @@ class Report:
     Attributes:
         fits, check, front, notes: of the approximation.
         pass_seconds: by pass, in order; not in files, which are the same for the same model, images and options.
-        noise: how far rescales and bootstraps take an output at most, relative to the outputs' range, as simulated on
-            held-out images; None where there are no bootstraps, and `precision` holds.
+        noise: largest change of an output by rescales and bootstraps, relative to the outputs' range, simulated on
+            held-out images; None for programs without bootstraps, for which `precision` holds.
         max_memory: bytes that the program was compiled for; None without a limit.
     """
 
@@ -68,6 +68,6 @@ class Report:
 
 
 def percent(share: float) -> str:
-    """In per cent, with the decimals that tell it from 100."""
+    """In per cent, with more decimals if it would otherwise be rounded to 100."""
     text = f"{share:.1%}"
     return f"{share:.3%}" if share < 1 and text.startswith("100") else text

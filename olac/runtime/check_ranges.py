@@ -10,20 +10,20 @@ from olac.ir.ops import Array
 from olac.ir.types import ValueType
 
 FAR = 3.0
-"""Inputs further from the middle of their range than so many of its half widths are refused, outputs warned of."""
+"""In half widths of a range: inputs further from its middle are refused, and such outputs are warned of."""
 RANGE_TOLERANCE = 1e-6
 """How far beyond its range a value may go without a warning, relative to the half width."""
 OUTPUT_NOISE = 0.01
-"""Of the unit of the outputs: what encryption may add, so no range of an output is narrower."""
+"""Share of the unit of the outputs that encryption may add, so no range of an output counts as narrower."""
 NAMED = 5
 
 Flags = npt.NDArray[np.bool_]
 
 
 def check_input(values: Array, type_: ValueType, allow_out_of_range: bool) -> str:
-    """A warning of what lies outside its range, "" if nothing does; values (n, *shape) as the graph takes them.
+    """A warning of values (n, *shape), as the graph takes them, that are outside their range; "" if none is.
 
-    InputError for what lies far outside, unless that is allowed.
+    Raises InputError if values are far outside, unless that is allowed.
     """
     away = _half_widths(values, type_, 0.0)
     outside, far = away > 1.0 + RANGE_TOLERANCE, away > FAR
@@ -31,7 +31,7 @@ def check_input(values: Array, type_: ValueType, allow_out_of_range: bool) -> st
         raise InputError(
             f"{_named(far, type_)} of the input {_hold(far)} values more than {FAR:g} times as far from the middle of "
             "the calibrated range as its ends: the outputs would be wrong. Prepare inputs as the calibration images "
-            "were, calibrate with more like them, or say allow_out_of_range=True (olac encrypt --force)."
+            "were, calibrate with more like them, or give allow_out_of_range=True (olac encrypt --force)."
         )
     if not outside.any():
         return ""
@@ -52,7 +52,7 @@ def check_output(values: Array, type_: ValueType) -> str:
 
 
 def _half_widths(values: Array, type_: ValueType, least: float) -> Array:
-    """For each channel how far its values go from the middle of the range, in half widths."""
+    """For each channel the largest distance of its values from the middle of the range, in half widths."""
     ranges = type_.channels or (() if type_.bound is None else (type_.bound,))
     count = type_.shape[0]
     if not ranges:

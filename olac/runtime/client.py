@@ -46,21 +46,19 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 WORKING_CIPHERTEXTS = 4
-"""Bytes of so many ciphertexts are held beside those that are encrypted or decrypted."""
-
-
+"""Room for this many ciphertexts is needed in addition to those that are encrypted or decrypted."""
 MOST_DECIMALS = 15
-"""That outputs are rounded to, or that many digits before the point."""
+"""Outputs are rounded to at most this many digits after the point, or before it."""
 
 
 class Client:
     """Encrypts for one program and decrypts its results.
 
-    The secret key stays in this object; `save_secret_key` is the only way out.
+    The secret key stays in this object unless `save_secret_key` writes it to a file.
 
     Args:
-        program: that it encrypts for.
-        engine: that it encrypts with, or the name of its folder in `olac/backends`; None for OpenFHE.
+        program: the program to encrypt for.
+        engine: the engine to encrypt with, or the name of its folder in `olac/backends`; None for OpenFHE.
     """
 
     def __init__(self, program: CompiledProgram, engine: Engine | str | None = None) -> None:
@@ -72,7 +70,7 @@ class Client:
         self._closed = False
 
     def close(self) -> None:
-        """Let the secret key go, which is not saved by that; nothing can be encrypted or decrypted any more."""
+        """Delete the secret key, which is not saved. Nothing can be encrypted or decrypted any more."""
         self._closed = True
         self._session = None
 
@@ -108,7 +106,7 @@ class Client:
 
     def _check_memory(self) -> None:
         estimate = self.program.estimate()
-        # The estimate counts a whole process; what this one holds already is not needed again.
+        # The estimate is of a whole process, and this one holds a part of that already.
         needed = estimate.client_gb * GB - current_rss_bytes()
         available = available_bytes()
         if needed > available:
@@ -130,7 +128,7 @@ class Client:
 
     @memory_for("saving the secret key")
     def secret_key_output(self, path: str | Path, *, overwrite: bool = False) -> Output:
-        """What `save_secret_key` writes, for `olac.system.files.write_files`: beside the evaluation keys, say.
+        """What `save_secret_key` writes, for `olac.system.files.write_files`, which may write evaluation keys with it.
 
         Raises:
             MissingKeyError: there is no secret key yet.
@@ -140,9 +138,9 @@ class Client:
         return Output(Path(path), pieces, private=True, overwrite=overwrite, replaces_key=overwrite, size=len(data))
 
     def __reduce__(self) -> NoReturn:
-        """The secret key would leave by a way that nobody looks at."""
+        """Clients are not pickled: the secret key would get out unnoticed."""
         raise ArtifactError(
-            "a client is not pickled or copied, since its secret key would go with it. Save the key with "
+            "a client can't be pickled or copied, because its secret key would be copied with it. Save the key with "
             "save_secret_key, and load it where it is needed with Client.load."
         )
 
@@ -153,7 +151,7 @@ class Client:
 
         Raises:
             ArtifactError: the file is missing, damaged, or of another kind, version or program, or others may read it.
-            InfeasibleError: there isn't memory enough.
+            InfeasibleError: there is not enough memory.
         """
         CompiledProgram.check_kind(program)
         parameters = program.parameters
@@ -192,18 +190,18 @@ class Client:
     def encrypt(self, images: Any, *, allow_out_of_range: bool = False) -> EncryptedInput:
         """Encrypt images of shape (n, *input shape), or one of shape `input shape`, in true units, n <= batch.
 
-        Warns if values leave the range that their column or channel was calibrated for: polynomials are only right
-        inside it.
+        Warns if values leave the range that their column or channel was calibrated for, because polynomials are only
+        right within it.
 
         Args:
-            allow_out_of_range: encrypt, with a warning, what lies so far outside that it is refused otherwise.
+            allow_out_of_range: encrypt, with a warning, values that are refused otherwise because they are far outside.
 
         Raises:
             InputError: another shape, no image or more than a batch, values that are not finite, or values further
                 from the middle of the calibrated range than `FAR` times its half width.
         """
         session, program = self._held(), self.program
-        type_ = program.input.type
+        layout, level, type_ = program.input.layout, program.input.state.level, program.input.type
         given = check_images(images, program.input_shape)
         if not 1 <= len(given) <= program.batch:
             most = "one image" if program.batch == 1 else f"1 to {program.batch} images"
@@ -211,8 +209,6 @@ class Client:
                 f"the program takes {most} at a time, not {len(given)}. Encrypt them one after another, or compile "
                 "with a larger batch."
             )
-        layout, state = type_.layout, type_.state
-        assert layout is not None and state is not None
         _check_room(program, "encrypting", layout.ciphertexts)
         encoded = program.encode(given)
         message = check_input(encoded, type_, allow_out_of_range)
@@ -221,7 +217,7 @@ class Client:
         batch = np.zeros((program.batch, *program.input_shape))
         batch[: len(given)] = encoded / type_.unit
         try:
-            live = tuple(session.encrypt(slots, state.level) for slots in layout.pack(batch))
+            live = tuple(session.encrypt(slots, level) for slots in layout.pack(batch))
         except VerificationError as error:
             raise InputError("the input holds values that are too large for any ciphertext of the program") from error
         return EncryptedInput(program, self._identity, len(given), live=live, engine=self._engine)
@@ -242,13 +238,12 @@ class Client:
         Args:
             raw: give what the program's head is applied to, such as logits, shape (images, *raw shape).
             of: the input that the result must be of. This finds results that were mixed up, not a server that lies.
-            decimals: round to so many decimals, for outputs that are to be shared; negative ones round to tens and
-                more. Rounding lowers what the noise in the outputs tells of the secret key. It proves nothing: see
-                SECURITY.md.
+            decimals: round outputs that are to be shared to this number of decimals; -1 rounds to tens. Rounding lowers
+                what the noise in the outputs tells about the secret key. It proves nothing: see SECURITY.md.
 
         Raises:
-            ArtifactError: it is no result, or one of another program, another key or another input than `of`.
-            BackendError: what comes out is no number: the result is damaged, or a value overflowed.
+            ArtifactError: it is no result, or a result of another program, another key or another input than `of`.
+            BackendError: the result does not decrypt to numbers: it is damaged, or a value overflowed.
             InputError: `decimals` is no whole number from -15 to 15.
         """
         if decimals is not None and (type(decimals) is not int or abs(decimals) > MOST_DECIMALS):
@@ -261,9 +256,7 @@ class Client:
             raise ArtifactError(f"{result.name} was made with other keys. Decrypt it with the secret key of its input.")
         if of is not None:
             result.check_input(of)
-        type_ = program.output.type
-        layout, state = type_.layout, type_.state
-        assert layout is not None and state is not None
+        layout, state, type_ = program.output.layout, program.output.state, program.output.type
         _check_room(program, "decrypting", layout.ciphertexts)
         slots = []
         for payload in result.payloads(session):
@@ -282,20 +275,20 @@ class Client:
         if message:
             warnings.warn(f"{result.name}: {message}", stacklevel=3)  # after the decorator
         outputs = images if raw else program.head.apply(images)
-        # No -0.0, and integers of an argmax as they are.
+        # Integers of an argmax stay as they are. The sum makes 0.0 of -0.0.
         return outputs if decimals is None or outputs.dtype.kind == "i" else np.round(outputs, decimals) + 0.0
 
     def slots(self, value: Value) -> Array:
-        """All slots of any value of a run, shape (ciphertexts, slots); NaN where a ciphertext does not decrypt.
+        """All slots of any value of a run, shape (ciphertexts, slots); NaN for ciphertexts that do not decrypt.
 
-        For `olac debug`: like decrypted results, they must not go back to a server.
+        For `olac debug`: like decrypted results, they must not be sent to a server.
         """
         session = self._held()
         rows = []
         for part in value:
             try:
                 rows.append(session.decrypt(Ciphertext(session.adopt(part.payload), part.state)))
-            except RuntimeError:  # it found noise in place of numbers
+            except RuntimeError:  # the slots are noise
                 rows.append(np.full(self.program.parameters.slots, np.nan))
         return np.stack(rows)
 

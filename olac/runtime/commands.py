@@ -1,7 +1,8 @@
-"""Client and server from the command line: every function reads files and writes files, and returns what it wrote."""
+"""Client and server for the command line: each function reads files, writes files and returns what it wrote."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,14 +41,14 @@ def keygen(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, Path]:
-    """Make keys: `secret.key`, which stays with the client, and `evaluation.keys`, which goes to the server.
+    """Make keys: `secret.key`, which stays with the client, and `evaluation.keys`, which the server needs.
 
     Both are complete before either takes its name.
 
     Raises:
         ArtifactError: the program can't be read, a secret key is there already and `overwrite` is False, or the keys
             can't be written.
-        InfeasibleError: there isn't memory enough.
+        InfeasibleError: there is not enough memory.
     """
     folder = Path(out_dir)
     secret, evaluation = folder / SECRET_KEY_NAME, folder / EVALUATION_KEYS_NAME
@@ -63,7 +64,8 @@ def keygen(
     keys = client.generate_keys(progress)
     make_folder(folder)
     pair = [client.secret_key_output(secret, overwrite=overwrite), keys.output(evaluation)]
-    # A key that is replaced goes last: until then its results can be decrypted. A new one must not be one too many.
+    # A secret key that is replaced is written last, because until then its results can be decrypted. A new one is
+    # written first, because that fails if a secret key has appeared in the meantime.
     with memory_for("saving the keys"):
         write_files(pair[::-1] if overwrite else pair)
     return secret, evaluation
@@ -110,12 +112,12 @@ def run(
     """Run the program on an encrypted input; needs no secret key.
 
     Args:
-        checkpoint, checkpoint_seconds: as in `Server.run`; the file goes when the result is written.
+        checkpoint, checkpoint_seconds: as in `Server.run`; the file is deleted when the result is written.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program, key or, for checkpoints, input.
         MissingKeyError: the evaluation keys don't hold what the program needs.
-        InfeasibleError: there isn't memory enough.
+        InfeasibleError: there is not enough memory.
     """
     inputs = {"program": program, "file of evaluation keys": evaluation_keys, "encrypted input": encrypted}
     check_apart({"result": output, "checkpoint": checkpoint}, inputs)
@@ -125,13 +127,13 @@ def run(
     compiled = CompiledProgram.load(program)
     given = EncryptedInput.load(compiled, encrypted)
     keys = EvaluationKeys.load(compiled, evaluation_keys)
-    # One run takes every weight once: encoded weights are not kept.
+    # One run uses every weight once, so encoded weights are not kept.
     server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0)
     result = server.run(
         given, progress, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, keep_checkpoint=True
     )
     result.save(output)
-    # Links may have been made in the meantime: the result is worth more than a checkpoint is a nuisance.
+    # Links may have been made in the meantime, and the result must not be deleted.
     if checkpoint is not None and not is_same(Path(checkpoint), Path(output)):
         remove_file(checkpoint)
     return Path(output)
@@ -153,13 +155,12 @@ def decrypt(
 
     Args:
         encrypted: the input that the result must be of, if that is to be checked.
-        raw: leave out the model's last steps, which the client computes, and give what goes into them.
-        decimals: as of `Client.decrypt`, for outputs that are to be shared.
+        raw: leave out the model's last steps, which the client computes.
+        decimals: as in `Client.decrypt`.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program, key or input.
-        BackendError: the result does not decrypt to numbers.
-        InputError: `decimals` is no whole number from -15 to 15.
+        BackendError, InputError: as `Client.decrypt`.
     """
     check_apart(
         {"output": output}, {"program": program, "secret key": secret_key, "result": result, "input": encrypted}
@@ -188,7 +189,7 @@ def debug(
         ArtifactError: a file is missing, damaged, or belongs to another program or key.
         InputError: the array has another shape, type, or values that are not finite.
         MissingKeyError: the evaluation keys don't hold what the program needs.
-        InfeasibleError: there isn't memory enough.
+        InfeasibleError: there is not enough memory.
     """
     compiled = CompiledProgram.load(program)
     given = read_npy(images, compiled.input_shape, compiled.batch, cut=True)
@@ -202,16 +203,16 @@ def read_npy(path: str | Path, shape: tuple[int, ...], batch: int, *, cut: bool 
     """Images from a .npy file of shape (n, *shape) or `shape`, as float64 of shape (n, *shape), n <= batch.
 
     Args:
-        cut: take the first ones of a file with more than a batch, which is an error else.
+        cut: of a file with more than a batch take the first images; without it such a file is an error.
 
     Raises:
         ArtifactError: the file is missing or no .npy file.
-        InputError: it holds something else than real numbers that are finite, or another shape.
+        InputError: it holds something other than finite real numbers, or has another shape.
         InfeasibleError: memory ran out.
     """
     source = Source.of_file(path)
     try:
-        # A memory map: nothing is allocated by what the header claims.
+        # A memory map, because nothing must be allocated that only the header claims.
         array = np.load(Path(path), allow_pickle=False, mmap_mode="r")
     except Exception as error:  # numpy parses headers as Python code: TokenError, RecursionError and others
         if ran_out(error):
@@ -225,7 +226,7 @@ def read_npy(path: str | Path, shape: tuple[int, ...], batch: int, *, cut: bool 
         raise ArtifactError(f"{source.name}: an archive of arrays, expected one .npy array. Write it with numpy.save.")
     if array.dtype.kind not in "fiub":
         raise InputError(f"{source.name}: an array of type {plain(array.dtype)[:40]}, expected real numbers")
-    # Before anything of its size is made: a file with holes takes no room on a disk.
+    # This is checked before anything of the array's size is made: a file with holes takes no room on a disk.
     if array.shape != shape and array.shape[1:] != shape:
         raise InputError(f"{source.name}: an array of shape {array.shape}, expected {shape} or (n, *{shape})")
     images = array[None] if array.shape == shape else array
@@ -238,9 +239,7 @@ def read_npy(path: str | Path, shape: tuple[int, ...], batch: int, *, cut: bool 
 
 
 def write_npy(path: str | Path, values: Outputs) -> None:
-    """Write an array to a .npy file that its owner alone may read, completely or not at all."""
-    import io
-
+    """Write an array to a .npy file that only its owner may read, completely or not at all."""
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
     data = buffer.getvalue()

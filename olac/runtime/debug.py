@@ -1,4 +1,4 @@
-"""An encrypted run beside a simulated one, layer by layer: for who holds the secret key, and never for a server."""
+"""Compares an encrypted run with a simulated one, layer by layer; only those who hold the secret key can."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from olac.runtime.client import Client
 from olac.runtime.server import Progress, Server
 
 THRESHOLD = 0.05
-"""Largest error of a slot that passes for right, in the layer's unit or by the largest slot where that is more."""
+"""Largest error of a slot that counts as right, in the layer's unit, or times the largest slot if that exceeds 1."""
 EDGE = 1.0 + 1e-3
-"""Slots beyond it are out of range; noise alone may take a slot a little beyond 1."""
+"""Slots beyond this are out of range; noise alone may take a slot a little beyond 1."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Row:
     Attributes:
         layer, op: the node's id and its op's name.
         level: levels that its ciphertexts have left.
-        error: largest difference of a slot from its simulated value; NaN where a ciphertext does not decrypt.
+        error: largest difference of a slot from its simulated value; NaN if a ciphertext does not decrypt.
         true_error: the same in true units.
         bits: precision, -log2 of the mean difference over the largest simulated value.
-        largest: largest simulated |slot|; of a bootstrap, of what goes into it.
-        largest_encrypted: largest decrypted |slot|, those that hold no element included; of a bootstrap, of what goes
-            into it.
-        outside: simulated values with |slot| > 1, and of the input those outside the calibrated range.
+        largest: largest simulated |slot|; of a bootstrap, that of its operand.
+        largest_encrypted: largest decrypted |slot|, those that hold no element included; of a bootstrap, that of its
+            operand.
+        outside: the number of simulated values with |slot| > 1; of the input, of those outside the calibrated range.
         seconds: wall time of the encrypted run.
     """
 
@@ -90,19 +90,16 @@ def debug(
     def simulate(node: Node, value: Array) -> None:
         simulated[node.id] = value
 
-    encrypted = client.encrypt(given, allow_out_of_range=True)  # what comes of it is to be seen
+    encrypted = client.encrypt(given, allow_out_of_range=True)  # the comparison shows what comes of it
     program.simulate(given, simulate)
     rows: dict[str, Row] = {}
 
     def compare(node: Node, value: Value) -> None:
         row = _row(node, value[0].state.level, simulated[node.id], client.slots(value))
         if isinstance(node.op, Bootstrap):
-            entering = rows[node.inputs[0]]  # what leaves the sine is never out of range
+            operand = rows[node.inputs[0]]  # the results of the sine are never out of range
             row = replace(
-                row,
-                largest=entering.largest,
-                largest_encrypted=entering.largest_encrypted,
-                outside=entering.outside,
+                row, largest=operand.largest, largest_encrypted=operand.largest_encrypted, outside=operand.outside
             )
         rows[node.id] = row
 
@@ -111,9 +108,7 @@ def debug(
 
 
 def _row(node: Node, level: int, simulated: Array, slots: Array) -> Row:
-    layout = node.type.layout
-    assert layout is not None
-    difference = np.abs(layout.unpack(slots)[: len(simulated)] - simulated)
+    difference = np.abs(node.layout.unpack(slots)[: len(simulated)] - simulated)
     error, mean = float(difference.max()), float(difference.mean())
     size = float(np.abs(simulated).max())
     return Row(
@@ -141,8 +136,8 @@ def _outside(node: Node, slots: Array) -> npt.NDArray[np.bool_]:
 
 
 def first_fault(rows: Sequence[Row], threshold: float = THRESHOLD) -> Fault | None:
-    """The first layer with an error beyond `threshold`, or a bootstrap of what is out of range; None if all is well."""
-    left = ""  # the first layer out of range: often what goes wrong later begins there
+    """The first layer with an error beyond `threshold`, or a bootstrap of values out of range; None if all is well."""
+    left = ""  # the first layer out of range, which often causes what goes wrong later
     for row in rows:
         if row.outside and not left:
             left = row.layer
@@ -152,7 +147,7 @@ def first_fault(rows: Sequence[Row], threshold: float = THRESHOLD) -> Fault | No
             return Fault(row.layer, problem, _range_advice(rows, left))
         if row.error <= threshold * max(1.0, row.largest):  # noise grows with values that are out of range
             continue
-        problem = f"slots are off by {row.error:.2g} of the unit, {threshold:g} pass for right"
+        problem = f"slots are off by {row.error:.2g} of the unit, and at most {threshold:g} is right"
         if math.isnan(row.error):
             problem = "it does not decrypt to numbers: values overflowed, or noise took their place"
         if left:

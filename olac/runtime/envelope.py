@@ -9,8 +9,8 @@
     payload   coefficient words, little-endian uint64
     32 bytes  SHA-256 of all that comes before
 
-All integers are little-endian. The hash finds damage and mix-ups; it is no signature. Whoever can change a file can
-change its hash as well, so readers take nothing from the payload but words that they check one by one.
+All integers are little-endian. The hash finds damage and mix-ups. It is no signature: whoever can change a file can
+change its hash as well. So readers take nothing from the payload but words that they check one by one.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class Header:
 
     Attributes:
         source: where it was read.
-        kind: of the frame.
-        fields: what the kind needs beside the fingerprints.
+        kind: the kind of the frame.
+        fields: the fingerprints, and further fields of the kind.
         start: the bytes that it was read from, from the magic to the end of the JSON.
-        payload_bytes: how many follow, but for the hash.
+        payload_bytes: the bytes between it and the hash.
     """
 
     source: Source
@@ -70,50 +70,52 @@ class Header:
     start: bytes
     payload_bytes: int
 
-    @property
-    def payload_start(self) -> int:
-        """Where the payload begins in the frame."""
-        return len(self.start)
-
     def error(self, problem: str, advice: str) -> ArtifactError:
         """An error that names the source."""
         return ArtifactError(f"{self.source.name} ({self.kind}): {problem}. {advice}")
 
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Errors that are raised within, by checks that do not know the source, name it."""
+        try:
+            yield
+        except ArtifactError as error:
+            raise self.error(str(error), "Nothing of it was used: get it again from who made it.") from error
+
+    def _expect(self, name: str, right: bool, expected: str) -> None:
+        if not right:
+            raise self.error(f"the header says {name} = {_short(self.fields.get(name))}, expected {expected}", DAMAGED)
+
     def integer(self, name: str, low: int, high: int) -> int:
         """The field as an integer within [low, high]."""
-        value = self.fields.get(name)
-        if type(value) is not int or not low <= value <= high:
-            raise self.error(
-                f"the header says {name} = {_short(value)}, expected an integer in {low} ... {high}", DAMAGED
-            )
-        return value
+        value: Any = self.fields.get(name)
+        self._expect(name, type(value) is int and low <= value <= high, f"an integer in {low} ... {high}")
+        return int(value)
 
     def integers(self, name: str, allowed: Iterable[int]) -> tuple[int, ...]:
         """The field as increasing integers out of `allowed`."""
-        value = self.fields.get(name)
-        if not isinstance(value, list) or any(type(v) is not int for v in value):
-            raise self.error(f"the header says {name} = {_short(value)}, expected a list of integers", DAMAGED)
+        value: Any = self.fields.get(name)
+        self._expect(name, type(value) is list and all(type(v) is int for v in value), "a list of integers")
         strange = sorted(set(value) - set(allowed))
         if strange or value != sorted(set(value)):
             raise self.error(
-                f"{name} holds {_short(strange)} that the program has no use for" if strange else f"{name} repeats",
+                f"{name} holds {_short(strange)}, which the program does not use" if strange else f"{name} repeats",
                 "Make the keys anew for this program.",
             )
         return tuple(value)
 
     def flag(self, name: str) -> bool:
         """The field as true or false."""
-        value = self.fields.get(name)
-        if type(value) is not bool:
-            raise self.error(f"the header says {name} = {_short(value)}, expected true or false", DAMAGED)
-        return value
+        value: Any = self.fields.get(name)
+        self._expect(name, type(value) is bool, "true or false")
+        return bool(value)
 
     def identity(self, name: str) -> str:
         """The field as 32 hexadecimal digits."""
-        value = self.fields.get(name)
-        if not isinstance(value, str) or len(value) != 32 or set(value) - set("0123456789abcdef"):
-            raise self.error(f"the header says {name} = {_short(value)}, expected 32 hexadecimal digits", DAMAGED)
-        return value
+        value: Any = self.fields.get(name)
+        right = type(value) is str and len(value) == 32 and not set(value) - set("0123456789abcdef")
+        self._expect(name, right, "32 hexadecimal digits")
+        return str(value)
 
     def expect_payload(self, size: int) -> None:
         """Raise `ArtifactError` unless the payload has `size` bytes."""
@@ -126,14 +128,14 @@ DAMAGED = "The file was damaged or not written by olac: get it again from who ma
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a payload whose hash was right; it can be read at any time, by any thread.
+    """A part of a payload whose hash was right; it can be read again at any time, by any thread.
 
-    SHA-256 goes on from what it was before the part, so a part is checked alone, against all that was checked first.
+    The state of SHA-256 before the part is kept, so a part is checked alone against what was checked first.
 
     Attributes:
-        start, size: where it begins in the whole frame, and its bytes.
-        before: SHA-256 of all before it.
-        after: the digest with it.
+        start, size: its offset in the whole frame, and its bytes.
+        before: SHA-256 of all that comes before it.
+        after: the digest of that and the part.
     """
 
     start: int
@@ -142,12 +144,12 @@ class Part:
     after: bytes
 
     def pieces(self, reader: Reader, buffer: memoryview) -> Iterator[memoryview]:
-        """The part in pieces as large as the buffer of bytes, in which each of them is until the next is asked for.
+        """The part in pieces as large as the buffer. Each piece is in the buffer until the next is asked for.
 
-        Nothing of it may be used before the last piece was followed by the end.
+        None of it may be used before the iteration has ended, as the hash is compared then.
 
         Raises:
-            ArtifactError: at the end, where it is not what it was; or it is no longer there. It names no file.
+            ArtifactError: the part is gone or, at the end, is not what it was. The error names no file.
         """
         digest = self.before.copy()
         for at in range(0, self.size, len(buffer)):
@@ -164,32 +166,22 @@ class Part:
 class Payload:
     """A payload that is being read, from the same open file as its header, and the hash so far.
 
-    Args:
+    Attributes:
         header: as it was read from the stream.
-        stream: that stands at the end of the header.
+        stream: the open file, at first at the end of the header.
     """
 
     def __init__(self, header: Header, stream: BinaryIO) -> None:
         self.header = header
-        self._stream = stream
+        self.stream = stream
         self._digest = hashlib.sha256(header.start)
         self._left = header.payload_bytes
 
-    @property
-    def stream(self) -> BinaryIO:
-        """What it is read from."""
-        return self._stream
-
     def read(self, size: int) -> bytes:
         """The next `size` bytes."""
-        data = self._stream.read(size)
+        data = self.stream.read(size)
         self._take(data, size)
         return data
-
-    def read_into(self, buffer: memoryview) -> None:
-        """Fill a buffer of bytes with what comes next."""
-        found = self._stream.readinto(buffer)  # type: ignore[attr-defined]
-        self._take(buffer[:found], len(buffer))
 
     def _take(self, data: bytes | memoryview, size: int) -> None:
         if size > self._left or len(data) != size:
@@ -199,12 +191,13 @@ class Payload:
 
     def parts(self, sizes: Iterable[int]) -> tuple[Part, ...]:
         """Read everything once and compare the hash; the parts of these sizes, which are all of the payload."""
-        buffer, parts, start = memoryview(bytearray(CHUNK)), [], self.header.payload_start
+        buffer, parts, start = memoryview(bytearray(CHUNK)), [], len(self.header.start)
         for size in sizes:
             before, left = self._digest.copy(), size
             while left:
                 piece = buffer[: min(CHUNK, left)]
-                self.read_into(piece)
+                found = self.stream.readinto(piece)  # type: ignore[attr-defined]
+                self._take(piece[:found], len(piece))
                 left -= len(piece)
             parts.append(Part(start, size, before, self._digest.digest()))
             start += size
@@ -213,7 +206,7 @@ class Payload:
 
     def finish(self) -> None:
         """Compare the hash; only after the whole payload."""
-        found = self._stream.read(DIGEST_BYTES)
+        found = self.stream.read(DIGEST_BYTES)
         if self._left or found != self._digest.digest():
             raise self.header.error(
                 f"its SHA-256 is {self._digest.hexdigest()[:16]}..., it claims {found.hex()[:16]}...", DAMAGED
@@ -222,13 +215,13 @@ class Payload:
 
 @contextmanager
 def open_frame(source: Source, kind: str, program: LoweredProgram) -> Iterator[Payload]:
-    """Parse the beginning of a frame, check all that can be checked without the payload, and read on from there.
+    """Parse the beginning of a frame and check all that can be checked without the payload, which is read next.
 
-    The source is opened once: a file that takes the place of another in the meantime is not read at all. The hash of
-    the whole frame is checked when all of the payload was read.
+    The source is opened once: a file that replaces it in the meantime is not read at all. The hash of the whole frame
+    is checked when all of the payload was read.
 
     Raises:
-        ArtifactError: another kind of file, a newer version, another program, or a length that is not right.
+        ArtifactError: another kind of file, a newer version, another program, or a wrong length.
     """
     with source.open() as stream:
         yield Payload(_read_header(source, stream, kind, program), stream)
@@ -270,7 +263,7 @@ def _read_header(source: Source, stream: BinaryIO, kind: str, program: LoweredPr
         if fields.get(name) != fingerprint:
             raise header.error(
                 f"it belongs to {name} {_short(fields.get(name))}, expected {fingerprint[:16]}...",
-                "Use the program file that it was made with, or make it anew.",
+                "Use the program file that it was made for, or make it anew.",
             )
     return header
 
@@ -283,15 +276,10 @@ def frame(
     payload_bytes: int,
 ) -> Iterator[bytes | memoryview]:
     """The bytes of a frame, in pieces; `payload` must give `payload_bytes` bytes in all."""
-    full = {
-        "program": program.fingerprint,
-        "parameters": parameter_fingerprint(program.parameters),
-        **fields,
-    }
+    full = {"program": program.fingerprint, "parameters": parameter_fingerprint(program.parameters), **fields}
     header = json.dumps(full, sort_keys=True).encode()
-    digest = hashlib.sha256()
     start = PREFIX.pack(MAGIC, FRAMES.current, kind.encode(), len(header), payload_bytes) + header
-    digest.update(start)
+    digest = hashlib.sha256(start)
     yield start
     written = 0
     for piece in payload:

@@ -1,4 +1,4 @@
-"""What travels in a frame (see `olac.runtime.envelope`): as bytes, as a file, and pickled."""
+"""Objects that travel in a frame (see `olac.runtime.envelope`): as bytes, as a file, and pickled."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from olac.errors import ArtifactError
 from olac.program.program import CompiledProgram
-from olac.runtime.envelope import Header, Payload, open_frame
+from olac.runtime.envelope import Payload, open_frame
 from olac.system.files import Output, Source, check_writable, write_files
 from olac.system.memory import memory_for
 
@@ -18,18 +17,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-def named(error: ArtifactError, header: Header) -> ArtifactError:
-    """The error, with where the words came from."""
-    return header.error(str(error), "Nothing of it was used: get it again from who made it.")
-
-
 class Framed(ABC):
-    """An object that one side of a program sends the other.
+    """An object that one side of a program sends to the other.
 
     Attributes:
-        kind: of its frame.
-        contents: how errors call what is in the frame.
-        program: that it belongs to.
+        kind: the kind of its frame.
+        contents: what errors call the contents of the frame.
+        program: the program that it belongs to.
     """
 
     kind: ClassVar[str]
@@ -51,7 +45,7 @@ class Framed(ABC):
         """Read and check all that follows the header of a frame."""
 
     def to_bytes(self) -> bytes:
-        """One frame. Large keys are better saved to a file, which takes no memory."""
+        """One frame. Save large keys to a file, which takes no memory."""
         with memory_for(f"writing {self.contents}"):
             out = io.BytesIO()
             for piece in self._pieces():
@@ -71,21 +65,21 @@ class Framed(ABC):
             write_files([output])
 
     def output(self, path: str | Path) -> Output:
-        """What `save` writes, for `olac.system.files.write_files`: beside the secret key, say."""
+        """What `save` writes, for `olac.system.files.write_files`, which may write the secret key together with it."""
         return Output(Path(path), self._pieces(), size=self.payload_bytes)
 
     def __reduce__(self) -> tuple[Callable[[CompiledProgram, bytes], Framed], tuple[CompiledProgram, bytes]]:
-        """Pickles and copies go by `to_bytes`, so that what comes back has been checked as files are."""
+        """Pickles and copies are made with `to_bytes`, so that they are checked as files are."""
         return type(self).from_bytes, (self.program, self.to_bytes())
 
     @classmethod
     def from_bytes(cls, program: CompiledProgram, data: bytes) -> Self:
-        """Check a frame; raises `ArtifactError` for anything that isn't right for the program."""
+        """Check a frame; raises `ArtifactError` for anything that does not fit the program."""
         return cls._read(program, Source(data=data))
 
     @classmethod
     def load(cls, program: CompiledProgram, path: str | Path) -> Self:
-        """Read and check a file; evaluation keys themselves are read again when a server takes them.
+        """Read and check a file. The words of evaluation keys are read again when a server takes them.
 
         Raises:
             ArtifactError: the file is missing, damaged, or of another kind, version or program.

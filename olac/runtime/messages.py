@@ -1,7 +1,7 @@
 """What client and server send each other: evaluation keys, encrypted inputs, encrypted results.
 
 Each holds either objects of an engine in this process, which are used as they are if client and server share a process
-and an engine, or a frame (see `olac.runtime.envelope`) that came from outside. None of them holds a secret key.
+and an engine, or the content of a frame (see `olac.runtime.envelope`). None of them holds a secret key.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -21,11 +21,11 @@ from olac.ckks.bootstrapping import SPECIAL_KEYS
 from olac.ckks.sizes import ciphertext_bytes, rotation_key_bytes
 from olac.ckks.words import WORD_BYTES, Words, as_bytes, check_words
 from olac.errors import ArtifactError, ClosedError
-from olac.ir.types import ValueType
+from olac.ir.graph import Node
 from olac.program.program import CompiledProgram
 from olac.runtime import envelope
 from olac.runtime.envelope import Header, Part, Payload
-from olac.runtime.framed import Framed, named
+from olac.runtime.framed import Framed
 from olac.system.files import Reader
 from olac.system.memory import check_room
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 
 def new_identity() -> str:
-    """A random name for one key pair: what was made with it carries the name, so that mix-ups are found early."""
+    """A random name for a key pair. What is made with the pair carries the name, so that mix-ups are found early."""
     return secrets.token_hex(16)
 
 
 def needs_relinearisation(program: CompiledProgram) -> bool:
-    """Whether the program multiplies ciphertexts; bootstraps do."""
+    """Whether the program multiplies ciphertexts, as bootstraps do."""
     return program.multiplies_ciphertexts or program.parameters.bootstrapping is not None
 
 
@@ -50,7 +50,7 @@ def one_key_bytes(program: CompiledProgram) -> int:
 
 
 def special_key_bytes(program: CompiledProgram) -> list[int]:
-    """Bytes of the coefficients of each key that only bootstraps take."""
+    """Bytes of the coefficients of each key that only bootstraps use."""
     p = program.parameters
     if p.bootstrapping is None:
         return []
@@ -61,13 +61,14 @@ def special_key_bytes(program: CompiledProgram) -> list[int]:
 class EvaluationKeys(Framed):
     """The public keys that a server needs: for relinearisation, for each rotation step and for bootstraps.
 
-    Keys that were made in this process are held until this object and all servers with it are closed or gone. Of keys
-    that came from outside only servers hold any; they are read again for the next.
+    Keys that were made in this process are held until this object and all servers with it are closed or deleted. Keys
+    that came from outside are held by servers alone, and read again for the next server.
 
     Attributes:
-        identity: which key pair they belong to.
+        identity: the name of their key pair.
         steps: rotation steps that there are keys for.
-        relinearisation: whether the relinearisation key is there.
+        relinearisation: whether there is a relinearisation key.
+        header: of the frame that they came in; None if they were made in this process.
     """
 
     kind = envelope.EVALUATION_KEYS
@@ -88,8 +89,8 @@ class EvaluationKeys(Framed):
         self.identity = identity
         self.steps = steps
         self.relinearisation = relinearisation
+        self.header = header
         self._made = live
-        self._header = header
         self._parts: tuple[Part, ...] = ()
         self._engine = engine
         self._installed: weakref.ref[Keys] | None = None
@@ -101,9 +102,9 @@ class EvaluationKeys(Framed):
         return self._made or (None if self._installed is None else self._installed())
 
     def close(self) -> None:
-        """Let keys go that no server holds. They can't be used or saved any more."""
+        """Delete the keys that no server holds. They can't be used or saved any more."""
         self._closed = True
-        self._made = self._header = self._installed = None
+        self._made = self.header = self._installed = None
         self._parts = ()
 
     def __enter__(self) -> Self:
@@ -129,18 +130,8 @@ class EvaluationKeys(Framed):
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of the coefficients."""
+        """Bytes of the coefficients: what the keys take in memory, and nearly all of a file."""
         return sum(self._sizes)
-
-    @property
-    def key_bytes(self) -> int:
-        """Bytes that the keys take in memory, and about as many in a file."""
-        return self.payload_bytes
-
-    @property
-    def header(self) -> Header | None:
-        """Of the frame that they came in; None where they were made in this process."""
-        return self._header
 
     @property
     def installed(self) -> bool:
@@ -148,7 +139,7 @@ class EvaluationKeys(Framed):
         return self._live is not None
 
     def choose_engine(self, wanted: Engine | str | None) -> Engine:
-        """The engine that is wanted; None for the one that made them in this process, else for OpenFHE."""
+        """The engine that is wanted; None for the one that made the keys in this process, otherwise for OpenFHE."""
         return self._engine if wanted is None and self._made is not None and self._engine else find_engine(wanted)
 
     def install(
@@ -158,52 +149,48 @@ class EvaluationKeys(Framed):
 
         Raises:
             ArtifactError: a key in the file changed after it was opened, its words are no residues, or another engine
-                made them in this process.
+                made the keys in this process.
             ClosedError: after `close`.
         """
         self.check_open()
         by = self.choose_engine(engine)
         live = self._live
         if live is None or by is not self._engine:
-            if self._header is None:
+            if self.header is None:
                 raise ArtifactError(
-                    f"the evaluation keys were made here for another engine than {by.title}. Save them, and load them "
-                    "for it."
+                    f"the evaluation keys were made in this process for another engine than {by.title}. Save them, and "
+                    "load them for that engine."
                 )
-            header = self._header
-            with header.source.reader() as reader:
-                try:
-                    live = by.install_keys(
-                        self.program.parameters,
-                        self.steps,
-                        self.relinearisation,
-                        partial(self.blocks, reader),
-                        progress,
-                        self.identity,
-                    )
-                except ArtifactError as error:
-                    raise named(error, header) from error
+            with self.header.source.reader() as reader, self.header.named_in_errors():
+                live = by.install_keys(
+                    self.program.parameters,
+                    self.steps,
+                    self.relinearisation,
+                    partial(self.blocks, reader),
+                    progress,
+                    self.identity,
+                )
             self._engine, self._installed = by, weakref.ref(live)
         return live
 
     def apart(self) -> EvaluationKeys:
         """The same keys that came from outside, which stay as they are when these are closed."""
-        assert self._header is not None
-        other = EvaluationKeys(self.program, self.identity, self.steps, self.relinearisation, header=self._header)
+        assert self.header is not None
+        other = EvaluationKeys(self.program, self.identity, self.steps, self.relinearisation, header=self.header)
         other._parts = self._parts
         return other
 
     def blocks(self, reader: Reader, place: int) -> Iterator[Words]:
         """The words of one key that came from outside, block by block, each valid until the next is asked for.
 
-        Any thread may read any key, in any order. Only the end says that it is what it was when all was checked.
+        Any thread may read any key, in any order. Whether the key has changed is known at the end of the iteration.
 
         Args:
-            reader: of the source that they came from.
-            place: of the key: relinearisation, where it is there, rotations as in `steps`, special ones.
+            reader: of the source that the keys came from.
+            place: of the key, in the order of `Keys.blocks`.
 
         Raises:
-            ArtifactError: the key changed after the first reading. It names no file.
+            ArtifactError: the key changed after the first reading. The error names no file.
         """
         room = np.empty(self.program.parameters.ring_dimension, dtype="<u8")
         for _ in self._parts[place].pieces(reader, room.data.cast("B")):
@@ -211,8 +198,8 @@ class EvaluationKeys(Framed):
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
         self.check_open()
-        if self._header is not None:
-            yield from self._received(self._header)
+        if self.header is not None:
+            yield from self._received(self.header)
             return
         assert self._made is not None
         fields = {"keys": self.identity, "steps": list(self.steps), "relinearisation": self.relinearisation}
@@ -223,16 +210,13 @@ class EvaluationKeys(Framed):
         """The frame that they came in, which must be what it was when it was checked."""
         yield header.start
         buffer = memoryview(bytearray(envelope.CHUNK))
-        with header.source.reader() as reader:
-            try:
-                for part in self._parts:
-                    yield from part.pieces(reader, buffer)
-            except ArtifactError as error:
-                raise named(error, header) from error
+        with header.source.reader() as reader, header.named_in_errors():
+            for part in self._parts:
+                yield from part.pieces(reader, buffer)
         yield self._parts[-1].after if self._parts else hashlib.sha256(header.start).digest()
 
     def to_bytes(self) -> bytes:
-        """One frame; large keys are better saved to a file, which takes no memory."""
+        """See `Framed.to_bytes`."""
         check_room(2 * self.payload_bytes, "a frame of the evaluation keys")
         return super().to_bytes()
 
@@ -247,9 +231,15 @@ class EvaluationKeys(Framed):
 
 
 class _Ciphertexts(Framed):
-    """The ciphertexts of one value, as they are sent: noise degree 1, canonical scale, level as in its type."""
+    """The ciphertexts of one value, as they are sent: noise degree 1, canonical scale, level as in its type.
+
+    Attributes:
+        called: what errors call an object of this kind.
+        name: what errors call this one.
+    """
 
     contents = "ciphertexts"
+    called: ClassVar[str]
 
     def __init__(
         self,
@@ -265,34 +255,28 @@ class _Ciphertexts(Framed):
         self.program = program
         self.identity = identity
         self.images = images
+        self.name = name or f"the {self.kind}"
         self._live = live
         self._engine = engine
         self._words = words
-        self._name = name
 
     @classmethod
     def check_kind(cls, given: object) -> None:
         """Raise `ArtifactError` unless an object is of this kind, as for files."""
         if not isinstance(given, cls):
-            what = given._called() if isinstance(given, _Ciphertexts) else f"an object of type {type(given).__name__}"
-            raise ArtifactError(f"{what} was given, expected {cls._called()}. Check that the right one was given.")
+            what = given.called if isinstance(given, _Ciphertexts) else f"an object of type {type(given).__name__}"
+            raise ArtifactError(f"{what} was given, expected {cls.called}. Check that the right one was given.")
 
     @classmethod
     @abstractmethod
-    def _called(cls) -> str:
-        """How errors call the kind."""
-
-    @classmethod
-    @abstractmethod
-    def _type(cls, program: CompiledProgram) -> ValueType:
-        """The type of the value in the program that these ciphertexts hold."""
+    def _node(cls, program: CompiledProgram) -> Node:
+        """The node of the program whose value these ciphertexts hold."""
 
     @classmethod
     def _shape(cls, program: CompiledProgram) -> tuple[int, int, int, int]:
         """(ciphertexts, 2, limbs, N)."""
-        type_ = cls._type(program)
-        assert type_.layout is not None and type_.state is not None
-        return type_.layout.ciphertexts, 2, type_.state.level + 1, program.parameters.ring_dimension
+        node = cls._node(program)
+        return node.layout.ciphertexts, 2, node.state.level + 1, program.parameters.ring_dimension
 
     @classmethod
     def _bytes(cls, program: CompiledProgram) -> int:
@@ -304,16 +288,11 @@ class _Ciphertexts(Framed):
         """Bytes of the coefficients."""
         return self._bytes(self.program)
 
-    @property
-    def ciphertext_bytes(self) -> int:
-        """Bytes of all ciphertexts, in memory and about as many in a file."""
-        return self.payload_bytes
-
     def payloads(self, session: Session) -> tuple[Any, ...]:
-        """Ciphertexts of a session.
+        """The ciphertexts as a session uses them.
 
         Raises:
-            ArtifactError: they are not what the program's type says.
+            ArtifactError: they are not as the value's type in the program says.
         """
         if self._words is None and self.engine is session.engine:
             return tuple(session.adopt(part) for part in self._checked())
@@ -322,11 +301,11 @@ class _Ciphertexts(Framed):
 
     @property
     def engine(self) -> Engine:
-        """That made the live ciphertexts."""
+        """The engine that made the live ciphertexts."""
         return find_engine(self._engine)
 
     def _checked(self) -> tuple[Any, ...]:
-        """The live ciphertexts, which must be what a file would have to hold."""
+        """The live ciphertexts, which must be such as a file may hold."""
         assert self._live is not None
         engine, parameters = self.engine, self.program.parameters
         count, _, limbs, _ = self._shape(self.program)
@@ -346,7 +325,7 @@ class _Ciphertexts(Framed):
         return self._live
 
     def _all_words(self) -> Iterator[Words]:
-        """Those of one ciphertext after the other."""
+        """The words of one ciphertext after the other."""
         if self._words is not None:
             return iter(self._words)
         engine, parameters, level = self.engine, self.program.parameters, self._shape(self.program)[2] - 1
@@ -354,7 +333,7 @@ class _Ciphertexts(Framed):
 
     @cached_property
     def digest(self) -> str:
-        """32 hexadecimal digits that tell these ciphertexts from all others; the same live, as bytes and as a file."""
+        """32 hexadecimal digits, other for other ciphertexts; the same if they are live, as bytes or in a file."""
         found = hashlib.sha256(f"{self.kind} {self.identity} {self.images} ".encode())
         for words in self._all_words():
             found.update(as_bytes(words))
@@ -376,51 +355,42 @@ class _Ciphertexts(Framed):
         header.expect_payload(size)
         words = np.frombuffer(payload.read(size), "<u8").reshape(shape)
         payload.finish()
-        try:
+        with header.named_in_errors():
             for part in words:
                 check_words(part.reshape(-1, shape[3]), program.parameters.primes[: shape[2]] * 2, shape[3])
-        except ArtifactError as error:
-            raise named(error, header) from error
         return cls(program, identity, images, words=words, name=header.source.name, **more)
 
     def _fields(self) -> dict[str, Any]:
-        """What the header of this kind has beside what all have."""
+        """Further fields of this kind's header."""
         return {}
 
     @classmethod
     def _from_fields(cls, header: Header) -> dict[str, Any]:
-        """From `_fields` to arguments."""
+        """Arguments of the constructor from `_fields`."""
         return {}
-
-    @property
-    def name(self) -> str:
-        """How errors call it."""
-        return self._name or f"the {self.kind}"
 
 
 class EncryptedInput(_Ciphertexts):
-    """A batch of encrypted images; `images` of them are given, the rest of the batch is zeros."""
+    """A batch of encrypted images; the first `images` are given, the others are zeros."""
 
     kind = envelope.INPUT
+    called = "an encrypted input"
 
     @classmethod
-    def _called(cls) -> str:
-        return "an encrypted input"
-
-    @classmethod
-    def _type(cls, program: CompiledProgram) -> ValueType:
-        return program.input.type
+    def _node(cls, program: CompiledProgram) -> Node:
+        return program.input
 
 
 class EncryptedResult(_Ciphertexts):
-    """The encrypted outputs of a batch; those of `images` images count.
+    """The encrypted outputs of a batch; the first `images` count.
 
     Attributes:
-        input: the digest of the `EncryptedInput` that it is said to be of; None where a file of an older olac has none.
-            It finds results that were mixed up. It proves nothing: a dishonest server writes there what it likes.
+        input: the digest of the `EncryptedInput` that it is said to be of; None if an older olac wrote the file. It
+            serves to find results that were mixed up. It proves nothing: a dishonest server may write any digest.
     """
 
     kind = envelope.RESULT
+    called = "an encrypted result"
 
     def __init__(
         self,
@@ -445,7 +415,7 @@ class EncryptedResult(_Ciphertexts):
         if self.input != given.digest:
             raise ArtifactError(
                 f"{self.name} is of another input than {given.name}: {self.input[:16]}..., expected "
-                f"{given.digest[:16]}.... Results were mixed up: find the one of this input, or run it anew."
+                f"{given.digest[:16]}.... Results were mixed up: find the result of this input, or run it anew."
             )
 
     def _fields(self) -> dict[str, Any]:
@@ -456,12 +426,8 @@ class EncryptedResult(_Ciphertexts):
         return {"input": header.identity("input") if "input" in header.fields else None}
 
     @classmethod
-    def _called(cls) -> str:
-        return "an encrypted result"
-
-    @classmethod
-    def _type(cls, program: CompiledProgram) -> ValueType:
-        return program.output.type
+    def _node(cls, program: CompiledProgram) -> Node:
+        return program.output
 
 
 REPLACED = "It is not what olac made: encrypt or run anew."

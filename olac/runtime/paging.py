@@ -16,12 +16,11 @@ from olac.ir.graph import Node
 from olac.kernels.base import Value
 from olac.kernels.record import record
 from olac.program.program import CompiledProgram
-from olac.runtime.framed import named
 from olac.runtime.messages import EvaluationKeys, special_key_bytes
 
 
 class KeyFile:
-    """Single rotation keys of a file, each the same as when the whole file was checked."""
+    """Single rotation keys of a file, each checked to be what it was when the whole file was checked."""
 
     def __init__(self, keys: EvaluationKeys) -> None:
         assert keys.header is not None
@@ -32,7 +31,7 @@ class KeyFile:
         """Put the key of a step into a store.
 
         Raises:
-            ArtifactError: the file is gone, or the key is another than it was.
+            ArtifactError: the file is gone, or the key has changed.
         """
         try:
             with self._header.source.reader() as reader:
@@ -45,7 +44,7 @@ class KeyFile:
 
 
 def pinned_steps(program: CompiledProgram) -> frozenset[int]:
-    """Steps whose keys are always held: engines look up those of bootstraps and of conjugation themselves."""
+    """Steps whose keys are always held: engines look up the keys of bootstraps and of conjugation themselves."""
     return bootstrap_model(program.parameters).steps | {program.parameters.conjugation_step}
 
 
@@ -55,7 +54,7 @@ def install_pinned(
     engine: Engine,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Keys, KeyFile]:
-    """Keys of a frame, of which those for rotations by other steps than `pinned` stay where they are.
+    """Install the keys of a frame, but leave those for rotations by other steps than `pinned` in their file.
 
     Raises:
         ArtifactError: as `EvaluationKeys.install`.
@@ -63,27 +62,22 @@ def install_pinned(
     header, first = keys.header, int(keys.relinearisation)
     assert header is not None
     held = tuple(step for step in keys.steps if step in pinned)
-    behind = first + len(keys.steps)
+    special = first + len(keys.steps)
     places = [*range(first), *(first + i for i, step in enumerate(keys.steps) if step in pinned)]
-    places += range(behind, behind + len(special_key_bytes(keys.program)))
-    with header.source.reader() as reader:
+    places += range(special, special + len(special_key_bytes(keys.program)))
+    with header.source.reader() as reader, header.named_in_errors():
 
         def blocks(place: int) -> Iterator[Words]:
             return keys.blocks(reader, places[place])
 
-        try:
-            live = engine.install_keys(
-                keys.program.parameters, held, keys.relinearisation, blocks, progress, keys.identity
-            )
-        except ArtifactError as error:
-            raise named(error, header) from error
+        live = engine.install_keys(keys.program.parameters, held, keys.relinearisation, blocks, progress, keys.identity)
     return live, KeyFile(keys)
 
 
 def needed_order(
     program: CompiledProgram, steps: Collection[int], pinned: Collection[int]
 ) -> tuple[tuple[int, ...], dict[str, int]]:
-    """The steps beside `pinned` in the order in which a run takes them, and how many lie before each node's end."""
+    """The steps that are not `pinned` in the order of their uses in a run, and the number of uses up to each node."""
     recorder = RecorderEvaluator(program.parameters, steps)
     events: dict[str, int] = {}
 
@@ -98,14 +92,14 @@ def needed_order(
 
 
 class KeyPager:
-    """Reads keys before they are needed and lets go those that are needed last (see `KeyPages`).
+    """Reads keys when they are needed, and evicts the key whose next use is furthest away (see `KeyPages`).
 
     Args:
-        program: whose runs need the keys.
-        steps: that there are keys for.
-        pinned: of these, the ones that are held anyway.
-        file: of the others.
-        capacity: how many of the others may be held at once, at least 1.
+        program: the program that is run.
+        steps: the steps that there are keys for.
+        pinned: those of the steps whose keys are held all the time.
+        file: the keys of the others.
+        capacity: the number of the others that may be held at once, at least 1.
     """
 
     def __init__(
@@ -122,11 +116,11 @@ class KeyPager:
         self._file = file
         self._there: set[int] = set()
 
-    def restart(self, behind: str | None = None) -> None:
-        """Begin a run, or continue one behind a node."""
-        # What a failed run left is not known to be whole.
+    def restart(self, after: str | None = None) -> None:
+        """Begin a run, or continue one after a node."""
+        # A run that failed while it read a key has not installed it.
         self.pages.held = {step: place for step, place in self.pages.held.items() if step in self._there}
-        self.pages.restart(0 if behind is None else self._ends[behind])
+        self.pages.restart(0 if after is None else self._ends[after])
 
     def need(self, step: int, store: KeyStore) -> None:
         """See `KeyPages`."""

@@ -1,4 +1,4 @@
-"""The server: runs a program on ciphertexts. It has no secret key and can't tell what it computes."""
+"""The server: runs a program on ciphertexts. It has no secret key and can't read what it computes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from olac.errors import (
 )
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap
-from olac.ir.types import CipherState
 from olac.kernels.base import Value
 from olac.kernels.execute import execute
 from olac.program.program import CompiledProgram
@@ -60,8 +59,8 @@ class Progress:
         level: levels that its ciphertexts have left.
         seconds: wall time of this node.
         memory_gb: resident memory of this process.
-        eta_seconds: left of the run, as predicted and scaled by how the nodes so far kept to that.
-        checkpoint: the node after which the last checkpoint was kept; empty if there is none.
+        eta_seconds: predicted seconds to the end of the run, scaled by how long the nodes so far took.
+        checkpoint: the node after which the last checkpoint was written; empty if there is none.
     """
 
     done: int
@@ -77,31 +76,32 @@ class Progress:
 class Server:
     """Runs one program under one client's evaluation keys.
 
-    Where not all keys of a file fit in memory, those for rotations beside bootstraps are read from the file when a run
-    needs them, and go when others need their room. Such a run and others in this process take turns, node by node.
+    If not all keys of a file fit in memory, those for rotations outside of bootstraps are read from the file when a run
+    needs them, and evicted when others need the room. Such a run and others in this process take turns, node by node.
 
-    `close`, the end of a `with` block, or the end of this object lets everything go that it holds: encoded weights at
-    once, keys and what bootstraps take as soon as no run of this process is in the middle of a node. Keys that another
-    server or a client holds as well stay. A server does not work in a process that is forked off later.
+    `close`, the end of a `with` block, or the deletion of this object frees all that it holds: encoded weights at once,
+    keys and plaintexts of bootstraps as soon as no run of this process is in the middle of a node. Keys that another
+    server or a client holds as well stay. A server does not work in a process that is forked later.
 
     Args:
-        program: what to run.
+        program: the program to run.
         evaluation_keys: from the client, live or loaded.
         max_memory: bytes that this process may take in all, or text such as "8GB". None for what the program was
-            compiled for (`CompiledProgram.max_memory`), a bare process of Python included; if that is nothing, for what
-            the machine has. Keys that are in memory already stay there, though the program was compiled for less.
-        cache_bytes: for encoded weights, which are kept between runs; None for what memory allows, or for programs with
-            bootstraps, whose weights are encoded when they are needed, for nothing.
-        engine: that computes, or the name of its folder in `olac/backends`; None for the engine that made the keys, if
-            they were made in this process, else for OpenFHE.
+            compiled for (`CompiledProgram.max_memory`), a bare process of Python included; if it was compiled without
+            a limit, for what the machine has. Keys that are in memory stay there even if that exceeds the limit that
+            the program was compiled for.
+        cache_bytes: bytes for encoded weights, which are kept between runs. None for what memory allows, and for
+            nothing if the program has bootstraps: its weights are then encoded when they are needed.
+        engine: the engine that computes, or the name of its folder in `olac/backends`; None for the engine that made
+            the keys, if they were made in this process, otherwise for OpenFHE.
 
     Attributes:
-        last_run: wall seconds by node id, of the last run; without those before its checkpoint where it continued one.
-        pages: the keys that are read when they are needed, and how often they were; None where all are held.
+        last_run: wall seconds by node id, of the last run; of a run from a checkpoint, of the nodes after it.
+        pages: which keys are read when they are needed, and how often they were; None if all are held.
 
     Raises:
         ArtifactError: the keys belong to another program, or are damaged.
-        MissingKeyError: keys that the program needs are not there.
+        MissingKeyError: a key that the program needs is missing.
         InfeasibleError: the keys and ciphertexts need more memory than allowed.
         ForkError: the process was forked after OpenFHE was used.
         ClosedError: the keys are closed.
@@ -128,7 +128,7 @@ class Server:
         self._running: int | None = None
         self._closed = False
         self._check_keys(evaluation_keys)
-        # Before memory is looked at: they are of some size themselves.
+        # They take memory themselves, so they are made before it is measured.
         self._kernels = program.kernels
         room, capacity = self._check_memory(evaluation_keys, limit)
         self._identity = evaluation_keys.identity
@@ -149,7 +149,7 @@ class Server:
         )
 
     def close(self) -> None:
-        """Let keys, encoded weights and what bootstraps take go. A run that goes on in another thread is waited for.
+        """Free keys, encoded weights and plaintexts of bootstraps, after the end of a run in another thread.
 
         Raises:
             BackendError: called from within a run, by its `progress` or `observe`.
@@ -169,11 +169,11 @@ class Server:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """While this thread has the server for itself."""
+        """The server is this thread's alone."""
         check_fork()  # the lock may be held by a thread that this process does not have
         me = threading.get_ident()
         if self._running == me:
-            raise BackendError("the server is asked for something in the middle of its own run: wait for its result")
+            raise BackendError("the server was called from within its own run: wait for the result of the run")
         with self._lock:
             if self._closed:
                 raise ClosedError("the server is closed. Make another: Server(program, evaluation_keys).")
@@ -209,15 +209,12 @@ class Server:
             )
 
     def _check_memory(self, keys: EvaluationKeys, max_memory: float | None) -> tuple[float, int | None]:
-        """Bytes that are left for encoded weights, and how many keys are held of those that are not always.
-
-        None where all are held.
-        """
+        """Bytes that are left for encoded weights, and how many keys that are not pinned are held; None for all."""
         found = estimate(self.program)
         self._predicted = found.node_seconds
         held = current_rss_bytes()
         room: float = available_bytes()
-        needed = found.ciphertext_bytes + found.setup_bytes + (0 if keys.installed else keys.key_bytes)
+        needed = found.ciphertext_bytes + found.setup_bytes + (0 if keys.installed else keys.payload_bytes)
         one, away = one_key_bytes(self.program), len(set(keys.steps) - pinned_steps(self.program))
         fewest = 1 + LOADING_KEYS
         least = LIBRARY_BYTES + (1 + UNUSED_SHARE) * (needed - (away - fewest) * one)
@@ -227,21 +224,19 @@ class Server:
         if max_memory is not None:
             room = within = min(room, max_memory - held)
         elif self.program.max_memory is not None:
-            # What else is in this process is not the program's, which was compiled for a process of its own.
+            # The program was compiled for a process of its own: what else this process holds does not count.
             own = self.program.max_memory - BARE_PROCESS_BYTES - (1 + UNUSED_SHARE) * found.sizes.table_bytes
             if keys.installed:
-                own -= (1 + UNUSED_SHARE) * keys.key_bytes
+                own -= (1 + UNUSED_SHARE) * keys.payload_bytes
             within = min(room, own)
             if may_wait and within >= least:
                 room = within
-        # What the library takes beside its objects is cut from the keys where it can be.
+        # If keys may wait in their file, fewer are held so that the library's own memory fits as well.
         if may_wait and least <= room < LIBRARY_BYTES + (1 + UNUSED_SHARE) * needed:
             return 0.0, min(away, 1 + int((room - least) / ((1 + UNUSED_SHARE) * one)))
         if needed <= room:
             return (within - LIBRARY_BYTES) / (1 + UNUSED_SHARE) - needed, None
-        fewer = (
-            "" if least >= needed else f" ({least / GB:.2f} GB do for keys from a file, most of them read as needed)"
-        )
+        fewer = "" if least >= needed else f" ({least / GB:.2f} GB suffice if keys are read from a file when needed)"
         raise InfeasibleError(
             f"running the program takes {needed / GB:.2f} GB more than the {held / GB:.2f} GB that this process "
             f"holds{fewer}, and {max(0.0, room) / GB:.2f} GB are left. Allow more with max_memory, take a larger "
@@ -249,9 +244,9 @@ class Server:
         )
 
     def __reduce__(self) -> NoReturn:
-        """It holds keys as its engine has them, which are of this process alone."""
+        """Servers are not pickled: they hold objects of the engine in this process."""
         raise BackendError(
-            "a server is not pickled or copied. Pickle its program and evaluation keys, or save them, and make a "
+            "a server can't be pickled or copied. Pickle its program and evaluation keys, or save them, and make a "
             "Server of them where it is needed."
         )
 
@@ -268,21 +263,16 @@ class Server:
             ForkError, ClosedError: as `run`.
         """
         with self._turn():
-            self._prepare()
+            program, evaluator = self.program, self._open().evaluator
+            evaluator.restart()
+            encoder = Encoder(evaluator)
+            fresh = (encoder.fresh(program.input.state.level),) * program.input.layout.ciphertexts
+            execute(program.graph, self._kernels, encoder, {program.input.id: fresh})
 
     def _open(self) -> ServerSession:
         """The session, within `_turn`."""
         assert self._session is not None
         return self._session
-
-    def _prepare(self) -> None:
-        program, evaluator = self.program, self._open().evaluator
-        evaluator.restart()
-        encoder = Encoder(evaluator)
-        type_ = program.input.type
-        assert type_.layout is not None and type_.state is not None
-        fresh = (encoder.fresh(type_.state.level),) * type_.layout.ciphertexts
-        execute(program.graph, self._kernels, encoder, {program.input.id: fresh})
 
     @memory_for("running the program")
     def run(
@@ -300,16 +290,16 @@ class Server:
         Args:
             encrypted: from the client whose keys this server has.
             progress: called after every node.
-            checkpoint: a file that holds, after each bootstrap and else from time to time, the ciphertexts that are
-                still needed. Where it is there already, the run continues from it. It goes when the run is done.
-            checkpoint_seconds: the least time between checkpoints that no bootstrap calls for.
-            keep_checkpoint: leave the file, for callers that want to bring the result to safety first.
-            observe: sees the ciphertexts of every node, before `progress`.
+            checkpoint: a file to which the ciphertexts that are still needed are written, after each bootstrap and
+                also from time to time. If it exists, the run continues from it. It is deleted when the run is done.
+            checkpoint_seconds: the least time between checkpoints, apart from those after bootstraps.
+            keep_checkpoint: do not delete the file, for callers that want to save the result first.
+            observe: called with every node and its ciphertexts, before `progress`.
 
         Raises:
             ArtifactError: the input is of another program or was encrypted under other keys; the checkpoint is
-                damaged, of another program, keys or input, or can't be written where it should be; the file of the
-                keys is no longer what it was, where keys are read from it.
+                damaged, of another program, keys or input, or can't be written; the file that keys are read from has
+                changed.
             BackendError: the engine refused an operation.
             ForkError: the process was forked after OpenFHE was used.
             ClosedError: after `close`.
@@ -318,7 +308,7 @@ class Server:
         program = self.program
         EncryptedInput.check_kind(encrypted)
         if encrypted.program.fingerprint != program.fingerprint:
-            raise ArtifactError(f"{encrypted.name} is of another program. Encrypt it for the program that is run here.")
+            raise ArtifactError(f"{encrypted.name} is of another program. Encrypt it for the program of this server.")
         if encrypted.identity != self._identity:
             raise ArtifactError(
                 f"{encrypted.name} was encrypted under other keys than this server has. Send it with its own "
@@ -344,25 +334,25 @@ class Server:
         session, program = self._open(), self.program
         done = {node.id: i for i, node in enumerate(program.graph.nodes, 1)}
         seconds: dict[str, float] = {}
-        state = _state(program.input)
-        evaluator, behind = session.evaluator, None
+        evaluator, after = session.evaluator, None
         found = None if keeper is None else keeper.load(session)
         if found is None:
+            state = program.input.state
             inputs = tuple(Ciphertext(payload, state) for payload in encrypted.payloads(session))
             values: Mapping[str, Value] = {program.input.id: inputs}
             evaluator.restart()
         else:
-            behind, values = found.behind, found.values
-            # Plaintexts are kept by their place in a whole run: one that starts in the middle encodes its own.
+            after, values = found.after, found.values
+            # Plaintexts are kept by their place in a whole run, so a run that starts in the middle encodes its own.
             evaluator = session.uncached()
         if self._pager is not None:
-            self._pager.restart(behind)
+            self._pager.restart(after)
         start = time.perf_counter()
 
         def keep(node: Node, values: Mapping[str, Value]) -> None:
             nonlocal start
             seconds[node.id] = time.perf_counter() - start
-            with session.resting():  # no node keeps what it found there
+            with session.resting():  # between two nodes no key is in use
                 if keeper is not None:
                     keeper.keep(node, values)
                 if observe is not None:
@@ -377,20 +367,20 @@ class Server:
                         seconds[node.id],
                         current_rss_bytes() / GB,
                         self._seconds_left(node, done, seconds),
-                        "" if keeper is None else keeper.behind,
+                        "" if keeper is None else keeper.after,
                     )
                     with callers():
                         progress(reached)
             start = time.perf_counter()
 
         try:
-            (output,) = execute(program.graph, self._kernels, evaluator, values, start_after=behind, keep=keep)
+            (output,) = execute(program.graph, self._kernels, evaluator, values, start_after=after, keep=keep)
         except RuntimeError as error:
             if is_callers(error) or ran_out(error):
                 raise
             raise BackendError(f"{self._engine.title} refused an operation of the program: {error}") from error
         self.last_run = seconds
-        wanted = _state(program.output)
+        wanted = program.output.state
         for part in output:
             if part.state.level != wanted.level or abs(part.state.scale / wanted.scale - 1) > SCALE_TOLERANCE:
                 raise VerificationError(f"the output is at {part.state}, its type says {wanted}")
@@ -400,10 +390,10 @@ class Server:
         )
 
     def _seconds_left(self, node: Node, done: Mapping[str, int], seconds: Mapping[str, float]) -> float:
-        """Predicted seconds of the nodes after `node`, by what those that ran took against their prediction."""
+        """Predicted seconds of the nodes after `node`, scaled by how long those that ran took."""
         left = sum(spent for name, spent in self._predicted.items() if done[name] > done[node.id])
         expected = sum(self._predicted[name] for name in seconds)
-        # A second for both: the first nodes are short and say little.
+        # One second is added to both, because the first nodes are short and say little.
         return left * (sum(seconds.values()) + 1.0) / (expected + 1.0)
 
 
@@ -414,32 +404,27 @@ class _Keeper:
         self, program: CompiledProgram, encrypted: EncryptedInput, path: Path, every: float, engine: Engine
     ) -> None:
         self.path = path
-        self.behind = ""
+        self.after = ""
         self._program, self._encrypted, self._every, self._engine = program, encrypted, every, engine
         self._last = time.monotonic()
 
     def load(self, session: Session) -> Checkpoint | None:
-        """What an earlier run came to, if the file is there."""
+        """The checkpoint of an earlier run; None if there is no file."""
         if not self.path.exists():
             return None
         found = Checkpoint.load(self._program, self._encrypted, self.path, session)
-        self.behind = found.behind
+        self.after = found.after
         return found
 
     def keep(self, node: Node, values: Mapping[str, Value]) -> None:
-        """Write a checkpoint after a bootstrap, or if the last one is long ago."""
+        """Write a checkpoint after a bootstrap, or if enough time has passed since the last one."""
         if not isinstance(node.op, Bootstrap) and time.monotonic() - self._last < self._every:
             return
         try:
             Checkpoint(node.id, values).save(self._program, self._encrypted, self.path, self._engine)
         except (ArtifactError, BackendError, MemoryError) as error:
-            # A full disk, say, must not end a run of hours.
+            # A run of hours must not end because the disk is full.
             warnings.warn(f"no checkpoint after {node.id}: {error or 'memory ran out'}", stacklevel=2)
         else:
-            self.behind = node.id
+            self.after = node.id
         self._last = time.monotonic()
-
-
-def _state(node: Node) -> CipherState:
-    assert node.type.state is not None
-    return node.type.state

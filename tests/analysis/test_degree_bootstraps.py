@@ -135,8 +135,8 @@ def total(costs: Costs, degrees: Mapping[str, int]) -> float:
 def test_plans_keep_the_limit_and_are_the_best(seed: int) -> None:
     graph = residual(3)
     names, random = activations(graph), np.random.default_rng(seed)
-    costs = {name: sorted(random.exponential(1.0, 2), reverse=True) for name in names}
-    depths = dict.fromkeys(names, (2, 3))
+    costs = {name: dict(enumerate(sorted(random.exponential(1.0, 2), reverse=True))) for name in names}
+    depths = {name: {0: 2, 1: 3} for name in names}
     counts = {
         picks: bootstraps(graph, {n: depths[n][k] for n, k in zip(names, picks, strict=True)})
         for picks in itertools.product((0, 1), repeat=len(names))
@@ -155,8 +155,8 @@ def test_plans_keep_the_limit_and_are_the_best(seed: int) -> None:
 
 def test_too_few_bootstraps_are_refused_with_the_number_that_would_do() -> None:
     graph = residual(4)
-    depths = dict.fromkeys(activations(graph), (3, 4))
-    costs = dict.fromkeys(depths, (1.0, 0.5))
+    depths = {name: {0: 3, 1: 4} for name in activations(graph)}
+    costs = {name: {0: 1.0, 1: 0.5} for name in depths}
     with pytest.raises(InfeasibleError, match=r"take (\d+) bootstraps, and 0 are allowed. Allow \1"):
         degrees_within(graph, depths, costs, 0, SMALL)
 

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import olac
+from benchmarks.depth import activation_depth
 from olac.analysis import degree_bootstraps, degree_choice
 from olac.analysis.degree_bootstraps import least_bootstraps
 from olac.analysis.degree_choice import Evidence, activation_seconds, fit_from_histograms, functions
-from olac.analysis.depth import activation_depth
 from olac.calibration.statistics import Calibration
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE

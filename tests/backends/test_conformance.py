@@ -496,7 +496,7 @@ def test_the_simulator_refuses_slots_that_do_not_repeat() -> None:
     nearly[7] += 1e-3
     simulator = SimulatorEvaluator(parameters)
     for values in (slots(3), nearly):
-        with pytest.raises(VerificationError, match=f"do not repeat after {SLOTS // 2}"):
+        with pytest.raises(VerificationError, match=f"do not repeat every {SLOTS // 2}"):
             simulator.bootstrap(simulator.encrypt(values, 5))
     simulator = SimulatorEvaluator(parameters, bootstrap_bits=12)
     made = simulator.decrypt(simulator.bootstrap(simulator.encrypt(nearly, 5)))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import olac
-from olac.analysis.depth import activation_depth, circuit_depth
+from benchmarks.depth import activation_depth, circuit_depth
 from olac.ckks.primes import FIXED, FLEXIBLE, Technique
 from olac.errors import ArtifactError
 from olac.ir.graph import Graph

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from olac.analysis.depth import node_levels
+from benchmarks.depth import node_levels
 from olac.ir.ops import Affine, Polynomial, Square
 from olac.ir.types import Stage
 from olac.passes.base import PassContext, PassManager

@@ -69,7 +69,7 @@ def test_the_keys_are_those_that_bootstraps_take(pair: Pair) -> None:
     assert (
         pair.keys.count * one_key_bytes(pair.program) + short + sum(others)
         < len(pair.frame)
-        < 1.01 * pair.keys.key_bytes
+        < 1.01 * pair.keys.payload_bytes
     )
     assert special_key_bytes(small_program()) == []
 

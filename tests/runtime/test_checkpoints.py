@@ -46,7 +46,7 @@ class Deep:
         self.input = EncryptedInput.from_bytes(self.program, self.client.encrypt(self.image).to_bytes())
 
     def stop(self, node: str, path: Path, **options: float) -> None:
-        """A run that dies behind a node."""
+        """A run that dies after a node."""
         with pytest.raises(Stopped):
             self.server.run(self.input, _die(node), checkpoint=path, **options)  # type: ignore[arg-type]
 
@@ -64,7 +64,7 @@ def deep() -> Deep:
     return Deep()
 
 
-def test_what_is_alive_behind_a_node() -> None:
+def test_what_is_alive_after_a_node() -> None:
     graph = deep_program().graph
     assert alive(graph, "x") == ("x",)
     assert alive(graph, "act0") == ("x", "act0")

@@ -523,8 +523,8 @@ def test_keys_are_read_alone_in_any_order(pair: Pair, tmp_path: Path) -> None:
     changed = bytearray(pair.key_frame)
     changed[start + 2 * one - 1] ^= 1  # the last byte of the second key
     path.write_bytes(changed)
-    assert keys._header is not None and received._header is not None
-    with keys._header.source.reader() as reader, received._header.source.reader() as other:
+    assert keys.header is not None and received.header is not None
+    with keys.header.source.reader() as reader, received.header.source.reader() as other:
         for place in reversed(range(keys.count)):
             expected = pair.key_frame[start + place * one : start + (place + 1) * one]
             assert b"".join(bytes(block.data) for block in received.blocks(other, place)) == expected

@@ -89,7 +89,7 @@ def test_a_wrong_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OpenFHEEvaluator, "_bootstrap", wrong)
     fault = first_fault(debug(client, server, _image()))
     assert fault is not None and fault.layer == "sum1_boot"
-    assert "off by 0.2 of the unit, 0.05 pass for right" in fault.problem
+    assert "off by 0.2 of the unit, and at most 0.05 is right" in fault.problem
     assert fault.advice.startswith("The bootstrap itself")
 
 

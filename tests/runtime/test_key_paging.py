@@ -13,7 +13,7 @@ import pytest
 
 from olac.analysis.estimate import LOADING_KEYS, UNUSED_SHARE
 from olac.backends.openfhe import session as openfhe_session
-from olac.backends.openfhe.key_maps import MapsLock, put, take_out
+from olac.backends.openfhe.key_maps import MapsLock, put_all, take_out
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.session import ENGINE, PagedTags
 from olac.ckks.key_pool import evictions
@@ -69,7 +69,7 @@ def memory_for(capacity: int) -> float:
     estimate = program().estimate()
     keys = EvaluationKeys.from_bytes(program(), frames().keys)
     away = len(set(keys.steps) - pinned_steps(program())) - capacity - LOADING_KEYS
-    fixed = estimate.ciphertext_bytes + estimate.setup_bytes + keys.key_bytes
+    fixed = estimate.ciphertext_bytes + estimate.setup_bytes + keys.payload_bytes
     return (1 + UNUSED_SHARE) * (fixed - (away - 0.5) * one_key_bytes(program()))
 
 
@@ -94,8 +94,8 @@ def most(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     held: set[str] = set()
     counts = [0]
 
-    def spied_put(keys: Any, tag: str) -> None:
-        put(keys, tag)
+    def spied_put(keys: list[Any], tag: str) -> None:
+        put_all(keys, tag)
         held.add(tag)
         counts.append(len(held))
         assert held <= tags()
@@ -105,7 +105,7 @@ def most(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         held.remove(tag)
         assert tag not in tags() and held <= tags()
 
-    monkeypatch.setattr(openfhe_session, "put", spied_put)
+    monkeypatch.setattr(openfhe_session, "put_all", spied_put)
     monkeypatch.setattr(openfhe_session, "take_out", spied_take_out)
     yield counts
 
@@ -138,7 +138,7 @@ def test_all_keys_are_held_where_they_fit(path: Path) -> None:
 
 def test_too_little_memory_for_one_key_at_a_time(path: Path) -> None:
     keys = EvaluationKeys.load(program(), path)
-    with pytest.raises(InfeasibleError, match=r"GB do for keys from a file, most of them read as needed"):
+    with pytest.raises(InfeasibleError, match=r"GB suffice if keys are read from a file when needed"):
         Server(program(), keys, max_memory=memory_for(0) - one_key_bytes(program()))
 
 
@@ -148,7 +148,7 @@ def test_a_file_that_changes_is_refused_by_name(path: Path) -> None:
     assert server._pager is not None
     step = sorted(set(program().rotations) - pinned_steps(program()))[-1]
     header = server._pager._file._header
-    data[header.payload_start + server._pager._file._places[step] * one_key_bytes(program()) + 8] ^= 1
+    data[len(header.start) + server._pager._file._places[step] * one_key_bytes(program()) + 8] ^= 1
     path.write_bytes(data)
     with pytest.raises(ArtifactError, match=rf"evaluation.keys.*key for rotation step {step} can.t be read again"):
         server.run(given())

@@ -14,7 +14,7 @@ import pytest
 from olac.analysis.estimate import LOADING_KEYS, UNUSED_SHARE
 from olac.backends.openfhe import context
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
-from olac.backends.openfhe.key_maps import KEY_MAPS, Held, put
+from olac.backends.openfhe.key_maps import KEY_MAPS, Held, put_all
 from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.session import OpenFHEClient, OpenFHEServer
@@ -192,7 +192,8 @@ def test_paged_keys_go_too(monkeypatch: pytest.MonkeyPatch) -> None:
     before, estimate = held(), program.estimate()
     received = EvaluationKeys.from_bytes(program, frame)
     away = len(set(received.steps) - pinned_steps(program)) - 2 - LOADING_KEYS
-    room = estimate.ciphertext_bytes + estimate.setup_bytes + received.key_bytes - (away - 0.5) * one_key_bytes(program)
+    needed = estimate.ciphertext_bytes + estimate.setup_bytes + received.payload_bytes
+    room = needed - (away - 0.5) * one_key_bytes(program)
     server = Server(program, received, max_memory=(1 + UNUSED_SHARE) * room)
     assert server.pages is not None and server.pages.capacity == 2
     received.close()
@@ -225,7 +226,7 @@ def one_key(tag: str) -> None:
     secret = new_secret_key(TINY)
     fhe, ready = load(), wire(TINY)
     made = make_keys(TINY, secret, (1,), False)
-    put(fhe.DeserializeEvalKeyMapString(fhe.Serialize(made._maps[0][1], fhe.BINARY), fhe.BINARY), tag)
+    put_all([fhe.DeserializeEvalKeyMapString(fhe.Serialize(made._maps[0][1], fhe.BINARY), fhe.BINARY)], tag)
     assert ready.parameters == TINY
 
 
@@ -324,6 +325,6 @@ def test_the_lock_is_free_after_errors() -> None:
     def fail() -> None:
         raise RuntimeError("no room")
 
-    with pytest.warns(UserWarning, match="let keys go: no room"):
+    with pytest.warns(UserWarning, match="delete keys: no room"):
         KEY_MAPS.do_later(fail)
     assert KEY_MAPS._owner is None and not KEY_MAPS._users

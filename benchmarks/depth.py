@@ -1,8 +1,8 @@
 """Depth counted from the circuit: every kernel runs on the recorder, and the levels that it used are read off.
 
 Nothing is derived from degrees, so what an op claims (`Op.levels`) can be held against it. Kernels run on the smallest
-layout that has all that decides their depth: one element for sums, products and polynomials, one a channel for ops from
-elsewhere.
+layout that has all that decides their depth: one element for sums, products and polynomials, one element a channel for
+ops of plugins.
 """
 
 from __future__ import annotations

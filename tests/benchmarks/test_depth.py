@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from olac.analysis.depth import activation_depth, circuit_depth, node_levels
+from benchmarks.depth import activation_depth, circuit_depth, node_levels
 from olac.analysis.levels import multiplicative_depth
 from olac.backends.base import Evaluator
 from olac.ckks.parameters import Parameters
@@ -122,7 +122,7 @@ def test_kernels_are_believed_not_claims(monkeypatch: pytest.MonkeyPatch) -> Non
     kernels: dict[type[Op], execute.KernelFactory] = dict(execute.KERNELS)
     kernels[Fourth] = lambda graph, node: FourthKernel()
     monkeypatch.setattr("olac.kernels.execute.KERNELS", kernels)
-    monkeypatch.setattr("olac.analysis.depth.KERNELS", kernels)
+    monkeypatch.setattr("benchmarks.depth.KERNELS", kernels)
     b = GraphBuilder(by="test")
     y = b.add(Fourth(), [b.add(Input((2, 30, 40)), name="x")], name="y")
     graph = b.build([y], Stage.POLYNOMIAL)
