@@ -350,9 +350,8 @@ class _Chooser:
         """Target, source and diagonal of each product; with shifted copies they follow from those of plain ones."""
         key = (node.id, modulus)
         if key not in self._distinct:
-            assert isinstance(node.op, LinearOp)
             shape, plain = self._graph[node.inputs[0]].type.shape, operand.with_step(0)
-            self._distinct[key] = diagonals_of(node.op, shape, self._graph.constants, plain, node.layout, modulus)
+            self._distinct[key] = diagonals_of(node.linear, shape, self._graph.constants, plain, node.layout, modulus)
         target, source, diagonal = self._distinct[key]
         if not operand.step:
             return target, source, diagonal

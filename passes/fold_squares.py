@@ -178,8 +178,7 @@ class _Plan:
 
     def _place_in_rows(self, node: Node, alpha: Array, beta: Array, out: _Changes) -> bool:
         """Scale the rows of a linear op, or of the linear op before a pooling; False if that would cost a level."""
-        op, operand = node.op, node.inputs[0]
-        assert isinstance(op, LinearOp)
+        op, operand = node.linear, node.inputs[0]
         channels = by_channel(alpha) is not None and by_channel(beta) is not None
         if op.takes is Factors.BY_CHANNEL and not channels:
             return False
@@ -316,14 +315,12 @@ class _Plan:
         if node.id in self.shifts:
             changes["op"] = Square(builder.constant(f"{node.id}.shift", self.shifts[node.id]))
         elif node.id in self._changes.rows or node.id in self._changes.signs:
-            assert isinstance(node.op, LinearOp)
             changes["op"] = self._scaled(node, builder)
         return builder.keep(node, tuple(operands), **changes) if changes or tuple(operands) != inputs else None
 
     def _scaled(self, node: Node, builder: GraphBuilder) -> LinearOp:
         """diag(alpha) M diag(s) x + (alpha b + beta) for the op M x + b."""
-        constants, op = self._graph.constants, node.op
-        assert isinstance(op, LinearOp)
+        constants, op = self._graph.constants, node.linear
         operand = self._graph[node.inputs[0]].type.shape
         one, zero = np.ones(node.type.shape), np.zeros(node.type.shape)
         alpha, beta = self._changes.rows.get(node.id, (one, zero))

@@ -10,7 +10,7 @@ import numpy as np
 
 from olac.calibration.statistics import Calibration
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Array, Conv2d, Input, LinearOp, Op, Shape, SparseLinear
+from olac.ir.ops import Array, Conv2d, Input, LinearOp, Shape, SparseLinear
 from olac.ir.types import Range, Stage
 from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
@@ -57,7 +57,8 @@ class ScaleInputs(Pass):
         absorbs = bool(linear) and len(linear) == len(readers) and not same & set(graph.outputs)
         offsets, factors = _one_unit(len(trusted))
         if absorbs:
-            offsets, factors = _units(trusted, padded=any(_is_padded(node.op) for node in linear))
+            padded = any(isinstance(node.op, Conv2d) and any(node.op.padding) for node in linear)
+            offsets, factors = _units(trusted, padded)
         scaled = bool(np.any(factors != 1.0))
         # The ranges of what the client encrypts.
         ends = (trusted - offsets[:, None]) / factors[:, None]
@@ -103,10 +104,6 @@ def first_readers(graph: Graph, value: str) -> tuple[set[str], list[Node]]:
     return same, [node for node in graph.nodes if node.id not in same and same & set(node.inputs)]
 
 
-def _is_padded(op: Op) -> bool:
-    return isinstance(op, Conv2d) and any(op.padding)
-
-
 # Ranges --------------------------------------------------------------------------------------------------------------
 
 
@@ -137,12 +134,11 @@ def _harmless(graph: Graph, source: Node, linear: Sequence[Node], calibration: C
     x = np.asarray(images, dtype=np.float64).reshape(len(images), *source.type.shape)
     reach = np.full(count, np.inf)
     for node in linear:
-        assert isinstance(node.op, LinearOp)
         shape = graph[node.inputs[0]].type.shape
         y = node.op.evaluate([x.reshape(len(x), *shape)], graph.constants)
         y = y.reshape(len(y), node.type.shape[0], -1)
         half = (y.max(axis=(0, 2)) - y.min(axis=(0, 2))) / 2
-        gain = node.op.gains(shape, graph.constants, count)
+        gain = node.linear.gains(shape, graph.constants, count)
         with np.errstate(divide="ignore", invalid="ignore"):
             moved = np.where(gain > 0, HARMLESS * half[:, None] / gain, np.inf)
         reach = np.minimum(reach, moved.min(axis=0))
@@ -169,8 +165,7 @@ def _one_unit(channels: int) -> tuple[Array, Array]:
 
 def absorbed(node: Node, shape: Shape, offsets: Array, factors: Array, builder: GraphBuilder) -> LinearOp:
     """The linear op of a node for an operand x in place of factors * x + offsets, which have its number of elements."""
-    op = node.op
-    assert isinstance(op, LinearOp)
+    op = node.linear
     columns = factors.reshape(shape), offsets.reshape(shape)
     # The map of a sparse op gets new arrays altogether.
     made = None if isinstance(op, SparseLinear) else op.with_factors(shape, builder.constants, columns=columns)

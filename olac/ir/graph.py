@@ -13,7 +13,7 @@ import numpy as np
 from olac.errors import VerificationError
 from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Lowering
-from olac.ir.ops import Array, Input, Op, ShapeError
+from olac.ir.ops import Array, Input, LinearOp, Op, ShapeError
 from olac.ir.types import CipherState, Stage, ValueType
 
 T = TypeVar("T")
@@ -56,17 +56,24 @@ class Node:
     @property
     def layout(self) -> TensorLayout:
         """The layout in its type; VerificationError before stage PACKED."""
-        return self._assigned(self.type.layout, Stage.PACKED)
+        return self._assigned("layout", self.type.layout, Stage.PACKED)
 
     @property
     def state(self) -> CipherState:
         """The state in its type; VerificationError before stage LEVELLED."""
-        return self._assigned(self.type.state, Stage.LEVELLED)
+        return self._assigned("state", self.type.state, Stage.LEVELLED)
 
-    def _assigned(self, value: T | None, stage: Stage) -> T:
+    def _assigned(self, what: str, value: T | None, stage: Stage) -> T:
         if value is None:
-            raise VerificationError(f"{self.place} lacks what stage {stage.name} gives it")
+            raise VerificationError(f"{self.place} has no {what}: nodes get one by stage {stage.name}")
         return value
+
+    @property
+    def linear(self) -> LinearOp:
+        """The op, which must be linear; VerificationError for other ops."""
+        if not isinstance(self.op, LinearOp):
+            raise VerificationError(f"{self.place} is not linear")
+        return self.op
 
     def levels(self, constants: Mapping[str, Array]) -> int:
         """Levels from the lowest operand to the result: the op's, and what its lowering takes beyond them."""

@@ -41,16 +41,18 @@ def _linear(graph: Graph, node: Node) -> Kernel:
 
 
 def _diagonals(graph: Graph, node: Node) -> Kernel:
-    assert isinstance(node.op, LinearOp) and isinstance(node.lowering, Diagonals)
+    assert isinstance(node.lowering, Diagonals)
     operand = graph[node.inputs[0]]
-    linear = node.op.linear_map(operand.type.shape, graph.constants)
+    linear = node.linear.linear_map(operand.type.shape, graph.constants)
     return DiagonalKernel(linear, operand.layout, node.layout, node.lowering)
 
 
 def _weightless_diagonals(graph: Graph, node: Node) -> Kernel:
-    assert isinstance(node.op, LinearOp) and isinstance(node.lowering, Diagonals)
+    assert isinstance(node.lowering, Diagonals)
     operand = graph[node.inputs[0]]
-    return weightless_kernel(node.op, operand.type.shape, graph.constants, operand.layout, node.layout, node.lowering)
+    return weightless_kernel(
+        node.linear, operand.type.shape, graph.constants, operand.layout, node.layout, node.lowering
+    )
 
 
 def _multiplexed(graph: Graph, node: Node) -> Kernel:
@@ -104,23 +106,20 @@ def build_kernel(graph: Graph, node: Node) -> Kernel:
 
 def build_kernels(graph: Graph) -> dict[str, Kernel]:
     """The kernels of all nodes but the inputs. They are made once, and the graph keeps them."""
-    kept: dict[str, Kernel] | None = graph.__dict__.get("_kernels")
-    if kept is None:
-        kept = {node.id: build_kernel(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
-        # Lowering, estimates and runs all need them, and sorting matrices with millions of entries takes seconds.
-        object.__setattr__(graph, "_kernels", kept)
-    return dict(kept)
+    # Lowering, estimates and runs all need them, and sorting matrices with millions of entries takes seconds.
+    return _kept(graph, "_kernels", build_kernel)
 
 
 def build_weightless_kernels(graph: Graph) -> dict[str, Kernel]:
     """Kernels for runs on no data, without weights; linear ops with entries at the same places share one."""
-    if "_kernels" in graph.__dict__:
-        return build_kernels(graph)
-    kept: dict[str, Kernel] | None = graph.__dict__.get("_weightless")
-    if kept is None:
-        kept = {node.id: _build_weightless(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
-        object.__setattr__(graph, "_weightless", kept)
-    return dict(kept)
+    return build_kernels(graph) if "_kernels" in graph.__dict__ else _kept(graph, "_weightless", _build_weightless)
+
+
+def _kept(graph: Graph, name: str, build: KernelFactory) -> dict[str, Kernel]:
+    if name not in graph.__dict__:
+        made = {node.id: build(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
+        object.__setattr__(graph, name, made)
+    return dict(graph.__dict__[name])
 
 
 def _build_weightless(graph: Graph, node: Node) -> Kernel:
