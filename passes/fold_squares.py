@@ -146,7 +146,7 @@ class _Plan:
             square, result = largest(h * seen / seen.max())
             if not square <= self._max_cancellation * result:
                 return None
-            # The result shares the square's unit, so slots hold it only where the unit is large enough for both.
+            # The result shares the square's unit, so slots hold it only if the unit is large enough for both.
             return _Completed(sign, alpha, beta, gamma, math.sqrt(max(largest(seen))))
 
     def _seen(self, node: Node, half_width: float) -> Array:
@@ -334,7 +334,7 @@ class _Plan:
 
 
 def _window_sum(op: AveragePool, constants: Mapping[str, Array]) -> float | None:
-    """What a pooling makes of ones, where that is the same everywhere and not 0."""
+    """The result of a pooling of ones, if it is the same everywhere and not 0; otherwise None."""
     rows, columns = constants[op.rows].sum(axis=1), constants[op.columns].sum(axis=1)
     total = float(rows[0] * columns[0])
     same = np.allclose(np.outer(rows, columns), total, rtol=1e-12, atol=0.0)

@@ -18,7 +18,7 @@ from olac.polynomials.modes import FitOptions, Minimax
 
 
 def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...]:
-    """TRACED to POLYNOMIAL: from a lifted model to what its program computes."""
+    """TRACED to POLYNOMIAL: from a lifted model to the polynomials of its program."""
     chosen = options or FitOptions()
     method = chosen.fitting
     return (

@@ -76,7 +76,7 @@ class Node:
         return self.op
 
     def levels(self, constants: Mapping[str, Array]) -> int:
-        """Levels from the lowest operand to the result: the op's, and what its lowering takes beyond them."""
+        """Levels from the lowest operand to the result: the op's, and the extra ones of its lowering."""
         return self.op.levels(constants) + (0 if self.lowering is None else self.lowering.extra_levels)
 
 
@@ -217,7 +217,7 @@ class Graph:
 
 
 def describe(node: Node, constants: Mapping[str, Array]) -> str:
-    """One line for a node: id, shape, op with its attributes, operands, and what its type holds."""
+    """One line for a node: id, shape, op with its attributes, operands and type."""
     parts = []
     for name, value in node.op.attributes().items():
         if isinstance(node.op, Input) and name != "shape":

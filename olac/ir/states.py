@@ -49,7 +49,7 @@ def scale_at(node: Node, operands: Sequence[CipherState], level: int, parameters
 
 
 def bootstrap_fault(kind: ValueType, log_slots: int | None) -> str | None:
-    """Why a value can't be bootstrapped, or None: slots stay where that is exact, and repeat after 2^log_slots."""
+    """Why a value can't be bootstrapped, or None: its slots must stay within [-1, 1] and repeat after 2^log_slots."""
     if kind.bound is not None and not kind.bound.magnitude <= kind.unit * WIDEST:
         return f"bootstraps values up to {kind.bound.magnitude / kind.unit:.3g}, beyond [-1, 1]"
     if log_slots is not None and kind.layout is not None and kind.layout.repeats_after > 1 << log_slots:
@@ -99,10 +99,10 @@ def _why(graph: Graph, node: Node, state: CipherState, operands: Sequence[Cipher
 def _of_bootstrap(node: Node, op: Bootstrap, operand: ValueType, level: int, parameters: Parameters) -> Iterator[str]:
     setup = parameters.bootstrapping
     if setup is None:
-        yield "bootstraps without a set-up: the parameters are without bootstrapping"
+        yield "bootstraps, but the parameters are without bootstrapping"
         return
     if level < setup.input_level:
-        yield f"bootstraps at level {level}, {setup.input_level} is the least"
+        yield f"bootstraps at level {level}, below the least one, {setup.input_level}"
     if op.correction != setup.correction:
         yield f"bootstraps with a correction factor of {op.correction}, not {setup.correction}"
     for one in (operand, node.type):

@@ -68,8 +68,8 @@ class ValueType:
     Attributes:
         shape: logical shape without the batch axis, (f,) or (c, h, w).
         batch: images that are evaluated together in one set of ciphertexts.
-        bound: calibrated range in true units, or None before calibration. Of an input, the range of what the graph
-            computes with (`Input.encode`).
+        bound: calibrated range in true units, or None before calibration; for inputs that of the values
+            with which the graph computes (`Input.encode`).
         unit: true value = unit * slot value. Units keep slot values within [-1, 1].
         layout: where the elements lie; from stage PACKED on.
         state: of the ciphertexts; from stage LEVELLED on.

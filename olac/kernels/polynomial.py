@@ -187,7 +187,7 @@ class _Copy:
 
 
 _Part = _Powers | _Copy
-"""What a polynomial, or its restriction to one copy, is evaluated on."""
+"""The powers for a polynomial, or for its restriction to one copy."""
 
 
 def _evaluate(

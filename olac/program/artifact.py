@@ -61,7 +61,7 @@ def save_program(program: LoweredProgram, path: str | Path) -> None:
 
 
 def program_bytes(program: LoweredProgram) -> bytes:
-    """What `save_program` writes.
+    """The content of the file that `save_program` writes.
 
     Raises:
         VerificationError: loading them would not give the same program.

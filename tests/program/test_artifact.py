@@ -425,7 +425,7 @@ def test_the_set_up_is_part_of_the_fingerprint() -> None:
 
 
 DEEP_CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
-    "no set-up": ("without a set-up", lambda m: m["parameters"].update(bootstrapping=None)),
+    "no set-up": ("are without bootstrapping", lambda m: m["parameters"].update(bootstrapping=None)),
     "other depth": ("bootstrapping is for", lambda m: m["parameters"].update(depth=21)),
     "other rest": ("bootstrapping is for", lambda m: m["parameters"]["bootstrapping"].update(rest=5)),
     "fixed": ("loses its precision", lambda m: m["parameters"].update(technique="FIXEDMANUAL")),

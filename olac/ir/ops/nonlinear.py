@@ -34,7 +34,7 @@ class Input(Op):
     shifts_copies: ClassVar[bool] = True
 
     def encode(self, images: Array) -> Array:
-        """What the graph computes with, for images (n, *shape)."""
+        """The values with which the graph computes, for images (n, *shape)."""
         if not self.factors:
             return images
         tail = (1,) * (len(self.shape) - 1)
