@@ -13,7 +13,6 @@ from rich.text import Text
 from olac.calibration.statistics import calibration_images
 from olac.ckks.parameters import SPARSE_WEIGHT, Parameters
 from olac.errors import plain
-from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap, Polynomial
 from olac.program.program import CompiledProgram
 from olac.program.report import SelfCheck, percent
@@ -32,8 +31,10 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
         f"ring dimension {parameters.ring_dimension}, {parameters.depth} levels of {parameters.scale_bits} bits, "
         f"{parameters.digits} key-switching digits, {parameters.technique}",
         f"log2(QP) = {parameters.log_qp:.1f}: {_security(parameters)}",
-        f"{len(program.rotations)} rotation keys" + _composed(len(program.composed)),
+        f"{len(program.rotations)} rotation keys",
     ]
+    if program.composed:
+        lines[-1] += f"; {len(program.composed)} rare steps are composed of others"
     if program.head:
         lines.append(
             f"the client computes the model's last steps, exactly: {program.head}. It sees what goes into them, "
@@ -41,7 +42,8 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
         )
     setup = parameters.bootstrapping
     if setup is not None:
-        count = sum(len(_ciphertexts(node)) for node in program.graph.nodes if isinstance(node.op, Bootstrap))
+        bootstraps = [node.type.layout for node in program.graph.nodes if isinstance(node.op, Bootstrap)]
+        count = sum(layout.ciphertexts for layout in bootstraps if layout is not None)
         slots = "" if setup.log_slots is None else f", on the 2^{setup.log_slots} slots after which values repeat"
         lines.append(f"{count} bootstraps, each from level {setup.input_level} to {setup.output_level}{slots}")
     if program.report.noise is not None:
@@ -55,10 +57,6 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
     lines += [note if len(note) <= SHOWN_CHARACTERS else note[:SHOWN_CHARACTERS] + "..." for note in notes]
     more = len(program.report.notes) - SHOWN_NOTES
     return lines + ([f"and {more} more notes"] if more > 0 else [])
-
-
-def _composed(count: int) -> str:
-    return f"; {count} rare steps are composed of others" if count else ""
 
 
 def _check_lines(check: SelfCheck) -> list[str]:
@@ -104,11 +102,6 @@ def _security(parameters: Parameters) -> str:
     )
 
 
-def _ciphertexts(node: Node) -> range:
-    layout = node.type.layout
-    return range(0 if layout is None else layout.ciphertexts)
-
-
 def plan_table(
     program: CompiledProgram,
     predicted: Mapping[str, float] | None = None,
@@ -122,15 +115,15 @@ def plan_table(
     table = Table(title="plan, seconds of one run", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", overflow="fold")
     table.add_column("op", no_wrap=True)
-    for name in ("degree", "level", "ciphertexts", "diagonals"):
-        table.add_column(name.replace("ciphertexts", "cipher-\ntexts"), justify="right", overflow="fold")
+    for name in ("degree", "level", "cipher-\ntexts", "diagonals"):
+        table.add_column(name, justify="right", overflow="fold")
     if predicted is not None:
         table.add_column("predicted", justify="right")
     if measured is not None:
         table.add_column("measured", justify="right")
     degrees = {fit.node: fit.degree for fit in program.report.fits}
     constants = program.graph.constants
-    for node in program.graph.nodes:  # a twin with shifted copies has no fit of its own
+    for node in program.graph.nodes:  # a copy of a node, made for shifted copies, has no fit of its own
         if isinstance(node.op, Polynomial):
             degrees.setdefault(node.id, constants[node.op.coefficients].shape[1] - 1)
     for node in program.graph.nodes:
@@ -151,7 +144,7 @@ def plan_table(
 
 
 def debug_table(rows: Sequence[Row]) -> Table:
-    """One row per layer: an encrypted run beside a simulated one (see `olac.runtime.debug.Row`)."""
+    """One row per layer: an encrypted run compared with a simulated one (see `olac.runtime.debug.Row`)."""
     table = Table(title="encrypted against simulated", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", overflow="fold")
     table.add_column("op", no_wrap=True)

@@ -19,12 +19,12 @@ from olac.passes.base import Pass, PassContext
 class PlaceBootstraps(Pass):
     """Given: a packed graph.  Result: the same with %b = bootstrap(%x) where levels run out; nothing else changes.
 
-    Everything is as low as what follows it allows, for everything is cheaper there. A dynamic program over the graph's
-    order, from its end, finds the least predicted time; without bootstrapping in the parameters the graph stays as it
-    is.
+    Levels are as low as what follows allows, because everything is cheaper there. A dynamic program over the graph's
+    order, from its end, finds the plan of least predicted time. If the parameters have no bootstrapping, the graph
+    stays as it is.
 
     Options:
-        placements: what is bootstrapped where; None to find it.
+        placements: what is bootstrapped and where; None to find it.
     """
 
     placements: Placements | None = None
@@ -44,7 +44,7 @@ class PlaceBootstraps(Pass):
 
 
 def insert(graph: Graph, placements: Placements, correction: int, by: str) -> Graph:
-    """The graph with bootstraps of a correction factor."""
+    """The graph with bootstraps at these placements."""
     if not placements:
         return graph
     builder = GraphBuilder(graph.constants, by=by)

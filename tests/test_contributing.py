@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,19 @@ def run_block(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     code = compile("\n" * line + source, str(GUIDE), "exec", dont_inherit=True)
     exec(code, module.__dict__)
     return module
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "names"),
+    [
+        ("olac.parameters", "olac.ckks.parameters", ("Bootstrapping", "Parameters")),
+        ("olac.polynomials.statistics", "olac.calibration.statistics", ("Calibration",)),
+        ("olac.passes.assign_levels", "olac.analysis.levels", ("multiplicative_depth",)),
+    ],
+)
+def test_imports_of_earlier_guides_work(earlier: str, now: str, names: tuple[str, ...]) -> None:
+    before, after = importlib.import_module(earlier), importlib.import_module(now)
+    assert all(getattr(before, name) is getattr(after, name) for name in names)
 
 
 def test_every_section_has_an_example() -> None:

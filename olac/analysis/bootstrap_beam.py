@@ -1,14 +1,15 @@
 """Plans of bootstraps for graphs with many values alive at once, where the exact dynamic program has too many states.
 
 Two searches, both bounded whatever the graph. A *beam* goes through the graph as the exact program does, from the last
-node to the first, and keeps a fixed number of states at each node: those of least cost so far and at least to come.
-Then *exchanges*: bootstraps are taken away, added and moved, and degrees changed, one or two at a time, while it pays.
+node to the first, and keeps a fixed number of states at each node: those with the least sum of the cost so far and a
+lower bound on the rest. Then *exchanges*: one or two at a time, bootstraps are taken away, added and moved, and degrees
+are changed, as long as that pays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,29 +26,29 @@ Bools = npt.NDArray[np.bool_]
 WIDTH = 64
 """States that are kept at one node."""
 WIDTH_COUNTED = 24
-"""The same for each number of bootstraps, where these are limited."""
+"""The same for each number of bootstraps, if these are limited."""
 WIDER = (1, 4)
-"""Times the width: more states are kept if too few of them were left at some node."""
+"""Multiples of the width that are tried in turn: the next one if too few states were left at some node."""
 SURVIVORS = 0.25
-"""Share of states at a node that have to have one before it. All others can't be brought to an end."""
+"""Too few states are left at a node if less than this share of them can be continued to the node before it."""
 MOST_CHILDREN = 4
-"""Times the width: so many of the cheapest states are looked at before those are kept that no other beats."""
+"""This many times the width of the cheapest states are looked at for those that no other beats."""
 MOST_ROUNDS = 100
-"""Of exchanges."""
+"""Most rounds of exchanges."""
 MOST_TRIED = 20_000
-"""Plans that are priced together in one round of exchanges; of more, these are taken evenly."""
+"""Most plans that are priced together in one round of exchanges; if there are more, an even selection of them."""
 TOLERANCE = 1e-12
-"""An exchange has to gain this share of the cost."""
+"""An exchange has to gain at least this share of the cost."""
 FEWEST = 1e6
-"""Price of a bootstrap against that of everything else, where there are to be as few as possible."""
+"""The price of a bootstrap as a multiple of the largest price, if there are to be as few as possible."""
 
 
 def beam(problem: PlacementProblem, one_bootstrap: float, most: int | None = None) -> BootstrapPlan:
-    """A good plan, not always the best: see `olac.passes.place_bootstraps.solve` for arguments and errors."""
+    """A good plan, not always the best: see `olac.analysis.bootstraps.solve` for arguments and errors."""
     tables = _Tables(problem)
     found = _best(tables, one_bootstrap, most)
     if found is None and most is not None:
-        # The fewest bootstraps that there can be may be missed by a search that weighs them against seconds.
+        # A search that weighs bootstraps against seconds may miss the plans of fewest bootstraps.
         dear = _best(tables, FEWEST * max(one_bootstrap, tables.largest), None)
         if dear is not None and dear.bootstraps <= most:
             found = _better(dear, _exchanged(tables, dear, one_bootstrap, most), one_bootstrap)
@@ -80,13 +81,12 @@ class _Found:
 
 
 class _Tables:
-    """A problem in arrays: operands, options, prices and the highest level by node's index.
+    """A problem in arrays: operands, options, prices and the highest level, by index of the node.
 
     Attributes:
         operands: of each node, each once.
         options: of each node, levels and prices.
         seconds: (nodes, levels of the operands), infinite above the chain.
-        ahead: (nodes, levels): at least so much is spent on one path from an input to the value at that level.
     """
 
     def __init__(self, problem: PlacementProblem) -> None:
@@ -104,7 +104,7 @@ class _Tables:
         self.low, self.high, self.depth = problem.bootstraps.input_level, problem.bootstraps.output_level, problem.depth
         fits = np.array([problem.fits(name) for name in self.names])
         self.may_bootstrap = fits & (self.highest >= self.low)
-        """Which values may be bootstrapped, and can be."""
+        """Which values may be bootstrapped, and reach the level for it."""
         self.first = np.full(len(nodes), len(nodes))
         for index in range(len(nodes) - 1, -1, -1):
             self.first[list(self.operands[index])] = index
@@ -118,10 +118,10 @@ class _Tables:
         finite = self.seconds[np.isfinite(self.seconds)]
         prices = [abs(price) for options in self.options for _, price in options]
         self.largest = max(float(finite.max(initial=0.0)), *prices)
-        """Of all prices, those of bootstraps aside."""
+        """The largest of all prices but those of bootstraps."""
 
     def ahead(self, one_bootstrap: float) -> Floats:
-        """(nodes, levels of the value): at least so much is spent on one path from an input to the value there."""
+        """(nodes, levels of the value): a lower bound on the cost of the value there, that of one path to it."""
         found = np.zeros((len(self.names), self.depth + 1))
         for index, operands in enumerate(self.operands):
             if not self.inputs[index]:
@@ -140,7 +140,7 @@ class _Tables:
 
 
 def _best(tables: _Tables, one_bootstrap: float, most: int | None) -> _Found | None:
-    """The better of a beam and of what exchanges make of it; None if the beam ends."""
+    """The best plan of the beams and of the exchanges after them; None if no beam reaches the input."""
     best: _Found | None = None
     for times in WIDER:
         search = _Beam(tables, one_bootstrap, most, times)
@@ -167,10 +167,10 @@ class _States:
 
     Attributes:
         columns: the values that are alive.
-        levels: (states, columns), that what is still to come needs of them.
-        seconds, counts: so far, and bootstraps, which are not in the seconds.
-        parents, picks, masks: the state behind, the option of the node between, and its operands that are bootstrapped.
-        sure: bootstraps whatever it can, and so comes to an end whatever happens to the others.
+        levels: (states, columns), the level that later nodes need of each value.
+        seconds, counts: seconds so far without bootstraps, and the number of these.
+        parents, picks, masks: the state after the node, the node's option, and its operands that are bootstrapped.
+        sure: whether the state bootstraps whatever it can, and so reaches the input whatever happens to the others.
     """
 
     columns: list[int]
@@ -184,37 +184,23 @@ class _States:
 
     def taken(self, rows: Ints | Bools) -> _States:
         """Some of the states."""
-        return _States(
-            self.columns,
-            self.levels[rows],
-            self.seconds[rows],
-            self.counts[rows],
-            self.parents[rows],
-            self.picks[rows],
-            self.masks[rows],
-            self.sure[rows],
-        )
+        return _States(self.columns, *(array[rows] for array in self._arrays))
 
     @staticmethod
     def joined(parts: Sequence[_States]) -> _States:
         """All states of several parts."""
-        return _States(
-            parts[0].columns,
-            np.concatenate([part.levels for part in parts]),
-            np.concatenate([part.seconds for part in parts]),
-            np.concatenate([part.counts for part in parts]),
-            np.concatenate([part.parents for part in parts]),
-            np.concatenate([part.picks for part in parts]),
-            np.concatenate([part.masks for part in parts]),
-            np.concatenate([part.sure for part in parts]),
-        )
+        return _States(parts[0].columns, *map(np.concatenate, zip(*(part._arrays for part in parts), strict=True)))
+
+    @property
+    def _arrays(self) -> tuple[npt.NDArray[Any], ...]:
+        return self.levels, self.seconds, self.counts, self.parents, self.picks, self.masks, self.sure
 
 
 class _Beam:
     """From the last node to the first, with a bounded number of states.
 
     Attributes:
-        lost: whether most states came to nothing at some node.
+        lost: whether too few states were left at some node (see SURVIVORS).
     """
 
     def __init__(self, tables: _Tables, one_bootstrap: float, most: int | None, times: int = 1) -> None:
@@ -255,12 +241,8 @@ class _Beam:
         return _Found(tuple(placements), picks, seconds, bootstraps, fresh)
 
     def _unread(self, states: _States, index: int) -> _States:
-        zeros = np.zeros((len(states.seconds), 1), dtype=np.int64)
-        return _States(
-            [*states.columns, index],
-            np.concatenate([states.levels, zeros], 1),
-            *(states.seconds, states.counts, states.parents, states.picks, states.masks, states.sure),
-        )
+        levels = np.pad(states.levels, ((0, 0), (0, 1)))
+        return replace(states, columns=[*states.columns, index], levels=levels)
 
     def _children(self, states: _States, index: int) -> Iterator[_States]:
         """All states before a node, for each way to compute it and each set of operands that are bootstrapped."""
@@ -308,9 +290,9 @@ class _Beam:
 
 
 def kept(states: _States, ahead: Floats, one_bootstrap: float, counted: bool, times: int = 1) -> _States:
-    """The states of least cost, with what is to come at least, that no other beats in every level and in cost.
+    """The states of least cost, with the least that is still to come, that no other beats in every level and in cost.
 
-    Where bootstraps are limited there are some for each number of them. The one that is sure to come to an end stays.
+    If bootstraps are limited, there are some for each number of them. One that is sure to reach the input is kept.
     """
     columns = states.columns
     costs = states.seconds + one_bootstrap * states.counts
@@ -341,7 +323,7 @@ def kept(states: _States, ahead: Floats, one_bootstrap: float, counted: bool, ti
 
 
 def _exchanged(tables: _Tables, found: _Found, one_bootstrap: float, most: int | None) -> _Found | None:
-    """The plan with values bootstrapped for all that read them, improved while exchanges gain."""
+    """The plan with each value bootstrapped for all of its readers, improved as long as exchanges gain."""
     bootstrapped = np.zeros(len(tables.names), dtype=bool)
     bootstrapped[[value for _, value in found.placements]] = True
     picks = found.picks.copy()
@@ -394,7 +376,7 @@ def _neighbours(tables: _Tables, bootstrapped: Bools, picks: Ints) -> tuple[Bool
 
 
 def _seconds(tables: _Tables, bootstrapped: Bools, picks: Ints) -> tuple[Floats, Ints]:
-    """Seconds of plans (plans, nodes) beside bootstraps, infinite if they can't be, and the levels of their inputs."""
+    """Seconds of plans (plans, nodes) without bootstraps, infinite if impossible, and levels of their inputs."""
     levels = np.zeros((len(tables.names), len(bootstrapped)), dtype=np.int64)
     seconds, fresh = np.zeros(len(bootstrapped)), np.zeros(len(bootstrapped), dtype=np.int64)
     for index in range(len(tables.names) - 1, -1, -1):

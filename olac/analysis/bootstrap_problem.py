@@ -24,7 +24,7 @@ class BootstrapPlan:
         seconds: predicted, for the program and its bootstraps.
         bootstraps: of single ciphertexts.
         fresh_level: level of the encrypted input.
-        picks: by node, which of its options is taken, where there are several.
+        picks: for each node with several options, which of them is taken.
     """
 
     placements: Placements
@@ -82,15 +82,11 @@ class PlacementProblem:
         return 1 if layout is None else layout.ciphertexts
 
     def fits(self, name: str) -> bool:
-        """Whether a value may be bootstrapped: its slots stay where that is exact, and repeat as the set-up asks."""
+        """Whether a value may be bootstrapped: its slots stay in the allowed range, and repeat as the set-up asks."""
         return bootstrap_fault(self.graph[name].type, self.bootstraps.log_slots) is None
 
-    def _repeating(self) -> str:
-        log_slots = self.bootstraps.log_slots
-        return "" if log_slots is None else f", that repeat after 2^{log_slots} slots"
-
     def highest(self) -> dict[str, int]:
-        """The highest level that each value can have, were all bootstrapped that may be.
+        """The highest level that each value can have, if all values are bootstrapped that may be.
 
         Raises:
             InfeasibleError: a node gets no level.
@@ -102,13 +98,13 @@ class PlacementProblem:
             else:
                 level = min(found[name] for name in node.inputs) - self.least(node.id)
             if level < 0:
-                bootstraps = self.bootstraps
+                low, log_slots = self.bootstraps.input_level, self.bootstraps.log_slots
+                repeating = "" if log_slots is None else f", that repeats after 2^{log_slots} slots"
                 raise InfeasibleError(
                     f"levels run out at {node.id} from {node.origin}: bootstraps leave "
-                    f"{bootstraps.output_level - bootstraps.input_level} levels between them, which does not reach to "
-                    "it from the last place for one (values of at most their unit, at level "
-                    f"{bootstraps.input_level} or above{self._repeating()}). Lower the degrees of the activations "
-                    "before it."
+                    f"{self.bootstraps.output_level - low} levels between them, too few to reach it from the last "
+                    f"value that can be bootstrapped (one within its unit, at level {low} or above{repeating}). Lower "
+                    "the degrees of the activations before it."
                 )
             if level >= self.bootstraps.input_level and self.fits(node.id):
                 level = max(level, self.bootstraps.output_level)

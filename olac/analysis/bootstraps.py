@@ -21,17 +21,17 @@ from olac.kernels.execute import build_weightless_kernels
 from olac.kernels.record import record_kernel
 
 MOST_STATES = 64
-"""Of the exact dynamic program at one place, for each number of bootstraps that are still to come if those are limited.
+"""Most states that the exact dynamic program keeps at one place (if bootstraps are limited: for each number of them).
 Networks with few values alive at once have far fewer. A graph with more is left to `olac.analysis.bootstrap_beam`."""
 
 
 class Profiles:
-    """What each node's kernel takes, at any level of its operand: kernels run on no data once.
+    """What each node's kernel takes, at any level of its operand: each kernel runs once, on no data.
 
     Attributes:
-        kernels: of the nodes, without weights where those don't matter.
+        kernels: of the nodes, without weights if these don't matter.
         steps: rotation steps of all kernels.
-        order: the same as they are taken, one after the other.
+        order: all rotation steps in the order in which they are taken.
     """
 
     def __init__(self, graph: Graph, parameters: Parameters) -> None:
@@ -42,13 +42,8 @@ class Profiles:
         for node in graph.nodes:
             if not isinstance(node.op, Input | Bootstrap):
                 recorder = record_kernel(self.kernels[node.id], parameters, [graph[i].layout for i in node.inputs])
-                self._events[node.id] = tuple(
-                    (primitive, parameters.depth - level, count)
-                    for (primitive, level), count in sorted(recorder.counts().items())
-                )
-                self._uses[node.id] = tuple(
-                    (step, parameters.depth - level, count) for (step, level), count in sorted(recorder.uses().items())
-                )
+                self._events[node.id] = _below(parameters.depth, recorder.counts())
+                self._uses[node.id] = _below(parameters.depth, recorder.uses())
                 order += [event.step for event in recorder.events if event.step]
         self.order = tuple(order)
         self.steps = frozenset(order)
@@ -58,7 +53,7 @@ class Profiles:
         return _at(self._uses, levels)
 
     def counts(self, levels: Mapping[str, int]) -> Counter[tuple[str, int]]:
-        """The same of each (primitive, level)."""
+        """How often each (primitive, level) is taken, by the same levels."""
         return _at(self._events, levels)
 
     def seconds(self, node: Node, level: int, price: Callable[[str, int], float]) -> float:
@@ -67,6 +62,11 @@ class Profiles:
 
 
 Counted = TypeVar("Counted", int, str)
+
+
+def _below(top: int, counts: Mapping[tuple[Counted, int], int]) -> tuple[tuple[Counted, int, int], ...]:
+    """Each (thing, level) that occurs, with the level as its distance from the top, and how often it occurs."""
+    return tuple((thing, top - level, count) for (thing, level), count in sorted(counts.items()))
 
 
 def _at(
@@ -81,7 +81,7 @@ def _at(
 
 
 def place_bootstraps(graph: Graph, profiles: Profiles, pricer: CostEvaluator, most: int | None = None) -> BootstrapPlan:
-    """The plan of least predicted time, with `most` among those of no more bootstraps.
+    """The plan of least predicted time, among those of at most `most` bootstraps if that is given.
 
     Raises:
         InfeasibleError: as `solve`.
@@ -96,15 +96,15 @@ def place_bootstraps(graph: Graph, profiles: Profiles, pricer: CostEvaluator, mo
 
 
 State = tuple[tuple[str, int], ...]
-"""Levels that what is still to come needs of the values that are alive at a place, and under COUNT how many bootstraps
-it takes, where those are limited."""
+"""Of each value that is alive at a place the level that later nodes need; under COUNT, if bootstraps are limited, the
+number of those that come later."""
 
 COUNT = ""
 
 
 @dataclass(frozen=True)
 class _Way:
-    """The cheapest found from a state to the end of the graph."""
+    """The cheapest way that was found from a state to the end of the graph."""
 
     seconds: float
     placement: tuple[int, str] | None = None
@@ -116,18 +116,18 @@ def solve(problem: PlacementProblem, one_bootstrap: float, most: int | None = No
     """Dynamic program from the last node to the first, over the levels that live values need.
 
     A value may be bootstrapped before any node that reads it, on its own; that node and all later ones read the new
-    one. Of two states the one that needs no less and costs no less is dropped. That finds the best plan. A graph in
-    which too many states are left is planned by a search that keeps a bounded number of them; plans that could be
-    compared with the best cost up to 1 % more (`olac.analysis.bootstrap_beam`).
+    one. A state that needs no less than another and costs no less is dropped, so the best plan is found. A graph in
+    which too many states are left is planned by a search that keeps a bounded number of them; its plans cost up to 1 %
+    more than the best, if the best is known (`olac.analysis.bootstrap_beam`).
 
     Args:
-        problem: see there.
+        problem: see `PlacementProblem`.
         one_bootstrap: the price of a bootstrap of one ciphertext.
         most: bootstraps of single ciphertexts; None for any number.
 
     Raises:
-        InfeasibleError: places for bootstraps are further apart than the levels between two, or there is no plan of so
-            few bootstraps.
+        InfeasibleError: places for bootstraps are further apart than the levels between two reach, or every plan takes
+            more than `most` bootstraps.
     """
     bootstraps, nodes = problem.bootstraps, problem.graph.nodes
     highest = problem.highest()
@@ -188,18 +188,16 @@ def _extend(
     one_bootstrap: float,
     highest: Mapping[str, int],
 ) -> None:
-    """Enter the state before a node with some of its operands bootstrapped, where it can be reached."""
+    """Enter the state before a node, with some of its operands bootstrapped, if it can be reached."""
     before = dict(needs) | dict.fromkeys(chosen, problem.bootstraps.input_level)
     if COUNT in before:
         before[COUNT] += sum(problem.ciphertexts(name) for name in chosen)
     if any(level > highest[name] for name, level in before.items()):
         return
-    extended = way
+    extended = way if chosen else _Way(seconds, then=way)
     for name in chosen:
         seconds += one_bootstrap * problem.ciphertexts(name)
         extended = _Way(seconds, (position, name), then=extended)
-    if not chosen:
-        extended = _Way(seconds, then=way)
     state = tuple(sorted(before.items()))
     if state not in found or seconds < found[state].seconds:
         found[state] = extended

@@ -21,17 +21,19 @@ from olac.system.memory import GB, current_rss_bytes
 from olac.system.threads import usable_threads
 
 LIBRARY_BYTES = 60e6
-"""OpenFHE's code and the precomputed tables of a context, beside the keys."""
+"""OpenFHE's code and the precomputed tables of a context, without the keys."""
+
+BARE_PROCESS_BYTES = 130e6
+"""Python with numpy, scipy and networkx loaded."""
 
 UNUSED_SHARE = 0.035
-"""Memory between objects, which the allocator keeps: ResNet-20 took 12.29 GB where its objects are 11.88 GB."""
-
+"""Memory between objects, which the allocator keeps: ResNet-20 took 12.29 GB for objects of 11.88 GB."""
 
 LOADING_KEYS = 2
-"""Bytes of so many keys are held beside a key that is being read from a file."""
+"""While a key is read from a file, the bytes of this many further keys are held."""
 READING_RATE = 8e8
-"""Bytes a second of a key that is read, hashed and checked, beside what OpenFHE takes to make it: in all, a key of
-78 MB at ring 2^16 takes 0.24 s on one thread."""
+"""Bytes of a key that are read, hashed and checked in a second. OpenFHE's time to make the key is added: a key of 78 MB
+at ring 2^16 takes 0.24 s in all, on one thread."""
 
 
 class Lowered(Protocol):
@@ -43,7 +45,7 @@ class Lowered(Protocol):
 
     @property
     def parameters(self) -> Parameters:
-        """That it runs under."""
+        """Those that it runs with."""
 
     @property
     def rotations(self) -> tuple[int, ...]:
@@ -59,17 +61,17 @@ class Estimate:
     """Predicted costs of one program on one machine.
 
     Attributes:
-        seconds_per_image: one encrypted run divided by the images in it, plaintexts encoded before.
-        first_seconds: the first run, which also encodes.
+        seconds_per_image: of one encrypted run, divided by its images; plaintexts are encoded before.
+        first_seconds: of the first run, which also encodes plaintexts.
         node_seconds: of one run, by node.
-        keygen_seconds: all keys.
-        setup_seconds: for the server to prepare bootstraps.
+        keygen_seconds: to make all keys.
+        setup_seconds: to prepare bootstraps on the server.
         key_bytes: relinearisation and rotation keys, and those that only bootstraps take.
         setup_bytes: plaintexts that bootstraps take.
-        plaintext_bytes: all encoded weights, if they are kept; with bootstraps they are not, but encoded when needed.
+        plaintext_bytes: all encoded weights, if they are kept; with bootstraps they are encoded when needed.
         ciphertext_bytes: the largest set of ciphertexts alive at once.
-        server_gb: peak memory of a server process that keeps its encoded weights, or as many of them as the limit of
-            the program allows; with what they are encoded from.
+        server_gb: peak memory of a server process that keeps its encoded weights, or as many of them as the program's
+            limit allows; what they are encoded from is included.
         server_gb_without_kept_weights: the same if all weights are encoded anew in each run.
         client_gb: peak memory of a client process.
         process_gb: peak memory of one process that is both, from what this process holds now.
@@ -96,7 +98,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes that a server holds, by what they are for; the attributes are those of `Estimate`."""
+    """Bytes that a server holds, by purpose; attributes without a description are those of `Estimate`."""
 
     key_bytes: int
     setup_bytes: int
@@ -118,7 +120,7 @@ class Sizes:
 
     @property
     def held_bytes(self) -> float:
-        """The same beside Python itself."""
+        """The same without Python itself."""
         kept = self.plaintext_bytes if self.keeps_plaintexts else 0
         objects = self.table_bytes + self.key_bytes + self.setup_bytes + kept + self.ciphertext_bytes
         return LIBRARY_BYTES + (1.0 + UNUSED_SHARE) * objects
@@ -135,9 +137,9 @@ def sizes(
     """What a program will hold, before it is lowered to the end.
 
     Args:
-        graph: packed, with bootstraps where there are any.
+        graph: packed, with its bootstraps.
         kernels: of its nodes, with or without weights; those of bootstraps need not be there.
-        parameters: that it would run with.
+        parameters: those that it would run with.
         rotations: steps that need keys.
         encodes: how many plaintexts are encoded, by level.
         levels: of every value.
@@ -183,13 +185,14 @@ def estimate(
     costs: CostTable | None = None,
     slowdown: Slowdown | None = None,
 ) -> Estimate:
-    """Predict a program with the shipped table of costs, or another, on a server that has all the memory it wants.
+    """Predict a program with the shipped table of costs, or another, on a server without a limit of memory.
 
     `CompiledProgram.estimate` keeps to the memory that the program was compiled for.
 
     Args:
-        threads: that OpenFHE will use; None for what this process has.
-        slowdown: of the machine against the table's (`olac.backends.openfhe.speed.measure_slowdown` measures it).
+        threads: that OpenFHE will use; None for those that this process has.
+        costs: the table; None for the shipped one.
+        slowdown: of this machine against the table's (`olac.backends.openfhe.speed.measure_slowdown` measures it).
     """
     used = threads or usable_threads()
     table = costs or CostTable.default()
@@ -243,12 +246,8 @@ def estimate(
     )
 
 
-BARE_PROCESS_BYTES = 130e6
-"""Python with numpy, scipy and networkx loaded."""
-
-
 def _working_bytes(node: Node, kernel: Kernel | None, parameters: Parameters, levels: Mapping[str, int]) -> int:
-    """Ciphertexts that an op holds beside operand and result: rotations of the operand and its powers, sums, digits."""
+    """Bytes that an op holds beside operand and result: rotations of the operand, its powers, sums and digits."""
     if isinstance(node.op, Bootstrap):
         return bootstrap_model(parameters).working_bytes
     if kernel is None or not kernel.held:

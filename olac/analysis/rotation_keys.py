@@ -1,7 +1,7 @@
-"""Which rotation steps of a program get keys, and which of these wait in their file.
+"""Which rotation steps of a program get keys, and which of these keys a server reads when they are needed.
 
-Rare steps are composed of others where that pays. Where memory is limited and not enough for the rest, a server holds
-the keys of bootstraps and as many others as fit, and reads one when it is needed.
+Rare steps are composed of others if that pays. If memory is limited and does not hold the keys that remain, a server
+holds those of bootstraps and as many others as fit, and reads one when it is needed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from olac.system.memory import GB
 from olac.system.threads import usable_threads
 
 Uses = Mapping[tuple[int, int], int]
-"""How often each (step, level) is taken in one run, were there a key for every step."""
+"""How often each (step, level) is taken in one run, if there is a key for every step."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class KeyChoice:
 
     Attributes:
         steps: that get keys, increasing.
-        seconds: of a run. A composed step is priced as its rotations, which is a little too much where several
+        seconds: of a run. A composed step is priced as its rotations, which is a little too much if several
             compositions share their first.
         sizes: bytes of a server.
-        pool: how many of the steps no bootstrap needs, and no conjugation.
+        pool: the number of steps that neither bootstraps nor conjugation need.
         held: how many of their keys a server holds at once.
         reads: keys that a run reads from their file because of that.
     """
@@ -62,9 +62,9 @@ def fewer_keys(
     price: Callable[[str, int], float],
     seconds: float,
     sizes: Sizes,
-    reward: Callable[[float, float], float],
+    cost: Callable[[float, float], float],
 ) -> Iterator[KeyChoice]:
-    """Keys for all steps, and then key by key fewer, the one that is missed least first.
+    """Keys for all steps, and then one key less each time: the one that is missed least is given up first.
 
     A step that others are composed of keeps its key, so a composition found once stays what `composition` finds. Keys
     of bootstraps and of conjugation stay.
@@ -73,7 +73,7 @@ def fewer_keys(
         uses: of all steps.
         price: seconds of a primitive at a level.
         seconds, sizes: of the program with a key for every step.
-        reward: what has to become smaller with every key that goes, from seconds and bytes of a server.
+        cost: by seconds and bytes of a server; every key that is given up has to lower it.
     """
     bootstraps = bootstrap_model(parameters)
     steps = bootstraps.keys_for(step for step, _ in uses)
@@ -84,13 +84,13 @@ def fewer_keys(
     composed: set[int] = set()
     parts: set[int] = set()
     yield KeyChoice(tuple(sorted(steps)), seconds, sizes, len(pool), len(pool))
-    for most in (2, 3):  # whatever two rotations do comes before what takes three
+    for most in (2, 3):  # steps that two rotations compose come before those that take three
         for step, one_rotation in missed:
             if step in composed or step in parts:
                 continue
             slower = seconds + (most - 1) * one_rotation
             smaller = replace(sizes, key_bytes=sizes.key_bytes - one_key)
-            if reward(slower, smaller.server_bytes) >= reward(seconds, sizes.server_bytes):
+            if cost(slower, smaller.server_bytes) >= cost(seconds, sizes.server_bytes):
                 continue
             path = composition(step, frozenset(held - {step}), parameters.slots)
             if path is None or len(path) > most:
@@ -106,7 +106,7 @@ def fewer_keys(
 def within(
     choices: Iterable[KeyChoice], order: Sequence[int], evaluator: CostEvaluator, encoding: float, max_memory: float
 ) -> KeyChoice:
-    """The fastest way to fit in `max_memory` bytes, or where there is none the smallest.
+    """The fastest way to fit in `max_memory` bytes, or the smallest if nothing fits.
 
     As a server does, each choice first gives up encoded weights that it would keep, and then reads keys as needed.
 
@@ -132,11 +132,6 @@ def within(
     return best or smallest
 
 
-def held_within(program: Lowered, max_memory: float, table: CostTable, threads: int) -> KeyChoice:
-    """What a server of a program that is there already has to do to stay within `max_memory` bytes, or the least."""
-    return _held_within(program, estimate(program, threads, table), max_memory, threads, table, None)
-
-
 def estimate_within(
     program: Lowered,
     found: Estimate,
@@ -145,8 +140,10 @@ def estimate_within(
     costs: CostTable | None = None,
     slowdown: Slowdown | None = None,
 ) -> Estimate:
-    """An estimate of a server that stays within so many bytes, from one of a server that need not."""
-    chosen = _held_within(program, found, max_memory, threads or usable_threads(), costs, slowdown)
+    """The estimate of a server that stays within `max_memory` bytes, from that of a server without a limit."""
+    chosen = held_within(
+        program, max_memory, costs or CostTable.default(), threads or usable_threads(), slowdown, found
+    )
     sizes = chosen.sizes
     return replace(
         found,
@@ -159,18 +156,24 @@ def estimate_within(
     )
 
 
-def _held_within(
+def held_within(
     program: Lowered,
-    found: Estimate,
     max_memory: float,
+    table: CostTable,
     threads: int,
-    costs: CostTable | None,
-    slowdown: Slowdown | None,
+    slowdown: Slowdown | None = None,
+    found: Estimate | None = None,
 ) -> KeyChoice:
+    """What a server of a compiled program has to do to stay within `max_memory` bytes, or the least if it can't.
+
+    Args:
+        found: the estimate without a limit; None makes one.
+    """
+    found = found or estimate(program, threads, table, slowdown)
     parameters, bootstraps = program.parameters, bootstrap_model(program.parameters)
     evaluator = CostEvaluator(
         parameters,
-        costs or CostTable.default(),
+        table,
         threads,
         encoded=bootstraps.keeps_plaintexts,
         slowdown=slowdown,
@@ -220,7 +223,7 @@ def _read_when_needed(
 
 
 def _missed(uses: Uses, steps: Iterable[int], price: Callable[[str, int], float]) -> list[tuple[int, float]]:
-    """Steps, and the seconds that one rotation more takes wherever they are used; the least first."""
+    """Steps with the seconds that one more rotation takes wherever they are used; the least first."""
     found = dict.fromkeys(steps, 0.0)
     for (step, level), times in uses.items():
         if step in found:
@@ -229,13 +232,13 @@ def _missed(uses: Uses, steps: Iterable[int], price: Callable[[str, int], float]
 
 
 def memory_line(keys: KeyChoice, max_memory: float) -> str:
-    """What a server does within so many bytes (see `olac.analysis.rotation_keys.held_within`)."""
+    """One line about what a server does to stay within `max_memory` bytes (see `held_within`)."""
     needed, seconds = keys.sizes.server_bytes, f"{keys.seconds:.2f} s a run"
     if needed > max_memory:
         return f"{max_memory / GB:.2f} GB: a server takes at least {math.ceil(needed / GB * 100) / 100:.2f} GB"
     if keys.held == keys.pool:
         return f"{max_memory / GB:.2f} GB: a server holds all keys, {seconds}"
     return (
-        f"{max_memory / GB:.2f} GB: a server holds {keys.held} at a time of {keys.pool} rotation keys that no "
-        f"bootstrap needs, and reads {keys.reads} keys a run from their file: {seconds}"
+        f"{max_memory / GB:.2f} GB: of the {keys.pool} rotation keys that no bootstrap needs a server holds "
+        f"{keys.held} at a time, and it reads {keys.reads} keys from their file in each run: {seconds}"
     )

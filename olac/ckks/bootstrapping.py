@@ -1,14 +1,14 @@
 """What bootstraps ask for: levels, rotation steps, keys, memory and primitives, known before anything is made.
 
-`bootstrap_model` has the model of a set of parameters, an empty one if there are no bootstraps. Whoever plans asks it.
+`bootstrap_model` gives the model of a set of parameters, an empty one if there are no bootstraps. All plans ask it.
 
 The transforms between coefficients and slots are FFTs whose layers are collapsed into `budget` levels each (Chen,
 Chillotti and Song, "Improved Bootstrapping for Approximate Homomorphic Encryption", EUROCRYPT 2019), every level by
-baby steps and giant steps. Where the slots of a ciphertext repeat, the transforms are those of one period, and a sum of
-rotations after the raise takes what it added to the one polynomial of fewer coefficients that they belong to (Cheon,
-Han, Kim, Kim and Song, "Bootstrapping for Approximate Homomorphic Encryption", EUROCRYPT 2018, section 5.1). The rules
-below are those of OpenFHE 1.6; a test holds them against the keys that the library makes, at small rings, for several
-budgets and numbers of slots.
+baby steps and giant steps. If the slots of a ciphertext repeat, the transforms are those of one period. A sum of
+rotations after the raise then maps what the raise added to the polynomials of fewer coefficients that such slots have
+(Cheon, Han, Kim, Kim and Song, "Bootstrapping for Approximate Homomorphic Encryption", EUROCRYPT 2018, section 5.1).
+The rules below are those of OpenFHE 1.6; a test compares them with the keys that the library makes, at small rings, for
+several budgets and numbers of slots.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from olac.ckks.sizes import ciphertext_bytes, plaintext_bytes
 SPECIAL_KEYS = 3
 """Keys beside rotations: conjugation, into the sparser secret and back."""
 SINE_PRODUCTS = 18
-"""Products of ciphertexts in the modular reduction: what is left of measured bootstraps, beside their transforms."""
+"""Products of ciphertexts in the modular reduction: what measured bootstraps take without their transforms."""
 
 BOOTSTRAP_NOISE: dict[tuple[int, int], float] = {
     (36, 40): 1.8e-3,
@@ -34,14 +34,13 @@ BOOTSTRAP_NOISE: dict[tuple[int, int], float] = {
 }
 """Root mean square error of a bootstrap in a slot, the sine aside, at ring 2^16: measured, by bits of scale and of q_0.
 
-At smaller rings it is less. The number of digits, the levels, their budget and the number of slots do not matter. It
-grows with the correction factor, by some 2 for each bit. It does not fall evenly with the scale (38 bits and 42:
-3.2e-4), for it depends on how the scales of the levels drift, and they do as the primes lie.
+It is less at smaller rings. The number of digits, the levels, their budget and the number of slots do not matter. Each
+bit of the correction factor about doubles it. It does not fall evenly with the scale (3.2e-4 at 38 and 42 bits),
+because it depends on how far the scales of the levels drift, and the primes decide that.
 """
 
-
 OTHERS = 4
-"""Ciphertexts beside the baby steps that a bootstrap holds."""
+"""Ciphertexts that a bootstrap holds beside those of the baby steps."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Layer:
     Attributes:
         stride: all its rotations are multiples of it.
         diagonals: plaintexts.
-        giant: the one giant step, in strides, taken again and again; the baby steps are those below.
+        giant: the giant step, in strides, which is repeated; the baby steps are shorter.
     """
 
     stride: int
@@ -64,7 +63,7 @@ class Layer:
 
 
 def layers(log_slots: int, budget: int, inverse: bool) -> tuple[Layer, ...]:
-    """The levels of the transform from coefficients to slots, or with `inverse` of the one back."""
+    """The layers of the transform from coefficients to slots, or if `inverse` of the one back."""
     collapsed = -(-log_slots // budget)
     rows, rest = divmod(log_slots, collapsed)
     if rows + (rest > 0) < budget:
@@ -87,25 +86,25 @@ def _layer(stride: int, collapsed: int) -> Layer:
 
 
 Work = tuple[tuple[str, int, int], ...]
-"""(primitive of the table of costs, level, times)."""
+"""(primitive of the table of costs, level, number of times)."""
 
 
 @dataclass(frozen=True)
 class BootstrapModel:
-    """What bootstraps ask for under a set of parameters; without any, nothing. Each engine fills in its own.
+    """What bootstraps ask for under a set of parameters; nothing if there are none. Each engine has its own model.
 
     Attributes:
-        input_level: the least level that a ciphertext may have before.
-        output_level: the level after.
+        input_level: the least level that a ciphertext may have before a bootstrap.
+        output_level: the level after a bootstrap.
         log_slots: log2 of the slots after which the slots of an operand have to repeat; None for all slots.
         steps: rotation steps that bootstraps need keys for.
         special_keys: keys beside those of rotations and of relinearisation.
         large_special_keys: those of them that are as large as a rotation's.
-        special_steps: what stands for special keys among rotation steps.
-        working_bytes: that a bootstrap takes while it runs.
+        special_steps: rotation steps that stand for special keys.
+        working_bytes: what a bootstrap takes while it runs.
         precomputed_bytes: of plaintexts that are kept for all bootstraps.
         work: what one bootstrap of a ciphertext is made of.
-        noise: standard deviation of what one adds to a slot, its sine aside.
+        noise: standard deviation of what a bootstrap adds to a slot, without the effect of its sine.
         keeps_plaintexts: whether a server keeps encoded weights if it has the memory, or encodes them in each run.
     """
 
@@ -123,7 +122,7 @@ class BootstrapModel:
     keeps_plaintexts: bool = True
 
     def keys_for(self, steps: Iterable[int]) -> frozenset[int]:
-        """Steps that a program lists keys for whose kernels take the given ones."""
+        """The steps that a program lists keys for if its kernels take the given steps."""
         return (frozenset(steps) | self.steps) - self.special_steps
 
 
@@ -174,9 +173,10 @@ def _transforms(parameters: Parameters, setup: Bootstrapping) -> Transforms:
 
 
 def trace_steps(parameters: Parameters) -> tuple[tuple[int, ...], ...]:
-    """Rotations of the sum over all periods of a ciphertext whose slots repeat, by the sums that it is made of.
+    """The rotations that sum up all periods of a ciphertext whose slots repeat, one tuple for each partial sum.
 
-    Four terms at a time, and two where that is left; none if a bootstrap works on all slots.
+    A partial sum has four terms, the last one two if that is what remains. There are none if a bootstrap works on all
+    slots.
     """
     found, period = [], 1 << parameters.log_bootstrap_slots
     while period < parameters.slots:
@@ -190,8 +190,8 @@ def _steps(parameters: Parameters, taken: Transforms) -> frozenset[int]:
     period = 1 << parameters.log_bootstrap_slots
     found = frozenset().union(*(layer.steps(period) for layer, _ in taken))
     if period < parameters.slots:
-        # The layers of a transform leave a rotation by 1 to its end. Back from slots, real parts and imaginary ones lie
-        # side by side in two periods, and it is one by a period more.
+        # The layers of a transform leave a rotation by 1 to its end. In the transform back from slots, real and
+        # imaginary parts lie side by side in two periods, so this rotation is longer by a period.
         found = found.union((period + 1,), *trace_steps(parameters))
     return found
 
@@ -201,7 +201,7 @@ def _work(parameters: Parameters, setup: Bootstrapping, taken: Transforms) -> Wo
 
     In each layer the operand is decomposed once and rotated by the baby steps; products and sums stay modulo Q P; every
     giant step but the first takes a decomposition and a rotation of its own. Between the transforms the ciphertext is
-    raised to the whole chain and switched back from the sparser secret, if its slots repeat summed over all periods,
+    raised to the whole chain and switched back from the sparser secret, summed over all periods if its slots repeat,
     conjugated once, and reduced modulo q_0.
     """
     special = len(parameters.special_primes)
@@ -229,7 +229,7 @@ def _work(parameters: Parameters, setup: Bootstrapping, taken: Transforms) -> Wo
 
 
 def _noise(parameters: Parameters, setup: Bootstrapping) -> float:
-    """That of the nearest measured scale below, twice as much for each bit of correction beyond the measured."""
+    """That of the next measured scale that is no finer, doubled for each bit of correction beyond the measured one."""
     scale, first = max(
         (one for one in BOOTSTRAP_NOISE if one[0] <= parameters.scale_bits), default=min(BOOTSTRAP_NOISE)
     )

@@ -38,9 +38,9 @@ def candidates(
 
 
 BUDGETS = ((3, 3), (4, 3), (5, 3), (4, 4), (5, 4))
-"""Levels of the two transforms of a bootstrap of full ciphertexts, to try.
+"""Budgets to try: levels of the two transforms of a bootstrap.
 
-A transform in two levels holds 64 rotated ciphertexts at once: 17 GB where three levels take 10, and slower.
+A transform in two levels is slower and holds 64 rotated ciphertexts at once: 17 GB on all slots, 10 in three levels.
 """
 
 
@@ -53,10 +53,10 @@ def deep_chains(
     budgets: tuple[tuple[int, int], ...] = BUDGETS,
     most_rest: int = MOST_DEPTH,
 ) -> list[Parameters]:
-    """All sets with bootstraps that keep the security and leave a level between two.
+    """All sets with bootstraps that keep the security and leave levels between two bootstraps.
 
     Args:
-        most_rest: levels that bootstrapping leaves at most.
+        most_rest: the most levels that bootstrapping leaves.
     """
     found = []
     correction = first_bits - scale_bits
@@ -70,26 +70,18 @@ def deep_chains(
                 continue
             if not _is_secure(log_ring, depth, scale_bits, first_bits, digits, security):
                 break
-            rests = ((depth - SINE_LEVELS - sum(budget), budget) for budget in budgets)
-            found += [
-                Parameters(
-                    log_ring,
-                    depth,
-                    scale_bits,
-                    first_bits,
-                    digits,
-                    FLEXIBLE,
-                    security,
-                    Bootstrapping(rest, budget, correction),
-                )
-                for rest, budget in rests
-                if 2 <= rest <= most_rest
-            ]
+            setups = (
+                Bootstrapping(rest, budget, correction)
+                for budget in budgets
+                if 2 <= (rest := depth - SINE_LEVELS - sum(budget)) <= most_rest
+            )
+            chain = log_ring, depth, scale_bits, first_bits, digits, FLEXIBLE, security
+            found += [Parameters(*chain, setup) for setup in setups]
     return found
 
 
 def longest_chains(security: int = 128, log_rings: tuple[int, ...] = (15, 16)) -> list[Parameters]:
-    """Of each ring and number of digits the set with bootstraps in 3 + 3 levels that has most levels."""
+    """For each ring and number of digits the longest chain with bootstraps in 3 + 3 levels."""
     longest = {
         (chain.log_ring, chain.digits): chain
         for chain in deep_chains(security=security, log_rings=log_rings, budgets=BUDGETS[:1])
@@ -98,6 +90,6 @@ def longest_chains(security: int = 128, log_rings: tuple[int, ...] = (15, 16)) -
 
 
 def _is_secure(log_ring: int, depth: int, scale_bits: int, first_bits: int, digits: int, security: int) -> bool:
-    """Whether a chain for bootstraps keeps the security; where levels are for does not matter to it."""
+    """Whether a chain for bootstraps keeps the security, whatever its levels are for."""
     setup = Bootstrapping(depth - SINE_LEVELS - 2, (1, 1), first_bits - scale_bits)
     return Parameters(log_ring, depth, scale_bits, first_bits, digits, FLEXIBLE, security, setup).secure

@@ -23,9 +23,8 @@ from olac.errors import SecurityError
 SPARSE_WEIGHT, ENCAPSULATION_WEIGHT = 192, 32
 """Hamming weights of the secret of programs with bootstraps, and of the sparser one within a bootstrap."""
 
-
 BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS = 37, 41
-"""For programs with bootstraps: the difference is the correction factor. `BOOTSTRAP_NOISE` was measured for these."""
+"""Usual bits of programs with bootstraps; the difference is the correction factor. `BOOTSTRAP_NOISE` has these."""
 MOST_DEPTH = 100
 MOST_DIGITS = 6
 """More digits allow a longer chain under the same bound, but make keys larger; beyond this, keys are too large."""
@@ -114,13 +113,13 @@ class Parameters:
             if self.technique != FLEXIBLE:
                 raise ValueError(f"bootstrapping loses its precision in {self.technique}: take {FLEXIBLE}")
             if self.bootstrapping.depth != self.depth:
-                raise ValueError(f"a depth of {self.depth}, bootstrapping is for {self.bootstrapping.depth}")
+                raise ValueError(f"a depth of {self.depth} with bootstrapping for {self.bootstrapping.depth} levels")
             if self.first_bits - self.scale_bits > self.bootstrapping.correction:
                 raise ValueError("the first prime has more bits above the scale than bootstrapping corrects")
             if (self.bootstrapping.log_slots or 0) >= self.log_ring - 1:
                 raise ValueError(
-                    f"bootstrapping of 2^{self.bootstrapping.log_slots} slots at ring 2^{self.log_ring}: fewer than "
-                    f"2^{self.log_ring - 1}, or None for all"
+                    f"bootstrapping of 2^{self.bootstrapping.log_slots} slots at ring 2^{self.log_ring}: take fewer "
+                    f"than 2^{self.log_ring - 1}, or None for all"
                 )
         if self.technique not in TECHNIQUES:
             raise ValueError(f"scaling technique {self.technique!r} is not one of {', '.join(TECHNIQUES)}")
@@ -148,8 +147,7 @@ class Parameters:
 
     @property
     def conjugation_step(self) -> int:
-        """The step that stands for conjugation in lists of rotation steps: the number of slots, which rotates by
-        nothing.
+        """The step that stands for conjugation in lists of rotation steps: the number of slots, which moves nothing.
 
         Programs with bootstraps always have the key of conjugation, and their lists of steps leave it out.
         """
@@ -229,7 +227,7 @@ class Parameters:
 
         Interpolated in 1 / log2(QP) between the points of 128, 192 and 256 bits at this ring and beyond them, so that
         no figure is above that of the lattice estimator. At most 256 bits are claimed, and with bootstrapping at most
-        128. Programs that were compiled by the bounds of before 2024 may have a little less than 128.
+        128. Programs that were compiled by the bounds of 2018 may have a little less than 128.
         """
         if self.bootstrapping is not None:
             return min(

@@ -17,10 +17,10 @@ from olac.ckks.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, Par
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
 from olac.selection.job import Job
-from olac.selection.price import Candidate, Draft, Terms, preferred, price
+from olac.selection.price import Candidate, Draft, Terms, price
 
 INTEGER_BITS = 7
-"""Bits of the first prime beyond the scale: slots up to 2^6 decrypt, where calibrated ones stay within 1."""
+"""Bits of the first prime above those of the scale: slots up to 2^6 decrypt, and calibrated ones stay within 1."""
 
 MAX_DEPTH = 100
 
@@ -30,18 +30,18 @@ USUAL_KEYS = 64
 """Rotation keys of a convolutional network, about."""
 
 FAR = 1.5
-"""If bootstraps in one budget of levels cost so many times what a program without bootstraps does, nothing else with
-bootstraps is looked at: between two budgets there is less, and between lowerings."""
+"""The search for programs with bootstraps ends if the best of one budget costs this many times as much as the best
+program without them: another budget, or another lowering, changes the cost by less."""
 
 Refuse = Callable[[Parameters, str], None]
-"""Called with what can't hold a graph, and why."""
+"""Called with parameters that can't hold a graph, and the reason."""
 
 
 # Without bootstraps ---------------------------------------------------------------------------------------------------
 
 
 def without_bootstraps(job: Job) -> list[Candidate]:
-    """Programs at the smallest ring that has one that fits, and at the next if that ring has long keys only.
+    """Programs at the smallest ring that has one that fits; if its keys are all long, the next ring competes as well.
 
     Parameters of one ring differ in digits alone, so their program is the same and is lowered once.
     """
@@ -51,13 +51,13 @@ def without_bootstraps(job: Job) -> list[Candidate]:
         job.say(f"lowering at ring 2^{first.log_ring}")
         draft = job.levelled(first)
         found += [job.price(parameters, draft) for parameters in chains]
-        if _preferred(job, found) and not _is_tight(chains):
+        if job.best(found) and not _is_tight(chains):
             break
     return found
 
 
 def chains_without_bootstraps(job: Job) -> list[list[Parameters]]:
-    """Parameters worth trying: for each ring, the smallest first, those that differ in digits alone."""
+    """Parameters worth trying: for each ring, the smallest first, a list of those that differ in digits alone."""
     options, found = job.options, list[list[Parameters]]()
     if options.parameters is not None:
         planned = options.parameters.bootstrapping is not None and job.places_bootstraps
@@ -83,14 +83,14 @@ def chains_without_bootstraps(job: Job) -> list[list[Parameters]]:
 
 
 def _is_tight(chains: Sequence[Parameters]) -> bool:
-    """Whether a ring holds the chain with many digits only: the next ring may be faster then, and its keys smaller."""
+    """Whether a ring holds the chain only with many digits: the next ring may then be faster and have smaller keys."""
     return min(parameters.digits for parameters in chains) > FEW_DIGITS
 
 
 def _representative(chains: Sequence[Parameters], terms: Terms) -> Parameters:
-    """Whose prices lowerings are chosen by, before it is known how many keys there will be.
+    """The parameters by whose prices lowerings are chosen, before the number of keys is known.
 
-    What the number of digits decides is key switching over the chain, and the size of keys.
+    The number of digits decides the time of key switching over the chain, and the size of keys.
     """
 
     def cost(parameters: Parameters) -> float:
@@ -108,14 +108,14 @@ def _representative(chains: Sequence[Parameters], terms: Terms) -> Parameters:
 
 
 def chains_with_bootstraps(job: Job, best: Candidate | None) -> Iterator[list[Parameters]]:
-    """Sets of parameters with bootstraps that the options allow, one for each scale.
+    """Sets of parameters with bootstraps that the options allow: a list for each scale, the smallest scale first.
 
-    They are for one image; what is pinned is not replaced. If there is a precision to meet there are all scales that
-    bootstraps were measured at, the smallest first: the one that was asked for, or that of the best program without
-    bootstraps. Otherwise there is the usual scale alone.
+    They are for one image. Pinned parameters are the only ones, and a pinned scale has none. If a precision is asked
+    for, the scales are all those that bootstraps were measured at. If only the best program without bootstraps has one
+    to keep, they begin with the usual scale; if there is neither, the usual scale is the only one.
 
     Args:
-        best: of the programs without bootstraps. If it costs less than any bootstrap there is nothing to try.
+        best: of the programs without bootstraps. If it costs less than any bootstrap, there is nothing to try.
     """
     options, usual = job.options, (BOOTSTRAP_SCALE_BITS, BOOTSTRAP_FIRST_BITS)
     if options.parameters is not None:
@@ -125,7 +125,7 @@ def chains_with_bootstraps(job: Job, best: Candidate | None) -> Iterator[list[Pa
     if not job.places_bootstraps or options.scale_bits is not None or options.insecure or options.batch > 1:
         return
     rings = (15, 16) if options.log_ring is None else (options.log_ring,)
-    if best is not None and _cost(job, best) <= _least_cost(job, rings):
+    if best is not None and job.cost(best) <= _least_cost(job, rings):
         return
     if job.noise.scale_bits(rings[0], job.precision) > MAX_SCALE_BITS:
         return
@@ -137,7 +137,7 @@ def chains_with_bootstraps(job: Job, best: Candidate | None) -> Iterator[list[Pa
 
 
 def _least_cost(job: Job, log_rings: tuple[int, ...]) -> float:
-    """What any program with bootstraps costs at least: one of the cheapest bootstraps, and what these hold."""
+    """A lower bound for programs with bootstraps: the cost of a single bootstrap, the cheapest, with what it holds."""
     least = float("inf")
     for chain in deep_chains(security=job.options.security, log_rings=log_rings, most_rest=2):
         assert chain.bootstrapping is not None
@@ -153,57 +153,53 @@ def _least_cost(job: Job, log_rings: tuple[int, ...]) -> float:
 def with_bootstraps(job: Job, chains: Sequence[Parameters], best: Candidate | None, refuse: Refuse) -> list[Candidate]:
     """Programs with the plan of bootstraps of least predicted time, under each set of parameters that can hold one.
 
-    If the best of these has bootstraps on a part of the slots, there are lowerings made for its ring, budget and number
-    of slots, as other keys are there to share, and plans for all chains.
+    If the best of these has bootstraps on a part of the slots, lowerings are made anew for its ring, budget and number
+    of slots, because there are other keys to share, and all of its chains get plans for them.
 
     Args:
-        chains: of any rings; if they are many, those that can't hold the graph cost little.
+        chains: of any rings; those that can't hold the graph take little time.
         best: of the programs without bootstraps, if there is one.
-        refuse: called with what can't hold the graph.
+        refuse: called with each set of parameters that can't hold the graph.
     """
+    pinned = job.options.parameters is not None
     by_way: dict[_Way, list[Parameters]] = {}
     for parameters in chains:
         by_way.setdefault(_way(parameters), []).append(parameters)
     found: list[Candidate] = []
     for same in by_way.values():
         here = _planned(job, same, refuse)
-        if job.options.parameters is None:
+        if not pinned:
             here += _on_fewer_slots(job, here)
-        if best is not None:  # which serves as well if nothing is bootstrapped
-            here = [one for one in here if one.placements]
+        here = [one for one in here if one.placements or best is None]  # if nothing is bootstrapped, `best` will do
         found += here
-        if best is not None and any(_cost(job, one) > FAR * _cost(job, best) for one in _preferred(job, here)[:1]):
+        first = job.best(here)
+        if best is not None and first is not None and job.cost(first) > FAR * job.cost(best):
             return found
-    for one in _preferred(job, found)[:1]:
-        log_ring, budget, log_slots = _way(one.parameters)
-        if log_slots is not None and job.options.parameters is None:
+    first = job.best(found)
+    if first is not None and not pinned:
+        log_ring, budget, log_slots = _way(first.parameters)
+        if log_slots is not None:
             part = [_on_slots(parameters, log_slots) for parameters in by_way[log_ring, budget, None]]
             again = _planned(job, part, lambda parameters, why: None)
-            found += again if best is None else [one for one in again if one.placements]
+            found += [one for one in again if one.placements or best is None]
     return found
 
 
 _Way = tuple[int, tuple[int, int], int | None]
-"""To bootstrap: the ring, the budget and the slots."""
+"""How bootstraps work: ring, budget and slots."""
 
 
 def _way(parameters: Parameters) -> _Way:
     setup = parameters.bootstrapping
-    return parameters.log_ring, (0, 0) if setup is None else setup.budget, None if setup is None else setup.log_slots
-
-
-def _cost(job: Job, one: Candidate) -> float:
-    return job.terms.cost(one.seconds, one.server_bytes)
-
-
-def _preferred(job: Job, found: Sequence[Candidate]) -> list[Candidate]:
-    return preferred(found, job.terms.max_memory)
+    assert setup is not None
+    return parameters.log_ring, setup.budget, setup.log_slots
 
 
 def _planned(job: Job, chains: Sequence[Parameters], refuse: Refuse) -> list[Candidate]:
-    """A candidate for each chain that can hold the graph, with layouts and lowerings that all of them share.
+    """A candidate for each chain that can hold the graph; all of them share layouts and lowerings.
 
-    The longest chain with the fewest digits stands for all: what matters is which keys bootstraps have anyway.
+    These are made for the longest chain with the fewest digits: what matters is which keys bootstraps have anyway, and
+    all chains have the same.
     """
     found: list[Candidate] = []
     draft: Draft | None = None
@@ -219,7 +215,7 @@ def _planned(job: Job, chains: Sequence[Parameters], refuse: Refuse) -> list[Can
 
 
 def _check_reach(graph: Graph, parameters: Parameters) -> None:
-    """`InfeasibleError` if the levels between bootstraps do not reach from one place for one to the next."""
+    """`InfeasibleError` if the levels between bootstraps do not reach from one place for a bootstrap to the next."""
     PlacementProblem(graph, bootstrap_model(parameters), parameters.depth, lambda node, level: 0.0).highest()
 
 
@@ -231,7 +227,7 @@ def _pack(job: Job, parameters: Parameters) -> Draft:
 
 
 def _with_plan(job: Job, draft: Draft, parameters: Parameters) -> Candidate:
-    """With the fastest plan of so few bootstraps as were asked for, or if there is none the fastest of all."""
+    """With the fastest plan of as many bootstraps as are allowed, or the fastest of all if there is none."""
     most, pricer = job.options.fit.max_bootstraps, job.terms.pricer(parameters)
     exceeds = False
     try:
@@ -244,20 +240,21 @@ def _with_plan(job: Job, draft: Draft, parameters: Parameters) -> Candidate:
 
 
 def _on_fewer_slots(job: Job, found: Sequence[Candidate]) -> list[Candidate]:
-    """The preferred of some candidates with bootstraps on a part of the slots, its lowerings as they are.
+    """The best of some candidates with bootstraps on a part of the slots instead, its lowerings as they are.
 
-    There is one for each number of slots after which values repeat; all that it bootstraps have to.
+    There is one for each number of slots after which a value repeats. It bootstraps only values that do.
     """
     sparse: list[Candidate] = []
-    for one in _preferred(job, [one for one in found if one.placements])[:1]:
-        for log_slots in _numbers_of_slots(one):
+    best = job.best(one for one in found if one.placements)
+    if best is not None:
+        for log_slots in _numbers_of_slots(best):
             with contextlib.suppress(InfeasibleError):  # too few places for bootstraps
-                sparse.append(_with_plan(job, one.draft, _on_slots(one.parameters, log_slots)))
+                sparse.append(_with_plan(job, best.draft, _on_slots(best.parameters, log_slots)))
     return sparse
 
 
 def _numbers_of_slots(one: Candidate) -> list[int]:
-    """Their log2: after which values repeat, and that the budget takes; all slots are not among them."""
+    """log2 of the numbers of slots after which values repeat and that the budget takes, without that of all slots."""
     _, budget, _ = _way(one.parameters)
     found = {max(node.layout.repeats_after.bit_length() - 1, *budget) for node in one.graph.nodes}
     return sorted(found - {one.parameters.log_bootstrap_slots})

@@ -20,12 +20,12 @@ from olac.options import CompileOptions, Stages, telling
 from olac.passes.base import Pass, PassContext, PassManager
 from olac.passes.choose_lowerings import lowered_depth
 from olac.passes.place_bootstraps import PlaceBootstraps
-from olac.selection.price import Candidate, Draft, Terms, price
+from olac.selection.price import Candidate, Draft, Terms, preferred, price
 from olac.system.internal import callers_own
 from olac.system.threads import usable_threads
 
 DEFAULT_PRECISION = 1e-3
-"""Of programs that a chain holds without bootstraps."""
+"""The precision of programs without bootstraps, if none is asked for."""
 
 RINGS = (12, 13, 14, 15, 16)
 
@@ -52,7 +52,7 @@ class Job:
 
     @cached_property
     def terms(self) -> Terms:
-        """Of prices."""
+        """What prices depend on."""
         options = self.options
         return Terms(options.costs or CostTable.default(), options.threads or usable_threads(), options.memory_limit)
 
@@ -63,26 +63,26 @@ class Job:
 
     @cached_property
     def depth(self) -> int:
-        """Levels of a program without bootstraps: at least 1, for the scale of a chain of one prime is that prime."""
+        """Levels of a program without bootstraps, at least 1: the scale of a chain of one prime is that prime."""
         return max(1, lowered_depth(self.graph, self.passes, self.options.batch))
 
     @property
     def security(self) -> int:
-        """Bits that are asked for; 0 if the check is waived."""
+        """Bits of security that are asked for; 0 if the check is waived."""
         return 0 if self.options.insecure else self.options.security
 
     @property
     def precision(self) -> float:
-        """Of programs without bootstraps."""
+        """The precision of programs without bootstraps."""
         return self.options.precision or DEFAULT_PRECISION
 
     @property
     def rings(self) -> tuple[int, ...]:
-        """log2 of those that programs without bootstraps may have."""
+        """log2 of the rings that programs without bootstraps may have."""
         return RINGS if self.options.log_ring is None else (self.options.log_ring,)
 
     def scale_bits(self, log_ring: int) -> int:
-        """Of a program without bootstraps at a ring."""
+        """Bits of the scale of a program without bootstraps, at a ring."""
         return self.options.scale_bits or max(self.noise.scale_bits(log_ring, self.precision), log_ring + 6)
 
     def holds_batch(self, log_ring: int) -> bool:
@@ -96,7 +96,7 @@ class Job:
 
     @cached_property
     def _place(self) -> int | None:
-        """Of the pass that waits for a plan of bootstraps, if there is one."""
+        """The index of the pass that waits for a plan of bootstraps, if there is one."""
         found = (i for i, one in enumerate(self.passes) if isinstance(one, PlaceBootstraps) and one.placements is None)
         return next(found, None)
 
@@ -116,7 +116,7 @@ class Job:
         return self._run(self.passes[: self._place], self.graph, parameters)
 
     def finished(self, candidate: Candidate) -> Candidate:
-        """The same after all passes, priced by the primitives that it takes then."""
+        """A candidate after all passes, priced by the primitives that it takes then."""
         draft, parameters = candidate.draft, candidate.parameters
         if draft.graph.stage is Stage.LEVELLED:
             return candidate
@@ -131,14 +131,22 @@ class Job:
         """A levelled draft under parameters."""
         return price(self.terms.pricer(parameters), draft, draft.work, self.terms.max_memory)
 
+    def cost(self, one: Candidate) -> float:
+        """What candidates are compared by."""
+        return self.terms.cost(one.seconds, one.server_bytes)
+
+    def best(self, found: Iterable[Candidate]) -> Candidate | None:
+        """The preferred of the candidates that fit."""
+        return next(iter(preferred(found, self.terms.max_memory)), None)
+
     def dump(self, dumps: Iterable[tuple[str, str]]) -> None:
-        """Hand over what passes left, if anyone wants it."""
+        """Hand the caller what passes left, if the caller asked for it."""
         if self.options.dump is not None:
             for name, text in dumps:
                 callers_own(self.options.dump)(name, text)
 
     def _run(self, passes: Sequence[Pass], graph: Graph, parameters: Parameters) -> Draft:
-        dumps: list[tuple[str, str]] = []  # of many that are lowered, one is taken
+        dumps: list[tuple[str, str]] = []  # many graphs are lowered, and only those of the chosen one are handed over
         manager = PassManager(passes, self.options.dump_after, lambda *one: dumps.append(one), self.say)
         context = PassContext(
             calibration=self.calibration,

@@ -14,7 +14,7 @@ from olac.program.program import ApproximatedModel, CompiledProgram
 from olac.selection.generate import chains_with_bootstraps, with_bootstraps, without_bootstraps
 from olac.selection.job import Job
 from olac.selection.notes import notes, say_memory
-from olac.selection.price import Candidate, preferred
+from olac.selection.price import Candidate
 from olac.selection.refuse import Tried, check_pinned, refusal
 from olac.system.internal import guard
 
@@ -50,16 +50,15 @@ def lower(
 def choose(job: Job) -> tuple[Candidate, float | None]:
     """The preferred candidate, lowered to the end, and what the noise of its bootstraps does to the outputs, if any.
 
-    Programs with bootstraps compete with the best without, at its precision. Of their scales the first is taken that
-    meets the precision: finer scales leave fewer levels, so there are as many bootstraps or more.
+    Programs with bootstraps compete with the best program without them, at its precision. The first of their scales
+    that meets the precision is taken: finer scales leave fewer levels, so they take as many bootstraps or more.
 
     Raises:
-        InfeasibleError, SecurityError: there is none; names the limit.
+        InfeasibleError, SecurityError: there is no program; the message names the limit.
     """
     check_pinned(job)
-    limit, tried = job.terms.max_memory, Tried()
-    tried.too_large = without_bootstraps(job)
-    best = next(iter(preferred(tried.too_large, limit)), None)
+    tried = Tried(without_bootstraps(job))
+    best = job.best(tried.too_large)
     precision = job.options.precision if best is None else job.precision
     coarser: Graph | None = None
     for chains in chains_with_bootstraps(job, best):
@@ -69,7 +68,7 @@ def choose(job: Job) -> tuple[Candidate, float | None]:
                 tried.error = min(tried.error, error)
                 continue
         found = with_bootstraps(job, chains, best, tried.refuse)
-        first = next(iter(preferred([*([] if best is None else [best]), *found], limit)), None)
+        first = job.best([best, *found] if best else found)
         if first is None:
             tried.too_large += found
         elif first is best:

@@ -18,11 +18,11 @@ from olac.system.memory import GB, total_bytes
 
 NAMED_BOOTSTRAPS = 3
 NOTED_IMAGES = 256
-"""Images on which slots are looked at that enter bootstraps."""
+"""Number of images on which the slots that enter bootstraps are looked at."""
 
 
 def notes(job: Job, chosen: Candidate) -> tuple[str, ...]:
-    """Of a report."""
+    """Notes of the report."""
     return (
         *(("NOT SECURE: the security check was waived",) if job.options.insecure else ()),
         *bootstrap_notes(chosen.graph, job.calibration.judged[:NOTED_IMAGES]),
@@ -32,7 +32,7 @@ def notes(job: Job, chosen: Candidate) -> tuple[str, ...]:
 
 
 def say_memory(job: Job, chosen: Candidate) -> None:
-    """What a server will take, if nobody has said what it may: it need not be this machine."""
+    """Tell what a server will take if there is no limit of memory: the server need not be this machine."""
     if job.terms.max_memory is None:
         job.say(
             f"a server will take {_server_memory(_served(chosen))} (this machine has {total_bytes() / GB:.1f} GB); "
@@ -41,7 +41,7 @@ def say_memory(job: Job, chosen: Candidate) -> None:
 
 
 def _served(chosen: Candidate) -> Sizes:
-    """Of a server that keeps encoded weights as far as it may, even if the program was not chosen for that."""
+    """Of a server that keeps encoded weights if such a program ever does, even if this one was chosen without them."""
     return replace(chosen.keys.sizes, keeps_plaintexts=bootstrap_model(chosen.parameters).keeps_plaintexts)
 
 
@@ -52,7 +52,7 @@ def _server_memory(size: Sizes) -> str:
 
 
 def memory_notes(size: Sizes, machine_bytes: float) -> tuple[str, ...]:
-    """If a server takes more memory than the machine has that the program is compiled on."""
+    """A note if a server takes more memory than the machine on which the program is compiled has."""
     if size.server_bytes <= machine_bytes:
         return ()
     return (
@@ -69,7 +69,7 @@ def paging_notes(keys: KeyChoice, max_memory: float | None) -> tuple[str, ...]:
 
 
 def bootstrap_notes(graph: Graph, images: Array) -> tuple[str, ...]:
-    """Where images that no fit has seen leave [-1, 1] at a bootstrap, the furthest first."""
+    """A note if images that no fit has seen leave [-1, 1] at bootstraps, the furthest first."""
     entering = {node.inputs[0]: node.id for node in graph.nodes if isinstance(node.op, Bootstrap)}
     largest: dict[str, float] = {}
 

@@ -23,9 +23,9 @@ from olac.passes.base import PassContext, PassTiming
 from olac.passes.place_bootstraps import PlaceBootstraps
 
 MACHINE_BYTES = 8e9
-"""Memory that comes with the cores of a server; what a program takes beyond it has to be paid with them."""
+"""Memory that comes with the cores of a server; what a program takes beyond it costs extra."""
 NEARLY = 1.02
-"""Predictions are not good to 2 %: among sets of parameters so close the one of least memory is taken."""
+"""Predictions are not exact to 2 %: of sets of parameters that are this close, the one of least memory is taken."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Terms:
     max_memory: float | None = None
 
     def pricer(self, parameters: Parameters) -> CostEvaluator:
-        """Of primitives under a set of parameters."""
+        """Prices of primitives under a set of parameters."""
         return CostEvaluator(parameters, self.table, self.threads)
 
     def cost(self, seconds: float, server_bytes: float) -> float:
-        """By what programs compare: seconds within a limit of memory; otherwise what a run keeps others from."""
+        """What programs are compared by: seconds if memory has a limit, otherwise what a run occupies."""
         return seconds if self.max_memory is not None else _occupied(seconds, server_bytes)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one run takes, whatever the digits of key switching.
+    """What one run takes, for any number of digits of key switching.
 
     Attributes:
         graph: at stage PACKED or LEVELLED, with its bootstraps.
@@ -55,7 +55,7 @@ class Work:
         levels: of all values.
         counts: how often each (primitive, level) runs.
         uses: how often each (rotation step, level) is taken.
-        order: the steps one after the other.
+        order: all rotation steps in the order of the run.
     """
 
     graph: Graph
@@ -68,10 +68,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Draft:
-    """A graph lowered for a set of parameters, which others share: those that differ in digits, or in the chain.
+    """A graph that was lowered for one set of parameters, and that others share: they differ in digits or in the chain.
 
     Attributes:
-        parameters: that it was lowered for.
+        parameters: those that it was lowered for.
         graph: at stage LEVELLED, or at stage PACKED if a plan of bootstraps is still to come.
         timings, dumps: of its passes.
     """
@@ -83,12 +83,12 @@ class Draft:
 
     @cached_property
     def profiles(self) -> Profiles:
-        """Of the kernels, at any level."""
+        """What the kernels take, at any level."""
         return Profiles(self.graph, self.parameters)
 
     @cached_property
     def work(self) -> Work:
-        """Of a levelled graph: a run on no data."""
+        """The work of a levelled graph, by a run on no data."""
         kernels = build_weightless_kernels(self.graph)
         recorder = record(self.graph, self.parameters, kernels)
         order = [event.step for event in recorder.events if event.step]
@@ -96,7 +96,7 @@ class Draft:
         return Work(self.graph, kernels, levels, recorder.counts(), recorder.uses(), order)
 
     def planned(self, plan: BootstrapPlan, parameters: Parameters) -> Work:
-        """Of a packed graph with bootstraps; what they drop to a level is left out."""
+        """The work of a packed graph with bootstraps, without the level reductions before these."""
         input_level = bootstrap_model(parameters).input_level
         graph = PlaceBootstraps(plan.placements).run(self.graph, PassContext(parameters=parameters))
         levels = required_levels(graph, input_level)
@@ -112,11 +112,11 @@ class Candidate:
     """A program under one set of parameters.
 
     Attributes:
-        parameters: that it would run with.
+        parameters: those that it would run with.
         draft: its graph, as far as it is lowered.
         keys: the rotation steps that get keys, and what the program takes with them.
         placements: of its bootstraps.
-        exceeds: whether these are more than were asked for.
+        exceeds: whether these are more than are allowed.
     """
 
     parameters: Parameters
@@ -163,12 +163,12 @@ def price(
 
 
 def preferred(found: Iterable[Candidate], max_memory: float | None) -> list[Candidate]:
-    """The candidates that fit, the best first; with more bootstraps than were asked for only if no others fit.
+    """The candidates that fit, the best first; those with more bootstraps than are allowed only if no others fit.
 
-    With a limit, memory within it is free: the fastest are best, and of those that nearly are, the smallest. Without
-    one the machine is not known, and a run is charged what it keeps others from: the product of its seconds and of its
-    bytes and those that come with the cores anyway. So twice the memory has to save up to half the time, and if a
-    program is small anyway, the fastest is best.
+    With a limit, memory within it is free: the fastest is best, and of those that are nearly as fast, the smallest.
+    Without one the machine is not known, and a run is charged for what it occupies: its seconds times the sum of its
+    bytes and of those that come with the cores anyway. So twice the memory has to save up to half the time, and of
+    small programs the fastest is best.
     """
     fitting = [one for one in found if max_memory is None or one.server_bytes <= max_memory]
     fitting = [one for one in fitting if not one.exceeds] or fitting
@@ -182,7 +182,7 @@ def preferred(found: Iterable[Candidate], max_memory: float | None) -> list[Cand
 
 
 def _occupied(seconds: float, server_bytes: float) -> float:
-    """What a run keeps others from if the machine is not known."""
+    """What a run occupies: seconds times bytes, with those that come with the cores."""
     return seconds * (MACHINE_BYTES + server_bytes)
 
 
@@ -197,9 +197,9 @@ def with_keys(
 ) -> KeyChoice:
     """The steps that get keys, and whether encoded weights are kept, by the rule of `preferred`.
 
-    Without a limit a key goes if a run occupies less without it, and weights are encoded in each run if that does. With
-    one keys go, or wait in their file, and weights are encoded in each run, if the program would not fit and that is
-    the fastest way.
+    Without a limit, a key is given up if a run occupies less without it, and weights are encoded in each run if it
+    occupies less then. With a limit, a program that fits keeps all. Of the ways to make another fit (giving up keys,
+    reading them when they are needed, encoding weights in each run) the fastest is taken.
 
     Args:
         uses: how often each step is taken, by level.
@@ -208,13 +208,12 @@ def with_keys(
         seconds, size: with keys for all steps, and with all encoded weights if they are ever kept.
         encoding: seconds to encode all weights, if they are ever kept.
     """
-    if max_memory is None:
-        # What a run occupies bends down between all weights and none, so that one of these is best.
-        without = seconds + encoding, replace(size, keeps_plaintexts=False)
-        if _occupied(without[0], without[1].server_bytes) < _occupied(seconds, size.server_bytes):
-            seconds, size = without
-    given = uses, pricer.parameters, pricer.price, seconds, size
-    if max_memory is None:
-        *_, last = fewer_keys(*given, _occupied)
-        return last
-    return within(fewer_keys(*given, lambda _, needed: needed), order, pricer, encoding, max_memory)
+    if max_memory is not None:
+        choices = fewer_keys(uses, pricer.parameters, pricer.price, seconds, size, lambda _, needed: needed)
+        return within(choices, order, pricer, encoding, max_memory)
+    # What a run occupies is a concave function of the share of kept weights, so all or none of them is best.
+    without = seconds + encoding, replace(size, keeps_plaintexts=False)
+    if _occupied(without[0], without[1].server_bytes) < _occupied(seconds, size.server_bytes):
+        seconds, size = without
+    *_, last = fewer_keys(uses, pricer.parameters, pricer.price, seconds, size, _occupied)
+    return last

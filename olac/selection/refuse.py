@@ -1,4 +1,4 @@
-"""Why there is no program: errors that name the limit, and what would do."""
+"""Why there is no program: errors that name the limit, and what helps."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ NAMED_LIMITS = 3
 
 @dataclass
 class Tried:
-    """What a choice has looked at in vain.
+    """What a choice has tried without success.
 
     Attributes:
         too_large: candidates that do not fit in the memory.
-        unreachable: why parameters with bootstraps can't hold the graph, and which.
-        error: the least change of an output by the noise of bootstraps, among programs that miss the precision.
+        unreachable: for each reason why parameters with bootstraps can't hold the graph, those parameters.
+        error: by how much bootstraps change outputs in the best of the programs that miss the precision.
     """
 
     too_large: list[Candidate] = field(default_factory=list)
@@ -88,7 +88,7 @@ def _up(size: float) -> float:
 
 
 def _no_chain(job: Job) -> OlacError:
-    """Why no chain holds the program without bootstraps, where there are none."""
+    """Why no chain holds the program, if it can't have bootstraps."""
     options, depth, log_ring = job.options, job.depth, job.rings[-1]
     if depth > MAX_DEPTH:
         return InfeasibleError(
@@ -128,13 +128,13 @@ def why_so_fine(graph: Graph, loudest: Node) -> str:
     if others and loudest.id in {source.id, *others} and sizes and max(sizes) > UNEVEN * min(sizes):
         names = ", ".join(f"{node.id} ({node.origin.path or node.op.name})" for node in others.values())
         return (
-            "The columns or channels of the input are of very different size, and share one unit because not only "
-            f"linear layers read them, but {names}: scale them to the same size before the model, or ask for less "
+            "The columns or channels of the input are of very different size and share one unit, because layers that "
+            f"are not linear read them ({names}): scale them to the same size before the model, or ask for less "
             "precision."
         )
     if loudest.id == source.id:
         return (
-            "The model makes much of small differences in its input, which encryption blurs: calibrate with images "
+            "The model depends much on small differences in its input, which encryption blurs: calibrate with images "
             "that vary as real ones do, scale the input, or ask for less precision."
         )
     where = f"{loudest.id} ({loudest.origin.path or 'model'})"
@@ -142,6 +142,6 @@ def why_so_fine(graph: Graph, loudest: Node) -> str:
     if any(isinstance(node.op, Polynomial | PolynomialProduct | Square) for node in graph.nodes):
         advice[1:1] = ["lower the degrees of the activations", "calibrate without outliers"]
     return (
-        f"It is for the noise of {where}: its values are large beside what is left of them in the outputs. "
+        f"The reason is the noise of {where}: its values are large compared with what remains of them in the outputs. "
         f"{', '.join(advice[:-1]).capitalize()}, or {advice[-1]}."
     )

@@ -159,7 +159,7 @@ def test_work_is_bounded_by_the_number_of_nodes(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_plan_is_found_wherever_there_is_one(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Even if hardly any states may be kept: the one that bootstraps all that it can is always kept."""
+    """Even if hardly any state may be kept: the one that bootstraps whatever it can is kept."""
     monkeypatch.setattr(bootstrap_beam, "WIDTH", 1)
     p = narrowed(problem(wide(60, 12, seed), 9, seed, Bootstrapping(5, (1, 1))), 0.25, seed)
     try:
@@ -173,7 +173,7 @@ def test_a_plan_is_found_wherever_there_is_one(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_degrees_of_wide_graphs_are_planned(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """With the fewest bootstraps possible, and with more: another bootstrap never makes a plan worse."""
+    """With as few bootstraps as possible, and with more, which never make a plan worse."""
     graph = wide(50, 12, seed)
     p = problem(graph, 6, seed, Bootstrapping(5, (1, 1)))
     for index, node in enumerate(graph.nodes):

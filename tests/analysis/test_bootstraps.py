@@ -1,4 +1,4 @@
-"""Places of bootstraps: the solver compared with brute force and with an integer program, and the pass."""
+"""Placement of bootstraps: the solver against brute force and an integer program, and what the pass makes of it."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def optimum(p: PlacementProblem, one_bootstrap: float) -> float:
 
 
 def planned(p: PlacementProblem, one_bootstrap: float) -> float:
-    """Seconds of the solver's plan, which must be the cost of its levels; infinity if there is no plan."""
+    """Seconds of the solver's plan, which must be what its levels cost; infinity if there is none."""
     try:
         plan = solve(p, one_bootstrap)
     except InfeasibleError:
@@ -246,7 +246,7 @@ def test_against_an_integer_program(graph: Graph, seed: int, one_bootstrap: floa
     expected, found = optimum(p, one_bootstrap), planned(p, one_bootstrap)
     if depth == SETUP.output_level:
         assert found == pytest.approx(expected, rel=1e-6)
-    else:  # A value above what bootstraps give may have early readers of the old value, which the program knows not.
+    else:  # Early readers may keep a value above what bootstraps give, which the integer program does not consider.
         assert found <= expected * (1 + 1e-6)
 
 
@@ -254,14 +254,14 @@ def test_against_an_integer_program(graph: Graph, seed: int, one_bootstrap: floa
 @pytest.mark.parametrize("rest", [4, 5, 9])
 @pytest.mark.parametrize("projections", [(), (1,)])
 def test_residual_networks_against_an_integer_program(branch: int, rest: int, projections: tuple[int, ...]) -> None:
-    """Blocks that are longer than the levels between bootstraps have one on a branch; the skip has none."""
+    """Blocks that are longer than the levels between bootstraps take one on a branch, which the skip bypasses."""
     setup = Bootstrapping(rest, (1, 1))
     for one_bootstrap in (1.0, 20.0):
         p = problem(residual(3, branch, projections), setup.output_level, rest, setup)
         assert planned(p, one_bootstrap) == pytest.approx(optimum(p, one_bootstrap), rel=1e-6)
 
 
-def test_a_skip_connection_passes_by_a_bootstrap_of_its_branch() -> None:
+def test_a_skip_connection_bypasses_a_bootstrap_of_its_branch() -> None:
     g = Drawing()
     y = g.affine(g.polynomial("x"))
     g.add(y, g.polynomial(y))
@@ -298,7 +298,7 @@ def test_what_no_bootstraps_reach_is_named() -> None:
         solve(problem(chain(6), 4, setup=setup), 1.0)
 
 
-def test_as_many_nodes_as_resnet_110_has_take_no_time() -> None:
+def test_as_many_nodes_as_resnet_110_has_take_little_time() -> None:
     graph = residual(66, projections=(22, 44))
     assert len(graph.nodes) > 330
     start = time.perf_counter()
@@ -333,7 +333,7 @@ def test_a_residual_network_as_text() -> None:
 
 
 def test_bootstraps_bend_values_a_little() -> None:
-    """By the sine in them; nothing else changes."""
+    """By the sine that they apply; everything else stays as it was."""
     graph, images = residual_net()
     made = lowered(graph, images)
     seen: dict[str, Array] = {}
@@ -404,7 +404,7 @@ def test_a_network_without_a_place_is_refused_by_the_pass() -> None:
 
 
 def test_only_values_that_repeat_are_bootstrapped_on_a_part_of_the_slots() -> None:
-    """With fewer slots there are fewer places; if there are none left, an error says so."""
+    """Fewer slots leave fewer places, and the error says so if none is left."""
     graph = packed_net()
     everywhere = PlaceBootstraps().run(graph, PassContext(parameters=DEEP))
     layouts = {node.type.layout for node in everywhere.nodes if isinstance(node.op, Bootstrap)}
@@ -415,7 +415,7 @@ def test_only_values_that_repeat_are_bootstrapped_on_a_part_of_the_slots() -> No
         if log_slots > 3:
             assert PlaceBootstraps().run(graph, PassContext(parameters=part)) == everywhere
             continue
-        with pytest.raises(InfeasibleError, match=rf"that repeat after 2\^{log_slots} slots"):
+        with pytest.raises(InfeasibleError, match=rf"that repeats after 2\^{log_slots} slots"):
             PlaceBootstraps().run(graph, PassContext(parameters=part))
 
 

@@ -74,7 +74,7 @@ class Drawing:
 
 
 def residual(blocks: int) -> Graph:
-    """Linear, activation, linear, sum, activation; again and again."""
+    """Blocks of linear op, activation, linear op, sum and activation."""
     g = Drawing()
     x = g.relu(g.linear("x"))
     for _ in range(blocks):
@@ -162,7 +162,7 @@ def test_too_few_bootstraps_are_refused_with_the_number_that_would_do() -> None:
 
 
 def test_bootstraps_are_fewest_whatever_levels_they_would_save() -> None:
-    """A hundred sums could have lower levels after a bootstrap, but the chain needs none."""
+    """A hundred sums could run lower after a bootstrap, but the chain holds the whole without one."""
     builder = GraphBuilder(by="test")
     value = builder.add(Input((4,)), name="x", type=ValueType((4,)))
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""Which degree each activation gets: limits that hold in the circuit, and plans by hand where effects are known."""
+"""Which degree each activation gets: limits that hold in the circuit, and plans by hand for known effects."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Known:
     cost: Callable[[str, int], float]
     agreement: Callable[[Degrees], float] = lambda degrees: 1.0
     loss: Callable[[Degrees], float] = lambda degrees: 1.0
-    behind: Callable[[Degrees, str, int], float] | None = None
+    in_context: Callable[[Degrees, str, int], float] | None = None
     alphas: Mapping[str, float] = field(default_factory=dict)
     trials: list[dict[str, int]] = field(default_factory=list)
 
@@ -59,8 +59,8 @@ class Known:
         self, graph: Graph, degrees: Degrees, method: Compensated, probes: Sequence[int] = ()
     ) -> tuple[float, float, dict[str, dict[int, float]]]:
         self.trials.append(dict(degrees))
-        behind = self.behind or (lambda degrees, name, d: self.cost(name, d))
-        measured = {name: {d: behind(degrees, name, d) for d in {*probes, one}} for name, one in degrees.items()}
+        in_context = self.in_context or (lambda degrees, name, d: self.cost(name, d))
+        measured = {name: {d: in_context(degrees, name, d) for d in {*probes, one}} for name, one in degrees.items()}
         return self.loss(degrees), self.agreement(degrees), measured
 
     def error(self, original: Graph, approximated: Graph) -> tuple[float, float]:
@@ -346,19 +346,19 @@ def test_predicted_seconds_stay_within_the_limit() -> None:
 
 
 def turned(degrees: Degrees, name: str, d: int) -> float:
-    """After a plan's errors, the second activation matters most."""
+    """After a plan's errors, the second activation is the one that matters."""
     return (1e6 if name == NAMES[1] else 1e-6) / d**2
 
 
 @pytest.mark.parametrize("gains", [False, True])
-def test_a_refined_plan_is_taken_where_the_trial_gains_by_it(gains: bool) -> None:
+def test_a_refined_plan_is_taken_if_the_trial_gains_by_it(gains: bool) -> None:
     options = FitOptions(max_degree=15, max_depth=9)
     first = choose_degrees(NET, context_for(Known(by_weight(WEIGHTS))), options)
 
     def loss(degrees: Degrees) -> float:
         return 1.0 if dict(degrees) == first else 0.5 if gains else 1.5
 
-    known = Known(by_weight(WEIGHTS), behind=turned, loss=loss)
+    known = Known(by_weight(WEIGHTS), in_context=turned, loss=loss)
     found = choose_degrees(NET, context_for(known), options)
     assert known.trials[0] == first and len(known.trials) >= 2 and known.trials[1] != first
     if gains:
@@ -369,13 +369,13 @@ def test_a_refined_plan_is_taken_where_the_trial_gains_by_it(gains: bool) -> Non
 
 
 def test_a_trial_that_is_no_better_is_not_taken() -> None:
-    known = Known(by_weight(WEIGHTS), behind=turned)
+    known = Known(by_weight(WEIGHTS), in_context=turned)
     found = choose_degrees(NET, context_for(known), FitOptions(max_degree=15, max_depth=9))
     assert found == choose_degrees(NET, context_for(Known(by_weight(WEIGHTS))), FitOptions(max_degree=15, max_depth=9))
 
 
 def test_only_the_compensated_method_refines() -> None:
-    known = Known(by_weight(WEIGHTS), behind=turned, loss=lambda degrees: 0.0)
+    known = Known(by_weight(WEIGHTS), in_context=turned, loss=lambda degrees: 0.0)
     choose_degrees(NET, context_for(known), FitOptions(max_degree=15, method="channel", max_depth=9))
     assert not known.trials
 
@@ -452,7 +452,7 @@ def test_no_degree_is_above_the_largest(max_degree: int) -> None:
 
 @pytest.mark.parametrize("options", [{"max_depth": 9}, {"max_latency": 100.0}, {"min_agreement": 0.999}, {}])
 def test_the_front_is_sorted_and_has_one_chosen_plan_and_comes_back_from_json(options: dict[str, Any]) -> None:
-    known = Known(by_weight(WEIGHTS), agreement=shallow, behind=turned, loss=lambda d: 1.0 / (1 + d[NAMES[1]]))
+    known = Known(by_weight(WEIGHTS), agreement=shallow, in_context=turned, loss=lambda d: 1.0 / (1 + d[NAMES[1]]))
     context = context_for(known)
     found = choose_degrees(NET, context, FitOptions(**options))
     (chosen,) = [p for p in context.front if p.chosen]

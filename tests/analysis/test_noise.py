@@ -43,7 +43,7 @@ def test_bits_grow_with_the_precision_and_the_ring() -> None:
     noise = OutputNoise(chain(1.0), calibration())
     bits = noise.scale_bits(14, 1e-3)
     assert noise.scale_bits(14, 1e-3 / 16) == bits + 4
-    assert noise.scale_bits(16, 1e-3) == bits + 2  # a rescale's noise goes with the ring's dimension
+    assert noise.scale_bits(16, 1e-3) == bits + 2  # a rescale's noise grows with the ring's dimension
     assert OutputNoise(chain(1.0), calibration(1 / 8)).scale_bits(14, 1e-3) == bits + 3
     assert 20 < bits < 30
 
@@ -81,8 +81,8 @@ def test_bootstraps_bring_the_noise_that_was_measured() -> None:
     assert quiet.of_program(chain(1.0, 1), finer) < quiet.of_program(chain(1.0, 1), PARAMETERS) / 10
     # The sine's effect is no noise: with a correction factor of 3, slots of 1 become 0.9, as they should.
     large = OutputNoise(chain(1.0), calibration(1.0))
-    bent = large.of_program(chain(1.0, 1, correction=3), PARAMETERS)
-    assert 3.5 * sigma < bent < 6 * sigma
+    error = large.of_program(chain(1.0, 1, correction=3), PARAMETERS)
+    assert 3.5 * sigma < error < 6 * sigma
 
 
 def test_outputs_that_diverge_have_no_scale() -> None:

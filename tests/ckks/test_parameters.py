@@ -58,7 +58,7 @@ def test_scales_are_the_ones_that_openfhe_keeps(technique: str) -> None:
 
 @pytest.mark.parametrize("security", [128, 192, 256])
 @pytest.mark.parametrize("log_ring", [13, 14])
-def test_security_is_refused_where_openfhe_refuses_it(log_ring: int, security: int) -> None:
+def test_security_is_refused_if_openfhe_refuses_it(log_ring: int, security: int) -> None:
     """On both sides of the bound, with every number of digits: olac and OpenFHE agree."""
     seen = set()
     for depth in range(1, 10):
@@ -100,7 +100,7 @@ def test_no_bound_was_raised() -> None:
 
 
 def test_what_only_the_earlier_bounds_allow_is_no_longer_chosen_but_runs() -> None:
-    """log2(QP) of 434 at 2^14, where 438 was allowed: new programs are refused, older ones state their bits."""
+    """log2(QP) of 434 at 2^14, with an earlier bound of 438: new programs are refused, older ones state their bits."""
     parameters = Parameters(14, 3, 47, 53, 1)
     assert 430 < parameters.log_qp < 438
     assert not parameters.secure and 124 < parameters.security_bits < 128
@@ -187,7 +187,7 @@ def test_levels_around_a_bootstrap() -> None:
     ("changes", "message"),
     [
         ({"technique": FIXED}, "loses its precision"),
-        ({"depth": 21}, "a depth of 21, bootstrapping is for 20"),
+        ({"depth": 21}, "a depth of 21 with bootstrapping for 20 levels"),
         ({"first_bits": 49}, "more bits above the scale"),
     ],
 )
@@ -206,7 +206,7 @@ def test_the_slots_of_bootstraps() -> None:
     assert part.log_bootstrap_slots == 9
     assert part.describe() == whole.describe() + " on 2^9 slots"
     for log_slots in (10, 11):
-        with pytest.raises(ValueError, match=rf"2\^{log_slots} slots at ring 2\^11: fewer than 2\^10"):
+        with pytest.raises(ValueError, match=rf"2\^{log_slots} slots at ring 2\^11: take fewer than 2\^10"):
             replace(whole, bootstrapping=Bootstrapping(4, log_slots=log_slots))
 
 

@@ -82,7 +82,7 @@ def chosen_keys(uses: Uses, seconds: float, keys: int, max_memory: float | None 
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_key_goes_exactly_when_that_pays(times: int) -> None:
+def test_a_key_is_given_up_exactly_if_that_pays(times: int) -> None:
     uses = {(1, 4): 100, (2, 4): 100, (3, 2): times}
     even = seconds_at_which_a_key_pays(times * PRICER.price("rotate", 2), 4)
     kept = chosen_keys(uses, 0.99 * even, 4)
@@ -99,7 +99,7 @@ def test_three_rotations_have_to_pay_for_two_more() -> None:
     assert chosen_keys(uses, 1.01 * even, 4).steps == (1, 16)
 
 
-def test_within_a_limit_keys_stay_and_beyond_it_those_go_that_are_missed_least() -> None:
+def test_within_a_limit_keys_stay_and_beyond_it_the_least_missed_are_given_up() -> None:
     uses: Uses = {(1, 4): 100, (2, 4): 100, (3, 4): 9, (4, 4): 2, (5, 4): 5}
     whole = sized(6).server_bytes
     everything = chosen_keys(uses, 1e6, 6, whole)
@@ -113,7 +113,7 @@ def test_within_a_limit_keys_stay_and_beyond_it_those_go_that_are_missed_least()
 
 
 @pytest.mark.parametrize("held", [1, 2, 4])
-def test_where_no_key_may_go_some_wait_in_their_file(held: int) -> None:
+def test_if_no_key_can_be_given_up_some_are_read_when_needed(held: int) -> None:
     keys = 5 + LOADING_KEYS
     uses = {(step, 4): 7 for step in range(1, 1 + keys)}
     limit = sized(1 + held + LOADING_KEYS).server_bytes + 1
@@ -132,7 +132,7 @@ def test_where_no_key_may_go_some_wait_in_their_file(held: int) -> None:
 
 
 def test_of_composing_and_reading_the_faster_is_taken() -> None:
-    """Keys that are used one after the other are read once each; keys used in turn are read again and again."""
+    """Keys that are used in blocks are read once each; keys that are used in turn are read again and again."""
     uses: Uses = {(step, 4): 1000 for step in range(1, 9)}
     limit = sized(6).server_bytes
     in_turn = [step for _ in range(1000) for step in range(1, 9)]
@@ -161,7 +161,8 @@ def test_a_note_says_what_a_server_holds_and_reads() -> None:
     keys = paged.keys
     assert paged.server_bytes <= limit and keys.reads > 0 and keys.held < keys.pool
     (note,) = paging_notes(paged.keys, limit)
-    assert f"holds {keys.held} at a time of {keys.pool} rotation keys" in note and f"reads {keys.reads} keys" in note
+    assert f"of the {keys.pool} rotation keys" in note
+    assert f"holds {keys.held} at a time" in note and f"reads {keys.reads} keys" in note
     assert paging_notes(whole.keys, None) == paging_notes(whole.keys, whole.server_bytes) == ()
     made = CompiledProgram(program.graph, program.parameters, keys.steps)
     again = held_within(made, limit, TABLE, 1)

@@ -426,8 +426,8 @@ def test_the_set_up_is_part_of_the_fingerprint() -> None:
 
 DEEP_CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "no set-up": ("are without bootstrapping", lambda m: m["parameters"].update(bootstrapping=None)),
-    "other depth": ("bootstrapping is for", lambda m: m["parameters"].update(depth=21)),
-    "other rest": ("bootstrapping is for", lambda m: m["parameters"]["bootstrapping"].update(rest=5)),
+    "other depth": ("with bootstrapping for", lambda m: m["parameters"].update(depth=21)),
+    "other rest": ("with bootstrapping for", lambda m: m["parameters"]["bootstrapping"].update(rest=5)),
     "fixed": ("loses its precision", lambda m: m["parameters"].update(technique="FIXEDMANUAL")),
     "one budget": ("budget", lambda m: m["parameters"]["bootstrapping"].update(budget=[6])),
     "budget of text": ("budget", lambda m: m["parameters"]["bootstrapping"].update(budget=["3", 3])),

@@ -107,7 +107,7 @@ def test_bootstraps_win_over_a_chain_that_barely_holds_a_network() -> None:
 
 @pytest.mark.parametrize(("blocks", "looks"), [(2, False), (4, True)])
 def test_a_chain_that_holds_a_network_easily_is_kept(blocks: int, looks: bool) -> None:
-    """What is cheaper than any bootstrap is not even held against one."""
+    """If it is cheaper than any bootstrap, programs with bootstraps are not looked at."""
     graph, calibration, _ = cubic_blocks(blocks)
     job = job_of(graph, calibration)
     chosen, error = choose(job)

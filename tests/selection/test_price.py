@@ -72,7 +72,7 @@ def kept_weights(seconds: float, encoding: float, plaintext_bytes: float, max_me
 
 
 def test_encoding_counts_if_kept_weights_would_cost_more() -> None:
-    """Exactly where seconds x bytes say so; with a limit, as far as the weights do not fit."""
+    """Without a limit exactly if seconds x bytes say so; with one, as far as the weights do not fit."""
     few = kept_weights(100.0, 50.0, 1 * GB)
     assert few.sizes.keeps_plaintexts and few.seconds == 100.0
     base = EMPTY.server_bytes
