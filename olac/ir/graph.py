@@ -88,22 +88,27 @@ def last_reads(nodes: Iterable[Node]) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Graph:
-    """A program: nodes in topological order, the ids of the outputs, named arrays, and the stage reached."""
+    """A program: nodes in topological order, the ids of the outputs, named arrays, and the stage reached.
+
+    Attributes:
+        derived: what others made of the graph, such as its kernels, by name. The graph never changes, so it keeps them.
+    """
 
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
     constants: Mapping[str, Array]
     stage: Stage = Stage.TRACED
+    derived: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _by_id: dict[str, Node] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for array in self.constants.values():
             array.setflags(write=False)
         object.__setattr__(self, "constants", MappingProxyType(dict(self.constants)))
-        object.__setattr__(self, "_by_id", {node.id: node for node in self.nodes})
+        self._by_id.update((node.id, node) for node in self.nodes)
 
     def __getitem__(self, node_id: str) -> Node:
-        node: Node = self._by_id[node_id]  # type: ignore[attr-defined]
-        return node
+        return self._by_id[node_id]
 
     def __eq__(self, other: object) -> bool:
         """Structural equality: nodes, outputs, stage and constants bit for bit; origins don't count."""
@@ -147,7 +152,7 @@ class Graph:
 
     def free_name(self, name: str) -> str:
         """The name, followed by underscores until no node has it."""
-        while name in self._by_id:  # type: ignore[attr-defined]
+        while name in self._by_id:
             name += "_"
         return name
 

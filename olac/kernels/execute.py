@@ -107,19 +107,18 @@ def build_kernel(graph: Graph, node: Node) -> Kernel:
 def build_kernels(graph: Graph) -> dict[str, Kernel]:
     """The kernels of all nodes but the inputs. They are made once, and the graph keeps them."""
     # Lowering, estimates and runs all need them, and sorting matrices with millions of entries takes seconds.
-    return _kept(graph, "_kernels", build_kernel)
+    return _kept(graph, "kernels", build_kernel)
 
 
 def build_weightless_kernels(graph: Graph) -> dict[str, Kernel]:
     """Kernels for runs on no data, without weights; linear ops with entries at the same places share one."""
-    return build_kernels(graph) if "_kernels" in graph.__dict__ else _kept(graph, "_weightless", _build_weightless)
+    return build_kernels(graph) if "kernels" in graph.derived else _kept(graph, "weightless kernels", _build_weightless)
 
 
 def _kept(graph: Graph, name: str, build: KernelFactory) -> dict[str, Kernel]:
-    if name not in graph.__dict__:
-        made = {node.id: build(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
-        object.__setattr__(graph, name, made)
-    return dict(graph.__dict__[name])
+    if name not in graph.derived:
+        graph.derived[name] = {node.id: build(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
+    return dict(graph.derived[name])
 
 
 def _build_weightless(graph: Graph, node: Node) -> Kernel:
