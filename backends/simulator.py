@@ -10,7 +10,7 @@ import numpy as np
 from olac.backends.base import Array, Ciphertext, Evaluator, Slots
 from olac.ckks.parameters import Parameters
 from olac.errors import VerificationError
-from olac.ir.ops import bent
+from olac.ir.ops import scaled_sine
 from olac.ir.types import CipherState
 
 REPEATING = 1e-6
@@ -95,7 +95,7 @@ class SimulatorEvaluator(Evaluator[Slots, Slots]):
         exact = not (self._noise or self._bootstrap_noise)
         if exact and not np.allclose(periods, mean, rtol=0.0, atol=REPEATING):
             raise VerificationError(f"a bootstrap of slots that do not repeat every {len(mean)} slots")
-        slots = np.tile(bent(mean, setup.correction), len(periods))
+        slots = np.tile(scaled_sine(mean, setup.correction), len(periods))
         if self._bootstrap_noise:
             slots = slots + self._random.normal(0.0, self._bootstrap_noise, slots.shape)
         return slots * self.parameters.scale(setup.output_level)

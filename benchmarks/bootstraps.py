@@ -129,11 +129,11 @@ def measure(parameters: Parameters, log_slots: int, complex_slots: bool, rounds:
 
 def _after_sine(values: np.ndarray[Any, Any], correction: int) -> np.ndarray[Any, Any]:
     """Values after the sine, whose deviation is not noise: programs account for it."""
-    from olac.ir.ops import bent
+    from olac.ir.ops import scaled_sine
 
     if not np.iscomplexobj(values):
-        return bent(values, correction)
-    return bent(values.real, correction) + 1j * bent(values.imag, correction)
+        return scaled_sine(values, correction)
+    return scaled_sine(values.real, correction) + 1j * scaled_sine(values.imag, correction)
 
 
 def _predicted(parameters: Parameters) -> dict[str, Any]:

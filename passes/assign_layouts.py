@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import networkx as nx
-
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
@@ -20,14 +18,14 @@ from olac.passes.base import Pass, PassContext
 
 @dataclass(frozen=True)
 class AssignLayouts(Pass):
-    """Given: types without layouts.  Result: every type has one; values that are added have the same.
+    """Given: types without layouts.  Result: every type has a layout; values that are added have the same one.
 
-    Inputs and linear ops may put their result anywhere, all other ops leave it where it is. So values that meet in
-    sums form groups, and each group takes the layout that its first producer computes with the fewest diagonals: dense
-    planes, or the operand's planes with a larger gap, which is what a stride asks for.
+    Inputs and linear ops may have a result of any layout; all other ops keep the layout. So values that meet in sums
+    form groups, and each group takes the layout that its first producer computes with the fewest diagonals: dense
+    planes, or the operand's planes with a larger gap, as a stride leaves them.
 
     Attributes:
-        prefer: a kind of lowering; layouts come first that let it compute the first producer.
+        prefer: a kind of lowering; layouts with which it can compute the first producer are preferred.
     """
 
     prefer: str = Diagonals.kind
@@ -37,12 +35,7 @@ class AssignLayouts(Pass):
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
         slots, batch = context.need_parameters().slots, context.batch
-        together: nx.Graph[str] = nx.Graph()
-        for node in graph.nodes:
-            together.add_node(node.id)
-            if not node.op.chooses_layout:
-                together.add_edges_from((node.id, operand) for operand in node.inputs)
-        groups = {i: frozenset(group) for group in nx.connected_components(together) for i in group}
+        groups = graph.groups(lambda op: not op.chooses_layout)
         chosen: dict[frozenset[str], TensorLayout] = {}
         layouts: dict[str, TensorLayout] = {}
         for node in graph.nodes:
@@ -72,15 +65,13 @@ def _dense(node: Node, slots: int, batch: int) -> TensorLayout:
 
 
 def _best(graph: Graph, node: Node, operand: TensorLayout, prefer: str) -> TensorLayout:
-    """The candidate with the fewest products for this op by diagonals; the dense one first among equals.
-
-    If some of them let the preferred kind of lowering compute it, of those.
+    """The candidate with the fewest ciphertexts; of these one with which the preferred kind can lower the op; of these
+    the one with the fewest products by diagonals. The dense candidate is the first among equals.
     """
     if not isinstance(node.op, LinearOp):
         return _dense(node, operand.slots, operand.batch)
-    shape = node.type.shape
-    op, taken = node.op, graph[node.inputs[0]].type.shape
-    kind = LOWERINGS[prefer]
+    op, shape, kind = node.op, node.type.shape, LOWERINGS[prefer]
+    taken = graph[node.inputs[0]].type.shape
     candidates = [_dense(node, operand.slots, operand.batch)]
     if len(shape) == 3 and operand.shape == operand.grid and min(shape[1:]) > 1:
         strides = {max(1, round(operand.grid[axis] / shape[axis])) for axis in (1, 2)}
@@ -90,11 +81,11 @@ def _best(graph: Graph, node: Node, operand: TensorLayout, prefer: str) -> Tenso
             if operand.batch == 1 or operand.batch * one.image_stride <= operand.slots:
                 candidates.append(replace(one, batch=operand.batch))
 
-    def products(layout: TensorLayout) -> tuple[int, bool, int]:
+    def cost(layout: TensorLayout) -> tuple[int, bool, int]:
         counts = min(
             len(diagonals_of(op, taken, graph.constants, operand, layout, modulus)[2])
             for modulus in modulus_choices(operand, layout)
         )
         return layout.ciphertexts, kind is not Diagonals and not kind.choices(op, operand, layout), counts
 
-    return min(candidates, key=products)
+    return min(candidates, key=cost)

@@ -18,12 +18,11 @@ from olac.passes.base import Pass, PassContext
 
 @dataclass(frozen=True)
 class AssignLevels(Pass):
-    """Given: a packed graph.  Result: the same with the state of every ciphertext, the output at level 0 or above.
+    """Given: a packed graph.  Result: the same with the state of every value, outputs at level 0 or above.
 
-    Levels go down from the fresh input; a sum is at the lower of its operands' levels. With bootstraps every value is
-    as low as what follows needs, for everything is cheaper there, and operands are dropped to where they are read. The
-    states are then derived anew by running the kernels on the recorder, and must agree; that they are within the rules
-    (`olac.ir.states`) is verified after this pass as after any other.
+    Without bootstraps every value has the highest level that its operands allow. With bootstraps it has the lowest
+    level that its readers allow, because ops are cheaper there. A run of the kernels on the recorder must then give the
+    same states. The rules of `olac.ir.states` are verified after this pass, as after any other.
     """
 
     name: ClassVar[str] = "assign_levels"

@@ -29,7 +29,7 @@ class FitReport:
         node: id of the activation.
         function: its name.
         degree, depth: of its polynomials, and the levels that they take.
-        rmse: root mean square error under the calibrated distribution, relative to that of the function's values.
+        rmse: root mean square error under the calibrated distribution, relative to the function's root mean square.
         max_error: largest absolute error on the calibrated range.
         low, high: the padded range.
         outer_error: largest absolute error on the padded range outside the calibrated one.
@@ -48,17 +48,17 @@ class FitReport:
 
 @dataclass
 class PassContext:
-    """What passes may read beside the graph, and where they report.
+    """The data that passes may read beside the graph, and their reports.
 
     Attributes:
-        calibration: what the layers really see; needed by passes that fit.
+        calibration: statistics of the layers' values; needed by passes that fit.
         parameters: CKKS parameters; needed from packing on.
         costs: prices of primitives, to choose between lowerings.
-        threads: that the server will use.
-        images: fits and measurements on whole images; needed by the methods that look at them.
+        threads: number of threads that the server will use.
+        images: fits and measurements on whole images; needed by the methods that use them.
         fits: reports of fitted activations, in order.
-        front: plans that were considered, from the cheapest up.
-        notes: what people are to know about the result.
+        front: the plans that were considered, the cheapest first.
+        notes: notes about the result, for people.
     """
 
     calibration: Calibration | None = None
@@ -72,19 +72,19 @@ class PassContext:
     notes: list[str] = field(default_factory=list)
 
     def need_calibration(self) -> Calibration:
-        """The calibration, or an error of ours."""
+        """The calibration; VerificationError without one."""
         if self.calibration is None:
             raise VerificationError("this pass needs a calibration")
         return self.calibration
 
     def need_images(self) -> Images:
-        """The images, or an error of ours."""
+        """The images; VerificationError without them."""
         if self.images is None:
             raise VerificationError("this pass needs calibration images")
         return self.images
 
     def need_parameters(self) -> Parameters:
-        """The parameters, or an error of ours."""
+        """The parameters; VerificationError without them."""
         if self.parameters is None:
             raise VerificationError("this pass needs parameters")
         return self.parameters
@@ -94,7 +94,7 @@ class PassContext:
 class Pass(ABC):
     """A pure function from graph to graph; its fields are its options.
 
-    `requires` is the stage that it takes, `ensures` the stage that it gives.
+    `requires` is the stage of the graph that it takes, `ensures` the stage of the graph that it gives.
     """
 
     name: ClassVar[str] = ""
@@ -108,7 +108,7 @@ class Pass(ABC):
 
 @dataclass(frozen=True)
 class PassTiming:
-    """Seconds that one pass took, its check included."""
+    """Seconds that one pass took, with the check after it."""
 
     name: str
     seconds: float
@@ -118,8 +118,8 @@ class PassManager:
     """Runs passes in order and checks the graph after each.
 
     Args:
-        passes: the pipeline; refused with ValueError where one pass's stage does not lead to the next's.
-        dump_after: names of passes after which `dump(name, text)` gets the graph as text; "all" for every one.
+        passes: the pipeline; ValueError if a pass requires another stage than the pass before it ensures.
+        dump_after: names of passes after which `dump(name, text)` gets the graph as text; "all" for all passes.
         progress: called with a line of text before each pass.
     """
 

@@ -29,21 +29,22 @@ from olac.kernels.linear import (
     shift_of,
 )
 from olac.kernels.patterns import diagonals_of
+from olac.kernels.record import record_kernel
 from olac.passes.base import Pass, PassContext
 from olac.system.choices import require_one_of
 
 Copies = Literal["auto", "plain", "shifted"]
 Halving = Literal["auto", "never", "always"]
 Convolutions = Literal["auto", "diagonals", "multiplexed"] | str
-"""Or a kind of lowering that was registered from outside."""
+"""A string is a kind of lowering that was registered from outside."""
 HALVED_BY = 2
-"""Steps of the imaginary parts that are tried with all baby steps: those that leave the fewest products."""
+"""Steps of the imaginary parts that are tried with all baby steps: those with the fewest products."""
 AUTO = "auto"
 MOST_SHIFTS = 32
-"""Distinct copies that are tried; each takes a rotation and a few products in the activation."""
+"""Most distinct copies that are tried; each takes a rotation and a few products in the activation."""
 
 SWEEPS = 2
-"""The first choices know nothing of the rotation steps of later ones, so all are made again."""
+"""All choices are made a second time, because the first ones do not know the rotation steps of later ones."""
 
 RATIOS = {
     "encode": 2.0,
@@ -58,7 +59,7 @@ RATIOS = {
     "relinearize": 14.0,
     "rotation_keygen": 28.0,
 }
-"""Prices without a table, of ring 2^14 at 8 limbs; what is missing costs as little as an addition, 0.2."""
+"""Relative prices without a table of costs, for ring 2^14 at 8 limbs; other primitives cost 0.2, as an addition."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,19 @@ class ChooseLowerings(Pass):
     """Given: a linear op with layouts.  Result: the same with the modulus and baby step of least predicted time.
 
     Given: act = polynomial(t); conv(act); add(act, ...).  Result: act_shifted = polynomial(t), the same with shifted
-    copies; conv(act_shifted); add(act, ...). Where only linear ops read the value, act itself gets shifted copies, and
-    so do inputs, which the client packs. A rotation step that nothing else takes is charged what its key costs to make.
+    copies; conv(act_shifted); add(act, ...). If only linear ops read the value, act itself gets shifted copies, and so
+    do inputs, which the client packs. The price of a rotation step that nothing else takes includes making its key.
 
     Given: an op that another kind of lowering can compute between its layouts (`Lowering.choices`).  Result: the same
-    with the lowering of that kind if convolutions=kind asks for it, which then reads plain copies; with "auto" if the
-    kind is automatic and the prediction says that it is faster than diagonals.
+    with a lowering of that kind, if convolutions=kind asks for it; the op then reads plain copies. With "auto", if the
+    kind is automatic and predicted to be faster than diagonals.
 
     Attributes:
-        copies: "auto" shifts where that is predicted to be faster, "shifted" wherever it can be, "plain" nowhere.
-        halving: "auto" takes complex halving (see `olac.kernels.linear`) where that is predicted to be faster, "always"
-            wherever there are diagonals to pair, "never" nowhere. Ops behind the last activation never take it: a
-            client knows nonsense (of values that overflowed, say) by its imaginary parts, which halving takes away.
-        convolutions: a kind of lowering, or "auto" as above; "diagonals" takes them everywhere.
+        copies: "auto" shifts copies if that is predicted to be faster, "shifted" if it is possible, "plain" never.
+        halving: "auto" uses complex halving (see `olac.kernels.linear`) if that is predicted to be faster, "always" if
+            there are diagonals to pair, "never" never. Ops after the last activation never use it: a client detects
+            wrong results (such as overflows) by their imaginary parts, which halving removes.
+        convolutions: a kind of lowering for all ops that it can compute, or "auto".
     """
 
     copies: Copies = "auto"
@@ -99,7 +100,6 @@ class ChooseLowerings(Pass):
         lowerings = {name: candidate.lowering for name, candidate in chooser.given.items()}
         lowerings |= {reader: lowering for choice in choices.values() for reader, lowering in choice.lowerings.items()}
         shifted = {reader for choice in choices.values() for reader in choice.shifted}
-        taken = {node.id for node in graph.nodes}
         roots = _roots(graph)
         made: dict[str, str] = {}
 
@@ -110,14 +110,14 @@ class ChooseLowerings(Pass):
             root = roots[node.id]
             if root not in choices or not choices[root].shifted:
                 return None
-            kind = replace(node.type, layout=_layout(graph, node.id).with_step(choices[root].step))
+            kind = replace(node.type, layout=node.layout.with_step(choices[root].step))
             if not choices[root].twin:
                 made[node.id] = builder.keep(node, inputs, type=kind)
                 return made[node.id]
-            name = f"{node.id}_shifted"
-            while name in taken:
-                name += "_"
-            operands = inputs if root == node.id else (made[node.inputs[0]],)
+            operands, name = (
+                inputs if root == node.id else (made[node.inputs[0]],),
+                graph.free_name(f"{node.id}_shifted"),
+            )
             made[node.id] = builder.add(node.op, operands, name=name, origin=node.origin, type=kind)
             return None
 
@@ -125,12 +125,12 @@ class ChooseLowerings(Pass):
 
 
 def kinds() -> tuple[str, ...]:
-    """What `convolutions` may be."""
+    """The values that `convolutions` may have."""
     return (AUTO, *LOWERINGS)
 
 
 def considered(convolutions: str) -> list[type[Lowering]]:
-    """The kinds beside diagonals that an op may get."""
+    """The kinds of lowerings other than diagonals that an op may get."""
     if convolutions == AUTO:
         return [one for one in LOWERINGS.values() if one.automatic and one is not Diagonals]
     return [one for kind, one in LOWERINGS.items() if kind == convolutions and one is not Diagonals]
@@ -147,9 +147,9 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Choice:
-    """How the linear ops that read a value are evaluated, or one linear op alone.
+    """The lowerings of the linear ops that read a value, or of a single linear op.
 
-    `shifted` of them read copies shifted by `step`; `twin` where others read plain ones beside.
+    The ops in `shifted` read copies that are shifted by `step`. With `twin` there is a second value with plain copies.
     """
 
     seconds: float
@@ -168,8 +168,8 @@ def _roots(graph: Graph) -> dict[str, str]:
     return roots
 
 
-def _behind_activations(graph: Graph) -> set[str]:
-    """Values that reach an output through nothing but linear ops, sums and reshapes."""
+def _after_activations(graph: Graph) -> set[str]:
+    """The outputs, and the values from which only linear ops, sums and reshapes lead to an output."""
     found = set(graph.outputs)
     for node in reversed(graph.nodes):
         if node.id in found and isinstance(node.op, LinearOp | Add | Reshape):
@@ -177,17 +177,11 @@ def _behind_activations(graph: Graph) -> set[str]:
     return found
 
 
-def _layout(graph: Graph, node_id: str) -> TensorLayout:
-    layout = graph[node_id].type.layout
-    assert layout is not None
-    return layout
-
-
 def lowered_depth(graph: Graph, passes: Sequence[Pass], batch: int = 1) -> int:
-    """Levels that a fresh input needs at most once these passes have lowered a graph at stage POLYNOMIAL.
+    """The most levels that a fresh input can need after these passes have lowered a graph at stage POLYNOMIAL.
 
-    Parameters are chosen by it before there are layouts, so an op that its layouts will keep from a lowering of more
-    levels counts as if it had it.
+    Parameters are chosen by it before there are layouts. So an op for which a lowering with extra levels is considered
+    counts with these, even if its layouts will rule the lowering out.
     """
     kinds = {kind for one in passes if isinstance(one, ChooseLowerings) for kind in considered(one.convolutions)}
 
@@ -199,9 +193,9 @@ def lowered_depth(graph: Graph, passes: Sequence[Pass], batch: int = 1) -> int:
 
 
 class _Chooser:
-    """Predicted seconds of a graph's nodes, with their operand's copies shifted by some step (0: plain).
+    """Chooses by predicted seconds of a graph's nodes, for operands whose copies are shifted by some step (0: plain).
 
-    `given` has the nodes whose lowering was asked for, and does not depend on others.
+    `given` has the nodes whose lowering the options prescribe.
     """
 
     def __init__(
@@ -222,19 +216,19 @@ class _Chooser:
             self.given = {name: min(made, key=lambda one: one.seconds) for name, made in found if made}
         bootstraps = bootstrap_model(parameters)
         self._free = bootstraps.steps.union(bootstraps.special_steps, *(one.steps for one in self.given.values()))
-        """Steps that there are keys for in any case."""
+        """Steps that have keys in any case."""
         self._users: dict[str, list[Node]] = {node.id: [] for node in graph.nodes}
-        """What reads a value or a reshape of it."""
+        """The nodes that read a value or a reshape of it."""
         roots = _roots(graph)
         self._outputs = {roots[output] for output in graph.outputs}
-        self._last = _behind_activations(graph)
+        self._last = _after_activations(graph)
         for node in graph.nodes:
             for operand in node.inputs:
                 if not node.op.same_ciphertexts:
                     self._users[roots[operand]].append(node)
 
     def choices(self) -> dict[str, _Choice]:
-        """For each value whose copies may be shifted, and each linear op that reads another: what to do."""
+        """The choice for each value whose copies may be shifted, and for each linear op that reads another value."""
         readers = {node.id: self._readers(node) for node in self._graph.nodes}
         together = {reader.id for group in readers.values() for reader in group}
         chosen: dict[str, _Choice] = {}
@@ -252,23 +246,21 @@ class _Chooser:
         """The linear ops that may read shifted copies of a value."""
         if self._copies == "plain" or not node.op.shifts_copies:
             return []
-        users, layout = self._users[node.id], _layout(self._graph, node.id)
-        linear = [u for u in users if isinstance(u.op, LinearOp) and u.id not in self.given]
-        readers = [u for u in linear if can_shift(layout, _layout(self._graph, u.id))]
+        linear = [u for u in self._users[node.id] if isinstance(u.op, LinearOp) and u.id not in self.given]
+        readers = [u for u in linear if can_shift(node.layout, u.layout)]
         return [] if isinstance(node.op, Input) and self._read_plain(node, readers) else readers
 
     def _read_plain(self, node: Node, readers: list[Node]) -> bool:
         return len(readers) < len(self._users[node.id]) or node.id in self._outputs
 
     def _options(self, node: Node, readers: list[Node], known: frozenset[int]) -> Iterator[_Choice]:
-        """Plain copies; for each step, shifted ones for all readers, or for those that they make faster."""
+        """Plain copies; and for each step shifted copies, for all readers or for those that become faster."""
         plain_too = self._read_plain(node, readers)
         plain = self._made(node)
         if self._copies == "auto":
             yield self._choice([(reader, 0) for reader in readers], known, plain)
-        layout = _layout(self._graph, node.id)
-        for step in _steps(layout):
-            shifts = frozenset(c * step for c in range(1, layout.with_step(step).distinct_copies))
+        for step in _steps(node.layout):
+            shifts = frozenset(c * step for c in range(1, node.layout.with_step(step).distinct_copies))
             shifts = frozenset() if isinstance(node.op, Input) else shifts
             parts = [(reader, step) for reader in readers]
             choice = self._choice(parts, known, plain + plain * plain_too, shifts)
@@ -288,7 +280,10 @@ class _Chooser:
         seconds: float = 0.0,
         steps: frozenset[int] = frozenset(),
     ) -> _Choice:
-        """Linear ops, each with the step of its operand, beside what makes the operands."""
+        """The best lowerings of linear ops, each with the step of its operand.
+
+        `seconds` and `steps` are those of the nodes that make the operands.
+        """
         lowerings, shifted, shift = {}, [], 0
         for reader, step in parts:
             best = self._best(reader, step, known | steps)
@@ -301,7 +296,7 @@ class _Chooser:
     def _best(self, node: Node, step: int, known: frozenset[int]) -> _Candidate:
         key = (node.id, step)
         if key not in self._candidates:
-            plain, result = _layout(self._graph, node.inputs[0]), _layout(self._graph, node.id)
+            plain, result = self._graph[node.inputs[0]].layout, node.layout
             operand = plain.with_step(step)
             found = self._candidates[key] = []
             for modulus in modulus_choices(plain, result):
@@ -317,30 +312,27 @@ class _Chooser:
         return min(self._candidates[key], key=lambda made: self._total(made.seconds, made.steps - known))
 
     def _recorded(self, node: Node, step: int) -> Iterator[_Candidate]:
-        """The choices of kinds beside diagonals that the chain has levels for, by what their kernels record."""
+        """The choices of kinds other than diagonals that the chain has levels for, priced by runs of their kernels."""
         depth = self._context.need_parameters().depth
         for kind in self._kinds if len(node.inputs) == 1 else ():
-            operand = _layout(self._graph, node.inputs[0]).with_step(step)
+            operand = self._graph[node.inputs[0]].layout.with_step(step)
             if node.levels(self._graph.constants) + kind.extra_levels <= depth:
-                for lowering in kind.choices(node.op, operand, _layout(self._graph, node.id)):
+                for lowering in kind.choices(node.op, operand, node.layout):
                     recorder = self._record(replace(node, lowering=lowering), operand)
                     yield _Candidate(self._sum(recorder), lowering, frozenset(recorder.rotations))
 
     def _record(self, node: Node, operand: TensorLayout) -> RecorderEvaluator:
         """A run of the kernel of a node on an operand of that layout."""
-        recorder = RecorderEvaluator(self._context.need_parameters())
         before = self._graph[node.inputs[0]]
         laid_out = replace(before, type=replace(before.type, layout=operand))
         whole = Graph((laid_out, node), (node.id,), self._graph.constants, self._graph.stage)
-        fresh = (recorder.fresh(recorder.parameters.depth),) * operand.ciphertexts
-        build_kernel(whole, node).run(recorder, [fresh])
-        return recorder
+        return record_kernel(build_kernel(whole, node), self._context.need_parameters(), [operand])
 
     def _sum(self, recorder: RecorderEvaluator) -> float:
         return sum(self._price(event.primitive) for event in recorder.events)
 
     def _halved(self, node: Node, whole: Distinct, modulus: int) -> Iterator[tuple[int, Distinct]]:
-        """All products, and those that the best steps of the imaginary parts leave, with 0 or that step."""
+        """For each step of the imaginary parts that is tried (0: none), the step and the products that it leaves."""
         fewer: list[tuple[int, Distinct]] = []
         if self._halving != "never" and node.id not in self._last:
             target, source, diagonal = whole
@@ -355,13 +347,11 @@ class _Chooser:
         yield from sorted(fewer, key=lambda made: len(made[1][2]))[:HALVED_BY]
 
     def _products(self, node: Node, modulus: int, operand: TensorLayout) -> Distinct:
-        """What distinguishes products; where copies are shifted, this follows from the diagonals of plain ones."""
+        """Target, source and diagonal of each product; with shifted copies they follow from those of plain ones."""
         key = (node.id, modulus)
         if key not in self._distinct:
-            assert isinstance(node.op, LinearOp)
-            shape, result = self._graph[node.inputs[0]].type.shape, _layout(self._graph, node.id)
-            plain = operand.with_step(0)
-            self._distinct[key] = diagonals_of(node.op, shape, self._graph.constants, plain, result, modulus)
+            shape, plain = self._graph[node.inputs[0]].type.shape, operand.with_step(0)
+            self._distinct[key] = diagonals_of(node.linear, shape, self._graph.constants, plain, node.layout, modulus)
         target, source, diagonal = self._distinct[key]
         if not operand.step:
             return target, source, diagonal
@@ -383,35 +373,33 @@ class _Chooser:
         )
 
     def _halving_seconds(self, counts: StepCounts) -> float:
-        """The operand's imaginary parts, and the sum with the conjugate."""
+        """Seconds for the operand's imaginary parts and the sum with the conjugate."""
         once = ("rotate", "encode", "multiply_plain", "add")
         return counts.sources * sum(map(self._price, once)) + self._price("rotate") + self._price("add")
 
     def _made(self, node: Node) -> float:
-        """A polynomial with plain copies; what it takes to shift them is not counted. The client packs inputs."""
+        """Seconds of a polynomial, without those for shifting copies; 0 for inputs, which the client packs."""
         if isinstance(node.op, Input):
             return 0.0
         if node.id not in self._polynomials:
-            self._polynomials[node.id] = self._sum(self._record(node, _layout(self._graph, node.inputs[0])))
+            self._polynomials[node.id] = self._sum(self._record(node, self._graph[node.inputs[0]].layout))
         return self._polynomials[node.id]
 
     def _price(self, primitive: str) -> float:
-        """Half-way down the chain: levels are not known yet, and ratios change little with them."""
+        """The price half-way down the chain: levels are not known yet, and change ratios little."""
         if primitive not in self._prices:
-            self._prices[primitive] = _price(self._context, primitive)
+            parameters, costs = self._context.need_parameters(), self._context.costs
+            level = parameters.depth if primitive == "rotation_keygen" else max(1, parameters.depth // 2)
+            self._prices[primitive] = (
+                RATIOS.get(primitive, 0.2)
+                if costs is None
+                else predicted_seconds(costs, primitive, parameters, level, self._context.threads)
+            )
         return self._prices[primitive]
 
 
-def _price(context: PassContext, primitive: str) -> float:
-    parameters = context.need_parameters()
-    if context.costs is None:
-        return RATIOS.get(primitive, 0.2)
-    level = parameters.depth if primitive == "rotation_keygen" else max(1, parameters.depth // 2)
-    return predicted_seconds(context.costs, primitive, parameters, level, context.threads)
-
-
 def _steps(layout: TensorLayout) -> Iterator[int]:
-    """Steps worth trying, the largest first: fewer distinct copies among equals."""
+    """The steps to try, the largest first: with equal prices the one with the fewest distinct copies is chosen."""
     step = layout.period // 2
     while step >= 1 and layout.with_step(step).distinct_copies <= MOST_SHIFTS:
         yield step

@@ -1,4 +1,4 @@
-"""Functions made finite around what was calibrated, whoever gave or registered them."""
+"""Make functions finite around the calibrated range, whoever gave or registered them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from olac.passes.base import Pass, PassContext
 from olac.polynomials.domain import singularity
 
 MARGIN = 4.0
-"""Functions are looked at in the calibrated range and so many half widths of it beyond, where fits may look."""
+"""Functions are checked in the calibrated range and this number of half widths beyond it, where fits evaluate them."""
 
 
 @dataclass(frozen=True)
 class ClampFunctions(Pass):
     """Given: %r = activation(%x) f.  Result: the same with f constant beyond the calibrated range of %x.
 
-    That is done if f isn't finite, or has a pole, beyond that range, near enough for fits to look there; a note says
-    so. If f isn't finite within the range: CalibrationError. All are checked, whoever registered or gave them.
+    This is done, with a note, if f isn't finite or has a pole beyond that range but where fits may evaluate it.
+    CalibrationError if f isn't finite or has a pole within the range.
     """
 
     name: ClassVar[str] = "clamp_functions"
@@ -75,7 +75,7 @@ class ClampFunctions(Pass):
 
 
 def _clamped(op: Activation, label: str, histogram: Histogram, trailing: int) -> Definition:
-    """An activation's function, with inputs taken to the nearest end of the calibrated range."""
+    """An activation's function, with inputs clipped to the calibrated range."""
     function, slopes = activation(op.function, op.parameters), derivative(op.function, op.parameters)
     low, high = np.asarray(histogram.low.min()), np.asarray(histogram.high.max())
     channels = channel_count(op.function, op.parameters)

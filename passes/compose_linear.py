@@ -15,12 +15,12 @@ from olac.passes.base import Pass, PassContext
 class ComposeLinear(Pass):
     """Given: %p = average_pool(%x); %f = reshape(%p); %y = linear(%f).  Result: %y = sparse_linear(%x).
 
-    Two linear ops, with reshapes between or not, become one where one of them is structural (pooling, padding,
-    slicing, an affine map by element) and nothing else reads the value between. Zero padding before a convolution
-    joins the convolution's own. A convolution is never composed with another: that would make it dense.
+    Two linear ops, with or without reshapes between, become one if one of them is structural (pooling, padding,
+    slicing, an affine map by element) and nothing else reads the value between. Zero padding before a convolution is
+    added to the convolution's own. Convolutions are not composed with each other: the result would be dense.
 
     Options:
-        max_entries: a composed map with more entries is not made.
+        max_entries: two ops stay apart if their composition may have more entries.
     """
 
     max_entries: int = 20_000_000
@@ -29,19 +29,16 @@ class ComposeLinear(Pass):
     ensures: ClassVar[Stage] = Stage.POLYNOMIAL
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
-        users = graph.users()
-
-        def alone(node_id: str) -> bool:
-            return len(users[node_id]) == 1 and node_id not in graph.outputs
+        alone = graph.read_once()
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
             if not isinstance(node.op, LinearOp):
                 return None
             old, new = node.inputs[0], inputs[0]
-            while graph[old].op.same_ciphertexts and alone(old):
+            while graph[old].op.same_ciphertexts and old in alone:
                 old, new = graph[old].inputs[0], builder[new].inputs[0]
             first = builder[new]
-            if not isinstance(first.op, LinearOp) or not alone(old):
+            if not isinstance(first.op, LinearOp) or old not in alone:
                 return None
             if not first.op.structural and not node.op.structural:
                 return None
@@ -71,7 +68,7 @@ def sparse_linear(builder: GraphBuilder, name: str, linear: LinearMap, shape: tu
 
 
 def _pad_into_convolution(first: Node, second: Node) -> Conv2d | None:
-    """The convolution with the zero padding before it taken in, where that is what the two are."""
+    """The convolution with the zero padding before it added to its own, if the two ops are such."""
     if not isinstance(first.op, Pad) or not isinstance(second.op, Conv2d) or first.op.value != 0:
         return None
     channels, rows, columns = first.op.amounts

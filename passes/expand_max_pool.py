@@ -1,4 +1,4 @@
-"""Expand max-pooling into rounds of pairwise maxima, for the values that it meets in the approximated network."""
+"""Expand max-pooling into rounds of pairwise maxima, for the values that it gets in the approximated network."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ REPORT_POINTS = 4001
 REACH_POINTS = 257
 TINY = 1e-6
 DIFFERENCE, EXCESS = ".difference", ".excess"
-"""Ends of the names of nodes, which the names of lifted ones never have."""
+"""Ends of the names of nodes; names of lifted nodes never have them."""
 
 
 @dataclass(frozen=True)
 class Round:
     """One round of maxima: element i of the result is the larger of elements first[i] and second[i] of the operand.
 
-    Both are flat indices; where they are the same, the element is taken as it is. `shape` is the result's.
+    Both are flat indices; if they are equal, the result is the element itself. `shape` is that of the result.
     """
 
     first: Index
@@ -46,13 +46,14 @@ class ExpandMaxPool(Pass):
     Result: for each round %h = sparse_linear(%x), (a + b) / 2; %d = sparse_linear(%x), a - b; a composition of minimax
     polynomials that gives %m, d sign(d) / 2; %y = add(%h, %m).
 
-    First along rows and then along columns, k elements in ceil(log2 k) rounds, each with an error of at most B 2^-alpha
-    where |d| <= B. B is `padding` times the width of the calibrated range of x, and grows from round to round by what
-    errors may add. All rounds but the last leave elements in their places; strides are taken in the last one.
+    Maxima are taken along rows first and then along columns, of k elements in ceil(log2 k) rounds. Each round has an
+    error of at most B 2^-alpha if |d| <= B. B is `padding` times the width of the calibrated range of x, and grows from
+    round to round by the errors that may be added. All rounds but the last leave elements in their places; the last one
+    selects elements by the stride.
 
     Options:
         alpha: precision in bits, 4 ... 14.
-        padding: of the calibrated width. Beyond B the composition grows without bound.
+        padding: factor for the calibrated width. Beyond B the composition grows without bound.
     """
 
     alpha: int = 7
@@ -101,7 +102,7 @@ class ExpandMaxPool(Pass):
                 np.zeros(len(rows)),
                 size,
             )
-            # Through a matrix, so that the two entries of an element that is taken as it is become one, or none.
+            # A matrix adds up the two entries of an element that is compared with itself.
             merged = LinearMap.from_sparse(entries.matrix(), entries.bias)
             op = sparse_linear(builder, f"{name}{what}", merged, item.shape)
             return builder.add(op, [x], name=f"{name}{what}", origin=node.origin, type=replace(kind, bound=bound))
@@ -110,7 +111,7 @@ class ExpandMaxPool(Pass):
             return linear("", 0.5, 0.5, bound)
         half = linear(".mean", 0.5, 0.5, bound)
         difference = linear(DIFFERENCE, 1.0, -1.0, Range(-width, width))
-        # A node for the name, shape and bound of what is added: d sign(d) / 2.
+        # A node with the name, shape and bound of the summand d sign(d) / 2.
         like = replace(
             node, id=f"{name}{EXCESS}", type=replace(kind, shape=item.shape, bound=Range(-width / 2, width / 2))
         )
@@ -121,15 +122,15 @@ class ExpandMaxPool(Pass):
 @dataclass(frozen=True)
 class WidenMaxPool(Pass):
     """Given: a composition for the sign on [-B, B], B from the values of the model itself.
-    Result: the same on [-g B, g B], where fitted polynomials before it may take values g times as far apart.
+    Result: the same on [-g B, g B], if the values of fitted polynomials before it may spread g times as far.
 
-    ExpandMaxPool comes before activations are fitted. A fitted polynomial takes values that its activation doesn't,
-    most of all beyond the calibrated range, and beyond B the composition grows without bound. g is the width of the
-    polynomial's values over somewhat more than the calibrated range of its argument, in units of the calibrated width
-    of the activation's. What is computed from several of them has the largest g.
+    ExpandMaxPool comes before activations are fitted. A fitted polynomial has values that its activation doesn't have,
+    especially beyond the calibrated range, and beyond B the composition grows without bound. g is the width of the
+    polynomial's values over somewhat more than the calibrated range of its argument, divided by the calibrated width of
+    the activation's values. A value that is computed from several of them has the largest g.
 
     Options:
-        padding: of the calibrated range of a polynomial's argument.
+        padding: factor for the calibrated range of a polynomial's argument.
         most: largest g. The error of the maximum grows by g.
     """
 
@@ -173,7 +174,7 @@ class WidenMaxPool(Pass):
 
 
 def _reach(op: Polynomial, constants: Constants, histogram: Histogram, padding: float) -> float:
-    """The width of a polynomial's values, all channels together, where each is `padding` times its calibrated range."""
+    """The width of a polynomial's values over all channels, if each has `padding` times its calibrated range."""
     middle, half = (histogram.high + histogram.low) / 2, (histogram.high - histogram.low) / 2
     points = middle[:, None] + padding * half[:, None] * np.linspace(-1, 1, REACH_POINTS)
     rows = np.broadcast_to(constants[op.coefficients], (len(points), constants[op.coefficients].shape[1]))
@@ -187,7 +188,7 @@ def _wider(node: Node, factor: float) -> ValueType:
 
 
 def rounds_of(op: MaxPool2d, shape: Shape) -> Iterator[Round]:
-    """The rounds of maxima that a max-pooling of a value of that shape takes; one where it only selects."""
+    """The rounds of maxima for a max-pooling of a value of that shape; one round if it only selects elements."""
     wanted = [np.arange(len(op.windows(size, axis))) * op.stride[axis] for axis, size in enumerate(shape[1:])]
     steps = [
         (axis, pair) for axis, size in enumerate(shape[1:]) for pair in _along(op, size, axis, int(wanted[axis][-1]))
@@ -206,12 +207,13 @@ def rounds_of(op: MaxPool2d, shape: Shape) -> Iterator[Round]:
 
 
 def _along(op: MaxPool2d, size: int, axis: int, last: int) -> Iterator[tuple[Index, Index]]:
-    """Pairs of positions by round, along one axis of that size. After all rounds position i, up to `last` at least, has
-    the maximum of the window that starts at i - padding.
+    """For each round the pairs of positions whose maxima are taken, along one axis of that size.
 
-    Before the last round, position i has the maximum of the elements from i on, their number cut off at the border.
-    Numbers go from 1 to the kernel's, each half of the next, rounded up. So in the last round two of them, from a
-    window's start and up to its end, fill the window: one that begins in the padding still has half of the kernel.
+    After each round but the last, position i has the maximum of n elements from i on, or of fewer at the border. n is 1
+    at first; each n is half of the next, rounded up, and the last is the size of the kernel. In the last round position
+    i gets the maximum of the window that starts at i - padding, for all i up to `last` at least. One run of n elements
+    begins at the window's start, another ends at its end. They fill the window, since a window that begins in the
+    padding still has at least half of the kernel's elements.
     """
     kernel, padding, dilation = op.kernel[axis], op.padding[axis], op.dilation[axis]
     counts = [kernel]
@@ -225,13 +227,13 @@ def _along(op: MaxPool2d, size: int, axis: int, last: int) -> Iterator[tuple[Ind
         start = np.arange(max(size, last + 1)) - padding
         first = np.where(start < 0, start % dilation, start)
         taps = kernel - (first - start) // dilation
-        first = np.minimum(first, size - 1)  # where nothing is read
+        first = np.minimum(first, size - 1)  # only for positions that are not read
         length = np.minimum(taps, -(-(size - first) // dilation))
         yield first, first + np.maximum(length - counts[-2], 0) * dilation
 
 
 def _report(node: Node, composition: Composition, rounds: int, width: float) -> FitReport:
-    """The degree of one round, the depth and error of all together.
+    """The degree of one round, and the depth and the error of all rounds.
 
     `rmse` is that of one round, for differences that are spread evenly over [-width, width].
     """

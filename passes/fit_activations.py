@@ -1,4 +1,4 @@
-"""Replace every activation by polynomials fitted to what that layer really sees."""
+"""Replace every activation by polynomials fitted to the calibrated distribution of its input."""
 
 from __future__ import annotations
 

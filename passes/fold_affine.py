@@ -16,19 +16,19 @@ from olac.passes.base import Pass, PassContext
 class FoldAffine(Pass):
     """Given: %c = conv2d(%x) W, b;  %n = affine(%c) s, t.  Result: %n = conv2d(%x) s W, s b + t.
 
-    Only where nothing else reads %c and s and t have one number per output channel.
+    This is done only if nothing else reads %c, and s and t have one number per output channel.
     """
 
     name: ClassVar[str] = "fold_affine"
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
-        users = graph.users()
+        alone = graph.read_once()
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
             if not isinstance(node.op, Affine):
                 return None
             producer = builder[inputs[0]]
-            if not isinstance(producer.op, Conv2d | Linear) or len(users[node.inputs[0]]) != 1:
+            if not isinstance(producer.op, Conv2d | Linear) or node.inputs[0] not in alone:
                 return None
             rows = [
                 np.broadcast_to(graph.constants[name], producer.type.shape) for name in (node.op.scale, node.op.shift)

@@ -1,4 +1,4 @@
-"""Quadratics at one level: complete the square, and fold its factors into the linear ops around it."""
+"""Evaluate quadratics at one level: complete the square, and fold its factors into the linear ops around it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ class FoldSquares(Pass):
     Result: %y = conv2d(%x) alpha W, alpha b + beta;  %p = square(%y) + shift;  %z = conv2d(%p) s V.
 
     a y^2 + b y + c = s (alpha y + beta)^2 + gamma with s = sign(a), alpha = sqrt(|a|), beta = s b / (2 alpha) and
-    gamma = c - s beta^2: two levels become one. alpha and beta go into the rows of the linear op before, through sums,
-    reshapes and pooling, where nothing else reads the values between. An operand of such a sum that can't take them,
-    as the identity of a residual block, gets an affine map of its own. s goes into the columns of all readers.
+    gamma = c - s beta^2: two levels become one. alpha and beta are folded into the rows of the linear op before, also
+    through sums, reshapes and pooling, if nothing else reads the values between. An operand of such a sum that can't
+    take them, such as the identity of a residual block, gets an affine map of its own. s is folded into the columns of
+    all readers.
 
-    A quadratic stays a polynomial of two levels where
+    A quadratic stays a polynomial of two levels if
     - that affine map would cost the level that the square saves;
     - s is not 1 everywhere and a reader can't take it;
     - all its readers are sums or outputs that are not folded themselves: they would need the level that it saves,
@@ -35,10 +36,9 @@ class FoldSquares(Pass):
     - a channel is nearly linear (see `max_cancellation`).
 
     Options:
-        max_cancellation: largest (alpha y + beta)^2 over the padded range, in units of the layer's largest result
-            there. The square and gamma cancel down to the result, so that many times the noise of encryption is
-            in it. 16 are four bits at this value, against a level of thirty bits and more; a rectifier's quadratic
-            is near 1.
+        max_cancellation: largest (alpha y + beta)^2 over the padded range, divided by the layer's largest result there.
+            The square and gamma cancel down to the result, so the noise of encryption grows by this factor. 16 costs
+            four bits at this value, but a level has thirty bits or more; for a rectifier's quadratic it is near 1.
     """
 
     max_cancellation: float = 16.0
@@ -54,7 +54,7 @@ class FoldSquares(Pass):
         plan = _Plan(graph, context, self.max_cancellation)
         polynomials = [node for node in graph.nodes if isinstance(node.op, Polynomial)]
         folded = -1
-        while folded < len(plan.shifts):  # again, because folding a value's reader may be what makes the value foldable
+        while folded < len(plan.shifts):  # repeated, because a value may become foldable when its reader is folded
             folded = len(plan.shifts)
             for node in polynomials:
                 plan.fold(node)
@@ -64,7 +64,7 @@ class FoldSquares(Pass):
 
 @dataclass(frozen=True)
 class _Completed:
-    """s (alpha x + beta)^2 + gamma, one of each a channel, and the largest value of alpha x + beta in calibration."""
+    """s (alpha x + beta)^2 + gamma for each channel; no calibrated square or result is above `largest`^2."""
 
     sign: Array
     alpha: Array
@@ -75,11 +75,11 @@ class _Completed:
 
 @dataclass
 class _Changes:
-    """What folding does to a graph. Arrays have the shape of the value, one number an element.
+    """The changes of a graph by folding. Arrays have the shape of the value.
 
     Attributes:
         rows: alpha and beta for the result of a linear op.
-        edges: alpha and beta of an affine map in front of a reader's operand, by reader and place.
+        edges: alpha and beta of an affine map before a reader's operand, by the reader and the number of the operand.
         signs: s for the operand of a linear op.
         flipped: values between a square and the linear ops that take its sign.
         scaled: values whose range changes.
@@ -93,12 +93,12 @@ class _Changes:
 
 
 class _Plan:
-    """What has been folded so far, and what the graph becomes by it."""
+    """The polynomials that have been folded so far, and the changes of the graph for them."""
 
     def __init__(self, graph: Graph, context: PassContext, max_cancellation: float) -> None:
         self._graph, self._max_cancellation = graph, max_cancellation
         self._calibration = context.calibration
-        self._users = graph.users()
+        self._users, self._alone = graph.users(), graph.read_once()
         self._levels = {node.id: node.op.levels(graph.constants) for node in graph.nodes}
         self._changes = _Changes()
         self._bounds: dict[str, Range] = {}
@@ -106,7 +106,7 @@ class _Plan:
         self.shifts: dict[str, Array] = {}
 
     def fold(self, node: Node) -> None:
-        """Fold a polynomial where that is possible and saves its level."""
+        """Fold a polynomial if that is possible and saves its level."""
         if node.id in self.shifts or not self._absorbed(node.id):
             return
         made = self._complete(node)
@@ -123,7 +123,7 @@ class _Plan:
     # The quadratic ---------------------------------------------------------------------------------------------------
 
     def _complete(self, node: Node) -> _Completed | None:
-        """The square, or None where the polynomial is no quadratic or is nearly linear in some channel."""
+        """The square; None if the polynomial is no quadratic, or is nearly linear in some channel."""
         assert isinstance(node.op, Polynomial)
         coefficients, h = self._graph.constants[node.op.coefficients], node.op.half_width
         if coefficients.shape[1] < 3 or np.any(coefficients[:, 3:]) or not np.any(coefficients[:, 2]):
@@ -137,7 +137,7 @@ class _Plan:
             vertex, gamma = np.where(a == 0, 0.0, -b / (2 * a)), c - sign * beta**2
 
             def largest(widths: Array) -> tuple[float, float]:
-                """Of the square and of the result, over all channels."""
+                """The largest square and the largest result, over all channels."""
                 points = (-widths, np.clip(vertex, -widths, widths), widths)
                 result = max(float(np.max(np.abs((a * x + b) * x + c))) for x in points)
                 return float(np.max((alpha * widths + np.abs(beta)) ** 2)), result
@@ -146,11 +146,11 @@ class _Plan:
             square, result = largest(h * seen / seen.max())
             if not square <= self._max_cancellation * result:
                 return None
-            # The result shares the square's unit, so slots hold it only where the unit is large enough for both.
+            # The result shares the square's unit, so slots hold it only if the unit is large enough for both.
             return _Completed(sign, alpha, beta, gamma, math.sqrt(max(largest(seen))))
 
     def _seen(self, node: Node, half_width: float) -> Array:
-        """The largest calibrated magnitude in each channel; less is known without a histogram."""
+        """The largest calibrated magnitude in each channel; without a histogram, that of the layer."""
         channels, bound = node.type.shape[0], self._bound(node.inputs[0])
         layer = half_width if bound is None or not bound.magnitude > 0 else min(bound.magnitude, half_width)
         histogram = None if self._calibration is None else self._calibration.histograms.get(node.id)
@@ -161,13 +161,10 @@ class _Plan:
 
     # Before it -------------------------------------------------------------------------------------------------------
 
-    def _alone(self, value: str) -> bool:
-        return len(self._users[value]) == 1 and value not in self._graph.outputs
-
     def _place(self, value: str, reader: tuple[str, int], alpha: Array, beta: Array, out: _Changes) -> None:
         """Make `reader` see alpha * value + beta."""
         node = self._graph[value]
-        if self._alone(value):
+        if value in self._alone:
             if isinstance(node.op, Reshape | Add):
                 out.scaled.add(value)
                 for i, operand in enumerate(node.inputs):
@@ -180,21 +177,20 @@ class _Plan:
         out.edges[reader] = (alpha, beta)
 
     def _place_in_rows(self, node: Node, alpha: Array, beta: Array, out: _Changes) -> bool:
-        """Scale the rows of a linear op, or of the one in front of a pooling, where that costs no level."""
-        op, operand = node.op, node.inputs[0]
-        assert isinstance(op, LinearOp)
+        """Scale the rows of a linear op, or of the linear op before a pooling; False if that would cost a level."""
+        op, operand = node.linear, node.inputs[0]
         channels = by_channel(alpha) is not None and by_channel(beta) is not None
         if op.takes is Factors.BY_CHANNEL and not channels:
             return False
         if op.takes is Factors.NONE:
-            before, alone = self._graph[operand], self._alone(operand)
+            before, alone = self._graph[operand], operand in self._alone
             total = _window_sum(op, self._graph.constants) if isinstance(op, AveragePool) else None
             if total and alone and isinstance(before.op, LinearOp) and channels:
                 wide = [of_elements(a.reshape(len(a), -1)[:, 0], before.type.shape) for a in (alpha, beta / total)]
                 if self._place_in_rows(before, wide[0], wide[1], out):
                     out.scaled.add(node.id)
                     return True
-            while before.op.same_ciphertexts and self._alone(before.id):
+            while before.op.same_ciphertexts and before.id in self._alone:
                 before = self._graph[before.inputs[0]]
             if op.structural and alone and isinstance(before.op, LinearOp):
                 return False  # as a matrix of its own it could not be composed with the op before
@@ -202,7 +198,7 @@ class _Plan:
         out.scaled.add(node.id)
         return True
 
-    # Behind it -------------------------------------------------------------------------------------------------------
+    # After it --------------------------------------------------------------------------------------------------------
 
     def _absorbed(self, value: str) -> bool:
         """Whether some reader takes a product as it is."""
@@ -215,7 +211,7 @@ class _Plan:
         return False
 
     def _push_sign(self, value: str, sign: Array, out: _Changes) -> bool:
-        """Fold the sign of every element into all readers; False where one can't take it."""
+        """Fold the sign of every element into all readers; False if one of them can't take it."""
         if value in self._graph.outputs:
             return False
         out.flipped.add(value)
@@ -237,13 +233,13 @@ class _Plan:
         if not wide and (op.takes is not Factors.NONE or node.id in self._changes.rows):
             out.signs[node.id] = sign
             return True
-        behind = None if wide else op.commuted(sign, self._graph.constants)
-        return behind is not None and self._push_sign(node.id, behind, out)
+        after = None if wide else op.commuted(sign, self._graph.constants)
+        return after is not None and self._push_sign(node.id, after, out)
 
     # Levels ----------------------------------------------------------------------------------------------------------
 
     def _depth(self, value: str, changes: _Changes, squares: set[str]) -> int:
-        """Levels from the inputs to a value, as folded so far and with further changes."""
+        """Levels from the inputs to a value, with the changes so far and further ones."""
         edges = {**self._changes.edges, **changes.edges}
         folded = squares | self.shifts.keys()
         used: dict[str, int] = {}
@@ -252,7 +248,7 @@ class _Plan:
             takes_products = node.op.takes_products or node.id in folded
             used[node.id] = 1 if node.id in folded else self._levels[node.id]
             used[node.id] += max(
-                # An affine map of ours, or the one that brings a product to the unit of a sum.
+                # One more for an affine map of this pass, or for that which brings a product to the unit of a sum.
                 (
                     used[v] + ((node.id, i) in edges or (v in products and not takes_products))
                     for i, v in enumerate(node.inputs)
@@ -279,7 +275,7 @@ class _Plan:
         whole = self._bound(node.inputs[0])
 
         def scaled(value: str) -> Range:
-            """Operands are taken to fill their channels as their sum does."""
+            """The new range of a value. Operands of a sum are assumed to fill their channels as the sum does."""
             part, ratio = self._bound(value), 1.0
             if part is not None and whole is not None and whole.magnitude > 0:
                 ratio = max(1.0, part.magnitude / whole.magnitude)
@@ -310,27 +306,21 @@ class _Plan:
                     builder.constant(f"{name}.shift", compact(beta)),
                 )
                 kind = replace(source.type, bound=self._edge_bounds[node.id, i])
-                operands[i] = builder.add(op, [operand], name=self._free_name(name), origin=node.origin, type=kind)
+                operands[i] = builder.add(
+                    op, [operand], name=self._graph.free_name(name), origin=node.origin, type=kind
+                )
         changes: dict[str, object] = {}
         if node.id in self._bounds:
             changes["type"] = replace(node.type, bound=self._bounds[node.id])
         if node.id in self.shifts:
             changes["op"] = Square(builder.constant(f"{node.id}.shift", self.shifts[node.id]))
         elif node.id in self._changes.rows or node.id in self._changes.signs:
-            assert isinstance(node.op, LinearOp)
             changes["op"] = self._scaled(node, builder)
         return builder.keep(node, tuple(operands), **changes) if changes or tuple(operands) != inputs else None
 
-    def _free_name(self, name: str) -> str:
-        taken = {node.id for node in self._graph.nodes}
-        while name in taken:
-            name += "_"
-        return name
-
     def _scaled(self, node: Node, builder: GraphBuilder) -> LinearOp:
         """diag(alpha) M diag(s) x + (alpha b + beta) for the op M x + b."""
-        constants, op = self._graph.constants, node.op
-        assert isinstance(op, LinearOp)
+        constants, op = self._graph.constants, node.linear
         operand = self._graph[node.inputs[0]].type.shape
         one, zero = np.ones(node.type.shape), np.zeros(node.type.shape)
         alpha, beta = self._changes.rows.get(node.id, (one, zero))
@@ -344,7 +334,7 @@ class _Plan:
 
 
 def _window_sum(op: AveragePool, constants: Mapping[str, Array]) -> float | None:
-    """What a pooling makes of ones, where that is the same everywhere and not 0."""
+    """The result of a pooling of ones, if it is the same everywhere and not 0; otherwise None."""
     rows, columns = constants[op.rows].sum(axis=1), constants[op.columns].sum(axis=1)
     total = float(rows[0] * columns[0])
     same = np.allclose(np.outer(rows, columns), total, rtol=1e-12, atol=0.0)

@@ -1,4 +1,4 @@
-"""Affine identities after products whose users can't take a product's unit, before any unit is known."""
+"""Insert affine identities after products whose readers can't take a product's unit, before any unit is known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FreeProducts(Pass):
     """Given: %p = square(%x);  %s = add(%p, %y).
     Result: %p = square(%x);  %p_unit = affine(%p);  %s = add(%p_unit, %y).
 
-    It shows the levels that `NormalizeUnits` will add, to those who count them without a calibration.
+    `NormalizeUnits` will add the same ops. With this pass their levels can be counted without a calibration.
     """
 
     name: ClassVar[str] = "free_products"

@@ -1,4 +1,4 @@
-"""Placeholders for polynomials that are not fitted yet, of the levels that they will take."""
+"""Insert placeholders for polynomials that are not fitted yet, with the levels that these will take."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from olac.polynomials.fit import QUADRATIC
 
 @dataclass(frozen=True)
 class InsertPlaceholders(Pass):
-    """Given: %r = activation(%x) relu.  Result: %r = polynomial(%x), of the degree given and of no other meaning.
+    """Given: %r = activation(%x) relu.  Result: %r = polynomial(%x), of the given degree; its values mean nothing.
 
     Options:
-        degrees: by activation.
+        degrees: the degree for each activation.
     """
 
     degrees: Mapping[str, int] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class InsertPlaceholders(Pass):
 
 
 def circuit_pipeline(degrees: Mapping[str, int]) -> tuple[Pass, ...]:
-    """TRACED to POLYNOMIAL: the circuit of these degrees as lowering will find it, node by node and level by level.
+    """TRACED to POLYNOMIAL: the circuit for these degrees, with the nodes and levels that lowering will find.
 
     Squares are folded, linear ops composed, and products brought to the units of sums.
     """

@@ -17,7 +17,7 @@ from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
 
 NOISE = 1e-6
-"""Values that are smaller than this share of the sum that they are left of are noise: models have single precision."""
+"""If a sum is smaller than this share of its summands, it is noise: models compute in single precision."""
 SMALLEST = 1e-30
 """Smaller values are zero."""
 
@@ -28,18 +28,18 @@ class NormalizeUnits(Pass):
     Result: %y = linear(%x) (u_x / u_y) W, b / u_y;  %p = polynomial(%y) on [-1, 1]; types carry u_x, u_y, u_p.
 
     Values that are added share a unit, as do operands and result of every op whose units are shared: such an op must
-    commute with a common factor. It costs no level: linear ops and polynomials take any factor into their constants
+    commute with a common factor. Units cost no level: linear ops and polynomials take any factor into their constants
     (`Op.in_units`), the client divides its input and multiplies its output.
 
-    A value that a polynomial reads gets the polynomial's half width as unit, unless it (or what it is added to) is
-    larger: on a wider interval the coefficients of high degrees would grow without bound, and noise with them.
+    A value that a polynomial reads gets the polynomial's half width as unit, unless it (or a value that shares its
+    unit) is larger: on a wider interval the coefficients of high degrees would grow without bound, and the noise too.
 
-    A value that is next to nothing beside what it is computed from, such as the mean of what had its mean taken away,
-    is rounding noise of the model, and would blow up the noise of encryption to its own size. Its unit is at least
-    `NOISE` of its operands' size, and polynomials that read it are straight lines.
+    A value that is tiny compared with its operands, such as the mean of values whose mean was subtracted, is rounding
+    noise of the model. With a unit of its size, the noise of encryption would be large in it. So its unit is at least
+    `NOISE` times its operands' size, and polynomials that read it become straight lines.
 
     Options:
-        padding: other units are this much larger than the calibrated magnitudes.
+        padding: all other units are the calibrated magnitudes times this factor.
     """
 
     padding: float = 1.25
@@ -70,7 +70,7 @@ class NormalizeUnits(Pass):
                 linear = replace(linear, values=linear.values * (operands[0] / unit), bias=linear.bias / unit)
                 op = sparse_linear(builder, f"{node.id}.scaled", linear, node.type.shape)
             else:
-                raise VerificationError(f"{node.place} takes no units, and is no linear op")
+                raise VerificationError(f"{node.place} takes no units, and it is no linear op")
             return builder.keep(node, inputs, op=op, type=replace(node.type, unit=unit))
 
         return graph.rewrite(step, by=self.name)
@@ -97,13 +97,12 @@ class NormalizeUnits(Pass):
 
 
 def free_products(graph: Graph, ranges: Mapping[str, Range], by: str) -> Graph:
-    """Put an affine identity between a product and what can't take its unit: sums and outputs, in the main.
+    """Insert an affine identity between a product and its readers that can't take its unit: mostly sums and outputs.
 
-    A product's unit is that of its operands' units, and its scale is not the canonical one, which sums and the client
-    rely on. Linear ops, polynomials and other products take any unit and scale, so nothing comes between.
+    A product's unit is the product of its operands' units, and its scale is not the canonical one, on which sums and
+    the client rely. Linear ops, polynomials and other products take any unit and scale.
     """
     builder = GraphBuilder(graph.constants, by=by)
-    taken = {node.id for node in graph.nodes}
     new: dict[str, str] = {}
     products: set[str] = set()
     freed: dict[str, str] = {}
@@ -112,10 +111,7 @@ def free_products(graph: Graph, ranges: Mapping[str, Range], by: str) -> Graph:
         if value not in products:
             return new[value]
         if value not in freed:
-            name = f"{value}_unit"
-            while name in taken:
-                name += "_"
-            node = graph[value]
+            node, name = graph[value], graph.free_name(f"{value}_unit")
             op = Affine(builder.constant("one", np.ones(())), builder.constant("zero", np.zeros(())))
             kind = replace(node.type, bound=_bound(node, ranges))
             freed[value] = builder.add(op, [new[value]], name=name, origin=node.origin, type=kind)
@@ -131,7 +127,7 @@ def free_products(graph: Graph, ranges: Mapping[str, Range], by: str) -> Graph:
 
 
 def noise_floors(graph: Graph, magnitudes: Mapping[str, float]) -> dict[str, float]:
-    """For each value the size below which it is noise, from the calibrated magnitudes of all values."""
+    """For each value the size below which it is noise, computed from the calibrated magnitudes of all values."""
     floors: dict[str, float] = {}
     for node in graph.nodes:
         op = node.op
@@ -140,8 +136,7 @@ def noise_floors(graph: Graph, magnitudes: Mapping[str, float]) -> dict[str, flo
         if isinstance(op, LinearOp):
             (operand,) = node.inputs
             gain = float(op.gains(graph[operand].type.shape, graph.constants, 1).max())
-            is_noise = noise > magnitudes[operand]
-            floors[node.id] = gain * (noise if is_noise else NOISE * magnitudes[operand])
+            floors[node.id] = gain * (noise if noise > magnitudes[operand] else NOISE * magnitudes[operand])
         elif isinstance(op, Polynomial | PolynomialProduct):
             factor = magnitudes[node.inputs[0]] if isinstance(op, PolynomialProduct) else 1.0
             floors[node.id] = NOISE * factor * float(np.abs(graph.constants[op.coefficients]).sum(axis=1).max())
@@ -151,7 +146,7 @@ def noise_floors(graph: Graph, magnitudes: Mapping[str, float]) -> dict[str, flo
 
 
 def straightened(graph: Graph, floors: Mapping[str, float], by: str) -> Graph:
-    """The graph with straight lines for polynomials whose argument is noise: their interval is as wide as that."""
+    """The graph with straight lines, on an interval as wide as the noise, for polynomials whose argument is noise."""
 
     def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
         op = node.op
@@ -169,11 +164,11 @@ def straightened(graph: Graph, floors: Mapping[str, float], by: str) -> Graph:
 
 
 def _magnitude(node: Node, ranges: Mapping[str, Range]) -> float:
-    """The largest calibrated value, 0 if it is unknown."""
+    """The largest calibrated magnitude; 0 if it is unknown."""
     bound = _bound(node, ranges)
     return 0.0 if bound is None else bound.magnitude
 
 
 def _bound(node: Node, ranges: Mapping[str, Range]) -> Range | None:
-    """What its type says, where a pass that changed the value put it; else the calibrated range."""
+    """The range in the type, which passes set when they change a value; without one, the calibrated range."""
     return ranges.get(node.id) if node.type.bound is None else node.type.bound

@@ -18,7 +18,7 @@ from olac.polynomials.modes import FitOptions, Minimax
 
 
 def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...]:
-    """TRACED to POLYNOMIAL: what the program computes."""
+    """TRACED to POLYNOMIAL: from a lifted model to the polynomials of its program."""
     chosen = options or FitOptions()
     method = chosen.fitting
     return (
@@ -36,7 +36,7 @@ def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...
 def lowering_pipeline(
     copies: Copies = "auto", halving: Halving = "auto", convolutions: Convolutions = "auto"
 ) -> tuple[Pass, ...]:
-    """POLYNOMIAL to LEVELLED: how ciphertexts of given parameters compute it; arguments as in ChooseLowerings."""
+    """POLYNOMIAL to LEVELLED: how ciphertexts of given parameters compute it; see `ChooseLowerings` for arguments."""
     return (
         AssignLayouts() if convolutions == AUTO else AssignLayouts(convolutions),
         ChooseLowerings(copies, halving, convolutions),

@@ -20,6 +20,8 @@ from olac.kernels.polynomial import depth_of
 from olac.passes.base import FitReport, Pass, PassContext
 from olac.polynomials.minimax import Composition, check_precision, sign_composition
 
+RELATIVES = ("relu", "leaky_relu", "prelu")
+"""Functions that are x above 0, and have a slope below 0."""
 REPORT_POINTS = 4001
 TINY = 1e-6
 
@@ -29,13 +31,13 @@ class ReplaceByMinimax(Pass):
     """Given: %r = activation(%x) relu.
     Result: %s = polynomial(%x); ... %r = polynomial_product(%x, %s), so that |r - relu(x)| <= B 2^-alpha on [-B, B].
 
-    For ReLU, leaky ReLU and PReLU: x (1 + s) / 2 + x sign(x) (1 - s) / 2 for a slope s, with the sign as a composition
-    of minimax polynomials. Where that is a single stage, all is one polynomial of degree one more. B is `padding` times
-    the largest calibrated magnitude of x and of what x is added to or is the sum of, which share its unit.
+    ReLU, leaky ReLU and PReLU are x (1 + s) / 2 + x sign(x) (1 - s) / 2 for a slope s below 0. The sign becomes a
+    composition of minimax polynomials; if that has a single stage, the result is one polynomial, of a degree one
+    higher. B is `padding` times the largest calibrated magnitude of x and of the values that share its unit.
 
     Options:
         alpha: precision in bits, 4 ... 14.
-        padding: of the calibrated magnitude. Beyond B the composition grows without bound.
+        padding: factor for the calibrated magnitude. Beyond B the composition grows without bound.
     """
 
     alpha: int = 8
@@ -56,7 +58,7 @@ class ReplaceByMinimax(Pass):
                 "Use ReLU, LeakyReLU or PReLU, or fit this model's activations",
             )
             for node in graph.nodes
-            if isinstance(node.op, Activation) and slopes(node.op) is None
+            if isinstance(node.op, Activation) and node.op.function not in RELATIVES
         ]
         if refused:
             raise UnsupportedModelError(refused)
@@ -71,49 +73,22 @@ class ReplaceByMinimax(Pass):
             seen = [calibration.ranges[i].magnitude for i in groups[node.inputs[0]] if i in calibration.ranges]
             half_width = self.padding * max(histogram.range(None).magnitude, *seen, TINY)
             slope = slopes(node.op)
-            assert slope is not None
-            context.fits.append(report(node, histogram, self.alpha, half_width))
-            return replace_relu(builder, node, inputs, self.alpha, half_width, slope)
+            context.fits.append(report(node, node.op, histogram, self.alpha, half_width))
+            return times_sign(builder, node, inputs[0], self.alpha, half_width, (1 + slope) / 2, (1 - slope) / 2)
 
         return graph.rewrite(step, by=self.name, stage=Stage.POLYNOMIAL)
 
 
 def check_minimax_options(alpha: int, padding: float) -> None:
-    """ValueError for a precision that there is no composition for, and for a padding below 1."""
+    """Raise ValueError for a precision without a composition, and for a padding below 1."""
     check_precision(alpha)
     if not padding >= 1:
         raise ValueError(f"padding {padding} is below 1")
 
 
-def slopes(op: Activation) -> Array | None:
-    """The slopes below 0 of a function that is x above 0, one or one per channel; None for any other function."""
-    if op.function == "relu":
-        return np.zeros(1)
-    if op.function in ("leaky_relu", "prelu"):
-        return np.array(op.parameters, dtype=np.float64)
-    return None
-
-
-def replace_relu(
-    builder: GraphBuilder,
-    node: Node,
-    inputs: tuple[str, ...],
-    alpha: int,
-    half_width: float,
-    slope: float | Array = 0.0,
-) -> str:
-    """Add max(x, 0) + slope min(x, 0) of the operand to a builder, as the value of `node`; returns its id.
-
-    Args:
-        builder: takes the nodes.
-        node: the activation; the result gets its id, type and origin.
-        inputs: the operand's id.
-        alpha: the error is at most |1 - slope| half_width 2^-alpha on [-half_width, half_width].
-        half_width: the largest magnitude of the operand.
-        slope: one, or one per channel.
-    """
-    slope = np.atleast_1d(np.asarray(slope, dtype=np.float64))
-    return times_sign(builder, node, inputs[0], alpha, half_width, (1 + slope) / 2, (1 - slope) / 2)
+def slopes(op: Activation) -> Array:
+    """The slopes below 0 of one of the `RELATIVES`, one or one per channel."""
+    return np.zeros(1) if op.function == "relu" else np.array(op.parameters, dtype=np.float64)
 
 
 def times_sign(
@@ -121,7 +96,13 @@ def times_sign(
 ) -> str:
     """Add x (constant + factor sign(x)) to a builder, with the id, type and origin of `node`; returns the id.
 
-    Constants and factors are one, or one per channel, shape (1,) or (channels,).
+    Args:
+        builder: gets the nodes.
+        node: the node that is replaced.
+        x: the operand's id.
+        alpha: the error is at most |factor| 2^(1 - alpha) half_width on [-half_width, half_width].
+        half_width: the largest magnitude of the operand.
+        constant, factor: one, or one per channel, of shape (1,) or (channels,).
     """
     composition = sign_composition(alpha)
     last = composition.stages[-1]
@@ -138,7 +119,7 @@ def times_sign(
         return builder.add(op, [x], name=node.id, origin=node.origin, type=node.type)
     value, scale = x, half_width
     for count, (stage, after) in enumerate(itertools.pairwise(composition.stages), 1):
-        # A dot keeps these names apart from all that lifting gives.
+        # Names with a dot differ from all names that lifting gives.
         value = builder.add(
             Polynomial(constants(np.array([stage.coefficients]), f"sign{count}.coefficients"), scale),
             [value],
@@ -158,11 +139,9 @@ def depth_of_product(composition: Composition) -> int:
     return sum(depth_of(stage.degree) for stage in composition.stages) + 1
 
 
-def report(node: Node, histogram: Histogram, alpha: int, half_width: float) -> FitReport:
-    """How good the approximation of a ReLU or relative is; its degree is that of x p(x) as one polynomial."""
-    assert isinstance(node.op, Activation)
-    composition, slope = sign_composition(alpha), slopes(node.op)
-    assert slope is not None
+def report(node: Node, op: Activation, histogram: Histogram, alpha: int, half_width: float) -> FitReport:
+    """The errors of the approximation of one of the `RELATIVES`; the degree is that of x p(x) as one polynomial."""
+    composition, slope = sign_composition(alpha), slopes(op)
     error = size = 0.0
     for channel, one in enumerate(slope):
         centres, masses = histogram.density(channel if len(slope) > 1 else None)
@@ -176,7 +155,7 @@ def report(node: Node, histogram: Histogram, alpha: int, half_width: float) -> F
     largest = float(np.max(t * np.abs(1 - composition(t)))) * half_width * float(np.max(np.abs(1 - slope))) / 2
     return FitReport(
         node.id,
-        node.op.function,
+        op.function,
         composition.degree + 1,
         depth_of_product(composition),
         float(np.sqrt(error / size)) if size else 0.0,

@@ -1,8 +1,8 @@
-"""Ranges of the columns or channels of inputs and outputs; units for each of them where inputs are uneven."""
+"""Give types the ranges of columns or channels of inputs and outputs, and uneven inputs a unit for each of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,21 +10,23 @@ import numpy as np
 
 from olac.calibration.statistics import Calibration
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Array, Conv2d, Input, LinearOp, Op, Shape, SparseLinear
+from olac.ir.ops import Array, Conv2d, Input, LinearOp, Shape, SparseLinear
 from olac.ir.types import Range, Stage
 from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import sparse_linear
 
 FEW_VALUES = 16
-"""Channels with fewer calibrated values have no range of their own: that of all channels counts."""
+"""Channels with fewer calibrated values have the range of all channels."""
 UNEVEN = 4.0
-"""Channels get units of their own where these differ by more, or where a middle is so many half widths from 0."""
+"""Channels get units of their own if the magnitudes of two differ by a larger factor, or if one channel's magnitude is
+more than this many half widths.
+"""
 HARMLESS = 1 / 8
-"""Of how far the values of the first linear ops went when calibrated; a channel that moves them less does no harm."""
+"""A channel does no harm if it moves values of the first linear ops by less than this share of their half widths."""
 CONSTANT = 1e-6
-"""A channel whose half width is less, relative to its values, did not vary when calibrated."""
+"""A channel was constant in calibration if its half width is less than this share of its values."""
 REACH_IMAGES = 256
-"""On which it is found how far the values of the first linear ops go."""
+"""Images by which the half widths of the values of the first linear ops are found."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,14 @@ class ScaleInputs(Pass):
     """Given: %x = input();  %y = linear(%x) W, b.
     Result: %x = input() offsets o, factors f;  %y = linear(%x) W f, b + W o; types carry the ranges of channels.
 
-    A column of a table, or a channel of an image, is trusted in its calibrated range. That one is widened where more
-    would change little: as long as the channel alone moves no value of the first linear ops by more than a small share
-    of how far these went when calibrated, up to what is usual among the channels. So pixels that were always black, and
-    other channels that did not vary, have a range too.
+    A column of a table, or a channel of an image, is trusted in its calibrated range. A range is widened, up to the
+    usual width among the channels, as long as the channel alone moves no value of the first linear ops by more than a
+    small share of the value's calibrated range. So pixels that were always black, and other constant channels, get a
+    range, too.
 
-    Where channels are of very different size, or lie far from 0, and only linear ops read the input, the client takes
-    an offset from each and divides it by a factor, and the linear ops absorb both: no level, and no precision lost to
-    what is larger. Padded convolutions can't absorb an offset at their borders, so then there are factors alone.
+    If channels differ much in size or are far from 0, and only linear ops read the input, the client subtracts an
+    offset from each channel and divides it by a factor. The linear ops absorb both: it takes no level, and small
+    channels keep their precision. Padded convolutions can't absorb offsets at their borders, so they get factors only.
     """
 
     name: ClassVar[str] = "scale_inputs"
@@ -55,9 +57,10 @@ class ScaleInputs(Pass):
         absorbs = bool(linear) and len(linear) == len(readers) and not same & set(graph.outputs)
         offsets, factors = _one_unit(len(trusted))
         if absorbs:
-            offsets, factors = _units(trusted, padded=any(_is_padded(node.op) for node in linear))
+            padded = any(isinstance(node.op, Conv2d) and any(node.op.padding) for node in linear)
+            offsets, factors = _units(trusted, padded)
         scaled = bool(np.any(factors != 1.0))
-        # What the client encrypts, and the types say.
+        # The ranges of what the client encrypts.
         ends = (trusted - offsets[:, None]) / factors[:, None]
         bound = Range(float(ends[:, 0].min()), float(ends[:, 1].max()))
         absorbing = {node.id for node in linear} if scaled else set()
@@ -67,7 +70,7 @@ class ScaleInputs(Pass):
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
             if node.id == source.id:
-                # Without a calibration of channels there is nothing to say of them.
+                # Without a calibration of channels, their ranges stay unknown.
                 channels = _ranges(ends) if source.id in calibration.channels else ()
                 kind = replace(node.type, channels=channels)
                 if scaled:
@@ -93,7 +96,7 @@ def _ranges(ends: Array) -> tuple[Range, ...]:
 
 
 def first_readers(graph: Graph, value: str) -> tuple[set[str], list[Node]]:
-    """A value under all its shapes, and what else reads it."""
+    """A value with its reshapes, and the other nodes that read any of these."""
     same = {value}
     for node in graph.nodes:
         if node.op.same_ciphertexts and node.inputs[0] in same:
@@ -101,14 +104,10 @@ def first_readers(graph: Graph, value: str) -> tuple[set[str], list[Node]]:
     return same, [node for node in graph.nodes if node.id not in same and same & set(node.inputs)]
 
 
-def _is_padded(op: Op) -> bool:
-    return isinstance(op, Conv2d) and any(op.padding)
-
-
 # Ranges --------------------------------------------------------------------------------------------------------------
 
 
-def _trusted(graph: Graph, source: Node, linear: Iterable[Node], calibration: Calibration) -> Array:
+def _trusted(graph: Graph, source: Node, linear: Sequence[Node], calibration: Calibration) -> Array:
     """The range of each channel, (channels, 2), none of them empty."""
     count = source.type.shape[0]
     whole = source.type.bound or calibration.ranges.get(source.id, Range(-1.0, 1.0))
@@ -126,35 +125,31 @@ def _trusted(graph: Graph, source: Node, linear: Iterable[Node], calibration: Ca
     return np.stack([centre - half, centre + half], axis=1)
 
 
-def _harmless(graph: Graph, source: Node, linear: Iterable[Node], calibration: Calibration) -> Array:
-    """For each channel how far it can go, alone, until it moves a value of the linear ops by more than does no harm.
-
-    0 where other ops read the input.
-    """
+def _harmless(graph: Graph, source: Node, linear: Sequence[Node], calibration: Calibration) -> Array:
+    """For each channel the half width up to which it alone does no harm; 0 if no linear op reads the input."""
     count = source.type.shape[0]
+    if not linear:
+        return np.zeros(count)
     images = (calibration.sample if len(calibration.sample) else calibration.choosing)[:REACH_IMAGES]
     x = np.asarray(images, dtype=np.float64).reshape(len(images), *source.type.shape)
     reach = np.full(count, np.inf)
-    none = True
     for node in linear:
-        none = False
-        assert isinstance(node.op, LinearOp)
         shape = graph[node.inputs[0]].type.shape
         y = node.op.evaluate([x.reshape(len(x), *shape)], graph.constants)
         y = y.reshape(len(y), node.type.shape[0], -1)
         half = (y.max(axis=(0, 2)) - y.min(axis=(0, 2))) / 2
-        gain = node.op.gains(shape, graph.constants, count)
+        gain = node.linear.gains(shape, graph.constants, count)
         with np.errstate(divide="ignore", invalid="ignore"):
             moved = np.where(gain > 0, HARMLESS * half[:, None] / gain, np.inf)
         reach = np.minimum(reach, moved.min(axis=0))
-    return np.zeros(count) if none else reach
+    return reach
 
 
 # Units ---------------------------------------------------------------------------------------------------------------
 
 
 def _units(trusted: Array, padded: bool) -> tuple[Array, Array]:
-    """Offsets and factors of the channels; 0 and 1 for all where one unit does as well."""
+    """Offsets and factors of the channels; 0 and 1 for all channels if one unit is as good."""
     centre, half = trusted.mean(axis=1), (trusted[:, 1] - trusted[:, 0]) / 2
     far = np.zeros(len(half), dtype=bool) if padded else np.abs(centre) > (UNEVEN - 1.0) * half
     offsets = np.where(far, centre, 0.0)
@@ -169,11 +164,10 @@ def _one_unit(channels: int) -> tuple[Array, Array]:
 
 
 def absorbed(node: Node, shape: Shape, offsets: Array, factors: Array, builder: GraphBuilder) -> LinearOp:
-    """The linear op of a node for x in place of factors * x + offsets, both given for the elements of its operand."""
-    op = node.op
-    assert isinstance(op, LinearOp)
+    """The linear op of a node for an operand x in place of factors * x + offsets, which have its number of elements."""
+    op = node.linear
     columns = factors.reshape(shape), offsets.reshape(shape)
-    # The map of a sparse op is written anew as a whole.
+    # The map of a sparse op gets new arrays altogether.
     made = None if isinstance(op, SparseLinear) else op.with_factors(shape, builder.constants, columns=columns)
     if made is not None:
         named = {field: builder.constant(f"{node.id}.{field}.from_inputs", value) for field, value in made.items()}

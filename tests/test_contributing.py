@@ -239,7 +239,7 @@ def test_an_op_from_outside_says_its_own_rules() -> None:
     y = b.add(Choosy(), [b.add(Input((4,)), name="x")], name="twice")
     graph = b.build([y], Stage.POLYNOMIAL)
     verify(graph)
-    with pytest.raises(VerificationError, match="twice is left at stage PACKED, POLYNOMIAL is its last"):
+    with pytest.raises(VerificationError, match="twice at stage PACKED: its last stage is POLYNOMIAL"):
         verify(replace(graph, stage=Stage.PACKED))
     with pytest.raises(VerificationError, match="twice, but 3 times"):
         verify(replace(graph, nodes=(graph["x"], replace(graph["twice"], op=Choosy(3)))))

@@ -236,12 +236,12 @@ def joined(header: str, data: bytes) -> bytes:
 
 def program(random: Random, raw: bytes) -> Mutated:
     """A program's file with corrected hashes, and usually with a corrected fingerprint."""
-    return _safetensors(random, raw, artifact.FORMAT, _program_entry)
+    return _safetensors(random, raw, artifact.FILES.entry, _program_entry)
 
 
 def calibration(random: Random, raw: bytes) -> Mutated:
     """A calibration's file with a corrected hash."""
-    return _safetensors(random, raw, calibrations.FORMAT, _calibration_entry)
+    return _safetensors(random, raw, calibrations.FILES.entry, _calibration_entry)
 
 
 Entry = Callable[[Random, dict[str, Any], str, dict[str, np.ndarray[Any, Any]]], str]
@@ -307,7 +307,7 @@ def _calibration_entry(
     random: Random, outer: dict[str, Any], manifest: str, tensors: dict[str, np.ndarray[Any, Any]]
 ) -> str:
     try:
-        digest = calibrations._digest(manifest, tensors)
+        digest = calibrations.FILES.digest(manifest, tensors)
     except UnicodeEncodeError:
         digest = ""
     return json.dumps({**outer, "sha256": digest, "manifest": manifest})

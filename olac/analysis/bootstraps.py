@@ -7,19 +7,18 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from olac.analysis.bootstrap_beam import beam
 from olac.analysis.bootstrap_problem import BootstrapPlan, PlacementProblem
 from olac.backends.cost import CostEvaluator
-from olac.backends.recorder import RecorderEvaluator
 from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Bootstrap, Input
-from olac.kernels.base import Kernel
 from olac.kernels.execute import build_weightless_kernels
+from olac.kernels.record import record_kernel
 
 MOST_STATES = 64
 """Most states that the exact dynamic program keeps at one place (if bootstraps are limited: for each number of them).
@@ -42,7 +41,7 @@ class Profiles:
         self.kernels = build_weightless_kernels(graph)
         for node in graph.nodes:
             if not isinstance(node.op, Input | Bootstrap):
-                recorder = _recorded(graph, node, self.kernels[node.id], parameters)
+                recorder = record_kernel(self.kernels[node.id], parameters, [graph[i].layout for i in node.inputs])
                 self._events[node.id] = _below(parameters.depth, recorder.counts())
                 self._uses[node.id] = _below(parameters.depth, recorder.uses())
                 order += [event.step for event in recorder.events if event.step]
@@ -79,18 +78,6 @@ def _at(
         for thing, below, count in rows:
             counts[thing, levels[name] - below] += count
     return counts
-
-
-def _recorded(graph: Graph, node: Node, kernel: Kernel, parameters: Parameters) -> RecorderEvaluator:
-    """A run of one kernel, with its operands at the top of the chain."""
-    recorder = RecorderEvaluator(parameters)
-    operands: list[Any] = []
-    for name in node.inputs:
-        layout = graph[name].type.layout
-        assert layout is not None
-        operands.append((recorder.fresh(parameters.depth),) * layout.ciphertexts)
-    kernel.run(recorder, operands)
-    return recorder
 
 
 def place_bootstraps(graph: Graph, profiles: Profiles, pricer: CostEvaluator, most: int | None = None) -> BootstrapPlan:

@@ -12,7 +12,7 @@ from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Parameters
 from olac.ckks.sizes import ciphertext_bytes, kept_plaintext_bytes, plaintext_bytes, rotation_key_bytes
 from olac.costs.table import CostTable
-from olac.ir.graph import Graph, Node
+from olac.ir.graph import Graph, Node, last_reads
 from olac.ir.ops import Bootstrap
 from olac.kernels.base import Kernel, Value
 from olac.kernels.execute import build_weightless_kernels
@@ -168,17 +168,14 @@ def key_reading_seconds(evaluator: CostEvaluator) -> float:
 
 def _most_alive(graph: Graph, kernels: Mapping[str, Kernel], parameters: Parameters, levels: Mapping[str, int]) -> int:
     """Bytes of the largest set of ciphertexts alive at once."""
-    last = {operand: node.id for node in graph.nodes for operand in node.inputs}
+    done = last_reads(graph.nodes)
     alive: dict[str, int] = {}
     peak = 0
     for node in graph.nodes:
-        layout = node.type.layout
-        assert layout is not None
-        alive[node.id] = layout.ciphertexts * ciphertext_bytes(parameters.log_ring, levels[node.id] + 1)
+        alive[node.id] = node.layout.ciphertexts * ciphertext_bytes(parameters.log_ring, levels[node.id] + 1)
         peak = max(peak, sum(alive.values()) + _working_bytes(node, kernels.get(node.id), parameters, levels))
-        for operand in node.inputs:
-            if last[operand] == node.id:
-                alive.pop(operand, None)
+        for operand in done[node.id]:
+            del alive[operand]
     return peak
 
 

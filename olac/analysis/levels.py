@@ -1,4 +1,4 @@
-"""Levels of values: how many a graph needs, and whether kernels give those that a levelled graph says."""
+"""Levels of values: how many a graph needs, and whether kernels give the states in a levelled graph's types."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def multiplicative_depth(graph: Graph) -> int:
 
 
 def required_levels(graph: Graph, input_level: int = 0, levels: Callable[[Node], int] | None = None) -> dict[str, int]:
-    """The least level of every value: 0 for outputs, `input_level` for what is bootstrapped.
+    """The least level of every value: 0 for outputs, `input_level` for operands of bootstraps.
 
-    `levels(node)` stands in for what the node takes as it is lowered so far.
+    `levels(node)` is the number of levels that a node takes; by default those of its op and its lowering.
     """
     taken = levels or (lambda node: node.levels(graph.constants))
     needed = dict.fromkeys((node.id for node in graph.nodes), 0)
@@ -32,7 +32,7 @@ def required_levels(graph: Graph, input_level: int = 0, levels: Callable[[Node],
 
 
 def check_states(graph: Graph, recorder: RecorderEvaluator) -> None:
-    """Derive all states by running the kernels; `VerificationError` where a type says otherwise."""
+    """Derive all states by running the kernels; `VerificationError` if a type has another state."""
 
     def compare(node: Node, value: Value) -> None:
         layout, claimed = node.layout, node.state

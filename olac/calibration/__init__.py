@@ -1,4 +1,4 @@
-"""What a model computes on calibration images: the run, its statistics and their files."""
+"""Runs of a model on calibration images, their statistics, and files of these."""
 
 from olac.calibration.histogram import Histogram
 from olac.calibration.statistics import Calibration

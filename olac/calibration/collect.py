@@ -260,7 +260,7 @@ def calibrate(
         sample_images, sample_bytes: bounds of the sample of images for fits.
 
     Raises:
-        CalibrationError: for no images, NaN or infinite values, other shapes, and what can't be images.
+        CalibrationError: there are no images, or they have other shapes, NaN or infinite values, or are not images.
     """
     expected = traced.input_shape
     elements = max(1, traced.example[0].numel())
@@ -390,14 +390,3 @@ def _plain(observer: _Observer, images: torch.Tensor) -> torch.Tensor:
     finally:
         observer.observing = observer.looking = True
     return output
-
-
-__all__ = [
-    "Calibration",
-    "as_images",
-    "calibrate",
-    "check_calibration",
-    "fingerprint",
-    "first_batch",
-    "outlier_notes",
-]

@@ -1,12 +1,10 @@
 """Calibrations as files: one safetensors file with the arrays as tensors and the rest as a JSON manifest.
 
-As with programs, nothing in a file is executed, and everything is checked. A calibration holds images: treat it as
-private data.
+As with programs, everything in a file is checked. A calibration holds images: treat it as private data.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +19,10 @@ from olac.ir.types import Range
 from olac.system.files import Source, check_writable, write_file
 from olac.system.formats import CALIBRATIONS
 from olac.system.memory import memory_for
+from olac.system.tensors import TensorFiles, Tensors
 
-FORMAT = "olac-calibration"
-MAX_HEADER_BYTES = 100_000_000
+FILES = TensorFiles("calibration", CALIBRATIONS, writer="Calibration.save", hashes_tensors=True)
 MAX_INTEGER = 1 << 52
-REMAKE = CALIBRATIONS.remake
 
 _PARTS = ("low", "high", "sums", "squares")
 _TYPES: dict[str, np.dtype[Any]] = {
@@ -40,7 +37,6 @@ _TYPES: dict[str, np.dtype[Any]] = {
 }
 _LATER = {"channel_ranges"}
 """Files of version 1 lack this tensor, and "channels" in the manifest."""
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 @memory_for("saving the calibration")
@@ -51,8 +47,6 @@ def save_fields(calibration: Mapping[str, Any], path: Path) -> None:
         ArtifactError: the file can't be written.
         InfeasibleError: memory ran out.
     """
-    from safetensors.numpy import save
-
     check_writable(path)
     histograms, ranges = calibration["histograms"], calibration["ranges"]
     arrays: dict[str, Any] = {
@@ -76,9 +70,7 @@ def save_fields(calibration: Mapping[str, Any], path: Path) -> None:
             "channels": {name: len(seen) for name, seen in calibration["channels"].items()},
         }
     )
-    # One entry, because safetensors writes several entries in any order: so equal calibrations give equal files.
-    entry = json.dumps({"version": CALIBRATIONS.current, "sha256": _digest(manifest, tensors), "manifest": manifest})
-    data = save(tensors, metadata={FORMAT: entry})
+    data = FILES.pack(manifest, tensors)
     write_file(path, [data], private=True, size=len(data))
 
 
@@ -91,69 +83,15 @@ def load_fields(path: Path) -> dict[str, Any]:
         ArtifactError: the file is missing, damaged, of another kind or version, or its numbers don't fit together.
     """
     source = Source.of_file(path)
-    outer, arrays = _read(source)
-    CALIBRATIONS.check(outer.get("version"), source.name)
-    text = outer.get("manifest")
-    if not isinstance(text, str) or _digest(text, arrays) != outer.get("sha256"):
-        raise ArtifactError(f"{source.name}: its hash is wrong: it was damaged or changed. Get it again.")
+    _, manifest, arrays = FILES.read(source)
     try:
-        return _fields(_object(text), arrays)
+        return _fields(manifest, arrays)
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
-        raise ArtifactError(f"{source.name}: not a valid calibration: {error}. {REMAKE}") from error
+        raise ArtifactError(f"{source.name}: not a valid calibration: {error}. {CALIBRATIONS.remake}") from error
 
 
 def _joined(parts: list[npt.NDArray[Any]], *shape: int) -> npt.NDArray[Any]:
     return np.concatenate(parts) if parts else np.zeros((0, *shape))
-
-
-def _digest(manifest: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:
-    """SHA-256 of the manifest and of every array with its name, type and shape."""
-    digest = hashlib.sha256(manifest.encode())
-    for name in sorted(tensors):
-        array = tensors[name]
-        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def _read(source: Source) -> tuple[dict[str, Any], Arrays]:
-    """The entry of the metadata and the tensors."""
-    from safetensors import SafetensorError, safe_open
-
-    with source.open() as stream:
-        start = stream.read(8)
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(MAX_HEADER_BYTES, source.size - 8):
-        raise ArtifactError(
-            f"{source.name}: not a calibration of olac, or cut short ({source.size} bytes). "
-            "Check the path, or get it again."
-        )
-    try:
-        with safe_open(str(source.path), framework="np") as opened:
-            found = (opened.metadata() or {}).get(FORMAT)
-            if found is None:
-                raise ArtifactError(
-                    f"{source.name}: a safetensors file, but not a calibration of olac. "
-                    "Give a file that Calibration.save wrote."
-                )
-            names = set(opened.keys())
-            if names | _LATER != set(_TYPES):
-                raise ValueError(f"tensors {sorted((names | _LATER) ^ set(_TYPES))[:5]} are missing or too many")
-            arrays = {name: opened.get_tensor(name) for name in sorted(names)}
-        outer = _object(found)
-    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{source.name}: not a calibration of olac, or damaged: {error}. Get it again.") from error
-    for name, array in arrays.items():
-        if array.dtype != _TYPES[name]:
-            raise ArtifactError(f"{source.name}: {name} is of type {array.dtype}, expected {_TYPES[name]}. {REMAKE}")
-    return outer, arrays
-
-
-def _object(text: str) -> dict[str, Any]:
-    parsed = json.loads(text)
-    if not isinstance(parsed, dict):
-        raise ValueError("its manifest is not an object")
-    return parsed
 
 
 def _integer(value: Any, name: str, low: int, high: int = MAX_INTEGER) -> int:
@@ -162,7 +100,12 @@ def _integer(value: Any, name: str, low: int, high: int = MAX_INTEGER) -> int:
     return value
 
 
-def _fields(manifest: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
+def _fields(manifest: dict[str, Any], arrays: Tensors) -> dict[str, Any]:
+    if arrays.keys() | _LATER != _TYPES.keys():
+        raise ValueError(f"tensors {sorted((arrays.keys() | _LATER) ^ _TYPES.keys())[:5]} are missing or too many")
+    for name, array in arrays.items():
+        if array.dtype != _TYPES[name]:
+            raise ValueError(f"{name} is of type {array.dtype}, expected {_TYPES[name]}")
     wanted = {"images", "sample_every", "fingerprint", "nodes", "activations", "channels"}
     if {*manifest, "channels"} != wanted or ("channels" in manifest) != ("channel_ranges" in arrays):
         raise ValueError(f"the manifest does not have the parts {sorted(wanted)}")
@@ -219,8 +162,8 @@ def _total(channels: Mapping[str, Any]) -> int:
     return sum(_integer(count, "channels", 1, 1 << 24) for count in channels.values())
 
 
-def _check_shapes(arrays: Arrays, nodes: int, channels: int, by_channel: int) -> None:
-    """Check shapes before anything is allocated by them."""
+def _check_shapes(arrays: Tensors, nodes: int, channels: int, by_channel: int) -> None:
+    """Check shapes, before memory is allocated by them."""
     shapes = {name: array.shape for name, array in arrays.items()}
     expected = {"ranges": (nodes, 2), "counts": (channels, BINS), "exponents": (channels,)}
     if "channel_ranges" in arrays:

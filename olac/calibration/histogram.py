@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from olac.ir.ops import Array
 from olac.ir.types import Range
+from olac.system.arrays import Array, Index
 
 BINS = 2048
 
@@ -36,6 +36,7 @@ class Histogram:
     Attributes:
         channels: number of channels.
         counts: (channels, BINS), values in each bin.
+        exponents: (channels,), log2 of R.
         low, high: (channels,), exact extremes; +inf and -inf if nothing was seen.
         sums, squares: (channels,), sums of x and of x^2.
     """
@@ -44,12 +45,12 @@ class Histogram:
         if channels < 1:
             raise ValueError("a histogram has at least one channel")
         self.channels = channels
-        self.counts: npt.NDArray[np.int64] = np.zeros((channels, BINS), dtype=np.int64)
+        self.counts: Index = np.zeros((channels, BINS), dtype=np.int64)
         self.low: Array = np.full(channels, np.inf)
         self.high: Array = np.full(channels, -np.inf)
         self.sums: Array = np.zeros(channels)
         self.squares: Array = np.zeros(channels)
-        self._exponents: npt.NDArray[np.int64] = np.full(channels, _SMALLEST, dtype=np.int64)
+        self.exponents: Index = np.full(channels, _SMALLEST, dtype=np.int64)
 
     @property
     def count(self) -> int:
@@ -59,7 +60,7 @@ class Histogram:
     @property
     def half_widths(self) -> Array:
         """R of each channel, shape (channels,)."""
-        return np.ldexp(1.0, self._exponents)
+        return np.ldexp(1.0, self.exponents)
 
     def add(self, values: npt.ArrayLike) -> None:
         """Count values of shape (n, channels, ...). ValueError for another number of channels, NaN or inf."""
@@ -86,11 +87,11 @@ class Histogram:
         # frexp gives |x| < 2^exponent strictly, so no value lies on the outer edge; 0 needs no range of its own.
         magnitude = np.maximum(np.abs(low), np.abs(high))
         needed = np.where(magnitude > 0, np.frexp(magnitude)[1], _SMALLEST).astype(np.int64)
-        self._grow(np.maximum(self._exponents, needed))
+        self._grow(np.maximum(self.exponents, needed))
         # Scales are powers of two, so products are exact, in single precision too if nothing under- or overflows.
-        if self._exponents.max() > _LARGEST_SINGLE or self._exponents.min() < _SMALLEST_SINGLE:
+        if self.exponents.max() > _LARGEST_SINGLE or self.exponents.min() < _SMALLEST_SINGLE:
             x = double
-        scale = np.ldexp(float(_HALF), -self._exponents)
+        scale = np.ldexp(float(_HALF), -self.exponents)
         bins: npt.NDArray[np.floating[Any]] = x * scale.astype(x.dtype)[None, :, None]
         np.floor(bins, out=bins)
         flat = bins.astype(np.int64)
@@ -98,25 +99,13 @@ class Histogram:
         # As fast as bincount, but without passes over all bins, of which there may be more than values.
         np.add.at(self.counts.reshape(-1), flat.reshape(-1), 1)
 
-    def _grow(self, exponents: npt.NDArray[np.int64]) -> None:
-        for channel in np.flatnonzero(exponents > self._exponents):
-            self.counts[channel] = _merged(self.counts[channel], int(exponents[channel] - self._exponents[channel]))
-        self._exponents = exponents.copy()
-
-    @property
-    def exponents(self) -> npt.NDArray[np.int64]:
-        """log2 of `half_widths`."""
-        return self._exponents.copy()
+    def _grow(self, exponents: Index) -> None:
+        for channel in np.flatnonzero(exponents > self.exponents):
+            self.counts[channel] = _merged(self.counts[channel], int(exponents[channel] - self.exponents[channel]))
+        self.exponents = exponents.copy()
 
     @staticmethod
-    def of(
-        counts: npt.NDArray[np.int64],
-        exponents: npt.NDArray[np.int64],
-        low: Array,
-        high: Array,
-        sums: Array,
-        squares: Array,
-    ) -> Histogram:
+    def of(counts: Index, exponents: Index, low: Array, high: Array, sums: Array, squares: Array) -> Histogram:
         """A histogram with the given attributes; ValueError if they don't fit together."""
         histogram = Histogram(len(counts))
         if counts.shape != histogram.counts.shape or any(
@@ -143,7 +132,7 @@ class Histogram:
         histogram.low, histogram.high, histogram.sums, histogram.squares = (
             np.array(part, dtype=np.float64) for part in (low, high, sums, squares)
         )
-        histogram._exponents = np.array(exponents, dtype=np.int64)
+        histogram.exponents = np.array(exponents, dtype=np.int64)
         return histogram
 
     def copy(self) -> Histogram:
@@ -156,23 +145,23 @@ class Histogram:
         """
         if other.channels != self.channels:
             raise ValueError(f"histograms of {self.channels} and {other.channels} channels can't merge")
-        theirs = other._exponents
-        self._grow(np.maximum(self._exponents, theirs))
+        theirs = other.exponents
+        self._grow(np.maximum(self.exponents, theirs))
         for channel, exponent in enumerate(theirs):
-            self.counts[channel] += _merged(other.counts[channel], int(self._exponents[channel] - exponent))
+            self.counts[channel] += _merged(other.counts[channel], int(self.exponents[channel] - exponent))
         self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
         self.sums += other.sums
         self.squares += other.squares
         return self
 
-    def _one(self, channel: int | None) -> tuple[npt.NDArray[np.int64], float]:
+    def _one(self, channel: int | None) -> tuple[Index, float]:
         """Counts and R of one channel, or of all together at the widest range."""
         if channel is not None:
             return self.counts[channel], float(self.half_widths[channel])
-        widest = int(self._exponents.max())
+        widest = int(self.exponents.max())
         total = np.zeros(BINS, dtype=np.int64)
-        for exponent in np.unique(self._exponents):
-            total += _merged(self.counts[self._exponents == exponent].sum(axis=0), int(widest - exponent))
+        for exponent in np.unique(self.exponents):
+            total += _merged(self.counts[self.exponents == exponent].sum(axis=0), int(widest - exponent))
         return total, float(np.ldexp(1.0, widest))
 
     def density(self, channel: int | None = None) -> tuple[Array, Array]:
@@ -231,7 +220,7 @@ class Histogram:
         return float(min(max(value, seen.low), seen.high))
 
 
-def _merged(counts: npt.NDArray[np.int64], doublings: int) -> npt.NDArray[np.int64]:
+def _merged(counts: Index, doublings: int) -> Index:
     """The counts over a range that is 2^doublings times as wide."""
     for _ in range(min(doublings, BINS.bit_length())):
         wider = np.zeros_like(counts)

@@ -1,4 +1,4 @@
-"""What calibration learns: the distribution of each activation's input, and the range of every value."""
+"""The statistics of calibration: the distribution of each activation's input, and the range of every value."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _no_images() -> SingleArray:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a pass over images showed of a model.
+    """The statistics of a model's values, from one pass over images.
 
     Attributes:
         images: number of images that the statistics cover.

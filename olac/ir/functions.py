@@ -20,21 +20,21 @@ Function = Callable[[Array], Array]
 Parameters = tuple[float, ...]
 
 STEP = 1e-5
-"""Of differences that stand for a derivative, relative to inputs beyond 1: even single precision gives two digits."""
+"""The step of numerical derivatives, relative to inputs beyond 1. Even single precision gives two digits with it."""
 JUMP = 10.0
-"""A difference to both sides that is so many times the smaller of the two is across a jump or a bend."""
+"""If a central difference is more than this many times the smaller one-sided one, it crosses a jump or a bend."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """All that there is to know of a registered function.
+    """A registered function and its parameters.
 
     Attributes:
         make: gives the function of x for the parameters.
-        per_channel: whether the parameters are one for each channel, or a single one for all channels.
-        torch: a function in `torch.nn.functional` that is the same and takes x and the parameters, if there is a fast
-            one. All others are computed by the definition here.
-        options: further arguments of it.
+        per_channel: whether there is a parameter for each channel, or a single one for all channels.
+        torch: the name of the same function in `torch.nn.functional`, if it is faster there; it takes x and the
+            parameters. Without it torch computes the definition here.
+        options: further arguments of that function.
     """
 
     make: Callable[..., Function]
@@ -46,17 +46,13 @@ class Family:
         return self.make(*parameters)
 
     def channels(self, parameters: Parameters) -> int:
-        """The number of channels that the parameters are for; 1 if they are for all channels alike."""
+        """The number of channels that have parameters of their own; 1 if all channels have the same."""
         return len(parameters) if self.per_channel else 1
 
     @staticmethod
     def of(registered: Callable[..., Function]) -> Family:
-        """What was registered: a family, or just a function of the parameters."""
+        """The family of what was registered, which may also be just a function of the parameters."""
         return registered if isinstance(registered, Family) else Family(registered)
-
-
-def _leaky_relu(slope: float) -> Function:
-    return lambda x: np.where(x > 0, x, slope * x)
 
 
 def _over_channels(values: Parameters, x: Array) -> Array:
@@ -68,40 +64,12 @@ def _over_channels(values: Parameters, x: Array) -> Array:
     return np.asarray(values).reshape(-1, *(1,) * (x.ndim - 2))
 
 
-def _prelu(*slopes: float) -> Function:
-    return lambda x: np.where(x > 0, x, _over_channels(slopes, x) * x)
-
-
-def _gelu(x: Array) -> Array:
-    return np.asarray(x * special.ndtr(x))
-
-
-def _gelu_tanh(x: Array) -> Array:
-    return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
-
-
-def _silu(x: Array) -> Array:
-    return np.asarray(x * special.expit(x))
-
-
-def _hardtanh(low: float, high: float) -> Function:
-    return lambda x: np.clip(x, low, high)
-
-
 def _elu(alpha: float) -> Function:
     return lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0.0)))
 
 
-def _softplus(beta: float) -> Function:
-    return lambda x: np.asarray(np.logaddexp(0.0, beta * x) / beta)
-
-
 def _hardsigmoid(x: Array) -> Array:
     return np.clip(x / 6 + 0.5, 0.0, 1.0)
-
-
-def _mish(x: Array) -> Array:
-    return np.asarray(x * np.tanh(np.logaddexp(0.0, x)))
 
 
 def _selu(x: Array) -> Array:
@@ -109,53 +77,41 @@ def _selu(x: Array) -> Array:
     return scale * _elu(alpha)(x)
 
 
-def _celu(alpha: float) -> Function:
-    return lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0.0) / alpha))
-
-
-def _threshold(threshold: float, value: float) -> Function:
-    return lambda x: np.where(x > threshold, x, value)
-
-
-def _softshrink(width: float) -> Function:
-    return lambda x: x - np.clip(x, -width, width)
-
-
-def _hardshrink(width: float) -> Function:
-    return lambda x: np.where(np.abs(x) > width, x, 0.0)
-
-
 FUNCTIONS: dict[str, Callable[..., Function]] = {
     "relu": Family(lambda: lambda x: np.maximum(x, 0.0), torch="relu"),
-    "leaky_relu": Family(_leaky_relu, torch="leaky_relu"),
-    "prelu": Family(_prelu, per_channel=True),
-    "gelu": Family(lambda: _gelu, torch="gelu"),
-    "gelu_tanh": Family(lambda: _gelu_tanh, torch="gelu", options={"approximate": "tanh"}),
-    "silu": Family(lambda: _silu, torch="silu"),
+    "leaky_relu": Family(lambda slope: lambda x: np.where(x > 0, x, slope * x), torch="leaky_relu"),
+    "prelu": Family(lambda *slopes: lambda x: np.where(x > 0, x, _over_channels(slopes, x) * x), per_channel=True),
+    "gelu": Family(lambda: lambda x: x * special.ndtr(x), torch="gelu"),
+    "gelu_tanh": Family(
+        lambda: lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+        torch="gelu",
+        options={"approximate": "tanh"},
+    ),
+    "silu": Family(lambda: lambda x: x * special.expit(x), torch="silu"),
     "sigmoid": Family(lambda: lambda x: np.asarray(special.expit(x)), torch="sigmoid"),
     "tanh": Family(lambda: np.tanh, torch="tanh"),
-    "hardtanh": _hardtanh,
+    "hardtanh": lambda low, high: lambda x: np.clip(x, low, high),
     "elu": _elu,
-    "softplus": _softplus,
+    "softplus": lambda beta: lambda x: np.logaddexp(0.0, beta * x) / beta,
     "hardsigmoid": lambda: _hardsigmoid,
     "hardswish": lambda: lambda x: x * _hardsigmoid(x),
-    "mish": lambda: _mish,
+    "mish": lambda: lambda x: x * np.tanh(np.logaddexp(0.0, x)),
     "selu": lambda: _selu,
     "softsign": lambda: lambda x: x / (1 + np.abs(x)),
-    "celu": _celu,
+    "celu": lambda alpha: lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0.0) / alpha)),
     "log_sigmoid": lambda: lambda x: -np.logaddexp(0.0, -x),
     "tanhshrink": lambda: lambda x: x - np.tanh(x),
-    "softshrink": _softshrink,
-    "hardshrink": _hardshrink,
-    "threshold": _threshold,
+    "softshrink": lambda width: lambda x: x - np.clip(x, -width, width),
+    "hardshrink": lambda width: lambda x: np.where(np.abs(x) > width, x, 0.0),
+    "threshold": lambda threshold, value: lambda x: np.where(x > threshold, x, value),
 }
-"""By name: a function of the parameters that gives the function of x; a `Family` if there is more to say."""
+"""By name: a function of the parameters that gives the function of x, or a `Family`."""
 
 CLIENT_FUNCTIONS: dict[str, Callable[..., Function]] = {
     "exp": lambda: np.exp,
     "expm1": lambda: np.expm1,
 }
-"""As `FUNCTIONS`, of what no polynomial stands in for: only a client computes them, as a model's last step."""
+"""As `FUNCTIONS`, but never replaced by polynomials: only a client computes them, as a model's last step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,10 +119,10 @@ class Definition:
     """A function that a caller gave, under the name that an `Activation` has for it.
 
     Attributes:
-        name: finds it, for as long as an op holds it.
-        label: the name that it was given with.
-        function: takes float64 arrays of any shape, or of (n, channels, *trailing axes) where `channels` is given.
-        derivative: takes the same; None leaves it to differences.
+        name: the unique name, under which the function is found as long as an op holds the definition.
+        label: the name that the caller gave.
+        function: takes float64 arrays of any shape; if `channels` is given, of shape (n, channels, *trailing axes).
+        derivative: takes the same arrays; None to compute it by differences.
     """
 
     name: str
@@ -201,7 +157,7 @@ def define(
 
 
 def activation(name: str, parameters: Parameters = ()) -> Function:
-    """The function of that name, over float64 arrays of any shape; of (n, channels, ...) where it is per channel.
+    """The function of that name, over float64 arrays of any shape; of (n, channels, ...) if it is per channel.
 
     KeyError for a name that is neither registered nor defined.
     """
@@ -210,7 +166,7 @@ def activation(name: str, parameters: Parameters = ()) -> Function:
 
 
 def derivative(name: str, parameters: Parameters = ()) -> Function:
-    """The derivative of `activation(name, parameters)`: as it was given, and by differences if it was not."""
+    """The derivative of `activation(name, parameters)`: the one given with the function, or else differences."""
     function, definition = activation(name, parameters), _DEFINITIONS.get(name)
     given = None if definition is None else definition.derivative
 
@@ -224,7 +180,7 @@ def derivative(name: str, parameters: Parameters = ()) -> Function:
 
 
 def _differences(function: Function, x: Array) -> Array:
-    """Central differences, but to the flatter side if the other one meets a jump, a bend or the end of the domain."""
+    """Central differences; one-sided ones, to the flatter side, if there is a jump, a bend or the domain's end."""
     h = STEP * np.maximum(1.0, np.abs(x))
     with np.errstate(all="ignore"):
         y = function(x)
@@ -274,7 +230,7 @@ def _one_channel(definition: Definition, channel: int) -> Function:
 
 
 def channel_functions(name: str, parameters: Parameters, channels: int) -> list[Function]:
-    """The univariate function of each channel where they differ, else one for all."""
+    """The univariate function of each channel; a single one if it is the same for all channels."""
     if is_per_channel(name, parameters):
         return [channel_function(name, parameters, channel) for channel in range(channels)]
     return [activation(name, parameters)]

@@ -13,7 +13,7 @@ import numpy as np
 from olac.errors import VerificationError
 from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Lowering
-from olac.ir.ops import Array, Input, Op, ShapeError
+from olac.ir.ops import Array, Input, LinearOp, Op, ShapeError
 from olac.ir.types import CipherState, Stage, ValueType
 
 T = TypeVar("T")
@@ -56,20 +56,27 @@ class Node:
     @property
     def layout(self) -> TensorLayout:
         """The layout in its type; VerificationError before stage PACKED."""
-        return self._assigned(self.type.layout, Stage.PACKED)
+        return self._assigned("layout", self.type.layout, Stage.PACKED)
 
     @property
     def state(self) -> CipherState:
         """The state in its type; VerificationError before stage LEVELLED."""
-        return self._assigned(self.type.state, Stage.LEVELLED)
+        return self._assigned("state", self.type.state, Stage.LEVELLED)
 
-    def _assigned(self, value: T | None, stage: Stage) -> T:
+    def _assigned(self, what: str, value: T | None, stage: Stage) -> T:
         if value is None:
-            raise VerificationError(f"{self.place} lacks what stage {stage.name} gives it")
+            raise VerificationError(f"{self.place} has no {what}: nodes get one by stage {stage.name}")
         return value
 
+    @property
+    def linear(self) -> LinearOp:
+        """The op, which must be linear; VerificationError for other ops."""
+        if not isinstance(self.op, LinearOp):
+            raise VerificationError(f"{self.place} is not linear")
+        return self.op
+
     def levels(self, constants: Mapping[str, Array]) -> int:
-        """Levels from the lowest operand to the result: the op's, and what its lowering takes beyond them."""
+        """Levels from the lowest operand to the result: the op's, and the extra ones of its lowering."""
         return self.op.levels(constants) + (0 if self.lowering is None else self.lowering.extra_levels)
 
 
@@ -81,22 +88,27 @@ def last_reads(nodes: Iterable[Node]) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Graph:
-    """A program: nodes in topological order, the ids of the outputs, named arrays, and the stage reached."""
+    """A program: nodes in topological order, the ids of the outputs, named arrays, and the stage reached.
+
+    Attributes:
+        derived: what others made of the graph, such as its kernels, by name. The graph never changes, so it keeps them.
+    """
 
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
     constants: Mapping[str, Array]
     stage: Stage = Stage.TRACED
+    derived: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _by_id: dict[str, Node] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for array in self.constants.values():
             array.setflags(write=False)
         object.__setattr__(self, "constants", MappingProxyType(dict(self.constants)))
-        object.__setattr__(self, "_by_id", {node.id: node for node in self.nodes})
+        self._by_id.update((node.id, node) for node in self.nodes)
 
     def __getitem__(self, node_id: str) -> Node:
-        node: Node = self._by_id[node_id]  # type: ignore[attr-defined]
-        return node
+        return self._by_id[node_id]
 
     def __eq__(self, other: object) -> bool:
         """Structural equality: nodes, outputs, stage and constants bit for bit; origins don't count."""
@@ -125,6 +137,25 @@ class Graph:
                 users[operand].append(node)
         return users
 
+    def read_once(self) -> frozenset[str]:
+        """The values that one node reads, once, and that are no outputs."""
+        return frozenset(i for i, users in self.users().items() if len(users) == 1 and i not in self.outputs)
+
+    def groups(self, joins: Callable[[Op], bool]) -> dict[str, frozenset[str]]:
+        """For each value its group: values are in one group if ops for which `joins` holds link them to operands."""
+        linked: nx.Graph[str] = nx.Graph()
+        for node in self.nodes:
+            linked.add_node(node.id)
+            if joins(node.op):
+                linked.add_edges_from((node.id, operand) for operand in node.inputs)
+        return {i: group for group in map(frozenset, nx.connected_components(linked)) for i in group}
+
+    def free_name(self, name: str) -> str:
+        """The name, followed by underscores until no node has it."""
+        while name in self._by_id:
+            name += "_"
+        return name
+
     def rewrite(
         self,
         step: Callable[[Node, GraphBuilder, tuple[str, ...]], str | None],
@@ -132,10 +163,10 @@ class Graph:
         by: str,
         stage: Stage | None = None,
     ) -> Graph:
-        """A new graph, made by asking `step` for each node in order.
+        """A new graph, made by asking `step` for each node in order; nodes that nothing reads any more are dropped.
 
-        `step(node, builder, inputs)` adds what replaces the node to the builder, with operands given by their new ids,
-        and returns the id of the new value; None keeps the node as it is. What nothing reads any more is dropped.
+        `step(node, builder, inputs)` gets the new ids of the operands. It adds what replaces the node to the builder
+        and returns the id of the new value; None keeps the node as it is.
         """
         builder = GraphBuilder(self.constants, by=by)
         new: dict[str, str] = {}
@@ -191,12 +222,12 @@ class Graph:
 
 
 def describe(node: Node, constants: Mapping[str, Array]) -> str:
-    """One line for a node: id, shape, op with its attributes, operands, and what its type holds."""
+    """One line for a node: id, shape, op with its attributes, operands and type."""
     parts = []
     for name, value in node.op.attributes().items():
         if isinstance(node.op, Input) and name != "shape":
             if value == ():
-                continue  # one unit for all
+                continue  # all channels have one unit
             value = f"<{len(value)}>"
         elif name in node.op.constant_fields and value is not None and value in constants:
             value = f"<{'x'.join(map(str, constants[value].shape)) or 'scalar'}>"
@@ -234,7 +265,7 @@ class GraphBuilder:
         return self._by_id[node_id]
 
     def constant(self, name: str, value: Any) -> str:
-        """Add an array as float64 and return the name that it got: `name`, or `name.2`, ... where that is taken."""
+        """Add an array as float64 and return the name that it got: `name`, or `name.2`, ... if that is taken."""
         array = np.array(value, dtype=np.float64)
         unique, count = name, 1
         while unique in self._constants:
@@ -255,9 +286,9 @@ class GraphBuilder:
         type: ValueType | None = None,
         lowering: Lowering | None = None,
     ) -> str:
-        """Append a node and return its id: `name`, or `name_2`, ... where that is taken.
+        """Append a node and return its id: `name`, or `name_2`, ... if that is taken.
 
-        The shape is inferred; what else `type` holds is taken over. Raises `ShapeError` for operands that don't fit.
+        The shape is inferred, and the rest of its type is that of `type`. `ShapeError` for operands that don't fit.
         """
         operands = tuple(inputs)
         shapes = [self._by_id[i].type.shape for i in operands]
@@ -278,7 +309,7 @@ class GraphBuilder:
     def keep(self, node: Node, inputs: tuple[str, ...], **changes: Any) -> str:
         """Append a node as it is, on other operands, with the given fields changed."""
         if node.id in self._by_id:
-            raise VerificationError(f"two nodes of the id {node.id}")
+            raise VerificationError(f"two nodes have the id {node.id}")
         kept = replace(node, inputs=inputs, **changes)
         if changes and self._by:
             kept = replace(kept, origin=kept.origin.by(self._by))
@@ -287,7 +318,7 @@ class GraphBuilder:
         return kept.id
 
     def build(self, outputs: Iterable[str], stage: Stage = Stage.TRACED, inputs: Iterable[str] = ()) -> Graph:
-        """The graph of what the outputs need; inputs stay even where nothing reads them."""
+        """The graph of what the outputs need; inputs stay even if nothing reads them."""
         ends = tuple(outputs)
         needed = {*ends, *inputs}
         for node in reversed(self._nodes):

@@ -1,6 +1,6 @@
-"""What the client computes on decrypted outputs: the last steps of a model, exact, in numpy.
+"""What the client computes on decrypted outputs: the last steps of a model, exactly, in numpy.
 
-A head is a part of a program's description. It costs no level, and no polynomial stands in for its functions.
+A head is a part of a program's description. It costs no level, and its functions are not replaced by polynomials.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Outputs = npt.NDArray[Any]
 Shape = tuple[int, ...]
 MAX_AXES = 16
 MAX_STEPS = 1000
-"""Models have fewer; files may not ask for more."""
+"""Models have fewer; files with more are refused."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Step(ABC):
 
     kind: ClassVar[str] = ""
     decides: ClassVar[bool] = False
-    """Whether the results are classes, for which a small change of the operands is either none or a whole one."""
+    """Whether the results are classes: a small change of the operands changes nothing, or chooses another class."""
 
     @abstractmethod
     def infer(self, shape: Shape) -> Shape:
-        """The shape of one image's result. ValueError for an operand of a shape that the step does not take."""
+        """The shape of one image's result. ValueError if the step does not take operands of this shape."""
 
     @abstractmethod
     def apply(self, values: Outputs) -> Outputs:
@@ -43,7 +43,7 @@ class Step(ABC):
 
     @property
     def name(self) -> str:
-        """What the step is: its kind, or the function that it applies."""
+        """Its kind, or the name of the function that it applies."""
         return self.kind
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ class Affine(Step):
 
     Attributes:
         scale, shift: in row-major order.
-        shape: of both; it broadcasts to the shape of a value.
+        shape: that of both; it broadcasts to the shape of a value.
     """
 
     scale: tuple[float, ...]
@@ -128,101 +128,84 @@ class Affine(Step):
         return f"times {self.scale[0]:.6g}" + (f" plus {self.shift[0]:.6g}" if self.shift[0] else "")
 
 
-def _check_axis(axis: int, shape: Shape) -> None:
-    if not 0 <= axis < len(shape):
-        raise ValueError(f"there is no axis {axis} in {shape}")
+@dataclass(frozen=True)
+class AlongAxis(Step):
+    """A step along one axis of a value."""
+
+    axis: int = 0
+
+    def infer(self, shape: Shape) -> Shape:
+        if not 0 <= self.axis < len(shape):
+            raise ValueError(f"there is no axis {self.axis} in {shape}")
+        return shape
+
+    def __str__(self) -> str:
+        return f"{self.kind} along axis {self.axis}"
 
 
 @dataclass(frozen=True)
-class Softmax(Step):
+class Softmax(AlongAxis):
     """exp(x), divided by its sum along an axis."""
 
-    axis: int = 0
     kind: ClassVar[str] = "softmax"
-
-    def infer(self, shape: Shape) -> Shape:
-        _check_axis(self.axis, shape)
-        return shape
 
     def apply(self, values: Outputs) -> Outputs:
         return np.asarray(special.softmax(values, axis=self.axis + 1))
 
-    def __str__(self) -> str:
-        return f"{self.kind} along axis {self.axis}"
-
 
 @dataclass(frozen=True)
-class LogSoftmax(Step):
+class LogSoftmax(AlongAxis):
     """The logarithm of `Softmax`."""
 
-    axis: int = 0
     kind: ClassVar[str] = "log_softmax"
-
-    def infer(self, shape: Shape) -> Shape:
-        _check_axis(self.axis, shape)
-        return shape
 
     def apply(self, values: Outputs) -> Outputs:
         return np.asarray(special.log_softmax(values, axis=self.axis + 1))
 
-    def __str__(self) -> str:
-        return f"{self.kind} along axis {self.axis}"
-
 
 @dataclass(frozen=True)
-class ArgMax(Step):
-    """The index of the largest element along an axis, the first of several; integers."""
+class Reduction(AlongAxis):
+    """A step that leaves one element along an axis."""
 
-    axis: int = 0
     keepdim: bool = False
-    kind: ClassVar[str] = "argmax"
-    decides: ClassVar[bool] = True
 
     def infer(self, shape: Shape) -> Shape:
-        _check_axis(self.axis, shape)
+        shape = super().infer(shape)
         return (*shape[: self.axis], *((1,) if self.keepdim else ()), *shape[self.axis + 1 :])
 
-    def apply(self, values: Outputs) -> Outputs:
-        return np.asarray(np.argmax(values, axis=self.axis + 1, keepdims=self.keepdim))
-
-    def __str__(self) -> str:
-        return f"{self.kind} along axis {self.axis}"
-
 
 @dataclass(frozen=True)
-class Max(Step):
+class Max(Reduction):
     """The largest element along an axis."""
 
-    axis: int = 0
-    keepdim: bool = False
     kind: ClassVar[str] = "max"
-
-    def infer(self, shape: Shape) -> Shape:
-        return ArgMax(self.axis, self.keepdim).infer(shape)
 
     def apply(self, values: Outputs) -> Outputs:
         return np.asarray(np.max(values, axis=self.axis + 1, keepdims=self.keepdim))
 
-    def __str__(self) -> str:
-        return f"{self.kind} along axis {self.axis}"
+
+@dataclass(frozen=True)
+class ArgMax(Reduction):
+    """The index of the largest element along an axis, an integer; the first one if several are largest."""
+
+    kind: ClassVar[str] = "argmax"
+    decides: ClassVar[bool] = True
+
+    def apply(self, values: Outputs) -> Outputs:
+        return np.asarray(np.argmax(values, axis=self.axis + 1, keepdims=self.keepdim))
 
 
 @dataclass(frozen=True)
-class Normalize(Step):
+class Normalize(AlongAxis):
     """x, divided by its p-norm along an axis, or by `least` if that is more: torch's F.normalize."""
 
-    axis: int = 0
     p: float = 2.0
     least: float = 1e-12
     kind: ClassVar[str] = "normalize"
 
     def __post_init__(self) -> None:
         if not (1 <= self.p < math.inf and 0 <= self.least < math.inf):
-            raise ValueError(f"a {self.p}-norm of {self.least} at least")
-
-    def infer(self, shape: Shape) -> Shape:
-        _check_axis(self.axis, shape)
-        return shape
+            raise ValueError(f"a {self.p}-norm that is at least {self.least}")
 
     def apply(self, values: Outputs) -> Outputs:
         norms = np.linalg.norm(values, self.p, axis=self.axis + 1, keepdims=True)
@@ -265,7 +248,7 @@ class Reshape(Step):
 
     def infer(self, shape: Shape) -> Shape:
         if len(self.shape) > MAX_AXES:
-            raise ValueError(f"a shape of {len(self.shape)} axes, {MAX_AXES} at most are taken")
+            raise ValueError(f"a shape of {len(self.shape)} axes, more than {MAX_AXES}")
         if min(self.shape, default=1) < 1 or math.prod(shape) != math.prod(self.shape):
             raise ValueError(f"{shape} in the shape {self.shape}")
         return self.shape
@@ -280,12 +263,12 @@ class Reshape(Step):
 STEPS: dict[str, type[Step]] = {
     step.kind: step for step in (Elementwise, Affine, Softmax, LogSoftmax, ArgMax, Max, Normalize, Slice, Reshape)
 }
-"""By the name that they have in files."""
+"""By their names in files."""
 
 
 @dataclass(frozen=True)
 class OutputHead:
-    """What makes a model's outputs of a program's raw ones, in order; nothing by default."""
+    """The steps that make a model's outputs from a program's raw outputs, in order; none by default."""
 
     steps: tuple[Step, ...] = ()
 
@@ -294,25 +277,25 @@ class OutputHead:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each step is: "softmax", "argmax", "affine", "reshape", or a function's name such as "sigmoid"."""
+        """The name of each step: "softmax", "argmax", "affine", "reshape", or a function's name such as "sigmoid"."""
         return tuple(step.name for step in self.steps)
 
     @property
     def decides(self) -> bool:
-        """Whether outputs are classes: integers that one step chose."""
+        """Whether outputs are classes: integers that a step chose."""
         return any(step.decides for step in self.steps)
 
     @property
     def scores(self) -> OutputHead:
-        """The steps before classes are chosen; all where none are."""
+        """The steps before the one that chooses classes; all steps if there is none."""
         first = next((i for i, step in enumerate(self.steps) if step.decides), len(self.steps))
         return OutputHead(self.steps[:first])
 
     def shortfall(self, scores: Array, outputs: Outputs) -> float:
-        """How far scores of chosen classes lie below the largest ones, at most; infinite for what is no class.
+        """The most by which the score of a chosen class is below the largest; infinite if an output is no class.
 
         Args:
-            scores: what `scores` makes of raw outputs.
+            scores: the results of `self.scores` for raw outputs.
             outputs: (images, *output shape) of a head that `decides`.
         """
         chooses = self.steps[len(self.scores.steps)]
@@ -329,10 +312,10 @@ class OutputHead:
     def output_shape(self, raw: Shape) -> Shape:
         """The shape of one image's outputs, () for one number, from that of the raw ones.
 
-        ValueError where a step does not take what it gets.
+        ValueError if a step does not take the shape that it gets.
         """
         if len(self.steps) > MAX_STEPS:
-            raise ValueError(f"{len(self.steps)} steps, {MAX_STEPS} at most are taken")
+            raise ValueError(f"{len(self.steps)} steps, more than {MAX_STEPS}")
         for step in self.steps:
             raw = step.infer(raw)
         return raw

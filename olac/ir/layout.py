@@ -2,7 +2,7 @@
 
 A tensor of shape (c, h, w) is packed with a *gap* k: k^2 channels interleave in one plane (multiplexed packing, Lee et
 al., "Low-Complexity Deep Convolutional Neural Networks on Fully Homomorphic Encryption Using Multiplexed Parallel
-Convolutions", ICML 2022). Strides and pooling grow the gap, and nothing is ever repacked for them.
+Convolutions", ICML 2022). Strides and pooling make the gap larger, so nothing is ever repacked for them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class TensorLayout:
         plane: slots from one plane to the next, at least padded[0] * padded[1].
         slots: slots of one ciphertext, a power of two.
         batch: images that share the slots; image b lies `image_stride` slots after image b - 1.
-        step: 0 where the copies of a small tensor are all the same. Else a power of two: copy c is rotated by c * step,
-            so its slot i holds what slot (i + c * step) mod period of copy 0 does.
+        step: 0 if the copies of a small tensor are all the same. Otherwise a power of two: copy c is rotated by
+            c * step, so its slot i holds the same as slot (i + c * step) mod period of copy 0.
     """
 
     shape: tuple[int, ...]
@@ -78,8 +78,8 @@ class TensorLayout:
     ) -> TensorLayout:
         """A layout with the given gap in planes of at least `padded` slots.
 
-        Planes are a power of two apart where that costs no further ciphertext, so that differences of channels wrap
-        around and share diagonals.
+        Planes are a power of two apart if that takes no more ciphertexts: differences of channels then wrap around and
+        share diagonals.
         """
         grid = (shape[0], 1, 1) if len(shape) == 1 else (math.prod(shape[:-2]), shape[-2], shape[-1])
         base = (max(padded[0], gap * grid[1]), max(padded[1], gap * grid[2]))
@@ -105,7 +105,7 @@ class TensorLayout:
 
     @property
     def extent(self) -> int:
-        """Slots of one image, over all its ciphertexts, from the first to behind the last."""
+        """Slots of one image, over all its ciphertexts, from the first to the last."""
         return (self.pages - 1) * self.plane + self.padded[0] * self.padded[1]
 
     @property
@@ -120,17 +120,17 @@ class TensorLayout:
 
     @property
     def period(self) -> int:
-        """Slots from one copy to the next; `slots` where there is one only."""
+        """Slots from one copy to the next; `slots` if there is only one."""
         return self.slots if self.batch > 1 else min(self.slots, self.image_stride)
 
     @property
     def distinct_copies(self) -> int:
-        """Copies with shifts of their own: 1 where they are plain. Content repeats after so many periods."""
+        """Copies with shifts of their own, 1 if no copy is shifted. Content repeats after this number of periods."""
         return min(self.slots // self.period, self.period // self.step) if self.step else 1
 
     @property
     def repeats_after(self) -> int:
-        """Slots after which the content of a ciphertext repeats; `slots` where it does not."""
+        """Slots after which the content of a ciphertext repeats; `slots` if it does not."""
         return self.period * self.distinct_copies
 
     @cached_property

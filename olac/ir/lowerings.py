@@ -1,8 +1,8 @@
-"""Lowerings: the ways in which a node is computed on ciphertexts, as graphs and program files hold them.
+"""Lowerings: the ways to compute a node on ciphertexts, as graphs and program files hold them.
 
-A lowering says here which ops it can compute between which layouts, and how many levels that takes beyond the op's own.
-Its kernel is registered in `olac.kernels.execute.LOWERED`. That decides the rest: a kernel says what it holds, and what
-it costs and which rotation steps it takes is read off a run on the recorder.
+A lowering says which ops it can compute between which layouts, and how many levels that takes beyond the op's own. Its
+kernel is registered in `olac.kernels.execute.LOWERED`. The rest follows from the kernel: it says what it holds, and a
+run on the recorder shows its cost and its rotation steps.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from olac.ir.ops import Conv2d, LinearOp, Op
 
 @dataclass(frozen=True)
 class Lowering(ABC):
-    """A way to compute an op of one operand; its fields are what was chosen.
+    """A way to compute an op of one operand; its fields are the choices that were made.
 
     Attributes:
         kind: its name in files and in `olac.compile(convolutions=kind)`.
         extra_levels: levels beyond those of the op.
-        automatic: whether `convolutions="auto"` considers it wherever it can be, by predicted seconds. What its extra
-            levels cost the rest of a program is not in these.
+        automatic: whether `convolutions="auto"` considers it, by predicted seconds. These leave out what the extra
+            levels cost the rest of a program.
     """
 
     kind: ClassVar[str] = ""
@@ -33,13 +33,13 @@ class Lowering(ABC):
 
     @abstractmethod
     def can_lower(self, op: Op, operand: TensorLayout, result: TensorLayout) -> bool:
-        """Whether it computes an op from one layout to another. Programs from files are checked by this."""
+        """Whether it can compute an op from one layout to another. This also checks programs from files."""
 
     @classmethod
     def may_lower(cls, op: Op, batch: int) -> bool:
-        """Whether it can lower an op between some layouts of so many images.
+        """Whether it can lower an op between some layouts of `batch` images.
 
-        Parameters are chosen before there are layouts; they have `extra_levels` for every op that this is true of.
+        Parameters are chosen before layouts: they have `extra_levels` for every op for which this is true.
         """
         return isinstance(op, LinearOp)
 
@@ -76,12 +76,12 @@ class Diagonals(Lowering):
     """Products with generalised diagonals, by baby and giant steps (`olac.kernels.linear`), for all linear ops.
 
     Attributes:
-        modulus: diagonals are taken modulo this power of two; if it is less than the period of the operand, the result
-            is folded by log2(period / modulus) rotations. Copies that are shifted have to be folded too, so one product
-            serves a diagonal for each of them.
+        modulus: diagonals are counted modulo this power of two; if it is less than the period of the operand, the
+            result is folded by log2(period / modulus) rotations. Shifted copies are folded too, so one product serves a
+            diagonal for each of them.
         baby: diagonal d is reached by a baby step of d mod baby and a giant step of d - d mod baby.
-        imaginary: 0, or a power of two below the modulus: the operand, rotated by it, rides in the imaginary parts of
-            the slots, and one product serves a diagonal d and the diagonal d + imaginary.
+        imaginary: 0, or a power of two below the modulus: the imaginary parts of the slots hold the operand rotated by
+            it, and one product serves a diagonal d and the diagonal d + imaginary.
     """
 
     modulus: int
@@ -114,14 +114,14 @@ class Multiplexed(Lowering):
     """Multiplexed parallel convolution, two levels (`olac.kernels.multiplexed`).
 
     The layouts of operand and result decide everything, so there is nothing to choose. It is not chosen automatically:
-    predicted for ResNet-20, convolutions take three times as long by it, and their second level a bootstrap more
-    (docs/benchmarks.md). Between many channels whose copies can't be shifted it may be the faster one, but then what
-    the level costs the rest of the program decides, which is not known when lowerings are chosen.
+    by prediction, the convolutions of ResNet-20 take three times as long by it, and their second level takes another
+    bootstrap (docs/benchmarks.md). It may be faster between many channels whose copies can't be shifted, but whether it
+    pays depends on what the level costs the rest of the program, which is not known when lowerings are chosen.
     """
 
     kind: ClassVar[str] = "multiplexed"
     extra_levels: ClassVar[int] = 1
-    """Of the masks."""
+    """The masks take it."""
     automatic: ClassVar[bool] = False
 
     @classmethod
@@ -132,11 +132,11 @@ class Multiplexed(Lowering):
     def can_lower(self, op: Op, operand: TensorLayout, result: TensorLayout) -> bool:
         """Whether an op between two layouts can be a multiplexed parallel convolution.
 
-        An output is summed up in the slots of its own pixel, in the first plane of a copy of the operand, and one
-        rotation takes a whole output channel from there to its place. So operand and result are single ciphertexts of
-        one image, laid out as images and with plain copies; the result's rows and columns are as far apart as the
-        operand's are at the op's strides; and every output has a pixel (a cell of gap x gap slots) in the operand's
-        planes.
+        An output is summed in the slots of its own pixel, in the first plane of a copy of the operand, and one
+        rotation moves a whole output channel from there to its place. So operand and result must be single ciphertexts
+        of one image, laid out as images and without shifted copies; the result's rows and columns must be as far apart
+        as the operand's at the op's strides; and every output must have a pixel (a cell of gap x gap slots) in the
+        operand's planes.
         """
         if not isinstance(op, Conv2d) or not self.may_lower(op, operand.batch):
             return False
@@ -145,7 +145,7 @@ class Multiplexed(Lowering):
             if not single or layout.shape != layout.grid:
                 return False
         (_, rows, columns), gap = result.grid, operand.gap
-        # Distances of neighbouring outputs, in slots; of a single row or column there are none.
+        # Distances of neighbouring outputs, in slots; a single row or column has no neighbours.
         same_rows = rows == 1 or gap * op.stride[0] * operand.padded[1] == result.gap * result.padded[1]
         same_columns = columns == 1 or gap * op.stride[1] == result.gap
         inside = all(

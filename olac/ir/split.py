@@ -1,4 +1,4 @@
-"""Splitting a lifted model: what runs encrypted, and the head, which the client computes."""
+"""Split a lifted model into the part that runs encrypted, and the head, which the client computes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MONOTONE = frozenset(
 
 
 def step_of(node: Node, constants: Mapping[str, Array]) -> Step | None:
-    """The step that a client can take in a node's place; None for other ops."""
+    """The step that a client can compute in place of a node; None for other ops."""
     op = node.op
     if isinstance(op, AtClient):
         return op.step
@@ -62,14 +62,14 @@ def _is_monotone(op: Activation) -> bool:
 
 
 def split_head(graph: Graph, client_head: bool = True) -> tuple[Graph, OutputHead]:
-    """A lifted graph as the graph of the raw outputs, and the head that makes the model's outputs of them.
+    """A lifted graph as the graph of the raw outputs, and the head that makes the model's outputs from them.
 
-    Last elementwise functions that never fall, scales and shifts, softmax, argmax and changes of shape go into the
-    head, up to the first op of another kind. What selects raw outputs stays in the graph: a client is not to see more
-    of them than the model's outputs depend on.
+    The ops at the end of the graph become steps of the head if they are elementwise functions that never fall, scales
+    and shifts, softmax, argmax or changes of shape. Ops that select raw outputs stay in the graph: a client should see
+    no raw output that the model's outputs don't depend on.
 
     Args:
-        client_head: without it only changes of shape go into the head.
+        client_head: if False, only changes of shape become steps of the head.
     """
     ids: list[str] = []
     steps: list[Step] = []

@@ -1,6 +1,6 @@
-"""The rules of levels, noise degrees and scales: for the pass that assigns them, and for all that check them.
+"""The rules of levels, noise degrees and scales, for the pass that assigns them and for all that check them.
 
-What a graph and its parameters allow is derived here node by node, whatever chose the levels.
+They are derived node by node from a graph and its parameters, whatever chose the levels.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def highest_level(
 def scale_at(node: Node, operands: Sequence[CipherState], level: int, parameters: Parameters) -> float:
     """The scale of a node's value at a level from 0 to `highest_level`.
 
-    It is the canonical one of the level. Only with fixed scaling a product has the scale that its rescale leaves, and
-    what has the ciphertexts of its operand has the operand's.
+    It is the canonical scale of the level, but for two cases: with fixed scaling, a product has the scale that its
+    rescale leaves; and a node whose result is the ciphertexts of its operand has the scale of the operand.
     """
     if node.op.same_ciphertexts:
         return operands[0].scale
@@ -52,7 +52,7 @@ def scale_at(node: Node, operands: Sequence[CipherState], level: int, parameters
 
 
 def bootstrap_fault(kind: ValueType, log_slots: int | None) -> str | None:
-    """Why a value can't be bootstrapped, or None: slots stay where that is exact, and repeat after 2^log_slots."""
+    """Why a value can't be bootstrapped, or None: its slots must stay within [-1, 1] and repeat after 2^log_slots."""
     if kind.bound is not None and not kind.bound.magnitude <= kind.unit * WIDEST:
         return f"bootstraps values up to {kind.bound.magnitude / kind.unit:.3g}, beyond [-1, 1]"
     if log_slots is not None and kind.layout is not None and kind.layout.repeats_after > 1 << log_slots:
@@ -63,8 +63,8 @@ def bootstrap_fault(kind: ValueType, log_slots: int | None) -> str | None:
 def state_problems(graph: Graph, parameters: Parameters | None) -> Iterator[tuple[Node, str]]:
     """Every rule that the levels, noise degrees and scales of a graph break.
 
-    Without parameters only the rules that hold under any: levels do not rise without a bootstrap, nodes take the levels
-    that they say, noise degrees are 1.
+    Without parameters, only the rules that hold under any parameters are checked: levels do not rise without a
+    bootstrap, nodes take the levels that they say, noise degrees are 1.
     """
     for node in graph.nodes:
         state = node.type.state
@@ -73,9 +73,9 @@ def state_problems(graph: Graph, parameters: Parameters | None) -> Iterator[tupl
             yield node, "the value has no level"
             continue
         if len(operands) < len(node.inputs):
-            continue  # of the operand it is said already
+            continue  # the missing state of the operand is a problem of its own
         if state.noise_degree != 1:
-            yield node, f"a value of noise degree {state.noise_degree} crosses nodes"
+            yield node, f"the value has noise degree {state.noise_degree}, expected 1"
         if isinstance(node.op, Bootstrap) and parameters is not None:
             operand = graph[node.inputs[0]].type
             yield from ((node, fault) for fault in _of_bootstrap(node, node.op, operand, operands[0].level, parameters))
@@ -90,7 +90,7 @@ def state_problems(graph: Graph, parameters: Parameters | None) -> Iterator[tupl
 
 
 def _why(graph: Graph, node: Node, state: CipherState, operands: Sequence[CipherState]) -> str:
-    """What of a level is wrong, in words."""
+    """Why a level is wrong, for the message."""
     if state.level < 0 or not operands or isinstance(node.op, Bootstrap):
         return ""
     if state.level > min(operand.level for operand in operands):
@@ -102,10 +102,10 @@ def _why(graph: Graph, node: Node, state: CipherState, operands: Sequence[Cipher
 def _of_bootstrap(node: Node, op: Bootstrap, operand: ValueType, level: int, parameters: Parameters) -> Iterator[str]:
     setup = parameters.bootstrapping
     if setup is None:
-        yield "bootstraps without a set-up: the parameters are without bootstrapping"
+        yield "bootstraps, but the parameters are without bootstrapping"
         return
     if level < setup.input_level:
-        yield f"bootstraps at level {level}, {setup.input_level} is the least"
+        yield f"bootstraps at level {level}, below the least one, {setup.input_level}"
     if op.correction != setup.correction:
         yield f"bootstraps with a correction factor of {op.correction}, not {setup.correction}"
     for one in (operand, node.type):

@@ -1,4 +1,4 @@
-"""The type of a value: its shape, its bounds, its unit, where it lies in slots and what its ciphertexts are like."""
+"""The type of a value: its shape, bounds and unit, where it lies in slots, and the state of its ciphertexts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Stage(IntEnum):
     TRACED = 0
     """Lifted from the model: any registered op."""
     POLYNOMIAL = 1
-    """No activation and no max-pooling is left: additions, products and polynomials only."""
+    """No activation and no max-pooling is left, only linear ops, sums, products and polynomials."""
     PACKED = 2
     """Every value has a layout, every linear op a lowering."""
     LEVELLED = 3
@@ -45,11 +45,11 @@ class Range:
 
 @dataclass(frozen=True)
 class CipherState:
-    """What the ciphertexts of a value are like.
+    """The state that the ciphertexts of a value share.
 
     Attributes:
         level: levels that remain; a fresh ciphertext has the most, 0 is the last. (OpenFHE's GetLevel() counts up.)
-        noise_degree: 1 after a rescale, 2 after one product.
+        noise_degree: 1 after a rescale, 2 after a product.
         scale: the exact factor between a slot's value and the encoded integer.
     """
 
@@ -68,13 +68,13 @@ class ValueType:
     Attributes:
         shape: logical shape without the batch axis, (f,) or (c, h, w).
         batch: images that are evaluated together in one set of ciphertexts.
-        bound: calibrated range in true units, or None before calibration. Of an input, the range of what the graph
-            computes with (`Input.encode`).
+        bound: calibrated range in true units, or None before calibration; for inputs that of the values
+            with which the graph computes (`Input.encode`).
         unit: true value = unit * slot value. Units keep slot values within [-1, 1].
         layout: where the elements lie; from stage PACKED on.
-        state: what the ciphertexts are like; from stage LEVELLED on.
-        channels: the range of each channel in which inputs and outputs are trusted, in the units of `bound`; none for
-            other values, and where it is unknown.
+        state: of the ciphertexts; from stage LEVELLED on.
+        channels: the range of each channel in which inputs and outputs are trusted, in the units of `bound`; empty for
+            other values, and if it is unknown.
     """
 
     shape: tuple[int, ...]

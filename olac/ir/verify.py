@@ -21,7 +21,7 @@ def verify(graph: Graph, parameters: Parameters | None = None) -> None:
 
     Args:
         graph: at any stage.
-        parameters: that it runs under; without them their depth, scales and bootstraps are not looked at.
+        parameters: those of the program; without them depth, scales and bootstraps are not checked.
     """
     problems = [*_structure(graph)]
     if not problems:
@@ -64,9 +64,9 @@ def _structure(graph: Graph) -> Iterator[Problem]:
             yield node, f"unit {node.type.unit} is not a positive number"
         count = node.type.shape[0] if node.type.shape else 0
         if len(node.type.channels) not in (0, count):
-            yield node, f"ranges of {len(node.type.channels)} channels, of {count}"
+            yield node, f"ranges of {len(node.type.channels)} channels, expected {count}"
         if graph.stage > node.op.last_stage:
-            yield node, f"{node.op.name} is left at stage {graph.stage.name}, {node.op.last_stage.name} is its last"
+            yield node, f"{node.op.name} at stage {graph.stage.name}: its last stage is {node.op.last_stage.name}"
         seen[node.id] = node
     for output in graph.outputs:
         if output not in seen:
@@ -101,7 +101,7 @@ def _packed(graph: Graph, parameters: Parameters | None) -> Iterator[Problem]:
 
 
 def _places(node: Node, operands: Sequence[TensorLayout], layout: TensorLayout) -> Iterator[str]:
-    """Where operands and result lie, and the lowering between them."""
+    """What is wrong with the layouts of operands and result and the lowering between them."""
     op = node.op
     if node.lowering is None:
         if isinstance(op, LinearOp):
@@ -122,4 +122,4 @@ def _units(node: Node, units: Sequence[float]) -> Iterator[str]:
     if rule is Units.SHARED and any(not np.isclose(u, unit, rtol=1e-12) for u in units):
         yield f"units {units} and {unit} differ"
     if rule is Units.PRODUCT and not np.isclose(units[0] * units[-1], unit, rtol=1e-12):
-        yield f"units {[*units, *units][:2]} do not multiply to {unit}"
+        yield f"the product of the units {[*units, *units][:2]} is not {unit}"

@@ -10,13 +10,11 @@ import numpy as np
 from olac.backends.base import Array, Ciphertext, Evaluator
 from olac.ckks.bootstrapping import bootstrap_model
 from olac.ir.layout import TensorLayout
-from olac.kernels.base import Kernel, Value, common_level
+from olac.kernels.base import Kernel, Value, add_slots, common_level
 
 
 class AddKernel(Kernel):
     """a + b at the lower of their levels."""
-
-    depth = 0
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         a, b = common_level(evaluator, operands)
@@ -34,7 +32,7 @@ class MultiplyKernel(Kernel):
 
 
 class SquareKernel(Kernel):
-    """x * x + shift: one level, and a scale as in a product. Slots that hold no element stay zero.
+    """x * x + shift: one level, and the scale as in a product. Slots that hold no element stay zero.
 
     Args:
         shift: shape (channels or 1,).
@@ -53,23 +51,15 @@ class SquareKernel(Kernel):
 
 def _square(evaluator: Evaluator[Any, Any], x: Ciphertext[Any], shift: Array) -> Ciphertext[Any]:
     result = evaluator.rescale(evaluator.multiply(x, x))
-    if not np.any(shift):
-        return result
-    state = result.state
-    return evaluator.add_plain(result, evaluator.encode(lambda: shift, state.level, state.scale))
+    return add_slots(evaluator, result, shift) if np.any(shift) else result
 
 
 class BootstrapKernel(Kernel):
-    """A bootstrap, and a reduction of its result to the level that is asked for.
+    """A bootstrap whose result is reduced to a level.
 
     Operands are first reduced to the least level that a bootstrap takes: OpenFHE does not bootstrap a ciphertext above
     the level of the result.
-
-    Args:
-        level: of the result.
     """
-
-    depth = 0
 
     def __init__(self, level: int) -> None:
         self._level = level
@@ -82,8 +72,6 @@ class BootstrapKernel(Kernel):
 
 class ReshapeKernel(Kernel):
     """The same ciphertexts under another shape."""
-
-    depth = 0
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         return operands[0]

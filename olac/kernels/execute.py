@@ -8,7 +8,6 @@ from typing import Any
 from olac.backends.base import Evaluator
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir.graph import Graph, Node, last_reads
-from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals, Lowering, Multiplexed
 from olac.ir.ops import (
     Add,
@@ -33,13 +32,6 @@ from olac.kernels.polynomial import PolynomialKernel, PolynomialProductKernel
 KernelFactory = Callable[[Graph, Node], Kernel]
 
 
-def _layout(graph: Graph, node_id: str) -> TensorLayout:
-    layout = graph[node_id].type.layout
-    if layout is None:
-        raise VerificationError(f"{node_id} has no layout: kernels are made from stage PACKED on")
-    return layout
-
-
 def _linear(graph: Graph, node: Node) -> Kernel:
     if node.lowering is None:
         raise VerificationError(f"{node.id} has no lowering: kernels are made from stage PACKED on")
@@ -49,20 +41,23 @@ def _linear(graph: Graph, node: Node) -> Kernel:
 
 
 def _diagonals(graph: Graph, node: Node) -> Kernel:
-    assert isinstance(node.op, LinearOp) and isinstance(node.lowering, Diagonals)
-    linear = node.op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
-    return DiagonalKernel(linear, _layout(graph, node.inputs[0]), _layout(graph, node.id), node.lowering)
+    assert isinstance(node.lowering, Diagonals)
+    operand = graph[node.inputs[0]]
+    linear = node.linear.linear_map(operand.type.shape, graph.constants)
+    return DiagonalKernel(linear, operand.layout, node.layout, node.lowering)
 
 
 def _weightless_diagonals(graph: Graph, node: Node) -> Kernel:
-    assert isinstance(node.op, LinearOp) and isinstance(node.lowering, Diagonals)
-    layouts = _layout(graph, node.inputs[0]), _layout(graph, node.id)
-    return weightless_kernel(node.op, graph[node.inputs[0]].type.shape, graph.constants, *layouts, node.lowering)
+    assert isinstance(node.lowering, Diagonals)
+    operand = graph[node.inputs[0]]
+    return weightless_kernel(
+        node.linear, operand.type.shape, graph.constants, operand.layout, node.layout, node.lowering
+    )
 
 
 def _multiplexed(graph: Graph, node: Node) -> Kernel:
     assert isinstance(node.op, Conv2d)
-    return MultiplexedKernel(node.op, graph.constants, _layout(graph, node.inputs[0]), _layout(graph, node.id))
+    return MultiplexedKernel(node.op, graph.constants, graph[node.inputs[0]].layout, node.layout)
 
 
 def _polynomial(graph: Graph, node: Node) -> Kernel:
@@ -70,18 +65,12 @@ def _polynomial(graph: Graph, node: Node) -> Kernel:
     if node.op.half_width != 1.0:
         raise VerificationError(f"{node.id} is a polynomial on [-{node.op.half_width}, ...], not on [-1, 1]")
     kernel = PolynomialKernel if isinstance(node.op, Polynomial) else PolynomialProductKernel
-    return kernel(graph.constants[node.op.coefficients], _layout(graph, node.id))
-
-
-def _bootstrap(graph: Graph, node: Node) -> Kernel:
-    if node.type.state is None:
-        raise VerificationError(f"{node.id} has no level: bootstraps have kernels from stage LEVELLED on")
-    return BootstrapKernel(node.type.state.level)
+    return kernel(graph.constants[node.op.coefficients], node.layout)
 
 
 def _square(graph: Graph, node: Node) -> Kernel:
     assert isinstance(node.op, Square)
-    return SquareKernel(graph.constants[node.op.shift], _layout(graph, node.id))
+    return SquareKernel(graph.constants[node.op.shift], node.layout)
 
 
 KERNELS: dict[type[Op], KernelFactory] = {
@@ -91,17 +80,16 @@ KERNELS: dict[type[Op], KernelFactory] = {
     Add: lambda graph, node: AddKernel(),
     Multiply: lambda graph, node: MultiplyKernel(),
     Square: _square,
-    Bootstrap: _bootstrap,
+    Bootstrap: lambda graph, node: BootstrapKernel(node.state.level),
     Reshape: lambda graph, node: ReshapeKernel(),
 }
-"""By class of op, base classes included: the function that makes a node's kernel."""
-
+"""By class of op, which may be a base class: the function that makes a node's kernel."""
 
 LOWERED: dict[type[Lowering], KernelFactory] = {Diagonals: _diagonals, Multiplexed: _multiplexed}
-"""By class of lowering: how a linear op that has it becomes a kernel."""
+"""By class of lowering: the function that makes the kernel of an op with such a lowering."""
 
 WEIGHTLESS: dict[type[Lowering], KernelFactory] = {Diagonals: _weightless_diagonals}
-"""The same for runs on no data, for lowerings whose kernels are cheaper to make without weights."""
+"""The same for runs on no data, if kernels are made faster without weights."""
 
 
 def _factory(node: Node) -> KernelFactory:
@@ -117,24 +105,20 @@ def build_kernel(graph: Graph, node: Node) -> Kernel:
 
 
 def build_kernels(graph: Graph) -> dict[str, Kernel]:
-    """The kernels of all nodes but the inputs; they are made once for a graph, which keeps them."""
-    kept: dict[str, Kernel] | None = graph.__dict__.get("_kernels")
-    if kept is None:
-        kept = {node.id: build_kernel(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
-        # Lowering, estimates and runs all need them, and sorting matrices with millions of entries takes seconds.
-        object.__setattr__(graph, "_kernels", kept)
-    return dict(kept)
+    """The kernels of all nodes but the inputs. They are made once, and the graph keeps them."""
+    # Lowering, estimates and runs all need them, and sorting matrices with millions of entries takes seconds.
+    return _kept(graph, "kernels", build_kernel)
 
 
 def build_weightless_kernels(graph: Graph) -> dict[str, Kernel]:
-    """Kernels for runs on no data: linear ops have no weights and share one if their entries are at the same places."""
-    if "_kernels" in graph.__dict__:
-        return build_kernels(graph)
-    kept: dict[str, Kernel] | None = graph.__dict__.get("_weightless")
-    if kept is None:
-        kept = {node.id: _build_weightless(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
-        object.__setattr__(graph, "_weightless", kept)
-    return dict(kept)
+    """Kernels for runs on no data, without weights; linear ops with entries at the same places share one."""
+    return build_kernels(graph) if "kernels" in graph.derived else _kept(graph, "weightless kernels", _build_weightless)
+
+
+def _kept(graph: Graph, name: str, build: KernelFactory) -> dict[str, Kernel]:
+    if name not in graph.derived:
+        graph.derived[name] = {node.id: build(graph, node) for node in graph.nodes if not isinstance(node.op, Input)}
+    return dict(graph.derived[name])
 
 
 def _build_weightless(graph: Graph, node: Node) -> Kernel:
@@ -165,7 +149,7 @@ def execute(
     """Run a graph; each value is dropped after its last use.
 
     Args:
-        inputs: of the graph, or with `start_after` all values that are alive there.
+        inputs: those of the graph; with `start_after`, all values that are alive after that node.
         after: called as after(node, value) after every node.
         start_after: the last node that an earlier run finished; None for a whole run.
         keep: called as keep(node, values) after every node, with all values that are held then.
@@ -195,7 +179,7 @@ def execute(
 
 
 def _lowered(evaluator: Evaluator[Any, Any], graph: Graph, node: Node, operands: list[Value]) -> list[Value]:
-    """The operands; if all are above the level that the node needs, reduced to it, where its kernel is faster."""
+    """The operands, reduced to the level that the node needs if all are above it: its kernel is faster there."""
     if node.type.state is None or isinstance(node.op, Bootstrap):
         return operands
     wanted = node.type.state.level + node.levels(graph.constants)

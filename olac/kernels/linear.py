@@ -9,8 +9,8 @@ If an operand repeats with a period, diagonals are counted modulo the period. If
 they may be counted modulo a still smaller number, and log2 rotations (folds) sum the partial sums.
 
 If the copies of the operand are shifted, one product serves a diagonal for each distinct copy: in copy c, x rotated by
-j is diagonal j + c * step. An entry of diagonal d belongs to the product d - c * step and lies where copy c is read, c
-being the digit of d at `step`; products whose diagonals differ in that digit alone are one. Folds then sum over the
+j is diagonal j + c * step. An entry of diagonal d belongs to the product d - c * step and lies where copy c is read,
+where c is the digit of d at `step`; products whose diagonals differ only in that digit are one. Folds then sum over the
 copies, too.
 
 Complex halving: slots are complex and operands are real, so x + i * rotate(x, s) takes no more room than x. The real
@@ -33,16 +33,16 @@ from olac.backends.base import Array, Ciphertext, Evaluator, Slots
 from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals
 from olac.ir.ops import LinearMap
-from olac.kernels.base import Kernel, Value
+from olac.kernels.base import Kernel, Value, add_slots, fold, sum_of_products
 from olac.system.arrays import Index
 
 Distinct = tuple[Index, Index, Index]
-"""Target, source and number of each diagonal that is not zero, one entry each."""
+"""For each diagonal that is not zero: its target, its source and its number."""
 
 MOST_REPEATS = 16
 
 TOGETHER = 4
-"""Products that one thread sums: few enough for two threads to end at the same time, whatever the plan."""
+"""Products that one thread sums: so few that two threads end at nearly the same time, whatever the plan."""
 
 ENTRIES = 1 << 20
 """Entries of a map that are processed together."""
@@ -52,8 +52,8 @@ ENTRIES = 1 << 20
 class PlacedEntries:
     """Entries of a linear map as slots: value * x[source][(position + diagonal)] is added to z[target][position].
 
-    `width` is the period of positions. If copies are shifted, or diagonals are in imaginary parts, `diagonal` is that
-    of the product; with imaginary parts, values are half a diagonal's, or -i/2 times it.
+    `width` is the period of positions. If copies are shifted, or imaginary parts are used, `diagonal` is the number of
+    the product; with imaginary parts, values are those of a diagonal times 1/2 or -i/2.
     """
 
     target: Index
@@ -65,9 +65,9 @@ class PlacedEntries:
 
 
 def distinct_diagonals(linear: LinearMap, operand: TensorLayout, result: TensorLayout) -> Distinct:
-    """Nonzero diagonals of plain copies, modulo the operand's period, with each result in its own place only.
+    """Nonzero diagonals of plain copies modulo the operand's period, with results in one copy only.
 
-    `counted_modulo` computes those of any modulus from them.
+    `counted_modulo` computes the diagonals for other moduli from them.
     """
     slots = operand.slots
     # All of these are powers of two, and divisions would take most of the time.
@@ -92,7 +92,7 @@ def distinct_diagonals(linear: LinearMap, operand: TensorLayout, result: TensorL
 
 
 def counted_modulo(found: Distinct, result: TensorLayout, modulus: int) -> Distinct:
-    """Distinct diagonals modulo a divisor of the operand's period, from those modulo the period.
+    """Distinct diagonals modulo a divisor of the operand's period, computed from those modulo the period.
 
     If the modulus is larger than the result's period, the result is repeated to fill it.
     """
@@ -171,16 +171,16 @@ def can_shift(operand: TensorLayout, result: TensorLayout) -> bool:
 
 def fold_steps(operand: TensorLayout, modulus: int) -> list[int]:
     """Rotations that sum the partial sums of diagonals modulo `modulus`, after the products."""
-    steps = []
-    step = operand.distinct_copies * operand.period // 2
-    while step >= modulus:
-        steps.append(step)
-        step //= 2
-    return steps
+    return halvings(operand.distinct_copies * operand.period, modulus)
+
+
+def halvings(power: int, least: int) -> list[int]:
+    """Halves, quarters, ... of a power of two, down to `least`."""
+    return [part for k in range(1, power.bit_length()) if (part := power >> k) >= least]
 
 
 def modulus_choices(operand: TensorLayout, result: TensorLayout) -> list[int]:
-    """Moduli for diagonals: the operand's period, and if the result is smaller, everything down to its period.
+    """Moduli for diagonals: the operand's period, and if the result is smaller, the powers of two down to its period.
 
     Moduli far above the result's period only repeat the same entries and are left out.
     """
@@ -222,7 +222,7 @@ def count(target: Index, source: Index, d: Index, baby: int, folds: int) -> Step
 
 @dataclass(frozen=True)
 class _Product:
-    """One diagonal: baby step, and its entries, already rotated back by the giant step."""
+    """One diagonal: its baby step and its entries, already rotated back by the giant step."""
 
     source: int
     baby: int
@@ -299,13 +299,14 @@ class DiagonalKernel(Kernel):
         level = like.state.level
 
         def partial(products: Sequence[_Product]) -> Ciphertext[Any]:
-            summed: Ciphertext[Any] | None = None
-            for product in products:
-                diagonal = evaluator.encode(self._slots(product), level, scale)
-                term = evaluator.multiply_plain(babies[product.source][product.baby % self._operand.slots], diagonal)
-                summed = term if summed is None else evaluator.add(summed, term)
-            assert summed is not None
-            return summed
+            terms = (
+                (
+                    babies[product.source][product.baby % self._operand.slots],
+                    evaluator.encode(self._slots(product), level, scale),
+                )
+                for product in products
+            )
+            return sum_of_products(evaluator, terms)
 
         chunks = [
             (giant, products[first : first + TOGETHER])
@@ -319,17 +320,12 @@ class DiagonalKernel(Kernel):
         if not terms:  # a page of zeros
             zero = evaluator.encode(lambda: np.zeros(evaluator.slots), level, scale)
             terms = [(evaluator.multiply_plain(like, zero), 0)]
-        total = evaluator.rotate_sum(terms)
-        for step in self._folds:
-            # Folding at noise degree 2: the noise of these key switches vanishes in the rescale.
-            total = evaluator.rotate_sum([(total, 0), (total, step)])
+        # Folding at noise degree 2: the noise of these key switches vanishes in the rescale.
+        total = fold(evaluator, evaluator.rotate_sum(terms), self._folds)
         if self._imaginary:
             total = evaluator.add_conjugate(total)
         result = evaluator.rescale(total)
-        if self._bias is not None:
-            bias = self._bias[page]
-            result = evaluator.add_plain(result, evaluator.encode(lambda: bias, result.state.level, result.state.scale))
-        return result
+        return result if self._bias is None else add_slots(evaluator, result, self._bias[page])
 
     def _slots(self, product: _Product) -> Callable[[], Slots]:
         def make() -> Slots:

@@ -12,35 +12,36 @@ Using Multiplexed Parallel Convolutions", ICML 2022 (arXiv 2112.05907), for stri
 4. A rotation, from one hoisted decomposition per group, moves each output channel to its place in the result's layout.
    A mask selects its pixels there, which is the second level, and all are added. Rotations fill the result's copies.
 
-What differs from the paper: batch normalisation is in the weights already, so masks hold ones. As rotations fill all
-copies of the result, a channel may lie in any of them, and its rotation step is taken modulo the result's period.
+Unlike in the paper, batch normalisation is already in the weights, so masks hold ones. As rotations fill all copies of
+the result, a channel may lie in any of them, and its rotation step is taken modulo the result's period.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from olac.backends.base import Array, Ciphertext, Evaluator, Plaintext
+from olac.backends.base import Array, Ciphertext, Evaluator
 from olac.errors import VerificationError
 from olac.ir.layout import TensorLayout, next_power_of_two
 from olac.ir.lowerings import Multiplexed
 from olac.ir.ops import Constants, Conv2d
-from olac.kernels.base import Kernel, Value
+from olac.kernels.base import Kernel, Value, add_slots, fold, sum_of_products
+from olac.kernels.linear import halvings
 from olac.system.arrays import Index
 
 Sum = tuple[int, int]
-"""A sum of slots: how many, and how far apart."""
+"""A sum of slots: their number and their distance."""
 
 
 @dataclass(frozen=True)
 class _Tap:
-    """An element of the filter: its row and column, and the outputs whose pixel it reads, as rows and columns."""
+    """An element of the filter: its row and column, and the rows and columns of the outputs whose pixel it reads."""
 
     row: int
     column: int
@@ -68,7 +69,7 @@ class MultiplexedKernel(Kernel):
 
     Args:
         op, constants: the convolution and its arrays.
-        operand, result: layouts that `Multiplexed` can lower between.
+        operand, result: layouts between which `Multiplexed` can lower it.
 
     Raises:
         VerificationError: other layouts.
@@ -95,16 +96,14 @@ class MultiplexedKernel(Kernel):
             _Group(first, self._nonzero(taps, first), self._places(result, first))
             for first in range(0, result.grid[0], self._parallel)
         ]
-        self._fills = _fill_steps(result)
-        bias = None if op.bias is None else constants[op.bias]
-        if bias is not None and np.any(bias):
-            self._bias: Array | None = result.expand(np.broadcast_to(bias[:, None, None], result.shape))[0]
-        else:
-            self._bias = None
+        self._fills = halvings(result.slots, result.period)
+        """Rotations that put the sum of all copies into each copy."""
+        bias = np.zeros(1) if op.bias is None else constants[op.bias]
+        self._bias = result.expand(np.broadcast_to(bias[:, None, None], result.shape))[0] if np.any(bias) else None
 
     @property
     def held(self) -> int:
-        """Rotations of the operand for the filter's elements, of a sum for the channels computed at once, and sums."""
+        """Rotations of the operand for the filter's elements, of a sum for the channels of a group, and sums."""
         return math.prod(self._weight.shape[2:]) + min(self._parallel, len(self._weight)) + 3
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
@@ -125,28 +124,21 @@ class MultiplexedKernel(Kernel):
                 (rotated[step], evaluator.encode(self._weights(group.first, taps), level, of_weights))
                 for step, taps in group.products.items()
             )
-            partial = _sum_of_products(evaluator, terms)
+            partial = sum_of_products(evaluator, terms)
             for count, distance in self._sums:
                 # At noise degree 2: the noise of these key switches vanishes in the rescale.
                 partial = _sum_slots(evaluator, partial, count, distance)
             summed = evaluator.rescale(partial)
             placed = evaluator.rotate_hoisted(summed, sorted(group.places))
-            return _sum_of_products(
-                evaluator,
-                (
-                    (placed[step], evaluator.encode(self._mask(slots), level - 1, of_masks))
-                    for step, slots in group.places.items()
-                ),
+            masked = (
+                (placed[step], evaluator.encode(self._mask(slots), level - 1, of_masks))
+                for step, slots in group.places.items()
             )
+            return sum_of_products(evaluator, masked)
 
         total = functools.reduce(evaluator.add, evaluator.each(one, self._groups))
-        for step in self._fills:
-            total = evaluator.rotate_sum([(total, 0), (total, step)])
-        result = evaluator.rescale(total)
-        if self._bias is not None:
-            bias = self._bias
-            result = evaluator.add_plain(result, evaluator.encode(lambda: bias, result.state.level, result.state.scale))
-        return (result,)
+        result = evaluator.rescale(fold(evaluator, total, self._fills))
+        return (result if self._bias is None else add_slots(evaluator, result, self._bias),)
 
     def _nonzero(self, taps: dict[int, list[_Tap]], first: int) -> dict[int, list[_Tap]]:
         """The filter's elements without those that are zero in all channels of a group; at least one is kept."""
@@ -216,7 +208,7 @@ def _inside(count: int, stride: int, offset: int, size: int) -> Index:
 def _channel_sums(operand: TensorLayout) -> list[Sum]:
     """The sums over all channels: of columns and rows of the gap's cells, and of planes.
 
-    Products are zero if there is no channel, so each sum is extended to a power of two if there is room.
+    Products are zero in slots without a channel, so each sum is extended to a power of two if there is room.
     """
     channels, gap = operand.grid[0], operand.gap
     columns, rows = min(channels, gap), min(-(-channels // gap), gap)
@@ -243,25 +235,4 @@ def _sum_slots(evaluator: Evaluator[Any, Any], x: Ciphertext[Any], count: int, d
         if bit != size and count & bit:
             total = evaluator.rotate_sum([(total, 0), (powers[bit], at * distance)])
             at += bit
-    return total
-
-
-def _fill_steps(result: TensorLayout) -> list[int]:
-    """Rotations that put the sum of all copies into each copy."""
-    steps = []
-    step = result.slots // 2
-    while step >= result.period:
-        steps.append(step)
-        step //= 2
-    return steps
-
-
-def _sum_of_products(
-    evaluator: Evaluator[Any, Any], terms: Iterable[tuple[Ciphertext[Any], Plaintext[Any]]]
-) -> Ciphertext[Any]:
-    total: Ciphertext[Any] | None = None
-    for ciphertext, plaintext in terms:
-        product = evaluator.multiply_plain(ciphertext, plaintext)
-        total = product if total is None else evaluator.add(total, product)
-    assert total is not None
     return total

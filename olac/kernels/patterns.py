@@ -1,7 +1,7 @@
-"""Linear ops whose entries lie at the same places share what depends on these places only.
+"""Linear ops whose matrices are not zero at the same places share what depends on these places only.
 
 Networks repeat their layers with other weights. The diagonals of a layer, and the primitives that its kernel takes,
-depend on where its matrix is not zero, not on the values.
+depend on where its matrix is not zero, but not on the values there.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from olac.kernels.linear import DiagonalKernel, Distinct, counted_modulo, distin
 
 MOST_KEPT = 256
 BY_ZEROS = (Affine, AveragePool, Conv2d, Linear)
-"""Ops whose matrix is not zero where products of their constants are not zero; for other ops, the values count."""
+"""Ops whose matrix is not zero where products of their constants are not zero; keys of other ops cover the values."""
 
 Found = TypeVar("Found")
 
 
 class Kept(Generic[Found]):
-    """The latest results by key, without the arrays that they were made from."""
+    """The latest results by key. It holds none of the arrays that they were made from."""
 
     def __init__(self, most: int = MOST_KEPT) -> None:
         self._most = most
         self._found: dict[Hashable, Found] = {}
 
     def get(self, key: Hashable, make: Callable[[], Found]) -> Found:
-        """The result for this key; made now, unless it is kept."""
+        """The kept result for this key, or a new one, which is kept."""
         if key not in self._found:
             made = make()
             while len(self._found) >= self._most:
@@ -49,7 +49,7 @@ _KERNELS: Kept[DiagonalKernel] = Kept()
 
 
 def entries_key(op: LinearOp, shape: Shape, constants: Constants) -> Hashable:
-    """A key that is equal for ops on operands of `shape` whose matrices and biases are not zero at the same places."""
+    """A key that is the same for ops on operands of `shape` whose matrices and biases are zero at the same places."""
     parts: list[Hashable] = [type(op), shape]
     for one in fields(op):
         value = getattr(op, one.name)
@@ -65,7 +65,7 @@ _DIGESTS: dict[tuple[int, bool], tuple[weakref.ref[Array], bytes]] = {}
 
 
 def _digest(array: Array, by_zeros: bool) -> bytes:
-    """Hash of an array, or of where it is not zero; it is computed once for an array that can't change."""
+    """The hash of an array, or of where it is not zero, computed only once for an array that can't change."""
     key = (id(array), by_zeros)
     kept = _DIGESTS.get(key)
     if kept is not None and kept[0]() is array:

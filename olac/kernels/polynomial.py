@@ -18,11 +18,11 @@ import numpy.typing as npt
 from olac.backends.base import Array, Ciphertext, Evaluator
 from olac.errors import VerificationError
 from olac.ir.layout import TensorLayout
-from olac.kernels.base import Kernel, Value
+from olac.kernels.base import Kernel, Value, add_slots
 
 
 def depth_of(degree: int) -> int:
-    """Levels of a polynomial of that degree if its coefficients aren't 1."""
+    """Levels of a polynomial of this degree whose coefficients aren't 1."""
     return max(1, degree.bit_length())
 
 
@@ -37,16 +37,12 @@ def divide(coefficients: Array, n: int) -> tuple[Array, Array]:
     return quotient, remainder
 
 
-class PolynomialKernel(Kernel):
-    """p(x) in every slot, for x in [-1, 1]; slots that hold no element stay zero.
-
-    Shifted copies are made on the way and take no level: the powers of x are rotated by each copy's shift, and
-    coefficients that are zero outside a copy combine them. Only the part of the polynomial that takes all levels is
-    evaluated copy by copy. The rest has a level to spare: it uses powers of x with all copies combined first.
+class _Evaluation(Kernel):
+    """The evaluation of a polynomial in every slot.
 
     Args:
         coefficients: Chebyshev coefficients, shape (channels or 1, degree + 1).
-        layout: of the result; that of the operand, except for the step of the copies, which is 0 there.
+        layout: of the result; operands have the same, but their copies are not shifted.
     """
 
     def __init__(self, coefficients: Array, layout: TensorLayout) -> None:
@@ -57,6 +53,15 @@ class PolynomialKernel(Kernel):
     @property
     def table_bytes(self) -> int:
         return self._coefficients.nbytes
+
+
+class PolynomialKernel(_Evaluation):
+    """p(x) in every slot, for x in [-1, 1]; slots that hold no element stay zero.
+
+    Shifted copies are made on the way and take no level: the powers of x are rotated by each copy's shift, and
+    coefficients that are zero outside a copy combine them. Only the part of the polynomial that takes all levels is
+    evaluated copy by copy. The rest has a level to spare: it uses powers of x with all copies combined first.
+    """
 
     @property
     def held(self) -> int:
@@ -72,21 +77,12 @@ class PolynomialKernel(Kernel):
         )
 
 
-class PolynomialProductKernel(Kernel):
-    """x p(z) in every slot, for z in [-1, 1]; slots that hold no element stay zero.
-
-    Args:
-        coefficients: Chebyshev coefficients, shape (channels or 1, degree + 1).
-        layout: of both operands and of the result.
-    """
+class PolynomialProductKernel(_Evaluation):
+    """x p(z) in every slot, for z in [-1, 1]; slots that hold no element stay zero."""
 
     def __init__(self, coefficients: Array, layout: TensorLayout) -> None:
-        self._coefficients = _in_slots(coefficients, layout)
-        self.depth = depth_of(self._coefficients.shape[1] - 1) + 1
-
-    @property
-    def table_bytes(self) -> int:
-        return self._coefficients.nbytes
+        super().__init__(coefficients, layout)
+        self.depth += 1
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         return tuple(
@@ -110,7 +106,7 @@ class PolynomialProductKernel(Kernel):
 
 
 def _in_slots(coefficients: Array, layout: TensorLayout) -> Array:
-    """Coefficients (channels or 1, degree + 1) as (ciphertexts, degree + 1, slots), the degree the true one or 1."""
+    """Coefficients (channels or 1, degree + 1) as (ciphertexts, true degree + 1, slots); the degree is at least 1."""
     if coefficients.shape[1] == 1:
         coefficients = np.pad(coefficients, ((0, 0), (0, 1)))
     degree = coefficients.shape[1] - 1
@@ -125,8 +121,8 @@ class _Powers:
     """T_1, T_2, T_4, ... of a value in [-1, 1]; each is made, or reduced to a level, when it is first needed.
 
     Args:
-        level: of the value.
-        value: returns it.
+        level: that of the value.
+        value: makes the value.
     """
 
     def __init__(self, evaluator: Evaluator[Any, Any], level: int, value: Callable[[], Ciphertext[Any]]) -> None:
@@ -158,7 +154,7 @@ class _Powers:
 
 
 class _Rotations:
-    """Powers rotated by each of some steps; they are made when they are first needed."""
+    """Powers rotated by several steps; the rotations of a power are made when one is first needed."""
 
     def __init__(self, evaluator: Evaluator[Any, Any], powers: _Powers, steps: Sequence[int]) -> None:
         self._evaluator = evaluator
@@ -191,7 +187,7 @@ class _Copy:
 
 
 _Part = _Powers | _Copy
-"""What a polynomial, or its restriction to one copy, is evaluated on."""
+"""The powers for a polynomial, or for its restriction to one copy."""
 
 
 def _evaluate(
@@ -224,10 +220,7 @@ def _combine(evaluator: Evaluator[Any, Any], copies: Sequence[_Copy], level: int
 
 def _finish(evaluator: Evaluator[Any, Any], product: Ciphertext[Any], constant: Array) -> Ciphertext[Any]:
     result = evaluator.rescale(product)
-    if not np.any(constant):
-        return result
-    state = result.state
-    return evaluator.add_plain(result, evaluator.encode(lambda: constant, state.level, state.scale))
+    return add_slots(evaluator, result, constant) if np.any(constant) else result
 
 
 def _raw(
@@ -240,8 +233,8 @@ def _raw(
 ) -> tuple[Ciphertext[Any], Array]:
     """p without its constant, before the rescale that brings it to `level` and `scale`; and the constant, by slot.
 
-    If the powers in `whole`, in which all copies are in their places, are too low for p, it is the sum over copies of p
-    restricted to each: their products of ciphertexts are relinearised together.
+    In `whole`, all copies are in their places. If its powers are too low for p, the result is the sum over copies of p
+    restricted to each copy: their products of ciphertexts are relinearised together.
     """
     prime = evaluator.parameters.primes[level + 1]
     degree = len(coefficients) - 1
@@ -272,7 +265,7 @@ def _raw(
 def _multiply_plain(
     evaluator: Evaluator[Any, Any], parts: Sequence[_Part], k: int, factors: Array, level: int, scale: float
 ) -> Ciphertext[Any]:
-    """The sum over parts of T_(2^k) times their factors, of that scale, one level above `level`."""
+    """The sum over parts of T_(2^k) times their factors, at that scale and one level above `level`."""
 
     def term(pair: tuple[_Part, Ciphertext[Any]]) -> Ciphertext[Any]:
         part, power = pair

@@ -1,13 +1,13 @@
-"""Run a levelled graph on no data: which primitives it takes, and which rotation steps need keys."""
+"""Run a levelled graph on no data, to find the primitives that it takes and the rotation steps that need keys."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from olac.backends.recorder import RecorderEvaluator
 from olac.ckks.parameters import Parameters
-from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node
+from olac.ir.layout import TensorLayout
 from olac.kernels.base import Kernel, Value
 from olac.kernels.execute import build_weightless_kernels, execute
 
@@ -20,12 +20,15 @@ def record(
     recorder: RecorderEvaluator | None = None,
     after: Callable[[Node, Value], None] | None = None,
 ) -> RecorderEvaluator:
-    """The recorder (a new one, or the given) after a run of a graph at stage LEVELLED on fresh inputs."""
+    """The recorder (a new one if none is given) after a run of a graph at stage LEVELLED on fresh inputs."""
     used = recorder or RecorderEvaluator(parameters)
-    inputs: dict[str, Value] = {}
-    for node in graph.inputs:
-        if node.type.layout is None or node.type.state is None:
-            raise VerificationError(f"{node.id} has no layout or level: graphs are recorded from stage LEVELLED on")
-        inputs[node.id] = (used.fresh(node.type.state.level),) * node.type.layout.ciphertexts
+    inputs = {node.id: (used.fresh(node.state.level),) * node.layout.ciphertexts for node in graph.inputs}
     execute(graph, build_weightless_kernels(graph) if kernels is None else kernels, used, inputs, after)
     return used
+
+
+def record_kernel(kernel: Kernel, parameters: Parameters, operands: Sequence[TensorLayout]) -> RecorderEvaluator:
+    """The recorder after a run of a kernel on fresh operands of these layouts, at the top of the chain."""
+    recorder = RecorderEvaluator(parameters)
+    kernel.run(recorder, [(recorder.fresh(parameters.depth),) * layout.ciphertexts for layout in operands])
+    return recorder

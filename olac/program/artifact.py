@@ -1,13 +1,12 @@
 """Compiled programs as files: one safetensors file with the constants as tensors and the rest as a JSON manifest.
 
-Nothing in a file is executed and nothing is taken on trust: every field has the type that its dataclass declares, every
-invariant of the compiler is checked again, and the fingerprint must come out as the one that is written down.
+Nothing in a file is executed or trusted: every field must have the type that its dataclass declares, every invariant of
+the compiler is checked again, and the fingerprint must be the one in the file.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -33,12 +32,12 @@ from olac.ir.types import Stage, ValueType
 from olac.ir.verify import verify
 from olac.program.lowered import LoweredProgram
 from olac.program.report import Report, SelfCheck
-from olac.system.files import MAGIC, Source, check_writable, write_file
+from olac.system.files import Source, check_writable, write_file
 from olac.system.formats import PROGRAMS
 from olac.system.memory import memory_for
+from olac.system.tensors import TensorFiles
 
-FORMAT = "olac-program"
-MAX_HEADER_BYTES = 100_000_000
+FILES = TensorFiles("program", PROGRAMS, writer="LoweredProgram.save", hashes_tensors=False)
 MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14
 MAX_PARTS = 1 << 16
@@ -54,7 +53,7 @@ def save_program(program: LoweredProgram, path: str | Path) -> None:
     Raises:
         ArtifactError: the file can't be written.
         InfeasibleError: memory ran out.
-        VerificationError: the program would not come back as it is.
+        VerificationError: loading the file would not give the same program.
     """
     check_writable(path)
     data = program_bytes(program)
@@ -62,13 +61,11 @@ def save_program(program: LoweredProgram, path: str | Path) -> None:
 
 
 def program_bytes(program: LoweredProgram) -> bytes:
-    """What `save_program` writes.
+    """The content of the file that `save_program` writes.
 
     Raises:
-        VerificationError: the program would not come back as it is.
+        VerificationError: loading them would not give the same program.
     """
-    from safetensors.numpy import save
-
     manifest = json.dumps(_manifest(program))
     try:
         again = _program(json.loads(manifest), program.graph.constants)
@@ -76,13 +73,9 @@ def program_bytes(program: LoweredProgram) -> bytes:
         raise VerificationError(f"the program can't be saved: {error}") from error
     if again.fingerprint != program.fingerprint:
         raise VerificationError("the program holds values that a file can't hold, such as numpy scalars in types")
-    digest = hashlib.sha256(manifest.encode()).hexdigest()
-    # One entry, because safetensors writes several in any order: equal programs give equal files.
-    metadata = {FORMAT: json.dumps({"version": PROGRAMS.current, "sha256": digest, "manifest": manifest})}
     # ascontiguousarray would give scalars an axis, and safetensors writes strided arrays in the wrong order.
     tensors = {name: np.asarray(a, dtype="<f8", order="C") for name, a in program.graph.constants.items()}
-    data: bytes = save(tensors, metadata=metadata)
-    return data
+    return FILES.pack(manifest, tensors)
 
 
 @memory_for("loading the program")
@@ -92,20 +85,27 @@ def load_program(path: str | Path) -> LoweredProgram:
     Raises:
         ArtifactError: the file is missing, damaged, of another kind or a newer version, or its program is not valid.
         InfeasibleError: memory ran out.
-        SecurityError: its parameters don't have the security that they claim, by the bounds of any version. Those of
-            earlier versions, which were a little higher, bring a warning.
+        SecurityError: its parameters don't have the security that they claim. If they have it only by the bounds of
+            earlier versions, which were a little higher, there is a warning.
     """
     return _load(Source.of_file(path))
 
 
 @memory_for("loading the program")
 def program_from_bytes(data: bytes) -> LoweredProgram:
-    """What `program_bytes` gave, checked as `load_program` checks files; it raises the same errors."""
+    """The program in the bytes from `program_bytes`, checked as `load_program` checks files, with the same errors."""
     return _load(Source(data=bytes(data)))
 
 
 def _load(source: Source) -> LoweredProgram:
-    manifest, constants = _read(source)
+    version, manifest, constants = FILES.read(source)
+    if version == 4:
+        _add_fields_of_version_5(manifest)
+    for name, array in constants.items():
+        if array.dtype != np.float64:
+            raise ArtifactError(
+                f"{source.name}: the tensor {name} is of type {array.dtype}, expected float64. {REMAKE}"
+            )
     wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report", "head"}
     if set(manifest) != wanted:
         raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
@@ -137,78 +137,16 @@ def _load(source: Source) -> LoweredProgram:
 
 
 def _problem(error: Exception) -> str:
-    """What is wrong with a file, in one line. An invariant that a file breaks is no bug of olac's."""
+    """What is wrong with a file, in one line. Unlike elsewhere, a broken invariant is not reported as a bug of olac."""
     said = error.args[0] if isinstance(error, VerificationError) and error.args else error
     line = " ".join(str(said).split()).removesuffix(".")
     return line if len(line) <= MAX_PROBLEM_CHARACTERS else line[:MAX_PROBLEM_CHARACTERS] + " ..."
 
 
-# Reading -------------------------------------------------------------------------------------------------------------
-
-
-def _read(source: Source) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The manifest, as files of the current version have it, and the constants."""
-    from safetensors import SafetensorError, safe_open
-    from safetensors.numpy import load
-
-    with source.open() as stream:
-        start = stream.read(8)
-    if start[:4] == MAGIC:
-        raise ArtifactError(f"{source.name}: it holds keys or ciphertexts, not a program. Give the program file.")
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(MAX_HEADER_BYTES, source.size - 8):
-        raise ArtifactError(
-            f"{source.name}: not a program of olac, or cut short ({source.size} bytes). "
-            "Check the path, or get it again."
-        )
-    manifest = None
-    constants = {}
-    try:
-        if source.path is None:
-            # safetensors gives the tensors of bytes, not their metadata.
-            head = json.loads(source.data[8 : 8 + length])
-            found = head.get("__metadata__", {}).get(FORMAT)
-            if found is not None:
-                manifest, constants = _read_manifest(source, found), load(source.data)
-        else:
-            with safe_open(str(source.path), framework="np") as opened:
-                found = (opened.metadata() or {}).get(FORMAT)
-                if found is not None:
-                    manifest = _read_manifest(source, found)
-                    constants = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{source.name}: not a program of olac, or damaged: {error}. Get it again.") from error
-    if manifest is None:
-        raise ArtifactError(
-            f"{source.name}: a safetensors file, but not a program of olac. Give a file that LoweredProgram.save wrote."
-        )
-    for name, array in constants.items():
-        if array.dtype != np.float64:
-            raise ArtifactError(
-                f"{source.name}: the tensor {name} is of type {array.dtype}, expected float64. {REMAKE}"
-            )
-    return manifest, constants
-
-
-def _read_manifest(source: Source, found: object) -> dict[str, Any]:
-    if not isinstance(found, str):
-        raise ValueError("its metadata is not text")
-    outer = _parse(source, found, "its metadata is damaged. Get it again.")
-    version = outer.get("version")
-    PROGRAMS.check(version, source.name)
-    text = outer.get("manifest")
-    if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != outer.get("sha256"):
-        raise ArtifactError(f"{source.name}: the hash of its manifest is wrong: it was damaged. Get it again.")
-    manifest = _parse(source, text, f"its manifest is not JSON. {REMAKE}")
-    if version == 4:
-        _add_fields_of_version_5(manifest)
-    return manifest
-
-
 def _add_fields_of_version_5(manifest: dict[str, Any]) -> None:
-    """Give a manifest of version 4 what it lacks; with these values programs are what they were.
+    """Add the fields that a manifest of version 4 lacks, with values that leave its program as it was.
 
-    Nothing of it is checked yet: what has another form stays, and is refused later.
+    The manifest is not checked yet: parts of another form are left alone here, and refused later.
     """
     manifest.setdefault("head", [])
     graph, report = manifest.get("graph"), manifest.get("report")
@@ -225,16 +163,6 @@ def _add_fields_of_version_5(manifest: dict[str, Any]) -> None:
             for field in fields(SelfCheck):
                 if field.default is not MISSING:
                     report["check"].setdefault(field.name, field.default)
-
-
-def _parse(source: Source, text: str, problem: str) -> dict[str, Any]:
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{source.name}: {problem} ({error})") from error
-    if not isinstance(parsed, dict):
-        raise ArtifactError(f"{source.name}: {problem}")
-    return parsed
 
 
 # The manifest --------------------------------------------------------------------------------------------------------
@@ -276,7 +204,7 @@ def _manifest(program: LoweredProgram) -> dict[str, Any]:
 
 
 def _check_counts(manifest: Mapping[str, Any]) -> None:
-    """Before anything is made of the parts of a manifest: they are shown to people, and a compiler makes few."""
+    """Refuse a manifest with too many parts or notes, before anything is made from them or shown to people."""
     for where in ("graph", "report"):
         parts = manifest[where] if isinstance(manifest[where], dict) else {}
         for name, part in parts.items():
@@ -335,7 +263,7 @@ def _head(data: Any) -> OutputHead:
 
 
 def _of_kind(data: Any, kinds: Mapping[str, type], where: str, what: str) -> Any:
-    """A value of the kind that it names, with exactly the fields of that kind."""
+    """The value of the kind that `data` names, which must have exactly the fields of that kind."""
     kind = data.get("kind") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"{where}: unknown {what} {str(kind)[:60]!r}: a newer olac or an extension made it")
@@ -393,7 +321,7 @@ def _decode(data: Any, kind: Any, where: str) -> Any:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
     if kind is float and type(data) in (int, float):
-        # Reports may say that an error was infinite; nothing that is computed with may.
+        # Reports may hold infinite errors, but no number that programs compute with may be infinite.
         unbounded = type(data) is int and abs(data) > MAX_INTEGER
         if unbounded or not (math.isfinite(data) or where.startswith("report")):
             raise ValueError(f"{where} = {data} is not a finite number")
@@ -409,13 +337,13 @@ def _decode(data: Any, kind: Any, where: str) -> Any:
 
 
 def _check(program: LoweredProgram) -> None:
-    """All that the compiler promises of its programs; ValueError or an error of olac's where it doesn't hold."""
+    """Check all that the compiler promises of its programs; raises ValueError or an error of olac."""
     parameters, graph = program.parameters, program.graph
     _check_chain_exists(parameters)
     parameters.check_security(earlier=True)
     named = {name for node in graph.nodes for name in node.op.constant_names()}
     if named != set(graph.constants):
-        raise ValueError(f"constants {sorted(named ^ set(graph.constants))[:5]} are named or stored, not both")
+        raise ValueError(f"constants {sorted(named ^ set(graph.constants))[:5]} are not both named and stored")
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ValueError(f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs, expected one of each")
     for node in graph.nodes:
@@ -435,7 +363,7 @@ def _check(program: LoweredProgram) -> None:
 
 
 def _check_chain_exists(parameters: Parameters) -> None:
-    """Small primes run out at large rings; the search for them would not end."""
+    """Large rings have few small primes: without this check the search for them would not end."""
     order, found = 2 * parameters.ring_dimension, 0
     candidate = (1 << parameters.scale_bits) + 1
     while candidate > order and found < parameters.depth + 2:
@@ -446,10 +374,8 @@ def _check_chain_exists(parameters: Parameters) -> None:
 
 
 def _check_sizes(program: LoweredProgram, node: Node) -> None:
-    """Before all else: what is checked later allocates by them."""
-    layout, shape = node.type.layout, node.type.shape
-    if layout is None or node.type.state is None:
-        raise ValueError(f"{node.id} has no layout or no level")
+    """Check sizes before the checks that allocate memory by them."""
+    layout, shape = node.layout, node.type.shape
     if not shape or min(shape) < 1 or min(layout.grid) < 1 or min(layout.padded) < 1 or node.type.batch < 1:
         raise ValueError(f"{node.id} has an empty shape")
     if layout.slots != program.parameters.slots:

@@ -261,8 +261,7 @@ def _on_fewer_slots(job: Job, found: Sequence[Candidate]) -> list[Candidate]:
 def _numbers_of_slots(one: Candidate) -> list[int]:
     """log2 of the numbers of slots after which values repeat and that the budget takes, without that of all slots."""
     _, budget, _ = _way(one.parameters)
-    layouts = (node.type.layout for node in one.graph.nodes)
-    found = {max(layout.repeats_after.bit_length() - 1, *budget) for layout in layouts if layout is not None}
+    found = {max(node.layout.repeats_after.bit_length() - 1, *budget) for node in one.graph.nodes}
     return sorted(found - {one.parameters.log_bootstrap_slots})
 
 

@@ -34,7 +34,7 @@ NEAR = 1.01
 
 
 def wide(nodes: int, width: int, seed: int) -> Graph:
-    """Random ops on the last `width` values, some on any earlier one; all that is left is summed up."""
+    """Random ops on the last `width` values, some on any earlier one; the values that nothing reads are summed up."""
     random = np.random.default_rng(seed)
     g = Drawing()
     read: set[str] = set()
@@ -72,7 +72,7 @@ def cells(steps: int) -> Graph:
 
 
 def checked(p: PlacementProblem, plan: BootstrapPlan, one_bootstrap: float) -> float:
-    """The cost of a plan, which its graph has to have."""
+    """The cost of a plan, after a check that its graph has this cost."""
     assert _plan_seconds(p, plan, one_bootstrap) == pytest.approx(plan.seconds)
     return plan.seconds
 
@@ -115,7 +115,7 @@ def test_wide_graphs_against_an_integer_program(seed: int) -> None:
 
 
 class Counted:
-    """Watches how many states a search looks at."""
+    """Counts the states that a search looks at."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.exact, self.children, self.most_kept = 0, 0, 0

@@ -473,17 +473,16 @@ def test_the_checker_derives_levels_anew() -> None:
     cases: list[tuple[str, Graph]] = [
         ("outside 0", changed(graph, output, -1)),
         ("outside 0 ... 20", changed(graph, "x", 21)),
-        ("outside 0", changed(graph, output, 1 + graph[output].type.state.level)),  # type: ignore[union-attr]
+        ("outside 0", changed(graph, output, 1 + graph[output].state.level)),
         ("outside 0 ... 7", changed(graph, boot.id, 8)),
-        ("4 is the least", changed(graph, boot.inputs[0], 3)),
+        ("below the least one, 4", changed(graph, boot.inputs[0], 3)),
         (r"beyond \[-1, 1\]", changed(graph, boot.inputs[0], bound=Range(-1e3, 1e3))),
     ]
     for message, wrong in cases:
         with pytest.raises(VerificationError, match=message):
             verify(wrong, DEEP)
-    layout = graph[boot.inputs[0]].type.layout
-    assert layout is not None and DEEP.bootstrapping is not None
-    log_slots = layout.repeats_after.bit_length() - 1
+    assert DEEP.bootstrapping is not None
+    log_slots = graph[boot.inputs[0]].layout.repeats_after.bit_length() - 1
     enough, fewer = (
         replace(DEEP, bootstrapping=replace(DEEP.bootstrapping, log_slots=n)) for n in (log_slots, log_slots - 1)
     )

@@ -1,4 +1,4 @@
-"""Degrees and bootstraps in one plan: against brute force over all degrees, and against what lowering makes of it."""
+"""Degrees and bootstraps in one plan, compared with brute force over all degrees and with lowered graphs."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def counted(graph: Graph, degrees: Mapping[str, int], parameters: Parameters) ->
 
 
 def random_costs(names: Sequence[str], seed: int, degrees: Sequence[int] = (2, 3, 7)) -> dict[str, dict[int, float]]:
-    """Falling with the degree, and another for each activation."""
+    """Costs that fall with the degree and differ between activations."""
     random = np.random.default_rng(seed)
     return {
         name: dict(zip(degrees, sorted(random.exponential(1.0, len(degrees)), reverse=True), strict=True))
@@ -184,7 +184,7 @@ def test_the_usual_bootstrapping_is_secure_and_has_the_smallest_keys() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_plans_with_squares_are_the_best_of_all(seed: int) -> None:
-    """Each circuit is built and counted; squares beside others take affine maps, which the count has."""
+    """Each circuit is built and counted, with the affine maps that squares in sums need."""
     graph = residual(2)
     names = activations(graph)
     costs = random_costs(names, seed)

@@ -106,7 +106,7 @@ def circuit_levels(graph: Graph, degrees: Degrees) -> int:
 
 
 def choose_degrees(graph: Graph, context: PassContext, options: FitOptions) -> dict[str, int]:
-    """What `FitActivations` does first."""
+    """Choose degrees as `FitActivations` does."""
     method = options.fitting
     assert not isinstance(method, Minimax)
     evidence = Evidence(

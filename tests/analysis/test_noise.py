@@ -1,4 +1,4 @@
-"""What noise does to outputs: one simulation for all scales, and bootstraps as they were measured."""
+"""Noise of outputs: one simulation for all scales, and bootstraps with their measured precision."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_bootstraps_bring_the_noise_that_was_measured() -> None:
     assert 1.5 < four / one < 2.5
     finer = replace(PARAMETERS, scale_bits=45, first_bits=53, bootstrapping=replace(SETUP, correction=8))
     assert quiet.of_program(chain(1.0, 1), finer) < quiet.of_program(chain(1.0, 1), PARAMETERS) / 10
-    # What the sine does is no noise: slots of 1 come back as 0.9 with a correction factor of 3, and so they should.
+    # The sine's effect is no noise: with a correction factor of 3, slots of 1 become 0.9, as they should.
     large = OutputNoise(chain(1.0), calibration(1.0))
     error = large.of_program(chain(1.0, 1, correction=3), PARAMETERS)
     assert 3.5 * sigma < error < 6 * sigma

@@ -53,7 +53,7 @@ def images(count: int, seed: int = 1, shape: tuple[int, ...] = SHAPE) -> Tensor:
 
 
 def folded(model: nn.Module, example: Tensor) -> Graph:
-    """The model's graph without affine maps behind its convolutions."""
+    """The model's graph without affine maps after its convolutions."""
     return PassManager([FoldAffine()]).run(lift(trace(model.eval(), example)), PassContext())
 
 

@@ -26,7 +26,7 @@ QUICK = Compensated(reconstruct=2)
 
 
 def test_live_bytes_by_hand() -> None:
-    """Most at the sum: the stem's activation, both of the block and the sum itself are never alive at once."""
+    """The most is at the sum; the stem's activation, the block's two and the sum are never alive at once."""
     live: set[str] = set()
     most = 0
     for k, node in enumerate(NET.nodes):
@@ -123,7 +123,7 @@ def test_compensate_and_error() -> None:
 def test_reconstruction_is_part_of_it_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "olac.approximation.reconstruct.TAIL", 0.0
-    )  # with few images and a small net, safer tails are all that is gained
+    )  # with few images and a small net, only tails become safer
     monkeypatch.setattr("olac.approximation.reconstruct.STRESSED", 0.0)
     plain, more = (FITTER.compensate(NET, DEGREES, Compensated(reconstruct=n)) for n in (0, 3))
     assert FITTER.error(NET, more)[0] < FITTER.error(NET, plain)[0]

@@ -1,4 +1,4 @@
-"""Regression and whitening of wide layers: the small system gives what the large one gives, and none is larger."""
+"""Regression and whitening of wide layers: the small system has the solution of the large one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAYERS = dict(layers())
 
 
 def target_of(op: Conv2d | Linear, x: Tensor, weight: Tensor) -> Tensor:
-    """Something near the layer's output, of its shape."""
+    """Values near the layer's outputs, of their shape."""
     random = torch.Generator().manual_seed(5)
     if isinstance(op, Linear):
         y = x @ weight.T
@@ -87,7 +87,7 @@ def test_whitening_from_samples_is_that_from_inputs(name: str) -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Watches all that torch makes, and remembers the most elements of one tensor."""
+    """Finds the largest number of elements of a tensor that torch makes."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

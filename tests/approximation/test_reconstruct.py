@@ -1,4 +1,4 @@
-"""Reconstruction: it gains or leaves things alone, changes numbers only, and is the same each time."""
+"""Reconstruction: it improves a graph or leaves it as it is, changes only numbers, and is deterministic."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def start(degree: int, graph: Graph = NET) -> Graph:
 
 
 def spoilt(graph: Graph) -> Graph:
-    """Every polynomial off by some of its slope and constant."""
+    """The graph with an error in the slope and the constant of every polynomial."""
 
     def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
         if not isinstance(node.op, Polynomial):
@@ -55,7 +55,7 @@ def held_error(graph: Graph) -> float:
 @pytest.mark.parametrize("degree", [2, 3, 7])
 @pytest.mark.parametrize("refit", [False, True])
 def test_it_gains_on_images_not_seen(monkeypatch: pytest.MonkeyPatch, degree: int, refit: bool) -> None:
-    """Without what makes it safe at the price of accuracy, which the rest of this file leaves on."""
+    """Without the option that trades accuracy for safety, which the other tests use."""
     monkeypatch.setattr("olac.approximation.reconstruct.TAIL", 0.0)
     monkeypatch.setattr("olac.approximation.reconstruct.STRESSED", 0.0)
     before = start(degree)
@@ -99,7 +99,7 @@ def pooled() -> Graph:
 
 
 def test_polynomials_that_stand_for_no_activation_stay() -> None:
-    """The compositions of a max-pooling are what they are; all else around them gains, images out of range included."""
+    """The compositions of a max-pooling stay as they are; the rest improves, also for images out of range."""
     graph = pooled()
     before = start(2, graph)
     after = reconstruct(graph, before, images(320, 9), HELD, 8, enough=0.0)

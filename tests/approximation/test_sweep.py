@@ -1,4 +1,4 @@
-"""The sweep against brute force: its regressions, its re-fitted weights, and what they gain."""
+"""The sweep compared with brute force: its regressions, its re-fitted weights, and what they improve."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_progress_and_probes() -> None:
     assert bare.graph == made.graph, "probes change nothing"
     first = activations(graph)[0]
     alone = sweep(graph, TRAIN[:64], HELD, {first: 3}, PLAIN)
-    # The rest is clean; the least error is told, though safer tails within 3 % of it may have been taken.
+    # The rest is clean. The error is the least one, even if safer tails within 3 % of it were chosen.
     assert alone.error / 1.031 <= made.effects[first][3] <= alone.error * 1.001
 
 
@@ -286,7 +286,7 @@ def test_large_layers_keep_their_weights(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [made[i].op == graph[i].op for i in convs] == [True, False, False]
 
 
-# What is measured -----------------------------------------------------------------------------------------------------
+# Measurements --------------------------------------------------------------------------------------------------------
 
 
 def test_errors_of_outputs_by_hand() -> None:

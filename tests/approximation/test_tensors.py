@@ -1,4 +1,4 @@
-"""Graphs in torch against the ops' own semantics in numpy."""
+"""Graphs in torch compared with the ops' semantics in numpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration: streams any loader once, sees what torch computes, and refuses bad data by batch."""
+"""Calibration streams any loader once, observes the values of torch, and names the batch of bad data."""
 
 from __future__ import annotations
 

@@ -160,11 +160,11 @@ def rewrite(path: Path, change: Any) -> None:
     arrays = load_file(path)
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    manifest = json.loads(json.loads(header["__metadata__"][files.FORMAT])["manifest"])
+    manifest = json.loads(json.loads(header["__metadata__"][files.FILES.entry])["manifest"])
     change(manifest, arrays)
     text = json.dumps(manifest)
-    entry = {"version": CALIBRATIONS.current, "sha256": files._digest(text, arrays), "manifest": text}
-    save_file(arrays, path, metadata={files.FORMAT: json.dumps(entry)})
+    entry = {"version": CALIBRATIONS.current, "sha256": files.FILES.digest(text, arrays), "manifest": text}
+    save_file(arrays, path, metadata={files.FILES.entry: json.dumps(entry)})
 
 
 def put(name: str, value: Any, at: Any = ...) -> Any:
@@ -293,10 +293,10 @@ def test_other_files(path: Path, tmp_path: Path) -> None:
         olac.Calibration.load(tmp_path / "other")
     for version in (0, CALIBRATIONS.current + 1, "1"):
         entry = json.dumps({"version": version, "sha256": "", "manifest": ""})
-        save_file(load_file(path), tmp_path / "newer", metadata={files.FORMAT: entry})
+        save_file(load_file(path), tmp_path / "newer", metadata={files.FILES.entry: entry})
         with pytest.raises(ArtifactError, match="version"):
             olac.Calibration.load(tmp_path / "newer")
-    save_file(load_file(path), tmp_path / "list", metadata={files.FORMAT: "[1]"})
+    save_file(load_file(path), tmp_path / "list", metadata={files.FILES.entry: "[1]"})
     with pytest.raises(ArtifactError):
         olac.Calibration.load(tmp_path / "list")
     with pytest.raises(ArtifactError, match="does not exist"):

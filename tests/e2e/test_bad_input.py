@@ -269,7 +269,7 @@ OLA: dict[str, Any] = {"method": "normal", "degrees": "ola", "max_depth": 6}
 def test_a_registered_function_is_checked_within_the_range(
     options: dict[str, Any], registered_root: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The model's own values are finite: nothing but what was registered is not.
+    # The model's own values are finite: only the registered function is not.
     monkeypatch.setattr(Root, "forward", lambda self, x: x.clamp_min(0.01).rsqrt())
     torch.manual_seed(0)
     message = r"act \(act\): the function rsqrt isn't finite .* within the calibrated range -0\..* \.\.\. 0\..*"

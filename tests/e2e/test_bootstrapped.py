@@ -107,7 +107,7 @@ def test_files_and_another_process(program: CompiledProgram, images: torch.Tenso
 
 
 def test_simulated_slots_with_the_precision_of_bootstraps(program: CompiledProgram, images: torch.Tensor) -> None:
-    """Slot by slot the reference, and with bootstraps of 10 bits still close to it."""
+    """Every slot is that of the reference, and close to it with bootstraps of 10 bits."""
     x = images[:1].double().numpy()
     type_, out = program.input.type, program.output.type
     assert type_.layout is not None and type_.state is not None and out.layout is not None

@@ -100,7 +100,7 @@ DEEP = 12
 
 @pytest.fixture(scope="module")
 def usual() -> tuple[CompiledProgram, list[str]]:
-    """The deep network compiled as it comes, and the names of the passes that were dumped on the way."""
+    """The deep network, compiled with default options, and the names of the passes that were dumped."""
     dumps: list[str] = []
     program = olac.compile(
         small_net(DEEP),
@@ -145,7 +145,7 @@ def test_bootstraps_that_take_too_much_memory_say_what_would_do() -> None:
 
 
 def test_a_precision_with_bootstraps_is_met_or_refused(usual: tuple[CompiledProgram, list[str]]) -> None:
-    """Simulated with the noise that bootstraps were measured to have; left open, the usual scale is taken."""
+    """Simulated with the measured noise of bootstraps; without a precision the usual scale is taken."""
     program, _ = usual
     assert program.report.noise is not None
     assert (program.parameters.scale_bits, program.parameters.first_bits) == (
@@ -240,7 +240,7 @@ def test_pinned_parameters_are_taken_or_refused_never_replaced() -> None:
     assert any(isinstance(node.op, Bootstrap) for node in program.graph.nodes)
     largest = max(repeating(program))
     assert largest < pinned.slots
-    part = replace(pinned, bootstrapping=replace(setup, log_slots=largest.bit_length()))  # twice as many as would do
+    part = replace(pinned, bootstrapping=replace(setup, log_slots=largest.bit_length()))  # twice as many as needed
     assert olac.compile(small_net(8), [images()], degree=7, parameters=part, insecure=True).parameters == part
     assert any("NOT SECURE" in note for note in program.report.notes)
     with pytest.raises(SecurityError, match="exceeds the 0 bits"):
@@ -345,7 +345,7 @@ def test_the_self_check_reports_on_unseen_images() -> None:
     program = olac.compile(small_net(2), [images(200)], degree=7)
     check = program.report.check
     assert check is not None
-    assert check.images == 12  # of 25 held out, choices are made by the others
+    assert check.images == 12  # of 25 that are held out; the others are for choices
     assert check.agreement > 0.9
     with torch.no_grad():
         expected = small_net(2)(images(200)).double().numpy()

@@ -1,4 +1,4 @@
-"""Networks with next to nothing in them: compiled, they run; what can't run is found when compiling."""
+"""Networks with next to nothing in them run once they are compiled; compiling finds those that can't run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*outsid
 
 
 class Centred(nn.Module):
-    """The mean of what its mean is taken from: rounding noise."""
+    """The mean of values whose mean was subtracted: rounding noise."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x - x.mean(1, keepdim=True)
@@ -90,7 +90,7 @@ def images(kind: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def encrypted(model: nn.Module, x: torch.Tensor, **choices: Any) -> None:
-    """Compile, run encrypted, and hold the result against the simulated one."""
+    """Compile, run encrypted, and compare the result with the simulated one."""
     program = olac.compile(model.eval(), x.split(50), insecure=True, log_ring=11, reconstruct=0, **choices)
     client = Client(program)
     server = Server(program, client.generate_keys())
@@ -129,7 +129,7 @@ def test_layers_that_nothing_determines_keep_their_weights() -> None:
 
 
 def test_coarse_scales_round_weights_away() -> None:
-    """Pinned, so that no precision asks for more."""
+    """The scale is pinned, so that no precision can ask for a finer one."""
     model, shape = networks()["weights of 1e-12"]
     encrypted(model, images("usual", shape), scale_bits=25, degree=2)
 
@@ -153,7 +153,7 @@ def test_a_quiet_output_beside_a_loud_one_keeps_its_precision() -> None:
 
 
 def test_single_precision_of_a_model_is_no_bug_of_ours() -> None:
-    """Of a column such as a time in seconds a batch normalisation leaves a small difference of large values."""
+    """Batch normalisation of a column such as a time in seconds gives small differences of large values."""
     torch.manual_seed(0)
     x = torch.randn(300, 3) * torch.tensor([1e3, 1.0, 1.0]) + torch.tensor([1.7e9, 0.0, 0.0])
     norm = nn.BatchNorm1d(3)

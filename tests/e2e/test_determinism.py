@@ -44,7 +44,7 @@ def compiled(case: str, **more: Any) -> olac.CompiledProgram:
     make, options = CASES[case]
     torch.manual_seed(0)
     model = make().eval()
-    torch.manual_seed(1 + len(os.environ.get("PYTHONHASHSEED", "")))  # what nobody may rely on
+    torch.manual_seed(1 + len(os.environ.get("PYTHONHASHSEED", "")))  # results must not depend on the global seed
     return olac.compile(model, [images()], **{**options, **more})
 
 

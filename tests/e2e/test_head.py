@@ -74,7 +74,7 @@ def test_encrypted(name: str) -> None:
     check = program.report.check
     assert check is not None
     error = np.abs(program.simulate(calibration.judged) - calibration.judged_outputs)
-    if expected.dtype.kind == "i":  # classes have no errors, the scores that they are chosen by do
+    if expected.dtype.kind == "i":  # the scores by which classes are chosen have errors, not the classes
         assert check.agreement == np.mean(error == 0)
     else:
         assert check.max_error == pytest.approx(error.max(), rel=1e-6)

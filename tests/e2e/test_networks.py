@@ -291,7 +291,7 @@ def made(case: Case) -> tuple[nn.Module, Tensor]:
 
 
 def least_level(program: CompiledProgram) -> int:
-    """Of the outputs: 0, but 1 for programs that take no level, as the scale of the only prime leaves slots no room."""
+    """The least level of outputs: 0, or 1 for programs that take no level: a single prime leaves slots no room."""
     source, target = program.input.type.state, program.output.type.state
     assert source is not None and target is not None
     return 1 if source.level == target.level else 0

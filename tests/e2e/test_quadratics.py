@@ -158,7 +158,7 @@ def test_a_file_with_a_shift_of_another_shape_is_refused(tmp_path: Path) -> None
 
 @dataclass(frozen=True)
 class ComposeLater(ComposeLinear):
-    """Composition behind the fits instead of before them."""
+    """Composition after the fits instead of before them."""
 
     name: ClassVar[str] = "compose_later"
     requires: ClassVar[Stage] = Stage.POLYNOMIAL

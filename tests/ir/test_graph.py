@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from olac.errors import VerificationError
 from olac.ir import Graph, GraphBuilder, Node, Origin
 from olac.ir.ops import Activation, Add, Input, Linear, ShapeError
 from tests.networks import images_for, residual_network
@@ -53,6 +54,24 @@ def test_rewrite_drops_what_nothing_reads_and_keeps_the_rest() -> None:
     assert not after.constants
     assert np.array_equal(after.evaluate(np.array([[1.0, 2.0]])), [[2.0, 4.0]])
     assert len(graph.nodes) == 3
+
+
+def test_what_a_node_has_only_from_a_stage_on() -> None:
+    node = small()["x"]
+    with pytest.raises(VerificationError, match=r"node x \(input, .* has no layout: nodes get one by stage PACKED"):
+        _ = node.layout
+    with pytest.raises(VerificationError, match="has no state: nodes get one by stage LEVELLED"):
+        _ = node.state
+    with pytest.raises(VerificationError, match="is not linear"):
+        _ = node.linear
+
+
+def test_groups_readers_and_names() -> None:
+    graph = small()
+    assert graph.groups(lambda op: isinstance(op, Add))["x"] == frozenset(node.id for node in graph.nodes)
+    assert all(len(group) == 1 for group in graph.groups(lambda op: False).values())
+    assert graph.read_once() == {node.id for node in graph.nodes if isinstance(node.op, Linear)}
+    assert graph.free_name("x") == "x_" and graph.free_name("new") == "new"
 
 
 def test_evaluate_matches_numpy() -> None:

@@ -1,4 +1,4 @@
-"""Heads: what the client computes of decrypted outputs, against torch, and what no head can be."""
+"""Heads compute the same as torch, and heads that can't be computed are refused."""
 
 from __future__ import annotations
 

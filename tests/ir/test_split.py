@@ -1,4 +1,4 @@
-"""What of a lifted model goes to the client, and what stays."""
+"""Which ops of a lifted model become steps of the client, and which stay in the graph."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Ends(nn.Module):
 
 
 def split(model: nn.Module, client_head: bool = True) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
-    """The last op that stays, the head's steps and the outputs' shape; head and graph give what the model does."""
+    """The graph's last op, the head's steps and the outputs' shape; graph and head together compute the model."""
     graph, head = split_head(lift(trace(model.eval(), IMAGES), client_head), client_head)
     with torch.no_grad():
         expected = model(IMAGES).numpy()

@@ -1,4 +1,4 @@
-"""Diagonal kernels against torch.nn.functional, over random shapes, strides, groups, gaps, pages and batches."""
+"""Diagonal kernels compared with torch.nn.functional, over random shapes, strides, groups, gaps, pages and batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multiplexed parallel convolutions against torch.nn.functional, and what they take against the paper's counts."""
+"""Multiplexed parallel convolutions compared with torch.nn.functional, and their primitives with the paper's counts."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_too_few_levels() -> None:
         kernel.run(recorder, [(recorder.fresh(1),)])
 
 
-# What it takes -------------------------------------------------------------------------------------------------------
+# Counts --------------------------------------------------------------------------------------------------------------
 
 
 def resnet20_convolution(inputs: int, outputs: int, size: int, stride: int) -> tuple[MultiplexedKernel, Counter[str]]:
@@ -211,8 +211,7 @@ def resnet20_convolution(inputs: int, outputs: int, size: int, stride: int) -> t
 def test_rotations_and_products_are_those_of_the_paper(
     inputs: int, outputs: int, size: int, stride: int, copies: int, sums: int
 ) -> None:
-    """8 rotations by the filter, `sums` per group, one per channel (less the one whose step is 0), those that fill
-    copies.
+    """Rotations: 8 by the filter, `sums` per group, one per channel (but for step 0), and those that fill copies.
 
     9 products per group, and a mask per channel: for the six kinds 34, 88, 176, 104, 208 and 136.
     """

@@ -104,7 +104,7 @@ def test_shifted_copies_drop_and_rotate_only_what_takes_all_levels(degree: int, 
 def test_products_with_every_degree(
     degree: int, odd: bool, per_channel: bool, technique: str, spare: tuple[int, int], seed: int
 ) -> None:
-    """x p(z) lands on the canonical scale, wherever x and z are and although x's scale has drifted."""
+    """x p(z) gets the canonical scale, whatever the levels of x and z, and although x's scale has drifted."""
     random = np.random.default_rng(seed)
     coefficients = random.normal(size=(3 if per_channel else 1, degree + 1))
     if odd:

@@ -1,4 +1,4 @@
-"""Shifted copies: who gets them, that values stay what they are, and that fewer products are taken."""
+"""Shifted copies: which values get them, unchanged results, and fewer products."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_products_are_halved_where_that_is_faster() -> None:
     for before, after in zip(never[:-1], always[:-1], strict=True):
         assert after <= before * 5 // 8 + 1
     assert auto[1] < never[1]
-    # What is behind the last activation keeps the imaginary parts, by which a client knows nonsense.
+    # Ops after the last activation keep the imaginary parts, by which a client detects wrong results.
     assert never[-1] == auto[-1] == always[-1] > 1
     small = lowered(narrow.graph(cheap), "plain", costs=CostTable.default(), halving="auto")
     assert "imaginary" not in small.text()

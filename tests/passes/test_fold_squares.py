@@ -45,7 +45,7 @@ SHAPE = (4, 6, 5)
 
 
 def fold(graph: Graph, calibration: Calibration | None = None, max_cancellation: float = 16.0) -> Graph:
-    """Run the pass and hold the reference numerics equal."""
+    """Run the pass and check that the reference numerics stay the same."""
     before = graph.text()
     context = PassContext(calibration=calibration)
     result = PassManager([FoldSquares(max_cancellation)]).run(graph, context)
@@ -293,7 +293,7 @@ def test_a_constant_channel_and_leading_zeros() -> None:
 
 
 def test_cancellation_is_bounded_by_an_option() -> None:
-    """With x0 the vertex, (h + |x0|)^2 against the largest value: 100 t^2 / 100 + 9 t has about 30 to 10."""
+    """With x0 the vertex, (h + |x0|)^2 and the largest value: for 100 t^2 / 100 + 9 t they are about 30 and 10."""
     g = Growing(5, SHAPE)
     graph = g.graph(g.conv(g.polynomial(g.conv(g.input, 4), np.array([[0.5, 9.0, 0.5]])), 3))
     a, b = 1.0, 9.0
@@ -334,7 +334,7 @@ def test_reports_say_one_level() -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**31), st.booleans(), st.booleans())
 def test_random_networks(seed: int, composed_first: bool, calibrated: bool) -> None:
-    """The same function, no deeper, also once units have their affine maps, and slots within [-1, 1]."""
+    """The function stays the same, it is not deeper even with the affine maps for units, and slots stay in [-1, 1]."""
     graph, images = random_network(seed)
     compose = functools.partial(ComposeLinear().run, context=PassContext())
     if composed_first:

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*compiled without security", "i
 
 @pytest.fixture
 def registered() -> Iterator[None]:
-    """What importing the two files would do, until the test is over."""
+    """The registrations that importing the two files makes, until the end of the test."""
     register_lowering(Gathered)
     LOWERED[Gathered] = gathered
     yield
@@ -75,7 +75,7 @@ def kinds(program: olac.CompiledProgram) -> dict[str, str]:
 
 
 def priced(monkeypatch: pytest.MonkeyPatch, **dear: float) -> None:
-    """Predictions in which some primitives are dear, and all others next to nothing."""
+    """Predictions in which some primitives are expensive and the others almost free."""
     monkeypatch.setattr(
         "olac.passes.choose_lowerings.predicted_seconds", lambda costs, primitive, *rest: dear.get(primitive, 1e-6)
     )

@@ -22,7 +22,7 @@ from olac.passes.base import PassContext, PassManager
 from olac.passes.expand_max_pool import ExpandMaxPool, rounds_of
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.pipeline import approximation_pipeline
-from olac.passes.replace_by_minimax import ReplaceByMinimax, replace_relu
+from olac.passes.replace_by_minimax import ReplaceByMinimax, times_sign
 from olac.polynomials.minimax import DEGREES, sign_composition
 from olac.polynomials.modes import FitOptions
 from tests.networks import calibration_of
@@ -37,7 +37,7 @@ def one(op: Activation | MaxPool2d, shape: tuple[int, ...]) -> Graph:
 
 
 def calibrated(graph: Graph, images: Array) -> PassContext:
-    """The ranges of all values; each activation is taken to see the images."""
+    """The ranges of all values; the images count as the input of each activation."""
     histograms: dict[str, Histogram] = {}
     for node in graph.nodes:
         if isinstance(node.op, Activation):
@@ -114,7 +114,7 @@ def test_units_keep_slots_within_one_and_coefficients_small(alpha: int) -> None:
 
 
 def test_the_range_covers_what_the_input_is_added_to() -> None:
-    """All of a sum share a unit, so a composition on less than that would be evaluated on a wider interval."""
+    """The summands and the sum share a unit, so the composition is evaluated on the widest of their ranges."""
     b = GraphBuilder(by="test")
     x = b.add(Input((2,)), name="x")
     total = b.add(Add(), [x, x], name="total")
@@ -158,7 +158,8 @@ def test_a_single_layer_can_be_replaced() -> None:
     graph = one(Activation("relu"), (2,))
 
     def step(node: object, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
-        return replace_relu(builder, graph["y"], inputs, 7, 4.0) if node is graph["y"] else None
+        half = np.full(1, 0.5)
+        return times_sign(builder, node, inputs[0], 7, 4.0, half, half) if node is graph["y"] else None
 
     result = graph.rewrite(step, by="mine", stage=Stage.POLYNOMIAL)
     assert result.text() == (
@@ -208,7 +209,7 @@ def test_any_max_pooling_against_torch(data: st.DataObject) -> None:
         assert np.array_equal(result.evaluate(images), expected)
         assert multiplicative_depth(result) == 1
         return
-    # Where a border leaves one element of each window, a round compares nothing.
+    # If a border leaves one element of each window, a round compares nothing.
     compared = sum(isinstance(node.op, Add) for node in result.nodes)
     assert compared <= rounds
     width = max((report.high for report in context.fits), default=0.0)
@@ -256,5 +257,5 @@ def test_without_max_pooling_nothing_changes() -> None:
 
 def test_a_pipeline_without_the_expansion_is_stopped() -> None:
     graph = one(MaxPool2d((2, 2), (2, 2)), (1, 4, 4))
-    with pytest.raises(VerificationError, match="max_pool2d is left"):
+    with pytest.raises(VerificationError, match="max_pool2d at stage POLYNOMIAL"):
         PassManager(approximation_pipeline()[1:]).run(graph, calibrated(graph, RANDOM.normal(size=(5, 1, 4, 4))))

@@ -1,4 +1,4 @@
-"""Multiplexed convolutions in whole networks: where they are taken, the levels they cost, and values that stay."""
+"""Multiplexed convolutions in networks: where they are used, the levels they cost, and unchanged values."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_every_convolution_that_can_be_is_multiplexed() -> None:
 
 
 def test_layouts_let_strided_convolutions_be_multiplexed() -> None:
-    """Dense planes take as few diagonals here as a gap does, and are taken otherwise."""
+    """Dense planes take as few diagonals here as a gap, so without the preference they would be chosen."""
     g = Growing(0, (3, 4, 4))
     graph = g.graph(g.conv(g.input, 2, stride=2))
     gaps = {how: layout_of(made, made.outputs[0]).gap for how in kinds() for made in [lowered(graph, DEEP, how)]}
@@ -159,7 +159,7 @@ def test_bootstraps_are_placed_by_the_levels_of_lowerings() -> None:
         record(graph, DEEP, recorder=recorder)
         bootstraps[lowering] = sum(isinstance(node.op, Bootstrap) for node in graph.nodes)
         assert sum(event.primitive == "bootstrap" for event in recorder.events) == bootstraps[lowering]
-        assert np.allclose(graph.evaluate(images), deep.evaluate(images), atol=1e-3)  # less the sine of bootstraps
+        assert np.allclose(graph.evaluate(images), deep.evaluate(images), atol=1e-3)  # up to the sine of bootstraps
     assert len(multiplexed(made["multiplexed"])) == 12
     assert bootstraps["multiplexed"] > bootstraps["diagonals"] > 0
 

@@ -1,4 +1,4 @@
-"""Values that are rounding noise beside what they are computed from, and units for them."""
+"""Values that are rounding noise compared with their operands, and their units."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ONES = np.ones((1, 4)) / 4
 
 
 def cancelled() -> tuple[Graph, Array]:
-    """x less its mean, the mean of that, which is 0 but for rounding; then a linear layer."""
+    """x minus its mean; the mean of that, which is 0 up to rounding; then a linear layer."""
     g = Growing(0, (4,))
     value = g.add(Linear(g.builder.constant("centre", np.eye(4) - ONES)), g.input, name="centred")
     noise = g.add(Linear(g.builder.constant("mean", ONES)), value, name="mean")
@@ -46,9 +46,9 @@ def test_polynomials_of_noise_are_straight_lines(degree: int) -> None:
     result, _ = normalized(graph, g.images)
     op = result["curve"].op
     assert isinstance(op, Polynomial) and result.constants[op.coefficients].shape == (1, 2)
-    # Within the narrow interval it was for, it is as right as a line can be: at 0, and from end to end.
+    # Within its old narrow interval it is as right as a line can be: at 0, and from end to end.
     assert result.evaluate(g.images) == pytest.approx(graph.evaluate(g.images), abs=1e-5)
-    # Beyond it does not grow as the curve would.
+    # Beyond this interval it does not grow as the curve would.
     disturbed = result.evaluate(g.images, lambda node, x: x + 0.5 if node.id == "mean" else None)
     slope = np.abs(graph.constants["c"][0, 1::2]).sum()
     assert np.max(np.abs(disturbed)) < 1e4 * (1 + slope)
@@ -71,7 +71,7 @@ def test_what_is_computed_from_noise_is_noise() -> None:
 
 
 def test_depth_does_not_make_noise_of_values() -> None:
-    """Sums grow with each layer beside their largest values; what is no noise passes no floor on."""
+    """Sums grow with each layer relative to their largest values, but only noise passes its floor on."""
     g = Growing(3, (64,))
     value = g.input
     for _ in range(30):

@@ -1,4 +1,4 @@
-"""Each pass on a small graph: golden text, unchanged reference numerics, and what it must leave alone."""
+"""Each pass on a small graph: golden text, unchanged reference numerics, and graphs that it must not change."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def chain(shape: tuple[int, ...], *ops: tuple[str, Op], constants: Mapping[str, 
 
 
 def apply(item: Pass, graph: Graph, context: PassContext | None = None) -> Graph:
-    """Run one pass through the manager and hold the reference numerics equal."""
+    """Run one pass through the manager and check that the reference numerics stay the same."""
     graph = replace(graph, stage=item.requires)
     before = graph.text()
     result = PassManager([item]).run(graph, context or PassContext())
@@ -255,7 +255,7 @@ class Silent(Pass):
 
 
 class WrongStage(Silent):
-    """Says that it ensures a stage that it doesn't reach."""
+    """A pass that does not reach the stage that it ensures."""
 
     name: ClassVar[str] = "wrong_stage"
     ensures: ClassVar[Stage] = Stage.POLYNOMIAL

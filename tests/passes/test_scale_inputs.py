@@ -35,7 +35,7 @@ def calibrated(graph: Graph, images: Array) -> Calibration:
 
 
 def scaled(graph: Graph, images: Array) -> Graph:
-    """The graph after the pass and with units; it computes what it did."""
+    """The graph after the pass and with units, after a check that it computes the same."""
     calibration = calibrated(graph, images)
     result = PassManager([ScaleInputs(), NormalizeUnits()]).run(graph, PassContext(calibration=calibration))
     before, after = graph.evaluate(images), result.evaluate(images)
@@ -72,7 +72,7 @@ def graph_of(shape: tuple[int, ...], *ops: tuple[Op, int], constants: dict[str, 
 
 
 def weights(out: int, *rest: int) -> Array:
-    """Weights to which every channel adds as much."""
+    """Weights with which every channel adds as much to the outputs."""
     w = RANDOM.normal(size=(out, 4, *rest))
     return np.asarray(w / SIZES.reshape(1, 4, *(1,) * len(rest)))
 
@@ -101,7 +101,7 @@ def test_convolutions(bias: str | None, groups: int, padding: tuple[int, int, in
     conv = (Conv2d("w", bias, (2, 1), padding, (1, 1), groups), 0)
     op = scaled(graph_of((4, 5, 5), conv, constants={"w": w, "b": RANDOM.normal(size=6)}), pictures()).inputs[0].op
     assert isinstance(op, Input) and len(op.factors) == 4
-    # At a padded border an offset would have to be missing.
+    # At a padded border there would have to be no offset.
     assert any(op.offsets) == (not any(padding))
 
 
@@ -160,7 +160,7 @@ def test_columns_that_did_not_vary_are_trusted_as_far_as_they_do_no_harm() -> No
     graph = graph_of((4,), LINEAR, constants={"w": w, "b": np.zeros(1)})
     node = scaled(graph, images).inputs[0]
     assert isinstance(node.op, Input)
-    # In true units: types have what the client makes of them.
+    # In true units; types have the ranges of what the client encrypts.
     ends = [
         (one.low * factor + offset, one.high * factor + offset)
         for one, offset, factor in zip(node.type.channels, node.op.offsets, node.op.factors, strict=True)
@@ -197,5 +197,5 @@ def test_inputs_that_make_no_sense_are_found(op: Input) -> None:
         verify(graph)
     kept = graph.nodes[0]
     wrong = replace(kept, op=Input((4,)), type=replace(kept.type, channels=(Range(0.0, 1.0),)))
-    with pytest.raises(VerificationError, match="ranges of 1 channels, of 4"):
+    with pytest.raises(VerificationError, match="ranges of 1 channels, expected 4"):
         verify(replace(graph, nodes=(wrong,)))

@@ -1,4 +1,4 @@
-"""Max-pooling behind fitted polynomials, whose values go further apart than those of the activations."""
+"""Max-pooling after fitted polynomials, whose values spread further than those of the activations."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_values_beyond_the_calibrated_ones_are_compared(alpha: int) -> None:
     assert wider.max_error == pytest.approx(factor * report.max_error)
     assert wider.low == -wider.high
     assert after.stage is Stage.POLYNOMIAL
-    # Images of which one value in a window, through the polynomial, is as far from the other as it may be now.
+    # Images whose values in a window are as far apart, after the polynomial, as they may be now.
     images = IMAGES.copy()
     images[:, :, :, ::2] *= 1.3
     summed = np.asarray(_values(after, images)["sum"])
@@ -62,7 +62,7 @@ def test_values_beyond_the_calibrated_ones_are_compared(alpha: int) -> None:
 
 
 def test_it_is_needed() -> None:
-    """Without it the same images end up far away."""
+    """Without it, the same images have large errors."""
     before, context = approximated(7)
     after = PassManager([WidenMaxPool()]).run(before, context)
     far = IMAGES * np.where(np.arange(4) % 2, -2.4, 2.4)

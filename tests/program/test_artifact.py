@@ -1,4 +1,4 @@
-"""Programs as files: what comes back is what was saved, and what isn't a program is refused."""
+"""Programs as files: they are loaded as they were saved, and everything else is refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from olac.ir.types import Range, Stage, ValueType
 from olac.kernels.record import record
 from olac.passes.base import PassContext, PassManager
 from olac.passes.pipeline import lowering_pipeline
-from olac.program.artifact import FORMAT, save_program
+from olac.program.artifact import FILES, save_program
 from olac.program.program import CompiledProgram
 from olac.system.formats import PROGRAMS
 from tests.runtime.bootstrapped_program import bootstrapped_program
@@ -47,16 +47,16 @@ def path(program: CompiledProgram, tmp_path: Path) -> Path:
 def _outer(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
-    outer: dict[str, Any] = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][FORMAT])
+    outer: dict[str, Any] = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][FILES.entry])
     return outer
 
 
 def _write(path: Path, outer: dict[str, Any], constants: dict[str, Any] | None = None) -> None:
-    save_file(load_file(path) if constants is None else constants, path, metadata={FORMAT: json.dumps(outer)})
+    save_file(load_file(path) if constants is None else constants, path, metadata={FILES.entry: json.dumps(outer)})
 
 
 def _rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the manifest, as somebody would who can also write the right hash of it."""
+    """Change the manifest and write the right hash of it, as an attacker can."""
     outer = _outer(path)
     manifest = json.loads(outer["manifest"])
     change(manifest)
@@ -341,7 +341,7 @@ def _of_two(node: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", LATER)
 def test_invariants_of_the_last_stage_are_checked(path: Path, name: str) -> None:
-    """What a server would only stumble over while it runs, or not at all."""
+    """Faults that a server would only notice while it runs, or never."""
     message, change = LATER[name]
     _rewrite(path, lambda m: change({node["id"]: node for node in m["graph"]["nodes"]}))
     _refused(path, message)
@@ -357,7 +357,7 @@ def test_security_that_is_claimed_is_checked(path: Path) -> None:
 def test_a_program_by_earlier_bounds_loads_with_a_warning_that_gives_its_bits(
     tmp_path: Path, scale: int, loads: bool
 ) -> None:
-    """Ring 2^13 held 218 bits once and holds 214 now; what exceeds both is refused as ever."""
+    """The bound for ring 2^13 was 218 bits and is 214 now; programs that exceed both are refused."""
     parameters = Parameters(13, 4, scale, 37, 5)
     assert parameters.log_qp > 214 and (parameters.log_qp < 218) == loads
     builder, kind = GraphBuilder(by="test"), ValueType((4,), bound=Range(-1.0, 1.0))
@@ -425,7 +425,7 @@ def test_the_set_up_is_part_of_the_fingerprint() -> None:
 
 
 DEEP_CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
-    "no set-up": ("without a set-up", lambda m: m["parameters"].update(bootstrapping=None)),
+    "no set-up": ("are without bootstrapping", lambda m: m["parameters"].update(bootstrapping=None)),
     "other depth": ("with bootstrapping for", lambda m: m["parameters"].update(depth=21)),
     "other rest": ("with bootstrapping for", lambda m: m["parameters"]["bootstrapping"].update(rest=5)),
     "fixed": ("loses its precision", lambda m: m["parameters"].update(technique="FIXEDMANUAL")),
@@ -481,7 +481,7 @@ def test_bootstraps_that_make_no_sense(deep: Path, name: str) -> None:
 
 
 def test_sparse_secrets_above_their_bound_are_refused(deep: Path) -> None:
-    """Ring 2^11 has none, and at 2^16 the dense bound is no excuse."""
+    """Ring 2^11 has no bound for them, and at 2^16 the larger bound of dense secrets does not count."""
     _rewrite(deep, lambda m: m["parameters"].update(security=128))
     with pytest.raises(SecurityError, match=r"deep\.olac.*exceeds the 0 bits.*sparse secret"):
         CompiledProgram.load(deep)

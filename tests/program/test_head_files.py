@@ -1,4 +1,4 @@
-"""Heads in program files: they come back, count for the fingerprint, and nothing impossible is taken from a file."""
+"""Heads in program files: they are loaded as they were saved, fingerprints cover them, and bad ones are refused."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_files_without_a_head(program: CompiledProgram, tmp_path: Path) -> None:
     program.save(path)
     _rewrite(path, lambda manifest: manifest.pop("head"))
     _refused(path, "does not have the parts")
-    _write(path, _outer(path) | {"version": 4})  # had none
+    _write(path, _outer(path) | {"version": 4})  # files of version 4 have no head
     loaded = CompiledProgram.load(path)
     assert loaded.head == OutputHead() and loaded.fingerprint == program.fingerprint
 

@@ -1,4 +1,4 @@
-"""A promise that is missed is said, and refused if the caller is strict."""
+"""A promise that is missed gives a note, or an error if the caller is strict."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ def test_plans_and_fits_never_see_what_judges(monkeypatch: pytest.MonkeyPatch) -
     assert used and judged and not used & judged
 
 
-# What is said -------------------------------------------------------------------------------------------------------
+# Notes --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_goal_that_is_missed_is_said() -> None:
-    """At 90 to 98 % as well."""
+def test_a_goal_that_is_missed_gives_a_note() -> None:
+    """Also for goals of 90 to 98 %."""
     theirs = np.eye(4)[np.arange(200) % 4]
     ours = theirs.copy()
-    ours[1::20] = ours[1::20, ::-1]  # 5 % of all, 10 % of those that judge
+    ours[1::20] = ours[1::20, ::-1]  # 5 % of all images, 10 % of those that judge
     images = np.arange(200.0)[:, None]
     calibration = calibration_of(images, theirs)
 
@@ -115,8 +115,8 @@ def test_a_goal_that_is_missed_is_said() -> None:
     assert goal_shortfalls(replace(check, goal=0.9)) == ()
 
 
-def test_decisions_that_agree_by_values_that_do_not_are_said() -> None:
-    """A large output that never falls behind decides alike, however far off it is."""
+def test_decisions_that_agree_although_values_do_not_give_a_note() -> None:
+    """If one output is always the largest, decisions agree however wrong the others are."""
     model = network(2)
     with torch.no_grad():
         model[2].bias[0] += 1.0  # type: ignore[index]
@@ -149,7 +149,7 @@ def test_few_images_are_said_and_refused(count: int) -> None:
     begun: list[str] = []
     with pytest.raises(CalibrationError, match=f"strict: {count} calibration image"):
         olac.approximate(model, loader, degree=3, strict=True, progress=begun.append, **QUICK)
-    assert "fitting polynomials" not in begun  # what is known before the work is said before it
+    assert "fitting polynomials" not in begun  # notes that need no fit come before the fits
 
 
 def test_enough_images_need_no_note() -> None:
@@ -214,7 +214,7 @@ def test_the_last_function_tells_the_task(last: nn.Module | None, client_head: b
 
 
 def test_a_regression_is_no_matter_of_its_largest_output() -> None:
-    """One output is always the largest: degrees were the lowest, and the agreement 100 %."""
+    """One output is always the largest, so as decisions all would agree, even with the lowest degrees."""
     program = olac.approximate(network(1), [inputs(512)])
     check = program.report.check
     assert check is not None and check.task == "regression"
@@ -225,7 +225,7 @@ def test_a_regression_is_no_matter_of_its_largest_output() -> None:
 
 @pytest.mark.parametrize("alphas", ["ola", "measured"])
 def test_plans_of_regressions_know_the_sizes_of_outputs(alphas: Effects) -> None:
-    """An output in thousands must not hide one in units."""
+    """An output that is in the thousands must not hide the errors of one that is near 1."""
     model = network(2)
     linear = model[2]  # type: ignore[index]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What people read of a program: the claim of security says what it rests on."""
+"""Reports for people: the claim of security names its grounds."""
 
 import io
 from dataclasses import replace

@@ -14,7 +14,7 @@ from olac.ir.ops.nonlinear import (
     PolynomialProduct,
     Reshape,
     Square,
-    bent,
+    scaled_sine,
 )
 
 __all__ = [
@@ -46,6 +46,6 @@ __all__ = [
     "SparseLinear",
     "Square",
     "Units",
-    "bent",
     "register",
+    "scaled_sine",
 ]

@@ -1,8 +1,8 @@
 """Every op of the IR, one small frozen dataclass each.
 
 An op knows the shape of its result and its reference semantics in numpy (`evaluate`, over arrays with a leading batch
-axis). A *linear* op also gives itself as a sparse affine map (`linear_map`), which is all that packing needs: a new
-linear op is compiled as soon as it has that method. Arrays live in the graph's constants; an op names them.
+axis). A *linear* op also gives itself as a sparse affine map (`linear_map`). Packing needs nothing else: a new linear
+op can be compiled as soon as it has that method. Arrays are constants of the graph, and an op holds their names.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from olac.system.arrays import Array as Array
 
 Shape = tuple[int, ...]
 Constants = Mapping[str, Array]
+Scaling = tuple[Array, Array]
+"""Factors and shifts of elements, in this order."""
 
 
 class ShapeError(ValueError):
@@ -56,10 +58,8 @@ class LinearMap:
         """M as a scipy CSR array of shape (elements out, elements in)."""
         return sparse.csr_array((self.values, (self.rows, self.columns)), shape=(len(self.bias), self.columns_count))
 
-    def with_factors(
-        self, rows: tuple[Array, Array] | None = None, columns: tuple[Array, Array] | None = None
-    ) -> LinearMap:
-        """s (M (f x + o) + b) + t for rows (s, t) and columns (f, o), of any shape with one number an element."""
+    def with_factors(self, rows: Scaling | None = None, columns: Scaling | None = None) -> LinearMap:
+        """s (M (f x + o) + b) + t for rows (s, t) and columns (f, o), each with a number for every element."""
         values, bias = self.values, self.bias
         if columns is not None:
             factors, offsets = (part.reshape(-1) for part in columns)
@@ -80,11 +80,11 @@ class Units(Enum):
     """How the unit of an op's result follows from those of its operands."""
 
     SHARED = "shared"
-    """Operands and result have the same: the op commutes with a common factor."""
+    """Operands and result have the same unit: the op commutes with a common factor."""
     FREE = "free"
-    """Any: the op takes factors of operands and result into its constants (see `Op.in_units`)."""
+    """Any unit: the op takes factors of operands and result into its constants (see `Op.in_units`)."""
     PRODUCT = "product"
-    """The product of those of the two operands, or of a single operand with itself."""
+    """The product of the units of the two operands, or the square of a single operand's unit."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ class Op(ABC):
         name: in texts and files.
         arity: number of operands.
         constant_fields: the fields that name constants of the graph.
-        ranks: axes of these constants; a constant that is not listed may have any number.
+        ranks: numbers of axes of these constants; one that is not listed may have any number.
         last_stage: the last stage at which a graph may hold the op.
         units: how the unit of the result follows from those of the operands.
-        takes_products: whether operands may be products as they are, of whatever unit and scale these have. Before
-            other ops an affine map brings a product to their unit and to the canonical scale.
+        takes_products: whether operands may be products, of any unit and scale. Before an op for which this is False
+            an affine map brings a product to the op's unit and to the canonical scale.
         same_ciphertexts: whether the result is the operand's ciphertexts under another shape.
-        chooses_layout: whether the result may lie anywhere; that of other ops lies where the operands do.
+        chooses_layout: whether the result may have another layout than the operands.
         reads_shifted: whether operands may have shifted copies.
         shifts_copies: whether the result may have shifted copies although no operand has.
     """
@@ -133,8 +133,7 @@ class Op(ABC):
     def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
         """Raise `ShapeError` if the op's fields and constants are not what its other methods and its kernel rely on.
 
-        Programs from files are checked by it, so nothing here is certain but the types of the fields. It is called
-        before `infer`.
+        It is called before `infer`, also on ops from files: it may rely on nothing but the types of the fields.
         """
         for field, rank in self.ranks.items():
             name = getattr(self, field)
@@ -144,12 +143,12 @@ class Op(ABC):
     def in_units(self, constants: Constants, units: Sequence[float], unit: float) -> dict[str, Any] | None:
         """The fields that change if operands are given in `units` and the result is wanted in `unit`.
 
-        Arrays stand for the constants that a field names. None: only a linear map in general form can do it.
+        A field that names a constant has the new array. None if only the op's matrix can be brought to these units.
         """
         return {}
 
     def is_product(self, of_product: bool) -> bool:
-        """Whether the result has the unit and the scale of a product; `of_product`: whether the operand has."""
+        """Whether the result has the unit and the scale of a product; `of_product` says it of the operand."""
         return self.units is Units.PRODUCT or (self.same_ciphertexts and of_product)
 
     def constant_names(self) -> tuple[str, ...]:
@@ -167,7 +166,7 @@ class Factors(Enum):
 
     NONE = "none"
     BY_CHANNEL = "by channel"
-    """Those that are the same for all elements of a channel."""
+    """Only factors and shifts that are the same for all elements of a channel."""
     BY_ELEMENT = "by element"
 
 
@@ -175,7 +174,8 @@ class LinearOp(Op):
     """An op whose result is an affine function M x + b of its one operand.
 
     Attributes:
-        structural: it only moves, drops or weighs elements: composed with another linear op it stays sparse.
+        structural: whether it only moves, drops or weighs elements, so that its composition with another linear op
+            stays sparse.
         takes: the factors and shifts that its constants can take (see `with_factors`).
     """
 
@@ -201,19 +201,15 @@ class LinearOp(Op):
         return np.asarray(flat).reshape(len(x), *out_shape)
 
     def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
-        """The constants of ratio * M x + bias_ratio * b, by field, or None if the op can't absorb a factor."""
+        """The constants of ratio * M x + bias_ratio * b, by field; None if the op can't absorb a factor."""
         return None
 
     def with_factors(
-        self,
-        shape: Shape,
-        constants: Constants,
-        rows: tuple[Array, Array] | None = None,
-        columns: tuple[Array, Array] | None = None,
+        self, shape: Shape, constants: Constants, rows: Scaling | None = None, columns: Scaling | None = None
     ) -> dict[str, Array] | None:
         """The constants, by field, of s (M (f x + o) + b) + t; None if the op can't take these factors and shifts.
 
-        A bias that is not among them stays away. It is there if the op has one, or if it is not zero.
+        An op without a bias gets one only if the new bias is not zero.
 
         Args:
             shape: of the operand.
@@ -223,17 +219,17 @@ class LinearOp(Op):
         return None
 
     def commuted(self, signs: Array, constants: Constants) -> Array | None:
-        """The signs t, in the shape of the result, with op(signs * x) = t * op(x); None if there are none."""
+        """The signs t, in the shape of the result, with op(signs * x) = t * op(x); None if there are no such signs."""
         return None
 
     def in_units(self, constants: Constants, units: Sequence[float], unit: float) -> dict[str, Any] | None:
         return self.scaled(constants, units[0] / unit, 1 / unit)
 
     def gains(self, shape: Shape, constants: Constants, inputs: int) -> Array:
-        """The most that an element of each output channel moves for 1 in all elements of an input channel.
+        """The most that an element of each output channel changes if the elements of an input channel change by 1.
 
-        Shape (output channels, inputs). The elements of an operand of `shape` are in `inputs` channels of equal size;
-        with 1 the whole operand is one.
+        Shape (output channels, inputs). The elements of an operand of `shape` are taken as `inputs` channels of equal
+        size; if `inputs` is 1, the whole operand is one channel.
         """
         outputs = self.infer([shape], constants)[0]
         matrix = abs(self.linear_map(shape, constants).matrix())
@@ -255,19 +251,19 @@ def register(op: type[Op]) -> type[Op]:
 
 
 def by_channel(elements: Array) -> Array | None:
-    """One number a channel (the first axis) for one number an element; None if they differ within a channel."""
+    """One number for each channel (the first axis) from one for each element; None if they differ in a channel."""
     flat = elements.reshape(len(elements), -1)
     return flat[:, 0] if np.all(flat == flat[:, :1]) else None
 
 
 def compact(elements: Array) -> Array:
-    """One number a channel if that is all, in a shape that broadcasts; otherwise the array."""
+    """One number for each channel, in a shape that broadcasts; the array itself if numbers differ in a channel."""
     channels = by_channel(elements)
     return np.array(elements) if channels is None else channels.reshape(-1, *(1,) * (elements.ndim - 1))
 
 
 def of_elements(channels: Array, shape: Shape) -> Array:
-    """The inverse of `by_channel`; one number (1,) serves all channels."""
+    """The inverse of `by_channel`; a single number is for all channels."""
     return np.broadcast_to(channels.reshape(-1, *(1,) * (len(shape) - 1)), shape)
 
 

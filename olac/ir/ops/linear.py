@@ -17,6 +17,7 @@ from olac.ir.ops.base import (
     Factors,
     LinearMap,
     LinearOp,
+    Scaling,
     Shape,
     ShapeError,
     by_channel,
@@ -28,22 +29,44 @@ from olac.ir.ops.base import (
 from olac.ir.types import Stage
 
 
+@dataclass(frozen=True)
+class _Weighted(LinearOp):
+    """An op with a weight, whose first axis is that of its outputs, and a bias: (outputs,) or None."""
+
+    weight: str
+    bias: str | None = None
+    constant_fields: ClassVar[tuple[str, ...]] = ("weight", "bias")
+
+    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
+        super().check(shapes, constants, stage)
+        if len(self._bias(constants)) != len(constants[self.weight]):
+            raise ShapeError(f"{len(self._bias(constants))} biases for {len(constants[self.weight])} outputs")
+
+    def _bias(self, constants: Constants) -> Array:
+        return np.zeros(len(constants[self.weight])) if self.bias is None else constants[self.bias]
+
+    def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
+        out = {"weight": constants[self.weight] * ratio}
+        return out if self.bias is None else {**out, "bias": constants[self.bias] * bias_ratio}
+
+    def _made(self, weight: Array, bias: Array) -> dict[str, Array]:
+        """Constants by field; a bias of zeros is left out if the op has none."""
+        return {"weight": weight} if self.bias is None and not np.any(bias) else {"weight": weight, "bias": bias}
+
+
 @register
 @dataclass(frozen=True)
-class Conv2d(LinearOp):
+class Conv2d(_Weighted):
     """Cross-correlation with zero padding, as torch.nn.functional.conv2d.
 
     weight: (out, in / groups, kh, kw); bias: (out,) or None; padding: top, bottom, left, right.
     """
 
-    weight: str
-    bias: str | None = None
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     name: ClassVar[str] = "conv2d"
-    constant_fields: ClassVar[tuple[str, ...]] = ("weight", "bias")
     ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"weight": 4, "bias": 1})
     takes: ClassVar[Factors] = Factors.BY_CHANNEL
 
@@ -55,7 +78,6 @@ class Conv2d(LinearOp):
                 f"conv2d of {len(constants[self.weight])} channels with stride {self.stride}, dilation "
                 f"{self.dilation}, padding {self.padding} and {self.groups} groups"
             )
-        _check_bias(constants, self.weight, self.bias)
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         c, h, w = image_shape(shapes, self.name)
@@ -68,9 +90,6 @@ class Conv2d(LinearOp):
         if rows < 1 or columns < 1:
             raise ShapeError(f"conv2d kernel {kh}x{kw} is larger than its padded input {h}x{w}")
         return out, rows, columns
-
-    def _bias(self, constants: Constants) -> Array:
-        return np.zeros(len(constants[self.weight])) if self.bias is None else constants[self.bias]
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
         x, weight = operands[0], constants[self.weight]
@@ -120,18 +139,8 @@ class Conv2d(LinearOp):
         bias = np.repeat(self._bias(constants), rows * columns)
         return LinearMap(target.astype(np.int64), source.astype(np.int64), values[keep], bias, c * h * w)
 
-    def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
-        out = {"weight": constants[self.weight] * ratio}
-        if self.bias is not None:
-            out["bias"] = constants[self.bias] * bias_ratio
-        return out
-
     def with_factors(
-        self,
-        shape: Shape,
-        constants: Constants,
-        rows: tuple[Array, Array] | None = None,
-        columns: tuple[Array, Array] | None = None,
+        self, shape: Shape, constants: Constants, rows: Scaling | None = None, columns: Scaling | None = None
     ) -> dict[str, Array] | None:
         weight = constants[self.weight]
         scaled, bias, row = weight, self._bias(constants), None
@@ -142,16 +151,16 @@ class Conv2d(LinearOp):
         if columns is not None:
             column = _by_channel(columns)
             if column is None or (np.any(column[1]) and any(self.padding)):
-                return None  # the zeros around the operand would have to be shifted as well
+                return None  # the padding's zeros would have to be shifted as well
             out, per_group = weight.shape[:2]
-            # Row o of these: what the input channels of its group have.
+            # Row o has the factors and offsets of the input channels in the group of output o.
             first = np.arange(out) // (out // self.groups) * per_group
             factors, offsets = (values[first[:, None] + np.arange(per_group)] for values in column)
             scaled = scaled * factors[..., None, None]
             bias = np.einsum("oikl,oi->o", weight, offsets) + bias
         if row is not None:
             bias = row[0] * bias + row[1]
-        return _weight_and_bias(scaled, bias, self.bias)
+        return self._made(scaled, bias)
 
     def gains(self, shape: Shape, constants: Constants, inputs: int) -> Array:
         weight = np.abs(constants[self.weight])
@@ -167,35 +176,19 @@ class Conv2d(LinearOp):
         return super().gains(shape, constants, inputs)
 
 
-def _check_bias(constants: Constants, weight: str, bias: str | None) -> None:
-    if bias is not None and len(constants[bias]) != len(constants[weight]):
-        raise ShapeError(f"{len(constants[bias])} biases for {len(constants[weight])} outputs")
-
-
-def _weight_and_bias(weight: Array, bias: Array, had: str | None) -> dict[str, Array]:
-    return {"weight": weight} if had is None and not np.any(bias) else {"weight": weight, "bias": bias}
-
-
-def _by_channel(pair: tuple[Array, Array]) -> tuple[Array, Array] | None:
+def _by_channel(pair: Scaling) -> Scaling | None:
     first, second = by_channel(pair[0]), by_channel(pair[1])
     return None if first is None or second is None else (first, second)
 
 
 @register
 @dataclass(frozen=True)
-class Linear(LinearOp):
+class Linear(_Weighted):
     """y = W x + b on a vector. weight: (out, in); bias: (out,) or None."""
 
-    weight: str
-    bias: str | None = None
     name: ClassVar[str] = "linear"
-    constant_fields: ClassVar[tuple[str, ...]] = ("weight", "bias")
     ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"weight": 2, "bias": 1})
     takes: ClassVar[Factors] = Factors.BY_ELEMENT
-
-    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
-        super().check(shapes, constants, stage)
-        _check_bias(constants, self.weight, self.bias)
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
         out, size = constants[self.weight].shape
@@ -208,25 +201,13 @@ class Linear(LinearOp):
         return y if self.bias is None else y + constants[self.bias]
 
     def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
-        weight = constants[self.weight]
-        bias = np.zeros(len(weight)) if self.bias is None else constants[self.bias]
-        return LinearMap.from_sparse(sparse.csr_array(weight), bias)
-
-    def scaled(self, constants: Constants, ratio: float, bias_ratio: float) -> dict[str, Array] | None:
-        out = {"weight": constants[self.weight] * ratio}
-        if self.bias is not None:
-            out["bias"] = constants[self.bias] * bias_ratio
-        return out
+        return LinearMap.from_sparse(sparse.csr_array(constants[self.weight]), self._bias(constants))
 
     def with_factors(
-        self,
-        shape: Shape,
-        constants: Constants,
-        rows: tuple[Array, Array] | None = None,
-        columns: tuple[Array, Array] | None = None,
+        self, shape: Shape, constants: Constants, rows: Scaling | None = None, columns: Scaling | None = None
     ) -> dict[str, Array] | None:
         weight = constants[self.weight]
-        scaled, bias = weight, np.zeros(len(weight)) if self.bias is None else constants[self.bias]
+        scaled, bias = weight, self._bias(constants)
         if rows is not None:
             scaled = scaled * rows[0][:, None]
         if columns is not None:
@@ -234,7 +215,7 @@ class Linear(LinearOp):
             bias = weight @ columns[1] + bias
         if rows is not None:
             bias = rows[0] * bias + rows[1]
-        return _weight_and_bias(scaled, bias, self.bias)
+        return self._made(scaled, bias)
 
     def gains(self, shape: Shape, constants: Constants, inputs: int) -> Array:
         weight = np.abs(constants[self.weight])
@@ -244,7 +225,7 @@ class Linear(LinearOp):
 @register
 @dataclass(frozen=True)
 class SparseLinear(LinearOp):
-    """A composed linear op: entries (rows, columns, values) over flattened elements and a bias per element."""
+    """A composed linear op: entries (rows, columns, values) over flattened elements, and a bias for each element."""
 
     rows: str
     columns: str
@@ -284,11 +265,7 @@ class SparseLinear(LinearOp):
         return {"values": constants[self.values] * ratio, "bias": constants[self.bias] * bias_ratio}
 
     def with_factors(
-        self,
-        shape: Shape,
-        constants: Constants,
-        rows: tuple[Array, Array] | None = None,
-        columns: tuple[Array, Array] | None = None,
+        self, shape: Shape, constants: Constants, rows: Scaling | None = None, columns: Scaling | None = None
     ) -> dict[str, Array] | None:
         made = self.linear_map(shape, constants).with_factors(rows, columns)
         return {"values": made.values, "bias": made.bias}
@@ -331,11 +308,7 @@ class Affine(LinearOp):
         return {"scale": constants[self.scale] * ratio, "shift": constants[self.shift] * bias_ratio}
 
     def with_factors(
-        self,
-        shape: Shape,
-        constants: Constants,
-        rows: tuple[Array, Array] | None = None,
-        columns: tuple[Array, Array] | None = None,
+        self, shape: Shape, constants: Constants, rows: Scaling | None = None, columns: Scaling | None = None
     ) -> dict[str, Array] | None:
         scale, shift = (np.broadcast_to(constants[name], shape) for name in (self.scale, self.shift))
         if columns is not None:
@@ -351,7 +324,7 @@ class AveragePool(LinearOp):
     """Every pooling by averages: y = R x C^T in each channel, R of shape (h_out, h) and C of shape (w_out, w).
 
     AvgPool2d with any stride, padding, ceil_mode and divisor, AdaptiveAvgPool2d and the mean over space are all
-    separable in this way. `stride` tells the layout how far windows move; (0, 0) where they don't move evenly.
+    separable in this way. `stride` tells the layout how far windows move; (0, 0) if they don't move evenly.
     """
 
     rows: str
@@ -421,7 +394,7 @@ class Pad(LinearOp):
         channels = by_channel(signs)
         if self.value or channels is None:
             return self._pad(signs, 1.0)
-        # Zeros have any sign, so that of their channel.
+        # Zeros can have the sign of their channel.
         return of_elements(Pad(self.amounts[:1])._pad(channels, 1.0), self.infer([signs.shape], constants))
 
 

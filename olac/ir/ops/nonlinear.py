@@ -22,8 +22,8 @@ from olac.ir.types import Stage
 class Input(Op):
     """A value that the client encrypts: (image - offset) / factor, with an offset and a factor for each channel.
 
-    offsets, factors: one for each channel (the first axis), or none of them: nothing is taken away, and one factor, the
-    unit, is for all. What reads the input has them in its weights.
+    offsets, factors: one for each channel (the first axis). Without them nothing is subtracted, and the unit is the
+    factor of all channels. The ops that read the input undo them by their weights.
     """
 
     shape: Shape = ()
@@ -34,7 +34,7 @@ class Input(Op):
     shifts_copies: ClassVar[bool] = True
 
     def encode(self, images: Array) -> Array:
-        """What the graph computes with, for images (n, *shape)."""
+        """The values with which the graph computes, for images (n, *shape)."""
         if not self.factors:
             return images
         tail = (1,) * (len(self.shape) - 1)
@@ -74,7 +74,7 @@ class MaxPool2d(Op):
     def windows(self, size: int, axis: int) -> tuple[tuple[int, int], ...]:
         """The windows along an axis of that size (0 rows, 1 columns): first index and number of elements.
 
-        Elements are `dilation` apart. ShapeError where there is no window.
+        Elements are `dilation` apart. ShapeError if there is no window.
         """
         kernel, stride, padding, dilation = (
             field[axis] for field in (self.kernel, self.stride, self.padding, self.dilation)
@@ -131,8 +131,8 @@ class Reshape(Op):
         return operands[0].reshape(len(operands[0]), *self.shape)
 
 
-def bent(slots: Array, correction: int) -> Array:
-    """What bootstrapping with a correction factor makes of slots, noise aside."""
+def scaled_sine(slots: Array, correction: int) -> Array:
+    """The result of bootstrapping slots with a correction factor, without noise."""
     frequency = 2 * np.pi / 2**correction
     result: Array = np.sin(frequency * slots) / frequency
     return result
@@ -141,10 +141,10 @@ def bent(slots: Array, correction: int) -> Array:
 @register
 @dataclass(frozen=True)
 class Bootstrap(Op):
-    """The same value with levels again, bent a little: sin(w x) / w, w = 2 pi / 2^correction; slots within [-1, 1].
+    """The value at a higher level, bent a little: sin(w x) / w, w = 2 pi / 2^correction, for slots within [-1, 1].
 
-    CKKS bootstrapping takes rests modulo the first prime by a sine (Cheon, Han, Kim, Kim and Song, "Bootstrapping for
-    Approximate Homomorphic Encryption", EUROCRYPT 2018). What that does to values is no noise, so it is part of the op.
+    CKKS bootstrapping reduces modulo the first prime by a sine (Cheon, Han, Kim, Kim and Song, "Bootstrapping for
+    Approximate Homomorphic Encryption", EUROCRYPT 2018). Its effect on values is no noise, so it is part of the op.
 
     Attributes:
         correction: bits by which values are scaled down within the sine.
@@ -158,7 +158,7 @@ class Bootstrap(Op):
         return shapes[0]
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
-        return bent(operands[0], self.correction)
+        return scaled_sine(operands[0], self.correction)
 
 
 @register
@@ -170,9 +170,7 @@ class Add(Op):
     arity: ClassVar[int] = 2
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
-        if shapes[0] != shapes[1]:
-            raise ShapeError(f"add of {shapes[0]} and {shapes[1]}")
-        return shapes[0]
+        return _same_shape(self, shapes)
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
         return operands[0] + operands[1]
@@ -189,9 +187,7 @@ class Multiply(Op):
     takes_products: ClassVar[bool] = True
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
-        if shapes[0] != shapes[1]:
-            raise ShapeError(f"multiply of {shapes[0]} and {shapes[1]}")
-        return shapes[0]
+        return _same_shape(self, shapes)
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
         return operands[0] * operands[1]
@@ -203,7 +199,7 @@ class Multiply(Op):
 @register
 @dataclass(frozen=True)
 class Square(Op):
-    """y = x^2 + shift: what is left of a quadratic whose other factors went into the linear ops around it.
+    """y = x^2 + shift: a quadratic after its other factors were folded into the linear ops around it.
 
     shift: (channels,), or (1,) for all channels alike.
     """
@@ -216,10 +212,7 @@ class Square(Op):
     takes_products: ClassVar[bool] = True
 
     def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
-        channels = len(constants[self.shift])
-        if channels not in (1, shapes[0][0]):
-            raise ShapeError(f"shifts for {channels} channels on {shapes[0]}")
-        return shapes[0]
+        return _check_channels("shifts", len(constants[self.shift]), shapes[0])
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
         x = operands[0]
@@ -237,8 +230,8 @@ class Square(Op):
 class Activation(Op):
     """A univariate function of each element, by its name in `olac.ir.functions`; stage TRACED only.
 
-    Channels may have functions of their own: see `is_per_channel` and `channel_function` there. `definition` keeps a
-    function that the caller gave; the name finds it as long as an op holds it.
+    Channels may have functions of their own: see `is_per_channel` and `channel_function` there. `definition` is set if
+    the caller gave the function: its name is known as long as an op holds the definition.
     """
 
     function: str
@@ -264,7 +257,7 @@ class Activation(Op):
 @register
 @dataclass(frozen=True)
 class AtClient(Op):
-    """A step that no ciphertext takes: only a client does, on decrypted outputs; stage TRACED only.
+    """A step that only a client can compute, on decrypted outputs; stage TRACED only.
 
     `olac.ir.split.split_head` moves it from the end of a graph into the head.
     """
@@ -283,96 +276,96 @@ class AtClient(Op):
         return np.asarray(self.step.apply(operands[0]), dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class _Chebyshev(Op):
+    """An op with a polynomial sum_k c_k T_k(z / half_width) of its last operand z, elementwise.
+
+    coefficients: (channels, degree + 1), or (1, degree + 1) for all channels alike.
+    """
+
+    coefficients: str
+    half_width: float = 1.0
+    constant_fields: ClassVar[tuple[str, ...]] = ("coefficients",)
+    ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"coefficients": 2})
+    units: ClassVar[Units] = Units.FREE
+    takes_products: ClassVar[bool] = True
+
+    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
+        super().check(shapes, constants, stage)
+        if constants[self.coefficients].shape[1] < 1:
+            raise ShapeError("a polynomial without coefficients")
+        if not (math.isfinite(self.half_width) and self.half_width > 0):
+            raise ShapeError(f"a polynomial on [-{self.half_width}, {self.half_width}]")
+        if stage >= Stage.PACKED and self.half_width != 1.0:
+            raise ShapeError(f"a polynomial on [-{self.half_width}, {self.half_width}], slots are for [-1, 1]")
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        return _check_channels("coefficients", len(constants[self.coefficients]), _same_shape(self, shapes))
+
+    def _value(self, z: Array, constants: Constants) -> Array:
+        """The polynomial of z, of shape (images, channels, ...)."""
+        c = constants[self.coefficients].T
+        return np.asarray(
+            chebyshev.chebval(z / self.half_width, c.reshape(*c.shape, *(1,) * (z.ndim - 2)), tensor=False)
+        )
+
+    def in_units(self, constants: Constants, units: Sequence[float], unit: float) -> dict[str, Any] | None:
+        # The first operand of two brings its own unit into the product.
+        made = rescaled(constants[self.coefficients], self.half_width, units[-1], unit / math.prod(units[:-1]))
+        return {"coefficients": made, "half_width": 1.0}
+
+    def levels(self, constants: Constants) -> int:
+        """ceil(log2(degree + 1)) for the true degree, at least 1."""
+        used = constants[self.coefficients].any(axis=0)
+        return max(1, int(np.flatnonzero(used).max(initial=0)).bit_length())
+
+
 @register
 @dataclass(frozen=True)
-class Polynomial(Op):
+class Polynomial(_Chebyshev):
     """p(x) = sum_k c_k T_k(x / half_width), Chebyshev polynomials of the first kind.
 
     coefficients: (channels, degree + 1), or (1, degree + 1) for all channels alike.
     """
 
-    coefficients: str
-    half_width: float = 1.0
     name: ClassVar[str] = "polynomial"
-    constant_fields: ClassVar[tuple[str, ...]] = ("coefficients",)
-    ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"coefficients": 2})
-    units: ClassVar[Units] = Units.FREE
-    takes_products: ClassVar[bool] = True
     shifts_copies: ClassVar[bool] = True
 
-    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
-        super().check(shapes, constants, stage)
-        _check_polynomial(self, constants, stage)
-
-    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
-        channels = len(constants[self.coefficients])
-        if channels not in (1, shapes[0][0]):
-            raise ShapeError(f"coefficients for {channels} channels on {shapes[0]}")
-        return shapes[0]
-
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
-        return _chebyshev(operands[0] / self.half_width, constants[self.coefficients])
-
-    def in_units(self, constants: Constants, units: Sequence[float], unit: float) -> dict[str, Any] | None:
-        made = rescaled(constants[self.coefficients], self.half_width, units[-1], unit)
-        return {"coefficients": made, "half_width": 1.0}
-
-    def levels(self, constants: Constants) -> int:
-        """ceil(log2(degree + 1)) for the true degree, at least 1."""
-        return _depth(constants[self.coefficients])
+        return self._value(operands[0], constants)
 
 
 @register
 @dataclass(frozen=True)
-class PolynomialProduct(Op):
-    """x p(z) = x * sum_k c_k T_k(z / half_width) for operands x and z of the same shape, elementwise.
+class PolynomialProduct(_Chebyshev):
+    """x p(z) for operands x and z of the same shape, elementwise, with p as in `Polynomial`.
 
-    As one op, because p(z) is then evaluated at the very scale that brings the product to the canonical one.
-
-    coefficients: (channels, degree + 1), or (1, degree + 1) for all channels alike.
+    It is one op because p(z) is then evaluated at the very scale that brings the product to the canonical one.
     """
 
-    coefficients: str
-    half_width: float = 1.0
     name: ClassVar[str] = "polynomial_product"
     arity: ClassVar[int] = 2
-    constant_fields: ClassVar[tuple[str, ...]] = ("coefficients",)
-    ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"coefficients": 2})
-    units: ClassVar[Units] = Units.FREE
-    takes_products: ClassVar[bool] = True
-
-    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
-        super().check(shapes, constants, stage)
-        _check_polynomial(self, constants, stage)
-
-    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
-        channels = len(constants[self.coefficients])
-        if shapes[0] != shapes[1]:
-            raise ShapeError(f"polynomial_product of {shapes[0]} and {shapes[1]}")
-        if channels not in (1, shapes[0][0]):
-            raise ShapeError(f"coefficients for {channels} channels on {shapes[0]}")
-        return shapes[0]
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
-        return operands[0] * _chebyshev(operands[1] / self.half_width, constants[self.coefficients])
-
-    def in_units(self, constants: Constants, units: Sequence[float], unit: float) -> dict[str, Any] | None:
-        # The factor brings its own unit into the product.
-        made = rescaled(constants[self.coefficients], self.half_width, units[-1], unit / units[0])
-        return {"coefficients": made, "half_width": 1.0}
+        return operands[0] * self._value(operands[1], constants)
 
     def levels(self, constants: Constants) -> int:
         """One more than the polynomial's."""
-        return _depth(constants[self.coefficients]) + 1
+        return super().levels(constants) + 1
 
 
-def _check_polynomial(op: Polynomial | PolynomialProduct, constants: Constants, stage: Stage) -> None:
-    if constants[op.coefficients].shape[1] < 1:
-        raise ShapeError("a polynomial without coefficients")
-    if not (math.isfinite(op.half_width) and op.half_width > 0):
-        raise ShapeError(f"a polynomial on [-{op.half_width}, {op.half_width}]")
-    if stage >= Stage.PACKED and op.half_width != 1.0:
-        raise ShapeError(f"a polynomial on [-{op.half_width}, {op.half_width}], slots are for [-1, 1]")
+def _same_shape(op: Op, shapes: Sequence[Shape]) -> Shape:
+    """The shape of an elementwise op's result."""
+    if any(shape != shapes[0] for shape in shapes):
+        raise ShapeError(f"{op.name} of {' and '.join(map(str, shapes))}")
+    return shapes[0]
+
+
+def _check_channels(what: str, channels: int, shape: Shape) -> Shape:
+    """The shape, if there is one constant for each of its channels, or one for all of them."""
+    if channels not in (1, shape[0]):
+        raise ShapeError(f"{what} for {channels} channels on {shape}")
+    return shape
 
 
 def rescaled(coefficients: Array, half_width: float, unit_in: float, unit_out: float) -> Array:
@@ -392,13 +385,3 @@ def rescaled(coefficients: Array, half_width: float, unit_in: float, unit_out: f
         used = np.flatnonzero(coefficients[:, parity::2].any(axis=0))
         made[:, parity + 2 * (int(used.max(initial=-1)) + 1) :: 2] = 0.0
     return made
-
-
-def _chebyshev(x: Array, coefficients: Array) -> Array:
-    """sum_k c_k T_k(x) with coefficients (channels or 1, degree + 1), for x of shape (images, channels, ...)."""
-    c = coefficients.T.reshape(coefficients.shape[1], coefficients.shape[0], *(1,) * (x.ndim - 2))
-    return np.asarray(chebyshev.chebval(x, c, tensor=False))
-
-
-def _depth(coefficients: Array) -> int:
-    return max(1, int(np.flatnonzero(coefficients.any(axis=0)).max(initial=0)).bit_length())
