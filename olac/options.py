@@ -175,6 +175,10 @@ class Keywords(FitKeywords, total=False):
     seed: int
 
 
+ARGUMENTS = ("pipeline", "lowering", "progress")
+"""What `compile` takes beside its options, for the answer to a misspelt name."""
+
+
 def with_choices(options: CompileOptions | None, choices: Keywords) -> CompileOptions:
     """The options, or the defaults, with single fields replaced by keywords.
 
@@ -182,8 +186,10 @@ def with_choices(options: CompileOptions | None, choices: Keywords) -> CompileOp
         TypeError: there is no such keyword; names the nearest.
         ValueError: a value or a combination of values is not allowed.
     """
-    require_known(choices, Keywords.__annotations__)
+    require_known(choices, Keywords.__annotations__, ARGUMENTS)
     fitting = spelled_out({name: value for name, value in choices.items() if name in KEYWORDS})
     others: dict[str, Any] = {name: value for name, value in choices.items() if name not in KEYWORDS}
+    if others.get("activations") is None:  # those of the options stay
+        others.pop("activations", None)
     made = replace(options or CompileOptions(), **others)
     return replace(made, fit=replace(made.fit, **fitting))

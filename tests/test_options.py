@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import olac
-from olac.options import FitKeywords, Keywords, with_choices
+from olac.options import CompileOptions, FitKeywords, Keywords, with_choices
 
 
 def declared(keywords: Any) -> dict[str, str]:
@@ -26,6 +26,7 @@ def test_keywords_are_declared_as_the_fields_that_they_stand_for() -> None:
     [
         ("max_detph", "no option 'max_detph': did you mean max_depth?"),
         ("Method", "no option 'Method': did you mean method?"),
+        ("pipline", "no option 'pipline': did you mean pipeline?"),
         ("min_agreemnt", "did you mean min_agreement?"),
         ("xyz", "no option 'xyz'; there are activations, alpha, "),
     ],
@@ -56,3 +57,9 @@ def test_types_replace_all_keywords_of_theirs() -> None:
 def test_a_caller_may_give_all_of_fit_and_single_keywords() -> None:
     made = with_choices(None, {"fit": olac.FitOptions(degree=7), "method": "channel"})
     assert (made.fit.fitting, made.fit.choice) == (olac.Channel(), olac.Fixed(7))
+
+
+def test_activations_of_the_options_stay_unless_others_are_given() -> None:
+    mine = {"act": None}
+    assert with_choices(CompileOptions(activations=mine), {"activations": None}).activations == mine
+    assert with_choices(CompileOptions(activations=mine), {"activations": {}}).activations == {}

@@ -14,10 +14,10 @@ def require_one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
 
 
-def require_known(names: Iterable[str], known: Iterable[str]) -> None:
-    """TypeError for the first name that is no option; it says which option has the nearest name."""
+def require_known(names: Iterable[str], known: Iterable[str], others: Iterable[str] = ()) -> None:
+    """TypeError for the first name that is no option; it says which option, or which of `others`, is nearest."""
     options = sorted(known)
     for name in sorted(set(names) - set(options)):
-        nearest = difflib.get_close_matches(name, options, n=1)
+        nearest = difflib.get_close_matches(name, [*options, *others], n=1)
         hint = f": did you mean {nearest[0]}?" if nearest else f"; there are {', '.join(options)}"
         raise TypeError(f"there is no option {name!r}{hint}")
