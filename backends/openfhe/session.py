@@ -48,9 +48,7 @@ class _Tagged(Session):
 
 
 class OpenFHEClient(_Tagged, ClientSession):
-    """Attributes:
-    secret_key: OpenFHE's.
-    """
+    """Has `secret_key`, OpenFHE's object."""
 
     def __init__(self, engine: Engine, parameters: Parameters, secret_key: Any) -> None:
         super().__init__(engine, parameters, secret_key.GetKeyTag())
@@ -98,9 +96,7 @@ class PagedTags(KeyStore):
 
 
 class OpenFHEServer(_Tagged, ServerSession):
-    """Attributes:
-    keys: the keys that are held all the time.
-    """
+    """Has `keys`, the evaluation keys that are never paged."""
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ def pooled() -> nn.Module:
 
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "defaults": (pooled, {}),
     "plan within levels": (Residual, {**SMALL, "max_depth": 4, "reconstruct": 3}),
     "OLA's degrees": (Residual, {**SMALL, "method": "normal", "degrees": "ola", "max_depth": 9}),
     "OLA's degrees of numbers": (pooled, {**SMALL, "degrees": "ola", "max_depth": 9, "reconstruct": 0}),
