@@ -32,6 +32,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
 
+from olac.backends.vector.kernel_cache import KernelStore, make_cache, sources_digest
 from olac.errors import BackendError
 
 P = ParamSpec("P")
@@ -78,6 +79,12 @@ def _load() -> tuple[Any, str]:
 
 numba, missing = _load()
 """The module and "", or None and why it can't be used."""
+
+
+@functools.lru_cache(maxsize=1)
+def store() -> KernelStore:
+    """The compiled kernels on disk; only where numba is."""
+    return KernelStore(numba)
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -135,11 +142,13 @@ else:
         """numba's dispatcher, restricted to the types that were declared and compiled for all of them at once."""
 
         declared: tuple[str, ...] = ()
+        sources = ""
 
         def ready(self) -> None:
             """Compile it, or load it from the cache, unless that has been done."""
             with numba.core.compiler_lock.global_compiler_lock:
                 if self._can_compile:
+                    self._cache = make_cache(numba.core.caching._Cache, store(), name_of(self.py_func), self.sources)
                     for signature in self.declared:
                         self.compile(signature)
                     self.disable_compile()
@@ -157,8 +166,10 @@ else:
             raise TypeError("a kernel needs the types that it is called with")
 
         def declare(function: F) -> F:
+            if function.__closure__ or "<locals>" in function.__qualname__:
+                raise TypeError(f"{name_of(function)} is not a function of a module: the cache tells kernels by name")
             made = Kernel(py_func=function, locals={}, targetoptions=dict(OPTIONS))
-            made.declared = signatures
+            made.declared, made.sources = signatures, sources_digest(function.__module__)
             KERNELS[name_of(function)] = made
             return cast(F, made)
 
