@@ -122,6 +122,12 @@ class SwitchingKey:
             for limb in digit:
                 yield limb.data
 
+    def limbs(self) -> Iterator[tuple[int, int, Words, Words]]:
+        """(digit, limb, a_g, b_g) for each limb of each digit."""
+        for digit in range(self.form.digits):
+            for limb in range(len(self.form.primes)):
+                yield digit, limb, self.a(digit, limb), self.b(digit, limb)
+
     def a(self, digit: int, limb: int) -> Words:
         """The residues of a_g of a limb, shape (N,)."""
         return uniform(self.seed, digit, self.form.primes[limb], self.form.length)

@@ -6,13 +6,15 @@ high is at most 127, and as int16 for others. If a prime is 65535 * 2^32 or more
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from olac.backends.vector.compiled import kernel
 from olac.backends.vector.ring import Ring
-from olac.ckks.special import KeyShape
+from olac.ckks.parameters import Parameters
+from olac.ckks.special import KeyShape, vector_special_primes
 from olac.system.arrays import Array as Floats
 from olac.system.arrays import Index
 
@@ -29,6 +31,17 @@ def split(values: Floats, low: Any, high: Any) -> None:
         low[k] = int(values[k] - top * 4294967296.0)
 
 
+def bytes_of_high(primes: Sequence[int], of: Sequence[int]) -> list[int]:
+    """Bytes of the high part of residues modulo each of some primes, in a ring with the primes `of`."""
+    return [1 if prime < ONE_BYTE else 2 if max(of) < TWO_BYTES else 4 for prime in primes]
+
+
+def packed_bytes(primes: Sequence[int], digits: int, length: int, parameters: Parameters) -> int:
+    """Bytes of a key in memory."""
+    of = (*parameters.primes, *vector_special_primes(parameters))
+    return 2 * digits * length * (4 * len(primes) + sum(bytes_of_high(primes, of)))
+
+
 class PackedKey:
     """One key for key switching.
 
@@ -41,6 +54,7 @@ class PackedKey:
         low, high8, high16: parts of the residues by digit, polynomial and limb, flat.
         place, small: for each limb its place among those with a high part of its kind, and whether that is one byte.
         count8, count16: limbs of each kind.
+        seed: of the polynomials a.
     """
 
     def __init__(self, ring: Ring, shape: KeyShape, ids: Index | None = None) -> None:
@@ -55,9 +69,9 @@ class PackedKey:
         polynomials = 2 * digits * ring.N
         self.low = np.empty(polynomials * len(ids), dtype=np.int32)
         self.high8 = np.empty(polynomials * self.count8, dtype=np.int8)
-        large = max(ring.primes) >= TWO_BYTES
-        self.high16 = np.empty(polynomials * self.count16, dtype=np.int32 if large else np.int16)
-        self._n = ring.N
+        self.high16 = np.empty(polynomials * self.count16, dtype=np.int16 if max(ring.primes) < TWO_BYTES else np.int32)
+        self._ring, self._n = ring, ring.N
+        self.seed = b""
 
     @property
     def nbytes(self) -> int:
@@ -71,3 +85,11 @@ class PackedKey:
         count, high = (self.count8, self.high8) if self.small[limb] else (self.count16, self.high16)
         highat = (which * count + int(self.place[limb])) * n
         split(values, self.low[at : at + n], high[highat : highat + n])
+
+    def get(self, digit: int, half: int, limb: int) -> Floats:
+        """What `put` set."""
+        n, which = self._n, 2 * digit + half
+        at = (which * len(self.ids) + limb) * n
+        count, high = (self.count8, self.high8) if self.small[limb] else (self.count16, self.high16)
+        highat = (which * count + int(self.place[limb])) * n
+        return high[highat : highat + n].astype(np.float64) * 4294967296.0 + self.low[at : at + n].astype(np.float64)

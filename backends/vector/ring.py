@@ -15,6 +15,7 @@ import numpy.typing as npt
 from olac.backends.vector.arithmetic import LOOSE_BITS
 from olac.backends.vector.conversion import GROUP, magic_of
 from olac.backends.vector.elementwise import times_constant, transform_integers
+from olac.backends.vector.switching import inverse_limbs
 from olac.backends.vector.team import Team
 from olac.ckks.parameters import Parameters
 from olac.ckks.special import vector_special_primes
@@ -228,6 +229,19 @@ class Ring:
             value = word.astype(np.float64)
             row[self.order] = np.where(value > self.p[j] / 2, value - self.p[j], value)
         return out
+
+    def coefficients(self, values: Array, index: int) -> Array:
+        """The coefficients in their natural order, centred, of N values in value order modulo one prime."""
+        out, room = np.empty(self.N), np.empty(16 * self.R)
+        at, ids = np.zeros(1, dtype=np.int64), np.array([index])
+        factors = self.inverse_factors([1], ids)
+        tables = self.R, self.C, self.i0, self.i1, self.p, self.pinv, self.tight
+        inverse_limbs(0, 1, 0, np.ascontiguousarray(values), at, out, at, ids, factors, room.reshape(1, -1), *tables)
+        k = np.arange(self.N)
+        place = ((k % self.C // 8) * self.R + k // self.C) * 8 + k % 8
+        p = self.p[index]
+        found: Array = out[place] - np.rint(out[place] * self.pinv[index]) * p
+        return found
 
     def transform(self, coefficients: npt.NDArray[np.integer[Any]], primes: Sequence[int]) -> Array:
         """As `values`, by primes."""

@@ -214,9 +214,7 @@ class _Planner:
                 level = min(self._state(a)[0], self._state(b)[0])
                 scale = self._state(a)[1] * self._state(b)[1]
                 term = (y, -round(scale / self._state(y)[1]))
-                self.powers[k] = self._add(
-                    Combination(level - 1, scale / self._prime(level), ((a, b),), 2, (term,), 0)
-                )
+                self.powers[k] = self._add(Combination(level - 1, scale / self._prime(level), ((a, b),), 2, (term,), 0))
         return self.powers[k]
 
     def _polynomial(self, coefficients: Array, level: int, scale: float) -> int:
