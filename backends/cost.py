@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from olac.backends.recorder import RecorderEvaluator
-from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.engines import OPENFHE, EngineModel
 from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
 from olac.costs.work import CiphertextShape
@@ -38,10 +38,13 @@ class CostEvaluator(RecorderEvaluator):
     Args:
         parameters: of the program.
         table: seconds of each primitive.
-        threads: the threads that OpenFHE may use.
+        threads: the threads that the engine may use.
         encoded: whether plaintexts were encoded before, so that encoding is free.
         slowdown: of this machine against that of the table.
         rotations: steps that there are keys for; None if all steps have keys.
+
+    Attributes:
+        engine: whose prices the table has.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class CostEvaluator(RecorderEvaluator):
         rotations: Iterable[int] | None = None,
     ) -> None:
         super().__init__(parameters, rotations)
-        self.table = table
+        self.table, self.engine = table, table.engine
         self.threads = threads
         self.encoded = encoded
         self.slowdown = slowdown or Slowdown()
@@ -69,15 +72,14 @@ class CostEvaluator(RecorderEvaluator):
                 return self._bootstrap_price
             tabled = predicted_seconds(self.table, primitive, self.parameters, level, self.threads)
             seconds = tabled * self.slowdown.of(primitive)
-            if primitive in ("rotate", "hoisted_rotate"):  # OpenFHE's backend adds what the key switch rounded away.
-                seconds += self.price("add", level)
-            self._known[key] = seconds
+            self._known[key] = seconds + sum(self.price(one, level) for one in self.engine.also.get(primitive, ()))
         return self._known[key]
 
     @cached_property
     def _bootstrap_price(self) -> float:
-        """It is the same at every level, because OpenFHE raises every ciphertext to the whole chain."""
-        primitives = sum(times * self.price(name, at) for name, at, times in bootstrap_model(self.parameters).work)
+        """It is the same at every level, because every ciphertext is raised to the whole chain."""
+        work = self.engine.bootstraps(self.parameters).work
+        primitives = sum(times * self.price(name, at) for name, at, times in work)
         return self.table.bootstrap_factor * primitives
 
     def _record(self, primitive: str, level: int, step: int = 0) -> None:
@@ -91,13 +93,13 @@ def predicted_seconds(table: CostTable, primitive: str, parameters: Parameters, 
 
     It is assumed that more threads than measured gain nothing, and that work is proportional to the ring dimension.
     """
-    at = shape(parameters, level)
+    at = shape(parameters, level, table.engine)
     used = max((count for count in table.threads if count <= threads), default=table.threads[0])
     ring = min(max(at.log_ring, table.log_rings[0]), table.log_rings[-1])
     return table.seconds(primitive, replace(at, log_ring=ring), used) * 2.0 ** (at.log_ring - ring)
 
 
-def shape(parameters: Parameters, level: int) -> CiphertextShape:
-    """The shape of a ciphertext at a level, by which the cost table prices primitives."""
-    special = len(parameters.special_primes)
+def shape(parameters: Parameters, level: int, engine: EngineModel = OPENFHE) -> CiphertextShape:
+    """The shape of a ciphertext at a level, by which the cost table of an engine prices primitives."""
+    special = len(engine.special_primes(parameters))
     return CiphertextShape(parameters.log_ring, level + 1, parameters.digit_limbs, special, parameters.technique)

@@ -8,7 +8,6 @@ from typing import ClassVar
 from olac.analysis.levels import check_states, required_levels
 from olac.analysis.levels import multiplicative_depth as multiplicative_depth  # under its earlier name
 from olac.backends.recorder import RecorderEvaluator
-from olac.ckks.bootstrapping import bootstrap_model
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.states import highest_level, scale_at
@@ -32,7 +31,7 @@ class AssignLevels(Pass):
     def run(self, graph: Graph, context: PassContext) -> Graph:
         parameters = context.need_parameters()
         states: dict[str, CipherState] = {}
-        needed = required_levels(graph, bootstrap_model(parameters).input_level)
+        needed = required_levels(graph, context.engine.bootstraps(parameters).input_level)
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str:
             operands = [states[i] for i in node.inputs]

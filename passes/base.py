@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from olac.analysis.degree_choice import Images
 from olac.calibration.statistics import Calibration
+from olac.ckks.engines import OPENFHE, EngineModel
 from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
 from olac.errors import VerificationError
@@ -53,7 +54,7 @@ class PassContext:
     Attributes:
         calibration: statistics of the layers' values; needed by passes that fit.
         parameters: CKKS parameters; needed from packing on.
-        costs: prices of primitives, to choose between lowerings.
+        costs: prices of primitives, to choose between lowerings; `engine` is the engine whose prices they are.
         threads: number of threads that the server will use.
         images: fits and measurements on whole images; needed by the methods that use them.
         fits: reports of fitted activations, in order.
@@ -70,6 +71,11 @@ class PassContext:
     fits: list[FitReport] = field(default_factory=list)
     front: list[FrontPoint] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def engine(self) -> EngineModel:
+        """The engine that the program is for: OpenFHE if there are no prices."""
+        return OPENFHE if self.costs is None else self.costs.engine
 
     def need_calibration(self) -> Calibration:
         """The calibration; VerificationError without one."""

@@ -11,7 +11,6 @@ import numpy as np
 from olac.analysis.levels import required_levels
 from olac.backends.cost import predicted_seconds
 from olac.backends.recorder import RecorderEvaluator
-from olac.ckks.bootstrapping import bootstrap_model
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import LOWERINGS, Diagonals, Lowering
@@ -214,7 +213,7 @@ class _Chooser:
         if convolutions != AUTO:
             found = ((node.id, list(self._recorded(node, 0))) for node in graph.nodes)
             self.given = {name: min(made, key=lambda one: one.seconds) for name, made in found if made}
-        bootstraps = bootstrap_model(parameters)
+        bootstraps = context.engine.bootstraps(parameters)
         self._free = bootstraps.steps.union(bootstraps.special_steps, *(one.steps for one in self.given.values()))
         """Steps that have keys in any case."""
         self._users: dict[str, list[Node]] = {node.id: [] for node in graph.nodes}
@@ -389,7 +388,9 @@ class _Chooser:
         """The price half-way down the chain: levels are not known yet, and change ratios little."""
         if primitive not in self._prices:
             parameters, costs = self._context.need_parameters(), self._context.costs
-            level = parameters.depth if primitive == "rotation_keygen" else max(1, parameters.depth // 2)
+            level = max(1, parameters.depth // 2)
+            if primitive == "rotation_keygen":
+                level = self._context.engine.key_level(parameters, level)
             self._prices[primitive] = (
                 RATIOS.get(primitive, 0.2)
                 if costs is None

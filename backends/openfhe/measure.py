@@ -343,7 +343,7 @@ def measure_costs(
     measured = fastest(rows)
     table = CostTable(
         machine=machine_name(),
-        openfhe=importlib.metadata.version("openfhe"),
+        version=importlib.metadata.version("openfhe"),
         rows=measured,
         factors=fit(measured),
     )

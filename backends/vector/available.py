@@ -34,6 +34,10 @@ def obstacle() -> str:
     """Why the engine can't serve here, as far as that is known without compiling; empty if nothing is in the way."""
     if compiled.numba is None:
         return compiled.missing
+    try:
+        importlib.import_module("cryptography.hazmat.primitives.ciphers.algorithms")
+    except ImportError:
+        return f"cryptography is not installed ({compiled.INSTALL})"
     environment = compiled.store().environment
     kind = environment["triple"].split("-")[0]
     if kind in WITH_FMA:
@@ -78,8 +82,8 @@ def prepare(progress: Progress | None = None) -> None:
 
 def _prepare(progress: Progress | None) -> str:
     start = time.perf_counter()
-    for module in pkgutil.iter_modules(vector.__path__):
-        importlib.import_module(f"{vector.__name__}.{module.name}")
+    for module in pkgutil.walk_packages(vector.__path__, f"{vector.__name__}."):
+        importlib.import_module(module.name)
     kernels, store = own_kernels(), compiled.store()
     done, before = 0, store.compiled
 

@@ -269,7 +269,9 @@ def _imports(module: str, text: str) -> list[str]:
             package = getattr(sys.modules.get(module), "__package__", None) or module.rpartition(".")[0]
             origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             found += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
-    return [name for name in found if name.split(".")[0] == "olac" and _is_module(name)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)  # for importlib
+    return [name for name in found if name.startswith("olac.") and _is_module(name)]
 
 
 def _is_module(name: str) -> bool:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from olac.backends.vector.packing import Packed, pack, residue_bytes, unpack
 from olac.backends.vector.randomness import SEED_BYTES, Coefficients, errors, new_seed, sparse_ternary, uniform
 from olac.ckks.parameters import ENCAPSULATION_WEIGHT, Parameters
+from olac.ckks.special import key_shape, vector_special_primes
 from olac.ckks.words import Words
 from olac.errors import ArtifactError
 
@@ -87,10 +88,11 @@ class KeyForm:
         return math.log2(math.prod(self.primes))
 
 
-def switching_form(parameters: Parameters, special: Sequence[int], level: int) -> KeyForm:
+def switching_form(parameters: Parameters, level: int) -> KeyForm:
     """Of a key that is used at `level` and below."""
-    primes = (*parameters.primes[: level + 1], *special)
-    return KeyForm(parameters.ring_dimension, primes, len(special), parameters.digit_limbs)
+    count = key_shape(parameters, level).specials
+    primes = (*parameters.primes[: level + 1], *vector_special_primes(parameters)[:count])
+    return KeyForm(parameters.ring_dimension, primes, count, parameters.digit_limbs)
 
 
 def encapsulation_form(parameters: Parameters) -> KeyForm:
@@ -119,6 +121,12 @@ class SwitchingKey:
         for digit in self.masked:
             for limb in digit:
                 yield limb.data
+
+    def limbs(self) -> Iterator[tuple[int, int, Words, Words]]:
+        """(digit, limb, a_g, b_g) for each limb of each digit."""
+        for digit in range(self.form.digits):
+            for limb in range(len(self.form.primes)):
+                yield digit, limb, self.a(digit, limb), self.b(digit, limb)
 
     def a(self, digit: int, limb: int) -> Words:
         """The residues of a_g of a limb, shape (N,)."""
@@ -250,12 +258,11 @@ class KeyMaker:
     Args:
         ring: of the engine.
         parameters: of the secret.
-        special: the special primes.
         coefficients: of the secret, shape (N,), each -1, 0 or 1.
     """
 
-    def __init__(self, ring: Ring, parameters: Parameters, special: Sequence[int], coefficients: Coefficients) -> None:
-        self._ring, self._parameters, self._special = ring, parameters, tuple(special)
+    def __init__(self, ring: Ring, parameters: Parameters, coefficients: Coefficients) -> None:
+        self._ring, self._parameters = ring, parameters
         self._secret = Secret(ring, coefficients)
 
     def relinearisation(self, level: int) -> SwitchingKey:
@@ -263,8 +270,15 @@ class KeyMaker:
         return self._key(level, self._secret.square)
 
     def rotation(self, step: int, level: int) -> SwitchingKey:
-        """From s(X^g) to s, for the g of a rotation step or of conjugation (`automorphism_index`)."""
-        return self._key(level, self._secret.moved(automorphism_index(self._parameters, step)).values)
+        """From s to s(X^(1/g)), for the g of a rotation step or of conjugation (`automorphism_index`).
+
+        The automorphism of g then leads back to s. It comes last, so that the digits of a ciphertext that is rotated
+        by several steps are the same for all of them.
+        """
+        order = 2 * self._parameters.ring_dimension
+        inverse = pow(automorphism_index(self._parameters, step), -1, order)
+        form = switching_form(self._parameters, level)
+        return make_key(form, self._ring, self._secret.values, self._secret.moved(inverse).values)
 
     def encapsulation(self, level: int) -> tuple[SwitchingKey, SwitchingKey]:
         """From s to a fresh secret of `ENCAPSULATION_WEIGHT`, over q_0 alone, and back to s at a level.
@@ -278,7 +292,7 @@ class KeyMaker:
         return into, self._key(level, sparser.values)
 
     def _key(self, level: int, target: Callable[[int], Words]) -> SwitchingKey:
-        form = switching_form(self._parameters, self._special, level)
+        form = switching_form(self._parameters, level)
         return make_key(form, self._ring, target, self._secret.values)
 
 

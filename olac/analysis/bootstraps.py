@@ -12,7 +12,6 @@ from typing import TypeVar
 from olac.analysis.bootstrap_beam import beam
 from olac.analysis.bootstrap_problem import BootstrapPlan, PlacementProblem
 from olac.backends.cost import CostEvaluator
-from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, Node
@@ -87,7 +86,7 @@ def place_bootstraps(graph: Graph, profiles: Profiles, pricer: CostEvaluator, mo
         InfeasibleError: as `solve`.
     """
     parameters = pricer.parameters
-    bootstraps = bootstrap_model(parameters)
+    bootstraps = pricer.engine.bootstraps(parameters)
     one_bootstrap = pricer.price("bootstrap", bootstraps.input_level)
     problem = PlacementProblem(
         graph, bootstraps, parameters.depth, lambda node, level: profiles.seconds(node, level, pricer.price)

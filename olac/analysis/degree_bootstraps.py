@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 from olac.analysis.bootstrap_problem import BootstrapPlan, Option, PlacementProblem
 from olac.analysis.bootstraps import solve
-from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.candidates import longest_chains
+from olac.ckks.engines import OPENFHE, EngineModel
 from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
@@ -28,9 +28,9 @@ TIE = 1e-9
 
 
 @functools.cache
-def usual_bootstrapping() -> Parameters:
+def usual_bootstrapping(engine: EngineModel = OPENFHE) -> Parameters:
     """The parameters with the fewest digits, whose keys take the least memory."""
-    return min(longest_chains(log_rings=(16,)), key=lambda p: p.digits)
+    return min(longest_chains(log_rings=(16,), takes=engine.takes), key=lambda p: p.digits)
 
 
 class _Unscaled(PlacementProblem):
@@ -40,18 +40,20 @@ class _Unscaled(PlacementProblem):
         return True
 
 
-def _problem(graph: Graph, parameters: Parameters | None) -> _Unscaled:
-    used = parameters or usual_bootstrapping()
-    return _Unscaled(graph, bootstrap_model(used), used.depth, lambda node, level: level * NODE_PRICE)
+def _problem(graph: Graph, parameters: Parameters | None, engine: EngineModel) -> _Unscaled:
+    used = parameters or usual_bootstrapping(engine)
+    return _Unscaled(graph, engine.bootstraps(used), used.depth, lambda node, level: level * NODE_PRICE)
 
 
-def least_bootstraps(graph: Graph, parameters: Parameters | None = None) -> BootstrapPlan:
+def least_bootstraps(
+    graph: Graph, parameters: Parameters | None = None, engine: EngineModel = OPENFHE
+) -> BootstrapPlan:
     """The plan of fewest bootstraps for a circuit.
 
     Raises:
         InfeasibleError: places for bootstraps are further apart than the levels between two bootstraps.
     """
-    return solve(_problem(graph, parameters), 1.0)
+    return solve(_problem(graph, parameters, engine), 1.0)
 
 
 def degrees_within(
@@ -60,6 +62,7 @@ def degrees_within(
     costs: Mapping[str, Mapping[int, float]],
     most: int,
     parameters: Parameters | None = None,
+    engine: EngineModel = OPENFHE,
 ) -> tuple[dict[str, int], BootstrapPlan]:
     """The degrees of all activations with the least sum of costs that take at most `most` bootstraps.
 
@@ -73,11 +76,12 @@ def degrees_within(
         costs: the effect of each degree on the outputs.
         most: the number of bootstraps that is allowed, each of one value.
         parameters: the parameters whose levels count; None for the usual ones.
+        engine: whose bootstraps are counted.
 
     Raises:
         InfeasibleError: the lowest depths take more bootstraps; says how many.
     """
-    problem = _problem(graph, parameters)
+    problem = _problem(graph, parameters, engine)
     for name, row in depths.items():
         problem.options[name] = (Option(min(row.values())),)
     least = solve(problem, 1.0).bootstraps
@@ -110,6 +114,7 @@ def plan_degrees(
     most: int,
     circuit: Circuit,
     parameters: Parameters | None = None,
+    engine: EngineModel = OPENFHE,
 ) -> Chosen:
     """As `degrees_within`, for a graph with activations and with quadratics that take one level if they fold.
 
@@ -124,7 +129,7 @@ def plan_degrees(
         graph: at stage TRACED; its activations' ids are the keys of `costs`.
         costs: by degree, the effect of each choice on the outputs. Degree 2 counts as one level if it folds.
         circuit: builds the circuits.
-        most, parameters: as in `degrees_within`.
+        most, parameters, engine: as in `degrees_within`.
 
     Raises:
         InfeasibleError: the lowest degrees take more bootstraps; says how many.
@@ -135,10 +140,10 @@ def plan_degrees(
     if any(2 in row for row in choices.values()) and all(max(row) > 2 for row in choices.values()):
         with contextlib.suppress(InfeasibleError):
             above = {name: {d: cost for d, cost in row.items() if d != 2} for name, row in costs.items()}
-            best = plan_degrees(graph, above, most, circuit, parameters)
+            best = plan_degrees(graph, above, most, circuit, parameters, engine)
     while True:
         try:
-            degrees, _ = degrees_within(skeleton, choices, costs, most, parameters)
+            degrees, _ = degrees_within(skeleton, choices, costs, most, parameters, engine)
         except InfeasibleError:
             if best is None:
                 raise
@@ -153,7 +158,7 @@ def plan_degrees(
             for name in unfolded:
                 choices[name][2] = 2
             continue
-        plan = least_bootstraps(built, parameters)
+        plan = least_bootstraps(built, parameters, engine)
         if plan.bootstraps <= most:
             best, skeleton = Chosen(degrees, cost, plan), built
             continue

@@ -210,7 +210,8 @@ class _Search:
             node.id: dict(zip(self.degrees[node.id], row, strict=True))
             for node, row in zip(self.nodes, costs, strict=True)
         }
-        chosen = plan_degrees(self.graph, by_degree, choice.bootstraps, self.evidence.circuit)
+        engine = self.evidence.costs.engine
+        chosen = plan_degrees(self.graph, by_degree, choice.bootstraps, self.evidence.circuit, engine=engine)
         choices = tuple(self.degrees[node.id].index(chosen.degrees[node.id]) for node in self.nodes)
         return Solution(choices, float(chosen.plan.bootstraps), chosen.cost)
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from olac.analysis.key_levels import KeyLevels, key_levels
 from olac.backends.cost import CostEvaluator, Slowdown
-from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.engines import OPENFHE, EngineModel
 from olac.ckks.parameters import Parameters
-from olac.ckks.sizes import ciphertext_bytes, kept_plaintext_bytes, plaintext_bytes, rotation_key_bytes
 from olac.costs.table import CostTable
 from olac.ir.graph import Graph, Node, last_reads
 from olac.ir.ops import Bootstrap
@@ -20,8 +20,7 @@ from olac.kernels.record import record
 from olac.system.memory import GB, current_rss_bytes
 from olac.system.threads import usable_threads
 
-LIBRARY_BYTES = 60e6
-"""OpenFHE's code and the precomputed tables of a context, without the keys."""
+LIBRARY_BYTES = OPENFHE.library_bytes
 
 BARE_PROCESS_BYTES = 130e6
 """Python with numpy, scipy and networkx loaded."""
@@ -107,6 +106,8 @@ class Sizes:
     table_bytes: int
     """What kernels encode plaintexts from."""
     keeps_plaintexts: bool
+    library_bytes: float = LIBRARY_BYTES
+    """The engine's code and tables."""
 
     @property
     def server_bytes(self) -> float:
@@ -123,57 +124,61 @@ class Sizes:
         """The same without Python itself."""
         kept = self.plaintext_bytes if self.keeps_plaintexts else 0
         objects = self.table_bytes + self.key_bytes + self.setup_bytes + kept + self.ciphertext_bytes
-        return LIBRARY_BYTES + (1.0 + UNUSED_SHARE) * objects
+        return self.library_bytes + (1.0 + UNUSED_SHARE) * objects
 
 
 def sizes(
     graph: Graph,
     kernels: Mapping[str, Kernel],
     parameters: Parameters,
-    rotations: int,
+    keys: Mapping[int, int],
     encodes: Mapping[int, int],
     levels: Mapping[str, int],
+    engine: EngineModel = OPENFHE,
 ) -> Sizes:
-    """What a program will hold, before it is lowered to the end.
+    """What a program will hold on an engine, before it is lowered to the end.
 
     Args:
         graph: packed, with its bootstraps.
         kernels: of its nodes, with or without weights; those of bootstraps need not be there.
         parameters: those that it would run with.
-        rotations: steps that need keys.
+        keys: how many evaluation keys are used up to each level (`KeyLevels.of`).
         encodes: how many plaintexts are encoded, by level.
         levels: of every value.
     """
-    bootstraps = bootstrap_model(parameters)
+    bootstraps = engine.bootstraps(parameters)
     return Sizes(
-        key_bytes=evaluation_key_bytes(parameters) * (rotations + 1 + bootstraps.large_special_keys),
+        key_bytes=engine.keys_bytes(parameters, keys),
         setup_bytes=bootstraps.precomputed_bytes,
-        plaintext_bytes=sum(n * kept_plaintext_bytes(parameters.log_ring, level + 1) for level, n in encodes.items()),
-        ciphertext_bytes=_most_alive(graph, kernels, parameters, levels),
+        plaintext_bytes=sum(n * engine.kept_plaintext_bytes(parameters, level) for level, n in encodes.items()),
+        ciphertext_bytes=_most_alive(graph, kernels, parameters, levels, engine),
         table_bytes=sum(kernel.table_bytes for kernel in kernels.values()),
         keeps_plaintexts=bootstraps.keeps_plaintexts,
+        library_bytes=engine.library_bytes,
     )
 
 
-def evaluation_key_bytes(parameters: Parameters) -> int:
-    """One key, for relinearisation, a rotation step or conjugation."""
-    return rotation_key_bytes(parameters.log_ring, parameters.limbs, parameters.digits, len(parameters.special_primes))
+def key_reading_seconds(evaluator: CostEvaluator, level: int) -> float:
+    """To read a key that is used up to a level from a file and make it."""
+    engine, parameters = evaluator.engine, evaluator.parameters
+    size = engine.key_bytes(parameters, level)
+    return evaluator.price("deserialize_key", engine.key_level(parameters, level)) + size / READING_RATE
 
 
-def key_reading_seconds(evaluator: CostEvaluator) -> float:
-    """To read one key from a file and make it."""
-    size = evaluation_key_bytes(evaluator.parameters)
-    return evaluator.price("deserialize_key", evaluator.parameters.depth) + size / READING_RATE
-
-
-def _most_alive(graph: Graph, kernels: Mapping[str, Kernel], parameters: Parameters, levels: Mapping[str, int]) -> int:
+def _most_alive(
+    graph: Graph,
+    kernels: Mapping[str, Kernel],
+    parameters: Parameters,
+    levels: Mapping[str, int],
+    engine: EngineModel,
+) -> int:
     """Bytes of the largest set of ciphertexts alive at once."""
     done = last_reads(graph.nodes)
     alive: dict[str, int] = {}
     peak = 0
     for node in graph.nodes:
-        alive[node.id] = node.layout.ciphertexts * ciphertext_bytes(parameters.log_ring, levels[node.id] + 1)
-        peak = max(peak, sum(alive.values()) + _working_bytes(node, kernels.get(node.id), parameters, levels))
+        alive[node.id] = node.layout.ciphertexts * engine.ciphertext_bytes(parameters, levels[node.id])
+        peak = max(peak, sum(alive.values()) + _working_bytes(node, kernels.get(node.id), parameters, levels, engine))
         for operand in done[node.id]:
             del alive[operand]
     return peak
@@ -196,8 +201,8 @@ def estimate(
     """
     used = threads or usable_threads()
     table = costs or CostTable.default()
-    parameters = program.parameters
-    bootstraps = bootstrap_model(parameters)
+    parameters, engine = program.parameters, table.engine
+    bootstraps = engine.bootstraps(parameters)
     kept = bootstraps.keeps_plaintexts
     evaluator = CostEvaluator(parameters, table, used, encoded=kept, slowdown=slowdown, rotations=program.rotations)
     seconds: dict[str, float] = {}
@@ -213,25 +218,22 @@ def estimate(
     record(program.graph, parameters, recorder=evaluator, after=after)
     encodes = Counter(event.level for event in evaluator.events if event.primitive == "encode")
     encoding = sum(count * evaluator.price("encode", level) for level, count in encodes.items())
-    size = sizes(
-        program.graph, build_weightless_kernels(program.graph), parameters, len(program.rotations), encodes, levels
-    )
-    others = len(program.rotations) + bootstraps.large_special_keys
-    keygen = evaluator.price("relin_keygen", parameters.depth) + others * evaluator.price(
-        "rotation_keygen", parameters.depth
-    )
+    reach = key_levels(evaluator.uses(), evaluator.counts(), bootstraps)
+    keys = reach.of(program.rotations, parameters, bootstraps)
+    size = sizes(program.graph, build_weightless_kernels(program.graph), parameters, keys, encodes, levels, engine)
     set_up_seconds = (
         size.setup_bytes
-        / plaintext_bytes(parameters.log_ring, parameters.limbs)
+        / engine.plaintext_bytes(parameters, parameters.depth)
         * evaluator.price("encode", parameters.depth)
     )
     held = current_rss_bytes()
-    client = BARE_PROCESS_BYTES + LIBRARY_BYTES + size.key_bytes + 4 * evaluation_key_bytes(parameters)
+    one_key = engine.key_bytes(parameters, parameters.depth)
+    client = BARE_PROCESS_BYTES + engine.library_bytes + size.key_bytes + 4 * one_key
     return Estimate(
         seconds_per_image=evaluator.seconds / program.batch,
         first_seconds=evaluator.seconds + (encoding if kept else 0.0),
         node_seconds=seconds,
-        keygen_seconds=keygen * evaluator.slowdown.heavy,
+        keygen_seconds=_keygen_seconds(evaluator, keys, reach),
         setup_seconds=set_up_seconds,
         key_bytes=size.key_bytes,
         setup_bytes=size.setup_bytes,
@@ -246,12 +248,23 @@ def estimate(
     )
 
 
-def _working_bytes(node: Node, kernel: Kernel | None, parameters: Parameters, levels: Mapping[str, int]) -> int:
+def _keygen_seconds(evaluator: CostEvaluator, keys: Mapping[int, int], reach: KeyLevels) -> float:
+    """To make all keys, from how many are used up to each level."""
+    engine, parameters = evaluator.engine, evaluator.parameters
+    by_reach: Counter[int] = Counter()
+    for level, count in (Counter(keys) - Counter([reach.product])).items():
+        by_reach[engine.key_level(parameters, level)] += count
+    product = evaluator.price("relin_keygen", engine.key_level(parameters, reach.product))
+    return product + sum(count * evaluator.price("rotation_keygen", level) for level, count in by_reach.items())
+
+
+def _working_bytes(
+    node: Node, kernel: Kernel | None, parameters: Parameters, levels: Mapping[str, int], engine: EngineModel
+) -> int:
     """Bytes that an op holds beside operand and result: rotations of the operand, its powers, sums and digits."""
     if isinstance(node.op, Bootstrap):
-        return bootstrap_model(parameters).working_bytes
+        return engine.bootstraps(parameters).working_bytes
     if kernel is None or not kernel.held:
         return 0
-    limbs = levels[node.inputs[0]] + 1
-    digits = parameters.digits * (limbs + len(parameters.special_primes)) * 8 * parameters.ring_dimension
-    return kernel.held * ciphertext_bytes(parameters.log_ring, limbs) + 2 * digits
+    level = levels[node.inputs[0]]
+    return kernel.held * engine.ciphertext_bytes(parameters, level) + 2 * engine.digits_bytes(parameters, level)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from olac.calibration.statistics import Calibration
-from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.engines import OPENFHE, EngineModel
 from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, Node
@@ -89,15 +89,16 @@ class OutputNoise:
         noisy = [node for node in self._graph.nodes if _adds_noise(self._graph, node)]
         return max(noisy, key=lambda node: self._error(self._graph, self._clean, sigma, only=node.id))
 
-    def of_program(self, graph: Graph, parameters: Parameters) -> float:
+    def of_program(self, graph: Graph, parameters: Parameters, engine: EngineModel = OPENFHE) -> float:
         """Largest change of an output by the noise of rescales and bootstraps, relative to the outputs' range.
 
         Args:
             graph: at stage POLYNOMIAL or later, with its bootstraps; apart from their sine it computes the same.
             parameters: of the program.
+            engine: that runs it.
         """
         rescale = _rescale_noise(parameters.log_ring) * 2.0**-parameters.scale_bits
-        return self._error(graph, graph.evaluate(self._images), rescale, bootstrap_model(parameters).noise)
+        return self._error(graph, graph.evaluate(self._images), rescale, engine.bootstraps(parameters).noise)
 
     def _error(self, graph: Graph, clean: Array, sigma: float, bootstrap: float = 0.0, only: str = "") -> float:
         """Largest change of the outputs, relative to their range; infinite if values diverge.

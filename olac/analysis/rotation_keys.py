@@ -7,8 +7,9 @@ holds those of bootstraps and as many others as fit, and reads one when it is ne
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from olac.analysis.estimate import (
     LOADING_KEYS,
@@ -17,11 +18,11 @@ from olac.analysis.estimate import (
     Lowered,
     Sizes,
     estimate,
-    evaluation_key_bytes,
     key_reading_seconds,
 )
+from olac.analysis.key_levels import key_levels
 from olac.backends.cost import CostEvaluator, Slowdown
-from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.engines import OPENFHE, EngineModel
 from olac.ckks.key_pool import evictions
 from olac.ckks.parameters import Parameters
 from olac.ckks.rotations import composition
@@ -46,6 +47,7 @@ class KeyChoice:
         pool: the number of steps that neither bootstraps nor conjugation need.
         held: how many of their keys a server holds at once.
         reads: keys that a run reads from their file because of that.
+        levels: the highest level at which each step with a key is taken; the whole chain for one that is not named.
     """
 
     steps: tuple[int, ...]
@@ -54,6 +56,7 @@ class KeyChoice:
     pool: int
     held: int
     reads: int = 0
+    levels: Mapping[int, int] = field(default_factory=dict)
 
 
 def fewer_keys(
@@ -63,11 +66,12 @@ def fewer_keys(
     seconds: float,
     sizes: Sizes,
     cost: Callable[[float, float], float],
+    engine: EngineModel = OPENFHE,
 ) -> Iterator[KeyChoice]:
     """Keys for all steps, and then one key less each time: the one that is missed least is given up first.
 
     A step that others are composed of keeps its key, so a composition found once stays what `composition` finds. Keys
-    of bootstraps and of conjugation stay.
+    of bootstraps and of conjugation stay. The keys that a step is composed of reach as far as it is taken.
 
     Args:
         uses: of all steps.
@@ -75,32 +79,47 @@ def fewer_keys(
         seconds, sizes: of the program with a key for every step.
         cost: by seconds and bytes of a server; every key that is given up has to lower it.
     """
-    bootstraps = bootstrap_model(parameters)
+    bootstraps = engine.bootstraps(parameters)
     steps = bootstraps.keys_for(step for step, _ in uses)
+    levels = dict(key_levels(uses, (), bootstraps).steps)
     held = {step % parameters.slots for step in steps} - {0}
     pool = held - bootstraps.steps
     missed = _missed(uses, pool, price)
-    one_key = evaluation_key_bytes(parameters)
     composed: set[int] = set()
     parts: set[int] = set()
-    yield KeyChoice(tuple(sorted(steps)), seconds, sizes, len(pool), len(pool))
+
+    def growth(step: int, level: int) -> int:
+        """Bytes that a key takes more if it has to reach a level as well."""
+        reach = levels[step]
+        return engine.key_bytes(parameters, max(reach, level)) - engine.key_bytes(parameters, reach)
+
+    def pays(slower: float, smaller: Sizes) -> bool:
+        return cost(slower, smaller.server_bytes) < cost(seconds, sizes.server_bytes)
+
+    yield KeyChoice(tuple(sorted(steps)), seconds, sizes, len(pool), len(pool), levels=dict(levels))
     for most in (2, 3):  # steps that two rotations compose come before those that take three
         for step, one_rotation in missed:
             if step in composed or step in parts:
                 continue
-            slower = seconds + (most - 1) * one_rotation
-            smaller = replace(sizes, key_bytes=sizes.key_bytes - one_key)
-            if cost(slower, smaller.server_bytes) >= cost(seconds, sizes.server_bytes):
+            slower, level = seconds + (most - 1) * one_rotation, levels[step]
+            smaller = replace(sizes, key_bytes=sizes.key_bytes - engine.key_bytes(parameters, level))
+            if not pays(slower, smaller):
                 continue
             path = composition(step, frozenset(held - {step}), parameters.slots)
             if path is None or len(path) > most:
                 continue
+            grown = sum(growth(part, level) for part in set(path))
+            if grown:
+                smaller = replace(smaller, key_bytes=smaller.key_bytes + grown)
+                if not pays(slower, smaller):
+                    continue
             seconds, sizes = slower, smaller
             held.remove(step)
             composed.add(step)
             parts.update(path)
+            levels |= {part: max(level, levels[part]) for part in path}
             left = len(pool) - len(composed)
-            yield KeyChoice(tuple(sorted(steps - composed)), seconds, sizes, left, left)
+            yield KeyChoice(tuple(sorted(steps - composed)), seconds, sizes, left, left, levels=dict(levels))
 
 
 def within(
@@ -170,7 +189,7 @@ def held_within(
         found: the estimate without a limit; None makes one.
     """
     found = found or estimate(program, threads, table, slowdown)
-    parameters, bootstraps = program.parameters, bootstrap_model(program.parameters)
+    parameters, bootstraps = program.parameters, table.engine.bootstraps(program.parameters)
     evaluator = CostEvaluator(
         parameters,
         table,
@@ -182,7 +201,8 @@ def held_within(
     record(program.graph, parameters, recorder=evaluator)
     order = [event.step for event in evaluator.events if event.step]
     pool = len(set(program.rotations) - bootstraps.steps - {parameters.conjugation_step})
-    whole = KeyChoice(program.rotations, evaluator.seconds, found.sizes, pool, pool)
+    levels = key_levels(evaluator.uses(), (), bootstraps).steps
+    whole = KeyChoice(program.rotations, evaluator.seconds, found.sizes, pool, pool, levels=levels)
     return within([whole], order, evaluator, found.first_seconds - evaluator.seconds, max_memory)
 
 
@@ -203,22 +223,27 @@ def _with_fewer_plaintexts(choice: KeyChoice, encoding: float, max_memory: float
 def _read_when_needed(
     choice: KeyChoice, order: Sequence[int], evaluator: CostEvaluator, max_memory: float
 ) -> KeyChoice:
-    """As many keys of the pool as fit, at least one."""
-    parameters, slots = evaluator.parameters, evaluator.slots
-    one_key = evaluation_key_bytes(parameters)
-    over = (choice.sizes.server_bytes - max_memory) / ((1 + UNUSED_SHARE) * one_key)
-    held = max(1, choice.pool - LOADING_KEYS - math.ceil(over))
-    away = choice.pool - held - LOADING_KEYS
+    """As many keys of the pool as fit, at least one. If they differ in size, the largest are taken to be held."""
+    engine, parameters, slots = evaluator.engine, evaluator.parameters, evaluator.slots
     with_keys = frozenset(step % slots for step in choice.steps) - {0}
-    pool = with_keys - bootstrap_model(parameters).steps
+    pool = with_keys - engine.bootstraps(parameters).steps
+    reach = {step: engine.key_level(parameters, choice.levels.get(step, parameters.depth)) for step in pool}
+    smallest = sorted(engine.key_bytes(parameters, level) for level in reach.values())
+    held, sizes = choice.pool - LOADING_KEYS, choice.sizes
+    while sizes.server_bytes > max_memory and held > 1:
+        sizes = replace(sizes, key_bytes=sizes.key_bytes - smallest[choice.pool - LOADING_KEYS - held])
+        held -= 1
     paths = {step: composition(step, with_keys, slots) or () for step in set(order)}
-    reads = evictions([part for step in order for part in paths[step] if part in pool], held)
+    again = evictions([part for step in order for part in paths[step] if part in pool], held)
+    by_reach: Counter[int] = Counter()
+    for step, times in again.items():
+        by_reach[reach[step]] += times
     return replace(
         choice,
-        seconds=choice.seconds + reads * key_reading_seconds(evaluator),
-        sizes=replace(choice.sizes, key_bytes=choice.sizes.key_bytes - away * one_key),
+        seconds=choice.seconds + sum(times * key_reading_seconds(evaluator, at) for at, times in by_reach.items()),
+        sizes=sizes,
         held=held,
-        reads=reads,
+        reads=again.total(),
     )
 
 

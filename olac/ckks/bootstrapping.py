@@ -13,9 +13,11 @@ several budgets and numbers of slots.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 
 from olac.ckks.parameters import SINE_LEVELS, Bootstrapping, Parameters
 from olac.ckks.sizes import ciphertext_bytes, plaintext_bytes
@@ -98,6 +100,8 @@ class BootstrapModel:
         output_level: the level after a bootstrap.
         log_slots: log2 of the slots after which the slots of an operand have to repeat; None for all slots.
         steps: rotation steps that bootstraps need keys for.
+        step_levels: the highest level at which bootstraps take each of these steps and of `special_steps`.
+        product_level: the highest level at which they multiply ciphertexts.
         special_keys: keys beside those of rotations and of relinearisation.
         large_special_keys: those of them that are as large as a rotation's.
         special_steps: rotation steps that stand for special keys.
@@ -112,6 +116,8 @@ class BootstrapModel:
     output_level: int = 0
     log_slots: int | None = None
     steps: frozenset[int] = frozenset()
+    step_levels: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    product_level: int = 0
     special_keys: int = 0
     large_special_keys: int = 0
     special_steps: frozenset[int] = frozenset()
@@ -139,11 +145,15 @@ def bootstrap_model(parameters: Parameters) -> BootstrapModel:
     working = (babies + OTHERS) * ciphertext_bytes(parameters.log_ring, parameters.limbs + special)
     # The plaintexts of both transforms are kept modulo Q P.
     limbs = sum(layer.diagonals * (level + 1 + special) for layer, level in taken)
+    levels = _step_levels(parameters, taken)
+    conjugated = parameters.depth - setup.budget[0]
     return BootstrapModel(
         input_level=setup.input_level,
         output_level=setup.output_level,
         log_slots=setup.log_slots,
-        steps=_steps(parameters, taken),
+        steps=frozenset(levels),
+        step_levels=MappingProxyType(levels | {parameters.conjugation_step: conjugated}),
+        product_level=conjugated,
         special_keys=SPECIAL_KEYS,
         large_special_keys=SPECIAL_KEYS - 1,
         special_steps=frozenset({parameters.conjugation_step}),
@@ -186,13 +196,18 @@ def trace_steps(parameters: Parameters) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
-def _steps(parameters: Parameters, taken: Transforms) -> frozenset[int]:
+def _step_levels(parameters: Parameters, taken: Transforms) -> dict[int, int]:
+    """The steps of bootstraps, each with the highest level at which they take it."""
     period = 1 << parameters.log_bootstrap_slots
-    found = frozenset().union(*(layer.steps(period) for layer, _ in taken))
+    found: dict[int, int] = {}
+    for layer, level in taken:
+        for step in layer.steps(period):
+            found[step] = max(level, found.get(step, 0))
     if period < parameters.slots:
         # The layers of a transform leave a rotation by 1 to its end. In the transform back from slots, real and
         # imaginary parts lie side by side in two periods, so this rotation is longer by a period.
-        found = found.union((period + 1,), *trace_steps(parameters))
+        for step in (period + 1, *itertools.chain(*trace_steps(parameters))):
+            found[step] = parameters.depth
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 from olac.ckks.parameters import (
     BOOTSTRAP_FIRST_BITS,
@@ -80,11 +81,16 @@ def deep_chains(
     return found
 
 
-def longest_chains(security: int = 128, log_rings: tuple[int, ...] = (15, 16)) -> list[Parameters]:
-    """For each ring and number of digits the longest chain with bootstraps in 3 + 3 levels."""
+def longest_chains(
+    security: int = 128,
+    log_rings: tuple[int, ...] = (15, 16),
+    takes: Callable[[Parameters], bool] = lambda chain: True,
+) -> list[Parameters]:
+    """For each ring and number of digits the longest chain with bootstraps in 3 + 3 levels, of those that `takes`."""
     longest = {
         (chain.log_ring, chain.digits): chain
         for chain in deep_chains(security=security, log_rings=log_rings, budgets=BUDGETS[:1])
+        if takes(chain)
     }
     return list(longest.values())
 

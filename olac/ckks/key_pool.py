@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 
@@ -73,9 +74,11 @@ class KeyPool:
         return missing, evicted
 
 
-def evictions(order: Sequence[int], capacity: int) -> int:
-    """Loads of one run beyond those that fill the pool."""
-    pool = KeyPool(order, capacity)
+def evictions(order: Sequence[int], capacity: int) -> Counter[int]:
+    """How often each key is evicted in one run, and read again in it or in the next: loads beyond those that fill."""
+    pool, found = KeyPool(order, capacity), Counter[int]()
     for key in order:
-        pool.need(key)
-    return pool.evictions
+        _, evicted = pool.need(key)
+        if evicted is not None:
+            found[evicted] += 1
+    return found

@@ -1,6 +1,6 @@
 """What a CKKS primitive costs: seconds from a measured table.
 
-`CostTable` prices one call of one OpenFHE primitive on one machine. A price is a nonnegative combination of amounts of
+`CostTable` prices one call of an engine's primitive on one machine. A price is a nonnegative combination of amounts of
 physical work (number-theoretic transforms, products of residues, a constant), which `work` counts from the shape of the
 ciphertext; `olac calibrate-costs` measures a grid of shapes and fits the factors. So shapes between the measured ones
 have a price, too, and a ciphertext with more limbs never costs less.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from olac.ckks.engines import OPENFHE, EngineModel, engine_model
 from olac.costs.work import BY_TECHNIQUE, PRIMITIVES, TECHNIQUES, CiphertextShape, work
 from olac.errors import ArtifactError
 from olac.system.files import Source
@@ -62,26 +63,28 @@ BOOTSTRAP_FACTOR = 1.0
 
 @dataclass(frozen=True)
 class CostTable:
-    """Measured prices of OpenFHE's primitives on one machine.
+    """Measured prices of an engine's primitives on one machine.
 
     Attributes:
-        machine, openfhe: what was measured.
+        machine, version: what was measured; the version is that of the engine's library.
         rows: the measurements.
         factors: fitted to the measurements.
         bootstrap_factor: measured seconds of a bootstrap, divided by those of the primitives that it is counted to take
             (`olac.ckks.bootstrapping.BootstrapModel.work`).
+        engine: whose prices they are.
     """
 
     machine: str
-    openfhe: str
+    version: str
     rows: tuple[MeasuredRow, ...]
     factors: Mapping[ModelKey, tuple[float, ...]]
     bootstrap_factor: float = BOOTSTRAP_FACTOR
+    engine: EngineModel = OPENFHE
 
     @classmethod
-    def default(cls) -> CostTable:
-        """The table that is installed with olac."""
-        return _default_table()
+    def default(cls, engine: EngineModel = OPENFHE) -> CostTable:
+        """The table of an engine that is installed with olac."""
+        return _default_table(engine)
 
     @classmethod
     def load(cls, path: str | Path) -> CostTable:
@@ -102,12 +105,14 @@ class CostTable:
             document = json.loads(text)
             if document["format"] != FORMAT:
                 raise ValueError(f"cost table of format {document['format']}, not {FORMAT}")
+            engine = engine_model(document.get("engine", OPENFHE.name))
             table = cls(
                 machine=document["machine"],
-                openfhe=document["openfhe"],
+                version=document[_version_key(engine)],
                 rows=tuple(read_rows(document["rows"])),
                 factors=dict(_read_factors(document["factors"])),
                 bootstrap_factor=_number(document.get("bootstrap_factor", BOOTSTRAP_FACTOR)),
+                engine=engine,
             )
             table._check()
         except ValueError:
@@ -129,12 +134,11 @@ class CostTable:
             json.dumps({**vars(key), "factors": [float(f"{factor:.5g}") for factor in factors]})
             for key, factors in self.factors.items()
         ]
-        head = {
-            "format": FORMAT,
-            "machine": self.machine,
-            "openfhe": self.openfhe,
-            "bootstrap_factor": float(f"{self.bootstrap_factor:.4g}"),
-        }
+        head: dict[str, object] = {"format": FORMAT, "machine": self.machine}
+        if self.engine is not OPENFHE:  # as tables were before there were other engines
+            head["engine"] = self.engine.name
+        head[_version_key(self.engine)] = self.version
+        head["bootstrap_factor"] = float(f"{self.bootstrap_factor:.4g}")
         lines = [f'"{name}": {json.dumps(value)}' for name, value in head.items()]
         lines += [_block("rows", rows), _block("factors", factors)]
         return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -200,8 +204,13 @@ class CostTable:
 
 
 @functools.cache
-def _default_table() -> CostTable:
-    return CostTable.from_json(resources.files("olac").joinpath("data/costs.json").read_text(encoding="utf-8"))
+def _default_table(engine: EngineModel) -> CostTable:
+    return CostTable.from_json(resources.files("olac").joinpath(f"data/{engine.costs}").read_text(encoding="utf-8"))
+
+
+def _version_key(engine: EngineModel) -> str:
+    """What files call the version of the engine's library: tables of OpenFHE name the library."""
+    return "openfhe" if engine is OPENFHE else "version"
 
 
 def _block(name: str, lines: list[str]) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from olac.backends.base import Array, Ciphertext, Evaluator
-from olac.ckks.bootstrapping import bootstrap_model
 from olac.ir.layout import TensorLayout
 from olac.kernels.base import Kernel, Value, add_slots, common_level
 
@@ -65,7 +64,8 @@ class BootstrapKernel(Kernel):
         self._level = level
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
-        lowest = bootstrap_model(evaluator.parameters).input_level
+        setup = evaluator.parameters.bootstrapping
+        lowest = 0 if setup is None else setup.input_level  # without a set-up, the evaluator refuses
         low = (evaluator.level_reduce(part, lowest) if part.state.level > lowest else part for part in operands[0])
         return tuple(evaluator.level_reduce(evaluator.bootstrap(part), self._level) for part in low)
 

@@ -34,7 +34,6 @@ from olac.runtime.messages import (
     EncryptedResult,
     EvaluationKeys,
     needs_relinearisation,
-    one_key_bytes,
 )
 from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
 from olac.system.files import check_writable, remove_file
@@ -94,7 +93,7 @@ class Server:
         cache_bytes: bytes for encoded weights, which are kept between runs. None for what memory allows, and for
             nothing if the program has bootstraps: its weights are then encoded when they are needed.
         engine: the engine that computes, or the name of its folder in `olac/backends`; None for the engine that made
-            the keys, if they were made in this process, otherwise for OpenFHE.
+            the keys, if they were made in this process, otherwise for the one that their file is for.
         threads: for everything in this process (`olac.system.threads.set_threads`); None for what it has, which is
             OMP_NUM_THREADS or all cores.
         preparing: called as preparing(what is being done, steps so far, steps in all) while the engine is made ready,
@@ -105,7 +104,7 @@ class Server:
         pages: which keys are read when they are needed, and how often they were; None if all are held.
 
     Raises:
-        ArtifactError: the keys belong to another program, or are damaged.
+        ArtifactError: the keys belong to another program or are for another engine, or are damaged.
         MissingKeyError: a key that the program needs is missing.
         InfeasibleError: the keys and ciphertexts need more memory than allowed.
         BackendError: the engine can't be used on this machine.
@@ -157,7 +156,7 @@ class Server:
             kept = max(0.0, room) if program.parameters.bootstrapping is None else 0.0
         self._cache = PlaintextCache(int(kept))
         self._session: ServerSession | None = self._engine.server(
-            program.parameters, keys, evaluation_keys.steps, self._cache, self._pager
+            program.parameters, keys, evaluation_keys.wanted[0], self._cache, self._pager
         )
 
     def close(self) -> None:
@@ -226,10 +225,13 @@ class Server:
         self._predicted = found.node_seconds
         held = current_rss_bytes()
         room: float = available_bytes()
-        needed = found.ciphertext_bytes + found.setup_bytes + (0 if keys.installed else keys.payload_bytes)
-        one, away = one_key_bytes(self.program), len(set(keys.steps) - pinned_steps(self.program))
+        needed = found.ciphertext_bytes + found.setup_bytes + (0 if keys.installed else keys.memory_bytes)
+        pinned, first = pinned_steps(self.program), int(keys.relinearisation)
+        by_step = zip(keys.steps, keys.held_sizes[first : first + len(keys.steps)], strict=True)
+        sizes = [size for step, size in by_step if step not in pinned]
+        away, one = len(sizes), max(sizes, default=0)
         fewest = 1 + LOADING_KEYS
-        least = LIBRARY_BYTES + (1 + UNUSED_SHARE) * (needed - (away - fewest) * one)
+        least = LIBRARY_BYTES + (1 + UNUSED_SHARE) * (needed - sum(sizes) + fewest * one)
         check_threads(LIBRARY_BYTES + min(needed, least), "running the program")
         may_wait = keys.header is not None and not keys.installed and away > fewest
         within = room
@@ -239,7 +241,7 @@ class Server:
             # The program was compiled for a process of its own: what else this process holds does not count.
             own = self.program.max_memory - BARE_PROCESS_BYTES - (1 + UNUSED_SHARE) * found.sizes.table_bytes
             if keys.installed:
-                own -= (1 + UNUSED_SHARE) * keys.payload_bytes
+                own -= (1 + UNUSED_SHARE) * keys.memory_bytes
             within = min(room, own)
             if may_wait and within >= least:
                 room = within

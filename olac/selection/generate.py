@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from olac.analysis.bootstrap_problem import PlacementProblem
 from olac.analysis.bootstraps import place_bootstraps
-from olac.analysis.estimate import Sizes, evaluation_key_bytes
+from olac.analysis.estimate import Sizes
+from olac.analysis.key_levels import key_levels
 from olac.analysis.noise import MAX_SCALE_BITS
 from olac.backends.cost import predicted_seconds
-from olac.ckks.bootstrapping import BOOTSTRAP_NOISE, bootstrap_model
+from olac.ckks.bootstrapping import BOOTSTRAP_NOISE
 from olac.ckks.candidates import candidates, deep_chains
 from olac.ckks.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, Parameters
 from olac.errors import InfeasibleError
-from olac.ir.graph import Graph
 from olac.selection.job import Job
 from olac.selection.price import Candidate, Draft, Terms, price
 
@@ -99,7 +99,9 @@ def _representative(chains: Sequence[Parameters], terms: Terms) -> Parameters:
             for level in range(1, parameters.depth + 1)
             for primitive in ("rotate", "multiply")
         )
-        return replace(terms, max_memory=None).cost(seconds, USUAL_KEYS * evaluation_key_bytes(parameters))
+        # A key is used half-way down the chain on average.
+        keys = USUAL_KEYS * terms.engine.key_bytes(parameters, parameters.depth // 2)
+        return replace(terms, max_memory=None).cost(seconds, keys)
 
     return min(chains, key=cost)
 
@@ -146,9 +148,11 @@ def _least(job: Job, log_rings: tuple[int, ...]) -> tuple[float, float]:
     for chain in deep_chains(security=job.options.security, log_rings=log_rings, most_rest=2):
         assert chain.bootstrapping is not None
         parameters = _on_slots(chain, max(chain.bootstrapping.budget))
-        model = bootstrap_model(parameters)
-        keys = (len(model.steps) + 1 + model.large_special_keys) * evaluation_key_bytes(parameters)
-        size = Sizes(keys, model.precomputed_bytes, 0, model.working_bytes, 0, model.keeps_plaintexts)
+        engine, model = job.terms.engine, job.terms.engine.bootstraps(parameters)
+        keys = engine.keys_bytes(parameters, key_levels((), (), model).of(model.steps, parameters, model))
+        size = Sizes(
+            keys, model.precomputed_bytes, 0, model.working_bytes, 0, model.keeps_plaintexts, engine.library_bytes
+        )
         seconds = job.terms.pricer(parameters).price("bootstrap", model.input_level)
         least = min(least, job.terms.cost(seconds, size.server_bytes))
         held = min(held, size.server_bytes)
@@ -211,7 +215,7 @@ def _planned(job: Job, chains: Sequence[Parameters], refuse: Refuse) -> list[Can
     for number, parameters in enumerate(chains, 1):
         job.say(f"placing bootstraps: {number} of {len(chains)} sets of parameters")
         try:
-            _check_reach(job.graph, parameters)
+            _check_reach(job, parameters)
             draft = draft or _pack(job, min(chains, key=lambda one: (one.digits, -one.depth)))
             found.append(_with_plan(job, draft, parameters))
         except InfeasibleError as error:
@@ -219,9 +223,10 @@ def _planned(job: Job, chains: Sequence[Parameters], refuse: Refuse) -> list[Can
     return found
 
 
-def _check_reach(graph: Graph, parameters: Parameters) -> None:
+def _check_reach(job: Job, parameters: Parameters) -> None:
     """`InfeasibleError` if the levels between bootstraps do not reach from one place for a bootstrap to the next."""
-    PlacementProblem(graph, bootstrap_model(parameters), parameters.depth, lambda node, level: 0.0).highest()
+    bootstraps = job.terms.engine.bootstraps(parameters)
+    PlacementProblem(job.graph, bootstraps, parameters.depth, lambda node, level: 0.0).highest()
 
 
 def _pack(job: Job, parameters: Parameters) -> Draft:
@@ -241,7 +246,8 @@ def _with_plan(job: Job, draft: Draft, parameters: Parameters) -> Candidate:
         if most is None:
             raise
         plan, exceeds = place_bootstraps(draft.graph, draft.profiles, pricer), True
-    return price(pricer, draft, draft.planned(plan, parameters), job.terms.max_memory, plan.placements, exceeds)
+    work = draft.planned(plan, parameters, job.terms.engine)
+    return price(pricer, draft, work, job.terms.max_memory, plan.placements, exceeds)
 
 
 def _on_fewer_slots(job: Job, found: Sequence[Candidate]) -> list[Candidate]:

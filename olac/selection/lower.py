@@ -63,7 +63,7 @@ def choose(job: Job) -> tuple[Candidate, float | None]:
     coarser: Graph | None = None
     for chains in chains_with_bootstraps(job, tuple(tried.too_large)):
         if precision is not None and coarser is not None:
-            error = job.noise.of_program(coarser, chains[0])
+            error = job.noise.of_program(coarser, chains[0], job.terms.engine)
             if error > precision:
                 tried.error = min(tried.error, error)
                 continue
@@ -75,7 +75,7 @@ def choose(job: Job) -> tuple[Candidate, float | None]:
             break
         else:
             finished = job.finished(first)
-            error = job.noise.of_program(finished.graph, finished.parameters)
+            error = job.noise.of_program(finished.graph, finished.parameters, job.terms.engine)
             if precision is None or error <= precision:
                 return finished, error
             tried.error, coarser = min(tried.error, error), finished.graph

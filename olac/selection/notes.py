@@ -8,7 +8,7 @@ import numpy as np
 
 from olac.analysis.estimate import Sizes
 from olac.analysis.rotation_keys import KeyChoice, memory_line
-from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.engines import EngineModel
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Array, Bootstrap
 from olac.ir.states import WIDEST
@@ -27,22 +27,20 @@ def notes(job: Job, chosen: Candidate) -> tuple[str, ...]:
         *(("NOT SECURE: the security check was waived",) if job.options.insecure else ()),
         *bootstrap_notes(chosen.graph, job.calibration.judged[:NOTED_IMAGES]),
         *paging_notes(chosen.keys, job.terms.max_memory),
-        *memory_notes(_served(chosen), total_bytes()),
+        *memory_notes(_served(chosen, job.terms.engine), total_bytes()),
     )
 
 
 def say_memory(job: Job, chosen: Candidate) -> None:
     """Tell what a server will take if there is no limit of memory: the server need not be this machine."""
     if job.terms.max_memory is None:
-        job.say(
-            f"a server will take {_server_memory(_served(chosen))} (this machine has {total_bytes() / GB:.1f} GB); "
-            "max_memory sets a limit"
-        )
+        memory = _server_memory(_served(chosen, job.terms.engine))
+        job.say(f"a server will take {memory} (this machine has {total_bytes() / GB:.1f} GB); max_memory sets a limit")
 
 
-def _served(chosen: Candidate) -> Sizes:
+def _served(chosen: Candidate, engine: EngineModel) -> Sizes:
     """Of a server that keeps encoded weights if such a program ever does, even if this one was chosen without them."""
-    return replace(chosen.keys.sizes, keeps_plaintexts=bootstrap_model(chosen.parameters).keeps_plaintexts)
+    return replace(chosen.keys.sizes, keeps_plaintexts=engine.bootstraps(chosen.parameters).keeps_plaintexts)
 
 
 def _server_memory(size: Sizes) -> str:

@@ -9,10 +9,11 @@ from functools import cached_property
 from olac.analysis.bootstrap_problem import BootstrapPlan, Placements
 from olac.analysis.bootstraps import Profiles
 from olac.analysis.estimate import Sizes, sizes
+from olac.analysis.key_levels import key_levels
 from olac.analysis.levels import required_levels
 from olac.analysis.rotation_keys import KeyChoice, Uses, fewer_keys, within
 from olac.backends.cost import CostEvaluator
-from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.engines import EngineModel
 from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
 from olac.ir.graph import Graph
@@ -35,6 +36,11 @@ class Terms:
     table: CostTable
     threads: int
     max_memory: float | None = None
+
+    @property
+    def engine(self) -> EngineModel:
+        """The engine whose prices they are."""
+        return self.table.engine
 
     def pricer(self, parameters: Parameters) -> CostEvaluator:
         """Prices of primitives under a set of parameters."""
@@ -95,9 +101,9 @@ class Draft:
         levels = {node.id: node.type.state.level for node in self.graph.nodes if node.type.state is not None}
         return Work(self.graph, kernels, levels, recorder.counts(), recorder.uses(), order)
 
-    def planned(self, plan: BootstrapPlan, parameters: Parameters) -> Work:
+    def planned(self, plan: BootstrapPlan, parameters: Parameters, engine: EngineModel) -> Work:
         """The work of a packed graph with bootstraps, without the level reductions before these."""
-        input_level = bootstrap_model(parameters).input_level
+        input_level = engine.bootstraps(parameters).input_level
         graph = PlaceBootstraps(plan.placements).run(self.graph, PassContext(parameters=parameters))
         levels = required_levels(graph, input_level)
         operands = {node.id: levels[node.id] + node.levels(self.graph.constants) for node in self.graph.nodes}
@@ -154,8 +160,10 @@ def price(
     encodes = {level: count for (primitive, level), count in work.counts.items() if primitive == "encode"}
     encoding = sum(count * pricer.price("encode", level) for level, count in encodes.items())
     seconds = sum(count * pricer.price(*what) for what, count in work.counts.items() if what[0] != "encode")
-    keys = len(bootstrap_model(parameters).keys_for(step for step, _ in work.uses))
-    size = sizes(work.graph, work.kernels, parameters, keys, encodes, work.levels)
+    engine, bootstraps = pricer.engine, pricer.engine.bootstraps(parameters)
+    steps = bootstraps.keys_for(step for step, _ in work.uses)
+    keys = key_levels(work.uses, work.counts, bootstraps).of(steps, parameters, bootstraps)
+    size = sizes(work.graph, work.kernels, parameters, keys, encodes, work.levels, engine)
     if not size.keeps_plaintexts:
         seconds, encoding = seconds + encoding, 0.0
     chosen = with_keys(work.uses, work.order, pricer, seconds, size, encoding, max_memory)
@@ -209,11 +217,13 @@ def with_keys(
         encoding: seconds to encode all weights, if they are ever kept.
     """
     if max_memory is not None:
-        choices = fewer_keys(uses, pricer.parameters, pricer.price, seconds, size, lambda _, needed: needed)
+        choices = fewer_keys(
+            uses, pricer.parameters, pricer.price, seconds, size, lambda _, needed: needed, pricer.engine
+        )
         return within(choices, order, pricer, encoding, max_memory)
     # What a run occupies is a concave function of the share of kept weights, so all or none of them is best.
     without = seconds + encoding, replace(size, keeps_plaintexts=False)
     if _occupied(without[0], without[1].server_bytes) < _occupied(seconds, size.server_bytes):
         seconds, size = without
-    *_, last = fewer_keys(uses, pricer.parameters, pricer.price, seconds, size, _occupied)
+    *_, last = fewer_keys(uses, pricer.parameters, pricer.price, seconds, size, _occupied, pricer.engine)
     return last

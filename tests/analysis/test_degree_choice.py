@@ -156,7 +156,7 @@ def test_the_plan_is_the_best_within_the_levels(limit: int, method: MethodName) 
 def test_the_plan_is_the_best_within_the_bootstraps(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a chain of 24 levels and 7 more after a bootstrap this network's linear ops take 6."""
     chain_of_24 = Parameters(16, 24, 40, 47, 2, FLEXIBLE, 128, Bootstrapping(8))
-    monkeypatch.setattr(degree_bootstraps, "usual_bootstrapping", lambda: chain_of_24)
+    monkeypatch.setattr(degree_bootstraps, "usual_bootstrapping", lambda engine: chain_of_24)
     known = Known(by_weight(WEIGHTS))
     context = context_for(known)
     found = choose_degrees(NET, context, FitOptions(max_degree=15, max_bootstraps=most))

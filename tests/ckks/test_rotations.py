@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from olac.analysis.estimate import LOADING_KEYS, Sizes, evaluation_key_bytes, key_reading_seconds
+from olac.analysis.estimate import LOADING_KEYS, Sizes, key_reading_seconds
 from olac.analysis.rotation_keys import KeyChoice, Uses, fewer_keys, held_within, memory_line, within
 from olac.backends.cost import CostEvaluator
 from olac.backends.simulator import SimulatorEvaluator
 from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.engines import OPENFHE
 from olac.ckks.key_pool import evictions
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FIXED, FLEXIBLE
@@ -63,7 +64,7 @@ def test_compositions_are_the_least_of_all(seed: int) -> None:
 
 PARAMETERS = Parameters(12, 4, 35, 42, 2, FIXED, security=0)
 PRICER = CostEvaluator(PARAMETERS, TABLE, 1)
-ONE_KEY = evaluation_key_bytes(PARAMETERS)
+ONE_KEY = OPENFHE.key_bytes(PARAMETERS, PARAMETERS.depth)
 
 
 def sized(keys: int) -> Sizes:
@@ -127,8 +128,8 @@ def test_if_no_key_can_be_given_up_some_are_read_when_needed(held: int) -> None:
     )
     assert len(found.steps) == found.pool == keys and found.held == held
     assert found.sizes.server_bytes == pytest.approx(limit)
-    assert found.reads == evictions(order, held) > 0
-    assert found.seconds == pytest.approx(1.0 + found.reads * key_reading_seconds(PRICER))
+    assert found.reads == evictions(order, held).total() > 0
+    assert found.seconds == pytest.approx(1.0 + found.reads * key_reading_seconds(PRICER, PARAMETERS.depth))
 
 
 def test_of_composing_and_reading_the_faster_is_taken() -> None:
@@ -168,7 +169,8 @@ def test_a_note_says_what_a_server_holds_and_reads() -> None:
     again = held_within(made, limit, TABLE, 1)
     assert (again.held, again.pool, again.reads, again.sizes) == (keys.held, keys.pool, keys.reads, keys.sizes)
     estimate = made.estimate(1, costs=TABLE)
-    assert again.seconds == pytest.approx(estimate.first_seconds + keys.reads * key_reading_seconds(pricer(made)))
+    reading = keys.reads * key_reading_seconds(pricer(made), made.parameters.depth)
+    assert again.seconds == pytest.approx(estimate.first_seconds + reading)
     assert note == f"within max_memory = {memory_line(keys, limit)}"
     assert "holds all keys" in memory_line(held_within(made, 1e9, TABLE, 1), 1e9)
     assert "takes at least" in memory_line(held_within(made, 1e6, TABLE, 1), 1e6)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 @pytest.fixture(autouse=True)
 def only_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pkgutil, "iter_modules", lambda path: [])
+    monkeypatch.setattr(pkgutil, "walk_packages", lambda path, prefix: [])
 
 
 def counted(example: Example, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -32,7 +32,8 @@ from olac.backends.vector.keys import (
 )
 from olac.backends.vector.randomness import BINOMIAL_PAIRS, SIGMA, sparse_ternary
 from olac.ckks.parameters import SPARSE_WEIGHT, Bootstrapping, Parameters
-from olac.ckks.primes import FLEXIBLE, step_to_prime
+from olac.ckks.primes import FLEXIBLE
+from olac.ckks.special import vector_special_primes
 from olac.ckks.words import Words
 from olac.errors import ArtifactError
 from tests.backends.vector.reference import Integers, ReferenceRing, coefficients_of, noise_of, product, root
@@ -44,16 +45,9 @@ PARAMETERS = Parameters(
 )
 
 
-def primes_below(bits: int, count: int) -> tuple[int, ...]:
-    found = [(1 << bits) + 1]
-    while len(found) <= count:
-        found.append(step_to_prime(found[-1], -2 * PARAMETERS.ring_dimension))
-    return tuple(found[1:])
-
-
-SPECIAL = primes_below(46, 5)
+SPECIAL = vector_special_primes(PARAMETERS)
 SECRET = sparse_ternary(PARAMETERS.ring_dimension, SPARSE_WEIGHT)
-MAKER = KeyMaker(RING, PARAMETERS, SPECIAL, SECRET)
+MAKER = KeyMaker(RING, PARAMETERS, SECRET)
 WHOLE = SECRET.astype(object)
 
 
@@ -227,11 +221,11 @@ def test_hostile_bytes(data: bytes, message: str) -> None:
 
 
 def test_forms() -> None:
-    form = switching_form(PARAMETERS, SPECIAL, 15)
+    form = switching_form(PARAMETERS, 15)
     assert (form.limbs, form.digits, form.digit_limbs) == (16, 3, 6)
     assert form.factor == np.prod(np.array(SPECIAL, dtype=object))
     assert form.log_modulus == pytest.approx(sum(np.log2(form.primes)))
-    sizes = [switching_form(PARAMETERS, SPECIAL, level).bytes for level in range(16)]
+    sizes = [switching_form(PARAMETERS, level).bytes for level in range(16)]
     assert sizes == sorted(sizes)
 
 
