@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import threading
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -33,6 +34,8 @@ from olac.ir.types import CipherState
 DEFAULT = "openfhe"
 KeyProgress = Callable[[int, int], None]
 """Called as progress(keys so far, keys in all)."""
+Preparing = Callable[[str, int, int], None]
+"""Called as preparing(what is being done, steps so far, steps in all) while an engine is made ready for a machine."""
 Place = tuple[int, ...]
 Piece = bytes | bytearray | memoryview | npt.NDArray[np.uint64] | npt.NDArray[np.uint8]
 """A part of the bytes of an evaluation key, contiguous, valid until the next part is asked for."""
@@ -180,6 +183,16 @@ class Engine(ABC):
     title: ClassVar[str]
     key_files: ClassVar[str] = DEFAULT
 
+    def unavailable(self, preparing: Preparing | None = None) -> str:
+        """Why the engine can't be used on this machine, in a clause; empty if it can.
+
+        The first call on a machine may take a minute, and the first in a process a second.
+
+        Args:
+            preparing: told what is being done meanwhile; without it, a warning says so if it takes long.
+        """
+        return ""
+
     @abstractmethod
     def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> ClientSession:
         """A session with a secret key: a new one, or that of words of shape (limbs, N).
@@ -260,6 +273,17 @@ class Engine(ABC):
     @abstractmethod
     def belongs(self, ciphertext: Any, identity: str) -> bool:
         """Whether a session of a key pair made a ciphertext, in this process."""
+
+
+def available_engine(given: Engine | str, preparing: Preparing | None = None) -> Engine:
+    """The engine, if it can be used on this machine; otherwise OpenFHE, and a warning says why."""
+    engine = find_engine(given)
+    reason = engine.unavailable(preparing)
+    if not reason:
+        return engine
+    usual = find_engine(DEFAULT)
+    warnings.warn(f"{usual.title} is used, as {engine.title} can't be: {reason}", stacklevel=2)
+    return usual
 
 
 def find_engine(given: Engine | str | None = None) -> Engine:

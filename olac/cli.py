@@ -7,6 +7,7 @@ import io
 import math
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,12 @@ from olac import __version__
 from olac.errors import OlacError, plain
 from olac.plugins import load_plugins
 from olac.system.memory import GB, check_limits
+from olac.system.threads import set_threads
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
+    from olac.backends.session import Preparing
     from olac.ir.head import Outputs
     from olac.runtime import Progress
 
@@ -45,9 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     130 if it was interrupted, 141 if nobody reads the output, 70 for an error that is a bug of olac's.
     """
-    # Threads that spin at OpenMP's barriers make every primitive several times slower as soon as another process wants
-    # a core; threads that sleep cost a few percent. It has to be set before torch or OpenFHE loads the library.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # show characters that the terminal's encoding lacks as escapes
             stream.reconfigure(errors="backslashreplace")
@@ -61,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(arguments)
+        set_threads(getattr(options, "process_threads", None))
         check_limits()
         load_plugins()
         code = int(options.run(options) or 0)
@@ -133,6 +136,15 @@ def _from_zero(text: str) -> float:
     return value
 
 
+def _threads(text: str) -> int:
+    """A number of threads."""
+    from olac.system.threads import MOST
+
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"{plain(text)} is not a whole number in 1 ... {MOST}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="olac", description="Compile PyTorch models into programs that run on encrypted inputs.")
     parser.add_argument("--version", action="version", version=f"olac {__version__}")
@@ -169,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     keygen.add_argument("program", type=Path)
     keygen.add_argument("folder", type=Path)
     keygen.add_argument("--overwrite", action="store_true", help="replace an existing secret key")
+    _add_threads(keygen)
     keygen.set_defaults(run=_keygen)
 
     encrypt = commands.add_parser("encrypt", help="client: encrypt images from a .npy file")
@@ -183,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("program", "evaluation_keys", "input", "output"):
         run.add_argument(name, type=Path)
     _add_max_memory(run, "memory that this process may take")
+    _add_threads(run)
     run.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="save the state of the run here; a later run continues from it"
     )
@@ -218,12 +232,28 @@ def _parser() -> argparse.ArgumentParser:
         "--threshold", type=_from_zero, default=0.05, help="largest error of a layer that is right, in the layer's unit"
     )
     _add_max_memory(debug, "memory that this process may take")
+    _add_threads(debug)
     debug.set_defaults(run=_debug)
+
+    warm_up = commands.add_parser(
+        "warm-up", help="compile the vector engine's kernels for this machine, which its first use does otherwise"
+    )
+    warm_up.set_defaults(run=_warm_up)
     return parser
 
 
 def _add_max_memory(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--max-memory", type=_memory, metavar="GB", help=f"{what}; also with a unit, such as 512MB")
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads",
+        dest="process_threads",
+        type=_threads,
+        metavar="T",
+        help="threads of this process; default: all cores",
+    )
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -317,7 +347,7 @@ def _run(options: argparse.Namespace) -> int:
     from olac.runtime import commands
 
     last: Progress | None = None
-    with _shown() as show:
+    with _shown() as (show, preparing):
 
         def keep(progress: Progress) -> None:
             nonlocal last
@@ -332,6 +362,7 @@ def _run(options: argparse.Namespace) -> int:
                 options.output,
                 max_memory=options.max_memory,
                 progress=keep,
+                preparing=preparing,
                 checkpoint=options.checkpoint,
                 checkpoint_seconds=options.checkpoint_seconds,
             )
@@ -344,7 +375,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _shown() -> Iterator[Callable[[Progress], None]]:
+def _shown() -> Iterator[tuple[Callable[[Progress], None], Preparing]]:
     """Shows a run: one line that changes on a terminal, otherwise a line for each layer."""
     console = _Console()
     with console.status("loading keys") as status:
@@ -362,7 +393,32 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
             except OSError:  # nobody reads it, or its disk is full: a run of hours goes on
                 _forget_stdout()
 
-        yield show
+        yield show, _preparing(console, status)
+
+
+def _preparing(console: Console, status: Status) -> Preparing:
+    """Shows what an engine does to get ready: in the line that changes, or a line for each new thing on stderr."""
+    last = ""
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if console.is_terminal:
+            status.update(Text(f"{what} ({done} of {total})"))
+        elif what != last:
+            last = what
+            with suppress(OSError):
+                print(what, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _warm_up(options: argparse.Namespace) -> None:
+    from olac.backends.vector.available import prepare
+
+    console, start = _Console(), time.monotonic()
+    with console.status("loading kernels") as status:
+        prepare(_preparing(console, status))
+    console.print(f"the vector engine is ready ({_duration(time.monotonic() - start)})")
 
 
 def _memory(text: str) -> float:
@@ -427,7 +483,7 @@ def _debug(options: argparse.Namespace) -> None:
     from olac.runtime import commands
     from olac.runtime.debug import first_fault
 
-    with _shown() as show:
+    with _shown() as (show, preparing):
         rows = commands.debug(
             options.program,
             options.secret_key,
@@ -435,6 +491,7 @@ def _debug(options: argparse.Namespace) -> None:
             options.images,
             max_memory=options.max_memory,
             progress=show,
+            preparing=preparing,
         )
     _Console().print(debug_table(rows))
     fault = first_fault(rows, options.threshold)

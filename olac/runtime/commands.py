@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from olac.backends.session import Preparing
 from olac.errors import ArtifactError, InfeasibleError, InputError, plain
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
@@ -108,10 +109,12 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    preparing: Preparing | None = None,
 ) -> Path:
     """Run the program on an encrypted input; needs no secret key.
 
     Args:
+        preparing: as in `Server`.
         checkpoint, checkpoint_seconds: as in `Server.run`; the file is deleted when the result is written.
 
     Raises:
@@ -128,7 +131,7 @@ def run(
     given = EncryptedInput.load(compiled, encrypted)
     keys = EvaluationKeys.load(compiled, evaluation_keys)
     # One run uses every weight once, so encoded weights are not kept.
-    server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0)
+    server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0, preparing=preparing)
     result = server.run(
         given, progress, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, keep_checkpoint=True
     )
@@ -182,8 +185,12 @@ def debug(
     *,
     max_memory: float | str | None = None,
     progress: Callable[[Progress], None] | None = None,
+    preparing: Preparing | None = None,
 ) -> tuple[Row, ...]:
     """Run the first batch of the images in a .npy file encrypted and simulated, and compare every layer.
+
+    Args:
+        preparing: as in `Server`.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program or key.
@@ -195,7 +202,7 @@ def debug(
     given = read_npy(images, compiled.input_shape, compiled.batch, cut=True)
     client = Client.load(compiled, secret_key)
     keys = EvaluationKeys.load(compiled, evaluation_keys)
-    server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0)
+    server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0, preparing=preparing)
     return compare(client, server, given, progress)
 
 
