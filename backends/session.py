@@ -18,8 +18,12 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
 
 from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.backends.cost import Slowdown as Slowdown
+from olac.backends.speed import Fresh, measure, short_chain, slowdown
+from olac.ckks.engines import EngineModel, engine_model
 from olac.ckks.parameters import Parameters
 from olac.ckks.words import Words
+from olac.costs.table import CostTable
 from olac.errors import BackendError
 from olac.ir.types import CipherState
 
@@ -160,9 +164,66 @@ class Engine(ABC):
 
     Attributes:
         title: the name of the library in messages.
+        planned_as: the name of the model in `olac.ckks.engines` that it is planned for.
     """
 
     title: ClassVar[str]
+    planned_as: ClassVar[str] = DEFAULT
+
+    @property
+    def model(self) -> EngineModel:
+        """What planners know of it."""
+        return engine_model(self.planned_as)
+
+    # The speed of this machine ---------------------------------------------------------------------------------------
+
+    def bench(self, parameters: Parameters) -> tuple[Evaluator[Any, Any], Fresh]:
+        """An evaluator that needs no evaluation keys, and a function that makes ciphertexts for it, to be measured."""
+        raise BackendError(f"{self.title} can't be measured")
+
+    def slowdown(self, parameters: Parameters, costs: CostTable, threads: int) -> Slowdown:
+        """Seconds on this machine now over those of a table, for programs with these parameters.
+
+        A short measurement, made once in a process for each ring, scale and technique; it takes up to a few seconds.
+
+        Args:
+            costs: prices of this engine.
+            threads: that the engine uses in this process.
+
+        Raises:
+            BackendError: it can't be measured.
+        """
+        chain = short_chain(parameters)
+        known = (self.title, chain, threads)
+        if known not in _MEASURED:
+            _MEASURED[known] = measure(*self.bench(chain))
+        return slowdown(_MEASURED[known], chain, costs, threads)
+
+    def measure_costs(
+        self,
+        threads: Sequence[int],
+        rings: Sequence[int] | None = None,
+        *,
+        quick: bool = False,
+        passes: int = 1,
+        progress: Callable[[str], None] | None = None,
+    ) -> CostTable:
+        """Measure all primitives on this machine, as `olac calibrate-costs` does.
+
+        Args:
+            threads: numbers of threads to measure.
+            rings: log2 of the rings to measure; None for all that the shipped table has.
+            quick: few settings and calls, for a rough table.
+            passes: how often everything is measured; the fastest counts.
+            progress: called with a line of text after each setting.
+
+        Raises:
+            ValueError: no threads or passes, or a ring that is never measured.
+            BackendError: a measurement failed.
+        """
+        raise BackendError(f"{self.title} has no table of costs of its own")
+
+    # Sessions --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> ClientSession:
@@ -221,6 +282,10 @@ class Engine(ABC):
     @abstractmethod
     def belongs(self, ciphertext: Any, identity: str) -> bool:
         """Whether a session of a key pair made a ciphertext, in this process."""
+
+
+_MEASURED: dict[tuple[str, Parameters, int], dict[str, float]] = {}
+"""Seconds of primitives in this process."""
 
 
 def find_engine(given: Engine | str | None = None) -> Engine:
