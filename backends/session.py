@@ -1,10 +1,12 @@
 """The interface between the runtime and an engine: all that clients and servers ask of a library of CKKS.
 
 An engine NAME is a folder `olac/backends/NAME` whose module `session` holds an `Engine` called ENGINE. Coefficient
-words (`olac.ckks.words`) travel between processes; all other objects that an engine returns are its own.
+words (`olac.ckks.words`) and the bytes of evaluation keys travel between processes; all other objects that an engine
+returns are its own.
 
 If the library refuses an operation, an engine raises RuntimeError, which the runtime translates. It raises
-ArtifactError for words that are no residues, and ForkError in a process that was forked after the engine was used.
+ArtifactError for words or bytes that are no residues, and ForkError in a process that was forked after the engine was
+used.
 """
 
 from __future__ import annotations
@@ -13,16 +15,21 @@ import importlib
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from olac.backends.base import Array, Ciphertext, Evaluator
 from olac.backends.cost import Slowdown as Slowdown
 from olac.backends.speed import Fresh, measure, short_chain, slowdown
+from olac.ckks.bootstrapping import SPECIAL_KEYS
 from olac.ckks.engines import EngineModel, engine_model
 from olac.ckks.parameters import Parameters
-from olac.ckks.words import Words
+from olac.ckks.sizes import rotation_key_bytes
+from olac.ckks.words import WORD_BYTES, Words
 from olac.costs.table import CostTable
 from olac.errors import BackendError
 from olac.ir.types import CipherState
@@ -31,13 +38,15 @@ DEFAULT = "openfhe"
 KeyProgress = Callable[[int, int], None]
 """Called as progress(keys so far, keys in all)."""
 Place = tuple[int, ...]
+Piece = bytes | bytearray | memoryview | npt.NDArray[np.uint64] | npt.NDArray[np.uint8]
+"""A part of the bytes of an evaluation key, contiguous, valid until the next part is asked for."""
 
 
 class Keys(Protocol):
     """Evaluation keys that the engine holds until this object, and every other of the same key pair, is deleted."""
 
-    def blocks(self) -> Iterator[Words]:
-        """The words of all keys, block by block, each of N words and valid until the next is asked for.
+    def blocks(self) -> Iterator[Piece]:
+        """The bytes of all keys, piece by piece; each key has as many as `Engine.key_sizes` says.
 
         First the relinearisation key, if there is one, then the rotation keys in the order of the steps that they were
         made for, then the keys of bootstraps. Only for keys that were made in this process.
@@ -47,8 +56,8 @@ class Keys(Protocol):
 class KeyStore(Protocol):
     """Single rotation keys that are added and evicted during a run."""
 
-    def put(self, step: int, blocks: Iterable[Words]) -> None:
-        """Add the key of a step; raises `ArtifactError` for words that are no residues."""
+    def put(self, step: int, blocks: Iterable[Piece]) -> None:
+        """Add the key of a step; raises `ArtifactError` for bytes that are no residues."""
 
     def take_out(self, step: int) -> None:
         """Evict the key of a step."""
@@ -125,8 +134,12 @@ class ClientSession(Session):
         """The words of the secret key, shape (limbs, N)."""
 
     @abstractmethod
-    def make_keys(self, steps: Sequence[int], relinearise: bool, progress: KeyProgress | None = None) -> Keys:
-        """Evaluation keys for rotation steps and, if the parameters have bootstraps, for these."""
+    def make_keys(self, steps: Mapping[int, int], relinearise: int | None, progress: KeyProgress | None = None) -> Keys:
+        """Evaluation keys for rotation steps and, if the parameters have bootstraps, for these.
+
+        Args:
+            steps, relinearise: as in `Engine.key_sizes`.
+        """
 
     @abstractmethod
     def encrypt(self, slots: Array, level: int) -> Any:
@@ -164,16 +177,17 @@ class Engine(ABC):
 
     Attributes:
         title: the name of the library in messages.
-        planned_as: the name of the model in `olac.ckks.engines` that it is planned for.
+        key_files: the name of the engine whose key files it writes and reads: its own, or another's if both have the
+            same keys. `olac.ckks.engines` has what planners know of that engine.
     """
 
     title: ClassVar[str]
-    planned_as: ClassVar[str] = DEFAULT
+    key_files: ClassVar[str] = DEFAULT
 
     @property
     def model(self) -> EngineModel:
         """What planners know of it."""
-        return engine_model(self.planned_as)
+        return engine_model(self.key_files)
 
     # The speed of this machine ---------------------------------------------------------------------------------------
 
@@ -233,24 +247,47 @@ class Engine(ABC):
             identity: of the key pair, for `belongs`.
         """
 
+    def key_sizes(self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[int]:
+        """Bytes of each key in a file, in the order of `Keys.blocks`. The default has the sizes of OpenFHE's keys.
+
+        Args:
+            steps: the rotation steps that there are keys for, each with the highest level at which the program's
+                kernels take it; 0 for those that only bootstraps take.
+            relinearise: the highest level at which the kernels multiply ciphertexts; 0 if only bootstraps do, None if
+                there is no relinearisation key.
+        """
+        length, special = parameters.ring_dimension, len(parameters.special_primes)
+        one = rotation_key_bytes(parameters.log_ring, parameters.limbs, parameters.digits, special)
+        sizes = [one] * (len(steps) + (relinearise is not None))
+        if parameters.bootstrapping is not None:
+            short = 2 * len(parameters.encapsulation_primes) * length * WORD_BYTES
+            sizes += [short, *[one] * (SPECIAL_KEYS - 1)]
+        return sizes
+
+    def held_key_sizes(self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[int]:
+        """Bytes of each key in memory while the engine holds it; the default: as many as in a file."""
+        return self.key_sizes(parameters, steps, relinearise)
+
     @abstractmethod
     def install_keys(
         self,
         parameters: Parameters,
-        steps: Sequence[int],
-        relinearise: bool,
-        blocks: Callable[[int], Iterator[Words]],
+        steps: Mapping[int, int],
+        relinearise: int | None,
+        blocks: Callable[[int], Iterator[Piece]],
         progress: KeyProgress | None = None,
         identity: str | None = None,
     ) -> Keys:
-        """Keys from words that came from outside.
+        """Keys from bytes that came from outside.
 
         Args:
-            blocks: the words of a key by its place in the order of `Keys.blocks`. Several threads may call it, once for
-                each key, in any order. A key must not be used before the iteration over its words has ended.
+            steps, relinearise: as in `key_sizes`.
+            blocks: the bytes of a key by its place in the order of `Keys.blocks`, in pieces of N words, the last one
+                maybe shorter. Several threads may call it, once for each key, in any order. A key must not be used
+                before the iteration over its bytes has ended.
 
         Raises:
-            ArtifactError: words that are no residues; whatever `blocks` raises.
+            ArtifactError: bytes that are no residues; whatever `blocks` raises.
         """
 
     @abstractmethod
@@ -258,7 +295,7 @@ class Engine(ABC):
         self,
         parameters: Parameters,
         keys: Keys,
-        steps: Iterable[int],
+        steps: Mapping[int, int],
         cache: PlaintextCache,
         pages: KeyPages | None = None,
     ) -> ServerSession:
@@ -266,7 +303,7 @@ class Engine(ABC):
 
         Args:
             keys: of this engine.
-            steps: rotation steps that there are keys for, including those of `pages`.
+            steps: as in `key_sizes`, including those of `pages`.
             cache: where the evaluator keeps plaintexts.
             pages: adds the keys for rotations that `keys` lacks.
         """

@@ -22,6 +22,7 @@ from olac.backends.openfhe.memory_files import MemoryFile
 from olac.backends.openfhe.special_keys import special_template
 from olac.backends.openfhe.wire import Wire
 from olac.backends.openfhe.words import Template, holes, new_tag, template
+from olac.backends.session import Piece
 from olac.ckks.words import WORD_BYTES, Words, check_highest, is_block
 from olac.errors import ArtifactError, BackendError
 
@@ -60,7 +61,7 @@ class KeyBuffer:
             at += WORD_BYTES * template.length
         self._holes.pop()
 
-    def fill(self, blocks: Iterable[Words], number: int = 0, keys: int = 1) -> None:
+    def fill(self, blocks: Iterable[Piece], number: int = 0, keys: int = 1) -> None:
         """Check the blocks of the key `number` of `keys` and put them into their holes.
 
         Raises:
@@ -69,7 +70,8 @@ class KeyBuffer:
         size = len(self._holes) // keys
         first = number * size
         highest: list[int] = []
-        for block in blocks:
+        for piece in blocks:
+            block = np.frombuffer(piece, dtype="<u8")
             if len(highest) == size or block.shape != (self._template.length,):
                 raise ArtifactError(f"more or other coefficients than {size} times {self._template.length}")
             self._file.write(block.data.cast("B"), self._holes[first + len(highest)])
@@ -118,13 +120,13 @@ class KeyMaker:
         # Making a template of n keys takes about as long as reading n keys.
         self.together = most if most > 1 and rotations >= 2 * most and rotation_templates(ready, most) else 1
 
-    def relinearisation(self, blocks: Iterable[Words]) -> Any:
+    def relinearisation(self, blocks: Iterable[Piece]) -> Any:
         """An EvalKey."""
         with self._buffer("relinearisation", relinearisation_template) as buffer:
             buffer.fill(blocks)
             return buffer.parsed(self._fhe.DeserializeEvalKey)
 
-    def rotations(self, keys: Sequence[tuple[int, Iterable[Words]]]) -> Any:
+    def rotations(self, keys: Sequence[tuple[int, Iterable[Piece]]]) -> Any:
         """An EvalKeyMap with the keys of automorphism indices, 1 or `together`."""
         count = len(keys)
         with self._buffer(rotations_name(count), lambda ready: ready.templates[rotations_name(count)]) as buffer:
@@ -133,7 +135,7 @@ class KeyMaker:
                 buffer.fill(blocks, number, count)
             return buffer.parsed(self._fhe.DeserializeEvalKeyMap)
 
-    def special(self, index: int, blocks: Iterable[Words]) -> Any:
+    def special(self, index: int, blocks: Iterable[Piece]) -> Any:
         """An EvalKeyMap with the key of a special index."""
         if index != self._ready.special_indices[0]:
             return self.rotations([(index, blocks)])

@@ -21,6 +21,7 @@ from olac.backends.openfhe.memory_files import MemoryFile
 from olac.backends.openfhe.special_keys import make_bootstrap_keys
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import new_tag
+from olac.backends.session import Piece
 from olac.ckks.bootstrapping import SPECIAL_KEYS
 from olac.ckks.parameters import Parameters
 from olac.ckks.words import Words
@@ -173,11 +174,11 @@ def install_keys(
     parameters: Parameters,
     steps: Sequence[int],
     relinearise: bool,
-    blocks: Callable[[int], Iterator[Words]],
+    blocks: Callable[[int], Iterator[Piece]],
     progress: Callable[[int, int], None] | None = None,
     identity: str | None = None,
 ) -> KeySet:
-    """See `olac.backends.session.Engine.install_keys`; the keys are under a new tag."""
+    """See `olac.backends.session.Engine.install_keys`; the keys are under a new tag, all of them for every level."""
     ready = wire(parameters)
     made = KeySet(parameters, new_tag(identity), tuple(steps))
     first = int(relinearise)

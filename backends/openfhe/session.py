@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from olac.backends.session import (
     KeyProgress,
     Keys,
     KeyStore,
+    Piece,
     PlaintextCache,
     ServerSession,
     Session,
@@ -62,8 +63,10 @@ class OpenFHEClient(_Tagged, ClientSession):
     def secret_words(self) -> Words:
         return self._ready.secret_key_words(self.secret_key)
 
-    def make_keys(self, steps: Sequence[int], relinearise: bool, progress: KeyProgress | None = None) -> KeySet:
-        return make_keys(self._ready.parameters, self.secret_key, steps, relinearise, progress)
+    def make_keys(
+        self, steps: Mapping[int, int], relinearise: int | None, progress: KeyProgress | None = None
+    ) -> KeySet:
+        return make_keys(self._ready.parameters, self.secret_key, tuple(steps), relinearise is not None, progress)
 
     def encrypt(self, slots: Array, level: int) -> Any:
         return self._evaluator.encrypt(self.secret_key, slots, level).payload
@@ -85,7 +88,7 @@ class PagedTags(KeyStore):
         self._pages.need(step, self)
         return self._tags.get(step)
 
-    def put(self, step: int, blocks: Iterable[Words]) -> None:
+    def put(self, step: int, blocks: Iterable[Piece]) -> None:
         tag = new_tag()
         self._held.add(tag)
         with KeyMaker(self._ready, tag, False, 0) as maker:
@@ -157,19 +160,19 @@ class OpenFHE(Engine):
     def install_keys(
         self,
         parameters: Parameters,
-        steps: Sequence[int],
-        relinearise: bool,
-        blocks: Callable[[int], Iterator[Words]],
+        steps: Mapping[int, int],
+        relinearise: int | None,
+        blocks: Callable[[int], Iterator[Piece]],
         progress: KeyProgress | None = None,
         identity: str | None = None,
     ) -> KeySet:
-        return install_keys(parameters, steps, relinearise, blocks, progress, identity)
+        return install_keys(parameters, tuple(steps), relinearise is not None, blocks, progress, identity)
 
     def server(
         self,
         parameters: Parameters,
         keys: Keys,
-        steps: Iterable[int],
+        steps: Mapping[int, int],
         cache: PlaintextCache,
         pages: KeyPages | None = None,
     ) -> OpenFHEServer:

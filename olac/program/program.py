@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from olac.analysis.estimate import Estimate, estimate
 from olac.analysis.rotation_keys import estimate_within
 from olac.backends.cost import Slowdown
+from olac.backends.recorder import RecorderEvaluator
 from olac.costs.table import CostTable
 from olac.errors import ArtifactError, InputError
 from olac.ir.graph import Graph, Node
@@ -143,8 +145,31 @@ class CompiledProgram(_Simulated, LoweredProgram):
     @cached_property
     def multiplies_ciphertexts(self) -> bool:
         """Whether a run takes a product of ciphertexts, which needs the relinearisation key."""
-        events = record(self.graph, self.parameters).events
-        return any(event.primitive in ("multiply", "relinearize") for event in events)
+        return self.product_level is not None
+
+    @property
+    def rotation_levels(self) -> Mapping[int, int]:
+        """The highest level at which the kernels rotate by each step, those of composed rotations included.
+
+        Conjugation is `Parameters.conjugation_step`. What bootstraps do does not count (see `BootstrapModel`).
+        """
+        return self._key_levels[0]
+
+    @property
+    def product_level(self) -> int | None:
+        """The highest level at which the kernels multiply ciphertexts; None if they don't. Bootstraps don't count."""
+        return self._key_levels[1]
+
+    @cached_property
+    def _key_levels(self) -> tuple[Mapping[int, int], int | None]:
+        recorder = RecorderEvaluator(self.parameters, self.rotations)
+        events = record(self.graph, self.parameters, recorder=recorder).events
+        rotations: dict[int, int] = {}
+        for event in events:
+            if event.step:
+                rotations[event.step] = max(event.level, rotations.get(event.step, 0))
+        products = (event.level for event in events if event.primitive in ("multiply", "relinearize"))
+        return MappingProxyType(rotations), max(products, default=None)
 
     @cached_property
     def composed(self) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ from olac.runtime.messages import (
     EvaluationKeys,
     needs_relinearisation,
     new_identity,
+    wanted_keys,
 )
 from olac.system.files import Output, Source, check_private, check_writable, write_files
 from olac.system.forks import check_fork
@@ -101,7 +102,7 @@ class Client:
         identity = new_identity()
         session = self._engine.client(program.parameters, identity)
         relinearise = needs_relinearisation(program)
-        live = session.make_keys(program.rotations, relinearise, progress)
+        live = session.make_keys(*wanted_keys(program, program.rotations, relinearise), progress)
         self._session, self._identity = session, identity
         return EvaluationKeys(program, identity, program.rotations, relinearise, live=live, engine=self._engine)
 

@@ -10,17 +10,17 @@ import hashlib
 import secrets
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
-from olac.backends.session import Engine, Keys, Session, find_engine
-from olac.ckks.bootstrapping import SPECIAL_KEYS
-from olac.ckks.sizes import ciphertext_bytes, rotation_key_bytes
+from olac.backends.session import DEFAULT, Engine, Keys, Piece, Session, find_engine
+from olac.ckks.sizes import ciphertext_bytes
 from olac.ckks.words import WORD_BYTES, Words, as_bytes, check_words
-from olac.errors import ArtifactError, ClosedError
+from olac.errors import ArtifactError, BackendError, ClosedError, plain
 from olac.ir.graph import Node
 from olac.program.program import CompiledProgram
 from olac.runtime import envelope
@@ -43,19 +43,12 @@ def needs_relinearisation(program: CompiledProgram) -> bool:
     return program.multiplies_ciphertexts or program.parameters.bootstrapping is not None
 
 
-def one_key_bytes(program: CompiledProgram) -> int:
-    """Bytes of the coefficients of one evaluation key."""
-    p = program.parameters
-    return rotation_key_bytes(p.log_ring, p.limbs, p.digits, len(p.special_primes))
-
-
-def special_key_bytes(program: CompiledProgram) -> list[int]:
-    """Bytes of the coefficients of each key that only bootstraps use."""
-    p = program.parameters
-    if p.bootstrapping is None:
-        return []
-    short = 2 * len(p.encapsulation_primes) * p.ring_dimension * WORD_BYTES
-    return [short, *[one_key_bytes(program)] * (SPECIAL_KEYS - 1)]
+def wanted_keys(
+    program: CompiledProgram, steps: Iterable[int], relinearisation: bool
+) -> tuple[dict[int, int], int | None]:
+    """`steps` and `relinearise` as `Engine.key_sizes` takes them."""
+    levels = program.rotation_levels
+    return {step: levels.get(step, 0) for step in steps}, (program.product_level or 0) if relinearisation else None
 
 
 class EvaluationKeys(Framed):
@@ -95,6 +88,7 @@ class EvaluationKeys(Framed):
         self._engine = engine
         self._installed: weakref.ref[Keys] | None = None
         self._closed = False
+        self._maker = find_engine(engine) if header is None else _engine_of(header)
 
     @property
     def _live(self) -> Keys | None:
@@ -123,15 +117,35 @@ class EvaluationKeys(Framed):
         """Keys for relinearisation and rotations."""
         return len(self.steps) + int(self.relinearisation)
 
+    @cached_property
+    def wanted(self) -> tuple[dict[int, int], int | None]:
+        """See `wanted_keys`."""
+        return wanted_keys(self.program, self.steps, self.relinearisation)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Bytes of each key in a file, in the order of `Keys.blocks`."""
+        return self._maker.key_sizes(self.program.parameters, *self.wanted)
+
+    @cached_property
+    def held_sizes(self) -> list[int]:
+        """Bytes of each key in the memory of a server."""
+        return self._maker.held_key_sizes(self.program.parameters, *self.wanted)
+
     @property
-    def _sizes(self) -> list[int]:
-        """Bytes of the words of each key, in the order of `Keys.blocks`."""
-        return [*[one_key_bytes(self.program)] * self.count, *special_key_bytes(self.program)]
+    def for_engine(self) -> str:
+        """The name of the engine that they are for (`Engine.key_files`)."""
+        return self._maker.key_files
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of the coefficients: what the keys take in memory, and nearly all of a file."""
-        return sum(self._sizes)
+        """Bytes of all keys: nearly all of a file."""
+        return sum(self.sizes)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that a server takes for all keys."""
+        return sum(self.held_sizes)
 
     @property
     def installed(self) -> bool:
@@ -139,8 +153,25 @@ class EvaluationKeys(Framed):
         return self._live is not None
 
     def choose_engine(self, wanted: Engine | str | None) -> Engine:
-        """The engine that is wanted; None for the one that made the keys in this process, otherwise for OpenFHE."""
-        return self._engine if wanted is None and self._made is not None and self._engine else find_engine(wanted)
+        """The engine that is wanted; None for the one that made the keys in this process or that they are for.
+
+        Raises:
+            ArtifactError: the engine that is wanted can't use these keys.
+        """
+        if wanted is None:
+            return self._maker
+        engine = find_engine(wanted)
+        if engine.key_files != self.for_engine:
+            raise ArtifactError(
+                f"the evaluation keys{self._source} were made for the engine {self.for_engine!r}, and {engine.title} "
+                f"can't use them. Use them with engine={self.for_engine!r}, or make keys for {engine.title}: "
+                f"Client(program, engine={engine.key_files!r}).generate_keys()."
+            )
+        return engine
+
+    @property
+    def _source(self) -> str:
+        return "" if self.header is None else f" in {self.header.source.name}"
 
     def install(
         self, progress: Callable[[int, int], None] | None = None, *, engine: Engine | str | None = None
@@ -148,7 +179,7 @@ class EvaluationKeys(Framed):
         """The keys as an engine uses them while the result is there, read key by key if they came from outside.
 
         Raises:
-            ArtifactError: a key in the file changed after it was opened, its words are no residues, or another engine
+            ArtifactError: a key in the file changed after it was opened, its bytes are no residues, or another engine
                 made the keys in this process.
             ClosedError: after `close`.
         """
@@ -163,12 +194,7 @@ class EvaluationKeys(Framed):
                 )
             with self.header.source.reader() as reader, self.header.named_in_errors():
                 live = by.install_keys(
-                    self.program.parameters,
-                    self.steps,
-                    self.relinearisation,
-                    partial(self.blocks, reader),
-                    progress,
-                    self.identity,
+                    self.program.parameters, *self.wanted, partial(self.blocks, reader), progress, self.identity
                 )
             self._engine, self._installed = by, weakref.ref(live)
         return live
@@ -180,8 +206,8 @@ class EvaluationKeys(Framed):
         other._parts = self._parts
         return other
 
-    def blocks(self, reader: Reader, place: int) -> Iterator[Words]:
-        """The words of one key that came from outside, block by block, each valid until the next is asked for.
+    def blocks(self, reader: Reader, place: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """The bytes of one key that came from outside, N words at a time, valid until the next are asked for.
 
         Any thread may read any key, in any order. Whether the key has changed is known at the end of the iteration.
 
@@ -192,9 +218,9 @@ class EvaluationKeys(Framed):
         Raises:
             ArtifactError: the key changed after the first reading. The error names no file.
         """
-        room = np.empty(self.program.parameters.ring_dimension, dtype="<u8")
-        for _ in self._parts[place].pieces(reader, room.data.cast("B")):
-            yield room
+        room = bytearray(self.program.parameters.ring_dimension * WORD_BYTES)
+        for piece in self._parts[place].pieces(reader, memoryview(room)):
+            yield np.frombuffer(piece, dtype=np.uint8)
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
         self.check_open()
@@ -203,7 +229,9 @@ class EvaluationKeys(Framed):
             return
         assert self._made is not None
         fields = {"keys": self.identity, "steps": list(self.steps), "relinearisation": self.relinearisation}
-        payload = (as_bytes(words) for words in self._made.blocks())
+        if self.for_engine != DEFAULT:
+            fields[ENGINE_FIELD] = self.for_engine
+        payload = map(_bytes_of, self._made.blocks())
         yield from envelope.frame(envelope.EVALUATION_KEYS, self.program, fields, payload, self.payload_bytes)
 
     def _received(self, header: Header) -> Iterator[bytes | memoryview]:
@@ -226,8 +254,33 @@ class EvaluationKeys(Framed):
         steps = header.integers("steps", program.rotations)
         keys = cls(program, header.identity("keys"), steps, header.flag("relinearisation"), header=header)
         header.expect_payload(keys.payload_bytes)
-        keys._parts = payload.parts(keys._sizes)
+        keys._parts = payload.parts(keys.sizes)
         return keys
+
+
+def _bytes_of(piece: Piece) -> memoryview:
+    return (piece.data if isinstance(piece, np.ndarray) else memoryview(piece)).cast("B")
+
+
+ENGINE_FIELD = "engine"
+"""The field of a header that names the engine that the keys are for; files without it are for OpenFHE."""
+
+
+def _engine_of(header: Header) -> Engine:
+    """The engine that the keys of a frame are for; raises `ArtifactError` if there is none of that name."""
+    name = header.fields.get(ENGINE_FIELD, DEFAULT)
+    if isinstance(name, str) and name.isidentifier():
+        try:
+            engine = find_engine(name)
+        except BackendError:
+            pass
+        else:
+            if engine.key_files == name:
+                return engine
+    raise header.error(
+        f"its keys are for the engine {plain(name)[:40]!r}, which this version of olac does not have",
+        "Update olac, or make keys for another engine.",
+    )
 
 
 class _Ciphertexts(Framed):

@@ -7,16 +7,15 @@ from collections.abc import Callable, Collection, Iterator
 import numpy as np
 
 from olac.backends.recorder import RecorderEvaluator
-from olac.backends.session import Engine, Keys, KeyStore
+from olac.backends.session import Engine, Keys, KeyStore, Piece
 from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.key_pool import KeyPool
-from olac.ckks.words import Words
 from olac.errors import ArtifactError
 from olac.ir.graph import Node
 from olac.kernels.base import Value
 from olac.kernels.record import record
 from olac.program.program import CompiledProgram
-from olac.runtime.messages import EvaluationKeys, special_key_bytes
+from olac.runtime.messages import EvaluationKeys
 
 
 class KeyFile:
@@ -61,16 +60,17 @@ def install_pinned(
     """
     header, first = keys.header, int(keys.relinearisation)
     assert header is not None
-    held = tuple(step for step in keys.steps if step in pinned)
+    levels, relinearise = keys.wanted
+    held = {step: level for step, level in levels.items() if step in pinned}
     special = first + len(keys.steps)
     places = [*range(first), *(first + i for i, step in enumerate(keys.steps) if step in pinned)]
-    places += range(special, special + len(special_key_bytes(keys.program)))
+    places += range(special, len(keys.sizes))
     with header.source.reader() as reader, header.named_in_errors():
 
-        def blocks(place: int) -> Iterator[Words]:
+        def blocks(place: int) -> Iterator[Piece]:
             return keys.blocks(reader, places[place])
 
-        live = engine.install_keys(keys.program.parameters, held, keys.relinearisation, blocks, progress, keys.identity)
+        live = engine.install_keys(keys.program.parameters, held, relinearise, blocks, progress, keys.identity)
     return live, KeyFile(keys)
 
 

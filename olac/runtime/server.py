@@ -34,7 +34,6 @@ from olac.runtime.messages import (
     EncryptedResult,
     EvaluationKeys,
     needs_relinearisation,
-    one_key_bytes,
 )
 from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
 from olac.system.files import check_writable, remove_file
@@ -93,14 +92,14 @@ class Server:
         cache_bytes: bytes for encoded weights, which are kept between runs. None for what memory allows, and for
             nothing if the program has bootstraps: its weights are then encoded when they are needed.
         engine: the engine that computes, or the name of its folder in `olac/backends`; None for the engine that made
-            the keys, if they were made in this process, otherwise for OpenFHE.
+            the keys, if they were made in this process, otherwise for the one that their file is for.
 
     Attributes:
         last_run: wall seconds by node id, of the last run; of a run from a checkpoint, of the nodes after it.
         pages: which keys are read when they are needed, and how often they were; None if all are held.
 
     Raises:
-        ArtifactError: the keys belong to another program, or are damaged.
+        ArtifactError: the keys belong to another program or are for another engine, or are damaged.
         MissingKeyError: a key that the program needs is missing.
         InfeasibleError: the keys and ciphertexts need more memory than allowed.
         ForkError: the process was forked after OpenFHE was used.
@@ -130,9 +129,9 @@ class Server:
         self._check_keys(evaluation_keys)
         # They take memory themselves, so they are made before it is measured.
         self._kernels = program.kernels
+        self._engine = evaluation_keys.choose_engine(engine)
         room, capacity = self._check_memory(evaluation_keys, limit)
         self._identity = evaluation_keys.identity
-        self._engine = evaluation_keys.choose_engine(engine)
         self._pager: KeyPager | None = None
         if capacity is None:
             keys = evaluation_keys.install(engine=self._engine)
@@ -145,7 +144,7 @@ class Server:
             kept = max(0.0, room) if program.parameters.bootstrapping is None else 0.0
         self._cache = PlaintextCache(int(kept))
         self._session: ServerSession | None = self._engine.server(
-            program.parameters, keys, evaluation_keys.steps, self._cache, self._pager
+            program.parameters, keys, evaluation_keys.wanted[0], self._cache, self._pager
         )
 
     def close(self) -> None:
@@ -214,10 +213,13 @@ class Server:
         self._predicted = found.node_seconds
         held = current_rss_bytes()
         room: float = available_bytes()
-        needed = found.ciphertext_bytes + found.setup_bytes + (0 if keys.installed else keys.payload_bytes)
-        one, away = one_key_bytes(self.program), len(set(keys.steps) - pinned_steps(self.program))
+        needed = found.ciphertext_bytes + found.setup_bytes + (0 if keys.installed else keys.memory_bytes)
+        pinned, first = pinned_steps(self.program), int(keys.relinearisation)
+        by_step = zip(keys.steps, keys.held_sizes[first : first + len(keys.steps)], strict=True)
+        sizes = [size for step, size in by_step if step not in pinned]
+        away, one = len(sizes), max(sizes, default=0)
         fewest = 1 + LOADING_KEYS
-        least = LIBRARY_BYTES + (1 + UNUSED_SHARE) * (needed - (away - fewest) * one)
+        least = LIBRARY_BYTES + (1 + UNUSED_SHARE) * (needed - sum(sizes) + fewest * one)
         check_threads(LIBRARY_BYTES + min(needed, least), "running the program")
         may_wait = keys.header is not None and not keys.installed and away > fewest
         within = room
@@ -227,7 +229,7 @@ class Server:
             # The program was compiled for a process of its own: what else this process holds does not count.
             own = self.program.max_memory - BARE_PROCESS_BYTES - (1 + UNUSED_SHARE) * found.sizes.table_bytes
             if keys.installed:
-                own -= (1 + UNUSED_SHARE) * keys.payload_bytes
+                own -= (1 + UNUSED_SHARE) * keys.memory_bytes
             within = min(room, own)
             if may_wait and within >= least:
                 room = within

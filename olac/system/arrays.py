@@ -7,3 +7,4 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
+Order = npt.NDArray[np.int32]

@@ -5,7 +5,7 @@ It has no plaintext cache and no threads, its plaintexts know their scale, and i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,7 +16,16 @@ from olac.backends.openfhe.keys import KeySet, install_keys, make_keys, new_secr
 from olac.backends.openfhe.session import PagedTags
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import is_tag_of, new_tag
-from olac.backends.session import ClientSession, Engine, KeyPages, KeyProgress, Keys, PlaintextCache, ServerSession
+from olac.backends.session import (
+    ClientSession,
+    Engine,
+    KeyPages,
+    KeyProgress,
+    Keys,
+    Piece,
+    PlaintextCache,
+    ServerSession,
+)
 from olac.ckks.parameters import Parameters
 from olac.ckks.words import Words
 from olac.ir.types import CipherState
@@ -63,8 +72,10 @@ class PlainClient(ClientSession):
     def secret_words(self) -> Words:
         return wire(self.parameters).secret_key_words(self.key)
 
-    def make_keys(self, steps: Sequence[int], relinearise: bool, progress: KeyProgress | None = None) -> KeySet:
-        return make_keys(self.parameters, self.key, steps, relinearise, progress)
+    def make_keys(
+        self, steps: Mapping[int, int], relinearise: int | None, progress: KeyProgress | None = None
+    ) -> KeySet:
+        return make_keys(self.parameters, self.key, tuple(steps), relinearise is not None, progress)
 
     def encrypt(self, slots: Array, level: int) -> Any:
         return self.evaluator.encrypt(self.key, slots, level).payload
@@ -107,19 +118,19 @@ class PlainEngine(Engine):
     def install_keys(
         self,
         parameters: Parameters,
-        steps: Sequence[int],
-        relinearise: bool,
-        blocks: Callable[[int], Iterator[Words]],
+        steps: Mapping[int, int],
+        relinearise: int | None,
+        blocks: Callable[[int], Iterator[Piece]],
         progress: KeyProgress | None = None,
         identity: str | None = None,
     ) -> KeySet:
-        return install_keys(parameters, steps, relinearise, blocks, progress, identity)
+        return install_keys(parameters, tuple(steps), relinearise is not None, blocks, progress, identity)
 
     def server(
         self,
         parameters: Parameters,
         keys: Keys,
-        steps: Iterable[int],
+        steps: Mapping[int, int],
         cache: PlaintextCache,
         pages: KeyPages | None = None,
     ) -> PlainServer:

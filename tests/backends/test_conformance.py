@@ -19,8 +19,10 @@ from olac.backends.openfhe.keys import make_keys, new_secret_key
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.wire import wire
 from olac.backends.recorder import Encoder, RecorderEvaluator
-from olac.backends.session import PlaintextCache
+from olac.backends.session import PlaintextCache, ServerSession
 from olac.backends.simulator import SimulatorEvaluator
+from olac.backends.vector.session import ENGINE as VECTOR
+from olac.backends.vector.session import VectorClient
 from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FIXED, FLEXIBLE
@@ -80,6 +82,28 @@ def make_rotation_keys(context: Any, secret: Any, parameters: Parameters, steps:
     load().CryptoContext.InsertEvalAutomorphismKey(context.EvalAutomorphismKeyGen(secret, indices), secret.GetKeyTag())
 
 
+@functools.lru_cache(maxsize=4)
+def vector_client(parameters: Parameters) -> VectorClient:
+    return VECTOR.client(parameters, "a test")
+
+
+@functools.lru_cache(maxsize=32)
+def vector_server(parameters: Parameters, steps: tuple[int, ...]) -> ServerSession:
+    wanted = dict.fromkeys(steps, parameters.depth)
+    keys = vector_client(parameters).make_keys(wanted, parameters.depth)
+    return VECTOR.server(parameters, keys, wanted, PlaintextCache(0))
+
+
+def vector_backend(parameters: Parameters, steps: tuple[int, ...], tolerance: float) -> Backend:
+    client = vector_client(parameters)
+    return Backend(
+        vector_server(parameters, steps).evaluator,
+        lambda slots, level: Ciphertext(client.encrypt(slots, level), CipherState(level, 1, parameters.scale(level))),
+        client.decrypt,
+        tolerance,
+    )
+
+
 def make_backend(name: str, technique: str, steps: tuple[int, ...] = STEPS) -> Backend:
     parameters = parameters_for(technique)
     if name == "simulator":
@@ -95,6 +119,8 @@ def make_backend(name: str, technique: str, steps: tuple[int, ...] = STEPS) -> B
             lambda a: evaluator.decrypt(keys.secretKey, a),
             1e-3,
         )
+    if name == "vector":
+        return vector_backend(parameters, tuple(steps), 1e-3)
     recorder = (
         RecorderEvaluator(parameters, steps)
         if name == "recorder"
@@ -103,7 +129,7 @@ def make_backend(name: str, technique: str, steps: tuple[int, ...] = STEPS) -> B
     return Backend(recorder, lambda slots, level: recorder.fresh(level), None, 0.0)
 
 
-@pytest.fixture(params=["simulator", *OPENFHE, "cost", "recorder"])
+@pytest.fixture(params=["simulator", *OPENFHE, "vector", "cost", "recorder"])
 def name(request: pytest.FixtureRequest) -> Iterator[str]:
     yield request.param
 
@@ -176,7 +202,7 @@ def test_plaintexts_beyond_the_modulus_wrap_around_with_what_they_are_added_to(b
 
 
 def test_fresh_ciphertexts_hold_no_more_than_their_modulus(name: str) -> None:
-    if name in ("simulator", *OPENFHE):
+    if name in ("simulator", "vector", *OPENFHE):
         backend = make_backend(name, FIXED)
         for size in (2.0**45, 1e300, np.inf):
             with pytest.raises(VerificationError, match="do not fit"):

@@ -25,8 +25,9 @@ from olac.errors import ArtifactError, BackendError
 from olac.ir.ops import Array
 from olac.runtime import Client, EncryptedResult, EvaluationKeys, Server
 from olac.runtime.envelope import DIGEST_BYTES
-from olac.runtime.messages import needs_relinearisation, one_key_bytes, special_key_bytes
+from olac.runtime.messages import needs_relinearisation
 from tests.runtime.bootstrapped_program import ERROR, ON_HALF, PARAMETERS, bootstrapped_program
+from tests.runtime.key_sizes import one_key_bytes, special_key_bytes
 from tests.runtime.small_program import ERROR as SMALL_ERROR
 from tests.runtime.small_program import images as small_images
 from tests.runtime.small_program import small_program

@@ -28,8 +28,8 @@ from olac.program.program import CompiledProgram
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server, commands, envelope
 from olac.runtime import client as client_module
 from olac.runtime.check_ranges import check_output
-from olac.runtime.messages import one_key_bytes
 from olac.system.formats import FRAMES
+from tests.runtime.key_sizes import one_key_bytes
 from tests.runtime.small_program import ERROR, LIMIT, SHAPE, images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]

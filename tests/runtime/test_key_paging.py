@@ -23,9 +23,9 @@ from olac.errors import ArtifactError, InfeasibleError
 from olac.program.program import CompiledProgram
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server
 from olac.runtime import server as server_module
-from olac.runtime.messages import one_key_bytes
 from olac.runtime.paging import KeyPager, install_pinned, needed_order, pinned_steps
 from tests.runtime.bootstrapped_program import bootstrapped_program
+from tests.runtime.key_sizes import one_key_bytes
 from tests.runtime.small_program import images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]

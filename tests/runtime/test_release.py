@@ -25,9 +25,9 @@ from olac.errors import BackendError, ClosedError
 from olac.program.program import CompiledProgram
 from olac.runtime import Client, EvaluationKeys, Progress, Server
 from olac.runtime import server as server_module
-from olac.runtime.messages import one_key_bytes
 from olac.runtime.paging import pinned_steps
 from olac.system.memory import current_rss_bytes, return_freed
+from tests.runtime.key_sizes import one_key_bytes
 from tests.runtime.small_program import ERROR, deep_program, images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]

@@ -1,0 +1,122 @@
+"""Whether the vector engine can serve on this machine: kernels are compiled once and have to give known answers."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pkgutil
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from olac.backends import vector
+from olac.backends.vector import compiled
+from olac.errors import BackendError
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(what is being done, kernels so far, kernels in all)."""
+
+ANSWERS = "answers"
+FMA = {"x86_64": "fma", "amd64": "fma", "i686": "fma"}
+"""The feature that makes a CPU of this kind multiply and add with one rounding."""
+WITH_FMA = ("aarch64", "arm64")
+"""Kinds of CPU that always can."""
+
+_lock = threading.Lock()
+_checked: str | None = None
+
+
+def obstacle() -> str:
+    """Why the engine can't serve here, as far as that is known without compiling; empty if nothing is in the way."""
+    if compiled.numba is None:
+        return compiled.missing
+    environment = compiled.store().environment
+    kind = environment["triple"].split("-")[0]
+    if kind in WITH_FMA:
+        return ""
+    if kind not in FMA:
+        return f"it was never tried on a CPU of the kind {kind}"
+    if f"+{FMA[kind]}" not in environment["features"].split(","):
+        return f"this CPU ({environment['cpu']}) has no fused multiply-add, or numba was told not to use it"
+    return ""
+
+
+def why_unavailable(progress: Progress | None = None) -> str:
+    """Why the engine can't serve here; empty if it can.
+
+    At the first call in a process it compiles the kernels, or loads them from the cache, and checks their answers,
+    unless the same compiled kernels have given them before.
+
+    Args:
+        progress: told what is being done; None for a warning if kernels are to be compiled.
+    """
+    global _checked
+    with _lock:
+        if _checked is None:
+            try:
+                _checked = obstacle() or _prepare(progress)
+            except Exception as error:  # whatever goes wrong in numba, another engine can serve
+                log.exception("kernels can't be compiled")
+                _checked = f"its kernels can't be compiled: {type(error).__name__}: {error}"
+        return _checked
+
+
+def prepare(progress: Progress | None = None) -> None:
+    """Make the engine ready.
+
+    Raises:
+        BackendError: it can't serve here.
+    """
+    reason = why_unavailable(progress)
+    if reason:
+        raise BackendError(f"the vector engine is not available: {reason}")
+
+
+def _prepare(progress: Progress | None) -> str:
+    start = time.perf_counter()
+    for module in pkgutil.iter_modules(vector.__path__):
+        importlib.import_module(f"{vector.__name__}.{module.name}")
+    kernels, store = own_kernels(), compiled.store()
+    if progress is None:
+        store.announce = lambda line: warnings.warn(f"{line} (olac warm-up does it beforehand)", stacklevel=2)
+    for done, (name, kernel) in enumerate(kernels.items()):
+        if progress is not None:
+            progress(f"kernel {name.removeprefix(f'{vector.__name__}.')}", done, len(kernels))
+        kernel.ready()
+    if store.remembered(ANSWERS) is None:
+        if progress is not None:
+            progress("known answers", len(kernels), len(kernels))
+        wrong = wrong_answers()
+        if wrong:
+            return wrong
+        store.remember(ANSWERS, {})
+    else:
+        store.files.touch()
+    log.info("%d kernels, %d of them compiled, in %.1f s", len(kernels), store.compiled, time.perf_counter() - start)
+    return ""
+
+
+def own_kernels() -> dict[str, Any]:
+    """The engine's kernels by name; others may declare some, too."""
+    return {name: made for name, made in compiled.KERNELS.items() if name.startswith(f"{vector.__name__}.")}
+
+
+def wrong_answers() -> str:
+    """Run what `known_answer` was given; says which kernels fail or are never tested, nothing if all are right."""
+    own = set(own_kernels())
+    untested = set(own)
+    for answer in compiled.ANSWERS:
+        if own.isdisjoint(answer.kernels):
+            continue
+        try:
+            right, why = answer.right(), ""
+        except Exception as error:
+            right, why = False, f" ({type(error).__name__}: {error})"
+        if right is not True:
+            return f"its kernels {', '.join(answer.kernels)} give wrong results on this machine{why}"
+        untested.difference_update(answer.kernels)
+    return f"nothing tests its kernels {', '.join(sorted(untested))}" if untested else ""

@@ -1,0 +1,57 @@
+"""Memory for limbs, used again: fresh pages cost as much as the arithmetic on them."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+import numpy as np
+
+from olac.system.arrays import Array
+
+SLACK = 1.5
+"""A buffer may be used for less than its size by this factor."""
+
+
+class Buffers:
+    """Flat arrays of float64 that go back to this object when nothing refers to their `Buffer` any more."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Array]] = {}
+        self._lock = threading.RLock()
+
+    def take(self, size: int) -> Buffer:
+        """A buffer of at least `size` doubles, whose content is undefined."""
+        with self._lock:
+            fitting = [held for held, free in self._free.items() if free and size <= held <= SLACK * size]
+            found = self._free[min(fitting)].pop() if fitting else None
+        return Buffer(np.empty(size) if found is None else found, self)
+
+    def give(self, array: Array) -> None:
+        """Put an array back."""
+        with self._lock:
+            self._free.setdefault(len(array), []).append(array)
+
+    def clear(self) -> None:
+        """Free all that is not in use."""
+        with self._lock:
+            self._free.clear()
+
+
+class Buffer:
+    """A flat array of float64, of `Buffers`.
+
+    Attributes:
+        data: the array.
+    """
+
+    __slots__ = ("_home", "data")
+
+    def __init__(self, data: Array, home: Buffers) -> None:
+        self.data = data
+        self._home = weakref.ref(home)
+
+    def __del__(self) -> None:
+        home = self._home()
+        if home is not None:
+            home.give(self.data)

@@ -1,0 +1,56 @@
+"""What the vector engine's ciphertexts and plaintexts hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from olac.backends.vector.buffers import Buffer
+from olac.system.arrays import Array, Index
+
+
+@dataclass(frozen=True, slots=True)
+class Residues:
+    """Polynomials modulo q_0 ... q_(limbs - 1), and special primes after them if it is modulo Q P.
+
+    Attributes:
+        buffer: where they are, polynomial after polynomial and limb after limb, each N doubles in value order.
+        parts: polynomials: 2 for a ciphertext, 3 for a product that is not relinearised.
+        limbs, specials: primes that count.
+        room: limbs from the beginning of one polynomial to that of the next.
+        degree, scale: of the ciphertext.
+        mark: of the key pair in this process.
+    """
+
+    buffer: Buffer
+    parts: int
+    limbs: int
+    specials: int
+    room: int
+    degree: int
+    scale: float
+    mark: str
+
+    @property
+    def data(self) -> Array:
+        """The flat array."""
+        return self.buffer.data
+
+    @property
+    def count(self) -> int:
+        """Limbs of one polynomial."""
+        return self.limbs + self.specials
+
+    def offsets(self, n: int) -> Index:
+        """Where each limb begins, polynomial after polynomial."""
+        first = np.arange(self.parts)[:, None] * self.room + np.arange(self.count)
+        return (first * n).reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A plaintext: limbs of N doubles in value order."""
+
+    data: Array
+    limbs: int

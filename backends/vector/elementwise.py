@@ -1,0 +1,220 @@
+"""Kernels that work value by value, on limbs that begin where offsets say.
+
+Operands are at most 1.1 p in size if nothing else is said, and so are results. For items lo ... hi - 1, `ids` is the
+prime of each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from olac.backends.vector.arithmetic import MAGIC, product, reduced
+from olac.backends.vector.compiled import kernel, wide
+from olac.backends.vector.lanes import load, splat, store, vadd, vsub
+from olac.backends.vector.transforms import forward_columns, forward_rows
+from olac.system.arrays import Array as Floats
+from olac.system.arrays import Index
+
+
+@kernel("void(i8,i8,i8,f8[::1],i8[::1],f8[::1],i8[::1],f8[::1],i8[::1],i8[::1],b1,i8,f8[::1],f8[::1])")
+def add_limbs(
+    lo: int,
+    hi: int,
+    worker: int,
+    a: Floats,
+    aat: Index,
+    b: Floats,
+    bat: Index,
+    out: Floats,
+    outat: Index,
+    ids: Index,
+    minus: bool,
+    N: int,
+    p: Floats,
+    pinv: Floats,
+) -> None:
+    """out = a + b, or a - b with `minus`. out may be a or b."""
+    wide()
+    magic = splat(MAGIC)
+    for e in range(lo, hi):
+        j = ids[e]
+        p1, pinv1 = splat(p[j]), splat(pinv[j])
+        x, y, o = aat[e], bat[e], outat[e]
+        if minus:
+            for k in range(0, N, 8):
+                store(out, o + k, reduced(vsub(load(a, x + k), load(b, y + k)), pinv1, p1, magic))
+        else:
+            for k in range(0, N, 8):
+                store(out, o + k, reduced(vadd(load(a, x + k), load(b, y + k)), pinv1, p1, magic))
+
+
+@kernel("void(i8,i8,i8,f8[::1],i8[::1],f8[::1],f8[::1],i8[::1],i8[::1],i8,f8[::1],f8[::1])")
+def add_constant(
+    lo: int,
+    hi: int,
+    worker: int,
+    a: Floats,
+    aat: Index,
+    constants: Floats,
+    out: Floats,
+    outat: Index,
+    ids: Index,
+    N: int,
+    p: Floats,
+    pinv: Floats,
+) -> None:
+    """out = a + a constant of each limb."""
+    wide()
+    magic = splat(MAGIC)
+    for e in range(lo, hi):
+        j = ids[e]
+        p1, pinv1, f = splat(p[j]), splat(pinv[j]), splat(constants[e])
+        x, o = aat[e], outat[e]
+        for k in range(0, N, 8):
+            store(out, o + k, reduced(vadd(load(a, x + k), f), pinv1, p1, magic))
+
+
+@kernel("void(i8,i8,i8,f8[::1],i8[::1],f8[::1],f8[::1],i8[::1],i8[::1],b1,i8,f8[::1],f8[::1])")
+def times_constant(
+    lo: int,
+    hi: int,
+    worker: int,
+    a: Floats,
+    aat: Index,
+    constants: Floats,
+    out: Floats,
+    outat: Index,
+    ids: Index,
+    more: bool,
+    N: int,
+    p: Floats,
+    pinv: Floats,
+) -> None:
+    """out = a times a constant of each limb, added to out with `more`."""
+    wide()
+    magic = splat(MAGIC)
+    for e in range(lo, hi):
+        j = ids[e]
+        p1, pinv1, f = splat(p[j]), splat(pinv[j]), splat(constants[e])
+        x, o = aat[e], outat[e]
+        if more:
+            for k in range(0, N, 8):
+                y = vadd(load(out, o + k), product(load(a, x + k), f, pinv1, p1, magic))
+                store(out, o + k, reduced(y, pinv1, p1, magic))
+        else:
+            for k in range(0, N, 8):
+                store(out, o + k, product(load(a, x + k), f, pinv1, p1, magic))
+
+
+@kernel("void(i8,i8,i8,f8[::1],i8[::1],f8[::1],i8[::1],f8[::1],i8[::1],i8[::1],b1,i8,f8[::1],f8[::1])")
+def times_limbs(
+    lo: int,
+    hi: int,
+    worker: int,
+    a: Floats,
+    aat: Index,
+    b: Floats,
+    bat: Index,
+    out: Floats,
+    outat: Index,
+    ids: Index,
+    more: bool,
+    N: int,
+    p: Floats,
+    pinv: Floats,
+) -> None:
+    """out = a b, added to out with `more`; a may be at most 13 p in size for primes below 2^46."""
+    wide()
+    magic = splat(MAGIC)
+    for e in range(lo, hi):
+        j = ids[e]
+        p1, pinv1 = splat(p[j]), splat(pinv[j])
+        x, y, o = aat[e], bat[e], outat[e]
+        if more:
+            for k in range(0, N, 8):
+                z = vadd(load(out, o + k), product(load(a, x + k), load(b, y + k), pinv1, p1, magic))
+                store(out, o + k, reduced(z, pinv1, p1, magic))
+        else:
+            for k in range(0, N, 8):
+                store(out, o + k, product(load(a, x + k), load(b, y + k), pinv1, p1, magic))
+
+
+@kernel("void(i8,i8,i8,f8[::1],i8,i8,f8[::1],i8,i8,f8[::1],i8,i8,b1,i8,f8[::1],f8[::1])")
+def tensor(
+    lo: int,
+    hi: int,
+    worker: int,
+    a: Floats,
+    aat: int,
+    astride: int,
+    b: Floats,
+    bat: int,
+    bstride: int,
+    out: Floats,
+    outat: int,
+    outstride: int,
+    more: bool,
+    N: int,
+    p: Floats,
+    pinv: Floats,
+) -> None:
+    """The three polynomials a0 b0, a0 b1 + a1 b0, a1 b1, added to out with `more`, for primes lo ... hi - 1."""
+    wide()
+    magic = splat(MAGIC)
+    for j in range(lo, hi):
+        p1, pinv1 = splat(p[j]), splat(pinv[j])
+        x, y, o = aat + j * N, bat + j * N, outat + j * N
+        for k in range(0, N, 8):
+            a0, a1 = load(a, x + k), load(a, x + astride + k)
+            b0, b1 = load(b, y + k), load(b, y + bstride + k)
+            d0 = product(a0, b0, pinv1, p1, magic)
+            d1 = vadd(product(a0, b1, pinv1, p1, magic), product(a1, b0, pinv1, p1, magic))
+            d2 = product(a1, b1, pinv1, p1, magic)
+            if more:
+                d0 = reduced(vadd(d0, load(out, o + k)), pinv1, p1, magic)
+                d1 = vadd(d1, load(out, o + outstride + k))
+                d2 = reduced(vadd(d2, load(out, o + 2 * outstride + k)), pinv1, p1, magic)
+            store(out, o + k, d0)
+            store(out, o + outstride + k, reduced(d1, pinv1, p1, magic))
+            store(out, o + 2 * outstride + k, d2)
+
+
+@kernel("void(i8,i8,i8,f8[::1],f8[::1],i8[::1],i8[::1],f8[:,::1],i8,i8,f8[::1],f8[::1],f8[::1],f8[::1],b1[::1])")
+def transform_integers(
+    lo: int,
+    hi: int,
+    worker: int,
+    coefficients: Floats,
+    out: Floats,
+    outat: Index,
+    ids: Index,
+    scratch: Floats,
+    R: int,
+    C: int,
+    w0: Floats,
+    w1: Floats,
+    p: Floats,
+    pinv: Floats,
+    tight: Any,
+) -> None:
+    """A polynomial of integer coefficients in natural order, to values modulo the primes of limbs lo ... hi - 1.
+
+    Coefficients are exact doubles of any size below 2^88: they are reduced twice, as the first quotient may be off by
+    a few units beyond 2^51. Results are reduced.
+    """
+    wide()
+    N = R * C
+    magic = splat(MAGIC)
+    room = scratch[worker]
+    for e in range(lo, hi):
+        j = ids[e]
+        p1, pinv1 = splat(p[j]), splat(pinv[j])
+        for column in range(C // 8):
+            for row in range(R):
+                x = reduced(load(coefficients, row * C + 8 * column), pinv1, p1, magic)
+                store(room, 8 * row, reduced(x, pinv1, p1, magic))
+            forward_columns(room, 0, 8, room, 8 * R, out, outat[e], column, R, C, w0, j * R, p[j], pinv[j], tight[j])
+        forward_rows(out, outat[e], R, C, w1, j * N, p[j], pinv[j], tight[j])
+        o = outat[e]
+        for k in range(0, N, 8):
+            store(out, o + k, reduced(load(out, o + k), pinv1, p1, magic))

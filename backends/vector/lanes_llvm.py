@@ -1,0 +1,153 @@
+"""The intrinsics of `olac.backends.vector.lanes`, as llvmlite builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.ir as ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+LANES = 8
+"""Doubles in a vector."""
+
+_VECTOR = ir.VectorType(ir.DoubleType(), LANES)
+
+
+def _ints(bits: int) -> ir.VectorType:
+    return ir.VectorType(ir.IntType(bits), LANES)
+
+
+class Lanes(types.Type):
+    """The numba type of a vector."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Lanes8")
+
+
+lanes = Lanes()
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: Any) -> None:
+        super().__init__(manager, fe_type, _VECTOR)  # type: ignore[no-untyped-call]
+
+
+Gen = Callable[[Any, Any, Any, Any], Any]
+
+
+@intrinsic
+def vfma(context: Any, a: Any, b: Any, c: Any) -> tuple[Any, Gen]:
+    """a b + c, rounded once."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        name = f"llvm.fma.v{LANES}f64"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
+        return builder.call(function, arguments)
+
+    return lanes(lanes, lanes, lanes), generate
+
+
+@intrinsic
+def vadd(context: Any, a: Any, b: Any) -> tuple[Any, Gen]:
+    """a + b."""
+    return lanes(lanes, lanes), lambda target, builder, signature, arguments: builder.fadd(*arguments)
+
+
+@intrinsic
+def vsub(context: Any, a: Any, b: Any) -> tuple[Any, Gen]:
+    """a - b."""
+    return lanes(lanes, lanes), lambda target, builder, signature, arguments: builder.fsub(*arguments)
+
+
+@intrinsic
+def vmul(context: Any, a: Any, b: Any) -> tuple[Any, Gen]:
+    """a b, rounded."""
+    return lanes(lanes, lanes), lambda target, builder, signature, arguments: builder.fmul(*arguments)
+
+
+@intrinsic
+def vneg(context: Any, a: Any) -> tuple[Any, Gen]:
+    """-a."""
+    return lanes(lanes), lambda target, builder, signature, arguments: builder.fneg(*arguments)
+
+
+@intrinsic
+def splat(context: Any, a: Any) -> tuple[Any, Gen]:
+    """a in every lane."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        empty = ir.Constant(_VECTOR, ir.Undefined)
+        one = builder.insert_element(empty, arguments[0], ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(one, empty, ir.Constant(_ints(32), [0] * LANES))
+
+    return lanes(types.float64), generate
+
+
+def _pointer(target: Any, builder: Any, kind: Any, array: Any, index: Any, to: Any) -> Any:
+    data = target.make_array(kind)(target, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), to.as_pointer())
+
+
+@intrinsic
+def load(context: Any, array: Any, index: Any) -> tuple[Any, Gen]:
+    """Elements index ... index + 7 of an array of float64 whose last axis is contiguous."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(target, builder, signature.args[0], arguments[0], arguments[1], _VECTOR)
+        return builder.load(pointer, align=8)
+
+    return lanes(array, types.int64), generate
+
+
+@intrinsic
+def load_ints(context: Any, array: Any, index: Any) -> tuple[Any, Gen]:
+    """As `load`, of an array of int32, int16 or int8."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = signature.args[0].dtype.bitwidth
+        found = builder.load(
+            _pointer(target, builder, signature.args[0], arguments[0], arguments[1], _ints(bits)), align=bits // 8
+        )
+        if bits < 32:
+            found = builder.sext(found, _ints(32))
+        return builder.sitofp(found, _VECTOR)
+
+    return lanes(array, types.int64), generate
+
+
+@intrinsic
+def store(context: Any, array: Any, index: Any, value: Any) -> tuple[Any, Gen]:
+    """Write a vector to elements index ... index + 7."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(target, builder, signature.args[0], arguments[0], arguments[1], _VECTOR)
+        builder.store(arguments[2], pointer, align=8)
+        return target.get_dummy_value()
+
+    return types.none(array, types.int64, lanes), generate
+
+
+@intrinsic
+def transposed(context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> tuple[Any, Gen]:
+    """The eight columns of the matrix whose rows are eight vectors."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        rows = list(arguments)
+        for width in (4, 2, 1):  # swap the off-diagonal quarters of each block of 2 width
+            low = [lane if not lane & width else LANES + lane - width for lane in range(LANES)]
+            high = [lane + width if not lane & width else LANES + lane for lane in range(LANES)]
+            swapped = list(rows)
+            for row in range(LANES):
+                if not row & width:
+                    pair = rows[row], rows[row + width]
+                    for place, order in ((row, low), (row + width, high)):
+                        swapped[place] = builder.shuffle_vector(*pair, ir.Constant(_ints(32), order))
+            rows = swapped
+        return target.make_tuple(builder, signature.return_type, rows)
+
+    return types.UniTuple(lanes, LANES)(*[lanes] * LANES), generate  # type: ignore[no-untyped-call]

@@ -1,0 +1,95 @@
+"""Evaluation keys in memory: residues in 5 or 6 bytes, in value order.
+
+A residue is high 2^32 + low, with low in [-2^31, 2^31) as int32 and high as int8 for primes below 255 * 2^32, so that
+high is at most 127, and as int16 for others. If a prime is 65535 * 2^32 or more, the others have an int32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from olac.backends.vector.compiled import kernel
+from olac.backends.vector.ring import Ring
+from olac.ckks.parameters import Parameters
+from olac.ckks.special import KeyShape, vector_special_primes
+from olac.system.arrays import Array as Floats
+from olac.system.arrays import Index
+
+ONE_BYTE, TWO_BYTES = 255 << 32, 65535 << 32
+"""Primes below these have high parts of one byte and of two."""
+
+
+@kernel("void(f8[::1],i4[::1],i1[::1])", "void(f8[::1],i4[::1],i2[::1])", "void(f8[::1],i4[::1],i4[::1])")
+def split(values: Floats, low: Any, high: Any) -> None:
+    """Centred residues to their parts."""
+    for k in range(len(values)):
+        top = np.floor(values[k] * 2.0**-32 + 0.5)
+        high[k] = int(top)
+        low[k] = int(values[k] - top * 4294967296.0)
+
+
+def bytes_of_high(primes: Sequence[int], of: Sequence[int]) -> list[int]:
+    """Bytes of the high part of residues modulo each of some primes, in a ring with the primes `of`."""
+    return [1 if prime < ONE_BYTE else 2 if max(of) < TWO_BYTES else 4 for prime in primes]
+
+
+def packed_bytes(primes: Sequence[int], digits: int, length: int, parameters: Parameters) -> int:
+    """Bytes of a key in memory."""
+    of = (*parameters.primes, *vector_special_primes(parameters))
+    return 2 * digits * length * (4 * len(primes) + sum(bytes_of_high(primes, of)))
+
+
+class PackedKey:
+    """One key for key switching.
+
+    Args:
+        shape: its primes and digits.
+        ids: indices of its primes in the ring; None for those that the shape says.
+
+    Attributes:
+        shape, ids: as given.
+        low, high8, high16: parts of the residues by digit, polynomial and limb, flat.
+        place, small: for each limb its place among those with a high part of its kind, and whether that is one byte.
+        count8, count16: limbs of each kind.
+        seed: of the polynomials a.
+    """
+
+    def __init__(self, ring: Ring, shape: KeyShape, ids: Index | None = None) -> None:
+        self.shape = shape
+        ids = ring.ids(shape.limbs, shape.specials) if ids is None else ids
+        digits = shape.digits
+        self.ids = ids
+        self.small = np.array([ring.primes[j] < ONE_BYTE for j in ids])
+        self.place = np.where(self.small, np.cumsum(self.small) - 1, np.cumsum(~self.small) - 1).astype(np.int64)
+        self.count8 = int(self.small.sum())
+        self.count16 = len(ids) - self.count8
+        polynomials = 2 * digits * ring.N
+        self.low = np.empty(polynomials * len(ids), dtype=np.int32)
+        self.high8 = np.empty(polynomials * self.count8, dtype=np.int8)
+        self.high16 = np.empty(polynomials * self.count16, dtype=np.int16 if max(ring.primes) < TWO_BYTES else np.int32)
+        self._ring, self._n = ring, ring.N
+        self.seed = b""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.low.nbytes + self.high8.nbytes + self.high16.nbytes
+
+    def put(self, digit: int, half: int, limb: int, values: Floats) -> None:
+        """Set one limb of the polynomial b (half 0) or a (half 1) of a digit: N centred residues in value order."""
+        n, which = self._n, 2 * digit + half
+        at = (which * len(self.ids) + limb) * n
+        count, high = (self.count8, self.high8) if self.small[limb] else (self.count16, self.high16)
+        highat = (which * count + int(self.place[limb])) * n
+        split(values, self.low[at : at + n], high[highat : highat + n])
+
+    def get(self, digit: int, half: int, limb: int) -> Floats:
+        """What `put` set."""
+        n, which = self._n, 2 * digit + half
+        at = (which * len(self.ids) + limb) * n
+        count, high = (self.count8, self.high8) if self.small[limb] else (self.count16, self.high16)
+        highat = (which * count + int(self.place[limb])) * n
+        return high[highat : highat + n].astype(np.float64) * 4294967296.0 + self.low[at : at + n].astype(np.float64)

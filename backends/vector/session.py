@@ -1,0 +1,287 @@
+"""The vector engine as an engine of the runtime.
+
+Secret keys, encryption and decryption are OpenFHE's. Evaluation keys are made from the words of the secret key.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from olac.backends.base import Array, Ciphertext
+from olac.backends.openfhe.session import ENGINE as OPENFHE
+from olac.backends.session import (
+    ClientSession,
+    Engine,
+    KeyPages,
+    KeyProgress,
+    Keys,
+    KeyStore,
+    Piece,
+    PlaintextCache,
+    ServerSession,
+    Session,
+)
+from olac.backends.vector.buffers import Buffers
+from olac.backends.vector.ciphertext import Residues
+from olac.backends.vector.evaluator import VectorEvaluator
+from olac.backends.vector.keys import KeyForm, KeyMaker, encapsulation_form, read_limbs, switching_form
+from olac.backends.vector.keyset import VectorKeys, packed_key
+from olac.backends.vector.packed import PackedKey, packed_bytes
+from olac.backends.vector.ring import Ring, ring
+from olac.backends.vector.team import Team
+from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.parameters import Parameters
+from olac.ckks.words import Words
+from olac.errors import ArtifactError, MissingKeyError
+from olac.ir.types import CipherState
+from olac.system.internal import callers
+from olac.system.threads import usable_threads
+
+_PROCESS = secrets.token_bytes(32)
+
+
+def _mark(identity: str) -> str:
+    """What the ciphertexts of a key pair carry in this process."""
+    return hmac.digest(_PROCESS, identity.encode(), "sha256").hex()[:32]
+
+
+def key_forms(parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[KeyForm]:
+    """The form of each key, in the order of `Keys.blocks`; arguments as of `Engine.key_sizes`."""
+    model = bootstrap_model(parameters)
+    levels = [] if relinearise is None else [max(relinearise, model.product_level)]
+    levels += [max(level, model.step_levels.get(step, 0)) for step, level in steps.items()]
+    forms = [switching_form(parameters, level) for level in levels]
+    if parameters.bootstrapping is not None:
+        # Kernels may conjugate at any level, and lists of steps leave conjugation out.
+        forms += [encapsulation_form(parameters), *[switching_form(parameters, parameters.depth)] * 2]
+    return forms
+
+
+class _Marked(Session):
+    """A session whose ciphertexts have one mark."""
+
+    def __init__(self, engine: Engine, parameters: Parameters, mark: str) -> None:
+        self.engine = engine
+        self._ring, self._own, self._buffers = ring(parameters), mark, Buffers()
+
+    def ciphertext(self, words: Words, level: int) -> Residues:
+        return residues(self._ring, self._buffers, words, level, self._own)
+
+    def adopt(self, ciphertext: Residues) -> Residues:
+        c = ciphertext
+        return Residues(c.buffer, c.parts, c.limbs, c.specials, c.room, c.degree, c.scale, self._own)
+
+
+def residues(own: Ring, buffers: Buffers, words: Words, level: int, mark: str) -> Residues:
+    """A ciphertext of words of shape (2, level + 1, N)."""
+    limbs, n = level + 1, own.N
+    buffer = buffers.take(2 * limbs * n)
+    into = buffer.data[: 2 * limbs * n].reshape(2, limbs, n)
+    for part in range(2):
+        into[part] = own.from_words(words[part], range(limbs))
+    return Residues(buffer, 2, limbs, 0, limbs, 1, own.parameters.scale(level), mark)
+
+
+class VectorClient(_Marked, ClientSession):
+    """Holds OpenFHE's session in `secret`."""
+
+    def __init__(self, engine: Engine, parameters: Parameters, identity: str, words: Words | None) -> None:
+        super().__init__(engine, parameters, _mark(identity))
+        self._parameters = parameters
+        self.secret = OPENFHE.client(parameters, identity, words)
+
+    def secret_words(self) -> Words:
+        return self.secret.secret_words()
+
+    def make_keys(
+        self, steps: Mapping[int, int], relinearise: int | None, progress: KeyProgress | None = None
+    ) -> VectorKeys:
+        own, parameters = self._ring, self._parameters
+        maker = KeyMaker(own, parameters, secret_coefficients(own, self.secret_words()))
+        forms = iter(key_forms(parameters, steps, relinearise))
+        made = VectorKeys(parameters, self._own)
+        total, done = len(key_forms(parameters, steps, relinearise)), 0
+
+        def add(place: int | str, form: KeyForm, key: Any) -> None:
+            nonlocal done
+            made.add(place, packed_key(own, form, key.limbs(), key.seed))
+            done += 1
+            if progress is not None:
+                with callers():
+                    progress(done, total)
+
+        if relinearise is not None:
+            form = next(forms)
+            add("relinearise", form, maker.relinearisation(form.limbs - 1))
+        for step in steps:
+            form = next(forms)
+            add(step, form, maker.rotation(step, form.limbs - 1))
+        if parameters.bootstrapping is not None:
+            into, back, conjugation = forms
+            one, other = maker.encapsulation(back.limbs - 1)
+            add("into_sparse", into, one)
+            add("from_sparse", back, other)
+            step = parameters.conjugation_step
+            add(step, conjugation, maker.rotation(step, conjugation.limbs - 1))
+        return made
+
+    def encrypt(self, slots: Array, level: int) -> Residues:
+        fresh = self.secret.encrypt(slots, level)
+        return self.ciphertext(OPENFHE.words(self._parameters, fresh, level), level)
+
+    def decrypt(self, a: Ciphertext[Any]) -> Array:
+        words = ENGINE.words(self._parameters, a.payload, a.state.level)
+        return self.secret.decrypt(Ciphertext(self.secret.ciphertext(words, a.state.level), a.state))
+
+
+def secret_coefficients(own: Ring, words: Words) -> Any:
+    """The coefficients of a secret key, shape (N,), int8, from its words modulo q_0.
+
+    Raises:
+        ArtifactError: they are not all -1, 0 or 1.
+    """
+    found = own.coefficients(own.from_words(words[:1], range(1)).reshape(-1), 0)
+    if np.any(np.abs(found) > 1):
+        raise ArtifactError("coefficients of a secret key that are not ternary: it is damaged")
+    return found.astype(np.int8)
+
+
+class _Pages(KeyStore):
+    """Rotation keys that are read when they are needed."""
+
+    def __init__(self, parameters: Parameters, keys: VectorKeys, steps: Mapping[int, int], pages: KeyPages) -> None:
+        self._ring, self._keys, self._pages = ring(parameters), keys, pages
+        self._forms = dict(zip(steps, key_forms(parameters, steps, None), strict=False))
+        self._held: dict[int, PackedKey] = {}
+
+    def rotation(self, step: int) -> PackedKey:
+        """The key of a step, after it is there."""
+        self._pages.need(step, self)
+        return self._held[step] if step in self._held else self._keys.rotation(step)
+
+    def relinearisation(self) -> PackedKey:
+        """The relinearisation key, which is never paged."""
+        return self._keys.relinearisation()
+
+    @property
+    def into_sparse(self) -> PackedKey | None:
+        """Never paged."""
+        return self._keys.into_sparse
+
+    @property
+    def from_sparse(self) -> PackedKey | None:
+        """Never paged."""
+        return self._keys.from_sparse
+
+    def put(self, step: int, blocks: Iterable[Piece]) -> None:
+        form = self._forms[step]
+        self._held[step] = packed_key(self._ring, form, read_limbs(form, _bytes(blocks)))
+
+    def take_out(self, step: int) -> None:
+        if step not in self._held:
+            raise MissingKeyError(f"there is no key for rotation step {step}")
+        del self._held[step]
+
+
+class VectorServer(_Marked, ServerSession):
+    """Has `keys`, the evaluation keys that are never paged."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        keys: VectorKeys,
+        steps: Mapping[int, int],
+        cache: PlaintextCache,
+        pages: KeyPages | None,
+        mark: str,
+    ) -> None:
+        super().__init__(engine, keys.parameters, mark)
+        self.keys = keys
+        self._parameters, self._steps = keys.parameters, tuple(steps)
+        self._found = keys if pages is None else _Pages(keys.parameters, keys, steps, pages)
+        self._team = Team(usable_threads())
+        self.evaluator = self.uncached(cache)
+
+    def uncached(self, cache: PlaintextCache | None = None) -> VectorEvaluator:
+        return VectorEvaluator(self._parameters, self._found, self._steps, cache, self._team, self._own)
+
+    def running(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def resting(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def _bytes(blocks: Iterable[Piece]) -> Iterator[bytes | memoryview]:
+    for piece in blocks:
+        yield piece.data.cast("B") if isinstance(piece, np.ndarray) else memoryview(piece).cast("B")
+
+
+class Vector(Engine):
+    title = "the vector engine"
+    key_files = "vector"
+
+    def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> VectorClient:
+        return VectorClient(self, parameters, identity, words)
+
+    def key_sizes(self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[int]:
+        return [form.bytes for form in key_forms(parameters, steps, relinearise)]
+
+    def held_key_sizes(self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[int]:
+        forms = key_forms(parameters, steps, relinearise)
+        return [packed_bytes(form.primes, form.digits, form.length, parameters) for form in forms]
+
+    def install_keys(
+        self,
+        parameters: Parameters,
+        steps: Mapping[int, int],
+        relinearise: int | None,
+        blocks: Callable[[int], Iterator[Piece]],
+        progress: KeyProgress | None = None,
+        identity: str | None = None,
+    ) -> VectorKeys:
+        own, made = ring(parameters), VectorKeys(parameters, "" if identity is None else _mark(identity))
+        forms = key_forms(parameters, steps, relinearise)
+        places: list[int | str] = [] if relinearise is None else ["relinearise"]
+        places += steps
+        if parameters.bootstrapping is not None:
+            places += ["into_sparse", "from_sparse", parameters.conjugation_step]
+        for place, (name, form) in enumerate(zip(places, forms, strict=True)):
+            made.add(name, packed_key(own, form, read_limbs(form, _bytes(blocks(place)))))
+            if progress is not None:
+                progress(place + 1, len(forms))
+        return made
+
+    def server(
+        self,
+        parameters: Parameters,
+        keys: Keys,
+        steps: Mapping[int, int],
+        cache: PlaintextCache,
+        pages: KeyPages | None = None,
+    ) -> VectorServer:
+        assert isinstance(keys, VectorKeys)
+        return VectorServer(self, keys, steps, cache, pages, keys.mark)
+
+    def words(self, parameters: Parameters, ciphertext: Residues, level: int) -> Words:
+        own, c = ring(parameters), ciphertext
+        out = np.empty((2, level + 1, own.N), dtype=np.uint64)
+        for part in range(2):
+            rows = c.data[part * c.room * own.N :][: (level + 1) * own.N].reshape(level + 1, own.N)
+            out[part] = own.to_words(rows, range(level + 1))
+        return out
+
+    def state(self, parameters: Parameters, ciphertext: Residues) -> CipherState:
+        return CipherState(ciphertext.limbs - 1, ciphertext.degree, ciphertext.scale)
+
+    def belongs(self, ciphertext: Residues, identity: str) -> bool:
+        return ciphertext.mark == _mark(identity)
+
+
+ENGINE = Vector()

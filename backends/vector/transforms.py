@@ -1,0 +1,420 @@
+"""Number theoretic transforms of N = R C points, and the two orders in which residues lie in memory.
+
+The polynomial's coefficient n = r C + c lies at ((c // 8) R + r) 8 + c % 8 (coefficient order): columns of eight, each
+contiguous. The value that is the k-th in bit-reversed order, k = r C + c, lies at ((r // 8) C + c) 8 + r % 8 (value
+order). So both halves of a transform, log2(R) stages over r and log2(C) over c, work on pieces of 8 R or 8 C doubles
+that fit in the first cache, eight independent transforms side by side, and no vector is shuffled but in the
+transposition of 8 x 8 tiles between them. (Bailey, "FFTs in external or hierarchical memory", 1990, with the merged
+negacyclic twists of Longa and Naehrig, ePrint 2016/504, by radix 4.)
+
+Bounds (see `arithmetic`). Forward, loose primes: a stage adds a `product` to a residue. From |x| <= 1.1 p, after s
+stages |x| <= p (1.1 + 0.7 s), at most 13 p for N = 2^17: sums are below 2^50, and a product of such an x is below
+0.75 p, as 2^-52 * 13 * 2^46 < 0.21. Forward, tight primes: pieces are reduced before each radix-4 pass, so within it
+|x| <= 2.1 p. Inverse: of the four outputs of a radix-4 pass, one is a sum of four residues. It is reduced, the second
+is a sum of two products, the others are products. So |x| <= 1.5 p before each pass, and 6 p within it, for loose
+primes. For tight primes pieces are reduced before each pass, so |x| <= 2 p within it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from olac.backends.vector.arithmetic import MAGIC, product, reduced
+from olac.backends.vector.compiled import inline, kernel, wide
+from olac.backends.vector.lanes import LANES, load, splat, store, transposed, vadd, vsub
+from olac.system.arrays import Array as Floats
+
+
+@inline
+def quartet(a: Any, b: Any, c: Any, d: Any, w1: Any, w2: Any, w3: Any, pinv: Any, p: Any, magic: Any) -> Any:
+    """Two stages of Cooley and Tukey's butterflies on four residues."""
+    u = product(c, w1, pinv, p, magic)
+    v = product(d, w1, pinv, p, magic)
+    x0 = vadd(a, u)
+    x2 = vsub(a, u)
+    x1 = vadd(b, v)
+    x3 = vsub(b, v)
+    y = product(x1, w2, pinv, p, magic)
+    z = product(x3, w3, pinv, p, magic)
+    return vadd(x0, y), vsub(x0, y), vadd(x2, z), vsub(x2, z)
+
+
+@inline
+def reduce_piece(s: Any, start: int, rows: int, pinv: Any, p: Any, magic: Any) -> None:
+    """Reduce rows of eight residues in place."""
+    for row in range(rows):
+        store(s, start + 8 * row, reduced(load(s, start + 8 * row), pinv, p, magic))
+
+
+@kernel("void(f8[::1],i8,i8,f8[::1],i8,f8[::1],i8,i8,i8,i8,f8[::1],i8,f8,f8,b1)")
+def forward_columns(
+    source: Floats,
+    at: int,
+    stride: int,
+    s: Floats,
+    sat: int,
+    out: Floats,
+    outat: int,
+    column: int,
+    R: int,
+    C: int,
+    w: Floats,
+    wat: int,
+    p1: float,
+    pinv1: float,
+    tight: bool,
+) -> None:
+    """The first half for one column of eight: from rows of `source` to tiles of `out`, by way of the piece s.
+
+    Args:
+        source, at, stride: row r is source[at + stride r ... + 8].
+        s, sat: room for 8 R doubles.
+        out, outat: where the N values begin.
+        column: which column of eight.
+        w, wat: where the first R roots begin, in bit-reversed order.
+    """
+    wide()
+    p, pinv, magic = splat(p1), splat(pinv1), splat(MAGIC)
+    t, m = R // 4, 4
+    if R & 0xAAAAAAAA:  # an odd number of stages: one by radix 2
+        t, m = R // 2, 2
+        w1 = splat(w[wat + 1])
+        for b in range(t):
+            x = load(source, at + stride * b)
+            y = load(source, at + stride * (b + t))
+            if tight:
+                x, y = reduced(x, pinv, p, magic), reduced(y, pinv, p, magic)
+            y = product(y, w1, pinv, p, magic)
+            store(s, sat + 8 * b, vadd(x, y))
+            store(s, sat + 8 * (b + t), vsub(x, y))
+    else:
+        w1, w2, w3 = splat(w[wat + 1]), splat(w[wat + 2]), splat(w[wat + 3])
+        for b in range(t):
+            x0 = load(source, at + stride * b)
+            x1 = load(source, at + stride * (b + t))
+            x2 = load(source, at + stride * (b + 2 * t))
+            x3 = load(source, at + stride * (b + 3 * t))
+            if tight:
+                x0, x1 = reduced(x0, pinv, p, magic), reduced(x1, pinv, p, magic)
+                x2, x3 = reduced(x2, pinv, p, magic), reduced(x3, pinv, p, magic)
+            x0, x1, x2, x3 = quartet(x0, x1, x2, x3, w1, w2, w3, pinv, p, magic)
+            store(s, sat + 8 * b, x0)
+            store(s, sat + 8 * (b + t), x1)
+            store(s, sat + 8 * (b + 2 * t), x2)
+            store(s, sat + 8 * (b + 3 * t), x3)
+    while 4 * m < R:
+        t //= 4
+        if tight:
+            reduce_piece(s, sat, R, pinv, p, magic)
+        forward_pass(s, sat, m, t, w, wat, pinv, p, magic)
+        m *= 4
+    if tight:
+        reduce_piece(s, sat, R, pinv, p, magic)
+    for block in range(m // 2):
+        b, i = sat + 64 * block, 2 * block
+        w1, w2, w3 = splat(w[wat + m + i]), splat(w[wat + 2 * (m + i)]), splat(w[wat + 2 * (m + i) + 1])
+        x0, x1, x2, x3 = quartet(
+            load(s, b), load(s, b + 8), load(s, b + 16), load(s, b + 24), w1, w2, w3, pinv, p, magic
+        )
+        i += 1
+        w1, w2, w3 = splat(w[wat + m + i]), splat(w[wat + 2 * (m + i)]), splat(w[wat + 2 * (m + i) + 1])
+        x4, x5, x6, x7 = quartet(
+            load(s, b + 32), load(s, b + 40), load(s, b + 48), load(s, b + 56), w1, w2, w3, pinv, p, magic
+        )
+        tile = transposed(x0, x1, x2, x3, x4, x5, x6, x7)
+        o = outat + (block * C + 8 * column) * 8
+        for k in range(LANES):
+            store(out, o + 8 * k, tile[k])
+
+
+@inline
+def forward_pass(s: Any, at: int, m: int, t: int, w: Any, wat: int, pinv: Any, p: Any, magic: Any) -> None:
+    """A radix-4 pass with one root for all lanes: m blocks of 4 t rows."""
+    for i in range(m):
+        w1, w2, w3 = splat(w[wat + m + i]), splat(w[wat + 2 * (m + i)]), splat(w[wat + 2 * (m + i) + 1])
+        for row in range(4 * i * t, 4 * i * t + t):
+            a, b = at + 8 * row, at + 8 * (row + t)
+            c, d = at + 8 * (row + 2 * t), at + 8 * (row + 3 * t)
+            x0, x1, x2, x3 = quartet(load(s, a), load(s, b), load(s, c), load(s, d), w1, w2, w3, pinv, p, magic)
+            store(s, a, x0)
+            store(s, b, x1)
+            store(s, c, x2)
+            store(s, d, x3)
+
+
+@kernel("void(f8[::1],i8,i8,i8,f8[::1],i8,f8,f8,b1)")
+def forward_rows(
+    out: Floats, outat: int, R: int, C: int, w: Floats, wat: int, p1: float, pinv1: float, tight: bool
+) -> None:
+    """The second half, in place, in value order.
+
+    Args:
+        w, wat: for each eight rows, C rows of eight roots begin here: row k is the k-th root of each.
+    """
+    wide()
+    p, pinv, magic = splat(p1), splat(pinv1), splat(MAGIC)
+    for piece in range(R // 8):
+        at = outat + piece * C * 8
+        v = wat + piece * C * 8
+        t, m = C, 1
+        if C & 0xAAAAAAAA:
+            t, m = C // 2, 2
+            w1 = load(w, v + 8)
+            for row in range(t):
+                a, b = at + 8 * row, at + 8 * (row + t)
+                x, y = load(out, a), load(out, b)
+                if tight:
+                    x, y = reduced(x, pinv, p, magic), reduced(y, pinv, p, magic)
+                y = product(y, w1, pinv, p, magic)
+                store(out, a, vadd(x, y))
+                store(out, b, vsub(x, y))
+        while m < C:
+            t //= 4
+            if tight:
+                reduce_piece(out, at, C, pinv, p, magic)
+            for i in range(m):
+                w1 = load(w, v + 8 * (m + i))
+                w2, w3 = load(w, v + 16 * (m + i)), load(w, v + 16 * (m + i) + 8)
+                for row in range(4 * i * t, 4 * i * t + t):
+                    a, b = at + 8 * row, at + 8 * (row + t)
+                    c, d = at + 8 * (row + 2 * t), at + 8 * (row + 3 * t)
+                    x0, x1, x2, x3 = quartet(
+                        load(out, a), load(out, b), load(out, c), load(out, d), w1, w2, w3, pinv, p, magic
+                    )
+                    store(out, a, x0)
+                    store(out, b, x1)
+                    store(out, c, x2)
+                    store(out, d, x3)
+            m *= 4
+        if tight:
+            reduce_piece(out, at, C, pinv, p, magic)
+
+
+@inline
+def inverse_quartet(a: Any, b: Any, c: Any, d: Any, w1: Any, w2: Any, w3: Any, pinv: Any, p: Any, magic: Any) -> Any:
+    """Two stages of Gentleman and Sande's butterflies: the inverse of `quartet`, times 4."""
+    x0 = vadd(a, b)
+    x1 = product(vsub(a, b), w2, pinv, p, magic)
+    x2 = vadd(c, d)
+    x3 = product(vsub(c, d), w3, pinv, p, magic)
+    return (
+        reduced(vadd(x0, x2), pinv, p, magic),
+        vadd(x1, x3),
+        product(vsub(x0, x2), w1, pinv, p, magic),
+        product(vsub(x1, x3), w1, pinv, p, magic),
+    )
+
+
+@kernel("void(f8[::1],i8,f8[::1],i8,f8[::1],i8,i8,i8,f8[::1],i8,f8,f8,b1)")
+def inverse_rows(
+    source: Floats,
+    sourceat: int,
+    s: Floats,
+    sat: int,
+    out: Floats,
+    outat: int,
+    R: int,
+    C: int,
+    w: Floats,
+    wat: int,
+    p1: float,
+    pinv1: float,
+    tight: bool,
+) -> None:
+    """The inverse of `forward_rows`, times C, from value order to coefficient order (still mixed over r)."""
+    wide()
+    p, pinv, magic = splat(p1), splat(pinv1), splat(MAGIC)
+    for piece in range(R // 8):
+        at = sourceat + piece * C * 8
+        v = wat + piece * C * 8
+        m, t = C // 4, 1
+        for i in range(m):  # the first pass, from the source to the piece
+            w1 = load(w, v + 8 * (m + i))
+            w2, w3 = load(w, v + 16 * (m + i)), load(w, v + 16 * (m + i) + 8)
+            a = 32 * i
+            x0, x1, x2, x3 = (
+                load(source, at + a),
+                load(source, at + a + 8),
+                load(source, at + a + 16),
+                load(source, at + a + 24),
+            )
+            if tight:
+                x0, x1 = reduced(x0, pinv, p, magic), reduced(x1, pinv, p, magic)
+                x2, x3 = reduced(x2, pinv, p, magic), reduced(x3, pinv, p, magic)
+            x0, x1, x2, x3 = inverse_quartet(x0, x1, x2, x3, w1, w2, w3, pinv, p, magic)
+            store(s, sat + a, x0)
+            store(s, sat + a + 8, x1)
+            store(s, sat + a + 16, x2)
+            store(s, sat + a + 24, x3)
+        t, m = 4, m // 4
+        while m >= 1:
+            if tight:
+                reduce_piece(s, sat, C, pinv, p, magic)
+            for i in range(m):
+                w1 = load(w, v + 8 * (m + i))
+                w2, w3 = load(w, v + 16 * (m + i)), load(w, v + 16 * (m + i) + 8)
+                for row in range(4 * i * t, 4 * i * t + t):
+                    a, b, c, d = 8 * row, 8 * (row + t), 8 * (row + 2 * t), 8 * (row + 3 * t)
+                    x0, x1, x2, x3 = inverse_quartet(
+                        load(s, sat + a),
+                        load(s, sat + b),
+                        load(s, sat + c),
+                        load(s, sat + d),
+                        w1,
+                        w2,
+                        w3,
+                        pinv,
+                        p,
+                        magic,
+                    )
+                    store(s, sat + a, x0)
+                    store(s, sat + b, x1)
+                    store(s, sat + c, x2)
+                    store(s, sat + d, x3)
+            t *= 4
+            m //= 4
+        if t < C:  # an odd number of stages: the last by radix 2
+            w1 = load(w, v + 8)
+            for row in range(t):
+                a, b = 8 * row, 8 * (row + t)
+                x, y = load(s, sat + a), load(s, sat + b)
+                if tight:
+                    x, y = reduced(x, pinv, p, magic), reduced(y, pinv, p, magic)
+                store(s, sat + a, reduced(vadd(x, y), pinv, p, magic))
+                store(s, sat + b, product(vsub(x, y), w1, pinv, p, magic))
+        if tight:
+            reduce_piece(s, sat, C, pinv, p, magic)
+        for column in range(C // 8):
+            a = 64 * column
+            tile = transposed(
+                load(s, sat + a),
+                load(s, sat + a + 8),
+                load(s, sat + a + 16),
+                load(s, sat + a + 24),
+                load(s, sat + a + 32),
+                load(s, sat + a + 40),
+                load(s, sat + a + 48),
+                load(s, sat + a + 56),
+            )
+            o = outat + (column * R + 8 * piece) * 8
+            for k in range(LANES):
+                store(out, o + 8 * k, tile[k])
+
+
+@kernel("void(f8[::1],i8,i8,i8,f8[::1],i8,f8,f8,f8,f8,b1)")
+def inverse_columns(
+    out: Floats,
+    outat: int,
+    column: int,
+    R: int,
+    w: Floats,
+    wat: int,
+    factor: float,
+    factor1: float,
+    p1: float,
+    pinv1: float,
+    tight: bool,
+) -> None:
+    """The inverse of the first half, times R and `factor`, in place, for one column of eight.
+
+    Args:
+        factor, factor1: residues: the factor, and the factor times the inverse root 1 of w.
+    """
+    wide()
+    p, pinv, magic = splat(p1), splat(pinv1), splat(MAGIC)
+    at = outat + column * R * 8
+    t, m = 1, R // 4
+    while m > 1:
+        if tight:
+            reduce_piece(out, at, R, pinv, p, magic)
+        for i in range(m):
+            w1, w2, w3 = splat(w[wat + m + i]), splat(w[wat + 2 * (m + i)]), splat(w[wat + 2 * (m + i) + 1])
+            for row in range(4 * i * t, 4 * i * t + t):
+                a, b = at + 8 * row, at + 8 * (row + t)
+                c, d = at + 8 * (row + 2 * t), at + 8 * (row + 3 * t)
+                x0, x1, x2, x3 = inverse_quartet(
+                    load(out, a), load(out, b), load(out, c), load(out, d), w1, w2, w3, pinv, p, magic
+                )
+                store(out, a, x0)
+                store(out, b, x1)
+                store(out, c, x2)
+                store(out, d, x3)
+        t *= 4
+        m //= 4
+    if tight:
+        reduce_piece(out, at, R, pinv, p, magic)
+    f, fw = splat(factor), splat(factor1)
+    if m == 1:  # the last pass by radix 4
+        w2, w3 = splat(w[wat + 2]), splat(w[wat + 3])
+        for row in range(t):
+            a, b = at + 8 * row, at + 8 * (row + t)
+            c, d = at + 8 * (row + 2 * t), at + 8 * (row + 3 * t)
+            x, y, z, u = load(out, a), load(out, b), load(out, c), load(out, d)
+            x0 = vadd(x, y)
+            x1 = product(vsub(x, y), w2, pinv, p, magic)
+            x2 = vadd(z, u)
+            x3 = product(vsub(z, u), w3, pinv, p, magic)
+            store(out, a, product(vadd(x0, x2), f, pinv, p, magic))
+            store(out, b, product(vadd(x1, x3), f, pinv, p, magic))
+            store(out, c, product(vsub(x0, x2), fw, pinv, p, magic))
+            store(out, d, product(vsub(x1, x3), fw, pinv, p, magic))
+    else:
+        for row in range(t):
+            a, b = at + 8 * row, at + 8 * (row + t)
+            x, y = load(out, a), load(out, b)
+            store(out, a, product(vadd(x, y), f, pinv, p, magic))
+            store(out, b, product(vsub(x, y), fw, pinv, p, magic))
+    if tight:
+        reduce_piece(out, at, R, pinv, p, magic)
+
+
+@kernel("void(f8[::1],i8,f8[::1],i8,f8[::1],i8,i8,i8,f8[::1],i8,f8[::1],i8,f8,f8,f8,f8,b1)")
+def inverse_transform(
+    source: Floats,
+    sourceat: int,
+    s: Floats,
+    sat: int,
+    out: Floats,
+    outat: int,
+    R: int,
+    C: int,
+    w0: Floats,
+    w0at: int,
+    w1: Floats,
+    w1at: int,
+    factor: float,
+    factor1: float,
+    p: float,
+    pinv: float,
+    tight: bool,
+) -> None:
+    """Values in value order to coefficients in coefficient order, times N and `factor`."""
+    inverse_rows(source, sourceat, s, sat, out, outat, R, C, w1, w1at, p, pinv, tight)
+    for column in range(C // 8):
+        inverse_columns(out, outat, column, R, w0, w0at, factor, factor1, p, pinv, tight)
+
+
+@kernel("void(f8[::1],i8,f8[::1],i8,f8[::1],i8,i8,i8,f8[::1],i8,f8[::1],i8,f8,f8,b1)")
+def forward_transform(
+    source: Floats,
+    sourceat: int,
+    s: Floats,
+    sat: int,
+    out: Floats,
+    outat: int,
+    R: int,
+    C: int,
+    w0: Floats,
+    w0at: int,
+    w1: Floats,
+    w1at: int,
+    p: float,
+    pinv: float,
+    tight: bool,
+) -> None:
+    """Coefficients in coefficient order to values in value order."""
+    for column in range(C // 8):
+        forward_columns(
+            source, sourceat + column * R * 8, 8, s, sat, out, outat, column, R, C, w0, w0at, p, pinv, tight
+        )
+    forward_rows(out, outat, R, C, w1, w1at, p, pinv, tight)

@@ -1,0 +1,84 @@
+"""The special primes of the vector engine, and which of them a key has.
+
+Key switching lifts a digit, a product of primes of the chain, to the modulus P. OpenFHE takes primes of 60 bits for P.
+The vector engine multiplies doubles, so its primes have at most 46 bits. A key that is used up to a level holds the
+primes of the chain up to that level, and as many special primes as its largest digit needs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from olac.ckks.parameters import DIGIT_HEAD_ROOM_BITS, Parameters
+from olac.ckks.primes import step_to_prime
+
+MOST_SPECIAL_BITS = 46
+HEAD_ROOM_BITS = 16
+
+
+@dataclass(frozen=True)
+class KeyShape:
+    """What a key of the vector engine holds.
+
+    Attributes:
+        limbs: primes q_0 ... of the chain.
+        digits: digits that these primes are grouped into, `Parameters.digit_limbs` in each but the last.
+        specials: the first of `vector_special_primes`.
+    """
+
+    limbs: int
+    digits: int
+    specials: int
+
+    @property
+    def primes(self) -> int:
+        """Primes of each polynomial."""
+        return self.limbs + self.specials
+
+
+def _bits(parameters: Parameters, limbs: int) -> int:
+    """Bits of P for the first limbs.
+
+    Key switching adds noise of about sqrt(N) errors times the quotient of a digit and P. With `HEAD_ROOM_BITS` that is
+    less than a rounding error. If they made P larger than OpenFHE's, for which security was checked, there are fewer.
+    """
+    size, primes = parameters.digit_limbs, parameters.primes[:limbs]
+    digit = max(math.prod(primes[i : i + size]).bit_length() for i in range(0, limbs, size))
+    most = math.prod(parameters.special_primes).bit_length() - 1
+    return max(digit + DIGIT_HEAD_ROOM_BITS, min(digit + HEAD_ROOM_BITS, most))
+
+
+@lru_cache(maxsize=1024)
+def vector_special_primes(parameters: Parameters) -> tuple[int, ...]:
+    """The primes of P: as few of at most 46 bits as the largest digit needs, all of equally many bits."""
+    need = _bits(parameters, parameters.limbs)
+    count = -(-need // MOST_SPECIAL_BITS)
+    order = 2 * parameters.ring_dimension
+    taken = {*parameters.primes, *parameters.encapsulation_primes}
+    out: list[int] = []
+    p = (1 << -(-need // count)) + 1
+    while len(out) < count:
+        p = step_to_prime(p, -order)
+        if p not in taken:
+            out.append(p)
+    return tuple(out)
+
+
+@lru_cache(maxsize=4096)
+def key_shape(parameters: Parameters, level: int) -> KeyShape:
+    """The shape of a key that is used up to a level."""
+    limbs = level + 1
+    digits = -(-limbs // parameters.digit_limbs)
+    need, product = _bits(parameters, limbs), 1
+    for count, prime in enumerate(vector_special_primes(parameters), 1):
+        product *= prime
+        if product.bit_length() >= need:
+            return KeyShape(limbs, digits, count)
+    return KeyShape(limbs, digits, len(vector_special_primes(parameters)))
+
+
+def vector_log_qp(parameters: Parameters) -> float:
+    """log2(Q P) with the special primes of the vector engine."""
+    return math.log2(math.prod(parameters.primes) * math.prod(vector_special_primes(parameters)))

@@ -1,0 +1,282 @@
+"""Key-switching keys are encryptions of what they should be, with errors of the right size, under fresh randomness."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from olac.backends.vector.keys import (
+    KeyForm,
+    KeyMaker,
+    Secret,
+    SwitchingKey,
+    Values,
+    add,
+    automorphism,
+    automorphism_index,
+    encapsulation_form,
+    make_key,
+    multiply,
+    read_key,
+    read_limbs,
+    subtract,
+    switching_form,
+)
+from olac.backends.vector.randomness import BINOMIAL_PAIRS, SIGMA, sparse_ternary
+from olac.ckks.parameters import SPARSE_WEIGHT, Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
+from olac.ckks.special import vector_special_primes
+from olac.ckks.words import Words
+from olac.errors import ArtifactError
+from tests.backends.vector.reference import Integers, ReferenceRing, coefficients_of, noise_of, product, root
+
+ROOT = Path(__file__).resolve().parents[3]
+RING = ReferenceRing()
+PARAMETERS = Parameters(
+    10, 15, 37, 41, 3, FLEXIBLE, security=0, bootstrapping=Bootstrapping(rest=1, budget=(2, 2), correction=8)
+)
+
+
+SPECIAL = vector_special_primes(PARAMETERS)
+SECRET = sparse_ternary(PARAMETERS.ring_dimension, SPARSE_WEIGHT)
+MAKER = KeyMaker(RING, PARAMETERS, SECRET)
+WHOLE = SECRET.astype(object)
+
+
+def check(key: SwitchingKey, target: Integers, secret: Integers) -> None:
+    """Errors are the same modulo all limbs of a digit, others in other digits, and distributed as they should be."""
+    digits = [np.array(limbs, dtype=np.int64) for limbs in noise_of(key, target, secret)]
+    for limbs in digits:
+        assert np.all(limbs == limbs[0])
+    found = np.array([limbs[0] for limbs in digits])
+    assert np.max(np.abs(found)) <= BINOMIAL_PAIRS
+    assert abs(found.mean()) < 6 * SIGMA / np.sqrt(found.size)
+    assert abs(np.mean(found**2) - SIGMA**2) < 6 * SIGMA**2 * np.sqrt(2 / found.size)
+    for one, other in itertools.combinations(found, 2):
+        assert abs(np.mean(one * other)) < 6 * SIGMA**2 / np.sqrt(len(one))
+
+
+@pytest.mark.parametrize("level", [0, 4, 5, 6, 15])
+def test_relinearisation(level: int) -> None:
+    key = MAKER.relinearisation(level)
+    assert key.form.primes == (*PARAMETERS.primes[: level + 1], *SPECIAL)
+    assert key.form.digits == len(key.masked) == {0: 1, 4: 1, 5: 1, 6: 2, 15: 3}[level]
+    check(key, product(WHOLE, WHOLE), WHOLE)
+
+
+@pytest.mark.parametrize("step", [1, 17, 511, PARAMETERS.conjugation_step])
+def test_rotations(step: int) -> None:
+    index = automorphism_index(PARAMETERS, step)
+    moved = np.zeros(PARAMETERS.ring_dimension, dtype=object)
+    for place, coefficient in enumerate(SECRET):
+        wraps, at = divmod(place * index, PARAMETERS.ring_dimension)
+        moved[at] += int(coefficient) * (-1) ** wraps
+    check(MAKER.rotation(step, 7), moved, WHOLE)
+    wrong = np.array(noise_of(MAKER.rotation(step, 0), WHOLE, WHOLE), dtype=np.int64)
+    assert np.std(wrong.astype(float)) > 2.0**30
+
+
+def test_indices_are_openfhes() -> None:
+    pytest.importorskip("openfhe")
+    from olac.backends.openfhe.wire import wire
+
+    parameters = Parameters(10, 1, 40, 50, 1, security=0)
+    steps = [1, 2, 3, 100, 511, parameters.conjugation_step]
+    assert [automorphism_index(parameters, s) for s in steps] == [wire(parameters).automorphism_index(s) for s in steps]
+
+
+def test_encapsulation() -> None:
+    into, back = MAKER.encapsulation(15)
+    assert into.form == encapsulation_form(PARAMETERS)
+    assert into.form.primes == PARAMETERS.encapsulation_primes and into.form.limbs == into.form.digits == 1
+    assert into.form.log_modulus == PARAMETERS.log_encapsulation
+    # The sparser secret, which nobody keeps, from the key back: b_1 + a_1 s = e_1 + P s' modulo P q, in its digit.
+    form, limb = back.form, 6
+    p = form.primes[limb]
+    values = RING.transform(SECRET, (p,))[0].astype(np.int64) % p
+    total = add(back.b(1, limb), multiply(back.a(1, limb), values.astype(np.uint64), p), p)
+    inverse = np.full(len(total), pow(form.factor, -1, p), dtype=np.uint64)
+    error = np.array(noise_of(back, np.zeros(len(total), dtype=object), WHOLE)[1][0], dtype=object)
+    sparser = coefficients_of(multiply(subtract(total, residues_of(error, p), p), inverse, p), p)
+    assert np.max(np.abs(sparser)) == 1 and np.sum(np.abs(sparser)) == 32
+    check(back, sparser, WHOLE)
+    check(into, WHOLE, sparser)
+    others = MAKER.encapsulation(0)
+    assert np.std(np.array(noise_of(others[0], WHOLE, sparser), dtype=float)) > 2.0**30
+
+
+def residues_of(coefficients: Integers, p: int) -> Words:
+    found: Words = (RING.transform(coefficients, (p,))[0].astype(np.int64) % p).astype(np.uint64)
+    return found
+
+
+def parts(key: SwitchingKey) -> Iterator[bytes]:
+    """Seeds, residues of a_g and of b_g."""
+    yield key.seed
+    for digit, limb in itertools.product(range(key.form.digits), range(len(key.form.primes))):
+        yield key.a(digit, limb).tobytes()
+        yield key.b(digit, limb).tobytes()
+
+
+def test_no_two_keys_share_randomness() -> None:
+    keys = [MAKER.rotation(1, 7), MAKER.rotation(1, 7), MAKER.relinearisation(7), *MAKER.encapsulation(7)]
+    found = [part for key in keys for part in parts(key)]
+    assert len(set(found)) == len(found)
+    noise = [np.array(noise_of(key, np.zeros(1024, dtype=object), WHOLE)[1][0]) for key in keys[:3]]
+    assert all(np.any(one != other) for one, other in itertools.combinations(noise, 2))
+
+
+FORKS = """
+import json, os
+from tests.backends.vector.test_keys import MAKER, parts
+
+def made():
+    return [part.hex() for key in (MAKER.rotation(1, 0), *MAKER.encapsulation(0)) for part in parts(key)]
+
+found = [made()]
+for _ in range(2):
+    read, write = os.pipe()
+    if not os.fork():
+        with os.fdopen(write, "w") as pipe:
+            json.dump(made(), pipe)
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        found.append(json.load(pipe))
+    os.wait()
+found.append(made())
+print(json.dumps(found))
+"""
+
+
+def test_forked_processes_share_no_randomness() -> None:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    found = [part for one in json.loads(done.stdout) for part in one]
+    assert len(set(found)) == len(found) == 4 * (3 + 2 * (6 + 3 + 6))
+
+
+# Bytes --------------------------------------------------------------------------------------------------------------
+
+
+KEY = MAKER.rotation(3, 6)
+DATA = b"".join(KEY.blocks())
+
+
+def pieces(data: bytes, size: int) -> Iterator[memoryview]:
+    """In a buffer that is written over for each of them."""
+    room = bytearray(size)
+    for at in range(0, len(data), size):
+        piece = data[at : at + size]
+        room[: len(piece)] = piece
+        yield memoryview(room)[: len(piece)]
+
+
+@pytest.mark.parametrize("size", [1000, 1 << 13, 1 << 20])
+def test_bytes(size: int) -> None:
+    assert len(DATA) == KEY.form.bytes == 32 + 2 * 1024 * (6 + 6 * 5 + 5 * 6)
+    key = read_key(KEY.form, pieces(DATA, size))
+    assert list(parts(key)) == list(parts(KEY))
+    assert b"".join(key.blocks()) == DATA
+    count = 0
+    for digit, limb, a, b in read_limbs(KEY.form, pieces(DATA, size)):
+        assert np.array_equal(a, KEY.a(digit, limb)) and np.array_equal(b, KEY.b(digit, limb))
+        assert (digit, limb) == divmod(count, len(KEY.form.primes))
+        count += 1
+    assert count == 2 * 12
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DATA[:-1], "1 bytes early"),
+        (DATA[:20], "12 bytes early"),
+        (DATA + b"\0", "more bytes"),
+        (DATA[:32] + b"\xff" * 6 + DATA[38:], "not less than their prime"),
+        (DATA[:-6] + b"\xff" * 6, "not less than their prime"),
+        (DATA[:32] + bytes(6 * 1024) + DATA[32 + 6 * 1024 :], "not uniform"),
+    ],
+)
+def test_hostile_bytes(data: bytes, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        read_key(KEY.form, pieces(data, 5000))
+    with pytest.raises(ArtifactError, match=message):
+        list(read_limbs(KEY.form, pieces(data, 5000)))
+
+
+def test_forms() -> None:
+    form = switching_form(PARAMETERS, 15)
+    assert (form.limbs, form.digits, form.digit_limbs) == (16, 3, 6)
+    assert form.factor == np.prod(np.array(SPECIAL, dtype=object))
+    assert form.log_modulus == pytest.approx(sum(np.log2(form.primes)))
+    sizes = [switching_form(PARAMETERS, level).bytes for level in range(16)]
+    assert sizes == sorted(sizes)
+
+
+# Residues -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prime", [3, 97, (1 << 37) - 25, (1 << 46) - 21, (1 << 50) - 27])
+def test_residues(prime: int) -> None:
+    """Against Python's integers, with those whose products are just below and above multiples of the prime."""
+    ends = [0, 1, 2, prime // 2, prime // 2 + 1, prime - 2, prime - 1]
+    left = [*itertools.chain.from_iterable([one] * len(ends) for one in ends)]
+    right = ends * len(ends)
+    rng = np.random.default_rng(prime)
+    for one in (int(v) for v in rng.integers(1, prime, 2000)):
+        left += [one, one, one]
+        inverse = pow(one, -1, prime) if np.gcd(one, prime) == 1 else 1
+        right += [inverse, prime - inverse, int(rng.integers(0, prime))]
+    a, b = np.array(left, dtype=np.uint64), np.array(right, dtype=np.uint64)
+    assert multiply(a, b, prime).tolist() == [x * y % prime for x, y in zip(left, right, strict=True)]
+    assert add(a, b, prime).tolist() == [(x + y) % prime for x, y in zip(left, right, strict=True)]
+    assert subtract(a, b, prime).tolist() == [(x - y) % prime for x, y in zip(left, right, strict=True)]
+
+
+def test_automorphism_is_that_of_values() -> None:
+    """f(X^g) at a root w is f at w^g."""
+    coefficients, p, g = sparse_ternary(64, 20), 257, 5
+    w = root(64, p)
+    moved = automorphism(coefficients, g)
+    for power in range(1, 128, 2):
+        at = pow(w, power, p)
+        there = sum(int(c) * pow(at, i, p) for i, c in enumerate(moved)) % p
+        assert there == sum(int(c) * pow(at, i * g, p) for i, c in enumerate(coefficients)) % p
+    assert np.array_equal(automorphism(moved, pow(g, -1, 128)), coefficients)
+
+
+def test_values_at_their_bounds() -> None:
+    """A transform may give the prime itself, or less than zero."""
+
+    class Extreme:
+        def transform(self, coefficients: Integers, primes: Sequence[int]) -> Values:
+            return np.array([[p, -p, 0, p - 1, 1 - p, -1, 1, 5] for p in primes], dtype=float)
+
+    p = (1 << 37) - 25
+    assert Secret(Extreme(), np.zeros(8, dtype=np.int8)).values(p).tolist() == [0, 0, 0, p - 1, 1, p - 1, 1, 5]
+
+
+def test_small_form() -> None:
+    """Digits of one limb, and a ring of 16."""
+    form = KeyForm(16, (97, 193, 257, 641), 1, 1)
+    secret = Secret(RING, sparse_ternary(16, 4))
+    key = make_key(form, RING, secret.square, secret.values)
+    whole = secret.coefficients.astype(object)
+    found = np.array(noise_of(key, product(whole, whole), whole), dtype=np.int64)
+    assert found.shape == (3, 4, 16) and np.all(found == found[:, :1]) and np.max(np.abs(found)) <= BINOMIAL_PAIRS
