@@ -133,12 +133,17 @@ class BootstrapModel:
 
 
 @lru_cache(maxsize=1024)
-def bootstrap_model(parameters: Parameters) -> BootstrapModel:
-    """What bootstraps ask for under these parameters."""
+def bootstrap_model(parameters: Parameters, special: int | None = None) -> BootstrapModel:
+    """What bootstraps ask for under these parameters.
+
+    Args:
+        special: the number of special primes of an engine that bootstraps as OpenFHE does; None for OpenFHE's own.
+    """
     setup = parameters.bootstrapping
     if setup is None:
         return BootstrapModel()
-    taken, special = _transforms(parameters, setup), len(parameters.special_primes)
+    taken = _transforms(parameters, setup)
+    special = len(parameters.special_primes) if special is None else special
     # The baby steps of a layer, modulo Q P, and some ciphertexts more (OpenFHE 1.6, 24 levels, 2 digits, 3 + 3 levels
     # at ring 2^13: 88 MB measured, 89 MB by this).
     babies = max(layer.giant for layer, _ in taken)
@@ -159,7 +164,7 @@ def bootstrap_model(parameters: Parameters) -> BootstrapModel:
         special_steps=frozenset({parameters.conjugation_step}),
         working_bytes=working,
         precomputed_bytes=plaintext_bytes(parameters.log_ring, limbs),
-        work=_work(parameters, setup, taken),
+        work=_work(parameters, setup, taken, special),
         noise=_noise(parameters, setup),
         keeps_plaintexts=False,
     )
@@ -211,7 +216,7 @@ def _step_levels(parameters: Parameters, taken: Transforms) -> dict[int, int]:
     return found
 
 
-def _work(parameters: Parameters, setup: Bootstrapping, taken: Transforms) -> Work:
+def _work(parameters: Parameters, setup: Bootstrapping, taken: Transforms, special: int) -> Work:
     """What one bootstrap of a ciphertext is made of.
 
     In each layer the operand is decomposed once and rotated by the baby steps; products and sums stay modulo Q P; every
@@ -219,7 +224,6 @@ def _work(parameters: Parameters, setup: Bootstrapping, taken: Transforms) -> Wo
     raised to the whole chain and switched back from the sparser secret, summed over all periods if its slots repeat,
     conjugated once, and reduced modulo q_0.
     """
-    special = len(parameters.special_primes)
     found: list[tuple[str, int, int]] = []
     for layer, level in taken:
         blocks = -(-layer.diagonals // layer.giant)

@@ -15,6 +15,9 @@ from olac.ckks.parameters import DIGIT_HEAD_ROOM_BITS, Parameters
 from olac.ckks.primes import step_to_prime
 
 MOST_SPECIAL_BITS = 46
+ONE_BYTE, TWO_BYTES = 255 << 32, 65535 << 32
+"""In memory a residue of a key is 32 bits and a high part: of one byte for primes below the first number, of two bytes
+if all primes of the ring are below the second, otherwise of four."""
 HEAD_ROOM_BITS = 16
 
 
@@ -79,6 +82,19 @@ def key_shape(parameters: Parameters, level: int) -> KeyShape:
     return KeyShape(limbs, digits, len(vector_special_primes(parameters)))
 
 
-def vector_log_qp(parameters: Parameters) -> float:
-    """log2(Q P) with the special primes of the vector engine."""
-    return math.log2(math.prod(parameters.primes) * math.prod(vector_special_primes(parameters)))
+def key_primes(parameters: Parameters, level: int) -> tuple[int, ...]:
+    """The primes of each polynomial of a key that is used up to a level."""
+    shape = key_shape(parameters, level)
+    return (*parameters.primes[: shape.limbs], *vector_special_primes(parameters)[: shape.specials])
+
+
+def bytes_of_high(prime: int, largest: int) -> int:
+    """Bytes of the high part of a residue of a key, in a ring whose largest prime is given."""
+    return 1 if prime < ONE_BYTE else 2 if largest < TWO_BYTES else 4
+
+
+def held_key_bytes(parameters: Parameters, level: int) -> int:
+    """A key that is used up to a level, in memory."""
+    largest = max(*parameters.primes, *vector_special_primes(parameters))
+    residues = sum(4 + bytes_of_high(prime, largest) for prime in key_primes(parameters, level))
+    return 2 * key_shape(parameters, level).digits * residues << parameters.log_ring
