@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from olac.backends.vector.compiled import known_answer
-from olac.backends.vector.conversion import GROUP, PART, convert, convert_part, magic_of
+from olac.backends.vector.conversion import PART, convert, convert_part, magic_of, overshoots
 from olac.backends.vector.elementwise import (
     MOST_QUOTIENT,
     add_constant,
@@ -25,7 +25,7 @@ from olac.backends.vector.elementwise import (
 )
 from olac.backends.vector.exact import Integers, coefficient_places, integers, right, values
 from olac.backends.vector.packed import split
-from olac.backends.vector.ring import Tables
+from olac.backends.vector.ring import TIGHT_TERMS, Tables
 from olac.backends.vector.switching import add_permuted, divide_limbs, finish_limbs, inner, inverse_limbs
 from olac.backends.vector.transforms import (
     AT_REST,
@@ -193,33 +193,49 @@ def sums_and_products_are_right() -> bool:
     return all(found)
 
 
-@known_answer(convert_part, convert, inverse_limbs, finish_limbs)
-def conversions_are_right() -> bool:
-    """Sums of as many products as there may be, and all steps of a conversion."""
-    t, found = tables(), []
-    N, R, C, count, make = t.N, t.R, t.C, len(t.primes), Operands(t)
+@known_answer(convert_part)
+def sums_of_products_are_right() -> bool:
+    """As many products of centred residues as there may be, less a small multiple of another."""
+    t, found, terms = tables(), [], TIGHT_TERMS
+    make = Operands(t)
     for prime, p, pinv in zip(t.primes, t.p, t.pinv, strict=True):
         most = prime // 2
-        y, c = make.integers(most, (GROUP + 1) * PART), make.integers(most, GROUP + 1)
-        start, out = magic_of(GROUP * most * most, GROUP, prime), np.empty(PART)
-        convert_part(y, 0, PART, GROUP, c, 0, start, out, 0, p, pinv, False)
-        convert_part(y, GROUP * PART, PART, 1, c, GROUP, start, out, 0, p, pinv, True)
-        terms = integers(y).reshape(-1, PART) * integers(c)[:, None]
-        found.append(right(out, terms.sum(axis=0), prime, CENTRED + 1.0 / prime))
+        y, c, u = make.integers(most, (terms + 1) * PART), make.integers(most, terms + 2), make.integers(terms, PART)
+        start, out = magic_of(terms * (most + 1) * most, terms + 1, prime), np.empty(PART)
+        convert_part(y, 0, PART, terms, c, 0, start, out, 0, p, pinv, False, u, 0, False)
+        convert_part(y, terms * PART, PART, 1, c, terms, start, out, 0, p, pinv, True, u, 0, True)
+        products = integers(y).reshape(-1, PART) * integers(c)[: terms + 1, None]
+        expected = products.sum(axis=0) - integers(u) * int(c[-1])
+        found.append(right(out, expected, prime, CENTRED + 1.0 / prime))
+    return all(found)
 
-    given, ids, scratch = make.limbs(), np.arange(count), np.empty((1, 8 * R * (count + 1)))
+
+@known_answer(overshoots, convert, inverse_limbs, finish_limbs)
+def conversions_are_right() -> bool:
+    """All steps of a conversion from two primes to a third, of residues of the least size, and of others."""
+    t, found = tables(), []
+    N, R, C, count, make = t.N, t.R, t.C, len(t.primes), Operands(t)
+    given, ids, scratch = make.limbs(), np.arange(count), np.empty((1, 8 * R * (1 + 2)))
     at, (one, other, into) = ids * N, t.primes
     constants = t.conversion((0, 1), (2,))
-    y, out = np.empty(2 * N), np.empty(N)
+    y, out, quotients = np.empty(2 * N), np.empty(N), np.empty(N)
     inverse_limbs(0, 2, 0, given, at, y, at, ids, constants.factors, scratch, R, C, t.i0, t.i1, t.p, t.pinv, t.tight)
-    sums = constants.ids, constants.c, 2, constants.starts
-    convert(0, C // 8, 0, y, 0, 2, *sums, scratch, out, at[:1], R, C, t.w0, t.p, t.pinv, t.tight)
-    finish_limbs(0, 1, 0, out, at[:1], constants.ids, R, C, t.w1, t.p, t.pinv, t.tight)
     y0, y1 = _rows(t, y)[:, coefficient_places(R, C)]
     for limb, part, hat, prime in ((given[:N], y0, other, one), (given[N : 2 * N], y1, one, other)):
         found.append(not np.any((values(part, R, C, prime) * hat - integers(limb)) % prime))
-    found.append(right(out, values(y0 * other + y1 * one, R, C, into), into, CENTRED))
-    return all(found) and bool(np.max(np.abs(y)) <= INVERTED * max(one, other))
+        found.append(int(np.max(np.abs(part))) <= INVERTED * prime)
+    whole = y0 * other + y1 * one  # a multiple of the product more or less than the residue
+    least = (whole + one * other // 2) % (one * other) - one * other // 2
+    overshoots(y, 0, N, 2, constants.quotients, quotients, 0, N)
+    found.append(not np.any(whole - integers(quotients)[coefficient_places(R, C)] * one * other - least))
+    for exact, expected in ((False, whole), (True, least)):
+        sums = constants.c, 3, constants.starts, constants.quotients, exact, scratch
+        convert(
+            0, C // 8, 0, y, 0, 2, constants.group, constants.ids, *sums, out, at[:1], R, C, t.w0, t.p, t.pinv, t.tight
+        )
+        finish_limbs(0, 1, 0, out, at[:1], constants.ids, R, C, t.w1, t.p, t.pinv, t.tight)
+        found.append(right(out, values(expected, R, C, into), into, CENTRED))
+    return all(found)
 
 
 @known_answer(split, inner)
