@@ -25,8 +25,6 @@ from olac.system.arrays import Index
 
 PART = 128
 """Coefficients of each operand that are converted together, so that they stay in the first cache."""
-GROUP = 8
-"""Most terms of a sum in a conversion. Residues of 50 bits allow no more; for fewer bits the limit costs nothing."""
 
 
 def magic_of(largest: int, terms: int, prime: int) -> float:
@@ -48,7 +46,7 @@ def finish(total: Any, rest: Any, start: Any, pinv: Any, p: Any, magic: Any) -> 
     return reduced(vadd(high, rest), pinv, p, magic)
 
 
-@kernel("void(f8[::1],i8,i8,i8,f8[::1],i8,f8,f8[::1],i8,f8,f8,b1)")
+@kernel("void(f8[::1],i8,i8,i8,f8[::1],i8,f8,f8[::1],i8,f8,f8,b1,f8[::1],i8,b1)")
 def convert_part(
     y: Floats,
     at: int,
@@ -62,8 +60,14 @@ def convert_part(
     p1: float,
     pinv1: float,
     more: bool,
+    u: Floats,
+    uat: int,
+    exact: bool,
 ) -> None:
-    """out[k] = sum over i < terms of y[at + stride i + k] c[cat + i] mod p, for k < 128; with `more` added to out."""
+    """out[k] = sum over i < terms of y[at + stride i + k] c[cat + i] mod p, for k < 128; with `more` added to out.
+
+    With `exact`, u[uat + k] c[cat + terms] is subtracted.
+    """
     wide()
     p, pinv, magic, start = splat(p1), splat(pinv1), splat(MAGIC), splat(start1)
     zero = splat(0.0)
@@ -93,14 +97,50 @@ def convert_part(
             r3 = vadd(r3, vfma(x, w, vsub(t3, t)))
             t3 = t
             a += stride
+        if exact:
+            w, a = splat(-c[cat + terms]), uat + k
+            x = load(u, a)
+            t = vfma(x, w, t0)
+            r0 = vadd(r0, vfma(x, w, vsub(t0, t)))
+            t0 = t
+            x = load(u, a + 8)
+            t = vfma(x, w, t1)
+            r1 = vadd(r1, vfma(x, w, vsub(t1, t)))
+            t1 = t
+            x = load(u, a + 16)
+            t = vfma(x, w, t2)
+            r2 = vadd(r2, vfma(x, w, vsub(t2, t)))
+            t2 = t
+            x = load(u, a + 24)
+            t = vfma(x, w, t3)
+            r3 = vadd(r3, vfma(x, w, vsub(t3, t)))
+            t3 = t
         store(out, outat + k, finish(t0, r0, start, pinv, p, magic))
         store(out, outat + k + 8, finish(t1, r1, start, pinv, p, magic))
         store(out, outat + k + 16, finish(t2, r2, start, pinv, p, magic))
         store(out, outat + k + 24, finish(t3, r3, start, pinv, p, magic))
 
 
+@kernel("void(f8[::1],i8,i8,i8,f8[::1],f8[::1],i8,i8)")
+def overshoots(
+    y: Floats, at: int, stride: int, terms: int, quotients: Floats, out: Floats, outat: int, count: int
+) -> None:
+    """out[k] = the integer next to the sum over i < terms of y[at + stride i + k] quotients[i], for k < count.
+
+    Each y is at most 0.7 p in size and each quotient 1 / p, so the sum has an error below terms^2 2^-53. Where it is as
+    near to a half as that, either integer is right: the residue is then half of the product, in size.
+    """
+    wide()
+    magic, zero = splat(MAGIC), splat(0.0)
+    for k in range(0, count, 8):
+        total = zero
+        for i in range(terms):
+            total = vfma(load(y, at + i * stride + k), splat(quotients[i]), total)
+        store(out, outat + k, vsub(vadd(total, magic), magic))
+
+
 @kernel(
-    "void(i8,i8,i8,f8[::1],i8,i8,i8[::1],f8[::1],i8,f8[::1],f8[:,::1],f8[::1],i8[::1],i8,i8,f8[::1],f8[::1],f8[::1],b1[::1])"
+    "void(i8,i8,i8,f8[::1],i8,i8,i8,i8[::1],f8[::1],i8,f8[::1],f8[::1],b1,f8[:,::1],f8[::1],i8[::1],i8,i8,f8[::1],f8[::1],f8[::1],b1[::1])"
 )
 def convert(
     lo: int,
@@ -109,10 +149,13 @@ def convert(
     y: Floats,
     yat: int,
     terms: int,
+    group: int,
     ids: Index,
     c: Floats,
     cstride: int,
     starts: Floats,
+    quotients: Floats,
+    exact: bool,
     scratch: Floats,
     out: Floats,
     outat: Index,
@@ -128,25 +171,31 @@ def convert(
     Args:
         worker: row of `scratch` that is used.
         y, yat, terms: residues, limb after limb of N, in coefficient order.
+        group: most terms that are summed before a reduction.
         ids: for each output its prime.
         c, cstride: for each output `terms` factors, beginning at multiples of cstride.
         starts: for each output what sums of products start with.
-        scratch: (workers, 8 R (outputs + 1)).
+        quotients, exact: with `exact`, the inverses of the primes of y: the result is that of the residue of least size
+            modulo their product. Otherwise a multiple of the product is added, see `Ring.conversion`.
+        scratch: (workers, 8 R (outputs + 2)).
         out, outat: where each output begins, N values.
     """
     N, piece, count = R * C, 8 * R, len(ids)
     room = scratch[worker]
+    overshoot = (count + 1) * piece
     for column in range(lo, hi):
+        if exact:
+            overshoots(y, yat + column * piece, N, terms, quotients, room, overshoot, piece)
         for k in range(0, piece, PART):
             at = yat + column * piece + k
             for e in range(count):
                 j = ids[e]
-                for i in range(0, terms, GROUP):
+                for i in range(0, terms, group):
                     convert_part(
                         y,
                         at + i * N,
                         N,
-                        min(GROUP, terms - i),
+                        min(group, terms - i),
                         c,
                         e * cstride + i,
                         starts[e],
@@ -155,6 +204,9 @@ def convert(
                         p[j],
                         pinv[j],
                         i > 0,
+                        room,
+                        overshoot + k,
+                        exact and i + group >= terms,
                     )
         for e in range(count):
             j = ids[e]

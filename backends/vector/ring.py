@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from olac.backends.vector.arithmetic import LOOSE_BITS
-from olac.backends.vector.conversion import GROUP, magic_of
+from olac.backends.vector.conversion import magic_of
 from olac.backends.vector.elementwise import times_constant, transform_integers
 from olac.backends.vector.switching import inverse_limbs
 from olac.backends.vector.team import Team
@@ -24,6 +24,9 @@ from olac.system.arrays import Array, Index, Order
 
 LAZY = 14
 """Most that transforms leave in place of a residue, in units of p, for primes below 2^46."""
+
+TIGHT_TERMS = 8
+"""Most terms of a sum of residues modulo primes from 2^46 to 2^50, times constants."""
 
 
 def centred(value: int, prime: int) -> float:
@@ -39,7 +42,9 @@ class Conversion:
     Attributes:
         factors: (from, 2) of the inverse transforms before.
         ids: the primes that it goes to.
-        c: (to, from), flat.
+        c: (to, from + 1), flat: the last one of each is the product of the primes.
+        quotients: the inverses of the primes that it comes from.
+        group: most terms that are summed before a reduction.
         starts: of the sums.
     """
 
@@ -47,6 +52,8 @@ class Conversion:
     ids: Index
     c: Array
     starts: Array
+    quotients: Array
+    group: int
 
 
 class Ring:
@@ -143,24 +150,29 @@ class Ring:
         """Constants for the conversion of a residue modulo the product of some primes to other primes.
 
         It is that of the fast basis extension (Bajard, Eynard, Hasan and Zucca, SAC 2016) with centred residues: the
-        result is off by the product times an integer that is at most half the number of primes.
+        result is off by the product times an integer that is at most half the number of primes. That integer is the
+        rounded sum of the residues over their primes (Halevi, Polyakov and Shoup, CT-RSA 2019), and `convert` can
+        subtract it.
         """
         key = tuple(source), tuple(target)
         if key not in self._conversions:
             primes = [self.primes[i] for i in source]
             product = math.prod(primes)
             hats = [product // prime for prime in primes]
-            c = np.array([[centred(hat, self.primes[j]) for hat in hats] for j in target])
-            starts = np.array([self._start(primes, self.primes[j]) for j in target])
+            c = np.array([[centred(hat, self.primes[j]) for hat in (*hats, product)] for j in target])
+            group = TIGHT_TERMS if self.tight[list(source)].any() else len(source)
+            starts = np.array([self._start(primes, group, self.primes[j]) for j in target])
             factors = self.inverse_factors([pow(h, -1, q) for h, q in zip(hats, primes, strict=True)], source)
-            self._conversions[key] = Conversion(factors, np.array(target, dtype=np.int64), c.reshape(-1), starts)
+            self._conversions[key] = Conversion(
+                factors, np.array(target, dtype=np.int64), c.reshape(-1), starts, self.pinv[list(source)], group
+            )
         return self._conversions[key]
 
     @staticmethod
-    def _start(source: Sequence[int], prime: int) -> float:
-        """Residues of inverse transforms are at most 0.7 p in size."""
-        largest = sum(sorted(source)[-GROUP:]) * 7 // 10 * (prime // 2 + 1)
-        return magic_of(largest, min(GROUP, len(source)), prime)
+    def _start(source: Sequence[int], group: int, prime: int) -> float:
+        """Residues of inverse transforms are at most 0.7 p in size; `overshoots` gives at most their number."""
+        largest = (sum(sorted(source)[-group:]) * 7 // 10 + len(source)) * (prime // 2 + 1)
+        return magic_of(largest, min(group, len(source)) + 1, prime)
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 (rings live as long as the process)
     def inner_starts(self, digits: int) -> Array:
