@@ -1,21 +1,21 @@
 """What the engine's kernels have to give on every machine: residues that Python's integers compute, at small rings.
 
 Operands are random and as large as the kernels allow. The first ring has a prime of 50 bits, the second has none above
-46. The halves of the transforms have an odd number of stages in the first, and an even one in the second.
+46. In the first, the halves of transforms have an even number of stages and an odd one, in the second the reverse.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from olac.backends.vector.arithmetic import MOST_BITS
 from olac.backends.vector.compiled import known_answer
-from olac.backends.vector.conversion import convert, convert_part, magic_of
+from olac.backends.vector.conversion import convert, convert_part, magic_of, overshoots
 from olac.backends.vector.elementwise import (
     add_constant,
     add_limbs,
@@ -24,10 +24,12 @@ from olac.backends.vector.elementwise import (
     times_limbs,
     transform_integers,
 )
-from olac.backends.vector.packed import ONE_BYTE, TWO_BYTES, PackedKey, split
-from olac.backends.vector.ring import LAZY, Ring
+from olac.backends.vector.packed import ONE_BYTE, TWO_BYTES, split
+from olac.backends.vector.ring import Tables
 from olac.backends.vector.switching import add_permuted, divide_limbs, finish_limbs, inner, inverse_limbs
 from olac.backends.vector.transforms import (
+    AT_REST,
+    LAZY,
     forward_columns,
     forward_rows,
     forward_transform,
@@ -35,30 +37,31 @@ from olac.backends.vector.transforms import (
     inverse_rows,
     inverse_transform,
 )
-from olac.ckks.parameters import Parameters
-from olac.ckks.primes import FIXED
-from olac.ckks.special import KeyShape
+from olac.ckks.primes import step_to_prime
 from olac.system.arrays import Array, Index
 
-REST = 1.1
-"""Residues at rest are at most this many times their prime in size."""
 SHORT = 64
 """Values in a limb, for kernels that work value by value."""
+LIMBS = 3
+"""Primes of the chains; those after them are special primes."""
 
 Integers = Any
 """An array of Python's integers."""
 
 
-@functools.lru_cache(maxsize=2)
-def _rings() -> tuple[Ring, Ring]:
-    return Ring(Parameters(10, 3, 37, 50, 2, FIXED, security=0)), Ring(Parameters(12, 3, 37, 45, 2, FIXED, security=0))
+@functools.lru_cache(maxsize=1)
+def _rings() -> tuple[Tables, Tables]:
+    return tuple(  # type: ignore[return-value]
+        Tables(log_ring, [step_to_prime((1 << bits) + 1, -2 << log_ring) for bits in sizes])
+        for log_ring, sizes in ((7, (50, 37, 39, 46)), (9, (46, 37, 39, 45)))
+    )
 
 
 def _integers(values: Array) -> Integers:
     return np.array([int(value) for value in values.reshape(-1)], dtype=object).reshape(values.shape)
 
 
-def _residues(rng: np.random.Generator, shape: int | tuple[int, ...], prime: int, most: float = REST) -> Array:
+def _residues(rng: np.random.Generator, shape: int | tuple[int, ...], prime: int, most: float = AT_REST) -> Array:
     """Integers of at most `most` primes in size; some of them are as large as that."""
     largest = int(most * prime)
     out = rng.integers(-largest, largest, size=shape, endpoint=True).astype(np.float64)
@@ -68,7 +71,7 @@ def _residues(rng: np.random.Generator, shape: int | tuple[int, ...], prime: int
     return out
 
 
-def _right(found: Array, expected: Integers, prime: int, most: float = REST) -> bool:
+def _right(found: Array, expected: Integers, prime: int, most: float = AT_REST) -> bool:
     """Whether all residues are what they should be, and small enough."""
     if not np.all(np.abs(found) <= most * prime) or not np.array_equal(found, np.rint(found)):
         return False
@@ -96,7 +99,7 @@ def _powers(root: int, count: int, prime: int) -> Integers:
     return np.array(out, dtype=object)
 
 
-def _values(ring: Ring, coefficients: Integers, j: int) -> Integers:
+def _values(ring: Tables, coefficients: Integers, j: int) -> Integers:
     """Values in value order of a polynomial with integer coefficients, modulo the ring's prime j."""
     n, prime = ring.N, ring.primes[j]
     base = next(g for g in range(2, prime) if pow(g, (prime - 1) // 2, prime) == prime - 1)
@@ -112,21 +115,16 @@ def _blank(shape: int | tuple[int, ...]) -> Array:
     return np.full(shape, np.nan)
 
 
-def _coefficient_order(ring: Ring) -> Index:
+def _coefficient_order(ring: Tables) -> Index:
     """Where each coefficient lies in coefficient order."""
     k = np.arange(ring.N)
     found: Index = ((k % ring.C // 8) * ring.R + k // ring.C) * 8 + k % 8
     return found
 
 
-def _most(ring: Ring, j: int) -> float:
+def _most(ring: Tables, j: int) -> float:
     """The largest that transforms leave, in primes."""
-    return REST if ring.tight[j] else LAZY
-
-
-def _ends(ring: Ring) -> Iterable[int]:
-    """The first prime and one of each kind."""
-    return 0, 1, ring.limbs
+    return AT_REST if ring.tight[j] else LAZY
 
 
 @known_answer(forward_columns, forward_rows, inverse_rows, inverse_columns, forward_transform, inverse_transform)
@@ -135,7 +133,7 @@ def _transforms_are_right() -> bool:
     for ring in _rings():
         R, C, N, place = ring.R, ring.C, ring.N, _coefficient_order(ring)
         room, out, back = _blank(16 * R), _blank(N), _blank(N)
-        for j in _ends(ring):
+        for j in range(len(ring.primes)):
             prime, p, pinv, tight = ring.primes[j], ring.p[j], ring.pinv[j], ring.tight[j]
             given = _residues(rng, N, prime)
             source = _blank(N)
@@ -157,21 +155,34 @@ def _transforms_are_right() -> bool:
 def _sums_of_products_are_right() -> bool:
     rng = np.random.default_rng(2)
     for ring in _rings():
-        widest = ring.primes[ring.limbs]
-        for j in _ends(ring):
-            prime = ring.primes[j]
+        widest = ring.primes[LIMBS]
+        for j, prime in enumerate(ring.primes):
             for terms in (1, 5, 8):
-                y = np.stack([_residues(rng, 128, widest, 0.7) for _ in range(terms)])
-                c = _residues(rng, terms, prime, 0.5)
-                largest = terms * (widest * 7 // 10) * (prime // 2 + 1)
-                out = _residues(rng, 128, prime)
-                expected, before = _integers(c) @ _integers(y), _integers(out)
-                for more in (False, True):
-                    arguments = y.reshape(-1), 0, 128, terms, c, 0, magic_of(largest, terms, prime)
-                    convert_part(*arguments, out, 0, ring.p[j], ring.pinv[j], more)
-                    if not _right(out, expected + more * before, prime):
+                y = np.stack([_residues(rng, 128, widest, 0.55) for _ in range(terms)])
+                c = _residues(rng, terms + 1, prime, 0.5)
+                over, out = np.rint(rng.uniform(-terms, terms, size=128)), _residues(rng, 128, prime, 0.5)
+                largest = (terms * (widest * 55 // 100) + terms) * (prime // 2 + 1)
+                x, f, u, before = _integers(y), _integers(c), _integers(over), _integers(out)
+                for more, exact in ((False, False), (False, True), (True, False), (True, True)):
+                    arguments = y.reshape(-1), 0, 128, terms, c, 0, magic_of(largest, terms + 1, prime)
+                    convert_part(*arguments, out, 0, ring.p[j], ring.pinv[j], more, over, 0, exact)
+                    if not _right(out, f[:terms] @ x - exact * f[terms] * u + more * before, prime):
                         return False
                     before = _integers(out)
+    return True
+
+
+@known_answer(overshoots)
+def _roundings_are_right() -> bool:
+    rng = np.random.default_rng(11)
+    for ring in _rings():
+        y = np.stack([_residues(rng, SHORT, prime, 0.55) for prime in ring.primes])
+        out = _blank(SHORT)
+        overshoots(y.reshape(-1), 0, SHORT, len(ring.primes), ring.pinv, out, 0, SHORT)
+        whole = math.prod(ring.primes)
+        sums = sum(_integers(row) * (whole // prime) for row, prime in zip(y, ring.primes, strict=True))
+        if any(abs(2 * (total - int(found) * whole)) > whole for total, found in zip(sums, out, strict=True)):
+            return False
     return True
 
 
@@ -180,40 +191,42 @@ def _conversions_are_right() -> bool:
     rng = np.random.default_rng(3)
     for ring in _rings():
         N, place = ring.N, _coefficient_order(ring)
-        source, target = list(range(ring.limbs)), [ring.limbs, 0]
+        source, target = list(range(LIMBS)), [LIMBS, 0]
         conversion = ring.conversion(source, target)
-        given = [_residues(rng, N, ring.primes[i], 0.7) for i in source]
+        whole = math.prod(ring.primes[i] for i in source)
+        given = [_residues(rng, N, ring.primes[i], 0.5) for i in source]
         y = _blank((len(source), N))
         y[:, place] = given
-        out, scratch = _blank(2 * N), _blank((1, 8 * ring.R * 3))
-        at = np.array([N, 0])
-        tables = ring.p, ring.pinv, ring.tight
-        convert(
-            0, ring.C // 8, 0, y.reshape(-1), 0, len(source), conversion.ids, conversion.c, len(source),
-            conversion.starts, scratch, out, at, ring.R, ring.C, ring.w0, *tables,
-        )  # fmt: skip
-        finish_limbs(0, 2, 0, out, at, conversion.ids, ring.R, ring.C, ring.w1, *tables)
-        whole = math.prod(ring.primes[i] for i in source)
         sums: Integers = sum(_integers(g) * (whole // ring.primes[i]) for g, i in zip(given, source, strict=True))
-        for start, j in zip(at, target, strict=True):
-            expected = _values(ring, sums % ring.primes[j], j)
-            if not _right(out[start : start + N], expected, ring.primes[j], _most(ring, j)):
-                return False
+        at, tables = np.array([N, 0]), (ring.p, ring.pinv, ring.tight)
+        for exact in (False, True):
+            out, scratch = _blank(2 * N), _blank((1, 8 * ring.R * 4))
+            convert(
+                0, ring.C // 8, 0, y.reshape(-1), 0, len(source), conversion.group, conversion.ids, conversion.c,
+                len(source) + 1, conversion.starts, conversion.quotients, exact, scratch, out, at, ring.R, ring.C,
+                ring.w0, *tables,
+            )  # fmt: skip
+            finish_limbs(0, 2, 0, out, at, conversion.ids, ring.R, ring.C, ring.w1, *tables)
+            least = (sums + whole // 2) % whole - whole // 2 if exact else sums
+            for start, j in zip(at, target, strict=True):
+                expected = _values(ring, least % ring.primes[j], j)
+                if not _right(out[start : start + N], expected, ring.primes[j], _most(ring, j)):
+                    return False
     return True
 
 
 class _Limbs:
     """Short limbs for kernels that work value by value, one for each kind of prime, in reverse order in memory."""
 
-    def __init__(self, ring: Ring, rng: np.random.Generator) -> None:
-        self.ids = np.array(list(_ends(ring)), dtype=np.int64)
+    def __init__(self, ring: Tables, rng: np.random.Generator) -> None:
+        self.ids = np.arange(len(ring.primes))
         self.primes = [ring.primes[j] for j in self.ids]
         self.count = len(self.ids)
         self.at = np.arange(self.count)[::-1] * SHORT
         self.end = ring.p, ring.pinv
         self._rng = rng
 
-    def make(self, most: float = REST) -> tuple[Array, Integers]:
+    def make(self, most: float = AT_REST) -> tuple[Array, Integers]:
         """Operands in memory, and limb by limb as integers."""
         values = np.stack([_residues(self._rng, SHORT, prime, most) for prime in self.primes])
         return np.ascontiguousarray(values[::-1]).reshape(-1), _integers(values)
@@ -254,7 +267,7 @@ def _sums_and_products_are_right() -> bool:
 def _products_of_ciphertexts_are_right() -> bool:
     rng = np.random.default_rng(5)
     for ring in _rings():
-        first, last = 0, ring.limbs
+        first, last = 0, len(ring.primes)
         stride = last * SHORT
         primes = ring.primes[first:last]
 
@@ -283,9 +296,9 @@ def _transforms_of_integers_are_right() -> bool:
     rng = np.random.default_rng(6)
     for ring in _rings():
         N = ring.N
-        given = np.rint(rng.uniform(-1, 1, size=N) * 2.0**87)
-        given[::5], given[1::5] = 2.0**88 - 2.0**35, -(2.0**87)
-        ids = np.array(list(_ends(ring)), dtype=np.int64)
+        given = np.rint(rng.uniform(-1, 1, size=N) * 2.0**86)
+        given[::5], given[1::5] = 2.0**86, -(2.0**86)
+        ids = np.arange(len(ring.primes))
         out, at = _blank(len(ids) * N), np.arange(len(ids))[::-1] * N
         room, tables = _blank((2, 16 * ring.R)), (ring.p, ring.pinv, ring.tight)
         transform_integers(0, len(ids), 1, given, out, at, ids, room, ring.R, ring.C, ring.w0, ring.w1, *tables)
@@ -294,24 +307,11 @@ def _transforms_of_integers_are_right() -> bool:
         inverse_limbs(0, len(ids), 1, out, at, back, at, ids, factors, room, ring.R, ring.C, ring.i0, ring.i1, *tables)
         for start, j in zip(at, ids, strict=True):
             prime = ring.primes[j]
-            if not _right(out[start : start + N], _values(ring, _integers(given) % prime, j), prime):
+            if not _right(out[start : start + N], _values(ring, _integers(given) % prime, int(j)), prime):
                 return False
             if not _right(back[start : start + N][_coefficient_order(ring)], 3 * _integers(given), prime):
                 return False
     return True
-
-
-def _key(ring: Ring, rng: np.random.Generator) -> tuple[PackedKey, Array]:
-    """A key of random residues, and the residues: digits, polynomials, limbs, N."""
-    shape = KeyShape(ring.limbs, ring.parameters.digits, ring.specials)
-    key = PackedKey(ring, shape)
-    values = _blank((shape.digits, 2, shape.primes, ring.N))
-    for digit in range(shape.digits):
-        for half in range(2):
-            for limb, j in enumerate(key.ids):
-                values[digit, half, limb] = _residues(rng, ring.N, ring.primes[j], 0.5)
-                key.put(digit, half, limb, values[digit, half, limb])
-    return key, values
 
 
 @known_answer(split)
@@ -330,25 +330,34 @@ def _packed_residues_are_right() -> bool:
 @known_answer(inner)
 def _inner_products_are_right() -> bool:
     rng = np.random.default_rng(8)
+    n, alpha = 2, 2
     for ring in _rings():
-        key, residues = _key(ring, rng)
-        N, n, limbs, ids = ring.N, key.shape.digits, ring.limbs, key.ids
-        alpha = -(-limbs // n)
-        own = np.stack([_residues(rng, N, ring.primes[j]) for j in range(limbs)])
-        digits = np.stack([[_residues(rng, N, ring.primes[j], _most(ring, j)) for j in ids] for _ in range(n)])
-        out, at, stride = _blank((2, len(ids), N)), np.arange(len(ids)) * N, np.full(len(ids), len(ids) * N)
+        N, ids = ring.N, np.arange(len(ring.primes))
+        count = len(ids)
+        key = np.stack([[[_residues(rng, N, p, 0.5) for p in ring.primes] for _ in range(2)] for _ in range(n)])
+        small = np.array([prime < ONE_BYTE for prime in ring.primes])
+        place = np.where(small, np.cumsum(small) - 1, np.cumsum(~small) - 1)
+        top = np.floor(key / 2.0**32 + 0.5)
+        high8 = top[:, :, small].astype(np.int8).reshape(-1)
+        high16 = top[:, :, ~small].astype(np.int32 if max(ring.primes) >= TWO_BYTES else np.int16).reshape(-1)
+        low = (key - top * 2.0**32).astype(np.int32).reshape(-1)
+        own = np.stack([_residues(rng, N, prime) for prime in ring.primes[:LIMBS]])
+        digits = np.stack(
+            [[_residues(rng, N, ring.primes[j], 0.5 if ring.tight[j] else LAZY) for j in ids] for _ in range(n)]
+        )
+        out, at, stride = _blank((2, count, N)), ids * N, np.full(count, count * N)
         inner(
-            0, len(ids), 0, own.reshape(-1), 0, digits.reshape(-1), at, stride, n, alpha, key.low, key.high8,
-            key.high16, len(ids), key.place, key.small, key.count8, key.count16, np.arange(len(ids)), ids,
-            ring.inner_starts(n)[ids], out.reshape(-1), 0, limbs, N, ring.p, ring.pinv,
+            0, count, 0, own.reshape(-1), 0, digits.reshape(-1), at, stride, n, alpha, low, high8, high16, count, place,
+            small, int(small.sum()), int((~small).sum()), ids, ids, ring.inner_starts(n), out.reshape(-1), 0, LIMBS, N,
+            ring.p, ring.pinv,
         )  # fmt: skip
-        for e, j in enumerate(ids):
-            owner = e // alpha if e < limbs else n
+        for e, prime in enumerate(ring.primes):
+            owner = e // alpha if e < LIMBS else n
             # The digit that has this prime is read from the ciphertext, and those after it move up by one.
             read = [own[e] if g == owner else digits[g - (g > owner), e] for g in range(n)]
             for half in range(2):
-                expected: Integers = sum(_integers(read[g]) * _integers(residues[g, half, e]) for g in range(n))
-                if not _right(out[half, e], expected, ring.primes[j]):
+                expected: Integers = sum(_integers(read[g]) * _integers(key[g, half, e]) for g in range(n))
+                if not _right(out[half, e], expected, prime):
                     return False
     return True
 
@@ -357,9 +366,9 @@ def _inner_products_are_right() -> bool:
 def _automorphisms_are_right() -> bool:
     rng = np.random.default_rng(9)
     for ring in _rings():
-        ids, limbs = ring.ids(2, 1), 2
+        ids, limbs = np.array([0, 2, LIMBS]), 2
         count, N, order = len(ids), ring.N, ring.automorphism(5)
-        primes, special = [ring.primes[j] for j in ids], ring.special_product(1, limbs)
+        primes, special = [ring.primes[j] for j in ids], ring.residues(ring.primes[LIMBS], ids[:limbs])
         places, room = np.arange(count), _blank((1, N))
         source = np.stack([[_residues(rng, N, p) for p in primes] for _ in range(2)])
         c0, before = np.stack([_residues(rng, N, p) for p in primes[:limbs]]), _blank((2, count, N))
@@ -391,7 +400,7 @@ def _divisions_are_right() -> bool:
         ids, order = np.array([0, 1], dtype=np.int64), ring.automorphism(2 * N - 1)
         primes, at, nowhere = [ring.primes[j] for j in ids], np.arange(2) * N, np.full(2, -1)
         source, extra = (np.stack([_residues(rng, N, p) for p in primes]) for _ in range(2))
-        inverse = ring.inverses_of_special(1, 2)
+        inverse = ring.residues_of_inverse(ring.primes[LIMBS], 2)
         tables = ring.p, ring.pinv, ring.tight
         polynomials = [_residues(rng, N, p) for p in primes]
         room, half = _blank(8 * R), _blank((2, N))

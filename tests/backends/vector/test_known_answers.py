@@ -22,7 +22,7 @@ DIRECT = sorted(
 def test_every_kernel_has_an_answer() -> None:
     assert available.wrong_answers() == ""
     called = {kernel for _, kernel in DIRECT}
-    assert {name.rpartition(".")[2] for name in available.own_kernels()} - called == {
+    assert {name.rpartition(".")[2] for name in available.own_kernels()} - called <= {
         "forward_rows",
         "inverse_rows",
         "inverse_columns",
