@@ -24,9 +24,11 @@ from olac.backends.session import (
     KeyStore,
     Piece,
     PlaintextCache,
+    Preparing,
     ServerSession,
     Session,
 )
+from olac.backends.vector.available import prepare, why_unavailable
 from olac.backends.vector.buffers import Buffers
 from olac.backends.vector.ciphertext import Residues
 from olac.backends.vector.evaluator import VectorEvaluator
@@ -215,7 +217,11 @@ class Vector(Engine):
     title = "the vector engine"
     key_files = "vector"
 
+    def unavailable(self, preparing: Preparing | None = None) -> str:
+        return why_unavailable(preparing)
+
     def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> VectorClient:
+        prepare()
         return VectorClient(self, parameters, identity, words)
 
     def key_sizes(self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[int]:
@@ -234,6 +240,7 @@ class Vector(Engine):
         progress: KeyProgress | None = None,
         identity: str | None = None,
     ) -> VectorKeys:
+        prepare()
         own, made = ring(parameters), VectorKeys(parameters, "" if identity is None else _mark(identity))
         forms = key_forms(parameters, steps, relinearise)
         places: list[int | str] = [] if relinearise is None else ["relinearise"]
@@ -255,6 +262,7 @@ class Vector(Engine):
         pages: KeyPages | None = None,
     ) -> VectorServer:
         assert isinstance(keys, VectorKeys)
+        prepare()
         return VectorServer(self, keys, steps, cache, pages, keys.mark)
 
     def words(self, parameters: Parameters, ciphertext: Residues, level: int) -> Words:
