@@ -6,10 +6,21 @@ most 2^(s - 1): fma(x, w, T - T') is exact, and these rests are summed beside. T
 of seven. (An error-free dot product in the manner of Ogita, Rump and Oishi, "Accurate sum and dot product", 2005, with
 a fixed exponent.)
 
-Bounds: `magic_of` takes the largest sum of the sizes of the products and returns 1.5 * 2^(52 + s) with the sum below
-2^(51 + s). The sum H of the rounded products is exact. Its quotient by p is rounded to an even number, with 2 M in
-place of M, so |H / p| may be up to 2^52; what is left is at most 1.1 p. The sum of the rests has to be below 2^52.
-`magic_of` checks both. Their sum is reduced once more, to at most 0.6 p.
+Bounds. Let `largest` be the largest sum of the sizes of the products, n their number and u = 2^-53.
+
+* `magic_of` chooses s so that largest + n 2^(s-1) < 2^(51 + s). So T, which is off by at most n 2^(s-1) from the sum of
+  the products so far, stays between 2^(52 + s) and 2^(53 + s). There doubles are the multiples of 2^s, T - T' is exact,
+  and each rest is an integer of at most 2^(s-1).
+* H = T - 1.5 * 2^(52 + s) is exact. Its quotient by p is rounded with 2 M in place of M (see `arithmetic`), to an even
+  number q, so |H pinv| may be up to 2^52. `magic_of` checks largest + n 2^(s-1) <= (2^52 - 1) p. Then
+  |q - H / p| <= 1 + u 2^52, and H - q p is an integer of at most 1.5 p in size, which fma gives exactly.
+* The rests, of at most n 2^(s-1) together, are added to what is there already, at most p / 2 + 1, and to H - q p. All
+  sums are integers of at most n 2^(s-1) + 2 p + 1, and exact, as `magic_of` checks n 2^(s-1) + 2 p < 2^53. `reduced`
+  makes at most p / 2 + u 2^53 = p / 2 + 1 of it, as p is above 2^3.
+
+So what fits modulo any prime below 2^50 is eight products of two centred residues (`GROUP`), or six if one of the
+twelve residues is at most 1.1 p instead; and modulo primes below 2^46 nine products of at most 13 p times p / 2. (At 50
+bits it is the rests that allow no more, at 46 bits the quotient.)
 """
 
 from __future__ import annotations
@@ -25,8 +36,6 @@ from olac.system.arrays import Index
 
 PART = 128
 """Coefficients of each operand that are converted together, so that they stay in the first cache."""
-GROUP = 8
-"""Most terms of a sum in a conversion. Residues of 50 bits allow no more; for fewer bits the limit costs nothing."""
 
 
 def magic_of(largest: int, terms: int, prime: int) -> float:
@@ -36,19 +45,22 @@ def magic_of(largest: int, terms: int, prime: int) -> float:
         OverflowError: the sum does not fit, see the bounds of this module.
     """
     s = max(0, largest.bit_length() - 51)
-    if largest >= prime << 52 or terms << s >> 1 >= 1 << 51 or s > 60:
+    while largest + (terms << s >> 1) >= 1 << 51 + s:
+        s += 1
+    rests = terms << s >> 1
+    if largest + rests > ((1 << 52) - 1) * prime or rests + 2 * prime >= 1 << 53:
         raise OverflowError(f"a sum of {terms} products up to 2^{largest.bit_length()} modulo {prime}")
     return 1.5 * 2.0 ** (52 + s)
 
 
 @inline
 def finish(total: Any, rest: Any, start: Any, pinv: Any, p: Any, magic: Any) -> Any:
-    """The sum mod p, from T, the sum of the rests and what T started with."""
+    """The sum mod p, at most p / 2 + 1 in size, from T, the sum of the rests and what T started with."""
     high = reduced(vsub(total, start), pinv, p, vadd(magic, magic))
     return reduced(vadd(high, rest), pinv, p, magic)
 
 
-@kernel("void(f8[::1],i8,i8,i8,f8[::1],i8,f8,f8[::1],i8,f8,f8,b1)")
+@kernel("void(f8[::1],i8,i8,i8,f8[::1],i8,f8,f8[::1],i8,f8,f8,b1,f8[::1],i8,b1)")
 def convert_part(
     y: Floats,
     at: int,
@@ -62,8 +74,16 @@ def convert_part(
     p1: float,
     pinv1: float,
     more: bool,
+    u: Floats,
+    uat: int,
+    exact: bool,
 ) -> None:
-    """out[k] = sum over i < terms of y[at + stride i + k] c[cat + i] mod p, for k < 128; with `more` added to out."""
+    """out[k] = sum over i < terms of y[at + stride i + k] c[cat + i] mod p, for k < 128; with `more` added to out.
+
+    With `exact`, u[uat + k] c[cat + terms] is subtracted. `magic_of` made start1 for sums as large as these. Results
+    are at most p / 2 + 1 in size, as is what they are added to; they are centred if the sums of the rests stay below
+    2^51.
+    """
     wide()
     p, pinv, magic, start = splat(p1), splat(pinv1), splat(MAGIC), splat(start1)
     zero = splat(0.0)
@@ -93,14 +113,50 @@ def convert_part(
             r3 = vadd(r3, vfma(x, w, vsub(t3, t)))
             t3 = t
             a += stride
+        if exact:
+            w, a = splat(-c[cat + terms]), uat + k
+            x = load(u, a)
+            t = vfma(x, w, t0)
+            r0 = vadd(r0, vfma(x, w, vsub(t0, t)))
+            t0 = t
+            x = load(u, a + 8)
+            t = vfma(x, w, t1)
+            r1 = vadd(r1, vfma(x, w, vsub(t1, t)))
+            t1 = t
+            x = load(u, a + 16)
+            t = vfma(x, w, t2)
+            r2 = vadd(r2, vfma(x, w, vsub(t2, t)))
+            t2 = t
+            x = load(u, a + 24)
+            t = vfma(x, w, t3)
+            r3 = vadd(r3, vfma(x, w, vsub(t3, t)))
+            t3 = t
         store(out, outat + k, finish(t0, r0, start, pinv, p, magic))
         store(out, outat + k + 8, finish(t1, r1, start, pinv, p, magic))
         store(out, outat + k + 16, finish(t2, r2, start, pinv, p, magic))
         store(out, outat + k + 24, finish(t3, r3, start, pinv, p, magic))
 
 
+@kernel("void(f8[::1],i8,i8,i8,f8[::1],f8[::1],i8,i8)")
+def overshoots(
+    y: Floats, at: int, stride: int, terms: int, quotients: Floats, out: Floats, outat: int, count: int
+) -> None:
+    """out[k] = the integer next to the sum over i < terms of y[at + stride i + k] quotients[i], for k < count.
+
+    Each y is at most 0.7 p in size and each quotient 1 / p, so the sum has an error below terms^2 2^-53. Where it is as
+    near to a half as that, either integer is right: the residue is then half of the product, in size.
+    """
+    wide()
+    magic, zero = splat(MAGIC), splat(0.0)
+    for k in range(0, count, 8):
+        total = zero
+        for i in range(terms):
+            total = vfma(load(y, at + i * stride + k), splat(quotients[i]), total)
+        store(out, outat + k, vsub(vadd(total, magic), magic))
+
+
 @kernel(
-    "void(i8,i8,i8,f8[::1],i8,i8,i8[::1],f8[::1],i8,f8[::1],f8[:,::1],f8[::1],i8[::1],i8,i8,f8[::1],f8[::1],f8[::1],b1[::1])"
+    "void(i8,i8,i8,f8[::1],i8,i8,i8,i8[::1],f8[::1],i8,f8[::1],f8[::1],b1,f8[:,::1],f8[::1],i8[::1],i8,i8,f8[::1],f8[::1],f8[::1],b1[::1])"
 )
 def convert(
     lo: int,
@@ -109,10 +165,13 @@ def convert(
     y: Floats,
     yat: int,
     terms: int,
+    group: int,
     ids: Index,
     c: Floats,
     cstride: int,
     starts: Floats,
+    quotients: Floats,
+    exact: bool,
     scratch: Floats,
     out: Floats,
     outat: Index,
@@ -125,28 +184,36 @@ def convert(
 ) -> None:
     """The first halves of transforms of converted polynomials, for columns of eight lo ... hi - 1.
 
+    Converted polynomials are at most p / 2 + 1 in size; for the results see `transforms.forward_columns`.
+
     Args:
         worker: row of `scratch` that is used.
-        y, yat, terms: residues, limb after limb of N, in coefficient order.
+        y, yat, terms: residues, limb after limb of N, in coefficient order, as inverse transforms leave them.
+        group: most terms that are summed before a reduction.
         ids: for each output its prime.
-        c, cstride: for each output `terms` factors, beginning at multiples of cstride.
-        starts: for each output what sums of products start with.
-        scratch: (workers, 8 R (outputs + 1)).
+        c, cstride: for each output `terms` factors and the product of the primes of y, at multiples of cstride.
+        starts: for each output what sums of at most `group` products, and the product, start with, see `magic_of`.
+        quotients, exact: with `exact`, the inverses of the primes of y: the result is that of the residue of least size
+            modulo their product. Otherwise a multiple of the product is added, see `Ring.conversion`.
+        scratch: (workers, 8 R (outputs + 2)), R at least 16.
         out, outat: where each output begins, N values.
     """
     N, piece, count = R * C, 8 * R, len(ids)
     room = scratch[worker]
+    overshoot = (count + 1) * piece
     for column in range(lo, hi):
+        if exact:
+            overshoots(y, yat + column * piece, N, terms, quotients, room, overshoot, piece)
         for k in range(0, piece, PART):
             at = yat + column * piece + k
             for e in range(count):
                 j = ids[e]
-                for i in range(0, terms, GROUP):
+                for i in range(0, terms, group):
                     convert_part(
                         y,
                         at + i * N,
                         N,
-                        min(GROUP, terms - i),
+                        min(group, terms - i),
                         c,
                         e * cstride + i,
                         starts[e],
@@ -155,6 +222,9 @@ def convert(
                         p[j],
                         pinv[j],
                         i > 0,
+                        room,
+                        overshoot + k,
+                        exact and i + group >= terms,
                     )
         for e in range(count):
             j = ids[e]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -122,7 +123,9 @@ class VectorEvaluator(Evaluator[Any, Any]):
         tables = self._scratch, r.R, r.C, r.i0, r.i1, r.p, r.pinv, r.tight
         self._run(inverse_limbs, len(ids), source, at, out, outat, ids, factors, *tables)
 
-    def convert(self, y: Array, at: int, terms: int, constants: Conversion, out: Array, outat: Index) -> None:
+    def convert(
+        self, y: Array, at: int, terms: int, constants: Conversion, out: Array, outat: Index, exact: bool = False
+    ) -> None:
         """A conversion and the first halves of transforms, see `conversion.convert`."""
         r = self.ring
         self.team.run(
@@ -131,10 +134,13 @@ class VectorEvaluator(Evaluator[Any, Any]):
             y,
             at,
             terms,
+            constants.group,
             constants.ids,
             constants.c,
-            terms,
+            terms + 1,
             constants.starts,
+            constants.quotients,
+            exact,
             self._scratch,
             out,
             outat,
@@ -175,7 +181,22 @@ class VectorEvaluator(Evaluator[Any, Any]):
     # Sums ------------------------------------------------------------------------------------------------------------
 
     def _add(self, a: Residues, b: Residues, state: CipherState) -> Residues:
-        return self.sum_of(a, b)
+        if a.specials == b.specials:
+            return self.sum_of(a, b)
+        if not a.specials or not b.specials:
+            a, b = (a, b) if b.specials else (b, a)
+            return self.lifted(a, self.copied(b))
+        specials = max(a.specials, b.specials)
+        return self.sum_of(self.raised(a, specials), self.raised(b, specials))
+
+    def copied(self, a: Residues) -> Residues:
+        """A copy, in memory of its own."""
+        n = self.ring.N
+        out = self.make(a.parts, a.limbs, a.degree, a.scale, a.specials)
+        for part in range(a.parts):
+            x, y, size = part * a.room * n, part * out.room * n, a.count * n
+            out.data[y : y + size] = a.data[x : x + size]
+        return out
 
     def sum_of(self, a: Residues, b: Residues, minus: bool = False, into: Residues | None = None) -> Residues:
         """a + b or a - b, of ciphertexts with the same primes; products that are not relinearised go first."""
@@ -296,11 +317,15 @@ class VectorEvaluator(Evaluator[Any, Any]):
     def _relinearize(self, a: Residues, state: CipherState) -> Residues:
         key = self.keys.relinearisation()
         digits = self.decompose(a, 2)
-        switched = self.key_product(digits, key)
-        return self.divided(switched, a, 2, NO_ORDER)
+        # The division by P waits, as a rescale usually follows, which divides by P and a prime at once.
+        return self.lifted(a, self.key_product(digits, key))
 
     def _rescale(self, a: Residues, state: CipherState) -> Residues:
-        return self.rescaled(a, a.scale / self.parameters.primes[a.limbs - 1])
+        scale = state.scale / self.parameters.primes[a.limbs - 1]
+        if not a.specials:
+            return self.rescaled(a, scale)
+        out = self.divided(a, None, 0, NO_ORDER, last=True)
+        return Residues(out.buffer, 2, out.limbs, 0, out.room, 1, scale, a.mark)
 
     def rescaled(self, a: Residues, scale: float) -> Residues:
         """a divided by its last prime, of degree 1."""
@@ -457,34 +482,55 @@ class VectorEvaluator(Evaluator[Any, Any]):
         )
         return out
 
-    def divided(self, a: Residues, extra: Residues | None, parts: int, order: Order) -> Residues:
+    def divided(self, a: Residues, extra: Residues | None, parts: int, order: Order, last: bool = False) -> Residues:
         """a modulo Q P, divided by P, plus the first polynomials of `extra`, with their values put in another order.
 
         Args:
             extra: its first `parts` polynomials are added to as many of a; None adds nothing.
+            last: divide by the last prime of Q as well.
         """
-        r, n, limbs, specials = self.ring, self.ring.N, a.limbs, a.specials
-        source = tuple(r.limbs + i for i in range(specials))
+        r, n, specials = self.ring, self.ring.N, a.specials
+        limbs = a.limbs - last
+        source = (*((limbs,) if last else ()), *(r.limbs + i for i in range(specials)))
+        terms = len(source)
         constants = r.conversion(source, tuple(range(limbs)))
-        y = self.buffers.take(2 * specials * n)
-        first = np.arange(2)[:, None] * a.room + limbs + np.arange(specials)
-        yat = np.arange(2 * specials) * n
-        ids = np.tile(r.ids(0, specials), 2)
+        y = self.buffers.take(2 * terms * n)
+        first = np.arange(2)[:, None] * a.room + limbs + np.arange(terms)
+        yat = np.arange(2 * terms) * n
+        ids = np.tile(np.array(source), 2)
         self.inverse(a.data, (first * n).reshape(-1), y.data, yat, ids, np.tile(constants.factors, (2, 1)))
         rest = self.buffers.take(2 * limbs * n)
         restat = np.arange(2 * limbs) * n
         for part in range(2):
             at = restat[part * limbs : (part + 1) * limbs]
-            self.convert(y.data, part * specials * n, specials, constants, rest.data, at)
+            self.convert(y.data, part * terms * n, terms, constants, rest.data, at, exact=terms > 1)
         degree, scale = (1, 0.0) if extra is None else (extra.degree, extra.scale)
         out = self.make(2, limbs, degree, scale)
         extraat = np.full((2, limbs), -1)
         if extra is not None:
             extraat[:parts] = (np.arange(parts)[:, None] * extra.room + np.arange(limbs)) * n
         data = a.data if extra is None else extra.data
-        inverses = np.tile(r.inverses_of_special(specials, limbs), 2)
+        divisor = math.prod(r.primes[j] for j in source)
+        inverses = np.tile(r.residues_of_inverse(divisor, limbs), 2)
         self._divide(a, rest, restat, data, extraat.reshape(-1), out, inverses, order)
         return out
+
+    def settled(self, a: Residues) -> Residues:
+        """a modulo Q, if it is a product that was not divided by P yet."""
+        if not a.specials:
+            return a
+        out = self.divided(a, None, 0, NO_ORDER)
+        return Residues(out.buffer, 2, out.limbs, 0, out.room, a.degree, a.scale, a.mark)
+
+    def lifted(self, a: Residues, into: Residues) -> Residues:
+        """P a + into, where `into` is modulo Q P and a modulo Q. The first two polynomials count; it is in place."""
+        r, n = self.ring, self.ring.N
+        ids = np.tile(r.ids(a.limbs), 2)
+        constants = np.tile(r.special_product(into.specials, a.limbs), 2)
+        at = (np.arange(2)[:, None] * a.room + np.arange(a.limbs)).reshape(-1) * n
+        outat = (np.arange(2)[:, None] * into.room + np.arange(a.limbs)).reshape(-1) * n
+        self._run(times_constant, len(ids), a.data, at, constants, into.data, outat, ids, True, n, r.p, r.pinv)
+        return Residues(into.buffer, 2, into.limbs, into.specials, into.room, a.degree, a.scale, a.mark)
 
     # Rotations -------------------------------------------------------------------------------------------------------
 
@@ -492,16 +538,16 @@ class VectorEvaluator(Evaluator[Any, Any]):
         return self._hoisted_rotate(a, self._hoist(a, state), step, state)
 
     def _hoist(self, a: Residues, state: CipherState) -> Digits:
-        return self.decompose(a, 1)
+        return self.decompose(self.settled(a), 1)
 
     def _hoisted_rotate(self, a: Residues, digits: Digits, step: int, state: CipherState) -> Residues:
         switched = self.key_product(digits, self.keys.rotation(step))
-        return self.divided(switched, a, 1, self.ring.automorphism(self.ring.exponent(step)))
+        return self.divided(switched, digits.source, 1, self.ring.automorphism(self.ring.exponent(step)))
 
     def _extended_rotate(self, a: Residues, digits: Digits, step: int, state: CipherState) -> Residues:
         switched = self.key_product(digits, self.keys.rotation(step))
         out = self.make(2, a.limbs, a.degree, a.scale, switched.specials)
-        self.add_automorphism(switched, a, step, out, False)
+        self.add_automorphism(switched, digits.source, step, out, False)
         return out
 
     def add_automorphism(self, a: Residues, c0: Residues | None, step: int, out: Residues, add: bool) -> None:
@@ -572,8 +618,7 @@ class VectorEvaluator(Evaluator[Any, Any]):
         return out
 
     def _key_switch_down(self, a: Residues, state: CipherState) -> Residues:
-        out = self.divided(a, None, 0, NO_ORDER)
-        return Residues(out.buffer, 2, out.limbs, 0, out.room, a.degree, a.scale, a.mark)
+        return a if state.noise_degree == 2 else self.settled(a)  # a rescale follows, as after products
 
     # Bootstraps ------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from olac.ckks.parameters import DIGIT_HEAD_ROOM_BITS, Parameters
 from olac.ckks.primes import step_to_prime
 
 MOST_SPECIAL_BITS = 46
+HEAD_ROOM_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,22 @@ class KeyShape:
         return self.limbs + self.specials
 
 
-def _digit_bits(parameters: Parameters, limbs: int) -> int:
+def _bits(parameters: Parameters, limbs: int) -> int:
+    """Bits of P for the first limbs.
+
+    Key switching adds noise of about sqrt(N) errors times the quotient of a digit and P. With `HEAD_ROOM_BITS` that is
+    less than a rounding error. If they made P larger than OpenFHE's, for which security was checked, there are fewer.
+    """
     size, primes = parameters.digit_limbs, parameters.primes[:limbs]
-    return max(math.prod(primes[i : i + size]).bit_length() for i in range(0, limbs, size)) + DIGIT_HEAD_ROOM_BITS
+    digit = max(math.prod(primes[i : i + size]).bit_length() for i in range(0, limbs, size))
+    most = math.prod(parameters.special_primes).bit_length() - 1
+    return max(digit + DIGIT_HEAD_ROOM_BITS, min(digit + HEAD_ROOM_BITS, most))
 
 
 @lru_cache(maxsize=1024)
 def vector_special_primes(parameters: Parameters) -> tuple[int, ...]:
     """The primes of P: as few of at most 46 bits as the largest digit needs, all of equally many bits."""
-    need = _digit_bits(parameters, parameters.limbs)
+    need = _bits(parameters, parameters.limbs)
     count = -(-need // MOST_SPECIAL_BITS)
     order = 2 * parameters.ring_dimension
     taken = {*parameters.primes, *parameters.encapsulation_primes}
@@ -63,7 +71,7 @@ def key_shape(parameters: Parameters, level: int) -> KeyShape:
     """The shape of a key that is used up to a level."""
     limbs = level + 1
     digits = -(-limbs // parameters.digit_limbs)
-    need, product = _digit_bits(parameters, limbs), 1
+    need, product = _bits(parameters, limbs), 1
     for count, prime in enumerate(vector_special_primes(parameters), 1):
         product *= prime
         if product.bit_length() >= need:
