@@ -10,8 +10,6 @@ SHELL = /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint clean venv
 
-# Threads that spin at barriers make everything several times slower on a machine that is not idle.
-export OMP_WAIT_POLICY ?= passive
 # mypy works in this many processes; releases before 2.0 may not read it and use one.
 export MYPY_NUM_WORKERS ?= 2
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 import importlib
 import threading
 import time
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
 
@@ -23,16 +24,22 @@ import numpy as np
 import numpy.typing as npt
 
 from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.backends.cost import Slowdown as Slowdown
+from olac.backends.speed import Fresh, measure, short_chain, slowdown
 from olac.ckks.bootstrapping import SPECIAL_KEYS
+from olac.ckks.engines import EngineModel, engine_model
 from olac.ckks.parameters import Parameters
 from olac.ckks.sizes import rotation_key_bytes
 from olac.ckks.words import WORD_BYTES, Words
+from olac.costs.table import CostTable
 from olac.errors import BackendError
 from olac.ir.types import CipherState
 
 DEFAULT = "openfhe"
 KeyProgress = Callable[[int, int], None]
 """Called as progress(keys so far, keys in all)."""
+Preparing = Callable[[str, int, int], None]
+"""Called as preparing(what is being done, steps so far, steps in all) while an engine is made ready for a machine."""
 Place = tuple[int, ...]
 Piece = bytes | bytearray | memoryview | npt.NDArray[np.uint64] | npt.NDArray[np.uint8]
 """A part of the bytes of an evaluation key, contiguous, valid until the next part is asked for."""
@@ -174,11 +181,76 @@ class Engine(ABC):
     Attributes:
         title: the name of the library in messages.
         key_files: the name of the engine whose key files it writes and reads: its own, or another's if both have the
-            same keys.
+            same keys. `olac.ckks.engines` has what planners know of that engine.
     """
 
     title: ClassVar[str]
     key_files: ClassVar[str] = DEFAULT
+
+    def unavailable(self, preparing: Preparing | None = None) -> str:
+        """Why the engine can't be used on this machine, in a clause; empty if it can.
+
+        The first call on a machine may take a minute, and the first in a process a second.
+
+        Args:
+            preparing: told what is being done meanwhile; without it, a warning says so if it takes long.
+        """
+        return ""
+
+    @property
+    def model(self) -> EngineModel:
+        """What planners know of it."""
+        return engine_model(self.key_files)
+
+    # The speed of this machine ---------------------------------------------------------------------------------------
+
+    def bench(self, parameters: Parameters) -> tuple[Evaluator[Any, Any], Fresh]:
+        """An evaluator that needs no evaluation keys, and a function that makes ciphertexts for it, to be measured."""
+        raise BackendError(f"{self.title} can't be measured")
+
+    def slowdown(self, parameters: Parameters, costs: CostTable, threads: int) -> Slowdown:
+        """Seconds on this machine now over those of a table, for programs with these parameters.
+
+        A short measurement, made once in a process for each ring, scale and technique; it takes up to a few seconds.
+
+        Args:
+            costs: prices of this engine.
+            threads: that the engine uses in this process.
+
+        Raises:
+            BackendError: it can't be measured.
+        """
+        chain = short_chain(parameters)
+        known = (self.title, chain, threads)
+        if known not in _MEASURED:
+            _MEASURED[known] = measure(*self.bench(chain))
+        return slowdown(_MEASURED[known], chain, costs, threads)
+
+    def measure_costs(
+        self,
+        threads: Sequence[int],
+        rings: Sequence[int] | None = None,
+        *,
+        quick: bool = False,
+        passes: int = 1,
+        progress: Callable[[str], None] | None = None,
+    ) -> CostTable:
+        """Measure all primitives on this machine, as `olac calibrate-costs` does.
+
+        Args:
+            threads: numbers of threads to measure.
+            rings: log2 of the rings to measure; None for all that the shipped table has.
+            quick: few settings and calls, for a rough table.
+            passes: how often everything is measured; the fastest counts.
+            progress: called with a line of text after each setting.
+
+        Raises:
+            ValueError: no threads or passes, or a ring that is never measured.
+            BackendError: a measurement failed.
+        """
+        raise BackendError(f"{self.title} has no table of costs of its own")
+
+    # Sessions --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> ClientSession:
@@ -260,6 +332,21 @@ class Engine(ABC):
     @abstractmethod
     def belongs(self, ciphertext: Any, identity: str) -> bool:
         """Whether a session of a key pair made a ciphertext, in this process."""
+
+
+def available_engine(given: Engine | str, preparing: Preparing | None = None) -> Engine:
+    """The engine, if it can be used on this machine; otherwise OpenFHE, and a warning says why."""
+    engine = find_engine(given)
+    reason = engine.unavailable(preparing)
+    if not reason:
+        return engine
+    usual = find_engine(DEFAULT)
+    warnings.warn(f"{usual.title} is used, as {engine.title} can't be: {reason}", stacklevel=2)
+    return usual
+
+
+_MEASURED: dict[tuple[str, Parameters, int], dict[str, float]] = {}
+"""Seconds of primitives in this process."""
 
 
 def find_engine(given: Engine | str | None = None) -> Engine:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,11 +17,11 @@ from benchmarks.faults import command as faults_command
 from benchmarks.results import ResultsError, ResultsFile, markdown_table, plot, read_rows, require_plot, rich_table
 from benchmarks.strategies import StrategyError, parse_strategies
 from olac.passes.choose_lowerings import kinds
+from olac.system.threads import set_threads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 on success, 1 if a strategy failed, 2 with a message for wrong usage."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     try:
@@ -193,15 +192,12 @@ def _accuracy(options: argparse.Namespace, command: str) -> int:
         require_plot(options.plot)
     results = ResultsFile.open(options.json, command, options.append)
     try:
-        import torch
-
         from benchmarks.accuracy import Measurement, load_model, run
     except ModuleNotFoundError as error:
         raise ResultsError(f"models need torch ({error}): pip install 'olac[torch]'") from error
     benchmark, model = load_model(options.model, options.weights)
 
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     console = Console()
     measurement = Measurement(options.model, benchmark, model, training, test, options.images, options.calibration)
     rows, failed = run(measurement, strategies, results, console)

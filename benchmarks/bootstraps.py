@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 import time
 from typing import Any
 
@@ -20,7 +19,7 @@ from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.errors import OlacError
 from olac.system.memory import GB
-from olac.system.threads import usable_threads
+from olac.system.threads import set_threads, usable_threads
 
 WIDEST = 0.5
 """Values are uniform in this times [-1, 1]; of complex values, both parts are."""
@@ -49,8 +48,7 @@ def run(options: argparse.Namespace, command: str) -> Row:
             f"--slots {log_slots}: a ring of 2^{parameters.log_ring} has 2^1 to 2^{parameters.log_ring - 1}"
         )
     results = ResultsFile.open(options.json, command, options.append)
-    if options.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before OpenFHE is imported
+    set_threads(options.threads)
     row: Row = {
         "kind": BOOTSTRAP,
         "parameters": parameters.describe(),

@@ -81,7 +81,6 @@ def run_step(name: str, request: Request, tell: Tell) -> Result:
     """Run a step in a process of its own; `tell` gets its events. RunError says what went wrong there."""
     root = str(Path(__file__).resolve().parents[1])
     environment = {
-        "OMP_WAIT_POLICY": "passive",
         **os.environ,
         "OMP_NUM_THREADS": str(request["threads"]),
         "PYTHONPATH": os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part),

@@ -29,6 +29,7 @@ from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap, LinearOp, Multiply, Polynomial, PolynomialProduct, Square
 from olac.program.program import CompiledProgram
 from olac.system.memory import GB, peak_rss_bytes
+from olac.system.threads import set_threads
 
 Request = dict[str, Any]
 Result = dict[str, Any]
@@ -139,15 +140,13 @@ def pinned_parameters(pinned: dict[str, Any]) -> Parameters | None:
 def _compile(request: Request, emit: Emit) -> CompiledProgram:
     # Imports here are not in the client's and the server's processes.
     try:
-        import torch
-
         from benchmarks.accuracy import Measurement, load_model
         from olac.compiler import compile as compile_model
         from olac.options import CompileOptions
     except ModuleNotFoundError as error:
         raise DataError(f"models need torch ({error}): pip install 'olac[torch]'") from error
     wanted, threads = request["recipe"], request["threads"]
-    torch.set_num_threads(threads)
+    set_threads(threads)
     (strategy,) = parse_strategies([wanted["strategy"]], AUTO)
     assert strategy.fit is not None
     weights = None if request["weights"] is None else Path(request["weights"])

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from olac.system import forks as _forks  # before anything can fork  # noqa: F401
+from olac.system import threads as _threads  # before OpenMP is loaded  # noqa: F401
 
 __version__ = "0.1.0"
 

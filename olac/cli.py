@@ -7,6 +7,7 @@ import io
 import math
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +19,18 @@ from rich.console import Console
 from rich.text import Text
 
 from olac import __version__
+from olac.ckks.engines import AUTO, ENGINES
 from olac.errors import OlacError, plain
 from olac.plugins import load_plugins
 from olac.system.memory import GB, check_limits
+from olac.system.threads import set_threads
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
+    from olac.backends.session import Preparing
     from olac.ir.head import Outputs
-    from olac.runtime import Progress
+    from olac.runtime import Forecast, Progress
 
 
 class _Console(Console):
@@ -45,9 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     130 if it was interrupted, 141 if nobody reads the output, 70 for an error that is a bug of olac's.
     """
-    # Threads that spin at OpenMP's barriers make every primitive several times slower as soon as another process wants
-    # a core; threads that sleep cost a few percent. It has to be set before torch or OpenFHE loads the library.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # show characters that the terminal's encoding lacks as escapes
             stream.reconfigure(errors="backslashreplace")
@@ -61,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(arguments)
+        set_threads(getattr(options, "process_threads", None))
         check_limits()
         load_plugins()
         code = int(options.run(options) or 0)
@@ -133,6 +137,15 @@ def _from_zero(text: str) -> float:
     return value
 
 
+def _threads(text: str) -> int:
+    """A number of threads."""
+    from olac.system.threads import MOST
+
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"{plain(text)} is not a whole number in 1 ... {MOST}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="olac", description="Compile PyTorch models into programs that run on encrypted inputs.")
     parser.add_argument("--version", action="version", version=f"olac {__version__}")
@@ -143,17 +156,20 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--images", type=int, default=10, help="held-out images to encrypt (1 to 360)")
     demo.add_argument("--degree", type=int, default=None, help="degree of every activation (default: chosen for each)")
     demo.add_argument("--technique", choices=("FIXEDMANUAL", "FLEXIBLEAUTO"), default="FIXEDMANUAL")
+    _add_engine(demo, "plan for this engine and run on it", ("auto", *ENGINES), "auto")
     demo.set_defaults(run=_demo)
 
     info = commands.add_parser("info", help="show what a compiled program is and what it will take")
     info.add_argument("program", type=Path)
     info.add_argument("--costs", type=Path, metavar="FILE", help="predict by this table, which calibrate-costs wrote")
+    _add_engine(info, "predict for this engine")
     _add_max_memory(info, "show what a server does within this memory")
     info.set_defaults(run=_info)
 
     calibrate = commands.add_parser(
-        "calibrate-costs", help="measure OpenFHE on this machine: a table of costs for predictions and choices"
+        "calibrate-costs", help="measure an engine on this machine: a table of costs for predictions and choices"
     )
+    _add_engine(calibrate, "measure this engine", default=AUTO.name)
     calibrate.add_argument("--output", type=Path, required=True, metavar="FILE", help="the table to write (JSON)")
     calibrate.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure")
     calibrate.add_argument(
@@ -168,7 +184,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     keygen.add_argument("program", type=Path)
     keygen.add_argument("folder", type=Path)
+    _add_engine(keygen, "make keys for this engine")
     keygen.add_argument("--overwrite", action="store_true", help="replace an existing secret key")
+    _add_threads(keygen)
     keygen.set_defaults(run=_keygen)
 
     encrypt = commands.add_parser("encrypt", help="client: encrypt images from a .npy file")
@@ -182,7 +200,9 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="server: run a program on an encrypted input; needs no secret key")
     for name in ("program", "evaluation_keys", "input", "output"):
         run.add_argument(name, type=Path)
+    _add_engine(run, "run on this engine, which the keys have to be for", shown="that of the keys")
     _add_max_memory(run, "memory that this process may take")
+    _add_threads(run)
     run.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="save the state of the run here; a later run continues from it"
     )
@@ -218,12 +238,38 @@ def _parser() -> argparse.ArgumentParser:
         "--threshold", type=_from_zero, default=0.05, help="largest error of a layer that is right, in the layer's unit"
     )
     _add_max_memory(debug, "memory that this process may take")
+    _add_threads(debug)
     debug.set_defaults(run=_debug)
+
+    warm_up = commands.add_parser(
+        "warm-up", help="compile the vector engine's kernels for this machine, which its first use does otherwise"
+    )
+    warm_up.set_defaults(run=_warm_up)
     return parser
 
 
 def _add_max_memory(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--max-memory", type=_memory, metavar="GB", help=f"{what}; also with a unit, such as 512MB")
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads",
+        dest="process_threads",
+        type=_threads,
+        metavar="T",
+        help="threads of this process; default: all cores",
+    )
+
+
+def _add_engine(
+    parser: argparse.ArgumentParser,
+    what: str,
+    choices: Sequence[str] = tuple(ENGINES),
+    default: str | None = None,
+    shown: str = "the one that the program was planned for",
+) -> None:
+    parser.add_argument("--engine", choices=choices, default=default, help=f"{what} (default: {default or shown})")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -234,7 +280,14 @@ def _demo(options: argparse.Namespace) -> None:
     if not 1 <= options.images <= 360:
         raise OlacError(f"--images {options.images} is outside 1 ... 360")
     try:
-        run_demo(options.output, options.images, degree=options.degree, technique=options.technique, console=_Console())
+        run_demo(
+            options.output,
+            options.images,
+            degree=options.degree,
+            technique=options.technique,
+            engine=options.engine,
+            console=_Console(),
+        )
     except ValueError as error:  # an impossible option
         raise OlacError(str(error)) from error
 
@@ -244,35 +297,41 @@ def _info(options: argparse.Namespace) -> None:
     from olac.costs.table import CostTable
     from olac.program.program import CompiledProgram
     from olac.report import parameter_lines, plan_table
+    from olac.runtime.estimates import forecast
     from olac.system.threads import usable_threads
 
     console = _Console()
     program = CompiledProgram.load(options.program)
-    costs = CostTable.default() if options.costs is None else CostTable.load(options.costs)
-    estimate = program.estimate(costs=costs)
+    try:
+        found = forecast(program, options.engine, costs=CostTable.load(options.costs) if options.costs else None)
+    except ValueError as error:  # prices of another engine
+        raise OlacError(str(error)) from error
+    estimate = found.estimate
     for line in parameter_lines(program):
         console.print(line, markup=False)
     console.print(
-        f"predicted: {estimate.seconds_per_image:.2f} s an image, keys of {estimate.key_bytes / GB:.3f} GB in "
-        f"{estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB "
-        f"({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), client {estimate.client_gb:.2f} GB"
+        f"predicted {plain(found.where)}: {estimate.seconds_per_image:.2f} s an image, keys of "
+        f"{estimate.key_bytes / GB:.3f} GB in {estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB "
+        f"({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), client {estimate.client_gb:.2f} GB",
+        markup=False,
     )
     if options.max_memory is not None:
         limit = options.max_memory
-        console.print(memory_line(held_within(program, limit, costs, usable_threads()), limit), soft_wrap=True)
+        held = held_within(program, limit, found.costs, usable_threads(), found.slowdown)
+        console.print(memory_line(held, limit), soft_wrap=True)
     console.print(plan_table(program, estimate.node_seconds))
 
 
 def _calibrate_costs(options: argparse.Namespace) -> None:
-    from olac.backends.openfhe.measure import RINGS, measure_costs
+    from olac.backends.session import find_engine
     from olac.costs.fit import report
     from olac.system.files import check_writable, write_file
 
     check_writable(options.output)
     try:
-        table = measure_costs(
+        table = find_engine(options.engine).measure_costs(
             options.threads,
-            options.rings or RINGS,
+            options.rings,
             quick=options.quick,
             passes=options.passes,
             progress=lambda line: print(line, flush=True),
@@ -287,12 +346,15 @@ def _calibrate_costs(options: argparse.Namespace) -> None:
 def _keygen(options: argparse.Namespace) -> None:
     from olac.program.program import CompiledProgram
     from olac.runtime import commands
+    from olac.runtime.estimates import forecast
 
-    estimate = CompiledProgram.load(options.program).estimate()
+    found = forecast(CompiledProgram.load(options.program), options.engine)
+    estimate = found.estimate
     console = _Console()
     console.print(
-        f"keys of {estimate.key_bytes / GB:.3f} GB, about {estimate.keygen_seconds:.0f} s and "
-        f"{estimate.client_gb:.2f} GB of memory"
+        f"keys of {estimate.key_bytes / GB:.3f} GB, about {estimate.keygen_seconds:.0f} s {plain(found.where)} and "
+        f"{estimate.client_gb:.2f} GB of memory",
+        markup=False,
     )
     with console.status("making keys") as status:
         secret, evaluation = commands.keygen(
@@ -300,6 +362,7 @@ def _keygen(options: argparse.Namespace) -> None:
             options.folder,
             overwrite=options.overwrite,
             progress=lambda done, total: status.update(f"making keys: {done} of {total}"),
+            engine=options.engine,
         )
     console.print(f"{plain(secret)}: keep it to yourself, whoever has it can decrypt all", soft_wrap=True, markup=False)
     console.print(f"{plain(evaluation)}: for the server", soft_wrap=True, markup=False)
@@ -317,7 +380,11 @@ def _run(options: argparse.Namespace) -> int:
     from olac.runtime import commands
 
     last: Progress | None = None
-    with _shown() as show:
+
+    def announce(found: Forecast) -> None:
+        _tell(f"predicted {plain(found.where)}: {_duration(found.estimate.first_seconds)}")
+
+    with _shown() as (show, preparing):
 
         def keep(progress: Progress) -> None:
             nonlocal last
@@ -332,8 +399,11 @@ def _run(options: argparse.Namespace) -> int:
                 options.output,
                 max_memory=options.max_memory,
                 progress=keep,
+                preparing=preparing,
                 checkpoint=options.checkpoint,
                 checkpoint_seconds=options.checkpoint_seconds,
+                engine=options.engine,
+                announce=announce,
             )
         except KeyboardInterrupt:
             stopped = _stopped(last, options.checkpoint)
@@ -344,7 +414,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _shown() -> Iterator[Callable[[Progress], None]]:
+def _shown() -> Iterator[tuple[Callable[[Progress], None], Preparing]]:
     """Shows a run: one line that changes on a terminal, otherwise a line for each layer."""
     console = _Console()
     with console.status("loading keys") as status:
@@ -354,15 +424,53 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
                 f"{progress.done} of {progress.total}: {plain(progress.node)} at level {progress.level}, "
                 f"{progress.memory_gb:.2f} GB, {_duration(progress.eta_seconds)} left"
             )
-            try:
-                if console.is_terminal:
+            if console.is_terminal:
+                with _going_on():
                     status.update(Text(line))
-                else:
-                    print(line, flush=True)  # files and pipes get every line at once
-            except OSError:  # nobody reads it, or its disk is full: a run of hours goes on
-                _forget_stdout()
+            else:
+                _tell(line)
 
-        yield show
+        yield show, _preparing(console, status)
+
+
+def _preparing(console: Console, status: Status) -> Preparing:
+    """Shows what an engine does to get ready: in the line that changes, or a line for each new thing on stderr."""
+    last = ""
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if console.is_terminal:
+            status.update(Text(f"{what} ({done} of {total})"))
+        elif what != last:
+            last = what
+            with suppress(OSError):
+                print(what, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _warm_up(options: argparse.Namespace) -> None:
+    from olac.backends.vector.available import prepare
+
+    console, start = _Console(), time.monotonic()
+    with console.status("loading kernels") as status:
+        prepare(_preparing(console, status))
+    console.print(f"the vector engine is ready ({_duration(time.monotonic() - start)})")
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """Output that nobody reads, or for which a disk is full, does not end a run of hours."""
+    try:
+        yield
+    except OSError:
+        _forget_stdout()
+
+
+def _tell(line: str) -> None:
+    """One line about a run; files and pipes get it at once."""
+    with _going_on():
+        print(line, flush=True)
 
 
 def _memory(text: str) -> float:
@@ -427,7 +535,7 @@ def _debug(options: argparse.Namespace) -> None:
     from olac.runtime import commands
     from olac.runtime.debug import first_fault
 
-    with _shown() as show:
+    with _shown() as (show, preparing):
         rows = commands.debug(
             options.program,
             options.secret_key,
@@ -435,6 +543,7 @@ def _debug(options: argparse.Namespace) -> None:
             options.images,
             max_memory=options.max_memory,
             progress=show,
+            preparing=preparing,
         )
     _Console().print(debug_table(rows))
     fault = first_fault(rows, options.threshold)

@@ -138,7 +138,7 @@ def compile(
     progress: Stages | None = None,
     **choices: Unpack[Keywords],
 ) -> CompiledProgram:
-    """Compile a trained model into a program that OpenFHE runs on encrypted inputs.
+    """Compile a trained model into a program that an engine runs on encrypted inputs.
 
     Args:
         model, calib_loader, pipeline, progress: as in `approximate`.
@@ -194,7 +194,7 @@ def _approximate(
     images = ImageFitter(sample, calibration.choosing, say, criterion, head.apply, options.seed)
     context = PassContext(
         calibration=calibration,
-        costs=options.costs,
+        costs=options.table,
         threads=options.threads or usable_threads(),
         images=images,
     )

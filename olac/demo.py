@@ -20,15 +20,13 @@ from rich.text import Text
 from torch import nn
 
 from olac.backends.openfhe.library import load as load_openfhe
-from olac.backends.openfhe.speed import measure_slowdown
 from olac.compiler import compile as compile_model
-from olac.costs.table import CostTable
 from olac.errors import ArtifactError, plain
 from olac.ir.ops import Array
 from olac.polynomials.modes import FitOptions
 from olac.program.program import CompiledProgram
 from olac.report import parameter_lines, plan_table
-from olac.runtime import Client, Progress, Server
+from olac.runtime import Client, Progress, Server, forecast
 from olac.system.files import Output, check_apart, check_folder, check_writable, make_folder, write_files
 from olac.system.memory import GB, peak_rss_bytes
 from olac.system.threads import usable_threads
@@ -157,13 +155,12 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     out.print(f"compiled in {compile_seconds:.1f} s")
     for line in parameter_lines(program):
         out.print(line, markup=False)
-    factor = measure_slowdown(program.parameters, CostTable.default(), usable_threads())
-    estimate = program.estimate(slowdown=factor)
+    found = forecast(program)
+    estimate, factor = found.estimate, found.slowdown
+    table = f" ({factor.heavy:.2f} times the table's seconds, {factor.light:.2f} for sums)" if factor else ""
     out.print(
-        f"predicted: {estimate.seconds_per_image:.2f} s an image on {usable_threads()} threads (this machine "
-        f"takes {factor.heavy:.2f} times the table's seconds, {factor.light:.2f} "
-        f"for sums), {estimate.process_gb:.2f} GB, "
-        f"keys of {estimate.key_bytes / GB:.3f} GB"
+        f"predicted {found.where}: {estimate.seconds_per_image:.2f} s an image on {usable_threads()} threads{table}, "
+        f"{estimate.process_gb:.2f} GB, keys of {estimate.key_bytes / GB:.3f} GB"
     )
 
     client = Client(program)

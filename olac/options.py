@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypedDict
 
 from olac.analysis.noise import MAX_SCALE_BITS
 from olac.approximation.criterion import TASKS, Criterion, Task
+from olac.ckks.engines import AUTO, ENGINES, EngineModel, engine_model
 from olac.ckks.parameters import Parameters
 from olac.ckks.primes import FIXED, TECHNIQUES, Technique
 from olac.ckks.security import SECURITY_BOUNDS
@@ -21,6 +22,7 @@ from olac.system.choices import require_known, require_one_of
 from olac.system.internal import callers_own
 from olac.system.memory import bytes_of
 
+AUTO_ENGINE = "auto"
 Stages = Callable[[str], None]
 Asked: TypeAlias = Task | Criterion | Callable[[Array, Array], Array]
 
@@ -53,8 +55,11 @@ class CompileOptions:
             kind of the caller's own if it is predicted to be faster. Plans of degrees within levels, bootstraps or
             seconds don't know of it. Passes that are given as `lowering` decide for themselves.
         threads: that the server will use; None for all cores.
-        costs: prices of OpenFHE's primitives (`CostTable.load` reads what `olac calibrate-costs` wrote); None for the
-            shipped table.
+        engine: the engine that the program is planned for, which then runs it by default: "openfhe", "vector", or
+            "auto" for the engine of `costs` or else for the usual one. Programs that the usual one refuses are planned
+            for OpenFHE, and a note says why.
+        costs: prices of the engine's primitives (`CostTable.load` reads what `olac calibrate-costs` wrote); None for
+            the shipped table.
         activations: own elementwise modules and functions that are to become polynomials, by module class, by a
             module's qualified name or by the function itself; as a function over numpy arrays or torch tensors, or None
             for what the model computes there.
@@ -83,6 +88,7 @@ class CompileOptions:
     batch: int = 1
     convolutions: Convolutions = "auto"
     threads: int | None = None
+    engine: str = AUTO_ENGINE
     costs: CostTable | None = None
     activations: Activations | None = None
     dump_after: Sequence[str] = ()
@@ -104,6 +110,9 @@ class CompileOptions:
         require_one_of("convolutions", self.convolutions, kinds())
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads {self.threads} is below 1")
+        require_one_of("engine", self.engine, (AUTO_ENGINE, *ENGINES))
+        if self.costs is not None and self.engine not in (AUTO_ENGINE, self.costs.engine.name):
+            raise ValueError(f"the costs are those of {self.costs.engine.title}, not of engine {self.engine!r}")
         if self.security not in SECURITY_BOUNDS:
             raise ValueError(f"security {self.security} is not one of {', '.join(map(str, SECURITY_BOUNDS))}")
         if self.parameters is not None and self.parameters.security == 0 and not self.insecure:
@@ -126,6 +135,18 @@ class CompileOptions:
     def memory_limit(self) -> float | None:
         """`max_memory` in bytes."""
         return None if self.max_memory is None else bytes_of(self.max_memory, "max_memory")
+
+    @property
+    def planned_for(self) -> EngineModel:
+        """The engine that is planned for first."""
+        if self.engine != AUTO_ENGINE:
+            return engine_model(self.engine)
+        return AUTO if self.costs is None else self.costs.engine
+
+    @property
+    def table(self) -> CostTable:
+        """Prices of this engine."""
+        return self.costs or CostTable.default(self.planned_for)
 
 
 class FitKeywords(TypedDict, total=False):
@@ -165,6 +186,7 @@ class Keywords(FitKeywords, total=False):
     batch: int
     convolutions: Convolutions
     threads: int | None
+    engine: str
     costs: CostTable | None
     activations: Activations | None
     dump_after: Sequence[str]

@@ -29,7 +29,7 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
     parameters = program.parameters
     lines = [
         f"ring dimension {parameters.ring_dimension}, {parameters.depth} levels of {parameters.scale_bits} bits, "
-        f"{parameters.digits} key-switching digits, {parameters.technique}",
+        f"{parameters.digits} key-switching digits, {parameters.technique}; planned for {program.planned_for.title}",
         f"log2(QP) = {parameters.log_qp:.1f}: {_security(parameters)}",
         f"{len(program.rotations)} rotation keys",
     ]

@@ -1,15 +1,24 @@
-"""Loads the openfhe extension, or says why it can't be loaded."""
+"""Loads the openfhe extension, or says why it can't be loaded, and sets how many threads its loops use."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
+import os
 import platform
 import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 from olac.errors import BackendError
 from olac.system.forks import check_fork
+from olac.system.threads import MOST, follow_threads, usable_threads
+
+CORE = "libOPENFHEcore.so.1"
+CONTROLS = "_ZN8lbcrypto23OpenFHEParallelControlsE"
+"""The object that OpenFHE's loops ask how many threads they may use. Its one field is that number, an int."""
 
 
 def load() -> Any:
@@ -37,4 +46,33 @@ def _module() -> Any:
             "glibc >= 2.34 or on CPython 3.12 with glibc >= 2.38, on Linux x86_64. Compiling, simulating and "
             "saving work without it; making keys and running encrypted do not."
         ) from error
+    follow_threads(functools.partial(set_loops, module, usable_threads()))
     return module
+
+
+def set_loops(module: Any, usual: int, threads: int) -> None:
+    """Have OpenFHE's loops use so many threads. By itself it takes the number that OpenMP has while it is loaded.
+
+    Args:
+        usual: that number.
+    """
+    found = loops(module)
+    if found is not None:
+        found.value = threads
+    elif threads != usual:
+        warnings.warn(
+            f"this build of OpenFHE takes its number of threads when it is loaded and keeps {usual}: "
+            "set OMP_NUM_THREADS before",
+            stacklevel=2,
+        )
+
+
+def loops(module: Any) -> ctypes.c_int | None:
+    """The number of threads of OpenFHE's loops; None if this build of it hides the number."""
+    try:
+        path = Path(module.__file__).parent / "lib" / CORE
+        library = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+        found = ctypes.c_int.in_dll(library, CONTROLS)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return found if 1 <= found.value <= MOST else None

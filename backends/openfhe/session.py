@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from olac.backends.base import Array, Ciphertext
+from olac.backends.openfhe.context import make_context
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.key_bytes import KeyMaker
 from olac.backends.openfhe.key_maps import KEY_MAPS, Held, put_all, take_out
@@ -25,8 +27,10 @@ from olac.backends.session import (
     ServerSession,
     Session,
 )
+from olac.backends.speed import Fresh
 from olac.ckks.parameters import Parameters
 from olac.ckks.words import Words
+from olac.costs.table import CostTable
 from olac.ir.types import CipherState
 
 
@@ -129,6 +133,24 @@ class OpenFHEServer(_Tagged, ServerSession):
 
 class OpenFHE(Engine):
     title = "OpenFHE"
+
+    def bench(self, parameters: Parameters) -> tuple[OpenFHEEvaluator, Fresh]:
+        context = make_context(parameters)
+        evaluator, key = OpenFHEEvaluator(context, parameters), context.KeyGen().secretKey
+        return evaluator, partial(evaluator.encrypt, key)
+
+    def measure_costs(
+        self,
+        threads: Sequence[int],
+        rings: Sequence[int] | None = None,
+        *,
+        quick: bool = False,
+        passes: int = 1,
+        progress: Callable[[str], None] | None = None,
+    ) -> CostTable:
+        from olac.backends.openfhe.measure import RINGS, measure_costs  # servers do without scipy's solvers
+
+        return measure_costs(threads, RINGS if rings is None else rings, quick=quick, passes=passes, progress=progress)
 
     def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> OpenFHEClient:
         if words is None:

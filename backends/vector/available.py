@@ -34,6 +34,10 @@ def obstacle() -> str:
     """Why the engine can't serve here, as far as that is known without compiling; empty if nothing is in the way."""
     if compiled.numba is None:
         return compiled.missing
+    try:
+        importlib.import_module("cryptography.hazmat.primitives.ciphers.algorithms")
+    except ImportError:
+        return f"cryptography is not installed ({compiled.INSTALL})"
     environment = compiled.store().environment
     kind = environment["triple"].split("-")[0]
     if kind in WITH_FMA:
@@ -78,25 +82,41 @@ def prepare(progress: Progress | None = None) -> None:
 
 def _prepare(progress: Progress | None) -> str:
     start = time.perf_counter()
-    for module in pkgutil.iter_modules(vector.__path__):
-        importlib.import_module(f"{vector.__name__}.{module.name}")
+    for module in pkgutil.walk_packages(vector.__path__, f"{vector.__name__}."):
+        importlib.import_module(module.name)
     kernels, store = own_kernels(), compiled.store()
-    if progress is None:
-        store.announce = lambda line: warnings.warn(f"{line} (olac warm-up does it beforehand)", stacklevel=2)
-    for done, (name, kernel) in enumerate(kernels.items()):
+    done, before = 0, store.compiled
+
+    def tell(what: str) -> None:
         if progress is not None:
-            progress(f"kernel {name.removeprefix(f'{vector.__name__}.')}", done, len(kernels))
-        kernel.ready()
+            progress(what, done, len(kernels))
+
+    def announce(name: str) -> None:
+        tell(f"compiling kernel {name.removeprefix(f'{vector.__name__}.')}")
+        if progress is None and store.compiled == before + 1:
+            warnings.warn(
+                f"the vector engine's kernels are compiled for {store.purpose()}, once for each user and machine; "
+                "this takes up to a minute (olac warm-up does it beforehand)",
+                stacklevel=2,
+            )
+
+    store.announce = announce
+    try:
+        for made in kernels.values():
+            tell("loading kernels")
+            made.ready()
+            done += 1
+    finally:
+        store.announce = None
     if store.remembered(ANSWERS) is None:
-        if progress is not None:
-            progress("known answers", len(kernels), len(kernels))
+        tell("checking known answers")
         wrong = wrong_answers()
         if wrong:
             return wrong
         store.remember(ANSWERS, {})
     else:
         store.files.touch()
-    log.info("%d kernels, %d of them compiled, in %.1f s", len(kernels), store.compiled, time.perf_counter() - start)
+    log.info("%d kernels, %d of them compiled, in %.1f s", done, store.compiled, time.perf_counter() - start)
     return ""
 
 

@@ -6,10 +6,21 @@ most 2^(s - 1): fma(x, w, T - T') is exact, and these rests are summed beside. T
 of seven. (An error-free dot product in the manner of Ogita, Rump and Oishi, "Accurate sum and dot product", 2005, with
 a fixed exponent.)
 
-Bounds: `magic_of` takes the largest sum of the sizes of the products and returns 1.5 * 2^(52 + s) with the sum below
-2^(51 + s). The sum H of the rounded products is exact. Its quotient by p is rounded to an even number, with 2 M in
-place of M, so |H / p| may be up to 2^52; what is left is at most 1.1 p. The sum of the rests has to be below 2^52.
-`magic_of` checks both. Their sum is reduced once more, to at most 0.6 p.
+Bounds. Let `largest` be the largest sum of the sizes of the products, n their number and u = 2^-53.
+
+* `magic_of` chooses s so that largest + n 2^(s-1) < 2^(51 + s). So T, which is off by at most n 2^(s-1) from the sum of
+  the products so far, stays between 2^(52 + s) and 2^(53 + s). There doubles are the multiples of 2^s, T - T' is exact,
+  and each rest is an integer of at most 2^(s-1).
+* H = T - 1.5 * 2^(52 + s) is exact. Its quotient by p is rounded with 2 M in place of M (see `arithmetic`), to an even
+  number q, so |H pinv| may be up to 2^52. `magic_of` checks largest + n 2^(s-1) <= (2^52 - 1) p. Then
+  |q - H / p| <= 1 + u 2^52, and H - q p is an integer of at most 1.5 p in size, which fma gives exactly.
+* The rests, of at most n 2^(s-1) together, are added to what is there already, at most p / 2 + 1, and to H - q p. All
+  sums are integers of at most n 2^(s-1) + 2 p + 1, and exact, as `magic_of` checks n 2^(s-1) + 2 p < 2^53. `reduced`
+  makes at most p / 2 + u 2^53 = p / 2 + 1 of it, as p is above 2^3.
+
+So what fits modulo any prime below 2^50 is eight products of two centred residues (`GROUP`), or six if one of the
+twelve residues is at most 1.1 p instead; and modulo primes below 2^46 nine products of at most 13 p times p / 2. (At 50
+bits it is the rests that allow no more, at 46 bits the quotient.)
 """
 
 from __future__ import annotations
@@ -34,14 +45,17 @@ def magic_of(largest: int, terms: int, prime: int) -> float:
         OverflowError: the sum does not fit, see the bounds of this module.
     """
     s = max(0, largest.bit_length() - 51)
-    if largest >= prime << 52 or terms << s >> 1 >= 1 << 51 or s > 60:
+    while largest + (terms << s >> 1) >= 1 << 51 + s:
+        s += 1
+    rests = terms << s >> 1
+    if largest + rests > ((1 << 52) - 1) * prime or rests + 2 * prime >= 1 << 53:
         raise OverflowError(f"a sum of {terms} products up to 2^{largest.bit_length()} modulo {prime}")
     return 1.5 * 2.0 ** (52 + s)
 
 
 @inline
 def finish(total: Any, rest: Any, start: Any, pinv: Any, p: Any, magic: Any) -> Any:
-    """The sum mod p, from T, the sum of the rests and what T started with."""
+    """The sum mod p, at most p / 2 + 1 in size, from T, the sum of the rests and what T started with."""
     high = reduced(vsub(total, start), pinv, p, vadd(magic, magic))
     return reduced(vadd(high, rest), pinv, p, magic)
 
@@ -66,7 +80,9 @@ def convert_part(
 ) -> None:
     """out[k] = sum over i < terms of y[at + stride i + k] c[cat + i] mod p, for k < 128; with `more` added to out.
 
-    With `exact`, u[uat + k] c[cat + terms] is subtracted.
+    With `exact`, u[uat + k] c[cat + terms] is subtracted. `magic_of` made start1 for sums as large as these. Results
+    are at most p / 2 + 1 in size, as is what they are added to; they are centred if the sums of the rests stay below
+    2^51.
     """
     wide()
     p, pinv, magic, start = splat(p1), splat(pinv1), splat(MAGIC), splat(start1)
@@ -168,16 +184,18 @@ def convert(
 ) -> None:
     """The first halves of transforms of converted polynomials, for columns of eight lo ... hi - 1.
 
+    Converted polynomials are at most p / 2 + 1 in size; for the results see `transforms.forward_columns`.
+
     Args:
         worker: row of `scratch` that is used.
-        y, yat, terms: residues, limb after limb of N, in coefficient order.
+        y, yat, terms: residues, limb after limb of N, in coefficient order, as inverse transforms leave them.
         group: most terms that are summed before a reduction.
         ids: for each output its prime.
-        c, cstride: for each output `terms` factors, beginning at multiples of cstride.
-        starts: for each output what sums of products start with.
+        c, cstride: for each output `terms` factors and the product of the primes of y, at multiples of cstride.
+        starts: for each output what sums of at most `group` products, and the product, start with, see `magic_of`.
         quotients, exact: with `exact`, the inverses of the primes of y: the result is that of the residue of least size
             modulo their product. Otherwise a multiple of the product is added, see `Ring.conversion`.
-        scratch: (workers, 8 R (outputs + 2)).
+        scratch: (workers, 8 R (outputs + 2)), R at least 16.
         out, outat: where each output begins, N values.
     """
     N, piece, count = R * C, 8 * R, len(ids)

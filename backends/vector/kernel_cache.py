@@ -50,15 +50,14 @@ class KernelStore:
         digests: of each file that was loaded or written, by its name.
         compiled: how many kernels were compiled in this process.
         problem: why kernels are not kept; empty if they are.
-        announce: called with one line before the first kernel is compiled.
+        announce: called with the name of each kernel that is about to be compiled.
     """
-
-    announce: Callable[[str], None] = staticmethod(log.info)
 
     def __init__(self, numba: Any) -> None:
         self.digests: dict[str, str] = {}
         self.compiled = 0
         self.problem = ""
+        self.announce: Callable[[str], None] | None = None
         self._numba = numba
         self._dumps = importlib.import_module("numba.core.serialize").dumps
         self.environment = self._environment()
@@ -107,16 +106,19 @@ class KernelStore:
         except NoCache as error:
             self._say(error)
 
-    def begin_compiling(self) -> None:
+    def begin_compiling(self, name: str) -> None:
         """Called before a kernel is compiled."""
         if not self.compiled:
-            others = self.others()
-            misfits = f"; those of {', '.join(others)} do not fit" if others else ""
-            self.announce(
-                f"compiling kernels for numba {self._numba.__version__} on {self.environment['cpu']}, once for each "
-                f"user and machine, which takes up to a minute{misfits}"
-            )
+            log.info("compiling kernels for %s", self.purpose())
         self.compiled += 1
+        if self.announce is not None:
+            self.announce(name)
+
+    def purpose(self) -> str:
+        """For which numba and CPU kernels are compiled, and for which others there are some already."""
+        others = self.others()
+        misfits = f" (those of {', '.join(others)} do not fit)" if others else ""
+        return f"numba {self._numba.__version__} on {self.environment['cpu']}{misfits}"
 
     def others(self) -> list[str]:
         """Which other releases of numba and CPUs there are kernels for, as text for people."""
@@ -189,7 +191,7 @@ def make_cache(base: type, store: KernelStore, name: str, sources: str) -> Any:
             data = store.load(name, types_of(sig), sources)
             if data is not None:
                 return result.CompileResult._rebuild(target_context, *data)
-            store.begin_compiling()
+            store.begin_compiling(name)
             return None
 
         def save_overload(self, sig: Any, cres: Any) -> None:
@@ -267,7 +269,9 @@ def _imports(module: str, text: str) -> list[str]:
             package = getattr(sys.modules.get(module), "__package__", None) or module.rpartition(".")[0]
             origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             found += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
-    return [name for name in found if name.split(".")[0] == "olac" and _is_module(name)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)  # for importlib
+    return [name for name in found if name.startswith("olac.") and _is_module(name)]
 
 
 def _is_module(name: str) -> bool:

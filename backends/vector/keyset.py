@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
 from olac.backends.session import Piece
-from olac.backends.vector.keys import KeyForm
+from olac.backends.vector.keys import KeyForm, Limbs, write_key
 from olac.backends.vector.packed import PackedKey
-from olac.backends.vector.packing import pack
-from olac.backends.vector.ring import Ring, ring
+from olac.backends.vector.residues import residues
+from olac.backends.vector.ring import Ring
 from olac.ckks.parameters import Parameters
 from olac.ckks.special import KeyShape
 from olac.ckks.words import Words
@@ -18,10 +19,8 @@ from olac.errors import MissingKeyError
 from olac.system.arrays import Array
 
 
-def packed_key(
-    ring: Ring, form: KeyForm, limbs: Iterator[tuple[int, int, Words, Words]], seed: bytes = b""
-) -> PackedKey:
-    """A key of (digit, limb, a, b) for each limb of each digit, see `olac.backends.vector.keys.read_limbs`."""
+def packed_key(ring: Ring, form: KeyForm, limbs: Limbs, seed: bytes = b"") -> PackedKey:
+    """A key of its limbs; the seed is needed for writing it."""
     made = PackedKey(ring, KeyShape(form.limbs, form.digits, form.special), ring.indices(form.primes))
     made.seed = seed
     for digit, limb, a, b in limbs:
@@ -33,6 +32,11 @@ def packed_key(
 def _centred(words: Words, prime: int) -> Array:
     values = words.astype(np.float64)
     return np.where(values > prime / 2, values - prime, values)
+
+
+def _residues_of(form: KeyForm, key: PackedKey, digit: int, limb: int) -> Words:
+    """Those of b."""
+    return residues(key.get(digit, 0, limb), form.primes[limb])
 
 
 class VectorKeys:
@@ -47,15 +51,15 @@ class VectorKeys:
 
     def __init__(self, parameters: Parameters, mark: str = "") -> None:
         self.parameters, self.mark = parameters, mark
-        self._order: list[PackedKey] = []
+        self._order: list[tuple[KeyForm, PackedKey]] = []
         self.relinearise: PackedKey | None = None
         self.rotations: dict[int, PackedKey] = {}
         self.into_sparse: PackedKey | None = None
         self.from_sparse: PackedKey | None = None
 
-    def add(self, place: int | str, key: PackedKey) -> None:
+    def add(self, place: int | str, form: KeyForm, key: PackedKey) -> None:
         """Add a key of a rotation step, or that which is called "relinearise", "into_sparse" or "from_sparse"."""
-        self._order.append(key)
+        self._order.append((form, key))
         if isinstance(place, int):
             self.rotations[place] = key
         else:
@@ -63,13 +67,8 @@ class VectorKeys:
 
     def blocks(self) -> Iterator[Piece]:
         """The bytes of all keys in the order in which they were added, for keys that were made in this process."""
-        primes = ring(self.parameters).primes
-        for key in self._order:
-            yield key.seed
-            for digit in range(key.shape.digits):
-                for limb, j in enumerate(key.ids):
-                    values = np.mod(key.get(digit, 0, limb), float(primes[j])).astype(np.uint64)
-                    yield pack(values, primes[j])
+        for form, key in self._order:
+            yield from write_key(form, key.seed, partial(_residues_of, form, key))
 
     def rotation(self, step: int) -> PackedKey:
         """The key of a step."""

@@ -2,6 +2,9 @@
 
 A residue is high 2^32 + low, with low in [-2^31, 2^31) as int32 and high as int8 for primes below 255 * 2^32, so that
 high is at most 127, and as int16 for others. If a prime is 65535 * 2^32 or more, the others have an int32.
+
+For a centred residue v, high is the integer nearest to v / 2^32, at most p / 2^33 + 1/2 in size: below 128 for the
+first primes, and below 32768 for the second.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ ONE_BYTE, TWO_BYTES = 255 << 32, 65535 << 32
 
 @kernel("void(f8[::1],i4[::1],i1[::1])", "void(f8[::1],i4[::1],i2[::1])", "void(f8[::1],i4[::1],i4[::1])")
 def split(values: Floats, low: Any, high: Any) -> None:
-    """Centred residues to their parts."""
+    """Centred residues to their parts. All steps are exact: v 2^-32 + 1/2 has at most 50 binary digits."""
     for k in range(len(values)):
         top = np.floor(values[k] * 2.0**-32 + 0.5)
         high[k] = int(top)

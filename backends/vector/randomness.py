@@ -6,6 +6,7 @@ is derived from what makes secrets: each is 256 bits of the system's generator o
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from hashlib import shake_256
@@ -13,7 +14,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from olac.ckks.words import WORD_BYTES, Words
 
@@ -90,9 +90,10 @@ def uniform(seed: bytes, digit: int, prime: int, count: int) -> Words:
     """
     if len(seed) != SEED_BYTES:
         raise ValueError(f"a seed of {len(seed)} bytes")
+    ciphers = importlib.import_module("cryptography.hazmat.primitives.ciphers")  # not everybody has it installed
     name = STREAM_LABEL + seed + digit.to_bytes(4, "little") + prime.to_bytes(8, "little")
     key = shake_256(name).digest(32)
-    stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    stream = ciphers.Cipher(ciphers.algorithms.AES(key), ciphers.modes.CTR(bytes(16))).encryptor()
     room = bytearray(len(_ZEROS) + 15)  # update_into asks for a block more than it writes
     words = np.frombuffer(room, dtype="<u8", count=CHUNK_WORDS)
     mask, bound = np.uint64((1 << prime.bit_length()) - 1), np.uint64(prime)

@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from olac.backends.vector.arithmetic import LOOSE_BITS
+from olac.backends.vector.arithmetic import LOOSE_BITS, MOST_BITS
 from olac.backends.vector.conversion import magic_of
-from olac.backends.vector.elementwise import times_constant, transform_integers
+from olac.backends.vector.elementwise import MOST_QUOTIENT, times_constant, transform_integers
 from olac.backends.vector.switching import inverse_limbs
 from olac.backends.vector.team import Team
+from olac.backends.vector.transforms import AT_REST, INVERTED, LAZY
 from olac.ckks.parameters import Parameters
 from olac.ckks.special import vector_special_primes
 from olac.ckks.words import Words
+from olac.errors import VerificationError
 from olac.system.arrays import Array, Index, Order
 
-LAZY = 14
-"""Most that transforms leave in place of a residue, in units of p, for primes below 2^46."""
+LEAST_LOG = 7
+"""log2 of the least dimension that all kernels work for."""
 
 TIGHT_TERMS = 8
 """Most terms of a sum of residues modulo primes from 2^46 to 2^50, times constants."""
@@ -56,28 +58,33 @@ class Conversion:
     group: int
 
 
-class Ring:
-    """Args:
-        parameters: of the chain.
+class Tables:
+    """What kernels need to know of a dimension and some primes.
+
+    Args:
+        log_ring: log2 of N, at least 7.
+        primes: below 2^50, each 1 modulo 2N.
 
     Attributes:
         N, R, C: the dimension, R C = N, see `olac.backends.vector.transforms`.
-        primes: of the chain, then special primes, then those of the key into the sparser secret, but q_0.
-        limbs, specials: numbers of the first two kinds.
-        p, pinv, tight: of all primes.
-        w0, w1, i0, i1: roots and inverse roots, as `transforms` wants them, R or N for each prime.
+        primes: as given.
+        p, pinv, tight: of each prime: itself and its inverse, as doubles; see `olac.backends.vector.arithmetic`.
+        w0, w1, i0, i1: roots and inverse roots, as `transforms` wants them, R or N for each prime, centred.
         order: for each value in bit-reversed order its place in value order.
+
+    Raises:
+        ValueError: a prime or the dimension is out of range.
     """
 
-    def __init__(self, parameters: Parameters) -> None:
-        self.parameters = parameters
-        self.N = parameters.ring_dimension
-        self.R = 1 << -(-parameters.log_ring // 2)
+    def __init__(self, log_ring: int, primes: Sequence[int]) -> None:
+        if log_ring < LEAST_LOG:
+            raise ValueError(f"a dimension of 2^{log_ring}; the vector engine takes at least 2^{LEAST_LOG}")
+        if max(primes) >> MOST_BITS:
+            raise ValueError(f"a prime of {max(primes).bit_length()} bits; the vector engine takes at most {MOST_BITS}")
+        self.N = 1 << log_ring
+        self.R = 1 << -(-log_ring // 2)
         self.C = self.N // self.R
-        special = vector_special_primes(parameters)
-        sparse = () if parameters.bootstrapping is None else parameters.encapsulation_primes[1:]
-        self.primes = (*parameters.primes, *special, *sparse)
-        self.limbs, self.specials = parameters.limbs, len(special)
+        self.primes = tuple(primes)
         self.p = np.array(self.primes, dtype=np.float64)
         self.pinv = 1.0 / self.p
         self.tight = np.array([prime.bit_length() > LOOSE_BITS for prime in self.primes])
@@ -100,6 +107,7 @@ class Ring:
         self._conversions: dict[tuple[tuple[int, ...], tuple[int, ...]], Conversion] = {}
         self._automorphisms: dict[int, Order] = {}
         self._constants: dict[tuple[str, int, int], Array] = {}
+        self._inner_starts: dict[int, Array] = {}
 
     def _set_roots(self, index: int, first: Array, second: Array, powers: Array, exponent: int) -> None:
         """Roots in bit-reversed order: for rows of eight, those of every stage beside each other."""
@@ -116,20 +124,9 @@ class Ring:
 
     # Indices of primes -----------------------------------------------------------------------------------------------
 
-    def ids(self, limbs: int, specials: int = 0) -> Index:
-        """The first primes of the chain and the first special primes."""
-        found: Index = np.concatenate([np.arange(limbs), self.limbs + np.arange(specials)])
-        return found
-
     def indices(self, primes: Sequence[int]) -> Index:
         """Where some primes are among all."""
         return np.array([self._index[prime] for prime in primes], dtype=np.int64)
-
-    @property
-    def sparse_ids(self) -> Index:
-        """q_0 and the special primes of the key into the sparser secret."""
-        own = self.limbs + self.specials
-        return np.array([0, own, own + 1], dtype=np.int64)
 
     def residues(self, value: int, ids: Sequence[int] | Index) -> Array:
         """An integer modulo some primes, centred."""
@@ -170,32 +167,33 @@ class Ring:
 
     @staticmethod
     def _start(source: Sequence[int], group: int, prime: int) -> float:
-        """Residues of inverse transforms are at most 0.7 p in size; `overshoots` gives at most their number."""
-        largest = (sum(sorted(source)[-group:]) * 7 // 10 + len(source)) * (prime // 2 + 1)
+        """What sums of residues of inverse transforms, times centred residues modulo a prime, start with.
+
+        `overshoots` gives at most the number of residues.
+        """
+        largest = (sum(sorted(map(_inverted, source))[-group:]) + len(source)) * (prime // 2 + 1)
         return magic_of(largest, min(group, len(source)) + 1, prime)
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019 (rings live as long as the process)
     def inner_starts(self, digits: int) -> Array:
-        """What sums over digits of lazy residues times residues of keys start with, for each prime."""
-        most = [11 if tight else 10 * LAZY for tight in self.tight]
-        return np.array([magic_of(digits * b * p * p // 20, digits, p) for b, p in zip(most, self.primes, strict=True)])
+        """What sums over digits of transforms, times centred residues of keys, start with, for each prime.
+
+        For tight primes transforms end centred, but a digit that is the ciphertext's own is as large as it is at rest.
+
+        Raises:
+            OverflowError: so many digits do not fit; six always do.
+        """
+        if digits not in self._inner_starts:
+            starts = np.empty(len(self.primes))
+            for j, (prime, tight) in enumerate(zip(self.primes, self.tight, strict=True)):
+                own, half = math.ceil(AT_REST * prime), prime // 2
+                most = own + (digits - 1) * half if tight else digits * LAZY * prime
+                starts[j] = magic_of(most * half, digits, prime)
+            self._inner_starts[digits] = starts
+        return self._inner_starts[digits]
 
     def residues_of_inverse(self, value: int, limbs: int) -> Array:
         """The inverse of an integer modulo the first primes."""
         return self._constant(("inverse", value, limbs), lambda p: pow(value, -1, p), range(limbs))
-
-    def inverses_of_special(self, specials: int, limbs: int) -> Array:
-        """The inverse of P, the product of the first special primes, modulo the first primes."""
-        return self.residues_of_inverse(self.special_between(0, specials), limbs)
-
-    def special_product(self, specials: int, limbs: int) -> Array:
-        """P modulo the first primes."""
-        product = self.special_between(0, specials)
-        return self._constant(("P", product, limbs), lambda p: product % p, range(limbs))
-
-    def special_between(self, first: int, last: int) -> int:
-        """The product of the special primes first ... last - 1."""
-        return math.prod(self.primes[self.limbs + first : self.limbs + last])
 
     def _constant(self, name: tuple[str, int, int], residue: Callable[[int], int], ids: Sequence[int]) -> Array:
         if name not in self._constants:
@@ -218,12 +216,6 @@ class Ring:
                 out[self.order] = self.order[source]
                 self._automorphisms[exponent] = out
             return self._automorphisms[exponent]
-
-    def exponent(self, step: int) -> int:
-        """The automorphism of a rotation step; the conjugation step stands for conjugation."""
-        if step == self.parameters.conjugation_step:
-            return 2 * self.N - 1
-        return pow(5, step % self.parameters.slots, 2 * self.N)
 
     # Words -----------------------------------------------------------------------------------------------------------
 
@@ -260,7 +252,18 @@ class Ring:
         return self.values(coefficients.astype(np.float64), self.indices(primes))
 
     def values(self, coefficients: Array, ids: Index, team: Team | None = None) -> Array:
-        """Values, shape (limbs, N), of a polynomial with integer coefficients, exact doubles below 2^88."""
+        """Values, shape (limbs, N), centred, of a polynomial whose coefficients are integers as doubles, of any size.
+
+        Raises:
+            VerificationError: a coefficient is not finite.
+        """
+        largest = np.max(np.abs(coefficients))
+        if not np.isfinite(largest):
+            raise VerificationError("a polynomial has coefficients that are not finite")
+        if largest > MOST_QUOTIENT * np.min(self.p[ids]):
+            if len(ids) > 1:
+                return np.concatenate([self.values(coefficients, ids[e : e + 1], team) for e in range(len(ids))])
+            coefficients = np.fmod(coefficients, self.p[ids[0]])  # exact, and slow for such quotients
         out = np.empty((len(ids), self.N))
         at = np.arange(len(ids)) * self.N
         by = team or Team(1)
@@ -283,6 +286,59 @@ class Ring:
             size=len(ids) * self.N,
         )
         return out
+
+
+class Ring(Tables):
+    """Those of the primes of a chain, then the special primes, then those of the key into the sparser secret, but q_0.
+
+    Args:
+        parameters: of the chain.
+
+    Attributes:
+        limbs, specials: numbers of the first two kinds.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        special = vector_special_primes(parameters)
+        sparse = () if parameters.bootstrapping is None else parameters.encapsulation_primes[1:]
+        super().__init__(parameters.log_ring, (*parameters.primes, *special, *sparse))
+        self.parameters = parameters
+        self.limbs, self.specials = parameters.limbs, len(special)
+
+    def ids(self, limbs: int, specials: int = 0) -> Index:
+        """The first primes of the chain and the first special primes."""
+        found: Index = np.concatenate([np.arange(limbs), self.limbs + np.arange(specials)])
+        return found
+
+    @property
+    def sparse_ids(self) -> Index:
+        """q_0 and the special primes of the key into the sparser secret."""
+        own = self.limbs + self.specials
+        return np.array([0, own, own + 1], dtype=np.int64)
+
+    def inverses_of_special(self, specials: int, limbs: int) -> Array:
+        """The inverse of P, the product of the first special primes, modulo the first primes."""
+        return self.residues_of_inverse(self.special_between(0, specials), limbs)
+
+    def special_product(self, specials: int, limbs: int) -> Array:
+        """P modulo the first primes."""
+        product = self.special_between(0, specials)
+        return self._constant(("P", product, limbs), lambda p: product % p, range(limbs))
+
+    def special_between(self, first: int, last: int) -> int:
+        """The product of the special primes first ... last - 1."""
+        return math.prod(self.primes[self.limbs + first : self.limbs + last])
+
+    def exponent(self, step: int) -> int:
+        """The automorphism of a rotation step; the conjugation step stands for conjugation."""
+        if step == self.parameters.conjugation_step:
+            return 2 * self.N - 1
+        return pow(5, step % self.parameters.slots, 2 * self.N)
+
+
+def _inverted(prime: int) -> int:
+    """Most that inverse transforms leave."""
+    return prime // 2 if prime.bit_length() > LOOSE_BITS else math.ceil(INVERTED * prime)
 
 
 def _bit_reversed(n: int) -> Index:
@@ -309,6 +365,8 @@ def _powers(root: int, count: int, prime: int) -> Array:
         half = out[size : 2 * size]
         times_constant(0, 1, 0, out[:size], zero, step, half, zero, zero, False, size, p, 1.0 / p)
         size *= 2
+    out[out > prime // 2] -= prime
+    out[out < -(prime // 2)] += prime
     return out
 
 

@@ -24,24 +24,29 @@ from olac.backends.session import (
     KeyStore,
     Piece,
     PlaintextCache,
+    Preparing,
     ServerSession,
     Session,
 )
+from olac.backends.vector.available import prepare, why_unavailable
 from olac.backends.vector.buffers import Buffers
 from olac.backends.vector.ciphertext import Residues
 from olac.backends.vector.evaluator import VectorEvaluator
-from olac.backends.vector.keys import KeyForm, KeyMaker, encapsulation_form, read_limbs, switching_form
+from olac.backends.vector.key_making import KeyMaker, NewKey
+from olac.backends.vector.keys import KeyForm, check_security, key_forms, read_limbs
 from olac.backends.vector.keyset import VectorKeys, packed_key
 from olac.backends.vector.packed import PackedKey, packed_bytes
 from olac.backends.vector.ring import Ring, ring
 from olac.backends.vector.team import Team
-from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Parameters
 from olac.ckks.words import Words
 from olac.errors import ArtifactError, MissingKeyError
 from olac.ir.types import CipherState
 from olac.system.internal import callers
-from olac.system.threads import usable_threads
+from olac.system.threads import helpers, in_threads, usable_threads
+
+KEY_MAKERS = 3
+"""Threads that make keys."""
 
 _PROCESS = secrets.token_bytes(32)
 
@@ -49,18 +54,6 @@ _PROCESS = secrets.token_bytes(32)
 def _mark(identity: str) -> str:
     """What the ciphertexts of a key pair carry in this process."""
     return hmac.digest(_PROCESS, identity.encode(), "sha256").hex()[:32]
-
-
-def key_forms(parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[KeyForm]:
-    """The form of each key, in the order of `Keys.blocks`; arguments as of `Engine.key_sizes`."""
-    model = bootstrap_model(parameters)
-    levels = [] if relinearise is None else [max(relinearise, model.product_level)]
-    levels += [max(level, model.step_levels.get(step, 0)) for step, level in steps.items()]
-    forms = [switching_form(parameters, level) for level in levels]
-    if parameters.bootstrapping is not None:
-        # Kernels may conjugate at any level, and lists of steps leave conjugation out.
-        forms += [encapsulation_form(parameters), *[switching_form(parameters, parameters.depth)] * 2]
-    return forms
 
 
 class _Marked(Session):
@@ -102,34 +95,36 @@ class VectorClient(_Marked, ClientSession):
     def make_keys(
         self, steps: Mapping[int, int], relinearise: int | None, progress: KeyProgress | None = None
     ) -> VectorKeys:
-        own, parameters = self._ring, self._parameters
-        maker = KeyMaker(own, parameters, secret_coefficients(own, self.secret_words()))
-        forms = iter(key_forms(parameters, steps, relinearise))
-        made = VectorKeys(parameters, self._own)
-        total, done = len(key_forms(parameters, steps, relinearise)), 0
+        check_security(self._parameters)
+        made, total = VectorKeys(self._parameters, self._own), len(key_forms(self._parameters, steps, relinearise))
 
-        def add(place: int | str, form: KeyForm, key: Any) -> None:
-            nonlocal done
-            made.add(place, packed_key(own, form, key.limbs(), key.seed))
-            done += 1
+        def packed(new: tuple[int | str, NewKey]) -> tuple[int | str, KeyForm, PackedKey]:
+            place, key = new
+            return place, key.form, packed_key(self._ring, key.form, key.limbs, key.seed)
+
+        found = in_threads(packed, self._new_keys(steps, relinearise), helpers(KEY_MAKERS))
+        for done, one in enumerate(found, 1):
+            made.add(*one)
             if progress is not None:
                 with callers():
                     progress(done, total)
-
-        if relinearise is not None:
-            form = next(forms)
-            add("relinearise", form, maker.relinearisation(form.limbs - 1))
-        for step in steps:
-            form = next(forms)
-            add(step, form, maker.rotation(step, form.limbs - 1))
-        if parameters.bootstrapping is not None:
-            into, back, conjugation = forms
-            one, other = maker.encapsulation(back.limbs - 1)
-            add("into_sparse", into, one)
-            add("from_sparse", back, other)
-            step = parameters.conjugation_step
-            add(step, conjugation, maker.rotation(step, conjugation.limbs - 1))
         return made
+
+    def _new_keys(self, steps: Mapping[int, int], relinearise: int | None) -> Iterator[tuple[int | str, NewKey]]:
+        """Each key by its place in `VectorKeys`; one has to be used up before its memory is free for others."""
+        parameters = self._parameters
+        maker = KeyMaker(self._ring, parameters, secret_coefficients(self._ring, self.secret_words()))
+        levels = iter([form.limbs - 1 for form in key_forms(parameters, steps, relinearise)])
+        if relinearise is not None:
+            yield "relinearise", maker.relinearisation(next(levels))
+        for step in steps:
+            yield step, maker.rotation(step, next(levels))
+        if parameters.bootstrapping is not None:
+            _, back, conjugation = levels
+            into_sparse, from_sparse = maker.encapsulation(back)
+            yield "into_sparse", into_sparse
+            yield "from_sparse", from_sparse
+            yield parameters.conjugation_step, maker.rotation(parameters.conjugation_step, conjugation)
 
     def encrypt(self, slots: Array, level: int) -> Residues:
         fresh = self.secret.encrypt(slots, level)
@@ -181,7 +176,7 @@ class _Pages(KeyStore):
 
     def put(self, step: int, blocks: Iterable[Piece]) -> None:
         form = self._forms[step]
-        self._held[step] = packed_key(self._ring, form, read_limbs(form, _bytes(blocks)))
+        self._held[step] = packed_key(self._ring, form, read_limbs(form, blocks))
 
     def take_out(self, step: int) -> None:
         if step not in self._held:
@@ -218,16 +213,15 @@ class VectorServer(_Marked, ServerSession):
         return nullcontext()
 
 
-def _bytes(blocks: Iterable[Piece]) -> Iterator[bytes | memoryview]:
-    for piece in blocks:
-        yield piece.data.cast("B") if isinstance(piece, np.ndarray) else memoryview(piece).cast("B")
-
-
 class Vector(Engine):
     title = "the vector engine"
     key_files = "vector"
 
+    def unavailable(self, preparing: Preparing | None = None) -> str:
+        return why_unavailable(preparing)
+
     def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> VectorClient:
+        prepare()
         return VectorClient(self, parameters, identity, words)
 
     def key_sizes(self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[int]:
@@ -246,6 +240,7 @@ class Vector(Engine):
         progress: KeyProgress | None = None,
         identity: str | None = None,
     ) -> VectorKeys:
+        prepare()
         own, made = ring(parameters), VectorKeys(parameters, "" if identity is None else _mark(identity))
         forms = key_forms(parameters, steps, relinearise)
         places: list[int | str] = [] if relinearise is None else ["relinearise"]
@@ -253,7 +248,7 @@ class Vector(Engine):
         if parameters.bootstrapping is not None:
             places += ["into_sparse", "from_sparse", parameters.conjugation_step]
         for place, (name, form) in enumerate(zip(places, forms, strict=True)):
-            made.add(name, packed_key(own, form, read_limbs(form, _bytes(blocks(place)))))
+            made.add(name, form, packed_key(own, form, read_limbs(form, blocks(place))))
             if progress is not None:
                 progress(place + 1, len(forms))
         return made
@@ -267,6 +262,7 @@ class Vector(Engine):
         pages: KeyPages | None = None,
     ) -> VectorServer:
         assert isinstance(keys, VectorKeys)
+        prepare()
         return VectorServer(self, keys, steps, cache, pages, keys.mark)
 
     def words(self, parameters: Parameters, ciphertext: Residues, level: int) -> Words:

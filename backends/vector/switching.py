@@ -1,10 +1,12 @@
 """Kernels of hybrid key switching (Han and Ki, ePrint 2019/688) and of rescaling, limb by limb.
 
 All arrays are flat, and limbs of N doubles begin where the offsets say. Residues at rest are at most 1.1 p in size; the
-transforms of `transforms` may leave 13 p, which only the products below read. A sum of products of digits, at most 13 p
-each, and key residues of at most p / 2 has a `start` that `magic_of` has checked.
+transforms of `transforms` may leave 13 p for loose primes, which only the products below read. A sum of products of
+digits and centred residues of keys has a `start` that `magic_of` has checked. Results are at most 0.7 p, or centred, if
+nothing else is said.
 
-Keys are packed (see `packed`): a residue is high 2^32 + low. Both parts are exact as doubles, and so is the sum.
+Keys are packed (see `packed`): a residue is high 2^32 + low. Both parts are exact as doubles, and so is the sum, an
+integer below 2^49.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def inverse_limbs(
     pinv: Floats,
     tight: Any,
 ) -> None:
-    """Values to coefficients, times N and a factor, for limbs lo ... hi - 1.
+    """Values to coefficients, times N and a factor, for limbs lo ... hi - 1; see `transforms.inverse_transform`.
 
     Args:
         ids: the prime of each limb.
@@ -88,7 +90,7 @@ def finish_limbs(
     pinv: Floats,
     tight: Any,
 ) -> None:
-    """The second halves of transforms, in place, for limbs lo ... hi - 1."""
+    """The second halves of transforms, in place, for limbs lo ... hi - 1; see `transforms.forward_rows`."""
     for e in range(lo, hi):
         j = ids[e]
         forward_rows(out, outat[e], R, C, w1, j * R * C, p[j], pinv[j], tight[j])
@@ -123,7 +125,7 @@ def inner_limb(
     p1: float,
     pinv1: float,
 ) -> None:
-    """Both polynomials of the sum over digits of digit times key, for one limb.
+    """Both polynomials of the sum over digits of digit times key, for one limb; at most p / 2 + 1 in size.
 
     Args:
         own, ownat, owner: the digit `owner`, if it is not negative, is read there: the ciphertext itself.
@@ -189,7 +191,9 @@ def inner(
     p: Floats,
     pinv: Floats,
 ) -> None:
-    """The sum over digits of digit times key, for limbs lo ... hi - 1.
+    """The sum over digits of digit times key, for limbs lo ... hi - 1; at most p / 2 + 1 in size.
+
+    A limb's own digit is at most 1.1 p, others are as `transforms.forward_rows` leaves them, and keys are centred.
 
     Args:
         own, ownat: the ciphertext's polynomial that was decomposed, limb after limb.
@@ -201,7 +205,7 @@ def inner(
             its high part is one byte, the number of primes of each kind.
         keyids: for each limb its place in the key.
         ids: for each limb its prime.
-        starts: see `magic_of`.
+        starts: for each limb what `magic_of` made for sums as large as these.
         out, outat: two polynomials, limb after limb.
         limbs: of the ciphertext; those after them are special primes.
     """
@@ -287,6 +291,9 @@ def add_permuted(
 ) -> None:
     """out = out + automorphism of (source + (P c0, 0)), modulo the primes of both, for limbs lo ... hi - 1 of 2 count.
 
+    All operands are at most 1.1 p. Sums are at most 1.8 p with P c0, and 2.2 p with out: reduced, they are centred.
+    What is not added to anything is moved as it is.
+
     Args:
         source, sourceat: two polynomials, limb after limb, `ids` the primes of each.
         c0, c0at, with_c0: added to the first polynomial, times `special`, P modulo each prime.
@@ -359,9 +366,14 @@ def divide_limbs(
 ) -> None:
     """out = automorphism of ((source - rest) inverse + extra), for limbs lo ... hi - 1; `rest` is half transformed.
 
+    source and extra are at most 1.1 p, rest is as `conversion.convert` leaves it. After its transform, source - rest is
+    at most 14.1 p for loose primes and 1.6 p for tight ones. Times a centred factor that is at most
+    p (1/2 + 14.1 / 128) or p (1/2 + 1.6 / 8), below 0.7 p. With `extra` it is at most 1.8 p before it is reduced, and
+    centred after.
+
     Args:
         extra, extraat: added; not if the offset is negative.
-        inverse: for each limb the inverse of what is divided by.
+        inverse: for each limb the inverse of what is divided by, centred.
         order, permute: where each value of the result comes from.
     """
     wide()

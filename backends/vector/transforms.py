@@ -7,12 +7,24 @@ that fit in the first cache, eight independent transforms side by side, and no v
 transposition of 8 x 8 tiles between them. (Bailey, "FFTs in external or hierarchical memory", 1990, with the merged
 negacyclic twists of Longa and Naehrig, ePrint 2016/504, by radix 4.)
 
-Bounds (see `arithmetic`). Forward, loose primes: a stage adds a `product` to a residue. From |x| <= 1.1 p, after s
-stages |x| <= p (1.1 + 0.7 s), at most 13 p for N = 2^17: sums are below 2^50, and a product of such an x is below
-0.75 p, as 2^-52 * 13 * 2^46 < 0.21. Forward, tight primes: pieces are reduced before each radix-4 pass, so within it
-|x| <= 2.1 p. Inverse: of the four outputs of a radix-4 pass, one is a sum of four residues. It is reduced, the second
-is a sum of two products, the others are products. So |x| <= 1.5 p before each pass, and 6 p within it, for loose
-primes. For tight primes pieces are reduced before each pass, so |x| <= 2 p within it.
+Bounds (see `arithmetic`), in units of p, with constants that are centred. Residues at rest are at most 1.1.
+
+* Forward, loose primes. A stage adds to a residue the `product` of another: from B to B + 1/2 + B / 128. From 1.1 that
+  is 5.3 after 8 stages, 9.8 after 16 and 10.4 after 17, the most that there are. So values are at most 13, of which
+  `product` takes up to 63.
+* Forward, tight primes. All is reduced before each pass, to 1/2. In a pass by radix 4 the first products are at most
+  1/2 + 1/16, the first sums 1.07, the second products 1/2 + 1.07 / 8, the second sums 1.7, which `product` takes up to
+  3.9. Between the halves values are at most 1.7; in the end they are reduced from that, to centred ones.
+* Inverse, loose primes. In a pass by radix 4 from B, the sum of all four residues is at most 4 B and is reduced, to
+  1/2. Differences of two are at most 2 B and their products 1/2 + B / 64; the sum of two of these is at most
+  1 + B / 32. The products of what is at most 4 B are at most 1/2 + B / 32. So B = 1.1 before each pass leaves at most
+  1.04, with sums of at most 4.4. The last pass multiplies everything by a factor: it leaves at most 1/2 + 4.4 / 128,
+  below 0.55.
+* Inverse, tight primes. All is reduced before each pass, to 1/2. In a pass sums of four are at most 2, and their
+  products 1/2 + 2 / 8; products of differences are at most 1/2 + 1 / 8, and sums of two of these 1.25. So a pass leaves
+  at most 1.25; in the end values are reduced, to centred ones.
+
+All of these are integers below 2^50 for loose primes and 2^52 for tight ones, so sums are exact.
 """
 
 from __future__ import annotations
@@ -24,10 +36,21 @@ from olac.backends.vector.compiled import inline, kernel, wide
 from olac.backends.vector.lanes import LANES, load, splat, store, transposed, vadd, vsub
 from olac.system.arrays import Array as Floats
 
+AT_REST = 1.1
+"""Most that residues at rest are, in units of p."""
+LAZY = 13
+"""Most that forward transforms leave, in units of p, for loose primes."""
+INVERTED = 0.55
+"""Most that inverse transforms leave, in units of p, for loose primes."""
+
 
 @inline
 def quartet(a: Any, b: Any, c: Any, d: Any, w1: Any, w2: Any, w3: Any, pinv: Any, p: Any, magic: Any) -> Any:
-    """Two stages of Cooley and Tukey's butterflies on four residues."""
+    """Two stages of Cooley and Tukey's butterflies on four residues.
+
+    From at most B p to at most (B + 1/2 + B / 128) (1 + 1 / 128) p + p / 2 for loose primes, from p / 2 to 1.7 p for
+    tight ones.
+    """
     u = product(c, w1, pinv, p, magic)
     v = product(d, w1, pinv, p, magic)
     x0 = vadd(a, u)
@@ -41,7 +64,7 @@ def quartet(a: Any, b: Any, c: Any, d: Any, w1: Any, w2: Any, w3: Any, pinv: Any
 
 @inline
 def reduce_piece(s: Any, start: int, rows: int, pinv: Any, p: Any, magic: Any) -> None:
-    """Reduce rows of eight residues in place."""
+    """Reduce rows of eight residues in place; they are centred then, if they were below 2^52 in size."""
     for row in range(rows):
         store(s, start + 8 * row, reduced(load(s, start + 8 * row), pinv, p, magic))
 
@@ -66,12 +89,16 @@ def forward_columns(
 ) -> None:
     """The first half for one column of eight: from rows of `source` to tiles of `out`, by way of the piece s.
 
+    The source is at most 1.1 p in size, or below 2^52 for tight primes. Results are at most 6 p for loose primes (9
+    stages) and 1.7 p for tight ones.
+
     Args:
         source, at, stride: row r is source[at + stride r ... + 8].
         s, sat: room for 8 R doubles.
         out, outat: where the N values begin.
         column: which column of eight.
         w, wat: where the first R roots begin, in bit-reversed order.
+        tight: whether the prime is.
     """
     wide()
     p, pinv, magic = splat(p1), splat(pinv1), splat(MAGIC)
@@ -129,7 +156,7 @@ def forward_columns(
 
 @inline
 def forward_pass(s: Any, at: int, m: int, t: int, w: Any, wat: int, pinv: Any, p: Any, magic: Any) -> None:
-    """A radix-4 pass with one root for all lanes: m blocks of 4 t rows."""
+    """A radix-4 pass with one root for all lanes: m blocks of 4 t rows; bounds are those of `quartet`."""
     for i in range(m):
         w1, w2, w3 = splat(w[wat + m + i]), splat(w[wat + 2 * (m + i)]), splat(w[wat + 2 * (m + i) + 1])
         for row in range(4 * i * t, 4 * i * t + t):
@@ -147,6 +174,9 @@ def forward_rows(
     out: Floats, outat: int, R: int, C: int, w: Floats, wat: int, p1: float, pinv1: float, tight: bool
 ) -> None:
     """The second half, in place, in value order.
+
+    Operands are as `forward_columns` leaves them. Results are at most 13 p in size for loose primes, after all 17
+    stages, and centred for tight ones.
 
     Args:
         w, wat: for each eight rows, C rows of eight roots begin here: row k is the k-th root of each.
@@ -192,7 +222,10 @@ def forward_rows(
 
 @inline
 def inverse_quartet(a: Any, b: Any, c: Any, d: Any, w1: Any, w2: Any, w3: Any, pinv: Any, p: Any, magic: Any) -> Any:
-    """Two stages of Gentleman and Sande's butterflies: the inverse of `quartet`, times 4."""
+    """Two stages of Gentleman and Sande's butterflies: the inverse of `quartet`, times 4.
+
+    From at most 1.1 p to 1.04 p for loose primes, from p / 2 to 1.25 p for tight ones.
+    """
     x0 = vadd(a, b)
     x1 = product(vsub(a, b), w2, pinv, p, magic)
     x2 = vadd(c, d)
@@ -221,7 +254,11 @@ def inverse_rows(
     pinv1: float,
     tight: bool,
 ) -> None:
-    """The inverse of `forward_rows`, times C, from value order to coefficient order (still mixed over r)."""
+    """The inverse of `forward_rows`, times C, from value order to coefficient order (still mixed over r).
+
+    The source is at most 1.1 p in size, or below 2^52 for tight primes. Results are at most 1.04 p for loose primes and
+    centred for tight ones.
+    """
     wide()
     p, pinv, magic = splat(p1), splat(pinv1), splat(MAGIC)
     for piece in range(R // 8):
@@ -317,8 +354,11 @@ def inverse_columns(
 ) -> None:
     """The inverse of the first half, times R and `factor`, in place, for one column of eight.
 
+    Operands are as `inverse_rows` leaves them. Results are at most 0.55 p in size for loose primes and centred for
+    tight ones.
+
     Args:
-        factor, factor1: residues: the factor, and the factor times the inverse root 1 of w.
+        factor, factor1: centred residues: the factor, and the factor times the inverse root 1 of w.
     """
     wide()
     p, pinv, magic = splat(p1), splat(pinv1), splat(MAGIC)
@@ -388,7 +428,11 @@ def inverse_transform(
     pinv: float,
     tight: bool,
 ) -> None:
-    """Values in value order to coefficients in coefficient order, times N and `factor`."""
+    """Values in value order to coefficients in coefficient order, times N and `factor`.
+
+    Values are at most 1.1 p in size, or below 2^52 for tight primes. Results are at most 0.55 p for loose primes and
+    centred for tight ones.
+    """
     inverse_rows(source, sourceat, s, sat, out, outat, R, C, w1, w1at, p, pinv, tight)
     for column in range(C // 8):
         inverse_columns(out, outat, column, R, w0, w0at, factor, factor1, p, pinv, tight)
@@ -412,7 +456,11 @@ def forward_transform(
     pinv: float,
     tight: bool,
 ) -> None:
-    """Coefficients in coefficient order to values in value order."""
+    """Coefficients in coefficient order to values in value order.
+
+    Coefficients are at most 1.1 p in size, or below 2^52 for tight primes. Results are at most 13 p for loose primes
+    and centred for tight ones.
+    """
     for column in range(C // 8):
         forward_columns(
             source, sourceat + column * R * 8, 8, s, sat, out, outat, column, R, C, w0, w0at, p, pinv, tight

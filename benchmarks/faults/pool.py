@@ -62,7 +62,6 @@ class Worker:
                 **os.environ,
                 "PYTHONPATH": paths,
                 "OMP_NUM_THREADS": str(self.threads),
-                "OMP_WAIT_POLICY": "passive",
                 "PYTHONWARNINGS": "ignore",
             },
         )

@@ -54,6 +54,10 @@ class Lowered(Protocol):
     def batch(self) -> int:
         """Images of one run."""
 
+    @property
+    def planned_for(self) -> EngineModel:
+        """The engine that runs it by default."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -190,17 +194,17 @@ def estimate(
     costs: CostTable | None = None,
     slowdown: Slowdown | None = None,
 ) -> Estimate:
-    """Predict a program with the shipped table of costs, or another, on a server without a limit of memory.
+    """Predict a program with a table of costs, on a server without a limit of memory.
 
     `CompiledProgram.estimate` keeps to the memory that the program was compiled for.
 
     Args:
-        threads: that OpenFHE will use; None for those that this process has.
-        costs: the table; None for the shipped one.
-        slowdown: of this machine against the table's (`olac.backends.openfhe.speed.measure_slowdown` measures it).
+        threads: that the engine will use; None for those that this process has.
+        costs: of the engine that runs it; None for the shipped table of the one that it was planned for.
+        slowdown: of this machine against the table's (`olac.backends.session.Engine.slowdown` measures it).
     """
     used = threads or usable_threads()
-    table = costs or CostTable.default()
+    table = costs or CostTable.default(program.planned_for)
     parameters, engine = program.parameters, table.engine
     bootstraps = engine.bootstraps(parameters)
     kept = bootstraps.keeps_plaintexts

@@ -161,7 +161,12 @@ def estimate_within(
 ) -> Estimate:
     """The estimate of a server that stays within `max_memory` bytes, from that of a server without a limit."""
     chosen = held_within(
-        program, max_memory, costs or CostTable.default(), threads or usable_threads(), slowdown, found
+        program,
+        max_memory,
+        costs or CostTable.default(program.planned_for),
+        threads or usable_threads(),
+        slowdown,
+        found,
     )
     sizes = chosen.sizes
     return replace(

@@ -119,6 +119,11 @@ class _OpenFHE(EngineModel):
 OPENFHE: EngineModel = _OpenFHE()
 ENGINES: dict[str, EngineModel] = {OPENFHE.name: OPENFHE}
 
+AUTO: EngineModel = OPENFHE
+"""The engine that engine="auto" plans for."""
+FALLBACK: EngineModel = OPENFHE
+"""It takes all parameters, so it is taken for programs that `AUTO` refuses."""
+
 
 def engine_model(name: str) -> EngineModel:
     """The model of an engine; ValueError for a name that has none."""

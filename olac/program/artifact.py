@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.engines import ENGINES, OPENFHE
 from olac.ckks.parameters import Parameters
 from olac.ckks.primes import is_prime
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
@@ -107,7 +107,7 @@ def _load(source: Source) -> LoweredProgram:
                 f"{source.name}: the tensor {name} is of type {array.dtype}, expected float64. {REMAKE}"
             )
     wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report", "head"}
-    if set(manifest) != wanted:
+    if set(manifest) - {"engine"} != wanted:
         raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
     try:
         program = _program(manifest, constants)
@@ -177,6 +177,7 @@ def _olac_version() -> str:
 
 def _manifest(program: LoweredProgram) -> dict[str, Any]:
     graph = program.graph
+    engine = {} if program.engine == OPENFHE.name else {"engine": program.engine}
     return {
         "olac": _olac_version(),
         "fingerprint": program.fingerprint,
@@ -200,6 +201,7 @@ def _manifest(program: LoweredProgram) -> dict[str, Any]:
         "rotations": _encode(program.rotations),
         "report": _encode(replace(program.report, pass_seconds=())),
         "head": [_tagged(step) for step in program.head.steps],
+        **engine,
     }
 
 
@@ -228,7 +230,14 @@ def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> Low
         _decode(manifest["rotations"], tuple[int, ...], "rotations"),
         _decode(manifest["report"], Report, "report"),
         _head(manifest["head"]),
+        _engine(manifest.get("engine", OPENFHE.name)),
     )
+
+
+def _engine(data: Any) -> str:
+    if not isinstance(data, str) or data not in ENGINES:
+        raise ValueError(f"unknown engine {str(data)[:60]!r}: a newer olac or an extension made it")
+    return data
 
 
 def _node(data: Any, where: str) -> Node:
@@ -341,6 +350,9 @@ def _check(program: LoweredProgram) -> None:
     parameters, graph = program.parameters, program.graph
     _check_chain_exists(parameters)
     parameters.check_security(earlier=True)
+    refusal = program.planned_for.refuses(parameters)
+    if refusal is not None:
+        raise ValueError(refusal)
     named = {name for node in graph.nodes for name in node.op.constant_names()}
     if named != set(graph.constants):
         raise ValueError(f"constants {sorted(named ^ set(graph.constants))[:5]} are not both named and stored")
@@ -357,7 +369,7 @@ def _check(program: LoweredProgram) -> None:
     most = parameters.slots - 1 if parameters.bootstrapping is not None else parameters.conjugation_step
     if list(steps) != sorted(set(steps)) or any(not 0 < step <= most for step in steps):
         raise ValueError(f"rotation steps must increase within 1 ... {most}")
-    lacking = bootstrap_model(parameters).steps - set(steps)
+    lacking = program.planned_for.bootstraps(parameters).steps - set(steps)
     if lacking:
         raise ValueError(f"{len(lacking)} rotation steps of bootstraps are not among the program's")
 

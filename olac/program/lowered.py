@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from olac.ckks.engines import OPENFHE, EngineModel, engine_model
 from olac.ckks.parameters import Parameters
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node
@@ -32,15 +33,20 @@ def _canonical(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class LoweredProgram:
-    """The contents of a program file; `olac.CompiledProgram` adds what can be done with it."""
+    """The contents of a program file; `olac.CompiledProgram` adds what can be done with it.
+
+    `engine` is the name of the engine that the program was planned for, and that runs it by default.
+    """
 
     graph: Graph
     parameters: Parameters
     rotations: tuple[int, ...]
     report: Report = field(default_factory=Report)
     head: OutputHead = field(default_factory=OutputHead)
+    engine: str = OPENFHE.name
 
     def __post_init__(self) -> None:
+        engine_model(self.engine)
         if self.graph.stage != Stage.LEVELLED:
             raise VerificationError(f"a compiled program needs a levelled graph, not one at {self.graph.stage.name}")
 
@@ -53,6 +59,11 @@ class LoweredProgram:
     def output(self) -> Node:
         """The node that the client decrypts; the head computes the model's outputs from its value."""
         return self.graph[self.graph.outputs[0]]
+
+    @property
+    def planned_for(self) -> EngineModel:
+        """What planners know of its engine."""
+        return engine_model(self.engine)
 
     @property
     def batch(self) -> int:
@@ -78,4 +89,6 @@ class LoweredProgram:
         if self.head:  # programs without a head keep the fingerprint that they had before there were heads
             steps = [[step.kind, _canonical(asdict(step))] for step in self.head.steps]
             digest.update(json.dumps(["head", steps]).encode())
+        if self.engine != OPENFHE.name:  # the fingerprints of programs for OpenFHE are older than other engines
+            digest.update(json.dumps(["engine", self.engine]).encode())
         return digest.hexdigest()

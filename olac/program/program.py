@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from functools import cached_property
 from numbers import Real
@@ -186,10 +186,14 @@ class CompiledProgram(_Simulated, LoweredProgram):
     def estimate(
         self, threads: int | None = None, slowdown: Slowdown | None = None, costs: CostTable | None = None
     ) -> Estimate:
-        """Predicted seconds and memory, by the shipped table of costs or another (see `olac.analysis.estimate`).
+        """Predicted seconds and memory, by a table of costs (see `olac.analysis.estimate`).
 
         They are of a server with the memory that the program was compiled for, if there is such a limit.
+
+        Args:
+            costs: of any engine; None for the shipped table of the one that the program was planned for.
         """
+        costs = costs or CostTable.default(self.planned_for)
         found = estimate(self, threads=threads, costs=costs, slowdown=slowdown)
         if self.max_memory is None:
             return found
@@ -215,7 +219,7 @@ class CompiledProgram(_Simulated, LoweredProgram):
 
     @staticmethod
     def _of(lowered: LoweredProgram) -> CompiledProgram:
-        return CompiledProgram(lowered.graph, lowered.parameters, lowered.rotations, lowered.report, lowered.head)
+        return CompiledProgram(**{field.name: getattr(lowered, field.name) for field in fields(lowered)})
 
     @staticmethod
     def check_kind(given: object) -> None:

@@ -1,7 +1,17 @@
 """Running compiled programs: the client's side and the server's."""
 
 from olac.runtime.client import Client
+from olac.runtime.estimates import Forecast, forecast
 from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys
 from olac.runtime.server import Progress, Server
 
-__all__ = ["Client", "EncryptedInput", "EncryptedResult", "EvaluationKeys", "Progress", "Server"]
+__all__ = [
+    "Client",
+    "EncryptedInput",
+    "EncryptedResult",
+    "EvaluationKeys",
+    "Forecast",
+    "Progress",
+    "Server",
+    "forecast",
+]

@@ -59,13 +59,14 @@ class Client:
 
     Args:
         program: the program to encrypt for.
-        engine: the engine to encrypt with, or the name of its folder in `olac/backends`; None for OpenFHE.
+        engine: the engine to encrypt with, or the name of its folder in `olac/backends`; None for the one that the
+            program was planned for.
     """
 
     def __init__(self, program: CompiledProgram, engine: Engine | str | None = None) -> None:
         CompiledProgram.check_kind(program)
         self.program = program
-        self._engine = find_engine(engine)
+        self._engine = find_engine(program.engine if engine is None else engine)
         self._session: ClientSession | None = None
         self._identity = ""
         self._closed = False

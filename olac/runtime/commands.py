@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from olac.backends.session import Preparing
 from olac.errors import ArtifactError, InfeasibleError, InputError, plain
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
@@ -15,6 +16,7 @@ from olac.program.program import CompiledProgram, check_images
 from olac.runtime.client import Client
 from olac.runtime.debug import Row
 from olac.runtime.debug import debug as compare
+from olac.runtime.estimates import Forecast, forecast
 from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys
 from olac.runtime.server import CHECKPOINT_SECONDS, Progress, Server
 from olac.system.files import (
@@ -40,10 +42,14 @@ def keygen(
     *,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    engine: str | None = None,
 ) -> tuple[Path, Path]:
     """Make keys: `secret.key`, which stays with the client, and `evaluation.keys`, which the server needs.
 
     Both are complete before either takes its name.
+
+    Args:
+        engine: that will run the program; None for the one that it was planned for.
 
     Raises:
         ArtifactError: the program can't be read, a secret key is there already and `overwrite` is False, or the keys
@@ -60,7 +66,7 @@ def keygen(
         check_writable(evaluation, size=size)
     else:
         check_folder(folder, size)
-    client = Client(compiled)
+    client = Client(compiled, engine)
     keys = client.generate_keys(progress)
     make_folder(folder)
     pair = [client.secret_key_output(secret, overwrite=overwrite), keys.output(evaluation)]
@@ -108,10 +114,17 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    preparing: Preparing | None = None,
+    engine: str | None = None,
+    announce: Callable[[Forecast], None] | None = None,
 ) -> Path:
     """Run the program on an encrypted input; needs no secret key.
 
     Args:
+        preparing: as in `Server`.
+        engine: as in `Server`.
+        announce: called with what the run will take, before it begins. With a limit of memory this machine is not
+            measured for that.
         checkpoint, checkpoint_seconds: as in `Server.run`; the file is deleted when the result is written.
 
     Raises:
@@ -127,8 +140,10 @@ def run(
     compiled = CompiledProgram.load(program)
     given = EncryptedInput.load(compiled, encrypted)
     keys = EvaluationKeys.load(compiled, evaluation_keys)
+    if announce is not None:
+        announce(forecast(compiled, keys.choose_engine(engine), measure=not (max_memory or compiled.max_memory)))
     # One run uses every weight once, so encoded weights are not kept.
-    server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0)
+    server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0, engine=engine, preparing=preparing)
     result = server.run(
         given, progress, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, keep_checkpoint=True
     )
@@ -182,8 +197,12 @@ def debug(
     *,
     max_memory: float | str | None = None,
     progress: Callable[[Progress], None] | None = None,
+    preparing: Preparing | None = None,
 ) -> tuple[Row, ...]:
     """Run the first batch of the images in a .npy file encrypted and simulated, and compare every layer.
+
+    Args:
+        preparing: as in `Server`.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program or key.
@@ -195,7 +214,7 @@ def debug(
     given = read_npy(images, compiled.input_shape, compiled.batch, cut=True)
     client = Client.load(compiled, secret_key)
     keys = EvaluationKeys.load(compiled, evaluation_keys)
-    server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0)
+    server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0, preparing=preparing)
     return compare(client, server, given, progress)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from olac.analysis.estimate import BARE_PROCESS_BYTES, LIBRARY_BYTES, LOADING_KEYS, UNUSED_SHARE, estimate
 from olac.backends.base import SCALE_TOLERANCE, Ciphertext
 from olac.backends.recorder import Encoder
-from olac.backends.session import Engine, PlaintextCache, ServerSession, Session
+from olac.backends.session import Engine, PlaintextCache, Preparing, ServerSession, Session
 from olac.errors import (
     ArtifactError,
     BackendError,
@@ -40,6 +40,7 @@ from olac.system.files import check_writable, remove_file
 from olac.system.forks import check_fork, is_stale
 from olac.system.internal import callers, is_callers
 from olac.system.memory import GB, available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for, ran_out
+from olac.system.threads import set_threads
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -93,6 +94,10 @@ class Server:
             nothing if the program has bootstraps: its weights are then encoded when they are needed.
         engine: the engine that computes, or the name of its folder in `olac/backends`; None for the engine that made
             the keys, if they were made in this process, otherwise for the one that their file is for.
+        threads: for everything in this process (`olac.system.threads.set_threads`); None for what it has, which is
+            OMP_NUM_THREADS or all cores.
+        preparing: called as preparing(what is being done, steps so far, steps in all) while the engine is made ready,
+            which takes up to a minute where it is used for the first time. Without it, a warning says so.
 
     Attributes:
         last_run: wall seconds by node id, of the last run; of a run from a checkpoint, of the nodes after it.
@@ -102,9 +107,10 @@ class Server:
         ArtifactError: the keys belong to another program or are for another engine, or are damaged.
         MissingKeyError: a key that the program needs is missing.
         InfeasibleError: the keys and ciphertexts need more memory than allowed.
+        BackendError: the engine can't be used on this machine.
         ForkError: the process was forked after OpenFHE was used.
         ClosedError: the keys are closed.
-        ValueError: `max_memory` or `cache_bytes` is no amount of memory.
+        ValueError: `max_memory` or `cache_bytes` is no amount of memory, or `threads` no number of threads.
     """
 
     @memory_for("preparing the server")
@@ -116,9 +122,12 @@ class Server:
         max_memory: float | str | None = None,
         cache_bytes: float | str | None = None,
         engine: Engine | str | None = None,
+        threads: int | None = None,
+        preparing: Preparing | None = None,
     ) -> None:
         check_fork()
         CompiledProgram.check_kind(program)
+        set_threads(threads)
         limit = None if max_memory is None else bytes_of(max_memory, "max_memory")
         kept = None if cache_bytes is None else bytes_of(cache_bytes, "cache_bytes", or_zero=True)
         self.program = program
@@ -127,9 +136,12 @@ class Server:
         self._running: int | None = None
         self._closed = False
         self._check_keys(evaluation_keys)
+        self._engine = evaluation_keys.choose_engine(engine)
+        reason = self._engine.unavailable(preparing)
+        if reason:
+            raise BackendError(f"{self._engine.title} can't be used here: {reason}")
         # They take memory themselves, so they are made before it is measured.
         self._kernels = program.kernels
-        self._engine = evaluation_keys.choose_engine(engine)
         room, capacity = self._check_memory(evaluation_keys, limit)
         self._identity = evaluation_keys.identity
         self._pager: KeyPager | None = None

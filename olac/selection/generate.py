@@ -68,13 +68,15 @@ def chains_without_bootstraps(job: Job) -> list[list[Parameters]]:
         bits = job.scale_bits(log_ring)
         if bits > MAX_SCALE_BITS or not job.holds_batch(log_ring):
             continue
-        chains = candidates(
-            job.depth,
-            bits,
-            min(60, bits + INTEGER_BITS),
-            technique=options.technique,
-            security=job.security,
-            log_rings=(log_ring,),
+        chains = job.taken(
+            candidates(
+                job.depth,
+                bits,
+                min(60, bits + INTEGER_BITS),
+                technique=options.technique,
+                security=job.security,
+                log_rings=(log_ring,),
+            )
         )
         found += [chains] if chains else []
         if chains and job.terms.max_memory is None and not _is_tight(chains):
@@ -137,7 +139,7 @@ def chains_with_bootstraps(job: Job, without: Sequence[Candidate]) -> Iterator[l
         return
     scales = [usual] if best is None else [one for one in sorted(BOOTSTRAP_NOISE) if one >= usual]
     for scale, first in scales if options.precision is None else sorted(BOOTSTRAP_NOISE):
-        chains = deep_chains(scale_bits=scale, first_bits=first, security=options.security, log_rings=rings)
+        chains = job.taken(deep_chains(scale_bits=scale, first_bits=first, security=options.security, log_rings=rings))
         if chains:
             yield chains
 
@@ -145,10 +147,10 @@ def chains_with_bootstraps(job: Job, without: Sequence[Candidate]) -> Iterator[l
 def _least(job: Job, log_rings: tuple[int, ...]) -> tuple[float, float]:
     """Lower bounds of the cost and of the bytes of programs with bootstraps: those of a single one, the cheapest."""
     least = held = float("inf")
-    for chain in deep_chains(security=job.options.security, log_rings=log_rings, most_rest=2):
+    for chain in job.taken(deep_chains(security=job.options.security, log_rings=log_rings, most_rest=2)):
         assert chain.bootstrapping is not None
         parameters = _on_slots(chain, max(chain.bootstrapping.budget))
-        engine, model = job.terms.engine, job.terms.engine.bootstraps(parameters)
+        engine, model = job.engine, job.engine.bootstraps(parameters)
         keys = engine.keys_bytes(parameters, key_levels((), (), model).of(model.steps, parameters, model))
         size = Sizes(
             keys, model.precomputed_bytes, 0, model.working_bytes, 0, model.keeps_plaintexts, engine.library_bytes
@@ -225,7 +227,7 @@ def _planned(job: Job, chains: Sequence[Parameters], refuse: Refuse) -> list[Can
 
 def _check_reach(job: Job, parameters: Parameters) -> None:
     """`InfeasibleError` if the levels between bootstraps do not reach from one place for a bootstrap to the next."""
-    bootstraps = job.terms.engine.bootstraps(parameters)
+    bootstraps = job.engine.bootstraps(parameters)
     PlacementProblem(job.graph, bootstraps, parameters.depth, lambda node, level: 0.0).highest()
 
 
@@ -246,7 +248,7 @@ def _with_plan(job: Job, draft: Draft, parameters: Parameters) -> Candidate:
         if most is None:
             raise
         plan, exceeds = place_bootstraps(draft.graph, draft.profiles, pricer), True
-    work = draft.planned(plan, parameters, job.terms.engine)
+    work = draft.planned(plan, parameters, job.engine)
     return price(pricer, draft, work, job.terms.max_memory, plan.placements, exceeds)
 
 

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from olac.analysis.noise import OutputNoise
 from olac.calibration.statistics import Calibration
+from olac.ckks.engines import EngineModel
 from olac.ckks.parameters import Parameters
-from olac.costs.table import CostTable
 from olac.errors import VerificationError
 from olac.ir.graph import Graph
 from olac.ir.head import OutputHead
@@ -41,6 +41,7 @@ class Job:
         passes: from stage POLYNOMIAL to LEVELLED.
         head: what the client computes of the outputs.
         say: called with a line of text as each step begins.
+        refused: why the engine does not take parameters that were tried, with the first of those parameters.
     """
 
     graph: Graph
@@ -49,12 +50,29 @@ class Job:
     passes: tuple[Pass, ...]
     head: OutputHead = field(default_factory=OutputHead)
     say: Stages = field(default_factory=lambda: telling(None))
+    refused: dict[str, Parameters] = field(default_factory=dict, compare=False)
 
     @cached_property
     def terms(self) -> Terms:
         """What prices depend on."""
         options = self.options
-        return Terms(options.costs or CostTable.default(), options.threads or usable_threads(), options.memory_limit)
+        return Terms(options.table, options.threads or usable_threads(), options.memory_limit)
+
+    @property
+    def engine(self) -> EngineModel:
+        """The engine that the program is planned for."""
+        return self.terms.engine
+
+    def taken(self, chains: Iterable[Parameters]) -> list[Parameters]:
+        """The parameters that the engine takes; `refused` gets the reasons for the others."""
+        found = []
+        for parameters in chains:
+            why = self.engine.refuses(parameters)
+            if why is None:
+                found.append(parameters)
+            else:
+                self.refused.setdefault(why, parameters)
+        return found
 
     @cached_property
     def noise(self) -> OutputNoise:

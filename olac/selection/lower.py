@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from olac.calibration.statistics import Calibration
+from olac.ckks.engines import FALLBACK
+from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
-from olac.options import CompileOptions, Stages, telling
+from olac.options import AUTO_ENGINE, CompileOptions, Stages, telling
 from olac.passes.base import Pass, PassManager
 from olac.passes.pipeline import lowering_pipeline
 from olac.program.program import ApproximatedModel, CompiledProgram
@@ -15,7 +18,7 @@ from olac.selection.generate import chains_with_bootstraps, with_bootstraps, wit
 from olac.selection.job import Job
 from olac.selection.notes import notes, say_memory
 from olac.selection.price import Candidate
-from olac.selection.refuse import Tried, check_pinned, refusal
+from olac.selection.refuse import Tried, check_pinned, first_refusal, refusal
 from olac.system.internal import guard
 
 
@@ -33,21 +36,43 @@ def lower(
     passes = tuple(pipeline or lowering_pipeline(convolutions=options.convolutions))
     PassManager(passes)  # refuses those that do not chain
     job = Job(approximated.graph, calibration, options, passes, approximated.head, say)
-    chosen, error = choose(job)
+    job, (chosen, error), engine_notes = _for_an_engine(job)
     job.dump(chosen.draft.dumps)
     say_memory(job, chosen)
     report = approximated.report
     report = replace(
         report,
         pass_seconds=report.pass_seconds + tuple((one.name, one.seconds) for one in chosen.draft.timings),
-        notes=report.notes + notes(job, chosen),
+        notes=(*report.notes, *engine_notes, *notes(job, chosen)),
         max_memory=options.memory_limit,
         noise=error,
     )
-    return CompiledProgram(chosen.graph, chosen.parameters, chosen.keys.steps, report, approximated.head)
+    return CompiledProgram(
+        chosen.graph, chosen.parameters, chosen.keys.steps, report, approximated.head, job.engine.name
+    )
 
 
-def choose(job: Job) -> tuple[Candidate, float | None]:
+Choice: TypeAlias = tuple[Candidate, float | None]
+
+
+def _for_an_engine(job: Job) -> tuple[Job, Choice, tuple[str, ...]]:
+    """The choice, for `FALLBACK` if the engine is open and the one that is planned for first does not take the program.
+
+    Returns:
+        the job for that engine, the choice, and a note if it is not the first engine.
+    """
+    try:
+        return job, choose(job), ()
+    except InfeasibleError:
+        if job.options.engine != AUTO_ENGINE or job.engine is FALLBACK or not job.refused:
+            raise
+    note = f"the program is for {FALLBACK.title}, as {job.engine.title} does not take it: {first_refusal(job)}"
+    job.say(note)
+    other = replace(job, options=replace(job.options, engine=FALLBACK.name, costs=None), refused={})
+    return other, choose(other), (note,)
+
+
+def choose(job: Job) -> Choice:
     """The preferred candidate, lowered to the end, and what the noise of its bootstraps does to the outputs, if any.
 
     Programs with bootstraps compete with the best program without them, at its precision. The first of their scales
@@ -63,7 +88,7 @@ def choose(job: Job) -> tuple[Candidate, float | None]:
     coarser: Graph | None = None
     for chains in chains_with_bootstraps(job, tuple(tried.too_large)):
         if precision is not None and coarser is not None:
-            error = job.noise.of_program(coarser, chains[0], job.terms.engine)
+            error = job.noise.of_program(coarser, chains[0], job.engine)
             if error > precision:
                 tried.error = min(tried.error, error)
                 continue
@@ -75,7 +100,7 @@ def choose(job: Job) -> tuple[Candidate, float | None]:
             break
         else:
             finished = job.finished(first)
-            error = job.noise.of_program(finished.graph, finished.parameters, job.terms.engine)
+            error = job.noise.of_program(finished.graph, finished.parameters, job.engine)
             if precision is None or error <= precision:
                 return finished, error
             tried.error, coarser = min(tried.error, error), finished.graph

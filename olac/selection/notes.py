@@ -27,14 +27,14 @@ def notes(job: Job, chosen: Candidate) -> tuple[str, ...]:
         *(("NOT SECURE: the security check was waived",) if job.options.insecure else ()),
         *bootstrap_notes(chosen.graph, job.calibration.judged[:NOTED_IMAGES]),
         *paging_notes(chosen.keys, job.terms.max_memory),
-        *memory_notes(_served(chosen, job.terms.engine), total_bytes()),
+        *memory_notes(_served(chosen, job.engine), total_bytes()),
     )
 
 
 def say_memory(job: Job, chosen: Candidate) -> None:
     """Tell what a server will take if there is no limit of memory: the server need not be this machine."""
     if job.terms.max_memory is None:
-        memory = _server_memory(_served(chosen, job.terms.engine))
+        memory = _server_memory(_served(chosen, job.engine))
         job.say(f"a server will take {memory} (this machine has {total_bytes() / GB:.1f} GB); max_memory sets a limit")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from olac.analysis.noise import MAX_SCALE_BITS
+from olac.ckks.engines import FALLBACK
 from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError, OlacError, SecurityError
 from olac.ir.graph import Graph, Node
@@ -41,6 +42,28 @@ class Tried:
 
 def refusal(job: Job, tried: Tried) -> OlacError:
     """The limit that left no candidate."""
+    if job.refused and not (tried.error < math.inf or tried.too_large or tried.unreachable):
+        return _not_taken(job)
+    error = _refusal(job, tried)
+    if not job.refused:
+        return error
+    return type(error)(f"{error}\n{job.engine.title} does not take other parameters: {first_refusal(job)}.{_OTHERWISE}")
+
+
+_OTHERWISE = f' {FALLBACK.title} takes them: engine="{FALLBACK.name}".'
+
+
+def first_refusal(job: Job) -> str:
+    """Why the engine did not take the first parameters that it refused."""
+    why, parameters = next(iter(job.refused.items()))
+    return f"{why} ({parameters.describe()})"
+
+
+def _not_taken(job: Job) -> InfeasibleError:
+    return InfeasibleError(f"{job.engine.title} does not take the program: {first_refusal(job)}.{_OTHERWISE}")
+
+
+def _refusal(job: Job, tried: Tried) -> OlacError:
     if tried.error < math.inf:
         return InfeasibleError(
             f"bootstraps do not keep a precision of {job.options.precision:g}: they change outputs by "
@@ -61,6 +84,8 @@ def check_pinned(job: Job) -> None:
     if pinned is None:
         return
     pinned.check_security()
+    if not job.taken([pinned]):
+        raise _not_taken(job)
     if pinned.bootstrapping is None and job.depth > pinned.depth:
         raise InfeasibleError(
             f"the program takes {job.depth} levels, the pinned parameters have {pinned.depth}. Lower the degrees of "

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from olac.errors import InfeasibleError
-from olac.system.threads import usable_threads
+from olac.system.threads import cores, usable_threads
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -74,13 +74,13 @@ def check_limits() -> None:
 
     OpenBLAS does not fail if it finds no memory: it tries for ever.
     """
-    threads = min(usable_threads(), len(os.sched_getaffinity(0)))
+    threads = min(usable_threads(), cores())
     needed = LIMIT_OF_LIBRARIES + (threads - 1) * LIMIT_OF_A_THREAD
     room = min(_limit_rooms(), default=needed)
     if room < needed:
         raise InfeasibleError(
             f"the limits of this process (ulimit -v) leave {max(0, room) / GB:.2f} GB of memory, olac's libraries take "
-            f"{needed / GB:.2f} GB on {threads} threads. Raise the limits, or set OMP_NUM_THREADS to fewer threads."
+            f"{needed / GB:.2f} GB on {threads} threads. Raise the limits, or take fewer threads (OMP_NUM_THREADS)."
         )
 
 
@@ -97,7 +97,7 @@ def check_threads(needed: float, what: str) -> None:
     if room < total:
         raise InfeasibleError(
             f"the limits of this process (ulimit -v) leave {max(0.0, room) / GB:.2f} GB of memory, {what} takes "
-            f"{total / GB:.2f} GB with {threads} threads. Raise the limits, or set OMP_NUM_THREADS to fewer threads."
+            f"{total / GB:.2f} GB with {threads} threads. Raise the limits, or take fewer threads (OMP_NUM_THREADS)."
         )
 
 

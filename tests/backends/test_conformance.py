@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from olac.backends.base import Array, Ciphertext, Evaluator, Slots, without_negligible
-from olac.backends.cost import LIGHT, CostEvaluator, Slowdown
-from olac.backends.openfhe import speed
+from olac.backends.cost import CostEvaluator, Slowdown
 from olac.backends.openfhe.context import make_context
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.keys import make_keys, new_secret_key
@@ -668,18 +667,6 @@ def test_a_slower_machine_is_priced_by_its_factors() -> None:
             assert slow.price(primitive, level) == pytest.approx(3 * plain.price(primitive, level))
         for primitive in ("multiply", "normalize", "hoist"):
             assert slow.price(primitive, level) == pytest.approx(2 * plain.price(primitive, level))
-
-
-def test_the_machine_is_measured_against_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every primitive really runs; with all of them at 3 s, the factors are those of tabled 1 s and 1.5 s."""
-
-    def three_seconds(call: Callable[[], object]) -> float:
-        assert call() is not None
-        return 3.0
-
-    monkeypatch.setattr(speed, "_seconds", three_seconds)
-    monkeypatch.setattr(speed, "predicted_seconds", lambda table, name, *_: 1.0 if name in LIGHT else 1.5)
-    assert speed.measure_slowdown(parameters_for(FIXED), CostTable.default(), 1) == Slowdown(light=3.0, heavy=2.0)
 
 
 def test_weights_encoded_before_a_run_are_found_where_rotations_are_composed() -> None:

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.costs",),
     ("olac.backends.base",),
     # Analyses choose by price and check by recording, so these backends lie below them.
-    ("olac.backends.recorder", "olac.backends.cost"),
+    ("olac.backends.recorder", "olac.backends.cost", "olac.backends.speed"),
     ("olac.kernels", "olac.frontend"),
     ("olac.calibration",),
     ("olac.polynomials",),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save, save_file
 
+from olac.ckks.engines import ENGINES
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.errors import ArtifactError, SecurityError, VerificationError
@@ -26,6 +27,7 @@ from olac.passes.pipeline import lowering_pipeline
 from olac.program.artifact import FILES, save_program
 from olac.program.program import CompiledProgram
 from olac.system.formats import PROGRAMS
+from tests.ckks.picky_engine import MOST_BITS, PICKY
 from tests.runtime.bootstrapped_program import bootstrapped_program
 from tests.runtime.small_program import images, small_program
 
@@ -493,3 +495,24 @@ def test_sparse_secrets_above_their_bound_are_refused(deep: Path) -> None:
     _rewrite(deep, lambda m: m["parameters"].update(larger))
     with pytest.raises(SecurityError, match=r"exceeds the 1553 bits.*sparse secret"):
         CompiledProgram.load(deep)
+
+
+def test_the_engine_is_recorded_unless_it_is_openfhe(
+    program: CompiledProgram, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert b"engine" not in path.read_bytes() and CompiledProgram.load(path).engine == "openfhe"
+    with pytest.raises(ValueError, match="engine 'picky' is not one of openfhe"):
+        replace(program, engine="picky")
+    other = tmp_path / "other.olac"
+    with monkeypatch.context() as known:
+        known.setitem(ENGINES, PICKY.name, PICKY)
+        small = replace(program, engine="picky")
+        assert small.fingerprint != program.fingerprint
+        with pytest.raises(ArtifactError, match=rf"has more than {MOST_BITS} bits"):  # the chain's first prime
+            CompiledProgram.from_bytes(small.to_bytes())
+        known.setattr(type(PICKY), "refuses", lambda *_: None)
+        small.save(other)
+        found = CompiledProgram.load(other)
+        assert found.engine == "picky" and found.fingerprint == small.fingerprint and found == small
+    with pytest.raises(ArtifactError, match=r"unknown engine 'picky': a newer olac or an extension made it"):
+        CompiledProgram.load(other)

@@ -23,7 +23,7 @@ import numpy as np
 
 import olac
 from olac.backends.openfhe.library import load
-from olac.backends.openfhe.speed import measure_slowdown
+from olac.backends.session import find_engine
 from olac.costs.table import CostTable
 from olac.errors import ForkError
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Server
@@ -104,7 +104,7 @@ def after(folder: Path) -> dict[str, Any]:
         "result digest": lambda: server_result.digest,
         "save_secret_key": lambda: client.save_secret_key(folder / "again"),
         "load": lambda: Client.load(program, folder / "secret"),
-        "measure": lambda: measure_slowdown(program.parameters, CostTable.default(), 1),
+        "measure": lambda: find_engine().slowdown(program.parameters, CostTable.default(), 1),
         "a fork of the fork": lambda: raise_again(forked(lambda: refused(lambda: client.encrypt(images())))),
     }
     server_result = server.run(image)

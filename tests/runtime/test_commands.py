@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from olac.backends.cost import Slowdown
+from olac.backends.openfhe.session import ENGINE
 from olac.cli import main
 from olac.costs.table import CostTable
-from tests.runtime.small_program import small_program
+from olac.errors import BackendError
+from tests.runtime.small_program import images, small_program
 
 # The program is insecure by its parameters, and says so whenever it is loaded.
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -60,7 +63,9 @@ def test_from_keys_to_a_decrypted_result(tmp_path: Path, capsys: pytest.CaptureF
         assert message.lower() in capsys.readouterr().err.lower()
 
 
-def test_a_measured_table_of_costs_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_measured_table_of_costs_predicts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     table, program = tmp_path / "costs.json", tmp_path / "p.olac"
     small_program().save(program)
     assert main(["calibrate-costs", "--output", str(table), "--rings", "12", "--threads", "1", "--quick"]) == 0
@@ -76,22 +81,40 @@ def test_a_measured_table_of_costs_predicts(tmp_path: Path, capsys: pytest.Captu
     # Ten times slower than the machine is: nothing else than the table can have said it.
     slow = replace(costs, factors={key: tuple(10 * x for x in row) for key, row in costs.factors.items()})
     table.write_text(slow.to_json())
+    seconds = 10 * small_program().estimate(costs=costs).seconds_per_image
+    monkeypatch.setattr(type(ENGINE), "slowdown", lambda *_: Slowdown())
     assert main(["info", str(program), "--costs", str(table)]) == 0
-    assert f"predicted: {10 * small_program().estimate(costs=costs).seconds_per_image:.2f} s" in capsys.readouterr().out
+    assert f"predicted on this machine: {seconds:.2f} s" in capsys.readouterr().out
+    monkeypatch.setattr(type(ENGINE), "slowdown", lambda *_: Slowdown(0.1, 0.1))
+    assert main(["info", str(program), "--costs", str(table)]) == 0
+    assert f"predicted on this machine: {seconds / 10:.2f} s" in capsys.readouterr().out
+
+    def no_measurement(*_: object) -> None:
+        raise BackendError("it can't be loaded")
+
+    monkeypatch.setattr(type(ENGINE), "slowdown", no_measurement)
+    assert main(["info", str(program), "--costs", str(table)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"predicted on the machine of the table ({costs.machine}): {seconds:.2f} s" in shown
 
 
-def test_tables_of_costs_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    program, bad = tmp_path / "p.olac", tmp_path / "bad.json"
-    small_program().save(program)
-    bad.write_text("{}")
-    wrong = [
-        ("does not exist", ["info", str(program), "--costs", str(tmp_path / "nothing.json")]),
-        ("isn't a cost table", ["info", str(program), "--costs", str(bad)]),
-        ("doesn't exist", ["calibrate-costs", "--output", str(tmp_path / "no" / "costs.json")]),
-        ("rings to measure", ["calibrate-costs", "--output", str(bad), "--rings", "11"]),
-        ("at least 1", ["calibrate-costs", "--output", str(bad), "--threads", "0"]),
-    ]
-    for message, arguments in wrong:
-        assert main(arguments) == 1
-        assert message in capsys.readouterr().err.lower()
-    assert bad.read_text() == "{}"
+def test_engines_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = small_program()
+    files = {name: str(tmp_path / name) for name in ("p.olac", "image.npy", "in.enc", "out.enc", "keys")}
+    program.save(files["p.olac"])
+    np.save(files["image.npy"], images())
+    secret, evaluation = str(tmp_path / "keys" / "secret.key"), str(tmp_path / "keys" / "evaluation.keys")
+    assert main(["info", files["p.olac"], "--engine", "openfhe"]) == 0
+    assert main(["keygen", files["p.olac"], files["keys"], "--engine", "openfhe"]) == 0
+    assert main(["encrypt", files["p.olac"], secret, files["image.npy"], files["in.enc"]]) == 0
+    capsys.readouterr()
+    run = ["run", files["p.olac"], evaluation, files["in.enc"], files["out.enc"]]
+    assert main([*run, "--engine", "openfhe"]) == 0
+    assert capsys.readouterr().out.startswith("predicted on this machine: ")
+    # Measuring takes memory, which is not spent if it has a limit.
+    assert main([*run, "--max-memory", "4"]) == 0
+    assert capsys.readouterr().out.startswith("predicted on the machine of the table (")
+    for arguments in (run, ["info", files["p.olac"]], ["calibrate-costs", "--output", str(tmp_path / "x")], ["demo"]):
+        with pytest.raises(SystemExit) as caught:
+            main([*arguments, "--engine", "seal"])
+        assert caught.value.code == 2 and "invalid choice: 'seal'" in capsys.readouterr().err

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from olac.system.threads import Workers, helpers, in_threads
+from olac.system import threads as module
+from olac.system.threads import Workers, cores, follow_threads, helpers, in_threads, set_threads, usable_threads
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
@@ -108,3 +114,124 @@ def test_workers_go_on_after_an_error(threads: int) -> None:
     with pytest.raises(ZeroDivisionError):
         list(workers.each(lambda i: 1 // (3 - i), range(10)))
     assert list(workers.each(lambda i: i + 1, range(10))) == list(range(1, 11))
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Afterwards this process has the threads that it had."""
+    before = usable_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+    followers = list(module._followers)
+    yield
+    module._followers[:] = followers
+    set_threads(before)
+
+
+@pytest.mark.usefixtures("unset")
+def test_one_number_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    follow_threads(told.append)
+    set_threads(3)
+    assert usable_threads() == 3 and told == [told[0], 3] and os.environ["OMP_NUM_THREADS"] == "3"
+    set_threads(None)
+    assert usable_threads() == 3 and len(told) == 2
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert usable_threads() == cores() >= 1
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert cores() == os.cpu_count()
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 2.0, "2", True])
+def test_numbers_that_cannot_be(threads: Any) -> None:
+    before = usable_threads()
+    with pytest.raises(ValueError, match="whole number"):
+        set_threads(threads)
+    assert usable_threads() == before
+
+
+def child(code: str, **environment: str | None) -> str:
+    given = {**os.environ, **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={name: value for name, value in given.items() if value is not None},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+LIBRARIES = """
+    import sys
+    import numpy
+    {first}
+    from olac.system.threads import set_threads
+    {then}
+    set_threads({threads})
+    {last}
+    import threadpoolctl
+    found = {{(l["user_api"], l["num_threads"]) for l in threadpoolctl.threadpool_info()}}
+    print(sorted(found), torch.get_num_threads() if (torch := sys.modules.get("torch")) else "")
+"""
+
+
+@pytest.mark.parametrize(
+    ("order", "threads"),
+    [
+        ("torch before olac", 1),
+        ("torch before olac", 3),
+        ("torch after", 3),
+        ("torch last", 1),  # it takes no more threads by itself than there are cores
+    ],
+)
+def test_libraries_follow(order: str, threads: int) -> None:
+    place = {"torch before olac": "first", "torch after": "then", "torch last": "last"}[order]
+    parts = {"first": "", "then": "", "last": "", "threads": str(threads), place: "import torch"}
+    out = child(LIBRARIES.format(**parts), OMP_NUM_THREADS=None)
+    assert out == f"[('blas', {threads}), ('openmp', {threads})] {threads}"
+
+
+OPENFHE = """
+    import os
+    from olac.backends.openfhe import library
+    from olac.system.threads import set_threads
+    {before}
+    openfhe = library.load()
+    {after}
+    print(library.loops(openfhe).value)
+    p = openfhe.CCParamsCKKSRNS()
+    p.SetMultiplicativeDepth(6)
+    p.SetRingDim(1 << 12)
+    p.SetSecurityLevel(openfhe.HEStd_NotSet)
+    c = openfhe.GenCryptoContext(p)
+    c.Enable(openfhe.PKE)
+    tasks = set(os.listdir("/proc/self/task"))
+    c.KeyGen()
+    print(len(set(os.listdir("/proc/self/task")) - tasks))
+"""
+
+
+@pytest.mark.encrypted
+@pytest.mark.parametrize(
+    ("before", "after", "threads"),
+    [
+        ("", "", 2),
+        ("set_threads(3)", "", 3),
+        ("", "set_threads(3)", 3),
+        ("", "set_threads(1)", 1),
+        ("import torch; torch.set_num_threads(1)", "", 2),
+        ("set_threads(1)", "set_threads(2)", 2),
+    ],
+)
+def test_openfhe_follows(before: str, after: str, threads: int) -> None:
+    out = child(OPENFHE.format(before=before, after=after), OMP_NUM_THREADS="2").split()
+    assert out[0] == str(threads)
+    if "torch" not in before:
+        assert int(out[1]) <= threads - 1
+
+
+def test_threads_sleep_at_barriers() -> None:
+    policy = "import olac, os; print(os.environ['OMP_WAIT_POLICY'])"
+    assert child(policy, OMP_WAIT_POLICY=None) == "passive"
+    assert child(policy, OMP_WAIT_POLICY="active") == "active"

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from olac.backends.vector.keys import SwitchingKey, Values
+from olac.backends.vector.key_making import NewKey
+from olac.backends.vector.keys import Limbs
+from olac.backends.vector.residues import Values
 from olac.ckks.words import Words
 
 Integers = Any
@@ -63,7 +65,18 @@ def centred(a: Integers, p: int) -> Integers:
     return (a + p // 2) % p - p // 2
 
 
-def noise_of(key: SwitchingKey, target: Integers, secret: Integers) -> list[list[Integers]]:
+class Listed:
+    """A key with all its limbs."""
+
+    def __init__(self, key: NewKey, limbs: Limbs | None = None) -> None:
+        self.form, self.seed = key.form, key.seed
+        self.a: dict[tuple[int, int], Words] = {}
+        self.b: dict[tuple[int, int], Words] = {}
+        for digit, limb, a, b in limbs or key.limbs:
+            self.a[digit, limb], self.b[digit, limb] = a, b
+
+
+def noise_of(key: Listed, target: Integers, secret: Integers) -> list[list[Integers]]:
     """For each digit and limb, the coefficients of b_g + a_g s - P s' [limb in digit g]: of the error, if it is right.
 
     Args:
@@ -74,7 +87,7 @@ def noise_of(key: SwitchingKey, target: Integers, secret: Integers) -> list[list
         limbs = []
         for limb, p in enumerate(form.primes):
             psi = root(form.length, p)
-            total = key.b(digit, limb).astype(object) + key.a(digit, limb).astype(object) * values(secret, psi, p)
+            total = key.b[digit, limb].astype(object) + key.a[digit, limb].astype(object) * values(secret, psi, p)
             if digit * form.digit_limbs <= limb < min(form.limbs, (digit + 1) * form.digit_limbs):
                 total -= form.factor * values(target, psi, p)
             limbs.append(coefficients_of(total % p, p))

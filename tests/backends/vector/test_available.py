@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 @pytest.fixture(autouse=True)
 def only_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pkgutil, "iter_modules", lambda path: [])
+    monkeypatch.setattr(pkgutil, "walk_packages", lambda path, prefix: [])
 
 
 def counted(example: Example, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -113,14 +113,20 @@ def test_progress(example: Example) -> None:
     example.fresh()
     told: list[tuple[str, int, int]] = []
     available.prepare(lambda *what: told.append(what))
-    assert told[0] == ("kernel example.products", 0, 4)
-    assert told[-1] == ("known answers", 4, 4)
+    assert [what for what, _, _ in told if what.startswith("compiling kernel ")] == [
+        f"compiling kernel example.{name}" for name in ("products", "products", "total", "scale", "twice")
+    ]
+    assert told[0] == ("loading kernels", 0, 4) and told[-1] == ("checking known answers", 4, 4)
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    example.fresh()
+    told.clear()
+    available.prepare(lambda *what: told.append(what))
+    assert told == [("loading kernels", done, 4) for done in range(4)]
 
 
 def test_without_progress_a_line_says_what_takes_so_long(example: Example) -> None:
     example.fresh()
-    with pytest.warns(UserWarning, match=r"compiling kernels for numba .* once for each user.*olac warm-up") as caught:
+    with pytest.warns(UserWarning, match=r"compiled for numba .* once for each user.*olac warm-up") as caught:
         available.prepare()
     assert len(caught) == 1
     example.fresh()

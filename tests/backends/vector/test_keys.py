@@ -8,35 +8,32 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from olac.backends.vector.key_making import KeyMaker, Secret, automorphism, automorphism_index, new_key
 from olac.backends.vector.keys import (
     KeyForm,
-    KeyMaker,
-    Secret,
-    SwitchingKey,
-    Values,
-    add,
-    automorphism,
-    automorphism_index,
+    check_security,
     encapsulation_form,
-    make_key,
-    multiply,
-    read_key,
+    key_forms,
     read_limbs,
-    subtract,
     switching_form,
+    write_key,
 )
 from olac.backends.vector.randomness import BINOMIAL_PAIRS, SIGMA, sparse_ternary
+from olac.backends.vector.residues import Values, add, multiply, subtract
+from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.candidates import longest_chains
 from olac.ckks.parameters import SPARSE_WEIGHT, Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.ckks.special import vector_special_primes
 from olac.ckks.words import Words
-from olac.errors import ArtifactError
-from tests.backends.vector.reference import Integers, ReferenceRing, coefficients_of, noise_of, product, root
+from olac.errors import ArtifactError, SecurityError
+from tests.backends.vector.reference import Integers, Listed, ReferenceRing, coefficients_of, noise_of, product, root
 
 ROOT = Path(__file__).resolve().parents[3]
 RING = ReferenceRing()
@@ -51,7 +48,7 @@ MAKER = KeyMaker(RING, PARAMETERS, SECRET)
 WHOLE = SECRET.astype(object)
 
 
-def check(key: SwitchingKey, target: Integers, secret: Integers) -> None:
+def check(key: Listed, target: Integers, secret: Integers) -> None:
     """Errors are the same modulo all limbs of a digit, others in other digits, and distributed as they should be."""
     digits = [np.array(limbs, dtype=np.int64) for limbs in noise_of(key, target, secret)]
     for limbs in digits:
@@ -66,21 +63,25 @@ def check(key: SwitchingKey, target: Integers, secret: Integers) -> None:
 
 @pytest.mark.parametrize("level", [0, 4, 5, 6, 15])
 def test_relinearisation(level: int) -> None:
-    key = MAKER.relinearisation(level)
-    assert key.form.primes == (*PARAMETERS.primes[: level + 1], *SPECIAL)
-    assert key.form.digits == len(key.masked) == {0: 1, 4: 1, 5: 1, 6: 2, 15: 3}[level]
+    form = switching_form(PARAMETERS, level)
+    key = Listed(MAKER.relinearisation(level))
+    assert key.form == form and form.primes[: level + 1] == PARAMETERS.primes[: level + 1]
+    assert form.primes[level + 1 :] == SPECIAL[: form.special]
+    assert key.form.digits == 1 + max(digit for digit, _ in key.b) == {0: 1, 4: 1, 5: 1, 6: 2, 15: 3}[level]
     check(key, product(WHOLE, WHOLE), WHOLE)
 
 
 @pytest.mark.parametrize("step", [1, 17, 511, PARAMETERS.conjugation_step])
 def test_rotations(step: int) -> None:
-    index = automorphism_index(PARAMETERS, step)
+    """From s to the secret that the automorphism takes to s."""
+    inverse = pow(automorphism_index(PARAMETERS, step), -1, 2 * PARAMETERS.ring_dimension)
     moved = np.zeros(PARAMETERS.ring_dimension, dtype=object)
     for place, coefficient in enumerate(SECRET):
-        wraps, at = divmod(place * index, PARAMETERS.ring_dimension)
+        wraps, at = divmod(place * inverse, PARAMETERS.ring_dimension)
         moved[at] += int(coefficient) * (-1) ** wraps
-    check(MAKER.rotation(step, 7), moved, WHOLE)
-    wrong = np.array(noise_of(MAKER.rotation(step, 0), WHOLE, WHOLE), dtype=np.int64)
+    key = Listed(MAKER.rotation(step, 7))
+    check(key, WHOLE, moved)
+    wrong = np.array(noise_of(key, WHOLE, WHOLE), dtype=np.int64)
     assert np.std(wrong.astype(float)) > 2.0**30
 
 
@@ -94,7 +95,8 @@ def test_indices_are_openfhes() -> None:
 
 
 def test_encapsulation() -> None:
-    into, back = MAKER.encapsulation(15)
+    into, back = map(Listed, MAKER.encapsulation(15))
+    assert back.form == switching_form(PARAMETERS, 15)
     assert into.form == encapsulation_form(PARAMETERS)
     assert into.form.primes == PARAMETERS.encapsulation_primes and into.form.limbs == into.form.digits == 1
     assert into.form.log_modulus == PARAMETERS.log_encapsulation
@@ -102,15 +104,15 @@ def test_encapsulation() -> None:
     form, limb = back.form, 6
     p = form.primes[limb]
     values = RING.transform(SECRET, (p,))[0].astype(np.int64) % p
-    total = add(back.b(1, limb), multiply(back.a(1, limb), values.astype(np.uint64), p), p)
+    total = add(back.b[1, limb], multiply(back.a[1, limb], values.astype(np.uint64), p), p)
     inverse = np.full(len(total), pow(form.factor, -1, p), dtype=np.uint64)
     error = np.array(noise_of(back, np.zeros(len(total), dtype=object), WHOLE)[1][0], dtype=object)
     sparser = coefficients_of(multiply(subtract(total, residues_of(error, p), p), inverse, p), p)
     assert np.max(np.abs(sparser)) == 1 and np.sum(np.abs(sparser)) == 32
     check(back, sparser, WHOLE)
     check(into, WHOLE, sparser)
-    others = MAKER.encapsulation(0)
-    assert np.std(np.array(noise_of(others[0], WHOLE, sparser), dtype=float)) > 2.0**30
+    other = Listed(MAKER.encapsulation(0)[0])
+    assert np.std(np.array(noise_of(other, WHOLE, sparser), dtype=float)) > 2.0**30
 
 
 def residues_of(coefficients: Integers, p: int) -> Words:
@@ -118,16 +120,14 @@ def residues_of(coefficients: Integers, p: int) -> Words:
     return found
 
 
-def parts(key: SwitchingKey) -> Iterator[bytes]:
+def parts(key: Listed) -> list[bytes]:
     """Seeds, residues of a_g and of b_g."""
-    yield key.seed
-    for digit, limb in itertools.product(range(key.form.digits), range(len(key.form.primes))):
-        yield key.a(digit, limb).tobytes()
-        yield key.b(digit, limb).tobytes()
+    return [key.seed, *(limb.tobytes() for limb in (*key.a.values(), *key.b.values()))]
 
 
 def test_no_two_keys_share_randomness() -> None:
-    keys = [MAKER.rotation(1, 7), MAKER.rotation(1, 7), MAKER.relinearisation(7), *MAKER.encapsulation(7)]
+    made = (MAKER.rotation(1, 7), MAKER.rotation(1, 7), MAKER.relinearisation(7), *MAKER.encapsulation(7))
+    keys = list(map(Listed, made))
     found = [part for key in keys for part in parts(key)]
     assert len(set(found)) == len(found)
     noise = [np.array(noise_of(key, np.zeros(1024, dtype=object), WHOLE)[1][0]) for key in keys[:3]]
@@ -136,10 +136,10 @@ def test_no_two_keys_share_randomness() -> None:
 
 FORKS = """
 import json, os
-from tests.backends.vector.test_keys import MAKER, parts
+from tests.backends.vector.test_keys import MAKER, Listed, parts
 
 def made():
-    return [part.hex() for key in (MAKER.rotation(1, 0), *MAKER.encapsulation(0)) for part in parts(key)]
+    return [part.hex() for key in (MAKER.rotation(1, 0), *MAKER.encapsulation(0)) for part in parts(Listed(key))]
 
 found = [made()]
 for _ in range(2):
@@ -169,14 +169,15 @@ def test_forked_processes_share_no_randomness() -> None:
         check=True,
     )
     found = [part for one in json.loads(done.stdout) for part in one]
-    assert len(set(found)) == len(found) == 4 * (3 + 2 * (6 + 3 + 6))
+    limbs = len(switching_form(PARAMETERS, 0).primes)
+    assert len(set(found)) == len(found) == 4 * (3 + 2 * (limbs + 3 + limbs))
 
 
 # Bytes --------------------------------------------------------------------------------------------------------------
 
 
-KEY = MAKER.rotation(3, 6)
-DATA = b"".join(KEY.blocks())
+KEY = Listed(MAKER.rotation(3, 6))
+DATA = b"".join(map(bytes, write_key(KEY.form, KEY.seed, lambda digit, limb: KEY.b[digit, limb])))
 
 
 def pieces(data: bytes, size: int) -> Iterator[memoryview]:
@@ -190,16 +191,12 @@ def pieces(data: bytes, size: int) -> Iterator[memoryview]:
 
 @pytest.mark.parametrize("size", [1000, 1 << 13, 1 << 20])
 def test_bytes(size: int) -> None:
-    assert len(DATA) == KEY.form.bytes == 32 + 2 * 1024 * (6 + 6 * 5 + 5 * 6)
-    key = read_key(KEY.form, pieces(DATA, size))
-    assert list(parts(key)) == list(parts(KEY))
-    assert b"".join(key.blocks()) == DATA
-    count = 0
-    for digit, limb, a, b in read_limbs(KEY.form, pieces(DATA, size)):
-        assert np.array_equal(a, KEY.a(digit, limb)) and np.array_equal(b, KEY.b(digit, limb))
-        assert (digit, limb) == divmod(count, len(KEY.form.primes))
-        count += 1
-    assert count == 2 * 12
+    assert {prime.bit_length() for prime in KEY.form.primes[1:]} <= set(range(37, 41))
+    assert len(DATA) == KEY.form.bytes == 32 + 2 * 1024 * (6 + (6 + KEY.form.special) * 5)
+    found = list(read_limbs(KEY.form, pieces(DATA, size)))
+    assert [(digit, limb) for digit, limb, _, _ in found] == list(KEY.a) == list(KEY.b)
+    for digit, limb, a, b in found:
+        assert np.array_equal(a, KEY.a[digit, limb]) and np.array_equal(b, KEY.b[digit, limb])
 
 
 @pytest.mark.parametrize(
@@ -215,8 +212,6 @@ def test_bytes(size: int) -> None:
 )
 def test_hostile_bytes(data: bytes, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
-        read_key(KEY.form, pieces(data, 5000))
-    with pytest.raises(ArtifactError, match=message):
         list(read_limbs(KEY.form, pieces(data, 5000)))
 
 
@@ -227,6 +222,32 @@ def test_forms() -> None:
     assert form.log_modulus == pytest.approx(sum(np.log2(form.primes)))
     sizes = [switching_form(PARAMETERS, level).bytes for level in range(16)]
     assert sizes == sorted(sizes)
+
+
+def test_keys_reach_as_far_as_they_are_used() -> None:
+    model = bootstrap_model(PARAMETERS)
+    steps = {3: 0, 5: 7, 501: 2, **dict.fromkeys(sorted(model.steps), 0)}
+    product, *rotations, into, back, conjugation = key_forms(PARAMETERS, steps, 0)
+    levels = [form.limbs - 1 for form in rotations]
+    assert levels == [max(level, model.step_levels.get(step, 0)) for step, level in steps.items()]
+    assert product == switching_form(PARAMETERS, model.product_level)
+    assert key_forms(PARAMETERS, steps, 15)[0] == switching_form(PARAMETERS, 15)
+    assert into == encapsulation_form(PARAMETERS) and back == conjugation == switching_form(PARAMETERS, 15)
+
+    plain = Parameters(10, 5, 37, 41, 2, security=0)
+    assert key_forms(plain, {3: 4}, None) == [switching_form(plain, 4)]
+    assert key_forms(plain, {3: 4}, 2) == [switching_form(plain, 2), switching_form(plain, 4)]
+
+
+def test_moduli_of_keys_are_within_the_security_bound() -> None:
+    """Over all chains that programs may get, and refused beyond it."""
+    for parameters in longest_chains():
+        check_security(parameters)
+    # Special primes of one size may be a little more than OpenFHE's.
+    beyond = Parameters(12, 7, 36, 40, 1, security=128)
+    with pytest.raises(SecurityError, match="modulus of 593 bits at ring dimension 4096, 128-bit security allows 592"):
+        check_security(beyond)
+    check_security(replace(beyond, security=0))
 
 
 # Residues -----------------------------------------------------------------------------------------------------------
@@ -262,21 +283,21 @@ def test_automorphism_is_that_of_values() -> None:
 
 
 def test_values_at_their_bounds() -> None:
-    """A transform may give the prime itself, or less than zero."""
+    """A transform may give twice the prime, and less than zero."""
 
     class Extreme:
         def transform(self, coefficients: Integers, primes: Sequence[int]) -> Values:
-            return np.array([[p, -p, 0, p - 1, 1 - p, -1, 1, 5] for p in primes], dtype=float)
+            return np.array([[p, -p, 0, p - 1, 1 - p, 2 * p - 1, -2 * p, 5] for p in primes], dtype=float)
 
     p = (1 << 37) - 25
-    assert Secret(Extreme(), np.zeros(8, dtype=np.int8)).values(p).tolist() == [0, 0, 0, p - 1, 1, p - 1, 1, 5]
+    assert Secret(Extreme(), np.zeros(8, dtype=np.int8)).values(p).tolist() == [0, 0, 0, p - 1, 1, p - 1, 0, 5]
 
 
 def test_small_form() -> None:
     """Digits of one limb, and a ring of 16."""
     form = KeyForm(16, (97, 193, 257, 641), 1, 1)
     secret = Secret(RING, sparse_ternary(16, 4))
-    key = make_key(form, RING, secret.square, secret.values)
+    key = Listed(new_key(form, RING, secret.square, secret.values))
     whole = secret.coefficients.astype(object)
     found = np.array(noise_of(key, product(whole, whole), whole), dtype=np.int64)
     assert found.shape == (3, 4, 16) and np.all(found == found[:, :1]) and np.max(np.abs(found)) <= BINOMIAL_PAIRS

@@ -1,0 +1,44 @@
+"""Residues modulo a prime below 2^50, in [0, p), as words, in numpy: exact, for keys."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from olac.ckks.words import Words
+
+Values = npt.NDArray[np.float64]
+"""Residues of a polynomial at the points of the transform, shape (limbs, N) or (N,), each less than 2p in size."""
+
+
+def multiply(a: Words, b: Words, prime: int) -> Words:
+    """a b mod p.
+
+    The quotient in float64 has three roundings of a number below 2^50, so truncated it is off by one at most. The
+    remainder modulo 2^64 is then exact, and lies within [-p, 2p).
+    """
+    quotient = (a.astype(np.float64) * b.astype(np.float64) / float(prime)).astype(np.uint64)
+    rest = (a * b - quotient * np.uint64(prime)).view(np.int64)
+    rest += (rest >> np.int64(63)) & np.int64(prime)
+    return _reduced(rest.view(np.uint64), prime)
+
+
+def add(a: Words, b: Words, prime: int) -> Words:
+    """a + b mod p."""
+    return _reduced(a + b, prime)
+
+
+def subtract(a: Words, b: Words, prime: int) -> Words:
+    """a - b mod p."""
+    return _reduced(a + (np.uint64(prime) - b), prime)
+
+
+def _reduced(a: Words, prime: int) -> Words:
+    """a mod p for a < 2p, and p below 2^63."""
+    found: Words = np.minimum(a, a - np.uint64(prime))  # one that is too small becomes huge
+    return found
+
+
+def residues(values: Values, prime: int) -> Words:
+    """Integers within [-2p, 2p) as residues."""
+    return _reduced(_reduced((values + 2.0 * prime).astype(np.uint64), 2 * prime), prime)
