@@ -6,14 +6,20 @@ The first engine is OpenFHE if it is among them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.results import Row, engine_of, value
 from olac.backends.session import DEFAULT
 from olac.system.memory import GB
 
-Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
-"""Columns, and the cells of each line."""
+
+class Cells(NamedTuple):
+    """A table: its columns, the cells of each line, and what is true of all lines."""
+
+    columns: tuple[str, ...]
+    lines: list[tuple[str, ...]]
+    caption: str = ""
+
 
 LETTERS = 8
 """Of a fingerprint that are shown."""
@@ -30,30 +36,28 @@ def engines_of(rows: Sequence[Row]) -> list[str]:
     return sorted(found, key=lambda name: name != DEFAULT)
 
 
-def primitives(rows: Sequence[Row]) -> Cells:
-    """Milliseconds of CPU and wall time, a line for each primitive and number of limbs."""
+def primitives(rows: Sequence[Row]) -> list[Cells]:
+    """Milliseconds of CPU and wall time, a line for each primitive and number of limbs, a table for each chain."""
+    return [_primitives(group) for group in _groups(rows, ("parameters", "threads"))]
+
+
+def _primitives(rows: Sequence[Row]) -> Cells:
     names = engines_of(rows)
-    ratios = [f"{name} / {names[0]}" for name in names[1:]]
-    columns = ["ring", "threads", "primitive", "limbs"]
+    columns = ["primitive", "limbs"]
     for clock in ("CPU", "wall"):
-        columns += [f"{name} {clock} ms" for name in names] + [f"{clock} {ratio}" for ratio in ratios]
+        columns += [f"{name} {clock} ms" for name in names] + [f"{clock} {name} / {names[0]}" for name in names[1:]]
     lines = []
-    for group in _groups(rows, ("parameters", "log_ring", "threads")):
-        shown = dict.fromkeys(name for row in group for name in row["cpu_seconds"])
-        for primitive in shown:
-            for limbs in sorted({row["limbs"] for row in group}, reverse=True):
-                by_engine = {
-                    engine_of(row): row for row in group if row["limbs"] == limbs and primitive in row["cpu_seconds"]
-                }
-                if not by_engine:
-                    continue
-                line = [f"2^{group[0]['log_ring']}", str(group[0]["threads"]), primitive, str(limbs)]
-                for clock in ("cpu_seconds", "wall_seconds"):
-                    found = [by_engine[name][clock][primitive] if name in by_engine else None for name in names]
-                    line += [_milliseconds(seconds) for seconds in found]
-                    line += [ratio(seconds, found[0]) for seconds in found[1:]]
-                lines.append(tuple(line))
-    return tuple(columns), lines
+    for primitive in dict.fromkeys(name for row in rows for name in row["cpu_seconds"]):
+        having = [row for row in rows if primitive in row["cpu_seconds"]]
+        for limbs in sorted({row["limbs"] for row in having}, reverse=True):
+            by_engine = {engine_of(row): row for row in having if row["limbs"] == limbs}
+            line = [primitive, str(limbs)]
+            for clock in ("cpu_seconds", "wall_seconds"):
+                found = [by_engine[name][clock][primitive] if name in by_engine else None for name in names]
+                line += [_milliseconds(seconds) for seconds in found]
+                line += [ratio(seconds, found[0]) for seconds in found[1:]]
+            lines.append(tuple(line))
+    return Cells(tuple(columns), lines, f"{rows[0]['parameters']}; {rows[0]['threads']} threads")
 
 
 def _milliseconds(seconds: float | None) -> str:
@@ -88,12 +92,12 @@ COLUMNS_PROGRAMS = (
 )
 
 
-def programs(rows: Sequence[Row]) -> Cells:
+def programs(rows: Sequence[Row]) -> list[Cells]:
     """Encrypted runs of the same network and strategy on several engines, of one program or of each engine's own.
 
     Ratios are to a run of the same program on the first engine, or if there is none, of that engine's own program.
     """
-    return COLUMNS_PROGRAMS, _compared(rows, ("model", "strategy", "images", "threads"), _program_cells)
+    return [Cells(COLUMNS_PROGRAMS, _compared(rows, ("model", "strategy", "images", "threads"), _program_cells))]
 
 
 def _program_cells(row: Row, base: Row | None) -> tuple[str, ...]:
@@ -140,9 +144,10 @@ COLUMNS_BOOTSTRAPS = (
 )
 
 
-def bootstraps(rows: Sequence[Row]) -> Cells:
+def bootstraps(rows: Sequence[Row]) -> list[Cells]:
     """Bootstraps of as many slots at the same ring and scale on several engines; levels may differ."""
-    return COLUMNS_BOOTSTRAPS, _compared(rows, ("log_ring", "bits", "log_slots", "complex", "threads"), _bootstrap)
+    same = ("log_ring", "bits", "log_slots", "complex", "threads")
+    return [Cells(COLUMNS_BOOTSTRAPS, _compared(rows, same, _bootstrap))]
 
 
 def _bootstrap(row: Row, base: Row | None) -> tuple[str, ...]:

@@ -152,12 +152,12 @@ OF_A_ROW: dict[str | None, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], 
     BOOTSTRAP: (COLUMNS_BOOTSTRAP, _bootstrap_cells),
 }
 """By kind of row: the columns of tables that have a line for each row, and the cells of one."""
-COMPARED: dict[str | None, Callable[[Sequence[Row]], Cells]] = {
+COMPARED: dict[str | None, Callable[[Sequence[Row]], list[Cells]]] = {
     ENCRYPTED: side_by_side.programs,
     BOOTSTRAP: side_by_side.bootstraps,
     PRIMITIVES: side_by_side.primitives,
 }
-"""By kind of row: a table that sets engines side by side."""
+"""By kind of row: tables that set engines side by side."""
 
 
 def _shown(kind: str | None, rows: Sequence[Row]) -> list[Cells]:
@@ -165,9 +165,9 @@ def _shown(kind: str | None, rows: Sequence[Row]) -> list[Cells]:
     found = []
     if kind in OF_A_ROW:
         columns, cells = OF_A_ROW[kind]
-        found.append((columns, [cells(row) for row in rows]))
+        found.append(Cells(columns, [cells(row) for row in rows]))
     if kind in COMPARED and (not found or len({engine_of(row) for row in rows}) > 1):
-        found.append(COMPARED[kind](rows))
+        found += COMPARED[kind](rows)
     return found
 
 
@@ -183,11 +183,17 @@ def _by_kind(rows: Iterable[Row]) -> list[tuple[str | None, list[Row]]]:
 
 
 def _rich(cells: Cells) -> Table:
-    columns, lines = cells
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, name in enumerate(columns):
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title=cells.caption or None,
+        title_justify="left",
+        title_style="",
+    )
+    for index, name in enumerate(cells.columns):
         table.add_column(name, justify="left" if name in TEXTS else "right", overflow="fold", no_wrap=index < 2)
-    for line in lines:
+    for line in cells.lines:
         table.add_row(*line)
     return table
 
@@ -199,14 +205,11 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 def _markdown(kind: str | None, rows: Sequence[Row]) -> str:
     tables = []
-    for columns, lines in _shown(kind, rows):
+    for columns, lines, caption in _shown(kind, rows):
         rule = "|".join("---" if name in TEXTS else "---:" for name in columns)
+        tables += [f"{caption}:"] if caption else []
         tables.append("\n".join([f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(x)} |" for x in lines)]))
-    if kind is None:
-        notes = _notes(rows)
-    else:
-        notes = [_note(row) for row in rows if kind in (ENCRYPTED, PREDICTED)]
-        notes += [f"{row['parameters']}." for row in rows if kind == PRIMITIVES]
+    notes = _notes(rows) if kind is None else [_note(row) for row in rows if kind in (ENCRYPTED, PREDICTED)]
     if notes:
         tables.append("\n".join(f"* {note}" for note in dict.fromkeys(notes)))
     return "\n\n".join(tables)
