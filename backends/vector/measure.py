@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-import olac
 from olac.backends.base import Ciphertext
 from olac.backends.measure import CALL_BUDGET, POOL_BYTES, Measurer, Setting, median_ratio, time_call
 from olac.backends.session import PlaintextCache
@@ -156,7 +155,7 @@ class VectorMeasurer(Measurer):
 
     def load(self) -> str:
         available.prepare()
-        return f"olac {olac.__version__}, numba {importlib.metadata.version('numba')}"
+        return f"numba {importlib.metadata.version('numba')}"
 
     def setting(self, setting: Setting, threads: int, budget: float) -> list[MeasuredRow]:
         bench = Bench(setting, FIXED, threads, budget)

@@ -227,11 +227,7 @@ def estimate(
     reach = key_levels(evaluator.uses(), evaluator.counts(), bootstraps)
     keys = reach.of(program.rotations, parameters, bootstraps)
     size = sizes(program.graph, build_weightless_kernels(program.graph), parameters, keys, encodes, levels, engine)
-    set_up_seconds = (
-        size.setup_bytes
-        / engine.plaintext_bytes(parameters, parameters.depth)
-        * evaluator.price("encode", parameters.depth)
-    )
+    set_up_seconds = bootstraps.precomputed_limbs / parameters.limbs * evaluator.price("encode", parameters.depth)
     held = current_rss_bytes()
     one_key = engine.key_bytes(parameters, parameters.depth)
     client = BARE_PROCESS_BYTES + engine.client_library_bytes(parameters) + size.key_bytes + 4 * one_key

@@ -24,6 +24,7 @@ from olac.ckks.sizes import (
     rotation_key_bytes,
 )
 from olac.ckks.special import held_key_bytes, key_primes, key_shape, vector_special_primes
+from olac.ckks.vector_bootstrapping import vector_bootstrap_model
 from olac.system.choices import require_one_of
 
 OPENFHE_BYTES = 60e6
@@ -202,7 +203,7 @@ class _Vector(EngineModel):
         return VECTOR_BYTES + 2 * plaintext_bytes(parameters.log_ring, primes)  # roots of unity, and their inverses
 
     def bootstraps(self, parameters: Parameters) -> BootstrapModel:
-        return bootstrap_model(parameters, len(vector_special_primes(parameters)))
+        return vector_bootstrap_model(parameters)
 
     def kept_plaintext_bytes(self, parameters: Parameters, level: int) -> int:
         return self.plaintext_bytes(parameters, level)

@@ -8,6 +8,7 @@ primes of the chain up to that level, and as many special primes as its largest 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -93,8 +94,13 @@ def bytes_of_high(prime: int, largest: int) -> int:
     return 1 if prime < ONE_BYTE else 2 if largest < TWO_BYTES else 4
 
 
+def held_residues_bytes(parameters: Parameters, primes: Sequence[int]) -> int:
+    """One residue modulo each of some primes of the ring, packed, in memory."""
+    largest = max(*parameters.primes, *vector_special_primes(parameters))
+    return sum(4 + bytes_of_high(prime, largest) for prime in primes)
+
+
 def held_key_bytes(parameters: Parameters, level: int) -> int:
     """A key that is used up to a level, in memory."""
-    largest = max(*parameters.primes, *vector_special_primes(parameters))
-    residues = sum(4 + bytes_of_high(prime, largest) for prime in key_primes(parameters, level))
+    residues = held_residues_bytes(parameters, key_primes(parameters, level))
     return 2 * key_shape(parameters, level).digits * residues << parameters.log_ring
