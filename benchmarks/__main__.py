@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: accuracy by strategy, encrypted runs, bootstraps, faults, and tables and plots of results."""
+"""`python -m benchmarks`: accuracy by strategy, encrypted runs, bootstraps, engines, faults, and tables of results."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import bootstraps, encrypted, security
+from benchmarks import bootstraps, encrypted, engines, security
 from benchmarks.comparison import compare
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.faults import command as faults_command
-from benchmarks.results import ResultsError, ResultsFile, markdown_table, plot, read_rows, require_plot, rich_table
+from benchmarks.results import ResultsError, ResultsFile, Row, plot, read_rows, require_plot
 from benchmarks.strategies import StrategyError, parse_strategies
+from benchmarks.tables import markdown_table, rich_tables
+from olac.backends.session import DEFAULT
 from olac.passes.choose_lowerings import kinds
 from olac.system.threads import set_threads
 
@@ -62,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     _encrypted_parser(commands.add_parser("encrypted", help="seconds, memory and errors of encrypted runs"))
 
     _bootstraps_parser(commands.add_parser("bootstraps", help="seconds, noise and memory of one bootstrap"))
+
+    _engines_parser(commands.add_parser("engines", help="primitives and a program on several engines, side by side"))
 
     estimates = commands.add_parser("security", help="what the lattice estimator says about the bounds of security")
     security.add_arguments(estimates)
@@ -122,9 +126,15 @@ def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
         "--calibration", type=_positive, default=1024, metavar="N", help="training images; default 1024"
     )
     parser.add_argument("--threads", type=_positive, metavar="T", help="threads of every process; default: all cores")
+    parser.add_argument(
+        "--engine", metavar="NAME", help="openfhe or vector; default: the one that the program is planned for"
+    )
     _add_rows(parser)
     parser.add_argument(
-        "--program", type=Path, metavar="FILE", help="the compiled program: used if it exists, else written"
+        "--program",
+        type=Path,
+        metavar="FILE",
+        help="the compiled program: used if it exists, on any engine, else planned for --engine and written",
     )
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep program, keys and ciphertexts there, for reuse")
     parser.add_argument("--force", action="store_true", help="run even if memory is too small")
@@ -137,6 +147,54 @@ def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def _bootstraps_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", default=DEFAULT, metavar="NAME", help="openfhe or vector; default openfhe")
+    _add_chain(parser)
+    parser.add_argument("--program", type=Path, metavar="FILE", help="take the parameters of a compiled program")
+    parser.add_argument("--complex", action="store_true", help="bootstrap real and imaginary parts, on openfhe")
+    parser.add_argument("--rounds", type=_positive, default=2, metavar="K", help="bootstraps; the fastest counts")
+    _add_rows(parser)
+    parser.set_defaults(run=_bootstraps)
+
+
+def _engines_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        default=[DEFAULT, "vector"],
+        metavar="NAME",
+        help="measured in turns; default openfhe vector",
+    )
+    _add_chain(parser)
+    parser.add_argument(
+        "--depth", type=_positive, metavar="L", help="a chain of L levels, without a bootstrap (--rest, --budget)"
+    )
+    parser.add_argument(
+        "--limbs",
+        nargs="+",
+        type=_positive,
+        metavar="N",
+        help="limbs of the operands; default: six numbers, which are 27 24 20 13 8 4 of 27",
+    )
+    parser.add_argument("--rounds", type=_positive, default=5, metavar="K", help="calls of each; the fastest counts")
+    parser.add_argument(
+        "--program",
+        type=Path,
+        metavar="FILE",
+        help="take the chain of a compiled program, and run it encrypted on every engine",
+    )
+    parser.add_argument("--no-primitives", action="store_true", help="run the program alone")
+    parser.add_argument("--images", type=_positive, default=1, metavar="K", help="of the program's runs; default 1")
+    parser.add_argument(
+        "--program-rounds", type=_positive, default=1, metavar="K", help="runs on each engine; the fastest counts"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the .npz files; default: $OLAC_DATA")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep keys and ciphertexts there, for reuse")
+    parser.add_argument("--force", action="store_true", help="run the program even if memory is too small")
+    _add_rows(parser)
+    parser.set_defaults(run=_engines)
+
+
+def _add_chain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ring", type=_positive, default=16, metavar="R", help="log2 of the ring dimension; default 16"
     )
@@ -156,12 +214,8 @@ def _bootstraps_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--digits", type=_positive, default=2, metavar="D", help="digits of key switching; default 2")
     parser.add_argument("--slots", type=_positive, metavar="S", help="log2 of the slots that differ; default: all")
-    parser.add_argument("--complex", action="store_true", help="bootstrap real and imaginary parts")
-    parser.add_argument("--rounds", type=_positive, default=2, metavar="K", help="bootstraps; the fastest counts")
     parser.add_argument("--threads", type=_positive, metavar="T", help="threads; default: all cores")
     parser.add_argument("--insecure", action="store_true", help="waive the check of security, for small rings")
-    _add_rows(parser)
-    parser.set_defaults(run=_bootstraps)
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -201,8 +255,7 @@ def _accuracy(options: argparse.Namespace, command: str) -> int:
     console = Console()
     measurement = Measurement(options.model, benchmark, model, training, test, options.images, options.calibration)
     rows, failed = run(measurement, strategies, results, console)
-    if rows:
-        console.print(rich_table(rows))
+    _print(rows, console)
     if rows and options.plot is not None:
         plot(results.rows, options.plot)
     return 1 if failed else 0
@@ -214,14 +267,24 @@ def _encrypted(options: argparse.Namespace, command: str) -> int:
         encrypted.run(options, command, console)
         return 0
     rows = compare(options, command, console)
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        console.print(rich_table(row for row in rows if row["kind"] == kind))
+    _print(rows, console)
     return 0 if any(not row.get("infeasible") for row in rows) else 1
 
 
 def _bootstraps(options: argparse.Namespace, command: str) -> int:
-    Console().print(rich_table([bootstraps.run(options, command)]))
+    _print([bootstraps.run(options, command)], Console())
     return 0
+
+
+def _engines(options: argparse.Namespace, command: str) -> int:
+    console = Console()
+    _print(engines.run(options, command, console), console)
+    return 0
+
+
+def _print(rows: list[Row], console: Console) -> None:
+    for table in rich_tables(rows):
+        console.print(table)
 
 
 def _security(options: argparse.Namespace, command: str) -> int:

@@ -28,6 +28,7 @@ from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.encrypted_steps import Request, Result
 from benchmarks.results import ENCRYPTED, ResultsFile, Row, machine
 from benchmarks.strategies import Strategy, StrategyError, parse_strategies
+from olac.backends.session import DEFAULT
 from olac.system.memory import GB, available_bytes
 from olac.system.threads import usable_threads
 
@@ -152,13 +153,14 @@ class Folders:
         for folder in (self.client, self.server):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def keys(self, fingerprint: str) -> Result | None:
-        """What is known of existing keys of the program; None if there are none."""
+    def keys(self, fingerprint: str, engine: str) -> Result | None:
+        """What is known of existing keys of the program for an engine; None if there are none."""
         if not ((self.client / "secret.key").is_file() and (self.server / "evaluation.keys").is_file()):
             return None
         try:
             found: Result = json.loads(self.keys_record.read_text(encoding="utf-8"))
-            return found if found.pop("fingerprint") == fingerprint else None
+            belong = found.pop("fingerprint") == fingerprint and found.pop("engine", DEFAULT) == engine
+            return found if belong else None
         except (OSError, ValueError, KeyError):
             return None
 
@@ -230,6 +232,7 @@ def request_of(
         "simulate": options.simulate,
         "threads": threads,
         "force": options.force,
+        "engine": options.engine,
     }
 
 
@@ -259,12 +262,15 @@ def _steps(request: Request, folders: Folders, reporter: Reporter) -> tuple[Resu
     client = {"client": str(folders.client)}
     server = {"server": str(folders.server)}
     facts = run_step("prepare", request | client, tell)
+    engine = facts["engine"]
+    request = request | {"engine": engine}
     if facts["compile_seconds"] is None:
         reporter.line(f"{folders.program} is there: calibration and compilation are skipped")
     else:
         facts["compile_seconds"] = round(facts["compile_seconds"], 1)
         reporter.line(f"compiled in {facts['compile_seconds']:.0f} s")
-    keys = folders.keys(facts["fingerprint"])
+    keys = folders.keys(facts["fingerprint"], engine)
+    reporter.line(f"engine {engine}, program {facts['fingerprint'][:16]} planned for {facts['planned_for']}")
     for line in prediction(facts):
         reporter.line(line)
     if not request["force"]:
@@ -272,17 +278,21 @@ def _steps(request: Request, folders: Folders, reporter: Reporter) -> tuple[Resu
     if keys is None:
         folders.keys_record.unlink(missing_ok=True)
         keys = run_step("keygen", request | client | server, tell)
-        folders.keys_record.write_text(json.dumps({**keys, "fingerprint": facts["fingerprint"]}), encoding="utf-8")
+        record = {**keys, "fingerprint": facts["fingerprint"], "engine": engine}
+        folders.keys_record.write_text(json.dumps(record), encoding="utf-8")
         reporter.line(
             f"keys: {keys['key_bytes'] / GB:.2f} GB in {keys['keygen_seconds']:.0f} s, "
             f"{keys['keygen_peak_rss_gb']:.2f} GB of memory"
         )
     else:
-        reporter.line("existing keys of this program are used; their seconds are those of making them")
+        reporter.line("existing keys of this program and engine are used; their seconds are those of making them")
     encrypted = run_step("encrypt", request | client | server, tell)
     watch = Watch(facts, request["images"], reporter)
     served = run_step("serve", request | server, watch.tell)
     decrypted = run_step("decrypt", request | client | server, tell)
+    if facts["bootstraps"]:
+        one = {"cpu": served["bootstraps_cpu_seconds"], "wall": served["kind_seconds"]["bootstrap"]}
+        served |= {f"bootstrap_{k}_seconds": round(spent / facts["bootstraps"], 3) for k, spent in one.items()}
     return facts, {**keys, **encrypted, **served, **decrypted}
 
 
@@ -308,6 +318,10 @@ def summary(row: Row) -> list[str]:
         f"largest error of a logit: {row['max_logit_error']:.2g} of {row['max_logit']:.2g}; {row['same_class']} of "
         f"{row['images']} images in the class that simulate() gives, {row['correct']} in the right one",
     ]
+    beside = f"the yardstick, an NTT of 2^16 points: {1e3 * row['ntt_cpu_seconds']:.2f} ms of CPU"
+    if "bootstrap_cpu_seconds" in row:
+        beside += f"; one bootstrap: {row['bootstrap_cpu_seconds']:.2f} s of CPU"
+    lines.append(beside)
     if "top1_simulated" in row:
         lines.append(f"simulate(): top-1 {row['top1_simulated']:.2%} on {row['simulated_images']} images")
     return lines

@@ -21,9 +21,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data import DataError, data_folder, test_set, training_set
+from benchmarks.named_engines import existing, model_of, named
 from benchmarks.strategies import AUTO, parse_strategies
+from benchmarks.yardstick import Yardstick
+from olac.ckks.engines import ENGINES
 from olac.ckks.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
+from olac.costs.table import CostTable
 from olac.errors import OlacError
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap, LinearOp, Multiply, Polynomial, PolynomialProduct, Square
@@ -71,7 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare(request: Request, emit: Emit) -> Result:
-    """Read or make the program; write the images and what `simulate` gives for them; predict."""
+    """Read or make the program; write the images and what `simulate` gives for them; predict.
+
+    The engine of the result is the one that is asked for, or else the one that the program was planned for.
+    """
     path = Path(request["program"])
     made = None
     if path.exists():
@@ -83,8 +90,10 @@ def prepare(request: Request, emit: Emit) -> Result:
         compiled.save(path)
         recipe_file(path).write_text(json.dumps(request["recipe"], indent=1) + "\n", encoding="utf-8")
     program = CompiledProgram.load(path)
-    result = {"compile_seconds": made, **_facts(program), **_predicted(program, request["threads"])}
+    engine = request["engine"] or program.engine
+    result = {"compile_seconds": made, "engine": engine, **_facts(program), **_predicted(program, request, engine)}
     if request["images"]:
+        named(engine, lambda what, done, total: emit({"say": f"{what}: {done} of {total}"}))
         result |= _expected(program, request, emit)
     return result
 
@@ -138,11 +147,16 @@ def pinned_parameters(pinned: dict[str, Any]) -> Parameters | None:
 
 
 def _compile(request: Request, emit: Emit) -> CompiledProgram:
+    engine = request["engine"]
+    if engine is not None and engine not in ENGINES:
+        raise DataError(
+            f"programs can't be planned for the engine {engine!r}, but those for others can run on it: give --program"
+        )
     # Imports here are not in the client's and the server's processes.
     try:
         from benchmarks.accuracy import Measurement, load_model
         from olac.compiler import compile as compile_model
-        from olac.options import CompileOptions
+        from olac.options import AUTO_ENGINE, CompileOptions
     except ModuleNotFoundError as error:
         raise DataError(f"models need torch ({error}): pip install 'olac[torch]'") from error
     wanted, threads = request["recipe"], request["threads"]
@@ -163,6 +177,7 @@ def _compile(request: Request, emit: Emit) -> CompiledProgram:
         parameters=parameters,
         max_memory=None if wanted["max_memory"] is None else wanted["max_memory"] * GB,
         threads=threads,
+        engine=engine or AUTO_ENGINE,
     )
     say: Callable[[str], None] = lambda line: emit({"say": line})  # noqa: E731
     return compile_model(model, measured.calibration_batches, options, progress=say)
@@ -173,6 +188,7 @@ def _facts(program: CompiledProgram) -> Result:
     parameters, report = program.parameters, program.report
     return {
         "fingerprint": program.fingerprint,
+        "planned_for": program.engine,
         "parameters": parameters.describe(),
         "ring_dimension": parameters.ring_dimension,
         "log_qp": round(parameters.log_qp, 1),
@@ -191,9 +207,11 @@ def _level(node: Node) -> int:
     return node.type.state.level
 
 
-def _predicted(program: CompiledProgram, threads: int) -> Result:
-    found = program.estimate(threads)
+def _predicted(program: CompiledProgram, request: Request, engine: str) -> Result:
+    costs = CostTable.default(model_of(existing(engine)))
+    found = program.estimate(request["threads"], costs=costs)
     return {
+        "predicted_for": costs.engine.name,
         "predicted_seconds": round(found.seconds_per_image, 2),
         "predicted_gb": round(found.server_gb, 2),
         "predicted_client_gb": round(found.client_gb, 2),
@@ -242,7 +260,7 @@ def keygen(request: Request, emit: Emit) -> Result:
 
     if request["force"]:
         vars(client)["available_bytes"] = lambda: UNLIMITED  # as asked for: the machine may swap
-    made = Client(CompiledProgram.load(request["program"]))
+    made = Client(CompiledProgram.load(request["program"]), request["engine"])
     start = time.perf_counter()
     keys = made.generate_keys(lambda done, total: emit({"say": f"making keys: {done} of {total}"}))
     seconds = time.perf_counter() - start
@@ -250,7 +268,12 @@ def keygen(request: Request, emit: Emit) -> Result:
     made.save_secret_key(Path(request["client"]) / "secret.key", overwrite=True)
     keys.save(Path(request["server"]) / "evaluation.keys")
     peak = round(peak_rss_bytes() / GB, 3)
-    return {"keygen_seconds": round(seconds, 2), "keygen_peak_rss_gb": peak, "key_bytes": keys.payload_bytes}
+    return {
+        "keygen_seconds": round(seconds, 2),
+        "keygen_peak_rss_gb": peak,
+        "key_bytes": keys.payload_bytes,
+        "held_key_bytes": keys.memory_bytes,
+    }
 
 
 def encrypt(request: Request, emit: Emit) -> Result:
@@ -258,7 +281,7 @@ def encrypt(request: Request, emit: Emit) -> Result:
     from olac.runtime import Client
 
     folder = Path(request["client"])
-    client = Client.load(CompiledProgram.load(request["program"]), folder / "secret.key")
+    client = Client.load(CompiledProgram.load(request["program"]), folder / "secret.key", request["engine"])
     start = time.perf_counter()
     images = np.load(folder / "images.npy")
     for index, image in enumerate(images):
@@ -272,7 +295,7 @@ def decrypt(request: Request, emit: Emit) -> Result:
 
     folder = Path(request["client"])
     program = CompiledProgram.load(request["program"])
-    client = Client.load(program, folder / "secret.key")
+    client = Client.load(program, folder / "secret.key", request["engine"])
     expected, labels = np.load(folder / "expected.npy"), np.load(folder / "labels.npy")
     start = time.perf_counter()
     ours = np.stack(
@@ -309,7 +332,8 @@ def serve(request: Request, emit: Emit) -> Result:
     program = CompiledProgram.load(request["program"])
     emit({"say": "loading keys"})
     start = time.perf_counter()
-    running = Server(program, EvaluationKeys.load(program, Path(request["server"]) / "evaluation.keys"))
+    keys = EvaluationKeys.load(program, Path(request["server"]) / "evaluation.keys")
+    running = Server(program, keys, engine=request["engine"])
     if program.parameters.bootstrapping is None:
         emit({"say": "encoding weights"})
         running.prepare()
@@ -317,30 +341,41 @@ def serve(request: Request, emit: Emit) -> Result:
     walls, cpus = [], []
     nodes: dict[str, float] = {}
     encodes: dict[str, float] = {}
-    before = running.encode_seconds
+    yardstick, bootstraps = Yardstick(), 0.0
+    before = cpu_before = 0.0
 
     def after(progress: Progress) -> None:
-        nonlocal before
+        nonlocal before, cpu_before, bootstraps
         spent, before = running.encode_seconds - before, running.encode_seconds
         nodes[progress.node] = nodes.get(progress.node, 0.0) + progress.seconds
         encodes[progress.node] = encodes.get(progress.node, 0.0) + spent
         emit({"image": index, "node": progress.node, "level": progress.level, "seconds": progress.seconds})
+        if isinstance(program.graph[progress.node].op, Bootstrap):
+            bootstraps += time.process_time() - cpu_before
+        yardstick.sample()
+        cpu_before = time.process_time()
 
     for index in range(request["images"]):
         given = EncryptedInput.load(program, _input(request, index))
+        yardstick.sample()
+        before, beside, beside_cpu = running.encode_seconds, yardstick.wall, yardstick.cpu
         wall, cpu = time.perf_counter(), time.process_time()
+        cpu_before = cpu
         result = running.run(given, after)
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
+        walls.append(time.perf_counter() - wall - (yardstick.wall - beside))
+        cpus.append(time.process_time() - cpu - (yardstick.cpu - beside_cpu))
         result.save(_output(request, index))
     return {
         "cpu_seconds": round(sum(cpus) / len(cpus), 3),
         "wall_seconds": round(sum(walls) / len(walls), 3),
         "wall_seconds_each": [round(seconds, 3) for seconds in walls],
+        "cpu_seconds_each": [round(seconds, 3) for seconds in cpus],
         "setup_seconds": round(setup, 2),
         "peak_rss_gb": round(peak_rss_bytes() / GB, 3),
         "node_seconds": {name: round(seconds / len(walls), 4) for name, seconds in nodes.items()},
         "kind_seconds": _by_kind(program, nodes, encodes, len(walls)),
+        "bootstraps_cpu_seconds": round(bootstraps / len(walls), 3),
+        "ntt_cpu_seconds": round(yardstick.seconds, 6),
     }
 
 

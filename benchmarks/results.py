@@ -1,4 +1,4 @@
-"""Rows of results: the JSON file that holds them, and the tables and plots made of it."""
+"""Rows of results: the JSON file that holds them, and plots of it."""
 
 from __future__ import annotations
 
@@ -6,78 +6,44 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
-from benchmarks.strategies import FAMILIES, RELU, family_of, lowering_of
-from olac.system.memory import GB
+from benchmarks.strategies import FAMILIES, RELU, family_of
+from olac.backends.session import DEFAULT
 
 Row = dict[str, Any]
 
-PACKAGES = ("olac", "numpy", "scipy", "torch", "openfhe")
+PACKAGES = ("olac", "numpy", "scipy", "torch", "openfhe", "numba")
 SAME = ("model", "strategy", "images", "calibration_images")
 """A new row replaces one that has the same values of these."""
-ENCRYPTED, PREDICTED, BOOTSTRAP = "encrypted", "predicted", "bootstrap"
-"""The `kind` of rows of encrypted runs, of predictions of them, and of bootstraps; rows of accuracy have no kind."""
-SAME_ENCRYPTED = ("model", "strategy", "images", "threads", "parameters")
-SAME_PREDICTED = ("model", "strategy", "threads", "max_memory")
-SAME_BOOTSTRAP = ("parameters", "log_slots", "complex", "threads")
+ENCRYPTED, PREDICTED, BOOTSTRAP, PRIMITIVES = "encrypted", "predicted", "bootstrap", "primitives"
+"""The `kind` of rows of encrypted runs, of predictions of them, of bootstraps, of primitives at one number of limbs.
+
+Rows of accuracy have no kind.
+"""
+SAME_ENCRYPTED = ("model", "strategy", "images", "threads", "parameters", "engine", "planned_for")
+SAME_PREDICTED = ("model", "strategy", "threads", "max_memory", "engine")
+SAME_BOOTSTRAP = ("parameters", "log_slots", "complex", "threads", "engine")
+SAME_PRIMITIVES = ("parameters", "limbs", "threads", "engine")
+SAME_OF: dict[str | None, tuple[str, ...]] = {
+    ENCRYPTED: SAME_ENCRYPTED,
+    PREDICTED: SAME_PREDICTED,
+    BOOTSTRAP: SAME_BOOTSTRAP,
+    PRIMITIVES: SAME_PRIMITIVES,
+}
+USUAL = {"engine": DEFAULT, "planned_for": DEFAULT}
+"""What rows that were written before there were other engines leave out."""
 NEEDED = {
     None: (*SAME, "top1", "total_depth", "degrees"),
     ENCRYPTED: (*SAME_ENCRYPTED, "cpu_seconds", "wall_seconds", "peak_rss_gb", "key_bytes", "bootstraps"),
     PREDICTED: (*SAME_PREDICTED, "infeasible"),
     BOOTSTRAP: (*SAME_BOOTSTRAP, "cpu_seconds", "noise", "setup_gb"),
+    PRIMITIVES: (*SAME_PRIMITIVES, "log_ring", "cpu_seconds", "wall_seconds"),
 }
-COLUMNS = ("model", "strategy", "total depth", "top-1", "agreement", "fit seconds", "degrees")
-LONG_ITEM = 20
-"""Longer strategies (plans) are shortened in tables; the notes below give them in full."""
 PLOTS = (".svg", ".png")
-COLUMNS_ENCRYPTED = (
-    "model",
-    "strategy",
-    "threads",
-    "CPU s",
-    "wall s",
-    "server GB",
-    "keys GB",
-    "bootstraps",
-    "logit error",
-    "same class",
-    "security",
-)
-COLUMNS_PREDICTED = (
-    "model",
-    "strategy",
-    "threads",
-    "activation levels",
-    "seconds",
-    "server GB",
-    "keys GB",
-    "bootstraps",
-    "ring",
-)
-COLUMNS_BOOTSTRAP = (
-    "ring",
-    "levels",
-    "bits",
-    "budget",
-    "digits",
-    "slots",
-    "threads",
-    "CPU s",
-    "wall s",
-    "predicted",
-    "noise",
-    "set-up s",
-    "GB",
-    "keys",
-)
 MARKERS = "osD^v<>PX*"
 
 
@@ -90,11 +56,21 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
     return [row for path in paths for row in _read(path)["rows"]]
 
 
+def value(row: Mapping[str, Any], name: str) -> Any:
+    """A key of a row, or what older rows leave out."""
+    return row.get(name, USUAL.get(name))
+
+
+def engine_of(row: Mapping[str, Any]) -> str:
+    """The name of the engine that a row was measured on."""
+    return str(value(row, "engine"))
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         rows = data["rows"]
-        missing = {name for row in rows for name in NEEDED[row.get("kind")] if name not in row}
+        missing = {name for row in rows for name in NEEDED[row.get("kind")] if name not in row and name not in USUAL}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultsError(f"{path} is not a file of results: {type(error).__name__}: {error}") from error
     if missing:
@@ -138,9 +114,8 @@ class ResultsFile:
 
 
 def _same(old: Row, new: Row) -> bool:
-    kind = str(new.get("kind"))
-    names = {ENCRYPTED: SAME_ENCRYPTED, PREDICTED: SAME_PREDICTED, BOOTSTRAP: SAME_BOOTSTRAP}.get(kind, SAME)
-    return old.get("kind") == new.get("kind") and all(old[name] == new[name] for name in names)
+    names = SAME_OF.get(new.get("kind"), SAME)
+    return old.get("kind") == new.get("kind") and all(value(old, name) == value(new, name) for name in names)
 
 
 def versions() -> dict[str, str]:
@@ -164,144 +139,6 @@ def machine() -> str:
     except (OSError, StopIteration, AttributeError):
         cores = os.cpu_count() or 1
     return f"{name}, {cores} cores"
-
-
-def compressed(degrees: Sequence[int]) -> str:
-    """Degrees in network order, each with how often it repeats: 3, 3, 3, 7 is `3 (3), 7 (1)`."""
-    return ", ".join(f"{degree} ({len(list(group))})" for degree, group in groupby(degrees))
-
-
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    depth, seconds = row["total_depth"], row.get("fit_seconds")
-    return (
-        str(row["model"]),
-        str(row["strategy"]),
-        "" if depth is None else str(depth),
-        f"{row['top1']:.2%}",
-        f"{row['agreement']:.2%}" if "agreement" in row else "",
-        "" if seconds is None else f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}",
-        compressed(row["degrees"]),
-    )
-
-
-def rich_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """A table of rows for a terminal; all rows are of one kind."""
-    given = list(rows)
-    columns, cells = SHOWN[given[0].get("kind") if given else None]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if _is_text(name) else "right", overflow="fold", no_wrap=index < 2)
-    for row in given:
-        table.add_row(*cells(row))
-    return table
-
-
-def _is_text(column: str) -> bool:
-    return column in ("model", "strategy", "degrees")
-
-
-def _encrypted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    error = f"{row['max_logit_error']:.1e}" if "max_logit_error" in row else ""
-    security = "none" if "NOT SECURE" in row["parameters"] else f"{row['security_bits']:.0f} bits"
-    return (
-        str(row["model"]),
-        _short(row["strategy"]),
-        str(row["threads"]),
-        f"{row['cpu_seconds']:.1f}",
-        f"{row['wall_seconds']:.1f}",
-        f"{row['peak_rss_gb']:.2f}",
-        f"{row['key_bytes'] / GB:.2f}",
-        str(row["bootstraps"]),
-        error,
-        f"{row['same_class']} of {row['images']}" if "same_class" in row else "",
-        security,
-    )
-
-
-def _predicted_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    start = (str(row["model"]), _short(row["strategy"]), str(row["threads"]))
-    if row["infeasible"] is not None:
-        return (*start, *[""] * 5, "infeasible")
-    return (
-        *start,
-        str(sum(row["depths"])),
-        f"{row['predicted_seconds']:.0f}",
-        f"{row['predicted_gb']:.2f}",
-        f"{row['predicted_key_bytes'] / GB:.2f}",
-        str(row["bootstraps"]),
-        f"2^{row['ring_dimension'].bit_length() - 1}",
-    )
-
-
-def _bootstrap_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        f"2^{row['log_ring']}",
-        str(row["levels"]),
-        "/".join(map(str, row["bits"])),
-        "+".join(map(str, row["budget"])),
-        str(row["digits"]),
-        f"2^{row['log_slots']}" + (" complex" if row["complex"] else ""),
-        str(row["threads"]),
-        f"{row['cpu_seconds']:.2f}",
-        f"{row['wall_seconds']:.2f}",
-        f"{row['predicted_seconds']:.2f}",
-        f"{row['noise']:.1e}",
-        f"{row['setup_seconds']:.1f}",
-        f"{row['setup_gb']:.2f}",
-        f"{row['keys']} in {row['keygen_seconds']:.0f} s",
-    )
-
-
-def _short(strategy: str) -> str:
-    lowering = lowering_of(strategy)
-    return strategy if len(strategy) - len(lowering) <= LONG_ITEM else f"{family_of(strategy)}:...{lowering}"
-
-
-SHOWN: dict[str | None, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[str, ...]]]] = {
-    None: (COLUMNS, _cells),
-    ENCRYPTED: (COLUMNS_ENCRYPTED, _encrypted_cells),
-    PREDICTED: (COLUMNS_PREDICTED, _predicted_cells),
-    BOOTSTRAP: (COLUMNS_BOOTSTRAP, _bootstrap_cells),
-}
-"""By kind of row: the columns of tables and the cells of a row."""
-
-
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown, a table for each kind, with notes below about what rows share."""
-    kinds = list(dict.fromkeys(row.get("kind") for row in rows)) or [None]
-    return "\n\n".join(_markdown(kind, [row for row in rows if row.get("kind") == kind]) for kind in kinds)
-
-
-def _markdown(kind: str | None, rows: Sequence[Mapping[str, Any]]) -> str:
-    columns, cells = SHOWN[kind]
-    lines = [f"| {' | '.join(columns)} |", f"|{'|'.join('---' if _is_text(c) else '---:' for c in columns)}|"]
-    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
-    notes = _notes(rows) if kind is None else [_note(row) for row in rows if kind != BOOTSTRAP]
-    return "\n".join([*lines, *(["", *(f"* {note}" for note in dict.fromkeys(notes))] if notes else [])])
-
-
-def _note(row: Mapping[str, Any]) -> str:
-    what = row.get("infeasible") or row["parameters"]
-    if row.get("not_run"):
-        what = f"{what}. Not run: {row['not_run']}"
-    return f"{row['model']}, {row['strategy']}: {' '.join(what.split()).removesuffix('.')}."
-
-
-def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Notes about what rows of accuracy share, and about what is wrong with some."""
-    notes: dict[str, None] = {}  # each once, in order
-    if any(row["degrees"] for row in rows):
-        notes["Degrees in network order: 3 (19) are 19 activations of degree 3."] = None
-    for row in rows:
-        if "plaintext_top1" in row:
-            note = f"{row['model']}: {row['plaintext_top1']:.2%} with its own activations"
-            notes[f"{note}, {row['images']} test images, {row['calibration_images']} for calibration."] = None
-    notes |= {
-        f"{row['model']}, {row['strategy']}: {row['wrecked']} images with outputs out of all bounds.": None
-        for row in rows
-        if row.get("wrecked")
-    }
-    return list(notes)
 
 
 def require_plot(output: Path) -> None:

@@ -435,14 +435,13 @@ def _shown() -> Iterator[tuple[Callable[[Progress], None], Preparing]]:
 
 def _preparing(console: Console, status: Status) -> Preparing:
     """Shows what an engine does to get ready: in the line that changes, or a line for each new thing on stderr."""
-    last = ""
+    shown: set[str] = set()
 
     def show(what: str, done: int, total: int) -> None:
-        nonlocal last
         if console.is_terminal:
             status.update(Text(f"{what} ({done} of {total})"))
-        elif what != last:
-            last = what
+        elif what not in shown:
+            shown.add(what)
             with suppress(OSError):
                 print(what, file=sys.stderr, flush=True)
 

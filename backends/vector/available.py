@@ -92,6 +92,8 @@ def _prepare(progress: Progress | None) -> str:
             progress(what, done, len(kernels))
 
     def announce(name: str) -> None:
+        if store.compiled == before + 1:
+            tell(f"compiling kernels for {store.purpose()}")
         tell(f"compiling kernel {name.removeprefix(f'{vector.__name__}.')}")
         if progress is None and store.compiled == before + 1:
             warnings.warn(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.results import compressed
+from benchmarks.tables import compressed
 
 
 def row(strategy: str, depth: int | None, top1: float, degrees: list[int], **more: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from olac.backends.openfhe.session import ENGINE
 from olac.cli import main
 from olac.costs.table import CostTable
 from olac.errors import BackendError
+from olac.system.threads import set_threads, usable_threads
 from tests.runtime.small_program import images, small_program
 
 # The program is insecure by its parameters, and says so whenever it is loaded.
@@ -20,7 +21,7 @@ pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore::UserWar
 
 
 def test_from_keys_to_a_decrypted_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    program = small_program()
+    program, before = small_program(), usable_threads()
     files = {name: str(tmp_path / name) for name in ("p.olac", "image.npy", "in.enc", "out.enc", "out.npy", "keys")}
     program.save(files["p.olac"])
     image = np.random.default_rng(0).uniform(-0.5, 0.5, size=program.input_shape)
@@ -45,7 +46,13 @@ def test_from_keys_to_a_decrypted_result(tmp_path: Path, capsys: pytest.CaptureF
     told = capsys.readouterr().err
     assert "channels 0, 1 of the input" in told and "--force" in told and "123" not in told
     assert main([*far, "--force"]) == 0 and (tmp_path / "far.enc").exists()
-    assert main(["run", files["p.olac"], evaluation, files["in.enc"], files["out.enc"]]) == 0
+    for wrong_number in ("0", "1.5", "-1", "x", "1025"):
+        with pytest.raises(SystemExit) as caught:
+            main(["run", files["p.olac"], evaluation, files["in.enc"], files["out.enc"], "--threads", wrong_number])
+        assert caught.value.code == 2 and "--threads" in capsys.readouterr().err
+    assert main(["run", files["p.olac"], evaluation, files["in.enc"], files["out.enc"], "--threads", "3"]) == 0
+    assert usable_threads() == 3
+    set_threads(before)
     assert main(["decrypt", files["p.olac"], secret, files["out.enc"], files["out.npy"]]) == 0
     expected = program.simulate(image)
     assert np.max(np.abs(np.load(files["out.npy"]) - expected)) < 1e-2

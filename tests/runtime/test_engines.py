@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 import olac.backends
+from olac.backends.openfhe import library
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.session import ENGINE as OPENFHE
-from olac.backends.session import Engine, find_engine
+from olac.backends.session import Engine, Preparing, available_engine, find_engine
 from olac.backends.vector.session import ENGINE as VECTOR
 from olac.errors import ArtifactError, BackendError
 from olac.program.program import CompiledProgram
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server, envelope
+from olac.system.threads import set_threads, usable_threads
 from tests.backends.plain_engine import ENGINE as PLAIN
 from tests.backends.plain_engine import PlainEvaluator
 from tests.runtime.small_program import ERROR, images, small_program
@@ -196,3 +198,40 @@ def test_a_refusal_names_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OpenFHEEvaluator, "_rescale", refuse)
     with pytest.raises(BackendError, match="the plain engine refused an operation of the program: no"):
         server.run(client.encrypt(images()))
+
+
+def test_an_engine_that_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Preparing | None] = []
+
+    def unavailable(self: Engine, preparing: Preparing | None = None) -> str:
+        asked.append(preparing)
+        return "" if len(asked) == 1 else "it was sold out"
+
+    monkeypatch.setattr(type(PLAIN), "unavailable", unavailable)
+
+    def preparing(what: str, done: int, total: int) -> None:
+        pass
+
+    keys = Client(program(), engine=PLAIN).generate_keys()
+    Server(program(), keys, preparing=preparing)
+    assert asked == [preparing]
+    with pytest.raises(BackendError, match="can't be used here: it was sold out"):
+        Server(program(), keys)
+    with pytest.warns(UserWarning, match="OpenFHE is used, as .* can't be: it was sold out"):
+        assert available_engine(PLAIN) is OPENFHE
+
+
+def test_a_server_sets_the_threads_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = usable_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+    keys = Client(program()).generate_keys()
+    try:
+        Server(program(), keys, threads=3)
+        found = library.loops(library.load())
+        assert usable_threads() == 3 and found is not None and found.value == 3
+        Server(program(), keys)
+        assert usable_threads() == 3
+        with pytest.raises(ValueError, match="threads 0"):
+            Server(program(), keys, threads=0)
+    finally:
+        set_threads(before)

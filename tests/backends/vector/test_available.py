@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 
+from olac.backends.session import PlaintextCache, available_engine, find_engine
 from olac.backends.vector import available, compiled
+from olac.backends.vector.keyset import VectorKeys
+from olac.ckks.parameters import Parameters
+from olac.ckks.primes import FIXED
+from olac.cli import main
 from olac.errors import BackendError
 from tests.backends.vector.example import NAME, Example
 
@@ -118,10 +123,47 @@ def test_progress(example: Example) -> None:
     ]
     assert told[0] == ("loading kernels", 0, 4) and told[-1] == ("checking known answers", 4, 4)
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert told[1] == (f"compiling kernels for {compiled.store().purpose()}", 0, 4)
     example.fresh()
     told.clear()
     available.prepare(lambda *what: told.append(what))
     assert told == [("loading kernels", done, 4) for done in range(4)]
+
+
+def test_the_command_line(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
+    example.fresh()
+    assert main(["warm-up"]) == 0
+    shown = capsys.readouterr()
+    assert "compiling kernels for numba" in shown.err and "compiling kernel example.total\n" in shown.err
+    assert "the vector engine is ready (" in shown.out
+    example.fresh()
+    assert main(["warm-up"]) == 0
+    assert capsys.readouterr().err == "loading kernels\n"
+    example.edit("a == 13.0", "a == 14.0")
+    example.fresh()
+    assert main(["warm-up"]) == 1
+    assert "give wrong results on this machine" in capsys.readouterr().err
+
+
+def test_the_engine_that_is_not_available(example: Example) -> None:
+    example.edit("a == 13.0", "a == 14.0")
+    example.fresh()
+    with pytest.warns(UserWarning, match="OpenFHE is used, as the vector engine can't be: its kernels .* wrong"):
+        assert available_engine("vector", quiet) is find_engine("openfhe")
+    parameters = Parameters(10, 2, 37, 50, 2, FIXED, security=0)
+    engine, nothing = find_engine("vector"), PlaintextCache(0)
+    keys = VectorKeys(parameters, "")
+    for use in (
+        lambda: engine.client(parameters, "id"),
+        lambda: engine.install_keys(parameters, {}, None, lambda place: iter(())),
+        lambda: engine.server(parameters, keys, {}, nothing),
+    ):
+        with pytest.raises(BackendError, match="vector engine is not available: its kernels"):
+            use()
+    example.edit("a == 14.0", "a == 13.0")
+    example.fresh()
+    assert available_engine("vector", quiet) is engine
+    assert available_engine("openfhe") is find_engine("openfhe") and not find_engine("openfhe").unavailable()
 
 
 def test_without_progress_a_line_says_what_takes_so_long(example: Example) -> None:
