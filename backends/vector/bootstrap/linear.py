@@ -30,7 +30,7 @@ def _sums(primes: list[int]) -> tuple[int, Array]:
     terms = MOST_TERMS
     while True:
         try:
-            return terms, np.array([magic_of(terms * (p * 6 // 10 + 1) * (p // 2 + 1), terms, p) for p in primes])
+            return terms, np.array([magic_of(terms * (p * 6 // 10 + 1) * (p // 2), terms, p) for p in primes])
         except OverflowError:
             terms //= 2  # at least 4 for primes of 50 bits
 
@@ -204,7 +204,7 @@ class EncodedLevel:
             k.polynomials,
             k.factors,
             k.specials,
-            r.inner_starts(count + 1)[plain.ids],
+            r.inner_starts(count, 1)[plain.ids],
             plain.which,
             plain.counts,
             self._plain_low,
