@@ -18,9 +18,10 @@ Bounds. Let `largest` be the largest sum of the sizes of the products, n their n
   sums are integers of at most n 2^(s-1) + 2 p + 1, and exact, as `magic_of` checks n 2^(s-1) + 2 p < 2^53. `reduced`
   makes at most p / 2 + u 2^53 = p / 2 + 1 of it, as p is above 2^3.
 
-So what fits modulo any prime below 2^50 is eight products of two centred residues (`GROUP`), or six if one of the
-twelve residues is at most 1.1 p instead; and modulo primes below 2^46 nine products of at most 13 p times p / 2. (At 50
-bits it is the rests that allow no more, at 46 bits the quotient.)
+So what fits modulo any prime below 2^50 is eight products of two centred residues and a ninth of one with an integer
+of at most 8, or six products if one of the twelve residues is at most 1.1 p instead; and modulo primes below 2^46 nine
+products of at most 13 p times p / 2, or 120 of 0.55 p times p / 2. (At 50 bits it is the rests that allow no more, at
+46 bits the quotient.)
 """
 
 from __future__ import annotations
@@ -143,8 +144,9 @@ def overshoots(
 ) -> None:
     """out[k] = the integer next to the sum over i < terms of y[at + stride i + k] quotients[i], for k < count.
 
-    Each y is at most 0.7 p in size and each quotient 1 / p, so the sum has an error below terms^2 2^-53. Where it is as
-    near to a half as that, either integer is right: the residue is then half of the product, in size.
+    Each y is at most 0.55 p in size and each quotient is 1 / p, rounded, so two terms or more have a sum with an error
+    below terms^2 2^-53, and the integer is at most the number of terms. Where the sum is as near to a half as its
+    error, either integer is right: the residue is then half of the product, in size.
     """
     wide()
     magic, zero = splat(MAGIC), splat(0.0)

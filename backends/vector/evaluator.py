@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from olac.errors import MissingKeyError
 from olac.ir.types import CipherState
 from olac.system.arrays import Index, Order
 
+if TYPE_CHECKING:
+    from olac.backends.vector.bootstrap.circuit import Bootstrap
+
 NO_ORDER: Order = np.zeros(1, dtype=np.int32)
 
 
@@ -39,6 +42,9 @@ class KeyRing(Protocol):
 
     def relinearisation(self) -> PackedKey:
         """The key from s^2 to s."""
+
+    def bootstraps(self, team: Team) -> Bootstrap:
+        """Bootstraps with these keys; at the first call the team makes their plaintexts."""
 
 
 class Digits:
@@ -623,4 +629,4 @@ class VectorEvaluator(Evaluator[Any, Any]):
     # Bootstraps ------------------------------------------------------------------------------------------------------
 
     def _bootstrap(self, a: Residues, state: CipherState) -> Residues:
-        raise NotImplementedError
+        return self.keys.bootstraps(self.team).run(self, self.settled(a), state)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 
 from olac.backends.session import Piece
+from olac.backends.vector.bootstrap.circuit import Bootstrap
 from olac.backends.vector.keys import KeyForm, Limbs, write_key
 from olac.backends.vector.packed import PackedKey
 from olac.backends.vector.residues import residues
 from olac.backends.vector.ring import Ring
+from olac.backends.vector.team import Team
 from olac.ckks.parameters import Parameters
 from olac.ckks.special import KeyShape
 from olac.ckks.words import Words
@@ -31,7 +34,8 @@ def packed_key(ring: Ring, form: KeyForm, limbs: Limbs, seed: bytes = b"") -> Pa
 
 def _centred(words: Words, prime: int) -> Array:
     values = words.astype(np.float64)
-    return np.where(values > prime / 2, values - prime, values)
+    values -= float(prime) * (values > prime / 2)
+    return values
 
 
 def _residues_of(form: KeyForm, key: PackedKey, digit: int, limb: int) -> Words:
@@ -56,6 +60,8 @@ class VectorKeys:
         self.rotations: dict[int, PackedKey] = {}
         self.into_sparse: PackedKey | None = None
         self.from_sparse: PackedKey | None = None
+        self._bootstraps: Bootstrap | None = None
+        self._lock = threading.Lock()
 
     def add(self, place: int | str, form: KeyForm, key: PackedKey) -> None:
         """Add a key of a rotation step, or that which is called "relinearise", "into_sparse" or "from_sparse"."""
@@ -75,6 +81,13 @@ class VectorKeys:
         if step not in self.rotations:
             raise MissingKeyError(f"there is no key for rotation step {step}")
         return self.rotations[step]
+
+    def bootstraps(self, team: Team) -> Bootstrap:
+        """Bootstraps with these keys; at the first call the team makes their plaintexts, which all share."""
+        with self._lock:
+            if self._bootstraps is None:
+                self._bootstraps = Bootstrap(self.parameters, self, team)
+            return self._bootstraps
 
     def relinearisation(self) -> PackedKey:
         """The relinearisation key."""

@@ -29,6 +29,7 @@ from olac.backends.session import (
     Session,
 )
 from olac.backends.vector.available import prepare, why_unavailable
+from olac.backends.vector.bootstrap.circuit import Bootstrap
 from olac.backends.vector.buffers import Buffers
 from olac.backends.vector.ciphertext import Residues
 from olac.backends.vector.evaluator import VectorEvaluator
@@ -164,15 +165,9 @@ class _Pages(KeyStore):
         """The relinearisation key, which is never paged."""
         return self._keys.relinearisation()
 
-    @property
-    def into_sparse(self) -> PackedKey | None:
-        """Never paged."""
-        return self._keys.into_sparse
-
-    @property
-    def from_sparse(self) -> PackedKey | None:
-        """Never paged."""
-        return self._keys.from_sparse
+    def bootstraps(self, team: Team) -> Bootstrap:
+        """Bootstraps, whose keys are never paged."""
+        return self._keys.bootstraps(team)
 
     def put(self, step: int, blocks: Iterable[Piece]) -> None:
         form = self._forms[step]
@@ -202,6 +197,8 @@ class VectorServer(_Marked, ServerSession):
         self._found = keys if pages is None else _Pages(keys.parameters, keys, steps, pages)
         self._team = Team(usable_threads())
         self.evaluator = self.uncached(cache)
+        if self._parameters.bootstrapping is not None:
+            keys.bootstraps(self._team)
 
     def uncached(self, cache: PlaintextCache | None = None) -> VectorEvaluator:
         return VectorEvaluator(self._parameters, self._found, self._steps, cache, self._team, self._own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from olac.backends.openfhe import library
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.session import ENGINE as OPENFHE
 from olac.backends.session import Engine, Preparing, available_engine, find_engine
+from olac.backends.vector.session import ENGINE as VECTOR
 from olac.errors import ArtifactError, BackendError
 from olac.program.program import CompiledProgram
-from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server
+from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server, envelope
 from olac.system.threads import set_threads, usable_threads
 from tests.backends.plain_engine import ENGINE as PLAIN
 from tests.backends.plain_engine import PlainEvaluator
@@ -94,6 +96,79 @@ def test_engines_read_each_others_words(first: Engine, second: Engine) -> None:
     both = Server(program(), received, engine=first)
     assert right(client, both.run(EncryptedInput.from_bytes(program(), given.to_bytes())))
     assert right(client, server.run(given))
+
+
+def test_keys_know_the_engine_that_they_are_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Live, as bytes, as files, and with keys of different sizes that are read as they are needed."""
+    client = Client(program(), engine=VECTOR)
+    keys = client.generate_keys()
+    given = client.encrypt(images())
+    answer = Server(program(), keys).run(given)
+    assert right(client, answer)
+    keys.save(tmp_path / "evaluation.keys")
+    loaded = EvaluationKeys.load(program(), tmp_path / "evaluation.keys")
+    assert loaded.for_engine == keys.for_engine == "vector" and loaded.header is not None
+    assert loaded.header.fields["engine"] == "vector" and loaded.to_bytes() == keys.to_bytes()
+    assert len(set(loaded.sizes)) > 1 and loaded.payload_bytes == sum(loaded.sizes)
+    assert (tmp_path / "evaluation.keys").stat().st_size < loaded.payload_bytes + 2000
+    assert loaded.memory_bytes > 1.5 * loaded.payload_bytes
+    server = Server(program(), loaded)
+    assert server._engine is VECTOR and right(client, server.run(given))
+
+    def two_at_a_time(self: Server, keys: EvaluationKeys, max_memory: float | None) -> tuple[float, int]:
+        self._predicted = dict.fromkeys((node.id for node in program().graph.nodes), 0.0)
+        return 0.0, 2
+
+    monkeypatch.setattr(Server, "_check_memory", two_at_a_time)
+    paged = Server(program(), loaded)
+    assert paged.run(given).to_bytes() == answer.to_bytes()
+    assert paged.pages is not None and paged.pages.evictions > 0
+
+
+def test_keys_of_another_engine_are_refused(tmp_path: Path) -> None:
+    """With what to do instead."""
+    client = Client(program(), engine=VECTOR)
+    keys = client.generate_keys()
+    path = tmp_path / "evaluation.keys"
+    keys.save(path)
+    for given, where in ((keys, ""), (EvaluationKeys.load(program(), path), f" in {path}")):
+        for engine in (OPENFHE, "openfhe", PLAIN):
+            with pytest.raises(ArtifactError) as caught:
+                Server(program(), given, engine=engine)
+            assert str(caught.value) == (
+                f"the evaluation keys{where} were made for the engine 'vector', and {find_engine(engine).title} can't "
+                "use them. Use them with engine='vector', or make keys for "
+                f"{find_engine(engine).title}: Client(program, engine='openfhe').generate_keys()."
+            )
+            with pytest.raises(ArtifactError, match="were made for the engine 'vector'"):
+                given.install(engine=engine)
+    old = EvaluationKeys.from_bytes(program(), Client(program()).generate_keys().to_bytes())
+    assert old.for_engine == "openfhe" and old.header is not None and "engine" not in old.header.fields
+    with pytest.raises(ArtifactError, match=r"were made for the engine 'openfhe', and .* engine='vector'"):
+        Server(program(), old, engine="vector")
+
+
+@pytest.mark.parametrize(
+    "name", ["third", "openfhe.key_maps", "../vector", "", None, 7, ["vector"], "simulator", "x" * 99]
+)
+def test_key_files_of_unknown_engines(name: object) -> None:
+    data = Client(program()).generate_keys().to_bytes()
+    _, _, _, size, payload = envelope.PREFIX.unpack(data[: envelope.PREFIX.size])
+    start = envelope.PREFIX.size + size
+    fields = json.loads(data[envelope.PREFIX.size : start])
+
+    def named(engine: object) -> bytes:
+        parts = [data[start : start + payload]]
+        return b"".join(
+            envelope.frame(envelope.EVALUATION_KEYS, program(), {**fields, "engine": engine}, parts, payload)
+        )
+
+    with pytest.raises(ArtifactError, match="which this version of olac does not have") as caught:
+        EvaluationKeys.from_bytes(program(), named(name))
+    assert len(str(caught.value)) < 300
+    assert EvaluationKeys.from_bytes(program(), named("openfhe")).for_engine == "openfhe"
+    with pytest.raises(ArtifactError, match=r"the payload has \d+ bytes, expected"):
+        EvaluationKeys.from_bytes(program(), named("vector"))
 
 
 def test_engines_are_found_by_the_name_of_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ cosine whose scale is the canonical one times this factor. Read at the canonical
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeVar
@@ -90,20 +91,22 @@ class SinePlan:
         """Combinations with products, each of which takes a key switch."""
         return sum(bool(one.products) for one in self.combinations)
 
-    def last_uses(self) -> dict[int, int]:
-        """Each value and the combination (counted from 0) after which it is not needed."""
+    def run(self, operand: C, combine: Callable[[Combination, Mapping[int, C]], C]) -> C:
+        """Compute all values; `combine` gets one combination and the values that are still needed, by their numbers."""
+        values, last = {0: operand}, self._last_uses()
+        for place, one in enumerate(self.combinations, 1):
+            values[place] = combine(one, values)
+            for value in [value for value in values if last.get(value) == place]:
+                del values[value]
+        return values[len(self.combinations)]
+
+    def _last_uses(self) -> dict[int, int]:
+        """For each value the last one that is computed from it."""
         found = {}
-        for place, one in enumerate(self.combinations):
-            for value in (*(value for pair in one.products for value in pair), *(value for value, _ in one.terms)):
+        for place, one in enumerate(self.combinations, 1):
+            for value in (*itertools.chain(*one.products), *(value for value, _ in one.terms)):
                 found[value] = place
         return found
-
-    def run(self, operand: C, combine: Callable[[Combination, Sequence[C]], C]) -> C:
-        """Compute all values; `combine` gets one combination and the values of all before it."""
-        values: list[C] = [operand]
-        for one in self.combinations:
-            values.append(combine(one, values))
-        return values[-1]
 
 
 def half_width() -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +86,7 @@ def compute(parameters: Parameters, angles: Array, noise: float, seed: int) -> A
     plan = plan_sine(parameters)
     rng = np.random.default_rng(seed)
 
-    def combine(one: Combination, values: Sequence[Array]) -> Array:
+    def combine(one: Combination, values: Mapping[int, Array]) -> Array:
         total = np.full(len(angles), float(one.constant))
         for a, b in one.products:
             total = total + one.factor * values[a] * values[b]
@@ -131,9 +131,15 @@ def test_the_plan_keeps_levels_and_scales(parameters: Parameters) -> None:
         assert all(states[value][0] > one.level for value, _ in one.terms)
         assert all(abs(factor) < 2**63 for _, factor in one.terms)
         states.append((one.level, one.scale))
-    uses = plan.last_uses()
-    assert set(uses) == set(range(len(plan.combinations)))  # nothing is computed in vain
-    assert uses[len(plan.combinations) - 1] == len(plan.combinations) - 1
+    used = {value for one in plan.combinations for pair in (*one.products, *((v,) for v, _ in one.terms)) for value in pair}
+    assert used == set(range(len(plan.combinations)))  # nothing is computed in vain
+
+
+def test_values_are_let_go_as_soon_as_nothing_needs_them() -> None:
+    plan = plan_sine(chain(37))
+    held = []
+    plan.run(0, lambda one, values: held.append(len(values)) or len(values))
+    assert max(held) <= len(plan.combinations) - 4
 
 
 def test_the_error_is_small_beside_the_noise() -> None:

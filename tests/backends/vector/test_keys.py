@@ -208,7 +208,8 @@ def test_bytes(size: int) -> None:
         (DATA[:32] + b"\xff" * 6 + DATA[38:], "not less than their prime"),
         (DATA[:-6] + b"\xff" * 6, "not less than their prime"),
         (DATA[:32] + bytes(6 * 1024) + DATA[32 + 6 * 1024 :], "not uniform"),
-    ],    ids=["a byte early", "short", "long", "first", "last", "zeros"],
+    ],
+    ids=["a byte early", "short", "long", "first", "last", "zeros"],
 )
 def test_hostile_bytes(data: bytes, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):

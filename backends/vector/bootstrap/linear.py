@@ -1,0 +1,234 @@
+"""One level of a transform on ciphertexts: its plaintexts, packed, and how it is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from olac.backends.vector.bootstrap.kernels import FOUR_BYTES, MISSING, ONE_BYTE, TWO_BYTES, multiply_rotations
+from olac.backends.vector.bootstrap.transforms import LinearLevel
+from olac.backends.vector.ciphertext import Residues
+from olac.backends.vector.conversion import magic_of
+from olac.backends.vector.encoding import coefficients
+from olac.backends.vector.evaluator import NO_ORDER, VectorEvaluator
+from olac.backends.vector.packed import PackedKey, split
+from olac.backends.vector.ring import Ring
+from olac.backends.vector.team import Team
+from olac.errors import MissingKeyError
+from olac.system.arrays import Array, Index
+
+BITS_OF_KINDS = ((ONE_BYTE, 255 << 32, np.int8), (TWO_BYTES, 65535 << 32, np.int16), (FOUR_BYTES, 1 << 63, np.int32))
+"""Kinds of high parts, the primes below which they are enough, and their types."""
+MOST_TERMS = 32
+"""Most products in a sum that is not reduced."""
+
+
+def _sums(primes: list[int]) -> tuple[int, Array]:
+    """How many products of a rotation and a plaintext may be summed, and what sums modulo each prime start with."""
+    terms = MOST_TERMS
+    while True:
+        try:
+            return terms, np.array([magic_of(terms * (p * 6 // 10 + 1) * (p // 2 + 1), terms, p) for p in primes])
+        except OverflowError:
+            terms //= 2  # at least 4 for primes of 50 bits
+
+
+class Plaintexts:
+    """Plaintexts modulo Q P whose slots have a short period, packed.
+
+    Args:
+        ring: of the engine.
+        limbs, specials: primes.
+        level: whose diagonals are encoded.
+        scale: of the plaintexts.
+        team: makes them.
+
+    Attributes:
+        repeat: 2^repeat rows of eight values after one another are the same, and are stored once.
+        lows, highs: for each limb (panels, plaintexts, values of a panel); kinds are those of the highs.
+        which, counts: for each giant step its baby steps, shape (giants, babies), and how many they are.
+    """
+
+    def __init__(
+        self, ring: Ring, limbs: int, specials: int, level: LinearLevel, scale: float, team: Team | None = None
+    ) -> None:
+        self.limbs, self.specials = limbs, specials
+        self.ids = ring.ids(limbs, specials)
+        slots = ring.N // 2
+        self.repeat = min((slots // level.period).bit_length(), ring.C.bit_length()) - 1
+        present = [[baby for baby, one in enumerate(block) if one is not None] for block in level.blocks]
+        self.counts: Index = np.array([len(one) for one in present], dtype=np.int64)
+        self.which: Index = np.zeros((len(present), max(self.counts)), dtype=np.int64)
+        panels, rows = ring.R // 8, ring.C >> self.repeat
+        shape = panels, int(self.counts.sum()), 8 * rows
+        self.lows = [np.empty(shape, dtype=np.int32) for _ in self.ids]
+        kinds = [next(one for one in BITS_OF_KINDS if ring.primes[j] < one[1]) for j in self.ids]
+        self.kinds: Index = np.array([kind for kind, _, _ in kinds], dtype=np.int64)
+        self.highs = [np.empty(shape, dtype=dtype) for _, _, dtype in kinds]
+        place = 0
+        for giant, block in enumerate(present):
+            self.which[giant, : len(block)] = block
+            for baby in block:
+                diagonal = level.blocks[giant][baby]
+                assert diagonal is not None
+                polynomial = coefficients(np.tile(diagonal, slots // level.period), scale)
+                values = ring.values(polynomial, self.ids, team).reshape(-1, panels, ring.C, 8)
+                kept = np.ascontiguousarray(values[:, :, :: 1 << self.repeat]).reshape(-1, panels, 8 * rows)
+                for limb, row in enumerate(kept):
+                    low = np.empty(row.size, dtype=np.int32)
+                    high = np.empty(row.size, dtype=self.highs[limb].dtype)
+                    split(row.reshape(-1), low, high)
+                    self.lows[limb][:, place] = low.reshape(row.shape)
+                    self.highs[limb][:, place] = high.reshape(row.shape)
+                place += 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return sum(one.nbytes for one in (*self.lows, *self.highs))
+
+
+@dataclass(frozen=True, eq=False)
+class _Keys:
+    """Where the limbs of the keys of all baby steps are, see `kernels.multiply_rotations`."""
+
+    addresses: Index
+    lowat: Index
+    highat: Index
+    kinds: Index
+    polynomials: Index
+    factors: Array
+    specials: Array
+    held: tuple[object, ...]
+
+
+class EncodedLevel:
+    """A level of a transform at a level of the chain.
+
+    Args:
+        ring: of the engine.
+        level: the diagonals.
+        limbs: of the operand.
+        scale: of the plaintexts.
+        keys: of all its steps.
+        team: makes the plaintexts.
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        level: LinearLevel,
+        limbs: int,
+        scale: float,
+        keys: Mapping[int, PackedKey],
+        team: Team | None = None,
+    ) -> None:
+        self.limbs, self.scale = limbs, scale
+        self.baby_steps = level.baby_steps
+        self.giant = level.giant
+        for step in level.steps:
+            if keys[step].shape.limbs < limbs:
+                raise MissingKeyError(f"the key of step {step} is for fewer than {limbs} limbs")
+        self.specials = max(keys[step].shape.specials for step in level.steps)
+        self.plaintexts = Plaintexts(ring, limbs, self.specials, level, scale, team)
+        self._keys = self._find(ring, [keys[step] for step in self.baby_steps[1:]])
+        self._plain_low = np.array([one.ctypes.data for one in self.plaintexts.lows], dtype=np.int64)
+        self._plain_high = np.array([one.ctypes.data for one in self.plaintexts.highs], dtype=np.int64)
+        primes = [ring.primes[j] for j in self.plaintexts.ids]
+        self._group, self._plain_starts = _sums(primes)
+
+    def _find(self, ring: Ring, keys: list[PackedKey]) -> _Keys:
+        babies, count = len(self.baby_steps), self.limbs + self.specials
+        addresses = np.zeros((babies, 4), dtype=np.int64)
+        lowat, highat = np.zeros((babies, count), dtype=np.int64), np.zeros((babies, count), dtype=np.int64)
+        kinds = np.full((babies, count), MISSING, dtype=np.int64)
+        polynomials = np.zeros((babies, 4), dtype=np.int64)
+        factors, products = np.ones((babies, count)), np.empty((babies, self.limbs))
+        products[0] = ring.special_product(self.specials, self.limbs)
+        held: list[object] = []
+        for b, (key, step) in enumerate(zip(keys, self.baby_steps[1:], strict=True), 1):
+            order = ring.automorphism(ring.exponent(step))
+            arrays = key.low, key.high8, key.high16, order
+            assert all(one.flags.c_contiguous for one in arrays) and order.dtype == np.int32
+            held += arrays
+            addresses[b] = [one.ctypes.data for one in arrays]
+            specials = min(self.specials, key.shape.specials)
+            have = [*range(self.limbs), *range(key.shape.limbs, key.shape.limbs + specials)]
+            wide = FOUR_BYTES if key.high16.itemsize == 4 else TWO_BYTES
+            lowat[b, : len(have)] = np.array(have) * ring.N
+            highat[b, : len(have)] = key.place[have] * ring.N
+            kinds[b, : len(have)] = np.where(key.small[have], ONE_BYTE, wide)
+            products[b] = ring.special_product(specials, self.limbs)
+            polynomials[b] = len(key.ids), key.count8, key.count16, specials < self.specials
+            factors[b, : len(have)] = ring.residues(
+                ring.special_between(key.shape.specials, self.specials), ring.ids(self.limbs, specials)
+            )
+        return _Keys(addresses, lowat, highat, kinds, polynomials, factors, products, tuple(held))
+
+    def apply(self, evaluator: VectorEvaluator, a: Residues) -> Residues:
+        """The sums of the first giant step, with those of all others rotated and added, modulo Q P."""
+        totals = self._multiply(evaluator, a)
+        while len(totals) > 1:
+            self._add_rotated(evaluator, totals.pop(), totals[-1])
+        return totals[0]
+
+    def _multiply(self, evaluator: VectorEvaluator, a: Residues) -> list[Residues]:
+        r, n, limbs, specials = evaluator.ring, evaluator.ring.N, self.limbs, self.specials
+        digits = evaluator.decompose(a, 1)
+        evaluator.lift(digits, specials)
+        assert digits.data is not None
+        alpha = evaluator.parameters.digit_limbs
+        count = -(-limbs // alpha)
+        at = np.concatenate([np.arange(limbs), (count - 1) * limbs + np.arange(specials)]) * n
+        strides = np.repeat([limbs * n, r.specials * n], [limbs, specials])
+        outs = [evaluator.make(2, limbs, 0, 0.0, specials) for _ in self.plaintexts.counts]
+        k, plain = self._keys, self.plaintexts
+        scratch = np.empty((evaluator.team.threads, 2 * (len(self.baby_steps) + 1) * 8 * r.C))
+        evaluator.team.run(
+            multiply_rotations,
+            limbs + specials,
+            a.data,
+            0,
+            a.room * n,
+            digits.data.data,
+            at,
+            strides,
+            count,
+            alpha,
+            k.addresses,
+            k.lowat,
+            k.highat,
+            k.kinds,
+            k.polynomials,
+            k.factors,
+            k.specials,
+            r.inner_starts(count + 1)[plain.ids],
+            plain.which,
+            plain.counts,
+            self._plain_low,
+            self._plain_high,
+            plain.kinds,
+            plain.repeat,
+            self._plain_starts,
+            self._group,
+            np.array([out.data.ctypes.data for out in outs], dtype=np.int64),
+            scratch,
+            plain.ids,
+            limbs,
+            r.R,
+            r.C,
+            r.p,
+            r.pinv,
+            size=(limbs + specials) * n,
+        )
+        return outs
+
+    def _add_rotated(self, evaluator: VectorEvaluator, a: Residues, total: Residues) -> None:
+        """total += a rotated by the giant step; both modulo Q P."""
+        down = evaluator.divided(a, None, 0, NO_ORDER)
+        switched = evaluator.key_product(evaluator.decompose(down, 1), evaluator.keys.rotation(self.giant))
+        if switched.specials < self.specials:
+            switched = evaluator.raised(switched, self.specials)
+        evaluator.add_automorphism(switched, down, self.giant, total, True)

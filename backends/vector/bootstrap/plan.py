@@ -1,0 +1,97 @@
+"""What a bootstrap computes: its levels, scales and rotation steps, before any key is known.
+
+The levels are those of `Bootstrapping`. What the sine leaves of its own is not raised to in the first place, so that
+everything is computed with fewer limbs.
+
+Both transforms leave their results rotated by -1 (see `transforms`). A rotation by 2 between them, at level 0 where it
+costs least, makes the second one end where the first began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from olac.backends.vector.bootstrap.sine import SinePlan, half_width, plan_sine
+from olac.backends.vector.bootstrap.transforms import LinearLevel, transform
+from olac.ckks.bootstrapping import trace_steps
+from olac.ckks.parameters import Parameters
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A level of a transform, the level of its operand, and the scale of its plaintexts."""
+
+    linear: LinearLevel
+    level: int
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class BootstrapPlan:
+    """The parts of a bootstrap.
+
+    Attributes:
+        to_coefficients, to_slots: the levels of both transforms, in the order in which they are applied.
+        between: the rotation step between them; 0 for none.
+        trace: rotation steps of each partial sum.
+        top: the level that is raised to.
+        sine: the plan of the modular reduction.
+    """
+
+    to_coefficients: tuple[Placed, ...]
+    to_slots: tuple[Placed, ...]
+    between: int
+    trace: tuple[tuple[int, ...], ...]
+    top: int
+    sine: SinePlan
+
+    def rotation_levels(self) -> dict[int, int]:
+        """Each rotation step that a bootstrap takes, and the highest level at which it does. Conjugation is none."""
+        found: dict[int, int] = {}
+        uses = [(step, one.level) for one in (*self.to_coefficients, *self.to_slots) for step in one.linear.steps]
+        uses += [(self.between, 0)] + [(step, self.top) for steps in self.trace for step in steps]
+        for step, level in uses:
+            if step:
+                found[step] = max(level, found.get(step, 0))
+        return found
+
+    @property
+    def conjugation_level(self) -> int:
+        """The level at which a bootstrap conjugates: before the rescale that ends the transform to slots."""
+        return self.sine.level + 1
+
+
+@lru_cache(maxsize=4)
+def plan_bootstrap(parameters: Parameters) -> BootstrapPlan:
+    """The plan for these parameters."""
+    setup = parameters.bootstrapping
+    assert setup is not None
+    log_slots, primes = parameters.log_bootstrap_slots, parameters.primes
+    sine = plan_sine(parameters)
+    top, start = sine.level + setup.budget[0], setup.budget[1]
+    down, rotated = transform(log_slots, setup.budget[1], True)
+    up, after = transform(log_slots, setup.budget[0], False, 1)
+    assert after == 0
+    # Each transform has one constant, which its levels share. Entries of the matrices to coefficients have size 1.
+    # Those to slots are means over 2^stages, so plaintexts of more stages get a larger scale.
+    ratio = primes[0] / 2.0**setup.correction / parameters.scale(start)
+    share = ratio ** (1 / len(down))
+    lower = tuple(Placed(one, start - i, share * primes[start - i]) for i, one in enumerate(down))
+    periods = parameters.slots >> log_slots
+    ratio = parameters.scale(sine.level) / (2.0 * periods * primes[0] * half_width())
+    share = (ratio / 2.0**log_slots) ** (1 / len(up))
+    sizes = _stages(up, 1 << log_slots)
+    upper = tuple(
+        Placed(one, top - i, share * size * primes[top - i])
+        for i, (one, size) in enumerate(zip(up, sizes, strict=True))
+    )
+    between = (1 - rotated) % (1 << log_slots)
+    return BootstrapPlan(lower, upper, between, trace_steps(parameters), top, sine)
+
+
+def _stages(levels: Sequence[LinearLevel], period: int) -> list[int]:
+    """2^stages of each level, from the largest strides to the smallest."""
+    above = [period, *(one.stride for one in levels[:-1])]
+    return [reach // one.stride for reach, one in zip(above, levels, strict=True)]
