@@ -24,7 +24,7 @@ from olac.backends.vector.elementwise import (
     times_limbs,
     transform_integers,
 )
-from olac.backends.vector.packed import ONE_BYTE, TWO_BYTES, split
+from olac.backends.vector.packed import split
 from olac.backends.vector.ring import Tables
 from olac.backends.vector.switching import add_permuted, divide_limbs, finish_limbs, inner, inverse_limbs
 from olac.backends.vector.transforms import (
@@ -38,6 +38,7 @@ from olac.backends.vector.transforms import (
     inverse_transform,
 )
 from olac.ckks.primes import step_to_prime
+from olac.ckks.special import ONE_BYTE, TWO_BYTES
 from olac.system.arrays import Array, Index
 
 SHORT = 64

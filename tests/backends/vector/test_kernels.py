@@ -23,11 +23,12 @@ from olac.backends.vector.elementwise import (
     times_limbs,
     transform_integers,
 )
-from olac.backends.vector.packed import ONE_BYTE, TWO_BYTES, split
+from olac.backends.vector.packed import split
 from olac.backends.vector.ring import TIGHT_TERMS, Tables
 from olac.backends.vector.switching import add_permuted, divide_limbs, finish_limbs, inner, inverse_limbs
 from olac.backends.vector.transforms import AT_REST, INVERTED, LAZY
 from olac.ckks.parameters import MOST_DIGITS
+from olac.ckks.special import ONE_BYTE, TWO_BYTES
 from olac.errors import VerificationError
 from olac.system.arrays import Array, Index
 from tests.backends.vector.whole import (
