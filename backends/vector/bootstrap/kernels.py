@@ -330,9 +330,7 @@ def multiply_rotations(
                 plainat += counts[g] * piece
 
 
-@kernel(
-    "void(i8,i8,i8,i8[:,::1],f8,i8[:,::1],f8[:,::1],f8[::1],f8[::1],f8[::1],i8,i8,f8[::1],f8[::1],b1[::1])"
-)
+@kernel("void(i8,i8,i8,i8[:,::1],f8,i8[:,::1],f8[:,::1],f8[::1],f8[::1],f8[::1],i8,i8,f8[::1],f8[::1],b1[::1])")
 def combine(
     lo: int,
     hi: int,
