@@ -109,7 +109,7 @@ def switch_panel(
         store(out, outat + size + k, finish(t1, r1, start, pinv, p, magic))
 
 
-@kernel("void(f8[::1],i8,i8,i8[:,::1],i8,i8,i8,i8,i8,i8,i8,i8,i8,f8,i8,i8,i8,f8,f8)")
+@kernel("void(f8[::1],i8,i8,i8[:,::1],i8,i8,i8,i8,i8,i8,i8,i8,f8,i8,i8,i8,f8,f8)")
 def sum_panel(
     babies: Floats,
     babiesat: int,
@@ -121,7 +121,6 @@ def sum_panel(
     high: int,
     plainat: int,
     kind: int,
-    piece: int,
     repeat: int,
     group: int,
     start1: float,
@@ -136,9 +135,9 @@ def sum_panel(
     Args:
         babies, babiesat, size: the panels of rotations, two polynomials of `size` values each.
         which, giant, count: the baby steps are which[giant, : count].
-        low, high, plainat, kind, piece: addresses of packed plaintexts, and where the first begins in both; the panel of
-            each of `piece` values follows that of the one before.
-        repeat: 2^repeat rows of eight values have the same plaintext.
+        low, high, plainat, kind: addresses of packed plaintexts, and where those of this panel begin in both: for each row
+            of eight values, `count` rows.
+        repeat: 2^repeat rows of eight values have the same plaintexts.
         group: most terms of a sum that is not reduced.
         out, out0, out1: the address of the results, and where the two begin.
     """
@@ -148,34 +147,34 @@ def sum_panel(
     for k in range(0, size, 16):
         t0, t1, t2, t3 = start, start, start, start
         r0, r1, r2, r3 = zero, zero, zero, zero
-        place0, place1 = ((k >> 3) >> repeat) << 3, (((k >> 3) + 1) >> repeat) << 3
-        for i in range(count):
-            if i and i % group == 0:
+        place0 = plainat + 8 * count * ((k >> 3) >> repeat)
+        place1 = plainat + 8 * count * (((k >> 3) + 1) >> repeat)
+        for first in range(0, count, group):
+            if first:
                 r0, r1 = finish(t0, r0, start, pinv, p, magic), finish(t1, r1, start, pinv, p, magic)
                 r2, r3 = finish(t2, r2, start, pinv, p, magic), finish(t3, r3, start, pinv, p, magic)
                 t0, t1, t2, t3 = start, start, start, start
-            at = babiesat + 2 * which[giant, i] * size + k
-            at0 = plainat + i * piece + place0
-            w = _residues(low, at0, high, at0, kind, shift)
-            x = load(babies, at)
-            t = vfma(x, w, t0)
-            r0 = vadd(r0, vfma(x, w, vsub(t0, t)))
-            t0 = t
-            x = load(babies, at + size)
-            t = vfma(x, w, t1)
-            r1 = vadd(r1, vfma(x, w, vsub(t1, t)))
-            t1 = t
-            if not repeat:
-                at1 = plainat + i * piece + place1
-                w = _residues(low, at1, high, at1, kind, shift)
-            x = load(babies, at + 8)
-            t = vfma(x, w, t2)
-            r2 = vadd(r2, vfma(x, w, vsub(t2, t)))
-            t2 = t
-            x = load(babies, at + size + 8)
-            t = vfma(x, w, t3)
-            r3 = vadd(r3, vfma(x, w, vsub(t3, t)))
-            t3 = t
+            for i in range(first, min(count, first + group)):
+                at = babiesat + 2 * which[giant, i] * size + k
+                w = _residues(low, place0 + 8 * i, high, place0 + 8 * i, kind, shift)
+                x = load(babies, at)
+                t = vfma(x, w, t0)
+                r0 = vadd(r0, vfma(x, w, vsub(t0, t)))
+                t0 = t
+                x = load(babies, at + size)
+                t = vfma(x, w, t1)
+                r1 = vadd(r1, vfma(x, w, vsub(t1, t)))
+                t1 = t
+                if not repeat:
+                    w = _residues(low, place1 + 8 * i, high, place1 + 8 * i, kind, shift)
+                x = load(babies, at + 8)
+                t = vfma(x, w, t2)
+                r2 = vadd(r2, vfma(x, w, vsub(t2, t)))
+                t2 = t
+                x = load(babies, at + size + 8)
+                t = vfma(x, w, t3)
+                r3 = vadd(r3, vfma(x, w, vsub(t3, t)))
+                t3 = t
         store64(out, out0 + k, finish(t0, r0, start, pinv, p, magic))
         store64(out, out1 + k, finish(t1, r1, start, pinv, p, magic))
         store64(out, out0 + k + 8, finish(t2, r2, start, pinv, p, magic))
@@ -239,7 +238,7 @@ def multiply_rotations(
         starts: for each limb of sums over digits.
         which, counts: the baby steps of each giant step, (giants, babies) and (giants,).
         plain_low, plain_high, plain_kinds: for each limb the addresses of its plaintexts and the kind of their high
-            parts: for each panel, giant step and baby step a piece.
+            parts: for each panel, giant step, row and baby step eight values.
         repeat: see `sum_panel`.
         plain_starts, group: for each limb of sums over at most `group` baby steps.
         outs: addresses: for each giant step of two polynomials, limb after limb.
@@ -320,7 +319,6 @@ def multiply_rotations(
                     plain_high[e],
                     plainat,
                     plain_kinds[e],
-                    piece,
                     repeat,
                     group,
                     plain_starts[e],
