@@ -47,7 +47,8 @@ class Plaintexts:
 
     Attributes:
         repeat: 2^repeat rows of eight values after one another are the same, and are stored once.
-        lows, highs: for each limb (panels, plaintexts, values of a panel); kinds are those of the highs.
+        lows, highs: for each limb, flat: for each panel, giant step, row and baby step eight values, which is the order in
+            which the kernel reads them; kinds are those of the highs.
         which, counts: for each giant step its baby steps, shape (giants, babies), and how many they are.
     """
 
@@ -62,27 +63,28 @@ class Plaintexts:
         self.counts: Index = np.array([len(one) for one in present], dtype=np.int64)
         self.which: Index = np.zeros((len(present), max(self.counts)), dtype=np.int64)
         panels, rows = ring.R // 8, ring.C >> self.repeat
-        shape = panels, int(self.counts.sum()), 8 * rows
+        shape = panels, int(self.counts.sum()) * rows * 8
         self.lows = [np.empty(shape, dtype=np.int32) for _ in self.ids]
         kinds = [next(one for one in BITS_OF_KINDS if ring.primes[j] < one[1]) for j in self.ids]
         self.kinds: Index = np.array([kind for kind, _, _ in kinds], dtype=np.int64)
         self.highs = [np.empty(shape, dtype=dtype) for _, _, dtype in kinds]
-        place = 0
+        end = 0
         for giant, block in enumerate(present):
             self.which[giant, : len(block)] = block
-            for baby in block:
+            begin, end = end, end + len(block) * rows * 8
+            for place, baby in enumerate(block):
                 diagonal = level.blocks[giant][baby]
                 assert diagonal is not None
                 polynomial = coefficients(np.tile(diagonal, slots // level.period), scale)
                 values = ring.values(polynomial, self.ids, team).reshape(-1, panels, ring.C, 8)
-                kept = np.ascontiguousarray(values[:, :, :: 1 << self.repeat]).reshape(-1, panels, 8 * rows)
+                kept = np.ascontiguousarray(values[:, :, :: 1 << self.repeat])
                 for limb, row in enumerate(kept):
                     low = np.empty(row.size, dtype=np.int32)
                     high = np.empty(row.size, dtype=self.highs[limb].dtype)
                     split(row.reshape(-1), low, high)
-                    self.lows[limb][:, place] = low.reshape(row.shape)
-                    self.highs[limb][:, place] = high.reshape(row.shape)
-                place += 1
+                    for part, into in ((low, self.lows[limb]), (high, self.highs[limb])):
+                        view = into[:, begin:end].reshape(panels, rows, len(block), 8)
+                        view[:, :, place] = part.reshape(panels, rows, 8)
 
     @property
     def nbytes(self) -> int:
