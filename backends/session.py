@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from olac.backends.base import Array, Ciphertext, Evaluator
 from olac.backends.cost import Slowdown as Slowdown
-from olac.backends.speed import Fresh, measure, short_chain, slowdown
+from olac.backends.speed import Bench, measure, short_chain, slowdown
 from olac.ckks.bootstrapping import SPECIAL_KEYS
 from olac.ckks.engines import EngineModel, engine_model
 from olac.ckks.parameters import Parameters
@@ -204,8 +204,8 @@ class Engine(ABC):
 
     # The speed of this machine ---------------------------------------------------------------------------------------
 
-    def bench(self, parameters: Parameters) -> tuple[Evaluator[Any, Any], Fresh]:
-        """An evaluator that needs no evaluation keys, and a function that makes ciphertexts for it, to be measured."""
+    def bench(self, parameters: Parameters) -> Bench:
+        """What is measured of it; raises `BackendError` if it can't be measured."""
         raise BackendError(f"{self.title} can't be measured")
 
     def slowdown(self, parameters: Parameters, costs: CostTable, threads: int) -> Slowdown:
@@ -223,7 +223,7 @@ class Engine(ABC):
         chain = short_chain(parameters)
         known = (self.title, chain, threads)
         if known not in _MEASURED:
-            _MEASURED[known] = measure(*self.bench(chain))
+            _MEASURED[known] = measure(self.bench(chain))
         return slowdown(_MEASURED[known], chain, costs, threads)
 
     def measure_costs(

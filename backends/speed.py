@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,8 +21,23 @@ from olac.backends.cost import LIGHT, Slowdown, predicted_seconds
 from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
 
-Fresh = Callable[[Array, int], Ciphertext[Any]]
-"""Makes a ciphertext of slots, shape (slots,), at a level."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What an engine brings to be measured.
+
+    Attributes:
+        evaluator: which needs no evaluation keys.
+        fresh: makes a ciphertext of slots, shape (slots,), at a level.
+        hoist: decomposes a ciphertext for key switching, the lift of all digits included.
+    """
+
+    evaluator: Evaluator[Any, Any]
+    fresh: Callable[[Array, int], Ciphertext[Any]]
+    hoist: Callable[[Ciphertext[Any]], object]
+
 
 MEASURED = ("multiply_plain", "add", "normalize", "hoist", "encode")
 MOST_DEPTH = 5
@@ -32,7 +48,6 @@ POOL_BYTES = 48 << 20
 """Ciphertexts that take turns have about this size together."""
 FEWEST_OPERANDS, MOST_OPERANDS = 2, 12
 LEAST, MOST = 0.1, 30.0
-T = TypeVar("T")
 
 
 def short_chain(parameters: Parameters) -> Parameters:
@@ -55,9 +70,9 @@ def measured_level(chain: Parameters) -> int:
     return -(-chain.depth // 2)
 
 
-def measure(evaluator: Evaluator[Any, Any], fresh: Fresh) -> dict[str, float]:
+def measure(bench: Bench) -> dict[str, float]:
     """Mean wall seconds of one call of each primitive of `MEASURED`, at `measured_level`."""
-    parameters = evaluator.parameters
+    evaluator, parameters = bench.evaluator, bench.evaluator.parameters
     level = measured_level(parameters)
     slots: Array = np.linspace(-1.0, 1.0, parameters.slots, dtype=np.float64)
     one = 16 * (level + 1) << parameters.log_ring
@@ -69,17 +84,14 @@ def measure(evaluator: Evaluator[Any, Any], fresh: Fresh) -> dict[str, float]:
     def encode() -> Any:
         return evaluator.encode(lambda: slots, level, parameters.scale(level))
 
-    a, p = pool(lambda: fresh(slots, level)), pool(encode)
+    a, p = pool(lambda: bench.fresh(slots, level)), pool(encode)
     products = pool(lambda: evaluator.multiply_plain(next(a), next(p)))
-
-    def hoist(ciphertext: Ciphertext[Any]) -> Any:
-        return evaluator._hoist(ciphertext.payload, ciphertext.state)
 
     calls: dict[str, Callable[[], object]] = {
         "multiply_plain": lambda: evaluator.multiply_plain(next(a), next(p)),
         "add": lambda: evaluator.add(next(a), next(a)),
         "normalize": lambda: evaluator.rescale(next(products)),
-        "hoist": lambda: hoist(next(a)),
+        "hoist": lambda: bench.hoist(next(a)),
         "encode": encode,
     }
     return {name: _seconds(calls[name]) for name in MEASURED}

@@ -311,7 +311,7 @@ def _info(options: argparse.Namespace) -> None:
         console.print(line, markup=False)
     console.print(
         f"predicted {plain(found.where)}: {estimate.seconds_per_image:.2f} s an image, keys of "
-        f"{estimate.key_bytes / GB:.3f} GB in {estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB "
+        f"{estimate.key_file_bytes / GB:.3f} GB in {estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB "
         f"({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), client {estimate.client_gb:.2f} GB",
         markup=False,
     )
@@ -352,8 +352,8 @@ def _keygen(options: argparse.Namespace) -> None:
     estimate = found.estimate
     console = _Console()
     console.print(
-        f"keys of {estimate.key_bytes / GB:.3f} GB, about {estimate.keygen_seconds:.0f} s {plain(found.where)} and "
-        f"{estimate.client_gb:.2f} GB of memory",
+        f"keys of {estimate.key_file_bytes / GB:.3f} GB, about {estimate.keygen_seconds:.0f} s {plain(found.where)} "
+        f"and {estimate.client_gb:.2f} GB of memory",
         markup=False,
     )
     with console.status("making keys") as status:

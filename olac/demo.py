@@ -160,7 +160,7 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     table = f" ({factor.heavy:.2f} times the table's seconds, {factor.light:.2f} for sums)" if factor else ""
     out.print(
         f"predicted {found.where}: {estimate.seconds_per_image:.2f} s an image on {usable_threads()} threads{table}, "
-        f"{estimate.process_gb:.2f} GB, keys of {estimate.key_bytes / GB:.3f} GB"
+        f"{estimate.process_gb:.2f} GB, keys of {estimate.key_file_bytes / GB:.3f} GB"
     )
 
     client = Client(program)

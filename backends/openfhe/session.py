@@ -27,7 +27,7 @@ from olac.backends.session import (
     ServerSession,
     Session,
 )
-from olac.backends.speed import Fresh
+from olac.backends.speed import Bench
 from olac.ckks.parameters import Parameters
 from olac.ckks.words import Words
 from olac.costs.table import CostTable
@@ -134,10 +134,10 @@ class OpenFHEServer(_Tagged, ServerSession):
 class OpenFHE(Engine):
     title = "OpenFHE"
 
-    def bench(self, parameters: Parameters) -> tuple[OpenFHEEvaluator, Fresh]:
+    def bench(self, parameters: Parameters) -> Bench:
         context = make_context(parameters)
         evaluator, key = OpenFHEEvaluator(context, parameters), context.KeyGen().secretKey
-        return evaluator, partial(evaluator.encrypt, key)
+        return Bench(evaluator, partial(evaluator.encrypt, key), lambda a: evaluator._hoist(a.payload, a.state))
 
     def measure_costs(
         self,
@@ -148,9 +148,11 @@ class OpenFHE(Engine):
         passes: int = 1,
         progress: Callable[[str], None] | None = None,
     ) -> CostTable:
-        from olac.backends.openfhe.measure import RINGS, measure_costs  # servers do without scipy's solvers
+        from olac.backends.measure import RINGS, measure_costs  # servers do without scipy's solvers
+        from olac.backends.openfhe.measure import MEASURER
 
-        return measure_costs(threads, RINGS if rings is None else rings, quick=quick, passes=passes, progress=progress)
+        chosen = RINGS if rings is None else rings
+        return measure_costs(MEASURER, threads, chosen, quick=quick, passes=passes, progress=progress)
 
     def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> OpenFHEClient:
         if words is None:

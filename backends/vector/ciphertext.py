@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from olac.backends.vector.buffers import Buffer
+from olac.backends.vector.buffers import Buffer, Part
 from olac.system.arrays import Array, Index
 
 
@@ -23,7 +23,7 @@ class Residues:
         mark: of the key pair in this process.
     """
 
-    buffer: Buffer
+    buffer: Buffer | Part
     parts: int
     limbs: int
     specials: int

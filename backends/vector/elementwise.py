@@ -1,6 +1,6 @@
 """Kernels that work value by value, on limbs that begin where offsets say.
 
-Operands are at most 1.1 p in size if nothing else is said, and so are results: those of `reduced` are centred, as sums
+Operands are at most 3/4 p in size if nothing else is said, and so are results: those of `reduced` are centred, as sums
 here stay below 2^52, and for those of `product` see the table of `arithmetic`. For items lo ... hi - 1, `ids` is the
 prime of each.
 """
@@ -96,7 +96,7 @@ def times_constant(
 ) -> None:
     """out = a times a centred constant of each limb, added to out with `more`. out may be a.
 
-    Results are at most p (1/2 + 1.1 / 8), below 0.64 p; with `more` they are centred, as sums are at most 1.8 p.
+    Results are at most p (1/2 + 3 / 32), below 0.6 p; with `more` they are centred, as sums are at most 1.35 p.
     Without `more`, a may be as large as `product` takes it.
     """
     wide()
@@ -133,8 +133,8 @@ def times_limbs(
 ) -> None:
     """out = a b, added to out with `more`. out may be a or b.
 
-    Results are at most p (1/2 + 1.21 / 4), below 0.81 p; with `more` they are centred, as sums are at most 2 p. For
-    loose primes a may be at most 13 p: results are then at most p (1/2 + 14.3 / 64), below 0.73 p.
+    Results are at most p (1/2 + 9 / 64), below 0.65 p; with `more` they are centred, as sums are at most 1.4 p. For
+    loose primes a may be at most 11 p: results are then at most p (1/2 + 8.25 / 64), below 0.63 p.
     """
     wide()
     magic = splat(MAGIC)
@@ -172,7 +172,7 @@ def tensor(
 ) -> None:
     """The three polynomials a0 b0, a0 b1 + a1 b0, a1 b1, added to out with `more`, for primes lo ... hi - 1.
 
-    Products are at most 0.81 p, as those of `times_limbs`. The sum of two and of what is added to, at most 2.8 p, is
+    Products are at most 0.65 p, as those of `times_limbs`. The sum of two and of what is added to, at most 2.1 p, is
     below 2^52, and so the second polynomial is centred. So are the others with `more`.
     """
     wide()
@@ -216,7 +216,7 @@ def transform_integers(
     """A polynomial of integer coefficients in natural order, to values modulo the primes of limbs lo ... hi - 1.
 
     Coefficients are integers of at most 2^50 p: `reduced` leaves at most p (1/2 + 1/8). Results are reduced again after
-    the transform, from at most 13 p, which is below 2^52, and so they are centred.
+    the transform, from at most 11 p, which is below 2^52, and so they are centred.
     """
     wide()
     N = R * C

@@ -94,8 +94,7 @@ class VectorEvaluator(Evaluator[Any, Any]):
         self._cache = cache
         self._mark = mark
         self._places = Places()
-        self._scratch = np.empty((self.team.threads, 8 * self.ring.R * (2 * len(self.ring.primes) + 2) + self.ring.N))
-        self._lock = threading.Lock()
+        self._local = threading.local()
 
     def restart(self) -> None:
         self._places.restart()
@@ -109,6 +108,15 @@ class VectorEvaluator(Evaluator[Any, Any]):
             yield found
 
     # Kernels ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _scratch(self) -> Array:
+        """Room for what a kernel computes in between, for each thread of the team: the calling thread's own."""
+        found: Array | None = getattr(self._local, "scratch", None)
+        if found is None:
+            r = self.ring
+            found = self._local.scratch = np.empty((self.team.threads, 8 * r.R * (2 * len(r.primes) + 2) + r.N))
+        return found
 
     def _run(self, kernel: Callable[..., object], count: int, *args: object) -> None:
         self.team.run(kernel, count, *args, size=count * self.ring.N)

@@ -24,9 +24,9 @@ import numpy as np
 from olac.backends.session import Piece
 from olac.backends.vector.packing import pack, residue_bytes, unpack
 from olac.backends.vector.randomness import SEED_BYTES, uniform
-from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Parameters
 from olac.ckks.special import key_shape, vector_special_primes
+from olac.ckks.vector_bootstrapping import vector_bootstrap_model
 from olac.ckks.words import Words
 from olac.errors import ArtifactError, SecurityError
 
@@ -104,7 +104,7 @@ def key_forms(parameters: Parameters, steps: Mapping[int, int], relinearise: int
     Args:
         steps, relinearise: as in `Engine.key_sizes`.
     """
-    model = bootstrap_model(parameters)
+    model = vector_bootstrap_model(parameters)
     levels = [] if relinearise is None else [max(relinearise, model.product_level)]
     levels += [max(level, model.step_levels.get(step, 0)) for step, level in steps.items()]
     forms = [switching_form(parameters, level) for level in levels]

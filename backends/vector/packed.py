@@ -17,12 +17,9 @@ import numpy as np
 from olac.backends.vector.compiled import kernel
 from olac.backends.vector.ring import Ring
 from olac.ckks.parameters import Parameters
-from olac.ckks.special import KeyShape, vector_special_primes
+from olac.ckks.special import ONE_BYTE, TWO_BYTES, KeyShape, bytes_of_high, vector_special_primes
 from olac.system.arrays import Array as Floats
 from olac.system.arrays import Index
-
-ONE_BYTE, TWO_BYTES = 255 << 32, 65535 << 32
-"""Primes below these have high parts of one byte and of two."""
 
 
 @kernel("void(f8[::1],i4[::1],i1[::1])", "void(f8[::1],i4[::1],i2[::1])", "void(f8[::1],i4[::1],i4[::1])")
@@ -34,15 +31,10 @@ def split(values: Floats, low: Any, high: Any) -> None:
         low[k] = int(values[k] - top * 4294967296.0)
 
 
-def bytes_of_high(primes: Sequence[int], of: Sequence[int]) -> list[int]:
-    """Bytes of the high part of residues modulo each of some primes, in a ring with the primes `of`."""
-    return [1 if prime < ONE_BYTE else 2 if max(of) < TWO_BYTES else 4 for prime in primes]
-
-
 def packed_bytes(primes: Sequence[int], digits: int, length: int, parameters: Parameters) -> int:
     """Bytes of a key in memory."""
-    of = (*parameters.primes, *vector_special_primes(parameters))
-    return 2 * digits * length * (4 * len(primes) + sum(bytes_of_high(primes, of)))
+    largest = max(*parameters.primes, *vector_special_primes(parameters))
+    return 2 * digits * length * sum(4 + bytes_of_high(prime, largest) for prime in primes)
 
 
 class PackedKey:

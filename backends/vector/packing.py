@@ -8,15 +8,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from olac.ckks.sizes import residue_bytes as residue_bytes
 from olac.ckks.words import WORD_BYTES, Words, check_highest
 from olac.errors import ArtifactError
 
 Packed = npt.NDArray[np.uint8]
-
-
-def residue_bytes(prime: int) -> int:
-    """Bytes that a residue of a prime takes."""
-    return -(-prime.bit_length() // 8)
 
 
 def pack(residues: Words, prime: int) -> Packed:

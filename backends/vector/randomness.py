@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from olac.ckks.sizes import SEED_BYTES as SEED_BYTES
 from olac.ckks.words import WORD_BYTES, Words
 
 Coefficients = npt.NDArray[np.int8]
@@ -23,7 +24,6 @@ Coefficients = npt.NDArray[np.int8]
 BINOMIAL_PAIRS: Final = 21
 SIGMA: Final = math.sqrt(BINOMIAL_PAIRS / 2)
 """Standard deviation of an error, 3.24; its bound is `BINOMIAL_PAIRS`."""
-SEED_BYTES: Final = 32
 STREAM_LABEL: Final = b"olac vector engine, uniform residues of a key, 1:"
 CHUNK_WORDS: Final = 1 << 13
 """Words of a stream that are taken at a time: as many as stay in a processor's second cache."""

@@ -107,7 +107,7 @@ class Tables:
         self._conversions: dict[tuple[tuple[int, ...], tuple[int, ...]], Conversion] = {}
         self._automorphisms: dict[int, Order] = {}
         self._constants: dict[tuple[str, int, int], Array] = {}
-        self._inner_starts: dict[int, Array] = {}
+        self._inner_starts: dict[tuple[int, int], Array] = {}
 
     def _set_roots(self, index: int, first: Array, second: Array, powers: Array, exponent: int) -> None:
         """Roots in bit-reversed order: for rows of eight, those of every stage beside each other."""
@@ -174,22 +174,25 @@ class Tables:
         largest = (sum(sorted(map(_inverted, source))[-group:]) + len(source)) * (prime // 2 + 1)
         return magic_of(largest, min(group, len(source)) + 1, prime)
 
-    def inner_starts(self, digits: int) -> Array:
+    def inner_starts(self, digits: int, more: int = 0) -> Array:
         """What sums over digits of transforms, times centred residues of keys, start with, for each prime.
 
         For tight primes transforms end centred, but a digit that is the ciphertext's own is as large as it is at rest.
 
+        Args:
+            more: how many residues at rest, times centred constants, are added to the sums.
+
         Raises:
-            OverflowError: so many digits do not fit; six always do.
+            OverflowError: so many do not fit; six digits and one more always do.
         """
-        if digits not in self._inner_starts:
+        if (digits, more) not in self._inner_starts:
             starts = np.empty(len(self.primes))
             for j, (prime, tight) in enumerate(zip(self.primes, self.tight, strict=True)):
                 own, half = math.ceil(AT_REST * prime), prime // 2
-                most = own + (digits - 1) * half if tight else digits * LAZY * prime
-                starts[j] = magic_of(most * half, digits, prime)
-            self._inner_starts[digits] = starts
-        return self._inner_starts[digits]
+                most = (1 + more) * own + (digits - 1) * half if tight else (digits + more) * LAZY * prime
+                starts[j] = magic_of(most * half, digits + more, prime)
+            self._inner_starts[digits, more] = starts
+        return self._inner_starts[digits, more]
 
     def residues_of_inverse(self, value: int, limbs: int) -> Array:
         """The inverse of an integer modulo the first primes."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from olac.analysis.key_levels import KeyLevels, key_levels
 from olac.backends.cost import CostEvaluator, Slowdown
-from olac.ckks.engines import OPENFHE, EngineModel
+from olac.ckks.engines import OPENFHE, OPENFHE_BYTES, EngineModel
 from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
 from olac.ir.graph import Graph, Node, last_reads
@@ -20,7 +20,7 @@ from olac.kernels.record import record
 from olac.system.memory import GB, current_rss_bytes
 from olac.system.threads import usable_threads
 
-LIBRARY_BYTES = OPENFHE.library_bytes
+LIBRARY_BYTES = OPENFHE_BYTES
 
 BARE_PROCESS_BYTES = 130e6
 """Python with numpy, scipy and networkx loaded."""
@@ -69,7 +69,8 @@ class Estimate:
         node_seconds: of one run, by node.
         keygen_seconds: to make all keys.
         setup_seconds: to prepare bootstraps on the server.
-        key_bytes: relinearisation and rotation keys, and those that only bootstraps take.
+        key_bytes: relinearisation and rotation keys, and those that only bootstraps take, in memory.
+        key_file_bytes: the same in a file.
         setup_bytes: plaintexts that bootstraps take.
         plaintext_bytes: all encoded weights, if they are kept; with bootstraps they are encoded when needed.
         ciphertext_bytes: the largest set of ciphertexts alive at once.
@@ -88,6 +89,7 @@ class Estimate:
     keygen_seconds: float
     setup_seconds: float
     key_bytes: int
+    key_file_bytes: int
     setup_bytes: int
     plaintext_bytes: int
     ciphertext_bytes: int
@@ -158,7 +160,7 @@ def sizes(
         ciphertext_bytes=_most_alive(graph, kernels, parameters, levels, engine),
         table_bytes=sum(kernel.table_bytes for kernel in kernels.values()),
         keeps_plaintexts=bootstraps.keeps_plaintexts,
-        library_bytes=engine.library_bytes,
+        library_bytes=engine.library_bytes(parameters),
     )
 
 
@@ -225,14 +227,10 @@ def estimate(
     reach = key_levels(evaluator.uses(), evaluator.counts(), bootstraps)
     keys = reach.of(program.rotations, parameters, bootstraps)
     size = sizes(program.graph, build_weightless_kernels(program.graph), parameters, keys, encodes, levels, engine)
-    set_up_seconds = (
-        size.setup_bytes
-        / engine.plaintext_bytes(parameters, parameters.depth)
-        * evaluator.price("encode", parameters.depth)
-    )
+    set_up_seconds = bootstraps.precomputed_limbs / parameters.limbs * evaluator.price("encode", parameters.depth)
     held = current_rss_bytes()
     one_key = engine.key_bytes(parameters, parameters.depth)
-    client = BARE_PROCESS_BYTES + engine.library_bytes + size.key_bytes + 4 * one_key
+    client = BARE_PROCESS_BYTES + engine.client_library_bytes(parameters) + size.key_bytes + 4 * one_key
     return Estimate(
         seconds_per_image=evaluator.seconds / program.batch,
         first_seconds=evaluator.seconds + (encoding if kept else 0.0),
@@ -240,6 +238,7 @@ def estimate(
         keygen_seconds=_keygen_seconds(evaluator, keys, reach),
         setup_seconds=set_up_seconds,
         key_bytes=size.key_bytes,
+        key_file_bytes=engine.keys_file_bytes(parameters, keys),
         setup_bytes=size.setup_bytes,
         plaintext_bytes=size.plaintext_bytes,
         ciphertext_bytes=size.ciphertext_bytes,

@@ -28,16 +28,15 @@ class KeyLevels:
     def of(self, steps: Iterable[int], parameters: Parameters, bootstraps: BootstrapModel) -> Counter[int]:
         """How many keys of a program are used up to each level.
 
-        The relinearisation key counts in any case. A key that nothing uses is for the whole chain, and so is the key of
-        bootstraps back from the sparser secret. The short key into that secret does not count.
+        The relinearisation key counts in any case. A key that nothing uses is for the bottom alone. Special keys are
+        for the whole chain; the short one into the sparser secret of bootstraps does not count.
 
         Args:
             steps: that have keys, without those that stand for special keys.
             bootstraps: of the parameters.
         """
-        named = [self.steps.get(step, parameters.depth) for step in (*steps, *bootstraps.special_steps)]
-        whole = bootstraps.large_special_keys - len(bootstraps.special_steps)
-        return Counter([*named, self.product, *[parameters.depth] * whole])
+        special = [parameters.depth] * bootstraps.large_special_keys
+        return Counter([*(self.steps.get(step, 0) for step in steps), self.product, *special])
 
 
 def key_levels(

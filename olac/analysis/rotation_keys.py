@@ -47,7 +47,7 @@ class KeyChoice:
         pool: the number of steps that neither bootstraps nor conjugation need.
         held: how many of their keys a server holds at once.
         reads: keys that a run reads from their file because of that.
-        levels: the highest level at which each step with a key is taken; the whole chain for one that is not named.
+        levels: the highest level at which each step with a key is taken; 0 for one that is not named.
     """
 
     steps: tuple[int, ...]
@@ -232,7 +232,7 @@ def _read_when_needed(
     engine, parameters, slots = evaluator.engine, evaluator.parameters, evaluator.slots
     with_keys = frozenset(step % slots for step in choice.steps) - {0}
     pool = with_keys - engine.bootstraps(parameters).steps
-    reach = {step: engine.key_level(parameters, choice.levels.get(step, parameters.depth)) for step in pool}
+    reach = {step: engine.key_level(parameters, choice.levels.get(step, 0)) for step in pool}
     smallest = sorted(engine.key_bytes(parameters, level) for level in reach.values())
     held, sizes = choice.pool - LOADING_KEYS, choice.sizes
     while sizes.server_bytes > max_memory and held > 1:

@@ -1,6 +1,7 @@
 """What bootstraps ask for: levels, rotation steps, keys, memory and primitives, known before anything is made.
 
-`bootstrap_model` gives the model of a set of parameters, an empty one if there are no bootstraps. All plans ask it.
+`bootstrap_model` gives OpenFHE's model of a set of parameters, an empty one if there are no bootstraps. Plans ask the
+engine that they are for (`olac.ckks.engines`).
 
 The transforms between coefficients and slots are FFTs whose layers are collapsed into `budget` levels each (Chen,
 Chillotti and Song, "Improved Bootstrapping for Approximate Homomorphic Encryption", EUROCRYPT 2019), every level by
@@ -107,6 +108,7 @@ class BootstrapModel:
         special_steps: rotation steps that stand for special keys.
         working_bytes: what a bootstrap takes while it runs.
         precomputed_bytes: of plaintexts that are kept for all bootstraps.
+        precomputed_limbs: that are encoded for them.
         work: what one bootstrap of a ciphertext is made of.
         noise: standard deviation of what a bootstrap adds to a slot, without the effect of its sine.
         keeps_plaintexts: whether a server keeps encoded weights if it has the memory, or encodes them in each run.
@@ -123,6 +125,7 @@ class BootstrapModel:
     special_steps: frozenset[int] = frozenset()
     working_bytes: int = 0
     precomputed_bytes: int = 0
+    precomputed_limbs: int = 0
     work: Work = ()
     noise: float = 0.0
     keeps_plaintexts: bool = True
@@ -134,7 +137,7 @@ class BootstrapModel:
 
 @lru_cache(maxsize=1024)
 def bootstrap_model(parameters: Parameters) -> BootstrapModel:
-    """What bootstraps ask for under these parameters."""
+    """What OpenFHE's bootstraps ask for under these parameters."""
     setup = parameters.bootstrapping
     if setup is None:
         return BootstrapModel()
@@ -159,8 +162,9 @@ def bootstrap_model(parameters: Parameters) -> BootstrapModel:
         special_steps=frozenset({parameters.conjugation_step}),
         working_bytes=working,
         precomputed_bytes=plaintext_bytes(parameters.log_ring, limbs),
+        precomputed_limbs=limbs,
         work=_work(parameters, setup, taken),
-        noise=_noise(parameters, setup),
+        noise=bootstrap_noise(parameters, setup),
         keeps_plaintexts=False,
     )
 
@@ -243,7 +247,7 @@ def _work(parameters: Parameters, setup: Bootstrapping, taken: Transforms) -> Wo
     return tuple(found)
 
 
-def _noise(parameters: Parameters, setup: Bootstrapping) -> float:
+def bootstrap_noise(parameters: Parameters, setup: Bootstrapping) -> float:
     """That of the next measured scale that is no finer, doubled for each bit of correction beyond the measured one."""
     scale, first = max(
         (one for one in BOOTSTRAP_NOISE if one[0] <= parameters.scale_bits), default=min(BOOTSTRAP_NOISE)

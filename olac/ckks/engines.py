@@ -6,6 +6,7 @@ Analyses and the search ask a model and know no engine by name; a table of costs
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -13,8 +14,25 @@ from typing import ClassVar
 
 from olac.ckks.bootstrapping import BootstrapModel, bootstrap_model
 from olac.ckks.parameters import Parameters
-from olac.ckks.sizes import WORD_BYTES, ciphertext_bytes, kept_plaintext_bytes, plaintext_bytes, rotation_key_bytes
+from olac.ckks.sizes import (
+    SEED_BYTES,
+    WORD_BYTES,
+    ciphertext_bytes,
+    kept_plaintext_bytes,
+    plaintext_bytes,
+    residue_bytes,
+    rotation_key_bytes,
+)
+from olac.ckks.special import held_key_bytes, key_primes, key_shape, vector_special_primes
+from olac.ckks.vector_bootstrapping import vector_bootstrap_model
 from olac.system.choices import require_one_of
+
+OPENFHE_BYTES = 60e6
+"""OpenFHE's code and the precomputed tables of a context."""
+VECTOR_BYTES = 120e6
+"""numba and the compiled kernels."""
+VECTOR_PRIME_BITS = 50
+"""Products of residues are exact for primes below 2^50 (`olac.backends.vector.arithmetic`)."""
 
 
 class EngineModel(ABC):
@@ -24,15 +42,15 @@ class EngineModel(ABC):
         name: of its folder in `olac/backends`.
         title: what messages call it.
         costs: the file in `olac/data` that has its prices.
-        library_bytes: of its code and of the tables of one set of parameters, without keys.
         also: primitives that its evaluator runs after another, which a table of costs does not count in.
+        unpriced: primitives that a table of costs may lack, because the engine does not run them.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     costs: ClassVar[str]
-    library_bytes: ClassVar[float]
-    also: ClassVar[MappingProxyType[str, tuple[str, ...]]] = MappingProxyType({})
+    also: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+    unpriced: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def refuses(self, parameters: Parameters) -> str | None:
@@ -45,6 +63,14 @@ class EngineModel(ABC):
     @abstractmethod
     def special_primes(self, parameters: Parameters) -> tuple[int, ...]:
         """The primes of P, into which key switching lifts a digit."""
+
+    @abstractmethod
+    def library_bytes(self, parameters: Parameters) -> float:
+        """Its code and its tables for the parameters, without keys."""
+
+    def client_library_bytes(self, parameters: Parameters) -> float:
+        """The same in a client, which makes secret keys and encrypts with OpenFHE."""
+        return OPENFHE_BYTES + self.library_bytes(parameters)
 
     @abstractmethod
     def bootstraps(self, parameters: Parameters) -> BootstrapModel:
@@ -63,6 +89,10 @@ class EngineModel(ABC):
         """One key for relinearisation, a rotation step or conjugation that is used up to a level."""
 
     @abstractmethod
+    def key_file_bytes(self, parameters: Parameters, level: int) -> int:
+        """The same key in a file."""
+
+    @abstractmethod
     def digits_bytes(self, parameters: Parameters, level: int) -> int:
         """A ciphertext of a level that is decomposed for key switching."""
 
@@ -74,6 +104,10 @@ class EngineModel(ABC):
         """The encoding of a plaintext."""
         return plaintext_bytes(parameters.log_ring, level + 1)
 
+    def log_qp(self, parameters: Parameters) -> float:
+        """log2(Q P), which decides the security of its keys."""
+        return math.log2(math.prod(parameters.primes) * math.prod(self.special_primes(parameters)))
+
     def __reduce__(self) -> tuple[Callable[[str], EngineModel], tuple[str]]:
         """Copies are the model itself."""
         return engine_model, (self.name,)
@@ -82,6 +116,10 @@ class EngineModel(ABC):
         """Several keys, from how many of them are used up to each level."""
         return sum(count * self.key_bytes(parameters, level) for level, count in levels.items())
 
+    def keys_file_bytes(self, parameters: Parameters, levels: Mapping[int, int]) -> int:
+        """The same keys in a file."""
+        return sum(count * self.key_file_bytes(parameters, level) for level, count in levels.items())
+
 
 class _OpenFHE(EngineModel):
     """OpenFHE 1.6: every key is for the whole chain, and a rounding error is added back after a rotation."""
@@ -89,7 +127,6 @@ class _OpenFHE(EngineModel):
     name = "openfhe"
     title = "OpenFHE"
     costs = "costs.json"
-    library_bytes = 60e6
     also = MappingProxyType({"rotate": ("add",), "hoisted_rotate": ("add",)})
 
     def refuses(self, parameters: Parameters) -> None:
@@ -97,6 +134,12 @@ class _OpenFHE(EngineModel):
 
     def special_primes(self, parameters: Parameters) -> tuple[int, ...]:
         return parameters.special_primes
+
+    def library_bytes(self, parameters: Parameters) -> float:
+        return OPENFHE_BYTES
+
+    def client_library_bytes(self, parameters: Parameters) -> float:
+        return OPENFHE_BYTES
 
     def bootstraps(self, parameters: Parameters) -> BootstrapModel:
         return bootstrap_model(parameters)
@@ -111,13 +154,79 @@ class _OpenFHE(EngineModel):
         special = len(parameters.special_primes)
         return rotation_key_bytes(parameters.log_ring, parameters.limbs, parameters.digits, special)
 
+    def key_file_bytes(self, parameters: Parameters, level: int) -> int:
+        return self.key_bytes(parameters, level)
+
     def digits_bytes(self, parameters: Parameters, level: int) -> int:
         limbs = level + 1 + len(parameters.special_primes)
         return parameters.digits * limbs * WORD_BYTES * parameters.ring_dimension
 
 
+class _Vector(EngineModel):
+    """Residues are doubles. A key holds the limbs and the digits that its highest level needs, packed."""
+
+    name = "vector"
+    title = "the vector engine"
+    costs = "costs_vector.json"
+    unpriced = frozenset(
+        {
+            "encrypt",
+            "encrypt_public",
+            "decrypt",
+            "multiply_scalar",
+            "square",
+            "ext_lift",
+            "setup",
+            "serialize_key",
+            "serialize_ciphertext",
+            "deserialize_ciphertext",
+        }
+    )
+
+    def refuses(self, parameters: Parameters) -> str | None:
+        for index, prime in enumerate(parameters.primes):
+            if prime >= 1 << VECTOR_PRIME_BITS:
+                return f"q_{index} = {prime} is not below 2^{VECTOR_PRIME_BITS}"
+        # Keys of OpenFHE have another P, for which security was checked.
+        used, most = self.log_qp(parameters), max(parameters.log_qp, float(parameters.security_bound))
+        if parameters.security and round(used, 2) > round(most, 2):
+            return (
+                f"its keys have a modulus of {used:.2f} bits, and {parameters.security}-bit security allows {most:.2f}"
+            )
+        return None
+
+    def special_primes(self, parameters: Parameters) -> tuple[int, ...]:
+        return vector_special_primes(parameters)
+
+    def library_bytes(self, parameters: Parameters) -> float:
+        primes = parameters.limbs + len(vector_special_primes(parameters))
+        return VECTOR_BYTES + 2 * plaintext_bytes(parameters.log_ring, primes)  # roots of unity, and their inverses
+
+    def bootstraps(self, parameters: Parameters) -> BootstrapModel:
+        return vector_bootstrap_model(parameters)
+
+    def kept_plaintext_bytes(self, parameters: Parameters, level: int) -> int:
+        return self.plaintext_bytes(parameters, level)
+
+    def key_level(self, parameters: Parameters, level: int) -> int:
+        return level
+
+    def key_bytes(self, parameters: Parameters, level: int) -> int:
+        return held_key_bytes(parameters, level)
+
+    def key_file_bytes(self, parameters: Parameters, level: int) -> int:
+        # One half is a seed.
+        residues = sum(residue_bytes(prime) for prime in key_primes(parameters, level))
+        return SEED_BYTES + (key_shape(parameters, level).digits * residues << parameters.log_ring)
+
+    def digits_bytes(self, parameters: Parameters, level: int) -> int:
+        shape = key_shape(parameters, level)
+        return shape.digits * plaintext_bytes(parameters.log_ring, shape.limbs + shape.specials)
+
+
 OPENFHE: EngineModel = _OpenFHE()
-ENGINES: dict[str, EngineModel] = {OPENFHE.name: OPENFHE}
+VECTOR: EngineModel = _Vector()
+ENGINES: dict[str, EngineModel] = {one.name: one for one in (OPENFHE, VECTOR)}
 
 AUTO: EngineModel = OPENFHE
 """The engine that engine="auto" plans for."""

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 WORD_BYTES = 8
+SEED_BYTES = 32
+"""A seed stands for the uniform half of a key of the vector engine."""
+
+
+def residue_bytes(prime: int) -> int:
+    """A residue of a prime, packed into whole bytes."""
+    return -(-prime.bit_length() // 8)
 
 
 def ciphertext_bytes(log_ring: int, limbs: int, elements: int = 2) -> int:

@@ -8,6 +8,7 @@ primes of the chain up to that level, and as many special primes as its largest 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,9 @@ from olac.ckks.parameters import DIGIT_HEAD_ROOM_BITS, Parameters
 from olac.ckks.primes import step_to_prime
 
 MOST_SPECIAL_BITS = 46
+ONE_BYTE, TWO_BYTES = 255 << 32, 65535 << 32
+"""In memory a residue of a key is 32 bits and a high part: of one byte for primes below the first number, of two bytes
+if all primes of the ring are below the second, otherwise of four."""
 HEAD_ROOM_BITS = 16
 
 
@@ -79,6 +83,24 @@ def key_shape(parameters: Parameters, level: int) -> KeyShape:
     return KeyShape(limbs, digits, len(vector_special_primes(parameters)))
 
 
-def vector_log_qp(parameters: Parameters) -> float:
-    """log2(Q P) with the special primes of the vector engine."""
-    return math.log2(math.prod(parameters.primes) * math.prod(vector_special_primes(parameters)))
+def key_primes(parameters: Parameters, level: int) -> tuple[int, ...]:
+    """The primes of each polynomial of a key that is used up to a level."""
+    shape = key_shape(parameters, level)
+    return (*parameters.primes[: shape.limbs], *vector_special_primes(parameters)[: shape.specials])
+
+
+def bytes_of_high(prime: int, largest: int) -> int:
+    """Bytes of the high part of a residue of a key, in a ring whose largest prime is given."""
+    return 1 if prime < ONE_BYTE else 2 if largest < TWO_BYTES else 4
+
+
+def held_residues_bytes(parameters: Parameters, primes: Sequence[int]) -> int:
+    """One residue modulo each of some primes of the ring, packed, in memory."""
+    largest = max(*parameters.primes, *vector_special_primes(parameters))
+    return sum(4 + bytes_of_high(prime, largest) for prime in primes)
+
+
+def held_key_bytes(parameters: Parameters, level: int) -> int:
+    """A key that is used up to a level, in memory."""
+    residues = held_residues_bytes(parameters, key_primes(parameters, level))
+    return 2 * key_shape(parameters, level).digits * residues << parameters.log_ring

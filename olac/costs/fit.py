@@ -52,6 +52,8 @@ def report(table: CostTable) -> str:
             for row in table.rows
             if row.primitive == primitive
         ]
+        if not ratios:  # the engine does not run it
+            continue
         middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
         lines.append(f"{primitive:24s} {len(ratios):4d}  {middle:6.2f}  {low:6.2f}  {high:6.2f}")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from olac.backends.base import Ciphertext
 from olac.backends.session import ClientSession, Engine, find_engine
 from olac.ckks.sizes import WORD_BYTES, ciphertext_bytes
 from olac.ckks.words import as_bytes
+from olac.costs.table import CostTable
 from olac.errors import (
     ArtifactError,
     BackendError,
@@ -106,8 +107,14 @@ class Client:
         self._session, self._identity = session, identity
         return EvaluationKeys(program, identity, program.rotations, relinearise, live=live, engine=self._engine)
 
+    @property
+    def key_file_bytes(self) -> int:
+        """Bytes of the evaluation keys in a file, about."""
+        program, relinearise = self.program, needs_relinearisation(self.program)
+        return sum(self._engine.key_sizes(program.parameters, *wanted_keys(program, program.rotations, relinearise)))
+
     def _check_memory(self) -> None:
-        estimate = self.program.estimate()
+        estimate = self.program.estimate(costs=CostTable.default(self._engine.model))
         # The estimate is of a whole process, and this one holds a part of that already.
         needed = estimate.client_gb * GB - current_rss_bytes()
         available = available_bytes()

@@ -59,14 +59,13 @@ def keygen(
     folder = Path(out_dir)
     secret, evaluation = folder / SECRET_KEY_NAME, folder / EVALUATION_KEYS_NAME
     check_apart({"secret key": secret, "file of evaluation keys": evaluation}, {"program": program})
-    compiled = CompiledProgram.load(program)
-    size = compiled.estimate().key_bytes
+    client = Client(CompiledProgram.load(program), engine)
+    size = client.key_file_bytes
     if folder.exists():
         check_writable(secret, overwrite=overwrite, replaces_key=True, special=False)
         check_writable(evaluation, size=size)
     else:
         check_folder(folder, size)
-    client = Client(compiled, engine)
     keys = client.generate_keys(progress)
     make_folder(folder)
     pair = [client.secret_key_output(secret, overwrite=overwrite), keys.output(evaluation)]

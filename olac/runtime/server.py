@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from olac.analysis.estimate import BARE_PROCESS_BYTES, LIBRARY_BYTES, LOADING_KEYS, UNUSED_SHARE, estimate
+from olac.analysis.estimate import BARE_PROCESS_BYTES, LOADING_KEYS, UNUSED_SHARE, estimate
 from olac.backends.base import SCALE_TOLERANCE, Ciphertext
 from olac.backends.recorder import Encoder
 from olac.backends.session import Engine, PlaintextCache, Preparing, ServerSession, Session
+from olac.costs.table import CostTable
 from olac.errors import (
     ArtifactError,
     BackendError,
@@ -221,7 +222,9 @@ class Server:
 
     def _check_memory(self, keys: EvaluationKeys, max_memory: float | None) -> tuple[float, int | None]:
         """Bytes that are left for encoded weights, and how many keys that are not pinned are held; None for all."""
-        found = estimate(self.program)
+        model = self._engine.model
+        library = model.library_bytes(self.program.parameters)
+        found = estimate(self.program, costs=CostTable.default(model))
         self._predicted = found.node_seconds
         held = current_rss_bytes()
         room: float = available_bytes()
@@ -231,8 +234,8 @@ class Server:
         sizes = [size for step, size in by_step if step not in pinned]
         away, one = len(sizes), max(sizes, default=0)
         fewest = 1 + LOADING_KEYS
-        least = LIBRARY_BYTES + (1 + UNUSED_SHARE) * (needed - sum(sizes) + fewest * one)
-        check_threads(LIBRARY_BYTES + min(needed, least), "running the program")
+        least = library + (1 + UNUSED_SHARE) * (needed - sum(sizes) + fewest * one)
+        check_threads(library + min(needed, least), "running the program")
         may_wait = keys.header is not None and not keys.installed and away > fewest
         within = room
         if max_memory is not None:
@@ -246,10 +249,10 @@ class Server:
             if may_wait and within >= least:
                 room = within
         # If keys may wait in their file, fewer are held so that the library's own memory fits as well.
-        if may_wait and least <= room < LIBRARY_BYTES + (1 + UNUSED_SHARE) * needed:
+        if may_wait and least <= room < library + (1 + UNUSED_SHARE) * needed:
             return 0.0, min(away, 1 + int((room - least) / ((1 + UNUSED_SHARE) * one)))
         if needed <= room:
-            return (within - LIBRARY_BYTES) / (1 + UNUSED_SHARE) - needed, None
+            return (within - library) / (1 + UNUSED_SHARE) - needed, None
         fewer = "" if least >= needed else f" ({least / GB:.2f} GB suffice if keys are read from a file when needed)"
         raise InfeasibleError(
             f"running the program takes {needed / GB:.2f} GB more than the {held / GB:.2f} GB that this process "

@@ -153,7 +153,13 @@ def _least(job: Job, log_rings: tuple[int, ...]) -> tuple[float, float]:
         engine, model = job.engine, job.engine.bootstraps(parameters)
         keys = engine.keys_bytes(parameters, key_levels((), (), model).of(model.steps, parameters, model))
         size = Sizes(
-            keys, model.precomputed_bytes, 0, model.working_bytes, 0, model.keeps_plaintexts, engine.library_bytes
+            keys,
+            model.precomputed_bytes,
+            0,
+            model.working_bytes,
+            0,
+            model.keeps_plaintexts,
+            engine.library_bytes(parameters),
         )
         seconds = job.terms.pricer(parameters).price("bootstrap", model.input_level)
         least = min(least, job.terms.cost(seconds, size.server_bytes))

@@ -437,7 +437,9 @@ def bootstrapped_backend(name: str, parameters: Parameters = BOOTSTRAPPED) -> Ba
         simulator = SimulatorEvaluator(parameters, STEPS)
         return Backend(simulator, simulator.encrypt, simulator.decrypt, 1e-9)
     if name == "vector":
-        return vector_backend(parameters, tuple(sorted({*STEPS[:-1], *bootstrap_model(parameters).steps})), BOOTSTRAP_ERROR)
+        return vector_backend(
+            parameters, tuple(sorted({*STEPS[:-1], *bootstrap_model(parameters).steps})), BOOTSTRAP_ERROR
+        )
     if name in OPENFHE:
         evaluator, secret = bootstrapped_openfhe(parameters, name)
         return Backend(

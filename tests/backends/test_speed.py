@@ -56,13 +56,12 @@ def test_every_primitive_really_runs(parameters: Parameters, monkeypatch: pytest
 def test_a_process_measures_once_for_each_kind_of_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     benches: list[Parameters] = []
 
-    def bench(self: Engine, parameters: Parameters) -> tuple[None, None]:
+    def bench(self: Engine, parameters: Parameters) -> None:
         benches.append(parameters)
-        return None, None
 
     seconds = {name: predicted_seconds(TABLE, name, speed.short_chain(CHAINS[0]), 3, 1) for name in speed.MEASURED}
     monkeypatch.setattr(type(OPENFHE), "bench", bench)
-    monkeypatch.setattr(session, "measure", lambda evaluator, fresh: seconds)
+    monkeypatch.setattr(session, "measure", lambda bench: seconds)
     assert OPENFHE.slowdown(CHAINS[0], TABLE, 1) == Slowdown(1.0, 1.0)
     longer = Parameters(12, 11, 32, 40, 3, FIXED, security=0)  # the same short chain
     assert OPENFHE.slowdown(longer, TABLE, 1) == Slowdown(1.0, 1.0) and len(benches) == 1

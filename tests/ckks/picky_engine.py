@@ -13,7 +13,9 @@ class PickyModel(EngineModel):
     name = "picky"
     title = "the picky engine"
     costs = OPENFHE.costs
-    library_bytes = 1e6
+
+    def library_bytes(self, parameters: Parameters) -> float:
+        return 1e6
 
     def refuses(self, parameters: Parameters) -> str | None:
         largest = max(parameters.primes)
@@ -35,6 +37,9 @@ class PickyModel(EngineModel):
 
     def key_bytes(self, parameters: Parameters, level: int) -> int:
         return 1000 * (level + 1)
+
+    def key_file_bytes(self, parameters: Parameters, level: int) -> int:
+        return self.key_bytes(parameters, level) // 2
 
     def digits_bytes(self, parameters: Parameters, level: int) -> int:
         return 0

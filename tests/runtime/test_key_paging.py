@@ -16,6 +16,7 @@ from olac.backends.openfhe import session as openfhe_session
 from olac.backends.openfhe.key_maps import MapsLock, put_all, take_out
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.session import ENGINE, PagedTags
+from olac.ckks.engines import OPENFHE
 from olac.ckks.key_pool import evictions
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
@@ -59,7 +60,7 @@ def frames() -> Frames:
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this process holds is nothing, the library included, so that max_memory alone decides."""
-    monkeypatch.setattr(server_module, "LIBRARY_BYTES", 0.0)
+    monkeypatch.setattr(type(OPENFHE), "library_bytes", lambda *_: 0.0)
     monkeypatch.setattr(server_module, "current_rss_bytes", lambda: 0)
     monkeypatch.setattr(server_module, "available_bytes", lambda: ROOM)
 

@@ -131,7 +131,9 @@ def test_the_plan_keeps_levels_and_scales(parameters: Parameters) -> None:
         assert all(states[value][0] > one.level for value, _ in one.terms)
         assert all(abs(factor) < 2**63 for _, factor in one.terms)
         states.append((one.level, one.scale))
-    used = {value for one in plan.combinations for pair in (*one.products, *((v,) for v, _ in one.terms)) for value in pair}
+    used = {
+        value for one in plan.combinations for pair in (*one.products, *((v,) for v, _ in one.terms)) for value in pair
+    }
     assert used == set(range(len(plan.combinations)))  # nothing is computed in vain
 
 

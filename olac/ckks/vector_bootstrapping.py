@@ -1,0 +1,156 @@
+"""What bootstraps of the vector engine need, known before anything is made.
+
+They have the levels and the set-up of OpenFHE's (`olac.ckks.bootstrapping`), and no keys that those lack, so that the
+engine runs OpenFHE's programs. They differ in what they are made of (`olac.backends.vector.bootstrap`):
+
+- The level of a transform that reaches over the whole period has half of the diagonals.
+- Their sine takes fewer levels. What OpenFHE's takes more is not raised to.
+- Plaintexts are packed. If slots repeat, values do, and are stored once.
+
+A test compares this with what the engine makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+
+from olac.ckks.bootstrapping import SPECIAL_KEYS, BootstrapModel, Layer, Work, bootstrap_noise, layers, trace_steps
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.sizes import plaintext_bytes
+from olac.ckks.special import held_residues_bytes, vector_special_primes
+
+SINE_LEVELS = 8
+"""Levels of the sine, for all scales at which primes are small enough for the engine."""
+SINE_PRODUCTS = 11
+"""Products that are relinearised in the sine, at most."""
+BETWEEN = 2
+"""The rotation between the transforms, at level 0."""
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One level of a transform.
+
+    Attributes:
+        layer: its stride and keys.
+        level: of its operand.
+        diagonals, babies: plaintexts, and baby steps with that by 0.
+    """
+
+    layer: Layer
+    level: int
+    diagonals: int
+    babies: int
+
+    @property
+    def blocks(self) -> int:
+        """Giant steps, with that by 0."""
+        return -(-self.diagonals // self.babies)
+
+    @property
+    def steps(self) -> Iterator[int]:
+        """Rotation steps, without 0 and not reduced by the period."""
+        last = self.babies if self.blocks > 1 else self.babies - 1
+        return (step * self.layer.stride for step in range(1, last + 1))
+
+
+@lru_cache(maxsize=1024)
+def vector_bootstrap_model(parameters: Parameters) -> BootstrapModel:
+    """What bootstraps ask for under these parameters; an empty model if there are none."""
+    setup = parameters.bootstrapping
+    if setup is None:
+        return BootstrapModel()
+    taken, special = _levels(parameters, setup), len(vector_special_primes(parameters))
+    top, period = _top(setup), 1 << parameters.log_bootstrap_slots
+    levels = {parameters.conjugation_step: _sine_level(setup) + 1, BETWEEN % period: 0}
+    for one in taken:
+        for step in one.steps:
+            levels[step % period] = max(one.level, levels.get(step % period, 0))
+    for steps in trace_steps(parameters):
+        levels |= dict.fromkeys(steps, top)
+    levels.pop(0, None)
+    return BootstrapModel(
+        input_level=setup.input_level,
+        output_level=setup.output_level,
+        log_slots=setup.log_slots,
+        steps=frozenset(levels) - {parameters.conjugation_step},
+        step_levels=MappingProxyType(levels),
+        product_level=_sine_level(setup),
+        special_keys=SPECIAL_KEYS,
+        large_special_keys=SPECIAL_KEYS - 1,
+        special_steps=frozenset({parameters.conjugation_step}),
+        working_bytes=max(_working_bytes(parameters, one, special) for one in taken),
+        precomputed_bytes=sum(one.diagonals * _plaintext_bytes(parameters, one.level) for one in taken),
+        precomputed_limbs=sum(one.diagonals * (one.level + 1 + special) for one in taken),
+        work=_work(parameters, setup, taken, special),
+        noise=bootstrap_noise(parameters, setup),
+        keeps_plaintexts=False,
+    )
+
+
+def _sine_level(setup: Bootstrapping) -> int:
+    """The level of the operand of the sine."""
+    return setup.output_level + SINE_LEVELS
+
+
+def _top(setup: Bootstrapping) -> int:
+    """The level that is raised to."""
+    return _sine_level(setup) + setup.budget[0]
+
+
+def _levels(parameters: Parameters, setup: Bootstrapping) -> tuple[_Level, ...]:
+    """The levels of both transforms in the order in which a bootstrap takes them."""
+    log_slots = parameters.log_bootstrap_slots
+    found = []
+    for budget, first, inverse in ((setup.budget[1], setup.budget[1], True), (setup.budget[0], _top(setup), False)):
+        ordered = sorted(layers(log_slots, budget, inverse), key=lambda one: one.stride, reverse=not inverse)
+        for index, layer in enumerate(ordered):
+            reach = layer.stride * (layer.diagonals + 1) // 2  # a layer of c stages has 2^(c + 1) - 1 diagonals
+            diagonals = (1 << log_slots) // layer.stride if reach == 1 << log_slots else layer.diagonals
+            babies = min(layer.giant, 1 << (diagonals - 1).bit_length())
+            found.append(_Level(layer, first - index, diagonals, babies))
+    return tuple(found)
+
+
+def _plaintext_bytes(parameters: Parameters, level: int) -> int:
+    """A packed plaintext modulo Q P."""
+    columns = parameters.log_ring // 2  # log2 of those of the engine's transform, which has two halves
+    repeat = min(parameters.log_ring - 1 - parameters.log_bootstrap_slots, columns)
+    primes = (*parameters.primes[: level + 1], *vector_special_primes(parameters))
+    return held_residues_bytes(parameters, primes) << parameters.log_ring >> repeat
+
+
+def _working_bytes(parameters: Parameters, one: _Level, special: int) -> int:
+    """Sums of all giant steps, the digits of the operand, the operand and the result."""
+    limbs = one.level + 1
+    digits = -(-limbs // parameters.digit_limbs)
+    lifted = (digits - 1) * limbs + digits * special
+    return plaintext_bytes(parameters.log_ring, 2 * one.blocks * (limbs + special) + lifted + limbs + 4 * limbs)
+
+
+def _work(parameters: Parameters, setup: Bootstrapping, taken: tuple[_Level, ...], special: int) -> Work:
+    """What one bootstrap of a ciphertext is made of; `CostTable.bootstrap_factor` has what is faster together."""
+    found: list[tuple[str, int, int]] = []
+    for one in taken:
+        giants = one.blocks - 1
+        found += [
+            ("hoist", one.level, 1 + giants),
+            ("ext_rotate", one.level, one.babies - 1 + giants),
+            ("multiply_plain", one.level + special, one.diagonals),
+            ("ext_add", one.level, one.diagonals - 1),
+            ("key_switch_down", one.level, 1 + giants),
+            ("normalize", one.level, 1),
+        ]
+    top, level = _top(setup), _sine_level(setup)
+    found += [("rotate", 0, 1), ("ext_rotate", top, 1), ("key_switch_down", top, 1), ("rotate", level + 1, 1)]
+    for rotations in map(len, trace_steps(parameters)):
+        found += [("hoist", top, 1), ("ext_rotate", top, rotations), ("ext_add", top, rotations)]
+        found.append(("key_switch_down", top, 1))
+    share, more = divmod(SINE_PRODUCTS, SINE_LEVELS)
+    for index in range(SINE_LEVELS):
+        times = share + (index < more)
+        found += [("multiply", level - index, times), ("normalize", level - index, times)]
+    return tuple(one for one in found if one[2])

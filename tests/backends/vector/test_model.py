@@ -1,0 +1,132 @@
+"""What planners are told of the vector engine, against what the engine makes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from olac.backends.vector.bootstrap.plan import plan_bootstrap
+from olac.backends.vector.keys import check_security, key_forms, switching_form
+from olac.backends.vector.packed import packed_bytes
+from olac.ckks.bootstrapping import BOOTSTRAP_NOISE, bootstrap_model
+from olac.ckks.candidates import BUDGETS
+from olac.ckks.engines import OPENFHE, VECTOR, VECTOR_PRIME_BITS
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FIXED, FLEXIBLE
+from olac.ckks.sizes import plaintext_bytes
+from olac.ckks.vector_bootstrapping import SINE_LEVELS, SINE_PRODUCTS, vector_bootstrap_model
+from olac.errors import SecurityError
+
+PLAIN = Parameters(12, 7, 37, 41, 3, FIXED, security=0)
+
+
+def chain(
+    log_ring: int = 16, log_slots: int | None = 14, budget: tuple[int, int] = (4, 3), **changes: Any
+) -> Parameters:
+    setup = Bootstrapping(4, budget, 4, log_slots)
+    return replace(Parameters(log_ring, setup.depth, 37, 41, 3, FLEXIBLE, 0, setup), **changes)
+
+
+DEEP = [
+    *(chain(budget=budget) for budget in BUDGETS),
+    chain(log_slots=None),
+    chain(log_slots=6),
+    chain(11, None, (3, 3)),
+    chain(10, 5, (1, 2)),
+    chain(10, 8, (2, 4)),
+]
+
+
+@pytest.mark.parametrize("parameters", [PLAIN, *DEEP[-3:]])
+def test_sizes_of_keys_are_those_of_the_engine(parameters: Parameters) -> None:
+    for level in range(parameters.limbs):
+        form = switching_form(parameters, level)
+        held = packed_bytes(form.primes, form.digits, form.length, parameters)
+        assert VECTOR.key_bytes(parameters, level) == held and VECTOR.key_file_bytes(parameters, level) == form.bytes
+        assert VECTOR.key_level(parameters, level) == level
+    whole = VECTOR.key_bytes(parameters, parameters.depth)
+    assert whole > 2 * VECTOR.key_bytes(parameters, 0) and whole < OPENFHE.key_bytes(parameters, 0)
+
+
+def test_ciphertexts_and_plaintexts_are_doubles() -> None:
+    ring = PLAIN.log_ring
+    assert VECTOR.ciphertext_bytes(PLAIN, 3) == 2 * plaintext_bytes(ring, 4)
+    assert VECTOR.plaintext_bytes(PLAIN, 3) == VECTOR.kept_plaintext_bytes(PLAIN, 3) == plaintext_bytes(ring, 4)
+    # Three digits of three limbs: at five limbs two of them, and as many special primes as a full one needs.
+    assert VECTOR.digits_bytes(PLAIN, 4) == 2 * plaintext_bytes(ring, 5 + len(VECTOR.special_primes(PLAIN)))
+
+
+@pytest.mark.parametrize("parameters", DEEP)
+def test_bootstraps_take_the_steps_of_their_plan_up_to_its_levels(parameters: Parameters) -> None:
+    plan, model = plan_bootstrap(parameters), vector_bootstrap_model(parameters)
+    special = {parameters.conjugation_step: plan.conjugation_level}
+    assert dict(model.step_levels) == plan.rotation_levels() | special
+    assert model.steps == set(plan.rotation_levels()) and model.special_steps == set(special)
+    assert model.steps <= bootstrap_model(parameters).steps  # it runs programs that were planned for OpenFHE
+    assert model.product_level == plan.sine.level and plan.sine.levels == SINE_LEVELS
+    assert plan.sine.relinearisations <= SINE_PRODUCTS
+    other = bootstrap_model(parameters)
+    for name in ("input_level", "output_level", "log_slots", "special_keys", "large_special_keys", "noise"):
+        assert getattr(model, name) == getattr(other, name)
+    transforms = [*plan.to_coefficients, *plan.to_slots]
+    counted = [one for one in model.work if one[0] == "multiply_plain"]
+    special_limbs = len(VECTOR.special_primes(parameters))
+    assert counted == [("multiply_plain", one.level + special_limbs, one.linear.diagonals) for one in transforms]
+
+
+def test_without_bootstraps_there_is_nothing() -> None:
+    assert VECTOR.bootstraps(PLAIN).work == () and not VECTOR.bootstraps(PLAIN).step_levels
+
+
+@pytest.mark.parametrize(("scale", "first"), BOOTSTRAP_NOISE)
+def test_the_sine_takes_as_many_levels_at_all_scales_that_the_engine_takes(scale: int, first: int) -> None:
+    parameters = chain(scale_bits=scale, first_bits=first, bootstrapping=Bootstrapping(4, (4, 3), first - scale, 14))
+    if VECTOR.takes(parameters):
+        assert plan_bootstrap(parameters).sine.levels == SINE_LEVELS
+    else:
+        assert first > VECTOR_PRIME_BITS
+
+
+def test_keys_of_a_program_are_counted_as_the_engine_makes_them() -> None:
+    from olac.analysis.key_levels import key_levels
+
+    parameters = DEEP[-3]
+    model = VECTOR.bootstraps(parameters)
+    kernels = {3: 5, min(model.steps): parameters.depth, 777: 0}
+    steps = model.keys_for(kernels)
+    found = key_levels(kernels.items(), [("multiply", 2)], model).of(steps, parameters, model)
+    wanted = {step: kernels.get(step, 0) for step in sorted(steps)}
+    forms = key_forms(parameters, wanted, 2)
+    assert found.total() == len(forms) - 1  # the key into the sparser secret is short
+    held = [packed_bytes(form.primes, form.digits, form.length, parameters) for form in forms]
+    assert VECTOR.keys_bytes(parameters, found) == sum(held) - held[-3]
+    assert VECTOR.keys_file_bytes(parameters, found) == sum(form.bytes for form in forms) - forms[-3].bytes
+
+
+@pytest.mark.parametrize("scale", [37, 44])
+def test_primes_of_fifty_bits_are_refused(scale: int) -> None:
+    below = Parameters(13, 5, scale, 49, 2, FIXED, security=0)
+    assert VECTOR.refuses(below) is None
+    above = replace(below, first_bits=51)
+    assert VECTOR.refuses(above) == f"q_0 = {above.primes[0]} is not below 2^50"
+    large = Parameters(13, 5, 52, 60, 2, FLEXIBLE, security=0)
+    assert "is not below 2^50" in str(VECTOR.refuses(large)) and OPENFHE.takes(large)
+
+
+def test_keys_keep_the_security() -> None:
+    """The special primes are others than OpenFHE's, and together may be a little larger."""
+    over = Parameters(15, 19, 28, 35, 2, FIXED, 128)
+    assert over.secure and over.log_qp < over.security_bound < VECTOR.log_qp(over)
+    assert VECTOR.refuses(over) == (
+        f"its keys have a modulus of {VECTOR.log_qp(over):.2f} bits, and 128-bit security allows 868.00"
+    )
+    with pytest.raises(SecurityError):  # and the engine makes none
+        check_security(over)
+    for taken in (replace(over, digits=3), replace(over, security=0), replace(over, scale_bits=27)):
+        assert VECTOR.takes(taken)
+        check_security(taken)
+    used = math.log2(math.prod(over.primes) * math.prod(VECTOR.special_primes(over)))
+    assert VECTOR.log_qp(over) == pytest.approx(used)
