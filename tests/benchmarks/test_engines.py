@@ -107,6 +107,7 @@ def test_a_wrong_result_is_no_measurement(
     [
         (["--engines", "seal"], "there is no engine 'seal'"),
         (["--engines", "openfhe", "vector"], "the vector engine can't be used here: it is ill"),
+        (["--engines", "vector", "--scale", "50", "--first", "58"], "does not take ring 2^10, 3 levels of 50 bits"),
         (["--engines", "openfhe", "--limbs", "5"], "--limbs 5: the chain has 4"),
         (["--engines", "openfhe", "--depth", "200"], "depth 200 is outside"),
         (["--engines", "openfhe", "--program", "absent.olac"], "absent.olac"),

@@ -18,7 +18,7 @@ def by_definition(values: Residues) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["random", "largest", "one"])
 def test_transform(kind: str) -> None:
-    values = np.zeros(POINTS, dtype=np.uint64)
+    values: Residues = np.zeros(POINTS, dtype=np.uint64)
     if kind == "random":
         values = np.random.default_rng(0).integers(0, PRIME, POINTS, dtype=np.uint64)
     elif kind == "largest":
