@@ -18,8 +18,12 @@ from benchmarks.results import ResultsError, ResultsFile, Row, plot, read_rows, 
 from benchmarks.strategies import StrategyError, parse_strategies
 from benchmarks.tables import markdown_table, rich_tables
 from olac.backends.session import DEFAULT
+from olac.errors import OlacError
 from olac.passes.choose_lowerings import kinds
 from olac.system.threads import set_threads
+
+WIDEST = 300
+"""Characters of a line that is not shown on a terminal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except encrypted.RunError as error:
         print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except OlacError as error:
+        print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -283,8 +290,10 @@ def _engines(options: argparse.Namespace, command: str) -> int:
 
 
 def _print(rows: list[Row], console: Console) -> None:
+    # In a file, lines may be as long as tables need.
+    output = console if console.is_terminal else Console(width=WIDEST)
     for table in rich_tables(rows):
-        console.print(table)
+        output.print(table)
 
 
 def _security(options: argparse.Namespace, command: str) -> int:

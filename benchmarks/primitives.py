@@ -135,7 +135,7 @@ def _primitives(bench: Bench, level: int) -> dict[str, _Primitive]:
     if level < 1:
         return found
     products = pool(lambda: ev.multiply_plain(next(a), next(p)))
-    total = sum(np.roll(x * w, -step) for step in STEPS)
+    total: Array = np.sum([np.roll(x * w, -step) for step in STEPS], axis=0)
 
     def sum_of_rotations() -> Ciphertext[Any]:
         return ev.rotate_sum([(next(products), step) for step in STEPS])
@@ -172,10 +172,9 @@ def measure(benches: Sequence[Bench], level: int, rounds: int, yardstick: Yardst
             repeats = {}
             for bench in benches:
                 primitive = made[bench.name][name]
+                result = primitive.call()
                 if primitive.expected is not None:
-                    times[bench.name].errors[name] = _checked(bench, name, primitive)
-                else:
-                    primitive.call()
+                    times[bench.name].errors[name] = _error(bench, name, result, primitive.expected)
                 cpu, wall = _timed(primitive.call, 1)
                 repeats[bench.name] = min(MOST_REPEATS, max(1, math.ceil(SHORTEST / max(cpu, wall, 1e-9))))
             for _ in range(rounds):
@@ -188,10 +187,9 @@ def measure(benches: Sequence[Bench], level: int, rounds: int, yardstick: Yardst
     return {name: _with_hoist(found) for name, found in times.items()}
 
 
-def _checked(bench: Bench, name: str, primitive: _Primitive) -> float:
+def _error(bench: Bench, name: str, result: Ciphertext[Any], expected: Array) -> float:
     """The largest error of a result."""
-    found = bench.decrypted(primitive.call())
-    error = float(np.max(np.abs(found - primitive.expected)))
+    error = float(np.max(np.abs(bench.decrypted(result) - expected)))
     if not error < WRONG:
         raise WrongResult(f"{bench.engine.title}: {name} gave a result that is off by {error:.2g}")
     return error

@@ -34,7 +34,8 @@ def packed_key(ring: Ring, form: KeyForm, limbs: Limbs, seed: bytes = b"") -> Pa
 
 def _centred(words: Words, prime: int) -> Array:
     values = words.astype(np.float64)
-    return np.where(values > prime / 2, values - prime, values)
+    values -= float(prime) * (values > prime / 2)
+    return values
 
 
 def _residues_of(form: KeyForm, key: PackedKey, digit: int, limb: int) -> Words:

@@ -17,10 +17,15 @@ def multiply(a: Words, b: Words, prime: int) -> Words:
     The quotient in float64 has three roundings of a number below 2^50, so truncated it is off by one at most. The
     remainder modulo 2^64 is then exact, and lies within [-p, 2p).
     """
-    quotient = (a.astype(np.float64) * b.astype(np.float64) / float(prime)).astype(np.uint64)
-    rest = (a * b - quotient * np.uint64(prime)).view(np.int64)
-    rest += (rest >> np.int64(63)) & np.int64(prime)
-    return _reduced(rest.view(np.uint64), prime)
+    real = a.astype(np.float64)
+    real *= b
+    real /= float(prime)
+    quotient = real.astype(np.uint64)
+    quotient *= np.uint64(prime)
+    rest = a * b
+    rest -= quotient
+    rest += np.uint64(prime)  # within [0, 3p)
+    return _reduced(_reduced(rest, 2 * prime), prime)
 
 
 def add(a: Words, b: Words, prime: int) -> Words:
@@ -34,8 +39,9 @@ def subtract(a: Words, b: Words, prime: int) -> Words:
 
 
 def _reduced(a: Words, prime: int) -> Words:
-    """a mod p for a < 2p, and p below 2^63."""
-    found: Words = np.minimum(a, a - np.uint64(prime))  # one that is too small becomes huge
+    """a mod p for a < 2p, and p below 2^63; a is spoilt."""
+    less = a - np.uint64(prime)
+    found: Words = np.minimum(a, less, out=a)  # what would be less than zero is huge
     return found
 
 

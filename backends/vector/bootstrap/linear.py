@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +25,26 @@ MOST_TERMS = 32
 """Most products in a sum that is not reduced."""
 
 
-def _sums(primes: list[int]) -> tuple[int, Array]:
+def sums_of_plaintexts(primes: Sequence[int]) -> tuple[int, Array]:
     """How many products of a rotation and a plaintext may be summed, and what sums modulo each prime start with."""
     terms = MOST_TERMS
     while True:
         try:
-            return terms, np.array([magic_of(terms * (p * 6 // 10 + 1) * (p // 2 + 1), terms, p) for p in primes])
+            return terms, np.array([magic_of(terms * (p * 8 // 10 + 1) * (p // 2), terms, p) for p in primes])
         except OverflowError:
-            terms //= 2  # at least 4 for primes of 50 bits
+            terms //= 2  # two always fit
+
+
+def combination_start(prime: int) -> float:
+    """What the sums of `combine` start with: two products of ciphertexts or one twice, and a few multiples.
+
+    Tight primes have no such sums.
+    """
+    largest = (5 * 121 * prime // 100 + 4 * 11 * prime // 20) * prime
+    try:
+        return magic_of(largest, 8, prime)
+    except OverflowError:
+        return 0.0
 
 
 class Plaintexts:
@@ -47,7 +59,8 @@ class Plaintexts:
 
     Attributes:
         repeat: 2^repeat rows of eight values after one another are the same, and are stored once.
-        lows, highs: for each limb (panels, plaintexts, values of a panel); kinds are those of the highs.
+        lows, highs: for each limb, flat: for each panel, giant step, row and baby step eight values, which is the order in
+            which the kernel reads them; kinds are those of the highs.
         which, counts: for each giant step its baby steps, shape (giants, babies), and how many they are.
     """
 
@@ -62,27 +75,28 @@ class Plaintexts:
         self.counts: Index = np.array([len(one) for one in present], dtype=np.int64)
         self.which: Index = np.zeros((len(present), max(self.counts)), dtype=np.int64)
         panels, rows = ring.R // 8, ring.C >> self.repeat
-        shape = panels, int(self.counts.sum()), 8 * rows
+        shape = panels, int(self.counts.sum()) * rows * 8
         self.lows = [np.empty(shape, dtype=np.int32) for _ in self.ids]
         kinds = [next(one for one in BITS_OF_KINDS if ring.primes[j] < one[1]) for j in self.ids]
         self.kinds: Index = np.array([kind for kind, _, _ in kinds], dtype=np.int64)
         self.highs = [np.empty(shape, dtype=dtype) for _, _, dtype in kinds]
-        place = 0
+        end = 0
         for giant, block in enumerate(present):
             self.which[giant, : len(block)] = block
-            for baby in block:
+            begin, end = end, end + len(block) * rows * 8
+            for place, baby in enumerate(block):
                 diagonal = level.blocks[giant][baby]
                 assert diagonal is not None
                 polynomial = coefficients(np.tile(diagonal, slots // level.period), scale)
                 values = ring.values(polynomial, self.ids, team).reshape(-1, panels, ring.C, 8)
-                kept = np.ascontiguousarray(values[:, :, :: 1 << self.repeat]).reshape(-1, panels, 8 * rows)
+                kept = np.ascontiguousarray(values[:, :, :: 1 << self.repeat])
                 for limb, row in enumerate(kept):
                     low = np.empty(row.size, dtype=np.int32)
                     high = np.empty(row.size, dtype=self.highs[limb].dtype)
                     split(row.reshape(-1), low, high)
-                    self.lows[limb][:, place] = low.reshape(row.shape)
-                    self.highs[limb][:, place] = high.reshape(row.shape)
-                place += 1
+                    for part, into in ((low, self.lows[limb]), (high, self.highs[limb])):
+                        view = into[:, begin:end].reshape(panels, rows, len(block), 8)
+                        view[:, :, place] = part.reshape(panels, rows, 8)
 
     @property
     def nbytes(self) -> int:
@@ -137,7 +151,7 @@ class EncodedLevel:
         self._plain_low = np.array([one.ctypes.data for one in self.plaintexts.lows], dtype=np.int64)
         self._plain_high = np.array([one.ctypes.data for one in self.plaintexts.highs], dtype=np.int64)
         primes = [ring.primes[j] for j in self.plaintexts.ids]
-        self._group, self._plain_starts = _sums(primes)
+        self._group, self._plain_starts = sums_of_plaintexts(primes)
 
     def _find(self, ring: Ring, keys: list[PackedKey]) -> _Keys:
         babies, count = len(self.baby_steps), self.limbs + self.specials
@@ -183,12 +197,13 @@ class EncodedLevel:
         count = -(-limbs // alpha)
         at = np.concatenate([np.arange(limbs), (count - 1) * limbs + np.arange(specials)]) * n
         strides = np.repeat([limbs * n, r.specials * n], [limbs, specials])
-        outs = [evaluator.make(2, limbs, 0, 0.0, specials) for _ in self.plaintexts.counts]
+        rows = limbs + specials
+        parts = evaluator.buffers.take_parts(len(self.plaintexts.counts), 2 * rows * n)
         k, plain = self._keys, self.plaintexts
         scratch = np.empty((evaluator.team.threads, 2 * (len(self.baby_steps) + 1) * 8 * r.C))
         evaluator.team.run(
             multiply_rotations,
-            limbs + specials,
+            rows,
             a.data,
             0,
             a.room * n,
@@ -204,7 +219,7 @@ class EncodedLevel:
             k.polynomials,
             k.factors,
             k.specials,
-            r.inner_starts(count + 1)[plain.ids],
+            r.inner_starts(count, 1)[plain.ids],
             plain.which,
             plain.counts,
             self._plain_low,
@@ -213,7 +228,7 @@ class EncodedLevel:
             plain.repeat,
             self._plain_starts,
             self._group,
-            np.array([out.data.ctypes.data for out in outs], dtype=np.int64),
+            parts[0].whole,
             scratch,
             plain.ids,
             limbs,
@@ -221,9 +236,9 @@ class EncodedLevel:
             r.C,
             r.p,
             r.pinv,
-            size=(limbs + specials) * n,
+            size=rows * n,
         )
-        return outs
+        return [Residues(part, 2, limbs, specials, rows, 1, 1.0, a.mark) for part in parts]
 
     def _add_rotated(self, evaluator: VectorEvaluator, a: Residues, total: Residues) -> None:
         """total += a rotated by the giant step; both modulo Q P."""

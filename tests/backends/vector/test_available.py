@@ -102,12 +102,6 @@ def test_an_answer_that_fails(example: Example) -> None:
     assert available.why_unavailable(quiet).endswith("give wrong results on this machine (ValueError: no)")
 
 
-def test_a_kernel_that_nothing_tests(example: Example) -> None:
-    example.edit("@known_answer(products)", "@known_answer(total)")
-    example.fresh()
-    assert available.why_unavailable(quiet) == f"nothing tests its kernels {NAME}.products"
-
-
 def test_a_kernel_that_cannot_be_compiled(example: Example) -> None:
     example.edit("    s = 0.0\n", "    s = a.no_such_thing\n")
     example.fresh()

@@ -88,7 +88,7 @@ def test_contents_that_cannot_be_loaded(example: Example) -> None:
         assert use(example) == 1
 
 
-@pytest.mark.parametrize("what", ["numba", "python", "cpu", "features"])
+@pytest.mark.parametrize("what", ["numba", "features"])
 def test_other_releases_and_cpus(
     example: Example, what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

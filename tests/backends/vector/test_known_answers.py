@@ -8,6 +8,7 @@ import pytest
 
 from olac.backends.vector import available, compiled, known_answers
 from olac.backends.vector.elementwise import add_constant
+from olac.backends.vector.ring import Tables
 
 ANSWERS = {answer.right.__name__: answer for answer in compiled.ANSWERS if answer.right.__module__.endswith("_answers")}
 DIRECT = sorted(
@@ -57,3 +58,21 @@ def test_values_that_are_too_large_are_noticed(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(known_answers, "add_constant", wrong)
     assert not ANSWERS["_sums_and_products_are_right"].right()
+
+
+@pytest.mark.parametrize("table", ["w0", "w1", "i0", "i1", "p", "pinv"])
+@pytest.mark.parametrize("where", [0.1, 0.9])
+def test_a_wrong_table_is_noticed(monkeypatch: pytest.MonkeyPatch, table: str, where: float) -> None:
+    usual = Tables.__init__
+
+    def wrong(self: Tables, *arguments: Any) -> None:
+        usual(self, *arguments)
+        found = getattr(self, table)
+        found[int(where * len(found))] *= 1 + 2.0**-30 if table == "pinv" else -1
+
+    monkeypatch.setattr(Tables, "__init__", wrong)
+    known_answers._rings.cache_clear()
+    try:
+        assert "give wrong results on this machine" in available.wrong_answers()
+    finally:
+        known_answers._rings.cache_clear()

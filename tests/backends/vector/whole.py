@@ -7,6 +7,7 @@ nothing exceeds 63 bits. That they agree with Python's integers is tested, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +20,6 @@ from olac.system.arrays import Array, Index
 
 BITS = (20, 30, 37, 41, 44, 45, 46, 47, 49, 50)
 """Of primes: up to 46 they are loose, beyond they are tight."""
-REST = 1.1
 
 Integers = Any
 """An array of Python's integers."""
@@ -79,7 +79,7 @@ def centred(value: int, p: int) -> int:
 
 @lru_cache(maxsize=16)
 def powers(root: int, count: int, p: int) -> Whole:
-    out = np.ones(1, dtype=np.int64)
+    out: Whole = np.ones(1, dtype=np.int64)
     while len(out) < count:
         out = np.concatenate([out, times(out, pow(root, len(out), p), p)])
     return out[:count]
@@ -165,19 +165,36 @@ def extremes(most: int, n: int, seed: int = 0) -> dict[str, Array]:
     }
 
 
+def modelled(x: int, w: int, p: int) -> int:
+    """What `arithmetic.product` gives, from the definition of its roundings."""
+    h = int(float(x * w))
+    q = round(Fraction(h) * Fraction(1.0 / p))  # to even, as M is
+    return x * w - q * p
+
+
+def largest_product(w: int, p: int, most: int, seed: int = 0) -> int:
+    """An x of at most `most` in size with as large a product with w as can be found: above p / 2, by what q is off."""
+    random, inverse = np.random.default_rng(seed), pow(w, -1, p)
+    found = []
+    for part in random.uniform(-1.0, 1.0, 64):
+        x = centred(int(p * (0.5 + part * 2.0**-52 * p)) * inverse, p)
+        found += [x + k * p for k in range(-(most // p) - 1, most // p + 2) if abs(x + k * p) <= most]
+    return max(found, key=lambda x: modelled(x, w, p))
+
+
 def growing(log_ring: int, p: int, most: int) -> Whole:
-    """Coefficients, of at most `most` in size, with which the first value grows by p / 2 at each stage.
+    """Coefficients, of at most `most` in size, with which the first value grows by p / 2 and more at each stage.
 
     A stage adds w x to the first value, where x is a coefficient that no stage has changed: the others that it would be
-    summed with are zero. It is chosen such that w x is (p - 1) / 2 modulo p.
+    summed with are zero.
     """
     out = np.zeros(1 << log_ring, dtype=np.int64)
     out[0] = most
     root = least_root(log_ring, p)
     for stage in range(log_ring):
-        w = pow(root, 1 << (log_ring - 1 - stage), p)  # the power that is 2^stage with its bits in reverse
-        x = centred((p - 1) // 2 * pow(w, -1, p), p)
-        out[1 << (log_ring - 1 - stage)] = x + p if x + p <= most else x - p if x - p >= -most else x
+        place = 1 << (log_ring - 1 - stage)
+        w = centred(pow(root, place, p), p)  # the power that is 2^stage with its bits in reverse
+        out[place] = largest_product(w, p, most, stage)
     return out
 
 
