@@ -295,43 +295,48 @@ def _products_of_ciphertexts_are_right() -> bool:
     return True
 
 
+def _concatenated(ring: Tables, rng: np.random.Generator, most: float, repeat: int = 0, count: int = 1) -> Array:
+    """Limbs of `count` polynomials, N >> repeat values each."""
+    primes = ring.primes * count
+    return np.concatenate([residues(rng, ring.N >> repeat, prime, most) for prime in primes])
+
+
+def _whole(ring: Tables, values: Array, repeat: int = 0) -> Integers:
+    """The same as integers, with all values, shape (polynomials, primes, N)."""
+    rows = np.repeat(values.reshape(-1, ring.N // 8 >> repeat, 8), 1 << repeat, axis=1)
+    return integers(rows.reshape(-1, len(ring.primes), ring.N))
+
+
+def _same(ring: Tables, out: Array, expected: Integers) -> bool:
+    """Whether all limbs of polynomials are right."""
+    limbs = out.reshape(-1, ring.N), expected.reshape(-1, ring.N)
+    return all(right(*one) for one in zip(*limbs, ring.primes * (len(limbs[0]) // len(ring.primes)), strict=True))
+
+
 @known_answer(add_encoded, sum_of_products)
 def _sums_with_plaintexts_are_right() -> bool:
     rng = np.random.default_rng(8)
-    return all(_sums_with_plaintexts(ring, rng) for ring in _rings())
-
-
-def _sums_with_plaintexts(ring: Tables, rng: np.random.Generator) -> bool:
-    count, n, size = len(ring.primes), ring.N, (ring.R, ring.C)
-
-    def limbs(most: float, repeat: int = 0, polynomials: int = 1) -> Array:
-        return np.concatenate([residues(rng, n >> repeat, p, most) for _ in range(polynomials) for p in ring.primes])
-
-    def whole(values: Array, repeat: int = 0) -> Integers:
-        rows = np.repeat(values.reshape(-1, n // 8 >> repeat, 8), 1 << repeat, axis=1)
-        return integers(rows.reshape(-1, count, n))
-
-    def same(out: Array, expected: Integers) -> bool:
-        return all(right(*one) for one in zip(out.reshape(count, n), expected, ring.primes, strict=True))
-
-    sources, base = [limbs(AT_REST, 0, 2), limbs(AT_REST, 0, 2)], limbs(AT_REST, 0, 2)
-    plain = [limbs(0.5), limbs(0.5, 1)]
-    pairs = list(enumerate(zip(sources, plain, strict=True)))
-    terms = np.array([[a.ctypes.data, count * n, w.ctypes.data, r] for r, (a, w) in pairs], dtype=np.int64)
-    total = sum(whole(a) * whole(w, r) for r, (a, w) in pairs)
-    starts = ring.product_starts(len(terms))
-    for more in (False, True):
-        out = _blank(2 * count * n)
-        sum_of_products(0, count, 0, terms, base, count * n, more, starts, out, count * n, *size, ring.p, ring.pinv)
-        expected = total + more * whole(base)
-        if not all(same(part, rows) for part, rows in zip(out.reshape(2, -1), expected, strict=True)):
-            return False
-    at, ids = np.arange(count) * n, np.arange(count)
-    for repeat, w in enumerate(plain):
-        out = _blank(count * n)
-        add_encoded(0, count, 0, sources[0], at, w, repeat, out, at, ids, *size, ring.p, ring.pinv)
-        if not same(out, whole(sources[0])[0] + whole(w, repeat)[0]):
-            return False
+    for ring in _rings():
+        count, stride, size = len(ring.primes), len(ring.primes) * ring.N, (ring.R, ring.C)
+        sources = [_concatenated(ring, rng, AT_REST, 0, 2) for _ in range(2)]
+        plain = [_concatenated(ring, rng, 0.5, repeat) for repeat in range(2)]
+        base, total = _concatenated(ring, rng, AT_REST, 0, 2), 0
+        terms = np.zeros((2, 4), dtype=np.int64)
+        for repeat, (a, w) in enumerate(zip(sources, plain, strict=True)):
+            terms[repeat] = a.ctypes.data, stride, w.ctypes.data, repeat
+            total = total + _whole(ring, a) * _whole(ring, w, repeat)
+        starts, end = ring.product_starts(2), (ring.p, ring.pinv)
+        for more in (False, True):
+            out = _blank(2 * stride)
+            sum_of_products(0, count, 0, terms, base, stride, more, starts, out, stride, *size, *end)
+            if not _same(ring, out, total + more * _whole(ring, base)):
+                return False
+        at, ids = np.arange(count) * ring.N, np.arange(count)
+        for repeat, w in enumerate(plain):
+            out = _blank(stride)
+            add_encoded(0, count, 0, sources[0], at, w, repeat, out, at, ids, *size, *end)
+            if not _same(ring, out, _whole(ring, sources[0])[:1] + _whole(ring, w, repeat)):
+                return False
     return True
 
 
