@@ -202,7 +202,10 @@ class VectorEvaluator(Evaluator[Any, Any]):
 
     def encoded(self, polynomial: Array, limbs: int, repeat: int = 0) -> Encoded:
         """A plaintext of integer coefficients, exact doubles in their natural order; for `repeat` see `Ring.values`."""
-        return Encoded(self.ring.values(polynomial, self.ring.ids(limbs), self.team, repeat).reshape(-1), limbs, repeat)
+        size = limbs * self.ring.N >> repeat
+        buffer = self.buffers.take(size)
+        self.ring.values(polynomial, self.ring.ids(limbs), self.team, repeat, buffer.data[:size])
+        return Encoded(buffer, limbs, repeat)
 
     # Sums ------------------------------------------------------------------------------------------------------------
 

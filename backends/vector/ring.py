@@ -263,10 +263,13 @@ class Tables:
         rows = np.ascontiguousarray(coefficients, dtype=np.float64).reshape(self.R, (self.C >> repeat) // 8, 8)
         return np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(-1)
 
-    def values(self, coefficients: Array, ids: Index, team: Team | None = None, repeat: int = 0) -> Array:
+    def values(
+        self, coefficients: Array, ids: Index, team: Team | None = None, repeat: int = 0, into: Array | None = None
+    ) -> Array:
         """Values, shape (limbs, N), centred, of a polynomial whose coefficients are integers as doubles, of any size.
 
         Args:
+            into: where the values go, flat; None for a new array.
             repeat: the N >> repeat coefficients are those of a polynomial f, and the polynomial is f(X^(2^repeat)). Of
                 its values, 2^repeat rows of eight after one another are the same, and are given once.
 
@@ -278,12 +281,11 @@ class Tables:
             raise VerificationError("a polynomial has coefficients that are not finite")
         if largest > MOST_QUOTIENT * np.min(self.p[ids]):
             if len(ids) > 1:
-                return np.concatenate(
-                    [self.values(coefficients, ids[e : e + 1], team, repeat) for e in range(len(ids))]
-                )
+                single = [self.values(coefficients, ids[e : e + 1], team, repeat) for e in range(len(ids))]
+                return np.concatenate(single, out=None if into is None else into.reshape(len(ids), -1))
             coefficients = np.fmod(coefficients, self.p[ids[0]])  # exact, and slow for such quotients
         n, columns = self.N >> repeat, self.C >> repeat
-        out = np.empty((len(ids), n))
+        out = np.empty((len(ids), n)) if into is None else into.reshape(len(ids), n)
         at = np.arange(len(ids)) * n
         by = team or Team(1)
         scratch = np.empty((by.threads, 16 * self.R))
