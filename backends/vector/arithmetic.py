@@ -26,7 +26,7 @@ if |x w| <= 0.99 * 2^51 p. It is an integer below 2^53, so the last sum is exact
     loose, below 2^46       1/2 + B / 128, B <= 63      1/2 + B D / 64, B D <= 31
     tight, below 2^50       1/2 + B / 8,   B <= 3.9     1/2 + B D / 4,  B D <= 1.9
 
-Primes below 2^46 are called loose: transforms need no reduction within, as what they make grows to no more than 13 p
+Primes below 2^46 are called loose: transforms need no reduction within, as what they make grows to no more than 11 p
 (see `transforms`). Primes from 2^46 to 2^50 are called tight. Sums are below 2^53: of at most 8 p for tight primes, of
 at most 128 p for loose ones.
 """

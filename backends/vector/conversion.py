@@ -19,9 +19,9 @@ Bounds. Let `largest` be the largest sum of the sizes of the products, n their n
   makes at most p / 2 + u 2^53 = p / 2 + 1 of it, as p is above 2^3.
 
 So what fits modulo any prime below 2^50 is eight products of two centred residues and a ninth of one with an integer
-of at most 8, or six products if one of the twelve residues is at most 1.1 p instead; and modulo primes below 2^46 nine
-products of at most 13 p times p / 2, or 120 of 0.55 p times p / 2. (At 50 bits it is the rests that allow no more, at
-46 bits the quotient.)
+of at most 8, or seven products if two of the fourteen residues are at most 3/4 p instead; and modulo primes below 2^46
+eleven products of at most 11 p times p / 2, or 120 of 0.55 p times p / 2. (At 50 bits it is the rests that allow no
+more, at 46 bits the quotient.)
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Kernels of hybrid key switching (Han and Ki, ePrint 2019/688) and of rescaling, limb by limb.
 
-All arrays are flat, and limbs of N doubles begin where the offsets say. Residues at rest are at most 1.1 p in size; the
-transforms of `transforms` may leave 13 p for loose primes, which only the products below read. A sum of products of
-digits and centred residues of keys has a `start` that `magic_of` has checked. Results are at most 0.7 p, or centred, if
-nothing else is said.
+All arrays are flat, and limbs of N doubles begin where the offsets say. Residues at rest are at most 3/4 p in size; the
+transforms of `transforms` may leave 11 p for loose primes, which only the products below read. A sum of products of
+digits and centred residues of keys has a `start` that `magic_of` has checked. Results are at most 0.66 p, or centred,
+if nothing else is said.
 
 Keys are packed (see `packed`): a residue is high 2^32 + low. Both parts are exact as doubles, and so is the sum, an
 integer below 2^49.
@@ -93,7 +93,7 @@ def finish_limbs(
     """The second halves of transforms, in place, for limbs lo ... hi - 1; see `transforms.forward_rows`."""
     for e in range(lo, hi):
         j = ids[e]
-        forward_rows(out, outat[e], R, C, w1, j * R * C, p[j], pinv[j], tight[j])
+        forward_rows(out, outat[e], R, C, C, w1, j * R * C, p[j], pinv[j], tight[j])
 
 
 @inline
@@ -193,7 +193,7 @@ def inner(
 ) -> None:
     """The sum over digits of digit times key, for limbs lo ... hi - 1; at most p / 2 + 1 in size.
 
-    A limb's own digit is at most 1.1 p, others are as `transforms.forward_rows` leaves them, and keys are centred.
+    A limb's own digit is at most 3/4 p, others are as `transforms.forward_rows` leaves them, and keys are centred.
 
     Args:
         own, ownat: the ciphertext's polynomial that was decomposed, limb after limb.
@@ -291,7 +291,7 @@ def add_permuted(
 ) -> None:
     """out = out + automorphism of (source + (P c0, 0)), modulo the primes of both, for limbs lo ... hi - 1 of 2 count.
 
-    All operands are at most 1.1 p. Sums are at most 1.8 p with P c0, and 2.2 p with out: reduced, they are centred.
+    All operands are at most 3/4 p. Sums are at most 1.4 p with P c0, and 1.5 p with out: reduced, they are centred.
     What is not added to anything is moved as it is.
 
     Args:
@@ -363,10 +363,10 @@ def divide_limbs(
 ) -> None:
     """out = automorphism of ((source - rest) inverse + extra), for limbs lo ... hi - 1; `rest` is half transformed.
 
-    source and extra are at most 1.1 p, rest is as `conversion.convert` leaves it. After its transform, source - rest is
-    at most 14.1 p for loose primes and 1.6 p for tight ones. Times a centred factor that is at most
-    p (1/2 + 14.1 / 128) or p (1/2 + 1.6 / 8), below 0.7 p. With `extra` it is at most 1.8 p before it is reduced, and
-    centred after.
+    source is at most 3/4 p, rest is as `conversion.convert` leaves it, and extra is at most what a transform leaves.
+    After the transform of rest, source - rest is at most 11.75 p for loose primes and 1.25 p for tight ones. Times a
+    centred factor that is at most p (1/2 + 11.75 / 128) or p (1/2 + 1.25 / 8), below 0.66 p. With `extra` it is at most
+    11.7 p for loose primes and 1.2 p for tight ones before it is reduced, and centred after.
 
     Args:
         extra, extraat: added; not if the offset is negative.
@@ -379,7 +379,7 @@ def divide_limbs(
     for e in range(lo, hi):
         j = ids[e]
         b, a, c, o = restat[e], sourceat[e], extraat[e], outat[e]
-        forward_rows(rest, b, R, C, w1, j * N, p[j], pinv[j], tight[j])
+        forward_rows(rest, b, R, C, C, w1, j * N, p[j], pinv[j], tight[j])
         p1, pinv1, f = splat(p[j]), splat(pinv[j]), splat(inverse[e])
         if permute:
             if c >= 0:

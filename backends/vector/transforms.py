@@ -7,18 +7,19 @@ that fit in the first cache, eight independent transforms side by side, and no v
 transposition of 8 x 8 tiles between them. (Bailey, "FFTs in external or hierarchical memory", 1990, with the merged
 negacyclic twists of Longa and Naehrig, ePrint 2016/504, by radix 4.)
 
-Bounds (see `arithmetic`), in units of p, with constants that are centred. Residues at rest are at most 1.1.
+Bounds (see `arithmetic`), in units of p, with constants that are centred. Residues at rest, between
+kernels, are at most 3/4.
 
-* Forward, loose primes. A stage adds to a residue the `product` of another: from B to B + 1/2 + B / 128. From 1.1 that
-  is 5.3 after 8 stages, 9.8 after 16 and 10.4 after 17, the most that there are. So values are at most 13, of which
-  `product` takes up to 63.
+* Forward, loose primes. A stage adds to a residue the `product` of another: from B to B + 1/2 + B / 128. From 3/4 that
+  is 5 after 8 stages, 9.4 after 16 and 10 after 17, the most that there are. So values are at most 11; `product` takes
+  up to 63.
 * Forward, tight primes. All is reduced before each pass, to 1/2. In a pass by radix 4 the first products are at most
   1/2 + 1/16, the first sums 1.07, the second products 1/2 + 1.07 / 8, the second sums 1.7, which `product` takes up to
   3.9. Between the halves values are at most 1.7; in the end they are reduced from that, to centred ones.
 * Inverse, loose primes. In a pass by radix 4 from B, the sum of all four residues is at most 4 B and is reduced, to
   1/2. Differences of two are at most 2 B and their products 1/2 + B / 64; the sum of two of these is at most
-  1 + B / 32. The products of what is at most 4 B are at most 1/2 + B / 32. So B = 1.1 before each pass leaves at most
-  1.04, with sums of at most 4.4. The last pass multiplies everything by a factor: it leaves at most 1/2 + 4.4 / 128,
+  1 + B / 32. The products of what is at most 4 B are at most 1/2 + B / 32. So B = 1.04 before each pass leaves at most
+  1.04, with sums of at most 4.2. The last pass multiplies everything by a factor: it leaves at most 1/2 + 4.2 / 128,
   below 0.55.
 * Inverse, tight primes. All is reduced before each pass, to 1/2. In a pass sums of four are at most 2, and their
   products 1/2 + 2 / 8; products of differences are at most 1/2 + 1 / 8, and sums of two of these 1.25. So a pass leaves
@@ -36,9 +37,9 @@ from olac.backends.vector.compiled import inline, kernel, wide
 from olac.backends.vector.lanes import LANES, load, splat, store, transposed, vadd, vsub
 from olac.system.arrays import Array as Floats
 
-AT_REST = 1.1
+AT_REST = 0.75
 """Most that residues at rest are, in units of p."""
-LAZY = 13
+LAZY = 11
 """Most that forward transforms leave, in units of p, for loose primes."""
 INVERTED = 0.55
 """Most that inverse transforms leave, in units of p, for loose primes."""
@@ -89,7 +90,7 @@ def forward_columns(
 ) -> None:
     """The first half for one column of eight: from rows of `source` to tiles of `out`, by way of the piece s.
 
-    The source is at most 1.1 p in size, or below 2^52 for tight primes. Results are at most 6 p for loose primes (9
+    The source is at most 3/4 p in size, or below 2^52 for tight primes. Results are at most 6 p for loose primes (9
     stages) and 1.7 p for tight ones.
 
     Args:
@@ -169,23 +170,24 @@ def forward_pass(s: Any, at: int, m: int, t: int, w: Any, wat: int, pinv: Any, p
             store(s, d, x3)
 
 
-@kernel("void(f8[::1],i8,i8,i8,f8[::1],i8,f8,f8,b1)")
+@kernel("void(f8[::1],i8,i8,i8,i8,f8[::1],i8,f8,f8,b1)")
 def forward_rows(
-    out: Floats, outat: int, R: int, C: int, w: Floats, wat: int, p1: float, pinv1: float, tight: bool
+    out: Floats, outat: int, R: int, C: int, W: int, w: Floats, wat: int, p1: float, pinv1: float, tight: bool
 ) -> None:
     """The second half, in place, in value order.
 
-    Operands are as `forward_columns` leaves them. Results are at most 13 p in size for loose primes, after all 17
+    Operands are as `forward_columns` leaves them. Results are at most 11 p in size for loose primes, after all 17
     stages, and centred for tight ones.
 
     Args:
-        w, wat: for each eight rows, C rows of eight roots begin here: row k is the k-th root of each.
+        W, w, wat: for each eight rows, W rows of eight roots begin here: row k is the k-th root of each. The first C of
+            them are those of a transform of R C points, if W is larger.
     """
     wide()
     p, pinv, magic = splat(p1), splat(pinv1), splat(MAGIC)
     for piece in range(R // 8):
         at = outat + piece * C * 8
-        v = wat + piece * C * 8
+        v = wat + piece * W * 8
         t, m = C, 1
         if C & 0xAAAAAAAA:
             t, m = C // 2, 2
@@ -224,7 +226,7 @@ def forward_rows(
 def inverse_quartet(a: Any, b: Any, c: Any, d: Any, w1: Any, w2: Any, w3: Any, pinv: Any, p: Any, magic: Any) -> Any:
     """Two stages of Gentleman and Sande's butterflies: the inverse of `quartet`, times 4.
 
-    From at most 1.1 p to 1.04 p for loose primes, from p / 2 to 1.25 p for tight ones.
+    From at most 1.04 p to 1.04 p for loose primes, from p / 2 to 1.25 p for tight ones.
     """
     x0 = vadd(a, b)
     x1 = product(vsub(a, b), w2, pinv, p, magic)
@@ -256,7 +258,7 @@ def inverse_rows(
 ) -> None:
     """The inverse of `forward_rows`, times C, from value order to coefficient order (still mixed over r).
 
-    The source is at most 1.1 p in size, or below 2^52 for tight primes. Results are at most 1.04 p for loose primes and
+    The source is at most 3/4 p in size, or below 2^52 for tight primes. Results are at most 1.04 p for loose primes and
     centred for tight ones.
     """
     wide()
@@ -430,7 +432,7 @@ def inverse_transform(
 ) -> None:
     """Values in value order to coefficients in coefficient order, times N and `factor`.
 
-    Values are at most 1.1 p in size, or below 2^52 for tight primes. Results are at most 0.55 p for loose primes and
+    Values are at most 3/4 p in size, or below 2^52 for tight primes. Results are at most 0.55 p for loose primes and
     centred for tight ones.
     """
     inverse_rows(source, sourceat, s, sat, out, outat, R, C, w1, w1at, p, pinv, tight)
@@ -458,11 +460,11 @@ def forward_transform(
 ) -> None:
     """Coefficients in coefficient order to values in value order.
 
-    Coefficients are at most 1.1 p in size, or below 2^52 for tight primes. Results are at most 13 p for loose primes
+    Coefficients are at most 3/4 p in size, or below 2^52 for tight primes. Results are at most 11 p for loose primes
     and centred for tight ones.
     """
     for column in range(C // 8):
         forward_columns(
             source, sourceat + column * R * 8, 8, s, sat, out, outat, column, R, C, w0, w0at, p, pinv, tight
         )
-    forward_rows(out, outat, R, C, w1, w1at, p, pinv, tight)
+    forward_rows(out, outat, R, C, C, w1, w1at, p, pinv, tight)

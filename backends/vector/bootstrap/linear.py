@@ -225,7 +225,7 @@ class EncodedLevel:
             k.polynomials,
             k.factors,
             k.specials,
-            r.inner_starts(count)[plain.ids],
+            r.inner_starts(count, 1)[plain.ids],
             plain.which,
             plain.counts,
             self._plain_low,

@@ -23,11 +23,12 @@ from olac.backends.vector.elementwise import (
     times_limbs,
     transform_integers,
 )
-from olac.backends.vector.packed import ONE_BYTE, TWO_BYTES, split
+from olac.backends.vector.packed import split
 from olac.backends.vector.ring import TIGHT_TERMS, Tables
 from olac.backends.vector.switching import add_permuted, divide_limbs, finish_limbs, inner, inverse_limbs
 from olac.backends.vector.transforms import AT_REST, INVERTED, LAZY
 from olac.ckks.parameters import MOST_DIGITS
+from olac.ckks.special import ONE_BYTE, TWO_BYTES
 from olac.errors import VerificationError
 from olac.system.arrays import Array, Index
 from tests.backends.vector.whole import (
@@ -211,12 +212,12 @@ def test_products_that_are_added(bits: int) -> None:
             out = before.copy()
             times_limbs(0, 1, 0, a, at, b, at, out, at, at, more, N, t.p, t.pinv)
             expected = times(whole(a), whole(b), p) + more * whole(before)
-            check(out, expected, p, p // 2 if more else 0.81 * p if t.tight[0] else p * (0.5 + 1.21 / 64))
+            check(out, expected, p, p // 2 if more else 0.65 * p if t.tight[0] else p * (0.5 + 0.5625 / 64))
             constant = p // 2 * (1 if b[0] > 0 else -1)
             out = before.copy()
             times_constant(0, 1, 0, a, at, np.array([float(constant)]), out, at, at, more, N, t.p, t.pinv)
             expected = times(whole(a), constant, p) + more * whole(before)
-            check(out, expected, p, p // 2 if more else 0.64 * p if t.tight[0] else p * (0.5 + 1.1 / 128))
+            check(out, expected, p, p // 2 if more else 0.6 * p if t.tight[0] else p * (0.5 + 0.75 / 128))
 
 
 @pytest.mark.parametrize("bits", LOOSE)
@@ -225,7 +226,7 @@ def test_products_of_lazy_residues(bits: int) -> None:
     for a, b in pairs(LAZY * p, int(AT_REST * p)):
         out = np.full(N, np.nan)
         times_limbs(0, 1, 0, a, at, b, at, out, at, at, False, N, t.p, t.pinv)
-        check(out, times(whole(a), whole(b), p), p, 0.73 * p)
+        check(out, times(whole(a), whole(b), p), p, 0.63 * p)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -240,7 +241,7 @@ def test_products_of_ciphertexts(bits: int) -> None:
             tensor(0, 1, 0, a, 0, N, b, 0, N, out, 0, N, more, N, t.p, t.pinv)
             first, second = times(whole(a0), whole(b0), p), times(whole(a1), whole(b1), p)
             cross = times(whole(a0), whole(b1), p) + times(whole(a1), whole(b0), p)
-            bound = p // 2 if more else 0.81 * p
+            bound = p // 2 if more else 0.65 * p
             check(out[:N], first + more * whole(c0), p, bound)
             check(out[N : 2 * N], cross + more * whole(c1), p, p // 2)
             check(out[2 * N :], second + more * whole(c2), p, bound)
@@ -263,7 +264,7 @@ def test_integers_that_the_kernel_takes() -> None:
     t = tables(LOG, 37, 50)
     given = extremes((1 << 53) - 1, N)["signs"] * (MOST_QUOTIENT * float(t.p.min()) / 2.0**53)
     out, at, room = np.full(2 * N, np.nan), ids(2), np.empty((1, 16 * t.R))
-    transform_integers(0, 2, 0, given, out, at * N, at, room, t.R, t.C, t.w0, t.w1, t.p, t.pinv, t.tight)
+    transform_integers(0, 2, 0, t.ordered(given), out, at * N, at, room, t.R, t.C, t.C, t.w0, t.w1, t.p, t.pinv, t.tight)
     for limb, p in zip(out.reshape(2, N), t.primes, strict=True):
         check(limb, values((exact(given) % p).astype(np.int64), LOG, p), p, p // 2)
 
@@ -340,7 +341,7 @@ def most_terms(p: int, size: int) -> int:
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("size", [0.5, AT_REST, LAZY])
+@pytest.mark.parametrize("size", [0.5, AT_REST, 1.1, LAZY])
 def test_sums_of_as_many_products_as_fit(bits: int, size: float) -> None:
     p = prime_below(bits, LOG)
     most, half = p // 2 if size == 0.5 else int(size * p), p // 2
@@ -545,9 +546,9 @@ def test_the_own_digit_is_found(position: int) -> None:
 def test_more_digits_than_fit() -> None:
     t = tables(LOG, 46, 50)
     for digits in range(1, MOST_DIGITS + 1):
-        assert np.all(t.inner_starts(digits) > 0)
-    with pytest.raises(OverflowError, match="a sum of 7 products"):
-        t.inner_starts(MOST_DIGITS + 1)
+        assert np.all(t.inner_starts(digits) <= t.inner_starts(digits, 1))
+    with pytest.raises(OverflowError, match="a sum of 8 products"):
+        t.inner_starts(MOST_DIGITS, 2)
 
 
 @pytest.mark.parametrize("bits", [(37, 46, 50), (20, 45, 49)])
@@ -587,9 +588,9 @@ def test_quotients(bits: tuple[int, ...]) -> None:
     for kind, (moves, adds) in itertools.product(
         ("random", "most", "least", "signs"), itertools.product((0, 1), repeat=2)
     ):
-        source, extra = (
-            np.array([extremes(int(AT_REST * p), N, seed + e)[kind] for e, p in enumerate(t.primes)]) for seed in (0, 9)
-        )
+        source = np.array([extremes(int(AT_REST * p), N, e)[kind] for e, p in enumerate(t.primes)])
+        most = [p // 2 if tight else LAZY * p for p, tight in zip(t.primes, t.tight, strict=True)]
+        extra = np.array([extremes(size, N, 9 + e)[kind] for e, size in enumerate(most)])
         # As the first halves of transforms leave them, the rests are at most 6 p, or 1.7 p for tight primes.
         sizes = [int((1.7 if tight else 6) * p) for p, tight in zip(t.primes, t.tight, strict=True)]
         rest = np.array([extremes(size, N, e)[kind] for e, size in enumerate(sizes)])
@@ -602,9 +603,9 @@ def test_quotients(bits: tuple[int, ...]) -> None:
             t.R, t.C, t.w1, t.p, t.pinv, t.tight,
         )  # fmt: skip
         for e, (limb, p) in enumerate(zip(out, t.primes, strict=True)):
-            assert largest(whole_rest[e]) <= (p // 2 if t.tight[e] else LAZY * p)
+            assert largest(whole_rest[e]) <= most[e]
             expected = times(whole(source[e]) - whole(whole_rest[e]), -(p // 2), p) + adds * whole(extra[e])
-            check(limb, expected[order] if moves else expected, p, p // 2 if adds else 0.7 * p)
+            check(limb, expected[order] if moves else expected, p, p // 2 if adds else 0.66 * p)
 
 
 # Keys in memory ------------------------------------------------------------------------------------------------------

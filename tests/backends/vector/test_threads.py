@@ -87,7 +87,7 @@ def operand(evaluator: VectorEvaluator, level: int, seed: int) -> Ciphertext[Res
     scale = evaluator.parameters.scale(level)
     made = evaluator.make(2, level + 1, 1, scale)
     for place in range(2 * (level + 1)):
-        most = int(1.1 * r.primes[place % (level + 1)])
+        most = int(0.75 * r.primes[place % (level + 1)])
         limb = random.integers(-most, most, r.N, endpoint=True).astype(float)
         limb[::2] = most * random.choice((-1.0, 1.0), r.N // 2)
         made.data[place * r.N : (place + 1) * r.N] = limb

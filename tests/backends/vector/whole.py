@@ -20,7 +20,6 @@ from olac.system.arrays import Array, Index
 
 BITS = (20, 30, 37, 41, 44, 45, 46, 47, 49, 50)
 """Of primes: up to 46 they are loose, beyond they are tight."""
-REST = 1.1
 
 Integers = Any
 """An array of Python's integers."""
