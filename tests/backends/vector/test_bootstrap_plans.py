@@ -111,7 +111,7 @@ def compute(parameters: Parameters, angles: Array, noise: float, seed: int) -> A
 def test_the_plan_is_the_scaled_sine_of_every_period(parameters: Parameters) -> None:
     setup, plan = parameters.bootstrapping, plan_sine(parameters)
     assert setup is not None
-    values: Array = np.linspace(-1.0, 1.0, 201)
+    values = np.asarray(np.linspace(-1.0, 1.0, 201), dtype=np.float64)
     worst = 0.0
     for period in range(-RANGE + 1, RANGE):
         made = compute(parameters, values / 2.0**setup.correction + period, 0.0, 0)
