@@ -50,7 +50,32 @@ class Residues:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A plaintext: limbs of N doubles in value order."""
+    """A plaintext: limbs of N >> repeat doubles in value order.
+
+    Attributes:
+        repeat: 2^repeat rows of eight values after one another are the same, and are there once. Plaintexts whose slots
+            repeat are so.
+    """
 
     data: Array
     limbs: int
+    repeat: int
+
+
+@dataclass(eq=False, slots=True)
+class Products:
+    """A sum of products of ciphertexts and plaintexts, of noise degree 2, that is computed when it is needed.
+
+    Each operand is read once then, and only the sum is written.
+
+    Attributes:
+        terms: pairs of operands.
+        base: what is added to them, modulo Q; None for nothing.
+        scale: of the sum.
+        computed: the sum, after it was needed once.
+    """
+
+    terms: tuple[tuple[Residues, Encoded], ...]
+    base: Residues | None
+    scale: float
+    computed: Residues | None = None

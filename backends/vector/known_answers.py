@@ -18,7 +18,9 @@ from olac.backends.vector.compiled import known_answer
 from olac.backends.vector.conversion import convert, convert_part, magic_of, overshoots
 from olac.backends.vector.elementwise import (
     add_constant,
+    add_encoded,
     add_limbs,
+    sum_of_products,
     tensor,
     times_constant,
     times_limbs,
@@ -293,6 +295,46 @@ def _products_of_ciphertexts_are_right() -> bool:
     return True
 
 
+@known_answer(add_encoded, sum_of_products)
+def _sums_with_plaintexts_are_right() -> bool:
+    rng = np.random.default_rng(8)
+    return all(_sums_with_plaintexts(ring, rng) for ring in _rings())
+
+
+def _sums_with_plaintexts(ring: Tables, rng: np.random.Generator) -> bool:
+    count, n, size = len(ring.primes), ring.N, (ring.R, ring.C)
+
+    def limbs(most: float, repeat: int = 0, polynomials: int = 1) -> Array:
+        return np.concatenate([residues(rng, n >> repeat, p, most) for _ in range(polynomials) for p in ring.primes])
+
+    def whole(values: Array, repeat: int = 0) -> Integers:
+        rows = np.repeat(values.reshape(-1, n // 8 >> repeat, 8), 1 << repeat, axis=1)
+        return integers(rows.reshape(-1, count, n))
+
+    def same(out: Array, expected: Integers) -> bool:
+        return all(right(*one) for one in zip(out.reshape(count, n), expected, ring.primes, strict=True))
+
+    sources, base = [limbs(AT_REST, 0, 2), limbs(AT_REST, 0, 2)], limbs(AT_REST, 0, 2)
+    plain = [limbs(0.5), limbs(0.5, 1)]
+    pairs = list(enumerate(zip(sources, plain, strict=True)))
+    terms = np.array([[a.ctypes.data, count * n, w.ctypes.data, r] for r, (a, w) in pairs], dtype=np.int64)
+    total = sum(whole(a) * whole(w, r) for r, (a, w) in pairs)
+    starts = ring.product_starts(len(terms))
+    for more in (False, True):
+        out = _blank(2 * count * n)
+        sum_of_products(0, count, 0, terms, base, count * n, more, starts, out, count * n, *size, ring.p, ring.pinv)
+        expected = total + more * whole(base)
+        if not all(same(part, rows) for part, rows in zip(out.reshape(2, -1), expected, strict=True)):
+            return False
+    at, ids = np.arange(count) * n, np.arange(count)
+    for repeat, w in enumerate(plain):
+        out = _blank(count * n)
+        add_encoded(0, count, 0, sources[0], at, w, repeat, out, at, ids, *size, ring.p, ring.pinv)
+        if not same(out, whole(sources[0])[0] + whole(w, repeat)[0]):
+            return False
+    return True
+
+
 @known_answer(transform_integers, inverse_limbs)
 def _transforms_of_integers_are_right() -> bool:
     rng = np.random.default_rng(6)
@@ -303,7 +345,9 @@ def _transforms_of_integers_are_right() -> bool:
         ids = np.arange(len(ring.primes))
         out, at = _blank(len(ids) * N), np.arange(len(ids))[::-1] * N
         room, tables = _blank((2, 16 * ring.R)), (ring.p, ring.pinv, ring.tight)
-        transform_integers(0, len(ids), 1, given, out, at, ids, room, ring.R, ring.C, ring.w0, ring.w1, *tables)
+        transform_integers(
+            0, len(ids), 1, ring.ordered(given), out, at, ids, room, ring.R, ring.C, ring.C, ring.w0, ring.w1, *tables
+        )
         back = _blank(len(ids) * N)
         factors = ring.inverse_factors([3] * len(ids), ids)
         inverse_limbs(0, len(ids), 1, out, at, back, at, ids, factors, room, ring.R, ring.C, ring.i0, ring.i1, *tables)

@@ -152,9 +152,7 @@ def gathered(builder: Any, base: Any, places: Any) -> Any:
     first = builder.insert_element(empty, address, ir.Constant(ir.IntType(32), 0))
     all_first = builder.shuffle_vector(first, empty, ir.Constant(_ints(32), [0] * LANES))
     distances = builder.shl(builder.sext(places, _ints(64)), ir.Constant(_ints(64), [3] * LANES))
-    pointers = builder.inttoptr(
-        builder.add(all_first, distances), ir.VectorType(ir.DoubleType().as_pointer(), LANES)
-    )
+    pointers = builder.inttoptr(builder.add(all_first, distances), ir.VectorType(ir.DoubleType().as_pointer(), LANES))
     mask = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [1] * LANES)
     kind = ir.FunctionType(_VECTOR, [pointers.type, ir.IntType(32), mask.type, _VECTOR])
     name = f"llvm.masked.gather.v{LANES}f64.v{LANES}p0f64"

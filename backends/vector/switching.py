@@ -93,7 +93,7 @@ def finish_limbs(
     """The second halves of transforms, in place, for limbs lo ... hi - 1; see `transforms.forward_rows`."""
     for e in range(lo, hi):
         j = ids[e]
-        forward_rows(out, outat[e], R, C, w1, j * R * C, p[j], pinv[j], tight[j])
+        forward_rows(out, outat[e], R, C, C, w1, j * R * C, p[j], pinv[j], tight[j])
 
 
 @inline
@@ -379,7 +379,7 @@ def divide_limbs(
     for e in range(lo, hi):
         j = ids[e]
         b, a, c, o = restat[e], sourceat[e], extraat[e], outat[e]
-        forward_rows(rest, b, R, C, w1, j * N, p[j], pinv[j], tight[j])
+        forward_rows(rest, b, R, C, C, w1, j * N, p[j], pinv[j], tight[j])
         p1, pinv1, f = splat(p[j]), splat(pinv[j]), splat(inverse[e])
         if permute:
             if c >= 0:

@@ -231,9 +231,7 @@ def _values_are_combined() -> bool:
     t, found = _tables(), []
     N, count, make = t.N, len(t.primes), _Operands(5)
     starts = np.array([combination_start(prime) for prime in t.primes])
-    values = [
-        np.concatenate([make.residues(p, N, AT_REST) for p in (*t.primes, *t.primes)]) for _ in range(4)
-    ]
+    values = [np.concatenate([make.residues(p, N, AT_REST) for p in (*t.primes, *t.primes)]) for _ in range(4)]
     X = [_integers(one).reshape(2, count, N) for one in values]
     constants = np.array([make.residues(p, 1)[0] for p in t.primes])
     multipliers = np.array([[make.residues(p, 1)[0] for p in t.primes] for _ in range(3)])

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from olac.backends.vector.addresses import gather, int_at, load8, load16, load32, load64
 from olac.backends.vector.arithmetic import MAGIC, product, reduced
-from olac.backends.vector.bootstrap.addresses import gather, int_at, load8, load16, load32, load64
 from olac.backends.vector.compiled import inline, kernel, wide
 from olac.backends.vector.conversion import finish
 from olac.backends.vector.lanes import load, splat, store, vadd, vfma, vmul, vsub

@@ -1,4 +1,4 @@
-"""The intrinsics of `olac.backends.vector.bootstrap.addresses`, as llvmlite builds them."""
+"""The intrinsics of `olac.backends.vector.addresses`, as llvmlite builds them."""
 
 from __future__ import annotations
 

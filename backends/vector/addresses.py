@@ -37,7 +37,7 @@ if TYPE_CHECKING or numba is None:
         raise BackendError(missing)
 
 else:
-    from olac.backends.vector.bootstrap.addresses_llvm import (
+    from olac.backends.vector.addresses_llvm import (
         gather,
         int_at,
         load8,
