@@ -32,7 +32,7 @@ from olac.ckks.parameters import Parameters
 from olac.ckks.sizes import rotation_key_bytes
 from olac.ckks.words import WORD_BYTES, Words
 from olac.costs.table import CostTable
-from olac.errors import BackendError
+from olac.errors import BackendError, InfeasibleError
 from olac.ir.types import CipherState
 
 DEFAULT = "openfhe"
@@ -201,6 +201,14 @@ class Engine(ABC):
     def model(self) -> EngineModel:
         """What planners know of it."""
         return engine_model(self.key_files)
+
+    def check_takes(self, parameters: Parameters) -> None:
+        """Raise `InfeasibleError` if the engine can't run programs with these parameters."""
+        why = self.model.refuses(parameters)
+        if why is not None:
+            raise InfeasibleError(
+                f"{self.title} does not take the program: {why} ({parameters.describe()}). Run it on another engine."
+            )
 
     # The speed of this machine ---------------------------------------------------------------------------------------
 

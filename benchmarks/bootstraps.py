@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.data import DataError
-from benchmarks.named_engines import model_of, named
+from benchmarks.named_engines import named
 from benchmarks.results import BOOTSTRAP, ResultsFile, Row, machine
 from benchmarks.yardstick import Yardstick
 from olac.backends.base import Ciphertext
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, command: str) -> Row:
         raise DataError("--complex measures bootstraps of complex slots, which no program uses: OpenFHE's alone")
     results = ResultsFile.open(options.json, command, options.append)
     set_threads(options.threads)
-    engine = named(options.engine)
+    engine = named(options.engine, parameters)
     row: Row = {
         "kind": BOOTSTRAP,
         "engine": options.engine,
@@ -127,7 +127,7 @@ def measure(engine: Engine, parameters: Parameters, complex_slots: bool, rounds:
         complex_slots: bootstrap real and imaginary parts, which only OpenFHE does.
         rounds: number of bootstraps, each of a new ciphertext.
     """
-    setup, model = parameters.bootstrapping, model_of(engine).bootstraps(parameters)
+    setup, model = parameters.bootstrapping, engine.model.bootstraps(parameters)
     assert setup is not None
     ready = _ready_for_complex(parameters) if complex_slots else _ready(engine, parameters)
     period = 1 << parameters.log_bootstrap_slots
@@ -166,7 +166,7 @@ def measure(engine: Engine, parameters: Parameters, complex_slots: bool, rounds:
 
 def _ready(engine: Engine, parameters: Parameters) -> Ready:
     """Client and server of an engine, with the keys of bootstraps alone."""
-    model = model_of(engine).bootstraps(parameters)
+    model = engine.model.bootstraps(parameters)
     level, scale = model.input_level, parameters.scale(model.input_level)
     steps = dict.fromkeys(sorted(model.steps), 0)
     client = engine.client(parameters, "bootstraps")
@@ -237,15 +237,12 @@ def _after_sine(values: np.ndarray[Any, Any], correction: int) -> np.ndarray[Any
 
 
 def _predicted(engine: Engine, parameters: Parameters) -> dict[str, Any]:
-    """Predictions for real slots, by the engine's table of costs and the measured noises; none without a table."""
+    """Predictions for real slots, by the engine's table of costs and the measured noises."""
     from olac.backends.cost import CostEvaluator
     from olac.costs.table import CostTable
 
-    model = model_of(engine)
-    if model.name != engine.key_files:
-        return {}
-    found = model.bootstraps(parameters)
-    price = CostEvaluator(parameters, CostTable.default(model), usable_threads()).price("bootstrap", found.input_level)
+    found, costs = engine.model.bootstraps(parameters), CostTable.default(engine.model)
+    price = CostEvaluator(parameters, costs, usable_threads()).price("bootstrap", found.input_level)
     return {
         "predicted_seconds": round(price, 2),
         "predicted_noise": found.noise,

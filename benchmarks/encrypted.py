@@ -26,6 +26,7 @@ from rich.console import Console
 from benchmarks import encrypted_steps
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.encrypted_steps import Request, Result
+from benchmarks.named_engines import existing
 from benchmarks.results import ENCRYPTED, ResultsFile, Row, machine
 from benchmarks.strategies import Strategy, StrategyError, parse_strategies
 from olac.backends.session import DEFAULT
@@ -245,8 +246,10 @@ def one_strategy(item: str, lowering: str) -> Strategy:
 
 
 def pinned_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The parameters that the command line pins; DataError if they are impossible."""
+    """The parameters that the command line pins; DataError if they, or the engine, are impossible."""
     pinned = {name: getattr(options, name) for name in ("insecure", "log_ring", "rest", "digits", "max_memory")}
+    if options.engine is not None:
+        existing(options.engine)
     if pinned["digits"] is not None and pinned["rest"] is None:
         raise DataError("--digits pins parameters with bootstraps: give --rest, too")
     try:

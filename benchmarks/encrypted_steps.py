@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data import DataError, data_folder, test_set, training_set
-from benchmarks.named_engines import existing, model_of, named
+from benchmarks.named_engines import existing, named
 from benchmarks.strategies import AUTO, parse_strategies
 from benchmarks.yardstick import Yardstick
 from olac.ckks.engines import ENGINES
@@ -93,7 +93,7 @@ def prepare(request: Request, emit: Emit) -> Result:
     engine = request["engine"] or program.engine
     result = {"compile_seconds": made, "engine": engine, **_facts(program), **_predicted(program, request, engine)}
     if request["images"]:
-        named(engine, lambda what, done, total: emit({"say": f"{what}: {done} of {total}"}))
+        named(engine, program.parameters, lambda what, done, total: emit({"say": f"{what}: {done} of {total}"}))
         result |= _expected(program, request, emit)
     return result
 
@@ -208,10 +208,8 @@ def _level(node: Node) -> int:
 
 
 def _predicted(program: CompiledProgram, request: Request, engine: str) -> Result:
-    costs = CostTable.default(model_of(existing(engine)))
-    found = program.estimate(request["threads"], costs=costs)
+    found = program.estimate(request["threads"], costs=CostTable.default(existing(engine).model))
     return {
-        "predicted_for": costs.engine.name,
         "predicted_seconds": round(found.seconds_per_image, 2),
         "predicted_gb": round(found.server_gb, 2),
         "predicted_client_gb": round(found.client_gb, 2),

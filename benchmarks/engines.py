@@ -43,7 +43,8 @@ def run(options: argparse.Namespace, command: str, console: Console) -> list[Row
     reporter = Reporter(console)
     with reporter.showing():
         engines = {
-            name: named(name, lambda what, done, total: reporter.show(f"{what}: {done} of {total}")) for name in names
+            name: named(name, parameters, lambda what, done, total: reporter.show(f"{what}: {done} of {total}"))
+            for name in names
         }
         if program is not None:
             _run_program(options, program, names, results, reporter)

@@ -32,6 +32,11 @@ class Buffers:
         with self._lock:
             self._free.setdefault(len(array), []).append(array)
 
+    def take_parts(self, count: int, size: int) -> list[Part]:
+        """Parts of one buffer, each of `size` doubles, which stays in use while one of them does."""
+        whole = self.take(count * size)
+        return [Part(whole, place * size, size) for place in range(count)]
+
     def clear(self) -> None:
         """Free all that is not in use."""
         with self._lock:
@@ -55,3 +60,18 @@ class Buffer:
         home = self._home()
         if home is not None:
             home.give(self.data)
+
+
+class Part:
+    """Doubles of a buffer, from `first` on.
+
+    Attributes:
+        data: the array.
+        whole: the array of the whole buffer.
+    """
+
+    __slots__ = ("_buffer", "data", "whole")
+
+    def __init__(self, buffer: Buffer, first: int, size: int) -> None:
+        self._buffer, self.whole = buffer, buffer.data
+        self.data = buffer.data[first : first + size]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from olac.backends.vector.buffers import Buffer
+from olac.backends.vector.buffers import Buffer, Part
 from olac.system.arrays import Array, Index
 
 
@@ -23,7 +23,7 @@ class Residues:
         mark: of the key pair in this process.
     """
 
-    buffer: Buffer
+    buffer: Buffer | Part
     parts: int
     limbs: int
     specials: int
@@ -50,7 +50,37 @@ class Residues:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A plaintext: limbs of N doubles in value order."""
+    """A plaintext: limbs of N >> repeat doubles in value order.
 
-    data: Array
+    Attributes:
+        repeat: 2^repeat rows of eight values after one another are the same, and are there once. Plaintexts whose slots
+            repeat are so.
+    """
+
+    buffer: Buffer
     limbs: int
+    repeat: int
+
+    @property
+    def data(self) -> Array:
+        """The flat array."""
+        return self.buffer.data
+
+
+@dataclass(eq=False, slots=True)
+class Products:
+    """A sum of products of ciphertexts and plaintexts, of noise degree 2, that is computed when it is needed.
+
+    Each operand is read once then, and only the sum is written.
+
+    Attributes:
+        terms: pairs of operands.
+        base: what is added to them, modulo Q; None for nothing.
+        scale: of the sum.
+        computed: the sum, after it was needed once.
+    """
+
+    terms: tuple[tuple[Residues, Encoded], ...]
+    base: Residues | None
+    scale: float
+    computed: Residues | None = None

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from olac.backends.vector.addresses import load64
 from olac.backends.vector.arithmetic import MAGIC, product, reduced
 from olac.backends.vector.compiled import kernel, wide
-from olac.backends.vector.lanes import load, splat, store, vadd, vsub
+from olac.backends.vector.conversion import finish
+from olac.backends.vector.lanes import load, splat, store, vadd, vfma, vsub
 from olac.backends.vector.transforms import forward_columns, forward_rows
 from olac.system.arrays import Array as Floats
 from olac.system.arrays import Index
@@ -195,7 +197,89 @@ def tensor(
             store(out, o + 2 * outstride + k, d2)
 
 
-@kernel("void(i8,i8,i8,f8[::1],f8[::1],i8[::1],i8[::1],f8[:,::1],i8,i8,f8[::1],f8[::1],f8[::1],f8[::1],b1[::1])")
+@kernel("void(i8,i8,i8,f8[::1],i8[::1],f8[::1],i8,f8[::1],i8[::1],i8[::1],i8,i8,f8[::1],f8[::1])")
+def add_encoded(
+    lo: int,
+    hi: int,
+    worker: int,
+    a: Floats,
+    aat: Index,
+    b: Floats,
+    repeat: int,
+    out: Floats,
+    outat: Index,
+    ids: Index,
+    R: int,
+    C: int,
+    p: Floats,
+    pinv: Floats,
+) -> None:
+    """out = a + b, where 2^repeat rows of eight values of b after one another are the same and are there once."""
+    wide()
+    magic = splat(MAGIC)
+    kept = R * C >> repeat
+    for e in range(lo, hi):
+        j = ids[e]
+        p1, pinv1 = splat(p[j]), splat(pinv[j])
+        x, y, o = aat[e], e * kept, outat[e]
+        for row in range(R * C // 8):
+            z = vadd(load(a, x + 8 * row), load(b, y + 8 * (row >> repeat)))
+            store(out, o + 8 * row, reduced(z, pinv1, p1, magic))
+
+
+@kernel("void(i8,i8,i8,i8[:,::1],f8[::1],i8,b1,f8[::1],f8[::1],i8,i8,i8,f8[::1],f8[::1])")
+def sum_of_products(
+    lo: int,
+    hi: int,
+    worker: int,
+    terms: Index,
+    base: Floats,
+    basestride: int,
+    more: bool,
+    starts: Floats,
+    out: Floats,
+    outstride: int,
+    R: int,
+    C: int,
+    p: Floats,
+    pinv: Floats,
+) -> None:
+    """Both polynomials of the sum of ciphertexts times plaintexts, for primes lo ... hi - 1.
+
+    Plaintexts are centred. Results are centred if the rests of the sums and the base are below 2^51.
+
+    Args:
+        terms: (terms, 4): the address of a ciphertext, how far its polynomials are apart, the address of a plaintext,
+            and its `repeat`: 2^repeat rows of eight values of it after one another are the same and are there once.
+        base, basestride, more: with `more`, both polynomials of a sum that is added.
+        starts: what the sums start with, see `conversion.magic_of`.
+    """
+    wide()
+    magic, zero = splat(MAGIC), splat(0.0)
+    N = R * C
+    for e in range(lo, hi):
+        p1, pinv1, start = splat(p[e]), splat(pinv[e]), splat(starts[e])
+        for row in range(N // 8):
+            k = e * N + 8 * row
+            t0, t1, r0, r1 = start, start, zero, zero
+            if more:
+                r0, r1 = load(base, k), load(base, basestride + k)
+            for i in range(len(terms)):
+                a, repeat = terms[i, 0], terms[i, 3]
+                w = load64(terms[i, 2], (e * N >> repeat) + 8 * (row >> repeat))
+                x = load64(a, k)
+                t = vfma(x, w, t0)
+                r0 = vadd(r0, vfma(x, w, vsub(t0, t)))
+                t0 = t
+                x = load64(a, terms[i, 1] + k)
+                t = vfma(x, w, t1)
+                r1 = vadd(r1, vfma(x, w, vsub(t1, t)))
+                t1 = t
+            store(out, k, finish(t0, r0, start, pinv1, p1, magic))
+            store(out, outstride + k, finish(t1, r1, start, pinv1, p1, magic))
+
+
+@kernel("void(i8,i8,i8,f8[::1],f8[::1],i8[::1],i8[::1],f8[:,::1],i8,i8,i8,f8[::1],f8[::1],f8[::1],f8[::1],b1[::1])")
 def transform_integers(
     lo: int,
     hi: int,
@@ -207,16 +291,20 @@ def transform_integers(
     scratch: Floats,
     R: int,
     C: int,
+    W: int,
     w0: Floats,
     w1: Floats,
     p: Floats,
     pinv: Floats,
     tight: Any,
 ) -> None:
-    """A polynomial of integer coefficients in natural order, to values modulo the primes of limbs lo ... hi - 1.
+    """A polynomial of integer coefficients in coefficient order, to values modulo the primes of limbs lo ... hi - 1.
 
     Coefficients are integers of at most 2^50 p: `reduced` leaves at most p (1/2 + 1/8). Results are reduced again after
     the transform, from at most 11 p, which is below 2^52, and so they are centred.
+
+    Args:
+        R, C, W: the polynomial has R C coefficients, and the roots are those of R W.
     """
     wide()
     N = R * C
@@ -227,9 +315,9 @@ def transform_integers(
         p1, pinv1 = splat(p[j]), splat(pinv[j])
         for column in range(C // 8):
             for row in range(R):
-                store(room, 8 * row, reduced(load(coefficients, row * C + 8 * column), pinv1, p1, magic))
+                store(room, 8 * row, reduced(load(coefficients, 8 * (column * R + row)), pinv1, p1, magic))
             forward_columns(room, 0, 8, room, 8 * R, out, outat[e], column, R, C, w0, j * R, p[j], pinv[j], tight[j])
-        forward_rows(out, outat[e], R, C, w1, j * N, p[j], pinv[j], tight[j])
+        forward_rows(out, outat[e], R, C, W, w1, j * R * W, p[j], pinv[j], tight[j])
         o = outat[e]
         for k in range(0, N, 8):
             store(out, o + k, reduced(load(out, o + k), pinv1, p1, magic))

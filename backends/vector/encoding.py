@@ -43,6 +43,15 @@ def coefficients(slots: Slots, scale: float) -> Array:
     return out
 
 
+def repeats(slots: Slots, most: int) -> int:
+    """How often the slots can be halved, at most so often, so that both halves are the same."""
+    found = 0
+    while found < most and np.array_equal(slots[: len(slots) // 2], slots[len(slots) // 2 :]):
+        slots = slots[: len(slots) // 2]
+        found += 1
+    return found
+
+
 def slots_of(coefficients: Array) -> npt.NDArray[np.complex128]:
     """The slots of a polynomial, shape (N / 2,), at scale 1: the inverse of `coefficients`."""
     half = len(coefficients) // 2

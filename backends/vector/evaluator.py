@@ -13,10 +13,17 @@ from olac.backends.base import Array, Evaluator, R, Slots, T
 from olac.backends.places import Places
 from olac.backends.session import PlaintextCache
 from olac.backends.vector.buffers import Buffer, Buffers
-from olac.backends.vector.ciphertext import Encoded, Residues
+from olac.backends.vector.ciphertext import Encoded, Products, Residues
 from olac.backends.vector.conversion import convert
-from olac.backends.vector.elementwise import add_constant, add_limbs, tensor, times_constant, times_limbs
-from olac.backends.vector.encoding import coefficients
+from olac.backends.vector.elementwise import (
+    add_constant,
+    add_encoded,
+    add_limbs,
+    sum_of_products,
+    tensor,
+    times_constant,
+)
+from olac.backends.vector.encoding import coefficients, repeats
 from olac.backends.vector.packed import PackedKey
 from olac.backends.vector.ring import Conversion, ring
 from olac.backends.vector.switching import add_permuted, divide_limbs, inner, inverse_limbs
@@ -31,6 +38,8 @@ from olac.system.arrays import Index, Order
 if TYPE_CHECKING:
     from olac.backends.vector.bootstrap.circuit import Bootstrap
 
+MOST_PRODUCTS = 8
+"""Products that are summed at a time: more streams than that slow a processor's memory down."""
 NO_ORDER: Order = np.zeros(1, dtype=np.int32)
 
 
@@ -94,6 +103,8 @@ class VectorEvaluator(Evaluator[Any, Any]):
         self._cache = cache
         self._mark = mark
         self._places = Places()
+        self._most_repeats = (self.ring.C // 8).bit_length() - 1
+        self._product_starts = self.ring.product_starts(MOST_PRODUCTS)
         self._local = threading.local()
 
     def restart(self) -> None:
@@ -180,7 +191,8 @@ class VectorEvaluator(Evaluator[Any, Any]):
             # A product with zero would be no encryption and could not be sent. So zero is encoded as the smallest
             # plaintext, the integer 1, which is far less than the noise of any product.
             given = slots if np.any(slots) else np.full(self.slots, 1.0 / scale)
-            return self.encoded(coefficients(given, scale), level + 1)
+            repeat = repeats(given, self._most_repeats)
+            return self.encoded(coefficients(given[: len(given) >> repeat], scale), level + 1, repeat)
 
         if self._cache is None:
             return make()
@@ -188,20 +200,78 @@ class VectorEvaluator(Evaluator[Any, Any]):
         found: Encoded = self._cache.get(self._places.next(), size, make)
         return found
 
-    def encoded(self, polynomial: Array, limbs: int) -> Encoded:
-        """A plaintext of integer coefficients, exact doubles in their natural order."""
-        return Encoded(self.ring.values(polynomial, self.ring.ids(limbs), self.team).reshape(-1), limbs)
+    def encoded(self, polynomial: Array, limbs: int, repeat: int = 0) -> Encoded:
+        """A plaintext of integer coefficients, exact doubles in their natural order; for `repeat` see `Ring.values`."""
+        size = limbs * self.ring.N >> repeat
+        buffer = self.buffers.take(size)
+        self.ring.values(polynomial, self.ring.ids(limbs), self.team, repeat, buffer.data[:size])
+        return Encoded(buffer, limbs, repeat)
 
     # Sums ------------------------------------------------------------------------------------------------------------
 
-    def _add(self, a: Residues, b: Residues, state: CipherState) -> Residues:
+    def _add(self, a: Residues | Products, b: Residues | Products, state: CipherState) -> Residues | Products:
+        known = [one.computed or one if isinstance(one, Products) else one for one in (a, b)]
+        terms = [term for one in known if isinstance(one, Products) for term in one.terms]
+        bases = [one.base if isinstance(one, Products) else one for one in known]
+        sums = [base for base in bases if base is not None]
+        base = self._plus(*sums) if len(sums) == 2 else sums[0] if sums else None
+        if not terms:
+            assert base is not None
+            return base
+        both = Products(tuple(terms), base, 0.0)
+        return both if len(terms) < MOST_PRODUCTS else self.summed(both)
+
+    def _plus(self, a: Residues, b: Residues) -> Residues:
+        """a + b, modulo Q P if one of them is."""
         if a.specials == b.specials:
             return self.sum_of(a, b)
         if not a.specials or not b.specials:
-            a, b = (a, b) if b.specials else (b, a)
-            return self.lifted(a, self.copied(b))
+            low, high = (a, b) if b.specials else (b, a)
+            return self.lifted(low, self.copied(high))
         specials = max(a.specials, b.specials)
         return self.sum_of(self.raised(a, specials), self.raised(b, specials))
+
+    def summed(self, a: Products) -> Residues:
+        """The sum; modulo Q P if the base is."""
+        if a.computed is None:
+            a.computed = self._summed(a.terms, a.base, a.scale)
+            a.terms, a.base = (), None
+        return a.computed
+
+    def _summed(self, terms: Sequence[tuple[Residues, Encoded]], base: Residues | None, scale: float) -> Residues:
+        r, n = self.ring, self.ring.N
+        apart = base is not None and base.specials > 0
+        first = terms[0][0]
+        limbs = first.limbs
+        for at in range(0, len(terms), MOST_PRODUCTS):
+            some = terms[at : at + MOST_PRODUCTS]
+            out = self.make(2, limbs, 2, scale)
+            added = None if apart else base
+            self.team.run(
+                sum_of_products,
+                limbs,
+                np.array(
+                    [[x.data.ctypes.data, x.room * n, y.data.ctypes.data, y.repeat] for x, y in some], dtype=np.int64
+                ),
+                (added or out).data,
+                (added or out).room * n,
+                added is not None,
+                self._product_starts,
+                out.data,
+                out.room * n,
+                r.R,
+                r.C,
+                r.p,
+                r.pinv,
+                size=limbs * n * len(some),
+            )
+            if apart:
+                assert base is not None
+                base = self.lifted(out, self.copied(base))
+            else:
+                base = out
+        assert base is not None
+        return base
 
     def copied(self, a: Residues) -> Residues:
         """A copy, in memory of its own."""
@@ -230,8 +300,7 @@ class VectorEvaluator(Evaluator[Any, Any]):
         r, n = self.ring, self.ring.N
         out = self.make(a.parts, a.limbs, a.degree, a.scale)
         at, outat, ids = a.offsets(n), out.offsets(n), self.ids_of(a)
-        pat = np.arange(a.limbs) * n
-        self._run(add_limbs, a.limbs, a.data, at, p.data, pat, out.data, outat, ids, False, n, r.p, r.pinv)
+        self._run(add_encoded, a.limbs, a.data, at, p.data, p.repeat, out.data, outat, ids, r.R, r.C, r.p, r.pinv)
         self._copy_rest(a, out)
         return out
 
@@ -258,22 +327,12 @@ class VectorEvaluator(Evaluator[Any, Any]):
 
     # Products --------------------------------------------------------------------------------------------------------
 
-    def _multiply_plain(self, a: Residues, p: Encoded, state: CipherState) -> Residues:
-        return self._times_plain(a, p, 2, 0.0)
+    def _multiply_plain(self, a: Residues, p: Encoded, state: CipherState) -> Products:
+        return Products(((a, p),), None, 0.0)
 
     def _multiply_unit(self, a: Residues, p: Encoded, state: CipherState) -> Residues:
-        return self._times_plain(a, p, a.degree, a.scale)
-
-    def _times_plain(self, a: Residues, p: Encoded, degree: int, scale: float) -> Residues:
-        r, n = self.ring, self.ring.N
-        out = self.make(a.parts, a.limbs, degree, scale)
-        pat = np.tile(np.arange(a.limbs) * n, a.parts)
-        ids = self.ids_of(a)
-        items = len(ids)
-        self._run(
-            times_limbs, items, a.data, a.offsets(n), p.data, pat, out.data, out.offsets(n), ids, False, n, r.p, r.pinv
-        )
-        return out
+        out = self._summed(((a, p),), None, a.scale)
+        return Residues(out.buffer, 2, out.limbs, 0, out.room, a.degree, a.scale, a.mark)
 
     def times_integer(self, a: Residues, value: int, limbs: int, into: Residues | None = None) -> Residues:
         """a times an integer, modulo the first `limbs` primes; added to `into` if it is given."""
@@ -334,7 +393,9 @@ class VectorEvaluator(Evaluator[Any, Any]):
         # The division by P waits, as a rescale usually follows, which divides by P and a prime at once.
         return self.lifted(a, self.key_product(digits, key))
 
-    def _rescale(self, a: Residues, state: CipherState) -> Residues:
+    def _rescale(self, a: Residues | Products, state: CipherState) -> Residues:
+        if isinstance(a, Products):
+            a = self.summed(a)
         scale = state.scale / self.parameters.primes[a.limbs - 1]
         if not a.specials:
             return self.rescaled(a, scale)
@@ -529,8 +590,10 @@ class VectorEvaluator(Evaluator[Any, Any]):
         self._divide(a, rest, restat, data, extraat.reshape(-1), out, inverses, order)
         return out
 
-    def settled(self, a: Residues) -> Residues:
-        """a modulo Q, if it is a product that was not divided by P yet."""
+    def settled(self, a: Residues | Products) -> Residues:
+        """a modulo Q, if it is a sum of products that was not computed or not divided by P yet."""
+        if isinstance(a, Products):
+            a = self.summed(a)
         if not a.specials:
             return a
         out = self.divided(a, None, 0, NO_ORDER)
@@ -548,20 +611,21 @@ class VectorEvaluator(Evaluator[Any, Any]):
 
     # Rotations -------------------------------------------------------------------------------------------------------
 
-    def _rotate(self, a: Residues, step: int, state: CipherState) -> Residues:
+    def _rotate(self, a: Residues | Products, step: int, state: CipherState) -> Residues:
         return self._hoisted_rotate(a, self._hoist(a, state), step, state)
 
-    def _hoist(self, a: Residues, state: CipherState) -> Digits:
+    def _hoist(self, a: Residues | Products, state: CipherState) -> Digits:
         return self.decompose(self.settled(a), 1)
 
-    def _hoisted_rotate(self, a: Residues, digits: Digits, step: int, state: CipherState) -> Residues:
+    def _hoisted_rotate(self, a: Residues | Products, digits: Digits, step: int, state: CipherState) -> Residues:
         switched = self.key_product(digits, self.keys.rotation(step))
         return self.divided(switched, digits.source, 1, self.ring.automorphism(self.ring.exponent(step)))
 
-    def _extended_rotate(self, a: Residues, digits: Digits, step: int, state: CipherState) -> Residues:
+    def _extended_rotate(self, a: Residues | Products, digits: Digits, step: int, state: CipherState) -> Residues:
+        source = digits.source
         switched = self.key_product(digits, self.keys.rotation(step))
-        out = self.make(2, a.limbs, a.degree, a.scale, switched.specials)
-        self.add_automorphism(switched, digits.source, step, out, False)
+        out = self.make(2, source.limbs, source.degree, source.scale, switched.specials)
+        self.add_automorphism(switched, source, step, out, False)
         return out
 
     def add_automorphism(self, a: Residues, c0: Residues | None, step: int, out: Residues, add: bool) -> None:

@@ -18,7 +18,9 @@ from olac.backends.vector.compiled import known_answer
 from olac.backends.vector.conversion import convert, convert_part, magic_of, overshoots
 from olac.backends.vector.elementwise import (
     add_constant,
+    add_encoded,
     add_limbs,
+    sum_of_products,
     tensor,
     times_constant,
     times_limbs,
@@ -293,6 +295,51 @@ def _products_of_ciphertexts_are_right() -> bool:
     return True
 
 
+def _concatenated(ring: Tables, rng: np.random.Generator, most: float, repeat: int = 0, count: int = 1) -> Array:
+    """Limbs of `count` polynomials, N >> repeat values each."""
+    primes = ring.primes * count
+    return np.concatenate([residues(rng, ring.N >> repeat, prime, most) for prime in primes])
+
+
+def _whole(ring: Tables, values: Array, repeat: int = 0) -> Integers:
+    """The same as integers, with all values, shape (polynomials, primes, N)."""
+    rows = np.repeat(values.reshape(-1, ring.N // 8 >> repeat, 8), 1 << repeat, axis=1)
+    return integers(rows.reshape(-1, len(ring.primes), ring.N))
+
+
+def _same(ring: Tables, out: Array, expected: Integers) -> bool:
+    """Whether all limbs of polynomials are right."""
+    limbs = out.reshape(-1, ring.N), expected.reshape(-1, ring.N)
+    return all(right(*one) for one in zip(*limbs, ring.primes * (len(limbs[0]) // len(ring.primes)), strict=True))
+
+
+@known_answer(add_encoded, sum_of_products)
+def _sums_with_plaintexts_are_right() -> bool:
+    rng = np.random.default_rng(8)
+    for ring in _rings():
+        count, stride, size = len(ring.primes), len(ring.primes) * ring.N, (ring.R, ring.C)
+        sources = [_concatenated(ring, rng, AT_REST, 0, 2) for _ in range(2)]
+        plain = [_concatenated(ring, rng, 0.5, repeat) for repeat in range(2)]
+        base, total = _concatenated(ring, rng, AT_REST, 0, 2), 0
+        terms = np.zeros((2, 4), dtype=np.int64)
+        for repeat, (a, w) in enumerate(zip(sources, plain, strict=True)):
+            terms[repeat] = a.ctypes.data, stride, w.ctypes.data, repeat
+            total = total + _whole(ring, a) * _whole(ring, w, repeat)
+        starts, end = ring.product_starts(2), (ring.p, ring.pinv)
+        for more in (False, True):
+            out = _blank(2 * stride)
+            sum_of_products(0, count, 0, terms, base, stride, more, starts, out, stride, *size, *end)
+            if not _same(ring, out, total + more * _whole(ring, base)):
+                return False
+        at, ids = np.arange(count) * ring.N, np.arange(count)
+        for repeat, w in enumerate(plain):
+            out = _blank(stride)
+            add_encoded(0, count, 0, sources[0], at, w, repeat, out, at, ids, *size, *end)
+            if not _same(ring, out, _whole(ring, sources[0])[:1] + _whole(ring, w, repeat)):
+                return False
+    return True
+
+
 @known_answer(transform_integers, inverse_limbs)
 def _transforms_of_integers_are_right() -> bool:
     rng = np.random.default_rng(6)
@@ -303,7 +350,9 @@ def _transforms_of_integers_are_right() -> bool:
         ids = np.arange(len(ring.primes))
         out, at = _blank(len(ids) * N), np.arange(len(ids))[::-1] * N
         room, tables = _blank((2, 16 * ring.R)), (ring.p, ring.pinv, ring.tight)
-        transform_integers(0, len(ids), 1, given, out, at, ids, room, ring.R, ring.C, ring.w0, ring.w1, *tables)
+        transform_integers(
+            0, len(ids), 1, ring.ordered(given), out, at, ids, room, ring.R, ring.C, ring.C, ring.w0, ring.w1, *tables
+        )
         back = _blank(len(ids) * N)
         factors = ring.inverse_factors([3] * len(ids), ids)
         inverse_limbs(0, len(ids), 1, out, at, back, at, ids, factors, room, ring.R, ring.C, ring.i0, ring.i1, *tables)

@@ -49,6 +49,10 @@ if TYPE_CHECKING or numba is None:
         """As `load`, of an array of int32, int16 or int8, as doubles."""
         raise BackendError(missing)
 
+    def gather(array: Any, at: Any, order: Any, index: Any) -> Any:
+        """Elements at + order[index], ... at + order[index + 7] of an array of float64, for an array of int32."""
+        raise BackendError(missing)
+
     def store(array: Any, index: Any, value: Any) -> None:
         """Write a vector to elements index ... index + 7."""
         raise BackendError(missing)
@@ -59,6 +63,7 @@ if TYPE_CHECKING or numba is None:
 
 else:
     from olac.backends.vector.lanes_llvm import (
+        gather,
         load,
         load_ints,
         splat,
@@ -73,6 +78,7 @@ else:
 
 __all__ = [
     "LANES",
+    "gather",
     "load",
     "load_ints",
     "splat",

@@ -133,6 +133,34 @@ def store(context: Any, array: Any, index: Any, value: Any) -> tuple[Any, Gen]:
 
 
 @intrinsic
+def gather(context: Any, array: Any, at: Any, order: Any, index: Any) -> tuple[Any, Gen]:
+    """Elements at + order[index], ... at + order[index + 7] of an array of float64, for an array of int32."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, at, order, index = arguments
+        base = _pointer(target, builder, signature.args[0], values, at, ir.DoubleType())
+        places = builder.load(_pointer(target, builder, signature.args[2], order, index, _ints(32)), align=4)
+        return gathered(builder, base, places)
+
+    return lanes(array, types.int64, order, types.int64), generate
+
+
+def gathered(builder: Any, base: Any, places: Any) -> Any:
+    """In LLVM: the doubles at a pointer, plus each of eight int32."""
+    address = builder.ptrtoint(base, ir.IntType(64))
+    empty = ir.Constant(_ints(64), ir.Undefined)
+    first = builder.insert_element(empty, address, ir.Constant(ir.IntType(32), 0))
+    all_first = builder.shuffle_vector(first, empty, ir.Constant(_ints(32), [0] * LANES))
+    distances = builder.shl(builder.sext(places, _ints(64)), ir.Constant(_ints(64), [3] * LANES))
+    pointers = builder.inttoptr(builder.add(all_first, distances), ir.VectorType(ir.DoubleType().as_pointer(), LANES))
+    mask = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [1] * LANES)
+    kind = ir.FunctionType(_VECTOR, [pointers.type, ir.IntType(32), mask.type, _VECTOR])
+    name = f"llvm.masked.gather.v{LANES}f64.v{LANES}p0f64"
+    function = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
+    return builder.call(function, [pointers, ir.Constant(ir.IntType(32), 8), mask, ir.Constant(_VECTOR, None)])
+
+
+@intrinsic
 def transposed(context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> tuple[Any, Gen]:
     """The eight columns of the matrix whose rows are eight vectors."""
 

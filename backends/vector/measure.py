@@ -177,7 +177,7 @@ class VectorMeasurer(Measurer):
     def bootstrap(self, parameters: Parameters, quick: bool) -> float:
         model = VECTOR.bootstraps(parameters)
         client = ENGINE.client(parameters, "")
-        steps = {1: parameters.depth, **dict.fromkeys(sorted(model.steps), 0)}
+        steps = {**dict.fromkeys(sorted(model.steps), 0), 1: parameters.depth}
         keys = client.make_keys(steps, 0)
         server = ENGINE.server(parameters, keys, steps, PlaintextCache(0))
         slots = np.random.default_rng(0).uniform(-1, 1, parameters.slots)

@@ -17,7 +17,9 @@ import numpy as np
 from olac.backends.vector.compiled import kernel
 from olac.backends.vector.ring import Ring
 from olac.ckks.parameters import Parameters
-from olac.ckks.special import ONE_BYTE, TWO_BYTES, KeyShape, bytes_of_high, vector_special_primes
+from olac.ckks.special import ONE_BYTE as ONE_BYTE
+from olac.ckks.special import TWO_BYTES as TWO_BYTES
+from olac.ckks.special import KeyShape, bytes_of_high, vector_special_primes
 from olac.system.arrays import Array as Floats
 from olac.system.arrays import Index
 

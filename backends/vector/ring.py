@@ -194,6 +194,10 @@ class Tables:
             self._inner_starts[digits, more] = starts
         return self._inner_starts[digits, more]
 
+    def product_starts(self, terms: int) -> Array:
+        """What sums of so many residues at rest times centred residues start with, for each prime."""
+        return np.array([magic_of(terms * math.ceil(AT_REST * p) * (p // 2), terms, p) for p in self.primes])
+
     def residues_of_inverse(self, value: int, limbs: int) -> Array:
         """The inverse of an integer modulo the first primes."""
         return self._constant(("inverse", value, limbs), lambda p: pow(value, -1, p), range(limbs))
@@ -254,8 +258,20 @@ class Tables:
         """As `values`, by primes."""
         return self.values(coefficients.astype(np.float64), self.indices(primes))
 
-    def values(self, coefficients: Array, ids: Index, team: Team | None = None) -> Array:
+    def ordered(self, coefficients: Array, repeat: int = 0) -> Array:
+        """N >> repeat coefficients, from their natural order to coefficient order."""
+        rows = np.ascontiguousarray(coefficients, dtype=np.float64).reshape(self.R, (self.C >> repeat) // 8, 8)
+        return np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(-1)
+
+    def values(
+        self, coefficients: Array, ids: Index, team: Team | None = None, repeat: int = 0, into: Array | None = None
+    ) -> Array:
         """Values, shape (limbs, N), centred, of a polynomial whose coefficients are integers as doubles, of any size.
+
+        Args:
+            into: where the values go, flat; None for a new array.
+            repeat: the N >> repeat coefficients are those of a polynomial f, and the polynomial is f(X^(2^repeat)). Of
+                its values, 2^repeat rows of eight after one another are the same, and are given once.
 
         Raises:
             VerificationError: a coefficient is not finite.
@@ -265,28 +281,31 @@ class Tables:
             raise VerificationError("a polynomial has coefficients that are not finite")
         if largest > MOST_QUOTIENT * np.min(self.p[ids]):
             if len(ids) > 1:
-                return np.concatenate([self.values(coefficients, ids[e : e + 1], team) for e in range(len(ids))])
+                single = [self.values(coefficients, ids[e : e + 1], team, repeat) for e in range(len(ids))]
+                return np.concatenate(single, out=None if into is None else into.reshape(len(ids), -1))
             coefficients = np.fmod(coefficients, self.p[ids[0]])  # exact, and slow for such quotients
-        out = np.empty((len(ids), self.N))
-        at = np.arange(len(ids)) * self.N
+        n, columns = self.N >> repeat, self.C >> repeat
+        out = np.empty((len(ids), n)) if into is None else into.reshape(len(ids), n)
+        at = np.arange(len(ids)) * n
         by = team or Team(1)
         scratch = np.empty((by.threads, 16 * self.R))
         by.run(
             transform_integers,
             len(ids),
-            np.ascontiguousarray(coefficients, dtype=np.float64),
+            self.ordered(coefficients, repeat),
             out.reshape(-1),
             at,
             ids,
             scratch,
             self.R,
+            columns,
             self.C,
             self.w0,
             self.w1,
             self.p,
             self.pinv,
             self.tight,
-            size=len(ids) * self.N,
+            size=len(ids) * n,
         )
         return out
 

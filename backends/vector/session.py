@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,6 +28,7 @@ from olac.backends.session import (
     ServerSession,
     Session,
 )
+from olac.backends.speed import Bench
 from olac.backends.vector.available import prepare, why_unavailable
 from olac.backends.vector.bootstrap.circuit import Bootstrap
 from olac.backends.vector.buffers import Buffers
@@ -41,6 +42,7 @@ from olac.backends.vector.ring import Ring, ring
 from olac.backends.vector.team import Team
 from olac.ckks.parameters import Parameters
 from olac.ckks.words import Words
+from olac.costs.table import CostTable
 from olac.errors import ArtifactError, MissingKeyError
 from olac.ir.types import CipherState
 from olac.system.internal import callers
@@ -216,6 +218,40 @@ class Vector(Engine):
 
     def unavailable(self, preparing: Preparing | None = None) -> str:
         return why_unavailable(preparing)
+
+    def bench(self, parameters: Parameters) -> Bench:
+        prepare()
+        own, keys = ring(parameters), VectorKeys(parameters)
+        evaluator, random = VectorEvaluator(parameters, keys, team=Team(usable_threads())), np.random.default_rng(0)
+
+        def fresh(_: Array, level: int) -> Ciphertext[Any]:
+            """Uniform residues: to primitives one ciphertext is like another."""
+            primes = parameters.primes[: level + 1]
+            words = np.stack([[random.integers(0, p, own.N, np.uint64) for p in primes] for _ in range(2)])
+            state = CipherState(level, 1, parameters.scale(level))
+            return Ciphertext(residues(own, evaluator.buffers, words, level, ""), state)
+
+        def hoist(a: Ciphertext[Any]) -> object:
+            digits = evaluator.decompose(a.payload, 1)
+            evaluator.lift(digits, own.specials)
+            return digits
+
+        return Bench(evaluator, fresh, hoist)
+
+    def measure_costs(
+        self,
+        threads: Sequence[int],
+        rings: Sequence[int] | None = None,
+        *,
+        quick: bool = False,
+        passes: int = 1,
+        progress: Callable[[str], None] | None = None,
+    ) -> CostTable:
+        from olac.backends.measure import RINGS, measure_costs  # servers do without scipy's solvers
+        from olac.backends.vector.measure import MEASURER
+
+        chosen = RINGS if rings is None else rings
+        return measure_costs(MEASURER, threads, chosen, quick=quick, passes=passes, progress=progress)
 
     def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> VectorClient:
         prepare()

@@ -16,7 +16,7 @@ from typing import Any
 from olac.backends.vector.arithmetic import MAGIC, product, reduced
 from olac.backends.vector.compiled import inline, kernel, wide
 from olac.backends.vector.conversion import finish
-from olac.backends.vector.lanes import load, load_ints, splat, store, vadd, vfma, vsub
+from olac.backends.vector.lanes import gather, load, load_ints, splat, store, vadd, vfma, vsub
 from olac.backends.vector.transforms import forward_rows, inverse_transform
 from olac.system.arrays import Array as Floats
 from olac.system.arrays import Index
@@ -93,7 +93,7 @@ def finish_limbs(
     """The second halves of transforms, in place, for limbs lo ... hi - 1; see `transforms.forward_rows`."""
     for e in range(lo, hi):
         j = ids[e]
-        forward_rows(out, outat[e], R, C, w1, j * R * C, p[j], pinv[j], tight[j])
+        forward_rows(out, outat[e], R, C, C, w1, j * R * C, p[j], pinv[j], tight[j])
 
 
 @inline
@@ -318,24 +318,21 @@ def add_permuted(
             for k in range(0, N, 8):
                 x = vadd(load(source, a + k), product(load(c0, c0at + e * N + k), f, pinv1, p1, magic))
                 store(room, k, reduced(x, pinv1, p1, magic))
-        else:
-            for k in range(0, N, 8):
-                store(room, k, load(source, a + k))
+        given, b = (room, 0) if lift else (source, a)
         if not permute:
             if add:
                 for k in range(0, N, 8):
-                    store(out, o + k, reduced(vadd(load(out, o + k), load(room, k)), pinv1, p1, magic))
+                    store(out, o + k, reduced(vadd(load(out, o + k), load(given, b + k)), pinv1, p1, magic))
             else:
                 for k in range(0, N, 8):
-                    store(out, o + k, load(room, k))
+                    store(out, o + k, load(given, b + k))
         elif add:
             for k in range(0, N, 8):
-                for i in range(8):
-                    out[o + k + i] += room[order[k + i]]
-                store(out, o + k, reduced(load(out, o + k), pinv1, p1, magic))
+                x = vadd(load(out, o + k), gather(given, b, order, k))
+                store(out, o + k, reduced(x, pinv1, p1, magic))
         else:
-            for k in range(N):
-                out[o + k] = room[order[k]]
+            for k in range(0, N, 8):
+                store(out, o + k, gather(given, b, order, k))
 
 
 @kernel(
@@ -382,7 +379,7 @@ def divide_limbs(
     for e in range(lo, hi):
         j = ids[e]
         b, a, c, o = restat[e], sourceat[e], extraat[e], outat[e]
-        forward_rows(rest, b, R, C, w1, j * N, p[j], pinv[j], tight[j])
+        forward_rows(rest, b, R, C, C, w1, j * N, p[j], pinv[j], tight[j])
         p1, pinv1, f = splat(p[j]), splat(pinv[j]), splat(inverse[e])
         if permute:
             if c >= 0:
@@ -392,8 +389,8 @@ def divide_limbs(
             else:
                 for k in range(0, N, 8):
                     store(rest, b + k, product(vsub(load(source, a + k), load(rest, b + k)), f, pinv1, p1, magic))
-            for k in range(N):
-                out[o + k] = rest[b + order[k]]
+            for k in range(0, N, 8):
+                store(out, o + k, gather(rest, b, order, k))
         elif c >= 0:
             for k in range(0, N, 8):
                 x = product(vsub(load(source, a + k), load(rest, b + k)), f, pinv1, p1, magic)

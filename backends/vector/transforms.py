@@ -170,9 +170,9 @@ def forward_pass(s: Any, at: int, m: int, t: int, w: Any, wat: int, pinv: Any, p
             store(s, d, x3)
 
 
-@kernel("void(f8[::1],i8,i8,i8,f8[::1],i8,f8,f8,b1)")
+@kernel("void(f8[::1],i8,i8,i8,i8,f8[::1],i8,f8,f8,b1)")
 def forward_rows(
-    out: Floats, outat: int, R: int, C: int, w: Floats, wat: int, p1: float, pinv1: float, tight: bool
+    out: Floats, outat: int, R: int, C: int, W: int, w: Floats, wat: int, p1: float, pinv1: float, tight: bool
 ) -> None:
     """The second half, in place, in value order.
 
@@ -180,13 +180,14 @@ def forward_rows(
     stages, and centred for tight ones.
 
     Args:
-        w, wat: for each eight rows, C rows of eight roots begin here: row k is the k-th root of each.
+        W, w, wat: for each eight rows, W rows of eight roots begin here: row k is the k-th root of each. The first C of
+            them are those of a transform of R C points, if W is larger.
     """
     wide()
     p, pinv, magic = splat(p1), splat(pinv1), splat(MAGIC)
     for piece in range(R // 8):
         at = outat + piece * C * 8
-        v = wat + piece * C * 8
+        v = wat + piece * W * 8
         t, m = C, 1
         if C & 0xAAAAAAAA:
             t, m = C // 2, 2
@@ -466,4 +467,4 @@ def forward_transform(
         forward_columns(
             source, sourceat + column * R * 8, 8, s, sat, out, outat, column, R, C, w0, w0at, p, pinv, tight
         )
-    forward_rows(out, outat, R, C, w1, w1at, p, pinv, tight)
+    forward_rows(out, outat, R, C, C, w1, w1at, p, pinv, tight)

@@ -135,20 +135,19 @@ def _work(parameters: Parameters, setup: Bootstrapping, taken: tuple[_Level, ...
     """What one bootstrap of a ciphertext is made of; `CostTable.bootstrap_factor` has what is faster together."""
     found: list[tuple[str, int, int]] = []
     for one in taken:
-        giants = one.blocks - 1
+        # One kernel makes all rotations and the sums of their products. Every giant step is divided by P on its own.
         found += [
-            ("hoist", one.level, 1 + giants),
-            ("ext_rotate", one.level, one.babies - 1 + giants),
+            ("hoist", one.level, 1),
+            ("ext_rotate", one.level, one.babies - 1),
             ("multiply_plain", one.level + special, one.diagonals),
-            ("ext_add", one.level, one.diagonals - 1),
-            ("key_switch_down", one.level, 1 + giants),
+            ("rotate", one.level, one.blocks - 1),
+            ("key_switch_down", one.level, 1),
             ("normalize", one.level, 1),
         ]
     top, level = _top(setup), _sine_level(setup)
-    found += [("rotate", 0, 1), ("ext_rotate", top, 1), ("key_switch_down", top, 1), ("rotate", level + 1, 1)]
+    found += [("rotate", 0, 1), ("hoisted_rotate", top, 1), ("rotate", level + 1, 1)]
     for rotations in map(len, trace_steps(parameters)):
-        found += [("hoist", top, 1), ("ext_rotate", top, rotations), ("ext_add", top, rotations)]
-        found.append(("key_switch_down", top, 1))
+        found += [("hoist", top, 1), ("ext_rotate", top, rotations - 1), ("hoisted_rotate", top, 1)]
     share, more = divmod(SINE_PRODUCTS, SINE_LEVELS)
     for index in range(SINE_LEVELS):
         times = share + (index < more)

@@ -12,7 +12,7 @@ import numpy as np
 
 from olac.analysis.estimate import LIBRARY_BYTES
 from olac.backends.base import Ciphertext
-from olac.backends.session import ClientSession, Engine, find_engine
+from olac.backends.session import ClientSession, Engine, available_engine, find_engine
 from olac.ckks.sizes import WORD_BYTES, ciphertext_bytes
 from olac.ckks.words import as_bytes
 from olac.costs.table import CostTable
@@ -60,14 +60,19 @@ class Client:
 
     Args:
         program: the program to encrypt for.
-        engine: the engine to encrypt with, or the name of its folder in `olac/backends`; None for the one that the
-            program was planned for.
+        engine: the engine to make keys for, or the name of its folder in `olac/backends`; None for the one that the
+            program was planned for, or for OpenFHE, with a warning, if that one can't be used on this machine.
+
+    Raises:
+        BackendError: there is no such engine.
+        InfeasibleError: the engine does not take the program's parameters.
     """
 
     def __init__(self, program: CompiledProgram, engine: Engine | str | None = None) -> None:
         CompiledProgram.check_kind(program)
         self.program = program
-        self._engine = find_engine(program.engine if engine is None else engine)
+        self._engine = available_engine(program.engine) if engine is None else find_engine(engine)
+        self._engine.check_takes(program.parameters)
         self._session: ClientSession | None = None
         self._identity = ""
         self._closed = False

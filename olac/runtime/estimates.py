@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from olac.analysis.estimate import Estimate
-from olac.backends.session import Engine, Slowdown, find_engine
+from olac.backends.session import Engine, Slowdown, available_engine, find_engine
 from olac.costs.table import CostTable
 from olac.errors import BackendError, ForkError, InfeasibleError
 from olac.program.program import CompiledProgram
@@ -53,17 +53,18 @@ def forecast(
 
     Args:
         engine: that runs the program, or the name of its folder in `olac/backends`; None for the one that the program
-            was planned for.
+            was planned for, or for OpenFHE, with a warning, if that one can't be used on this machine.
         costs: prices of this engine; None for the shipped table.
         threads: that the engine uses in this process; None for those that it has.
         measure: without it, the seconds are those of the table.
 
     Raises:
         BackendError: there is no such engine.
-        InfeasibleError: memory ran out.
+        InfeasibleError: the engine does not take the program's parameters, or memory ran out.
         ValueError: the prices are of another engine.
     """
-    used = find_engine(program.engine if engine is None else engine)
+    used = available_engine(program.engine) if engine is None else find_engine(engine)
+    used.check_takes(program.parameters)
     table = costs or CostTable.default(used.model)
     if table.engine is not used.model:
         raise ValueError(f"the costs are those of {table.engine.title}, not of {used.title}")

@@ -107,7 +107,8 @@ class Server:
     Raises:
         ArtifactError: the keys belong to another program or are for another engine, or are damaged.
         MissingKeyError: a key that the program needs is missing.
-        InfeasibleError: the keys and ciphertexts need more memory than allowed.
+        InfeasibleError: the keys and ciphertexts need more memory than allowed, or the engine does not take the
+            program's parameters.
         BackendError: the engine can't be used on this machine.
         ForkError: the process was forked after OpenFHE was used.
         ClosedError: the keys are closed.
@@ -138,6 +139,7 @@ class Server:
         self._closed = False
         self._check_keys(evaluation_keys)
         self._engine = evaluation_keys.choose_engine(engine)
+        self._engine.check_takes(program.parameters)
         reason = self._engine.unavailable(preparing)
         if reason:
             raise BackendError(f"{self._engine.title} can't be used here: {reason}")

@@ -18,18 +18,25 @@ SMALL = ["--ring", "11", "--insecure", "--rounds", "1", "--threads", "1"]
 def test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each runs in a process of its own, as from the command line: OpenFHE keeps one set-up for a chain."""
     file = tmp_path / "rows.json"
-    for more in ([], ["--slots", "8"], ["--complex"]):
+    for more in ([], ["--slots", "8"], ["--complex"], ["--engine", "vector"]):
         command = [sys.executable, "-m", "benchmarks", "bootstraps", *SMALL, "--json", str(file), "--append", *more]
         subprocess.run(command, check=True, capture_output=True)
-    full, sparse, both = json.loads(file.read_text())["rows"]
+    full, sparse, both, vector = json.loads(file.read_text())["rows"]
+    assert [row["engine"] for row in (full, sparse, both, vector)] == ["openfhe"] * 3 + ["vector"]
     assert [row["log_slots"] for row in (full, sparse, both)] == [10, 8, 10]
     assert [row["complex"] for row in (full, sparse, both)] == [False, False, True]
-    for row in (full, sparse, both):
+    for row in (full, sparse, both, vector):
         assert 0 < row["noise"] <= row["largest_error"] < 1e-3
-        assert row["cpu_seconds"] > 0 and row["keys"] > 10
-    assert sparse["keys"] < full["keys"]
+        assert row["cpu_seconds"] > row["ntt_cpu_seconds"] > 0 and row["keys"] > 10
+    assert sparse["keys"] < full["keys"] == both["keys"] == vector["keys"]
+    assert vector["key_bytes"] < full["key_bytes"]
     assert main(["table", "--json", str(file)]) == 0
-    assert "| 2^11 | 26 | 37/41 | 4+3 | 2 | 2^10 complex | 1 |" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "| openfhe | 2^11 | 26 | 37/41 | 4+3 | 2 | 2^10 complex | 1 |" in out
+    start = "| vector | 2^11 | 37/41 | 2^10 | 1 | 26 | 4, 12 |"
+    ratios = [f"{vector[clock] / full[clock]:.3f}" for clock in ("cpu_seconds", "wall_seconds")]
+    (line,) = [line for line in out.splitlines() if line.startswith(start)]
+    assert line.split(" | ")[8:11:2] == ratios
 
 
 @pytest.mark.parametrize(
@@ -38,6 +45,8 @@ def test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--ring", "16", "--rest", "12"], "log2(QP)"),
         (["--slots", "11", "--ring", "11", "--insecure"], "--slots 11: a ring of 2^11 has 2^1 to 2^10"),
         (["--first", "37", "--ring", "11", "--insecure"], "correction factor of 0"),
+        (["--ring", "11", "--insecure", "--engine", "seal"], "there is no engine 'seal'"),
+        (["--ring", "11", "--insecure", "--engine", "vector", "--complex"], "OpenFHE's alone"),
     ],
 )
 def test_what_can_not_be(tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:

@@ -94,7 +94,14 @@ def test_a_run_with_bootstraps_and_its_keys_again(
         1,
         1,
     )
+    assert (row["engine"], row["planned_for"]) == ("openfhe", "openfhe")
     assert row["bootstraps"] >= 1
+    # The bootstraps of a run and what else it does take the CPU time of the run together.
+    assert 0 < row["bootstrap_cpu_seconds"] * row["bootstraps"] < row["cpu_seconds"]
+    assert row["bootstrap_wall_seconds"] * row["bootstraps"] == pytest.approx(
+        row["kind_seconds"]["bootstrap"], abs=0.01
+    )
+    assert 0 < row["ntt_cpu_seconds"] < row["bootstrap_cpu_seconds"]
     assert row["same_class"] == 1
     assert row["max_logit_error"] < 0.05 * row["max_logit"]
     assert 0 < row["cpu_seconds"] < 1.5 * row["wall_seconds"] + 0.5
@@ -120,7 +127,15 @@ def test_a_run_with_bootstraps_and_its_keys_again(
     assert again["keygen_seconds"] == row["keygen_seconds"]
     assert "calibration and compilation are skipped" in capsys.readouterr().out
     assert main(["table", "--json", "rows.json"]) == 0
-    assert "| tiny | empirical:3 | 1 |" in capsys.readouterr().out
+    assert "| tiny | empirical:3 | openfhe | 1 |" in capsys.readouterr().out
+
+    # Rows and keys that are older than other engines are OpenFHE's.
+    record = json.loads(Path("work/keys.json").read_text())
+    folders = encrypted.Folders(Path("work"), Path("work/program.olac"))
+    assert folders.keys(row["fingerprint"], "vector") is None
+    assert record.pop("engine") == "openfhe"
+    Path("work/keys.json").write_text(json.dumps(record))
+    assert folders.keys(row["fingerprint"], "openfhe") == {k: v for k, v in record.items() if k != "fingerprint"}
 
     assert run(*PINNED, work="work", strategy="empirical:2") == 2
     assert "was compiled otherwise (strategy empirical:3 there" in capsys.readouterr().err
@@ -154,7 +169,7 @@ def test_lowerings_compared(run: Run, steps: list[str], capsys: pytest.CaptureFi
     assert multiplexed["bootstraps"] >= auto["bootstraps"]
     capsys.readouterr()
     assert main(["table", "--json", "rows.json"]) == 0
-    assert "| tiny | empirical:2@multiplexed | 1 |" in capsys.readouterr().out
+    assert "| tiny | empirical:2@multiplexed | openfhe | 1 |" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:.*compiled without security")
@@ -183,6 +198,7 @@ def test_refused_before_any_key(
         ({"json": "absent/rows.json"}, (), "the folder of absent"),
         ({"program": "absent/x.olac"}, (), "does not exist"),
         ({}, ("--digits", "3"), "give --rest, too"),
+        ({}, ("--engine", "seal"), "there is no engine 'seal'"),
         ({}, ("--rest", "3", "--digits", "40"), "can't be pinned"),
     ],
 )
@@ -202,7 +218,7 @@ def test_wrong_usage(
 def test_a_step_that_dies(tmp_path: Path) -> None:
     with pytest.raises(encrypted.RunError, match="ArtifactError"):
         encrypted.run_step("serve", {"threads": 1, "force": False, "program": str(tmp_path / "x")}, lambda event: None)
-    request = {"threads": 1, "program": str(tmp_path / "x.olac"), "recipe": {}}
+    request = {"threads": 1, "program": str(tmp_path / "x.olac"), "recipe": {}, "engine": None}
     (tmp_path / "x.olac").touch()
     (tmp_path / "x.olac.json").write_text("[]")
     with pytest.raises(encrypted.RunError, match="ArtifactError"):
@@ -235,7 +251,7 @@ def test_compare(
     assert "empirical:7: InfeasibleError: too deep" in capsys.readouterr().out
     assert main(["table", "--json", "rows.json"]) == 0
     out = capsys.readouterr().out
-    assert "| tiny | empirical:2 | 1 | " in out
+    assert "| tiny | empirical:2 | openfhe | 1 | " in out
     assert "* tiny, empirical:7: InfeasibleError: too deep." in out
     assert "Not run: predicted only, as --minutes 0 asks for." in out
     assert run("--compare", "relu") == 2

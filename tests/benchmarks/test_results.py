@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.results import ResultsFile
 from benchmarks.tables import compressed
 
 
@@ -33,6 +34,58 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, rows in (("a.json", first), ("b.json", second)):
         Path(name).write_text(json.dumps({"rows": rows}))
     return ["a.json", "b.json"]
+
+
+def encrypted(engine: str | None, cpu: float, **more: Any) -> dict[str, Any]:
+    """A row of an encrypted run; without an engine, as they were written before there were several."""
+    common = {
+        "kind": "encrypted",
+        "model": "resnet20",
+        "strategy": "bootstraps:6",
+        "images": 1,
+        "threads": 1,
+        "parameters": "ring 2^16",
+        "security_bits": 128.0,
+        "wall_seconds": cpu + 1,
+        "peak_rss_gb": 10.5,
+        "key_bytes": 5_700_000_000,
+        "bootstraps": 6,
+        "keygen_seconds": 20.0,
+        "setup_seconds": 44.0,
+    }
+    return {**common, "cpu_seconds": cpu, **({} if engine is None else {"engine": engine}), **more}
+
+
+def test_engines_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One program on both engines, and an engine's own program, which is compared with the other engine's own."""
+    file = tmp_path / "rows.json"
+    both, own = {"fingerprint": "a" * 64, "ntt_cpu_seconds": 0.004}, {"fingerprint": "b" * 64, "planned_for": "vector"}
+    rows = [encrypted("vector", 40.0, **both), encrypted("openfhe", 160.0, **both), encrypted("vector", 32.0, **own)]
+    file.write_text(json.dumps({"rows": rows}))
+    assert main(["table", "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    start = "| resnet20 | bootstraps:6 |"
+    assert f"{start} vector | 1 | 40.0 | 41.0 | 10.50 | 5.70 | 6 |  |  | 128 bits | 4.00 |" in out
+    assert (
+        f"{start} openfhe | openfhe | aaaaaaaa | 1 | 160.0 |  | 161.0 |  | 6 |  | 10.50 | 5.70 | 64 |  | 4.00 |" in out
+    )
+    assert f"{start} vector | openfhe | aaaaaaaa | 1 | 40.0 | 0.250 | 41.0 | 0.255 | 6 |" in out
+    assert f"{start} vector | vector | bbbbbbbb | 1 | 32.0 | 0.200 | 33.0 | 0.205 | 6 |" in out
+    # Nothing is compared if there is one engine alone.
+    file.write_text(json.dumps({"rows": rows[:1]}))
+    assert main(["table", "--json", str(file)]) == 0
+    assert "planned for" not in capsys.readouterr().out
+
+
+def test_rows_that_name_no_engine_are_openfhes(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps({"rows": [encrypted(None, 134.0)]}))
+    results = ResultsFile.open(file, "again", append=True)
+    results.add(encrypted("vector", 40.0, planned_for="openfhe"))
+    results.add(encrypted("vector", 30.0, planned_for="vector"))
+    assert [row["cpu_seconds"] for row in results.rows] == [134.0, 40.0, 30.0]
+    results.add(encrypted("openfhe", 130.0, planned_for="openfhe"))
+    assert [row["cpu_seconds"] for row in json.loads(file.read_text())["rows"]] == [40.0, 30.0, 130.0]
 
 
 def test_compressed() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from olac.ckks.engines import ENGINES, OPENFHE, VECTOR
 from olac.ckks.sizes import ciphertext_bytes, plaintext_bytes, rotation_key_bytes
 from olac.costs.table import BOOTSTRAP_FACTOR, CostTable
 from olac.costs.work import BY_TECHNIQUE, PRIMITIVES, TECHNIQUES, CiphertextShape
@@ -16,27 +17,38 @@ from olac.costs.work import BY_TECHNIQUE, PRIMITIVES, TECHNIQUES, CiphertextShap
 TABLE = CostTable.default()
 
 
+TABLES = [CostTable.default(engine) for engine in ENGINES.values()]
+
+
+def priced(table: CostTable) -> list[str]:
+    """What the engine runs."""
+    return [primitive for primitive in PRIMITIVES if primitive not in table.engine.unpriced]
+
+
+CASES = [pytest.param(table, one, id=f"{table.engine.name}-{one}") for table in TABLES for one in priced(table)]
+
+
 def shape(limbs: int, log_ring: int = 14, technique: str = "FIXEDMANUAL") -> CiphertextShape:
     return CiphertextShape(log_ring, limbs, digit_limbs=3, special_limbs=2, technique=technique)
 
 
-@pytest.mark.parametrize("primitive", PRIMITIVES)
-def test_prices_rise_with_the_limbs(primitive: str) -> None:
-    for log_ring in TABLE.log_rings:
+@pytest.mark.parametrize(("table", "primitive"), CASES)
+def test_prices_rise_with_the_limbs(table: CostTable, primitive: str) -> None:
+    for log_ring in table.log_rings:
         for technique in TECHNIQUES:
-            for threads in (1, 2):
+            for threads in table.threads:
                 prices = [
-                    TABLE.seconds(primitive, shape(limbs, log_ring, technique), threads) for limbs in range(1, 20)
+                    table.seconds(primitive, shape(limbs, log_ring, technique), threads) for limbs in range(1, 20)
                 ]
                 assert prices == sorted(prices)
                 assert prices[0] > 0
 
 
-@pytest.mark.parametrize("primitive", PRIMITIVES)
-def test_prices_agree_with_the_measured_rows(primitive: str) -> None:
+@pytest.mark.parametrize(("table", "primitive"), CASES)
+def test_prices_agree_with_the_measured_rows(table: CostTable, primitive: str) -> None:
     ratios = [
-        TABLE.seconds(primitive, row.shape, row.threads) / row.seconds
-        for row in TABLE.rows
+        table.seconds(primitive, row.shape, row.threads) / row.seconds
+        for row in table.rows
         if row.primitive == primitive
     ]
     # A few short calls with two threads repeatedly cost up to twice as much as their neighbours.
@@ -113,6 +125,27 @@ def test_a_table_survives_the_round_trip() -> None:
     assert len(again.rows) == len(TABLE.rows)
     for primitive in PRIMITIVES:
         assert again.seconds(primitive, shape(5)) == pytest.approx(TABLE.seconds(primitive, shape(5)), rel=1e-3)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.engine.name)
+def test_a_shipped_table_names_its_engine(table: CostTable) -> None:
+    again = CostTable.from_json(table.to_json())
+    assert again.engine is table.engine and again.version == table.version and again.rows
+    assert {row.primitive for row in table.rows} == set(priced(table))
+    assert ('"engine"' in table.to_json()) == (table.engine is not OPENFHE)  # tables of OpenFHE are as they were
+
+
+def test_tables_of_unknown_engines_are_refused() -> None:
+    document = json.loads(TABLE.to_json())
+    for name in ("seal", 7, None, ["vector"]):
+        with pytest.raises(ValueError, match="engine"):
+            CostTable.from_json(json.dumps({**document, "engine": name}))
+    with pytest.raises(ValueError, match="version"):  # one of OpenFHE that says it is another's
+        CostTable.from_json(json.dumps({**document, "engine": "vector"}))
+    own = json.loads(CostTable.default(VECTOR).to_json())
+    with pytest.raises(ValueError, match=r"no factors for .*rotate"):
+        factors = [entry for entry in own["factors"] if entry["primitive"] != "rotate"]
+        CostTable.from_json(json.dumps({**own, "factors": factors}))
 
 
 def test_a_damaged_table_is_refused() -> None:

@@ -23,11 +23,10 @@ from typing import Protocol
 import numpy as np
 
 from olac.backends.vector.bootstrap.kernels import combine
-from olac.backends.vector.bootstrap.linear import EncodedLevel
+from olac.backends.vector.bootstrap.linear import EncodedLevel, combination_start
 from olac.backends.vector.bootstrap.plan import Placed, plan_bootstrap
 from olac.backends.vector.bootstrap.sine import Combination, half_width
 from olac.backends.vector.ciphertext import Residues
-from olac.backends.vector.conversion import magic_of
 from olac.backends.vector.elementwise import add_constant
 from olac.backends.vector.evaluator import NO_ORDER, VectorEvaluator
 from olac.backends.vector.packed import PackedKey
@@ -79,7 +78,7 @@ class Bootstrap:
             return [EncodedLevel(own, one.linear, one.level + 1, one.scale, self._keys, team) for one in levels]
 
         self.lower, self.upper = encode(self.plan.to_coefficients), encode(self.plan.to_slots)
-        self._combine_starts = [_combination_start(prime) for prime in parameters.primes]
+        self._combine_starts = [combination_start(prime) for prime in parameters.primes]
 
     @property
     def nbytes(self) -> int:
@@ -275,15 +274,3 @@ class Bootstrap:
             r.pinv,
         )
         return out
-
-
-def _combination_start(prime: int) -> float:
-    """What the sums of `combine` start with: two products of ciphertexts or one twice, and a few multiples.
-
-    Tight primes have no such sums.
-    """
-    largest = (5 * 121 * prime // 100 + 4 * 11 * prime // 20) * prime
-    try:
-        return magic_of(largest, 8, prime)
-    except OverflowError:
-        return 0.0

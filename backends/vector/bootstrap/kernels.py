@@ -8,9 +8,11 @@ they are in the caches. Keys and plaintexts are read once, from the first to the
 Plaintexts of slots that repeat are polynomials of few powers of X. Their values repeat as well: 2^k rows of eight after
 one another are the same. They are stored once.
 
-Bounds: digits are at most `LAZY` p in size, polynomials of the ciphertext 1.1 p, keys, plaintexts and constants p / 2.
-`starts` have been checked for sums of all digits and P c (`Ring.inner_starts` for one digit more), `plain_starts` for
-sums of `group` products of rotations, which are reduced to 0.6 p, with plaintexts and what was reduced before.
+Bounds: polynomials of the ciphertext are at most 1.1 p in size; keys, plaintexts and constants are centred. `starts` are
+those of sums over digits (`Tables.inner_starts`). P c_0 is at most 0.8 p, below 2^50, and is summed with the rests, which
+stay below 2^52. Rotations are at most 0.8 p: sums are centred but for 1, products of them with a factor are at most
+p (1/2 + 2^-52 p), and so is P c. `plain_starts` have been checked for sums of `group` products of such rotations and
+plaintexts; what was summed before is centred and is summed with the rests.
 
 `combine` makes one value of the sine before it is relinearised.
 """
@@ -19,8 +21,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from olac.backends.vector.addresses import gather, int_at, load8, load16, load32, load64
 from olac.backends.vector.arithmetic import MAGIC, product, reduced
-from olac.backends.vector.bootstrap.addresses import gather, int_at, load8, load16, load32, load64, store64
 from olac.backends.vector.compiled import inline, kernel, wide
 from olac.backends.vector.conversion import finish
 from olac.backends.vector.lanes import load, splat, store, vadd, vfma, vmul, vsub
@@ -85,10 +87,7 @@ def switch_panel(
     for k in range(0, size, 8):
         t0, t1, r0, r1 = start, start, zero, zero
         if with_c0:
-            x = load(source, c0at + k)
-            t = vfma(x, factor, t0)
-            r0 = vadd(r0, vfma(x, factor, vsub(t0, t)))
-            t0 = t
+            r0 = product(load(source, c0at + k), factor, pinv, p, magic)
         for g in range(n):
             if g == owner:
                 x = load(source, ownat + k)
@@ -109,7 +108,7 @@ def switch_panel(
         store(out, outat + size + k, finish(t1, r1, start, pinv, p, magic))
 
 
-@kernel("void(f8[::1],i8,i8,i8[:,::1],i8,i8,i8,i8,i8,i8,i8,i8,f8,i8,i8,i8,f8,f8)")
+@kernel("void(f8[::1],i8,i8,i8[:,::1],i8,i8,i8,i8,i8,i8,i8,i8,f8,f8[::1],i8,i8,f8,f8)")
 def sum_panel(
     babies: Floats,
     babiesat: int,
@@ -124,7 +123,7 @@ def sum_panel(
     repeat: int,
     group: int,
     start1: float,
-    out: int,
+    out: Floats,
     out0: int,
     out1: int,
     p1: float,
@@ -139,7 +138,7 @@ def sum_panel(
             of eight values, `count` rows.
         repeat: 2^repeat rows of eight values have the same plaintexts.
         group: most terms of a sum that is not reduced.
-        out, out0, out1: the address of the results, and where the two begin.
+        out, out0, out1: the results, and where the two begin.
     """
     wide()
     p, pinv, magic, start, shift = splat(p1), splat(pinv1), splat(MAGIC), splat(start1), splat(4294967296.0)
@@ -175,15 +174,15 @@ def sum_panel(
                 t = vfma(x, w, t3)
                 r3 = vadd(r3, vfma(x, w, vsub(t3, t)))
                 t3 = t
-        store64(out, out0 + k, finish(t0, r0, start, pinv, p, magic))
-        store64(out, out1 + k, finish(t1, r1, start, pinv, p, magic))
-        store64(out, out0 + k + 8, finish(t2, r2, start, pinv, p, magic))
-        store64(out, out1 + k + 8, finish(t3, r3, start, pinv, p, magic))
+        store(out, out0 + k, finish(t0, r0, start, pinv, p, magic))
+        store(out, out1 + k, finish(t1, r1, start, pinv, p, magic))
+        store(out, out0 + k + 8, finish(t2, r2, start, pinv, p, magic))
+        store(out, out1 + k + 8, finish(t3, r3, start, pinv, p, magic))
 
 
 @kernel(
     "void(i8,i8,i8,f8[::1],i8,i8,f8[::1],i8[::1],i8[::1],i8,i8,i8[:,::1],i8[:,::1],i8[:,::1],i8[:,::1],i8[:,::1],"
-    "f8[:,::1],f8[:,::1],f8[::1],i8[:,::1],i8[::1],i8[::1],i8[::1],i8[::1],i8,f8[::1],i8,i8[::1],f8[:,::1],i8[::1],i8,"
+    "f8[:,::1],f8[:,::1],f8[::1],i8[:,::1],i8[::1],i8[::1],i8[::1],i8[::1],i8,f8[::1],i8,f8[::1],f8[:,::1],i8[::1],i8,"
     "i8,i8,f8[::1],f8[::1])"
 )
 def multiply_rotations(
@@ -214,7 +213,7 @@ def multiply_rotations(
     repeat: int,
     plain_starts: Floats,
     group: int,
-    outs: Index,
+    out: Floats,
     scratch: Floats,
     ids: Index,
     limbs: int,
@@ -241,7 +240,7 @@ def multiply_rotations(
             parts: for each panel, giant step, row and baby step eight values.
         repeat: see `sum_panel`.
         plain_starts, group: for each limb of sums over at most `group` baby steps.
-        outs: addresses: for each giant step of two polynomials, limb after limb.
+        out: for each giant step two polynomials, limb after limb.
         scratch: (workers, at least 2 (babies + 1) 8 C).
         ids, limbs: the primes, and how many of them belong to the chain.
     """
@@ -322,9 +321,9 @@ def multiply_rotations(
                     repeat,
                     group,
                     plain_starts[e],
-                    outs[g],
-                    e * N + at,
-                    (count + e) * N + at,
+                    out,
+                    (2 * g * count + e) * N + at,
+                    ((2 * g + 1) * count + e) * N + at,
                     p[j],
                     pinv[j],
                 )

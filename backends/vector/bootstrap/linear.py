@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +25,26 @@ MOST_TERMS = 32
 """Most products in a sum that is not reduced."""
 
 
-def _sums(primes: list[int]) -> tuple[int, Array]:
+def sums_of_plaintexts(primes: Sequence[int]) -> tuple[int, Array]:
     """How many products of a rotation and a plaintext may be summed, and what sums modulo each prime start with."""
     terms = MOST_TERMS
     while True:
         try:
-            return terms, np.array([magic_of(terms * (p * 6 // 10 + 1) * (p // 2), terms, p) for p in primes])
+            return terms, np.array([magic_of(terms * (p * 8 // 10 + 1) * (p // 2), terms, p) for p in primes])
         except OverflowError:
-            terms //= 2  # at least 4 for primes of 50 bits
+            terms //= 2  # two always fit
+
+
+def combination_start(prime: int) -> float:
+    """What the sums of `combine` start with: two products of ciphertexts or one twice, and a few multiples.
+
+    Tight primes have no such sums.
+    """
+    largest = (5 * 121 * prime // 100 + 4 * 11 * prime // 20) * prime
+    try:
+        return magic_of(largest, 8, prime)
+    except OverflowError:
+        return 0.0
 
 
 class Plaintexts:
@@ -139,7 +151,7 @@ class EncodedLevel:
         self._plain_low = np.array([one.ctypes.data for one in self.plaintexts.lows], dtype=np.int64)
         self._plain_high = np.array([one.ctypes.data for one in self.plaintexts.highs], dtype=np.int64)
         primes = [ring.primes[j] for j in self.plaintexts.ids]
-        self._group, self._plain_starts = _sums(primes)
+        self._group, self._plain_starts = sums_of_plaintexts(primes)
 
     def _find(self, ring: Ring, keys: list[PackedKey]) -> _Keys:
         babies, count = len(self.baby_steps), self.limbs + self.specials
@@ -185,12 +197,13 @@ class EncodedLevel:
         count = -(-limbs // alpha)
         at = np.concatenate([np.arange(limbs), (count - 1) * limbs + np.arange(specials)]) * n
         strides = np.repeat([limbs * n, r.specials * n], [limbs, specials])
-        outs = [evaluator.make(2, limbs, 0, 0.0, specials) for _ in self.plaintexts.counts]
+        rows = limbs + specials
+        parts = evaluator.buffers.take_parts(len(self.plaintexts.counts), 2 * rows * n)
         k, plain = self._keys, self.plaintexts
         scratch = np.empty((evaluator.team.threads, 2 * (len(self.baby_steps) + 1) * 8 * r.C))
         evaluator.team.run(
             multiply_rotations,
-            limbs + specials,
+            rows,
             a.data,
             0,
             a.room * n,
@@ -215,7 +228,7 @@ class EncodedLevel:
             plain.repeat,
             self._plain_starts,
             self._group,
-            np.array([out.data.ctypes.data for out in outs], dtype=np.int64),
+            parts[0].whole,
             scratch,
             plain.ids,
             limbs,
@@ -223,9 +236,9 @@ class EncodedLevel:
             r.C,
             r.p,
             r.pinv,
-            size=(limbs + specials) * n,
+            size=rows * n,
         )
-        return outs
+        return [Residues(part, 2, limbs, specials, rows, 1, 1.0, a.mark) for part in parts]
 
     def _add_rotated(self, evaluator: VectorEvaluator, a: Residues, total: Residues) -> None:
         """total += a rotated by the giant step; both modulo Q P."""

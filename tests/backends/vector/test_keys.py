@@ -26,11 +26,11 @@ from olac.backends.vector.keys import (
 )
 from olac.backends.vector.randomness import BINOMIAL_PAIRS, SIGMA, sparse_ternary
 from olac.backends.vector.residues import Values, add, multiply, subtract
-from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.candidates import longest_chains
 from olac.ckks.parameters import SPARSE_WEIGHT, Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.ckks.special import vector_special_primes
+from olac.ckks.vector_bootstrapping import vector_bootstrap_model
 from olac.ckks.words import Words
 from olac.errors import ArtifactError, SecurityError
 from tests.backends.vector.reference import Integers, Listed, ReferenceRing, coefficients_of, noise_of, product, root
@@ -226,7 +226,7 @@ def test_forms() -> None:
 
 
 def test_keys_reach_as_far_as_they_are_used() -> None:
-    model = bootstrap_model(PARAMETERS)
+    model = vector_bootstrap_model(PARAMETERS)
     steps = {3: 0, 5: 7, 501: 2, **dict.fromkeys(sorted(model.steps), 0)}
     product, *rotations, into, back, conjugation = key_forms(PARAMETERS, steps, 0)
     levels = [form.limbs - 1 for form in rotations]

@@ -174,7 +174,7 @@ def test_halves_of_forward_transforms(log_ring: int, bits: int) -> None:
         for column in range(C // 8):
             forward_columns(given, 8 * R * column, 8, s, 0, out, 0, column, R, C, t.w0, 0, *own)
         assert largest(out) <= (1.7 * p if t.tight[0] else min(6.0, most_after(R.bit_length() - 1)) * p)
-        forward_rows(out, 0, R, C, t.w1, 0, *own)
+        forward_rows(out, 0, R, C, C, t.w1, 0, *own)
         assert np.array_equal(out, forward(t, given))
 
 

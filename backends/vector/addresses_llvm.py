@@ -1,4 +1,4 @@
-"""The intrinsics of `olac.backends.vector.bootstrap.addresses`, as llvmlite builds them."""
+"""The intrinsics of `olac.backends.vector.addresses`, as llvmlite builds them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 import llvmlite.ir as ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from olac.backends.vector.lanes_llvm import LANES, lanes
+from olac.backends.vector.lanes_llvm import LANES, gathered, lanes
 
 _VECTOR = ir.VectorType(ir.DoubleType(), LANES)
 Gen = Callable[[Any, Any, Any, Any], Any]
@@ -57,19 +56,6 @@ def load64(context: Any, address: Any, index: Any) -> tuple[Any, Gen]:
 
 
 @intrinsic
-def store64(context: Any, address: Any, index: Any, value: Any) -> tuple[Any, Gen]:
-    """Write a vector to elements index ... index + 7 of an array of float64."""
-
-    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        base = builder.inttoptr(arguments[0], ir.DoubleType().as_pointer())
-        pointer = builder.bitcast(builder.gep(base, [arguments[1]]), _VECTOR.as_pointer())
-        builder.store(arguments[2], pointer, align=8)
-        return target.get_dummy_value()
-
-    return types.none(types.int64, types.int64, lanes), generate
-
-
-@intrinsic
 def int_at(context: Any, address: Any, index: Any) -> tuple[Any, Gen]:
     """One int32 at an address, as int64."""
 
@@ -88,18 +74,6 @@ def gather(context: Any, array: Any, at: Any, address: Any, index: Any) -> tuple
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         values, at, address, index = arguments
         data = target.make_array(signature.args[0])(target, builder, values).data
-        base = builder.ptrtoint(builder.gep(data, [at]), ir.IntType(64))
-        empty = ir.Constant(_ints(64), ir.Undefined)
-        first = builder.insert_element(empty, base, ir.Constant(ir.IntType(32), 0))
-        places = builder.sext(_load(builder, address, index, 32), _ints(64))
-        bytes_in = builder.shl(places, ir.Constant(_ints(64), [3] * LANES))
-        all_first = builder.shuffle_vector(first, empty, ir.Constant(_ints(32), [0] * LANES))
-        addresses = builder.add(all_first, bytes_in)
-        pointers = builder.inttoptr(addresses, ir.VectorType(ir.DoubleType().as_pointer(), LANES))
-        mask = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [1] * LANES)
-        kind = ir.FunctionType(_VECTOR, [pointers.type, ir.IntType(32), mask.type, _VECTOR])
-        name = f"llvm.masked.gather.v{LANES}f64.v{LANES}p0f64"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
-        return builder.call(function, [pointers, ir.Constant(ir.IntType(32), 8), mask, ir.Constant(_VECTOR, None)])
+        return gathered(builder, builder.gep(data, [at]), _load(builder, address, index, 32))
 
     return lanes(array, types.int64, types.int64, types.int64), generate

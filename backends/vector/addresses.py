@@ -28,10 +28,6 @@ if TYPE_CHECKING or numba is None:
         """The same of float64."""
         raise BackendError(missing)
 
-    def store64(address: Any, index: Any, value: Any) -> None:
-        """Write a vector to elements index ... index + 7 of an array of float64."""
-        raise BackendError(missing)
-
     def int_at(address: Any, index: Any) -> Any:
         """One element of an array of int32."""
         raise BackendError(missing)
@@ -41,14 +37,13 @@ if TYPE_CHECKING or numba is None:
         raise BackendError(missing)
 
 else:
-    from olac.backends.vector.bootstrap.addresses_llvm import (
+    from olac.backends.vector.addresses_llvm import (
         gather,
         int_at,
         load8,
         load16,
         load32,
         load64,
-        store64,
     )
 
-__all__ = ["gather", "int_at", "load8", "load16", "load32", "load64", "store64"]
+__all__ = ["gather", "int_at", "load8", "load16", "load32", "load64"]
