@@ -246,21 +246,20 @@ def test_plaintexts_that_repeat_are_stored_once(log_slots: int) -> None:
     for giant, block in enumerate(placed.linear.blocks):
         present = [one for one in block if one is not None]
         assert len(present) == made.counts[giant]
+        end = seen + len(present)
         for place, diagonal in enumerate(present):
             whole = np.tile(diagonal, parameters.slots // placed.linear.period)
             values = own.values(coefficients(whole, placed.scale), made.ids)
             for limb, kind in enumerate(made.kinds):
-                high = made.high8 if kind == ONE_BYTE else made.high16
-                parts = (
-                    one[at : at + panels * width].reshape(panels, width)
+                high: Any = made.high8 if kind == ONE_BYTE else made.high16
+                low, above = (
+                    one[at : at + panels * width].reshape(panels, width)[:, 8 * rows * seen : 8 * rows * end]
                     for one, at in ((made.low, made.lowat[limb]), (high, made.highat[limb]))
                 )
-                low, above = (part[:, 8 * rows * seen : 8 * rows * (seen + len(present))] for part in parts)
-                unpacked = (above.astype(np.float64) * 2.0**32 + low).reshape(panels, rows, len(present), 8)[
-                    :, :, place
-                ]
-                assert np.array_equal(np.repeat(unpacked, 1 << made.repeat, axis=1).reshape(-1), values[limb])
-        seen += len(present)
+                unpacked = (above.astype(np.float64) * 2.0**32 + low).reshape(panels, rows, len(present), 8)
+                kept = np.repeat(unpacked[:, :, place], 1 << made.repeat, axis=1)
+                assert np.array_equal(kept.reshape(-1), values[limb])
+        seen = end
     assert made.nbytes == sum(one.nbytes for one in (made.low, made.high8, made.high16))
 
 
