@@ -264,7 +264,9 @@ def test_integers_that_the_kernel_takes() -> None:
     t = tables(LOG, 37, 50)
     given = extremes((1 << 53) - 1, N)["signs"] * (MOST_QUOTIENT * float(t.p.min()) / 2.0**53)
     out, at, room = np.full(2 * N, np.nan), ids(2), np.empty((1, 16 * t.R))
-    transform_integers(0, 2, 0, t.ordered(given), out, at * N, at, room, t.R, t.C, t.C, t.w0, t.w1, t.p, t.pinv, t.tight)
+    transform_integers(
+        0, 2, 0, t.ordered(given), out, at * N, at, room, t.R, t.C, t.C, t.w0, t.w1, t.p, t.pinv, t.tight
+    )
     for limb, p in zip(out.reshape(2, N), t.primes, strict=True):
         check(limb, values((exact(given) % p).astype(np.int64), LOG, p), p, p // 2)
 
