@@ -301,9 +301,12 @@ def _steps(request: Request, folders: Folders, reporter: Reporter) -> tuple[Resu
 
 def prediction(facts: Result) -> list[str]:
     """Lines about what the program will take."""
+    here = facts.get("here_seconds")
     return [
         facts["parameters"],
-        f"predicted: {facts['predicted_seconds']:.0f} s an image, {facts['bootstraps']} bootstraps, "
+        f"predicted: {facts['predicted_seconds']:.0f} s an image by the table of costs"
+        + ("" if here is None else f", {here:.0f} s on this machine")
+        + f", {facts['bootstraps']} bootstraps, "
         f"{facts['rotations']} rotations, {facts['products']} products; keys of "
         f"{facts['predicted_key_bytes'] / GB:.2f} GB in {facts['predicted_keygen_seconds']:.0f} s; "
         f"server {facts['predicted_gb']:.2f} GB, client {facts['predicted_client_gb']:.2f} GB",

@@ -24,6 +24,7 @@ from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.named_engines import existing, named
 from benchmarks.strategies import AUTO, parse_strategies
 from benchmarks.yardstick import Yardstick
+from olac.backends.session import Engine
 from olac.ckks.engines import ENGINES
 from olac.ckks.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
@@ -93,8 +94,9 @@ def prepare(request: Request, emit: Emit) -> Result:
     engine = request["engine"] or program.engine
     result = {"compile_seconds": made, "engine": engine, **_facts(program), **_predicted(program, request, engine)}
     if request["images"]:
-        named(engine, program.parameters, lambda what, done, total: emit({"say": f"{what}: {done} of {total}"}))
-        result |= _expected(program, request, emit)
+        used = named(engine, program.parameters, lambda what, done, total: emit({"say": f"{what}: {done} of {total}"}))
+        emit({"say": "measuring this machine"})
+        result |= {**_here(program, request, used), **_expected(program, request, emit)}
     return result
 
 
@@ -221,6 +223,14 @@ def _predicted(program: CompiledProgram, request: Request, engine: str) -> Resul
         "rotations": sum(found.counts.get(name, 0) for name in ROTATIONS),
         "products": found.counts.get("multiply", 0),
     }
+
+
+def _here(program: CompiledProgram, request: Request, engine: Engine) -> Result:
+    """Seconds for this machine as it is now. Rows are compared by those of the table, which do not change."""
+    from olac.runtime import forecast
+
+    found = forecast(program, engine, threads=request["threads"])
+    return {"here_seconds": None if found.slowdown is None else round(found.estimate.seconds_per_image, 2)}
 
 
 def _expected(program: CompiledProgram, request: Request, emit: Emit) -> Result:

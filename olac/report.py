@@ -26,11 +26,12 @@ SHOWN_CHARACTERS = 2000
 
 def parameter_lines(program: CompiledProgram) -> list[str]:
     """Ring, chain, security, keys, what the client computes and the self-check, one line each."""
-    parameters = program.parameters
+    parameters, engine = program.parameters, program.planned_for
+    log_qp = engine.log_qp(parameters)
     lines = [
         f"ring dimension {parameters.ring_dimension}, {parameters.depth} levels of {parameters.scale_bits} bits, "
-        f"{parameters.digits} key-switching digits, {parameters.technique}; planned for {program.planned_for.title}",
-        f"log2(QP) = {parameters.log_qp:.1f}: {_security(parameters)}",
+        f"{parameters.digits} key-switching digits, {parameters.technique}; planned for {engine.title}",
+        f"log2(QP) = {log_qp:.1f}: {_security(parameters, log_qp)}",
         f"{len(program.rotations)} rotation keys",
     ]
     if program.composed:
@@ -84,11 +85,11 @@ def _r_squared(value: float) -> str:
     return f"{value:.4f}" if value > -10 else "below -10" if math.isfinite(value) else "none, as some are not finite"
 
 
-def _security(parameters: Parameters) -> str:
+def _security(parameters: Parameters, log_qp: float) -> str:
     """What security is claimed, and by which sources."""
     if parameters.security == 0:
         return "NOT SECURE (asked for)"
-    claim = f"{math.floor(parameters.security_bits)}-bit security"
+    claim = f"{math.floor(parameters.security_bits_of(log_qp))}-bit security"
     if not parameters.secure:
         claim += f", less than the {parameters.security} bits that it was compiled for: compile the model again"
     if parameters.bootstrapping is not None:

@@ -214,7 +214,7 @@ def add_encoded(
     p: Floats,
     pinv: Floats,
 ) -> None:
-    """out = a + b, centred, where 2^repeat rows of eight values of b after one another are the same and are there once."""
+    """out = a + b, centred, where 2^repeat rows of eight values of b after one another are the same, and there once."""
     wide()
     magic = splat(MAGIC)
     kept = R * C >> repeat

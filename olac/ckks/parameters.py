@@ -229,12 +229,16 @@ class Parameters:
         no figure is above that of the lattice estimator. At most 256 bits are claimed, and with bootstrapping at most
         128. Programs that were compiled by the bounds of 2018 may have a little less than 128.
         """
+        return self.security_bits_of(self.log_qp)
+
+    def security_bits_of(self, log_qp: float) -> float:
+        """`security_bits` if P is another engine's, so that log2(QP) is `log_qp`."""
         if self.bootstrapping is not None:
             return min(
-                security_within(SPARSE_SECURITY_BOUNDS, self.log_ring, self.log_qp),
+                security_within(SPARSE_SECURITY_BOUNDS, self.log_ring, log_qp),
                 security_within(ENCAPSULATION_BOUNDS, self.log_ring, self.log_encapsulation),
             )
-        return security_within(SECURITY_BOUNDS, self.log_ring, self.log_qp)
+        return security_within(SECURITY_BOUNDS, self.log_ring, log_qp)
 
     @property
     def security_bound(self) -> int:

@@ -115,6 +115,7 @@ def test_a_run_with_bootstraps_and_its_keys_again(
     assert row["kind_seconds"]["encode"] > 0
     out = capsys.readouterr().out
     assert out.index("predicted: ") < out.index("keys: ")
+    assert row["here_seconds"] > 0 and "s on this machine, " in out
     assert "\r" not in out and "\x1b" not in out
     assert oct(Path("work/client").stat().st_mode)[-3:] == "700"
     assert not list(Path("work/server").glob("*secret*"))

@@ -1,20 +1,19 @@
 """The kernels of bootstraps, limb by limb.
 
-`multiply_rotations` computes one level of a transform modulo Q P. Value order (see `olac.backends.vector.transforms`) consists of panels of 8 C values. An automorphism puts the values of
-a panel into one other panel, in some order. So a panel of the result needs one panel of each rotation: the sums over
-digits of digit times key are computed there, put in order, and multiplied by the plaintexts of all giant steps while
-they are in the caches. Keys and plaintexts are read once, from the first to the last.
-
-Plaintexts of slots that repeat are polynomials of few powers of X. Their values repeat as well: 2^k rows of eight after
-one another are the same. They are stored once.
-
-Bounds: polynomials of the ciphertext are at most 1.1 p in size; keys, plaintexts and constants are centred. `starts` are
-those of sums over digits (`Tables.inner_starts`). P c_0 is at most 0.8 p, below 2^50, and is summed with the rests, which
-stay below 2^52. Rotations are at most 0.8 p: sums are centred but for 1, products of them with a factor are at most
-p (1/2 + 2^-52 p), and so is P c. `plain_starts` have been checked for sums of `group` products of such rotations and
-plaintexts; what was summed before is centred and is summed with the rests.
+`multiply_rotations` computes one level of a transform modulo Q P. Value order (see `olac.backends.vector.transforms`)
+consists of panels of 8 C values. An automorphism puts the values of a panel into one other panel, in some order. So a
+panel of the result needs one panel of each rotation: the sums over digits of digit times key are computed there, put in
+order, and multiplied by the plaintexts of all giant steps while they are in the caches. Keys and plaintexts are read
+once, from the first to the last. If slots repeat, so do the values of plaintexts: 2^k rows of eight after one another
+are the same. They are stored once.
 
 `combine` makes one value of the sine before it is relinearised.
+
+Bounds: polynomials of the ciphertext are at most 1.1 p in size; keys, plaintexts and constants are centred. `starts`
+are those of sums over digits (`Tables.inner_starts`). P c_0 is at most 0.8 p, below 2^50, and is summed with the rests,
+which stay below 2^52. Rotations are at most 0.8 p: sums are centred but for 1, products of them with a factor are at
+most p (1/2 + 2^-52 p), and so is P c. `plain_starts` have been checked for sums of `group` products of such rotations
+and plaintexts; what was summed before is centred and is summed with the rests.
 """
 
 from __future__ import annotations
@@ -74,7 +73,8 @@ def switch_panel(
     Args:
         source, ownat, c0at: where the polynomial that was decomposed and c0 are.
         owner: the digit that is read at ownat; none if it is negative.
-        digits, digitat, stride, n: where the first of the other digits is, how far they are apart, and the number of all.
+        digits, digitat, stride, n: where the first of the other digits is, how far they are apart, and the number of
+            all.
         low, lowat, lowstride, high, highat, highstride, kind: of the key: addresses, where b of digit 0 begins, how far
             polynomials are apart, and the kind of the high parts.
         special, with_c0: P, and whether c0 is added.
@@ -134,8 +134,8 @@ def sum_panel(
     Args:
         babies, babiesat, size: the panels of rotations, two polynomials of `size` values each.
         which, giant, count: the baby steps are which[giant, : count].
-        low, high, plainat, kind: addresses of packed plaintexts, and where those of this panel begin in both: for each row
-            of eight values, `count` rows.
+        low, high, plainat, kind: addresses of packed plaintexts, and where those of this panel begin in both: for each
+            row of eight values, `count` rows.
         repeat: 2^repeat rows of eight values have the same plaintexts.
         group: most terms of a sum that is not reduced.
         out, out0, out1: the results, and where the two begin.
@@ -348,7 +348,7 @@ def combine(
     pinv: Floats,
     tight: Any,
 ) -> None:
-    """factor times the sum of products of ciphertexts, plus multiples of ciphertexts, plus a constant; primes lo ... hi - 1.
+    """factor times a sum of products of ciphertexts, plus multiples of some and a constant, for primes lo ... hi - 1.
 
     Args:
         pairs: (products, 4): addresses of both ciphertexts, and how far the two polynomials of each are apart.

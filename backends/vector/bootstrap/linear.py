@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,16 @@ from olac.backends.vector.evaluator import NO_ORDER, VectorEvaluator
 from olac.backends.vector.packed import PackedKey, split
 from olac.backends.vector.ring import Ring
 from olac.backends.vector.team import Team
+from olac.ckks.special import bytes_of_high
 from olac.errors import MissingKeyError
 from olac.system.arrays import Array, Index
 
-BITS_OF_KINDS = ((ONE_BYTE, 255 << 32, np.int8), (TWO_BYTES, 65535 << 32, np.int16), (FOUR_BYTES, 1 << 63, np.int32))
-"""Kinds of high parts, the primes below which they are enough, and their types."""
+KINDS: dict[int, tuple[int, type[np.signedinteger[Any]]]] = {
+    1: (ONE_BYTE, np.int8),
+    2: (TWO_BYTES, np.int16),
+    4: (FOUR_BYTES, np.int32),
+}
+"""Kinds of high parts and their types, by bytes."""
 MOST_TERMS = 32
 """Most products in a sum that is not reduced."""
 
@@ -59,8 +65,8 @@ class Plaintexts:
 
     Attributes:
         repeat: 2^repeat rows of eight values after one another are the same, and are stored once.
-        lows, highs: for each limb, flat: for each panel, giant step, row and baby step eight values, which is the order in
-            which the kernel reads them; kinds are those of the highs.
+        lows, highs: for each limb (panels, values): for each giant step, row and baby step eight values, which is the
+            order in which the kernel reads them; kinds are those of the highs.
         which, counts: for each giant step its baby steps, shape (giants, babies), and how many they are.
     """
 
@@ -77,9 +83,9 @@ class Plaintexts:
         panels, rows = ring.R // 8, ring.C >> self.repeat
         shape = panels, int(self.counts.sum()) * rows * 8
         self.lows = [np.empty(shape, dtype=np.int32) for _ in self.ids]
-        kinds = [next(one for one in BITS_OF_KINDS if ring.primes[j] < one[1]) for j in self.ids]
-        self.kinds: Index = np.array([kind for kind, _, _ in kinds], dtype=np.int64)
-        self.highs = [np.empty(shape, dtype=dtype) for _, _, dtype in kinds]
+        kinds = [KINDS[bytes_of_high(ring.primes[j], ring.primes[j])] for j in self.ids]
+        self.kinds: Index = np.array([kind for kind, _ in kinds], dtype=np.int64)
+        self.highs = [np.empty(shape, dtype=dtype) for _, dtype in kinds]
         end = 0
         for giant, block in enumerate(present):
             self.which[giant, : len(block)] = block

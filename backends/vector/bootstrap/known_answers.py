@@ -1,7 +1,7 @@
-"""What the kernels of bootstraps have to give on every machine: residues that Python's integers compute, at a small ring.
+"""What the kernels of bootstraps have to give on every machine: residues by Python's integers, at a small ring.
 
-Operands are random and, half of them, as large as the kernels allow. Primes of 37, 46 and 50 bits have packed residues of
-all kinds, and the last is a tight one.
+Operands are random and, half of them, as large as the kernels allow. Primes of 37, 46 and 50 bits have packed residues
+of all kinds, and the last is a tight one.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class _Operands:
         """Where each value comes from, those of a panel from one panel."""
         moved = self._random.permutation(panels)
         places = [panel * size + self._random.permutation(size) for panel in moved]
-        return np.concatenate(places).astype(np.int32)
+        found: Order = np.concatenate(places).astype(np.int32)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
