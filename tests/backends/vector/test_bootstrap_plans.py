@@ -22,7 +22,7 @@ from olac.backends.vector.bootstrap.sine import (
 )
 from olac.backends.vector.bootstrap.transforms import ChooseBabies, most_babies, transform
 from olac.ckks.bootstrapping import BOOTSTRAP_NOISE, Layer, bootstrap_model, layers
-from olac.ckks.parameters import SINE_LEVELS, Bootstrapping, Parameters
+from olac.ckks.parameters import RECIPES, VECTOR_RECIPE, Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.ir.ops import scaled_sine
 
@@ -126,7 +126,7 @@ def test_the_plan_is_the_scaled_sine_of_every_period(parameters: Parameters) -> 
 def test_the_plan_keeps_levels_and_scales(parameters: Parameters) -> None:
     setup, plan = parameters.bootstrapping, plan_sine(parameters)
     assert setup is not None
-    assert plan.levels == SQUARES + DOUBLINGS <= SINE_LEVELS
+    assert plan.levels == SQUARES + DOUBLINGS == RECIPES[VECTOR_RECIPE].sine
     assert plan.level <= parameters.depth - setup.budget[0]
     last = plan.combinations[-1]
     gain = 2.0**setup.correction / (2 * np.pi)
