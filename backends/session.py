@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from olac.backends.base import Array, Ciphertext, Evaluator
 from olac.backends.cost import Slowdown as Slowdown
-from olac.backends.speed import Bench, measure, short_chain, slowdown
+from olac.backends.speed import Measurement, Sample, measure, short_chain, slowdown
 from olac.ckks.bootstrapping import SPECIAL_KEYS
 from olac.ckks.engines import EngineModel, engine_model
 from olac.ckks.parameters import Parameters
@@ -212,8 +212,8 @@ class Engine(ABC):
 
     # The speed of this machine ---------------------------------------------------------------------------------------
 
-    def bench(self, parameters: Parameters) -> Bench:
-        """What is measured of it; raises `BackendError` if it can't be measured."""
+    def samples(self, parameters: Parameters) -> Sequence[Sample]:
+        """What is measured of it to tell how fast a machine is; raises `BackendError` if it can't be measured."""
         raise BackendError(f"{self.title} can't be measured")
 
     def slowdown(self, parameters: Parameters, costs: CostTable, threads: int) -> Slowdown:
@@ -231,7 +231,7 @@ class Engine(ABC):
         chain = short_chain(parameters)
         known = (self.title, chain, threads)
         if known not in _MEASURED:
-            _MEASURED[known] = measure(self.bench(chain))
+            _MEASURED[known] = measure(self.samples(chain))
         return slowdown(_MEASURED[known], chain, costs, threads)
 
     def measure_costs(
@@ -353,7 +353,7 @@ def available_engine(given: Engine | str, preparing: Preparing | None = None) ->
     return usual
 
 
-_MEASURED: dict[tuple[str, Parameters, int], dict[str, float]] = {}
+_MEASURED: dict[tuple[str, Parameters, int], tuple[Measurement, ...]] = {}
 """Seconds of primitives in this process."""
 
 

@@ -10,13 +10,13 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
-from olac.backends.base import Array, Ciphertext, Evaluator
+from olac.backends.base import Array, Ciphertext, Evaluator, Plaintext
 from olac.backends.cost import LIGHT, Slowdown, predicted_seconds
 from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
@@ -25,21 +25,18 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What an engine brings to be measured.
+class Sample:
+    """Something that is measured.
 
     Attributes:
-        evaluator: which needs no evaluation keys.
-        fresh: makes a ciphertext of slots, shape (slots,), at a level.
-        hoist: decomposes a ciphertext for key switching, the lift of all digits included.
+        primitives: what it is priced as: primitives of one kind, light or heavy, and how often each.
+        call: does it.
     """
 
-    evaluator: Evaluator[Any, Any]
-    fresh: Callable[[Array, int], Ciphertext[Any]]
-    hoist: Callable[[Ciphertext[Any]], object]
+    primitives: Mapping[str, int]
+    call: Callable[[], object]
 
 
-MEASURED = ("multiply_plain", "add", "normalize", "hoist", "encode")
 MOST_DEPTH = 5
 """Levels of the chain. Longer ones take longer, and their factors are within what the load of a machine changes."""
 SECONDS, FEWEST, MOST_CALLS = 0.1, 5, 40
@@ -70,44 +67,63 @@ def measured_level(chain: Parameters) -> int:
     return -(-chain.depth // 2)
 
 
-def measure(bench: Bench) -> dict[str, float]:
-    """Mean wall seconds of one call of each primitive of `MEASURED`, at `measured_level`."""
-    evaluator, parameters = bench.evaluator, bench.evaluator.parameters
-    level = measured_level(parameters)
-    slots: Array = np.linspace(-1.0, 1.0, parameters.slots, dtype=np.float64)
-    one = 16 * (level + 1) << parameters.log_ring
-    operands = min(MOST_OPERANDS, max(FEWEST_OPERANDS, math.ceil(POOL_BYTES / one)))
+class Operands:
+    """What samples take, in turns.
 
-    def pool(make: Callable[[], T]) -> Iterator[T]:
-        return itertools.cycle([make() for _ in range(operands)])
+    Args:
+        evaluator: which needs no evaluation keys.
+        fresh: makes a ciphertext of slots, shape (slots,), at a level.
+    """
 
-    def encode() -> Any:
-        return evaluator.encode(lambda: slots, level, parameters.scale(level))
+    def __init__(self, evaluator: Evaluator[Any, Any], fresh: Callable[[Array, int], Ciphertext[Any]]) -> None:
+        self._evaluator, parameters = evaluator, evaluator.parameters
+        self._level = measured_level(parameters)
+        self._slots: Array = np.linspace(-1.0, 1.0, parameters.slots, dtype=np.float64)
+        one = 16 * (self._level + 1) << parameters.log_ring
+        self._count = min(MOST_OPERANDS, max(FEWEST_OPERANDS, math.ceil(POOL_BYTES / one)))
+        self._ciphertexts = self.in_turns(lambda: fresh(self._slots, self._level))
+        self._plaintexts = self.in_turns(self.encode)
 
-    a, p = pool(lambda: bench.fresh(slots, level)), pool(encode)
-    products = pool(lambda: evaluator.multiply_plain(next(a), next(p)))
+    def in_turns(self, make: Callable[[], T]) -> Iterator[T]:
+        """Several of what a function makes, over and over."""
+        return itertools.cycle([make() for _ in range(self._count)])
 
-    calls: dict[str, Callable[[], object]] = {
-        "multiply_plain": lambda: evaluator.multiply_plain(next(a), next(p)),
-        "add": lambda: evaluator.add(next(a), next(a)),
-        "normalize": lambda: evaluator.rescale(next(products)),
-        "hoist": lambda: bench.hoist(next(a)),
-        "encode": encode,
-    }
-    return {name: _seconds(calls[name]) for name in MEASURED}
+    def encode(self) -> Plaintext[Any]:
+        """A new plaintext."""
+        return self._evaluator.encode(lambda: self._slots, self._level, self._evaluator.parameters.scale(self._level))
+
+    def ciphertext(self) -> Ciphertext[Any]:
+        """The next ciphertext."""
+        return next(self._ciphertexts)
+
+    def product(self) -> Ciphertext[Any]:
+        """The product of the next ciphertext and the next plaintext."""
+        return self._evaluator.multiply_plain(self.ciphertext(), next(self._plaintexts))
 
 
-def slowdown(seconds: Mapping[str, float], chain: Parameters, costs: CostTable, threads: int) -> Slowdown:
+Measurement = tuple[Mapping[str, int], float]
+"""What was measured, as `Sample.primitives`, and the mean wall seconds of one call."""
+
+
+def measure(samples: Sequence[Sample]) -> tuple[Measurement, ...]:
+    """Call each sample for a short time."""
+    return tuple((sample.primitives, _seconds(sample.call)) for sample in samples)
+
+
+def slowdown(measured: Sequence[Measurement], chain: Parameters, costs: CostTable, threads: int) -> Slowdown:
     """Measured over tabled seconds.
 
     Slow waking of threads affects light primitives more than heavy ones, so the two have factors of their own.
     """
     level = measured_level(chain)
 
+    def price(primitives: Mapping[str, int]) -> float:
+        return sum(n * predicted_seconds(costs, name, chain, level, threads) for name, n in primitives.items())
+
     def factor(light: bool) -> float:
-        names = [name for name in seconds if (name in LIGHT) == light]
-        tabled = sum(predicted_seconds(costs, name, chain, level, threads) for name in names)
-        return float(np.clip(sum(seconds[name] for name in names) / tabled, LEAST, MOST))
+        kind = [one for one in measured if all((name in LIGHT) == light for name in one[0])]
+        seconds, tabled = sum(one for _, one in kind), sum(price(primitives) for primitives, _ in kind)
+        return float(np.clip(seconds / tabled, LEAST, MOST))
 
     return Slowdown(light=factor(True), heavy=factor(False))
 

@@ -27,7 +27,7 @@ from olac.backends.session import (
     ServerSession,
     Session,
 )
-from olac.backends.speed import Bench
+from olac.backends.speed import Operands, Sample
 from olac.ckks.parameters import Parameters
 from olac.ckks.words import Words
 from olac.costs.table import CostTable
@@ -134,10 +134,23 @@ class OpenFHEServer(_Tagged, ServerSession):
 class OpenFHE(Engine):
     title = "OpenFHE"
 
-    def bench(self, parameters: Parameters) -> Bench:
+    def samples(self, parameters: Parameters) -> list[Sample]:
         context = make_context(parameters)
         evaluator, key = OpenFHEEvaluator(context, parameters), context.KeyGen().secretKey
-        return Bench(evaluator, partial(evaluator.encrypt, key), lambda a: evaluator._hoist(a.payload, a.state))
+        own = Operands(evaluator, partial(evaluator.encrypt, key))
+        products = own.in_turns(own.product)
+
+        def hoist() -> Any:
+            a = own.ciphertext()
+            return evaluator._hoist(a.payload, a.state)
+
+        return [
+            Sample({"multiply_plain": 1}, own.product),
+            Sample({"add": 1}, lambda: evaluator.add(own.ciphertext(), own.ciphertext())),
+            Sample({"normalize": 1}, lambda: evaluator.rescale(next(products))),
+            Sample({"hoist": 1}, hoist),
+            Sample({"encode": 1}, own.encode),
+        ]
 
     def measure_costs(
         self,

@@ -194,9 +194,20 @@ class Tables:
             self._inner_starts[digits, more] = starts
         return self._inner_starts[digits, more]
 
-    def product_starts(self, terms: int) -> Array:
-        """What sums of so many residues at rest times centred residues start with, for each prime."""
-        return np.array([magic_of(terms * math.ceil(AT_REST * p) * (p // 2), terms, p) for p in self.primes])
+    def product_starts(self, most: int) -> tuple[int, Array]:
+        """How many residues at rest times centred ones may be summed, and what sums start with, for each prime.
+
+        Args:
+            most: no more are wanted. Five fit for all primes, and at least twelve for primes below 2^49.
+        """
+        for terms in range(most, 0, -1):
+            try:
+                return terms, np.array(
+                    [magic_of(terms * math.ceil(AT_REST * p) * (p // 2), terms, p) for p in self.primes]
+                )
+            except OverflowError:
+                continue
+        raise AssertionError("one product fits for each prime")
 
     def residues_of_inverse(self, value: int, limbs: int) -> Array:
         """The inverse of an integer modulo the first primes."""

@@ -9,6 +9,7 @@ import hmac
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from olac.backends.session import (
     ServerSession,
     Session,
 )
-from olac.backends.speed import Bench
+from olac.backends.speed import Operands, Sample
 from olac.backends.vector.available import prepare, why_unavailable
 from olac.backends.vector.bootstrap.circuit import Bootstrap
 from olac.backends.vector.buffers import Buffers
@@ -51,6 +52,8 @@ from olac.system.threads import helpers, in_threads, usable_threads
 KEY_MAKERS = 3
 """Threads that make keys."""
 
+SUMMED = 8
+"""Products in the sum that is measured."""
 _PROCESS = secrets.token_bytes(32)
 
 
@@ -82,6 +85,13 @@ def residues(own: Ring, buffers: Buffers, words: Words, level: int, mark: str) -
     for part in range(2):
         into[part] = own.from_words(words[part], range(limbs))
     return Residues(buffer, 2, limbs, 0, limbs, 1, own.parameters.scale(level), mark)
+
+
+def uniform_residues(own: Ring, buffers: Buffers, level: int, random: np.random.Generator) -> Residues:
+    """Uniform residues, to be measured: to primitives one ciphertext is like another."""
+    primes = own.parameters.primes[: level + 1]
+    words = np.stack([[random.integers(0, p, own.N, np.uint64) for p in primes] for _ in range(2)])
+    return residues(own, buffers, words, level, "")
 
 
 class VectorClient(_Marked, ClientSession):
@@ -219,24 +229,37 @@ class Vector(Engine):
     def unavailable(self, preparing: Preparing | None = None) -> str:
         return why_unavailable(preparing)
 
-    def bench(self, parameters: Parameters) -> Bench:
+    def samples(self, parameters: Parameters) -> list[Sample]:
         prepare()
-        own, keys = ring(parameters), VectorKeys(parameters)
-        evaluator, random = VectorEvaluator(parameters, keys, team=Team(usable_threads())), np.random.default_rng(0)
+        made, keys, random = ring(parameters), VectorKeys(parameters), np.random.default_rng(0)
+        evaluator = VectorEvaluator(parameters, keys, team=Team(usable_threads()))
 
         def fresh(_: Array, level: int) -> Ciphertext[Any]:
-            """Uniform residues: to primitives one ciphertext is like another."""
-            primes = parameters.primes[: level + 1]
-            words = np.stack([[random.integers(0, p, own.N, np.uint64) for p in primes] for _ in range(2)])
             state = CipherState(level, 1, parameters.scale(level))
-            return Ciphertext(residues(own, evaluator.buffers, words, level, ""), state)
+            return Ciphertext(uniform_residues(made, evaluator.buffers, level, random), state)
 
-        def hoist(a: Ciphertext[Any]) -> object:
-            digits = evaluator.decompose(a.payload, 1)
-            evaluator.lift(digits, own.specials)
+        own = Operands(evaluator, fresh)
+
+        def settled(a: Ciphertext[Any]) -> Ciphertext[Any]:
+            return Ciphertext(evaluator.settled(a.payload), a.state)
+
+        products = own.in_turns(lambda: settled(own.product()))
+
+        def lift() -> object:
+            digits = evaluator.decompose(own.ciphertext().payload, 1)
+            evaluator.lift(digits, made.specials)
             return digits
 
-        return Bench(evaluator, fresh, hoist)
+        # Products are computed when their sum is needed.
+        return [
+            Sample(
+                {"multiply_plain": 8, "add": 7},
+                lambda: settled(reduce(evaluator.add, [own.product() for _ in range(8)])),
+            ),
+            Sample({"normalize": 1}, lambda: evaluator.rescale(next(products))),
+            Sample({"hoist": 1}, lift),
+            Sample({"encode": 1}, own.encode),
+        ]
 
     def measure_costs(
         self,

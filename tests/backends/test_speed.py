@@ -9,7 +9,8 @@ import pytest
 from olac.backends import session, speed
 from olac.backends.cost import LIGHT, Slowdown, predicted_seconds
 from olac.backends.openfhe.session import ENGINE as OPENFHE
-from olac.backends.session import Engine
+from olac.backends.session import Engine, find_engine
+from olac.backends.speed import Sample
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.costs.table import CostTable
@@ -22,6 +23,11 @@ CHAINS = [
     Parameters(11, 20, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4)),
     Parameters(11, 7, 40, 47, 8, FLEXIBLE, 0),
 ]
+
+
+SHORT = speed.short_chain(CHAINS[0])
+PRICES = {name: predicted_seconds(TABLE, name, SHORT, speed.measured_level(SHORT), 1) for name in ("add", "encode")}
+MEASURED = (({"add": 2}, 2 * PRICES["add"]), ({"encode": 1}, PRICES["encode"]))
 
 
 @pytest.fixture(autouse=True)
@@ -39,35 +45,49 @@ def test_the_chain_that_is_measured_is_short_and_like_the_programs(parameters: P
 
 
 @pytest.mark.encrypted
+@pytest.mark.parametrize("engine", ["openfhe", "vector"])
 @pytest.mark.parametrize("parameters", CHAINS)
-def test_every_primitive_really_runs(parameters: Parameters, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all of them at 3 s, the factors are those of tabled 1 s and 1.5 s."""
+def test_every_sample_really_runs(parameters: Parameters, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all of them at 3 s, and light primitives at 1 s and heavy ones at 1.5 s in the table."""
+    counts: list[int] = []
 
     def three_seconds(call: Callable[[], object]) -> float:
         assert call() is not None
         return 3.0
 
+    def seconds(table: CostTable, name: str, *_: object) -> float:
+        counts.append(name in LIGHT)
+        return 1.0 if name in LIGHT else 1.5
+
     monkeypatch.setattr(speed, "_seconds", three_seconds)
-    monkeypatch.setattr(speed, "predicted_seconds", lambda table, name, *_: 1.0 if name in LIGHT else 1.5)
-    assert OPENFHE.slowdown(parameters, TABLE, 1) == Slowdown(light=3.0, heavy=2.0)
+    monkeypatch.setattr(speed, "predicted_seconds", seconds)
+    used = find_engine(engine)
+    samples = used.samples(speed.short_chain(parameters))
+    light = [one.primitives for one in samples if all(name in LIGHT for name in one.primitives)]
+    heavy = [one.primitives for one in samples if not any(name in LIGHT for name in one.primitives)]
+    assert light and heavy and len(light) + len(heavy) == len(samples)
+    found = used.slowdown(parameters, CostTable.default(used.model), 1)
+    primitives = sum(sum(one.values()) for one in light)
+    assert found.light == pytest.approx(3.0 * len(light) / primitives) and found.heavy == pytest.approx(2.0)
+    assert 0 < sum(counts) < len(counts)
 
 
 @pytest.mark.encrypted
 def test_a_process_measures_once_for_each_kind_of_chain(monkeypatch: pytest.MonkeyPatch) -> None:
-    benches: list[Parameters] = []
+    asked: list[Parameters] = []
 
-    def bench(self: Engine, parameters: Parameters) -> None:
-        benches.append(parameters)
+    def samples(self: Engine, parameters: Parameters) -> list[Sample]:
+        asked.append(parameters)
+        return [Sample({"add": 2}, lambda: None), Sample({"encode": 1}, lambda: None)]
 
-    seconds = {name: predicted_seconds(TABLE, name, speed.short_chain(CHAINS[0]), 3, 1) for name in speed.MEASURED}
-    monkeypatch.setattr(type(OPENFHE), "bench", bench)
-    monkeypatch.setattr(session, "measure", lambda bench: seconds)
+    monkeypatch.setattr(type(OPENFHE), "samples", samples)
+    monkeypatch.setattr(session, "measure", lambda samples: MEASURED)
     assert OPENFHE.slowdown(CHAINS[0], TABLE, 1) == Slowdown(1.0, 1.0)
     longer = Parameters(12, 11, 32, 40, 3, FIXED, security=0)  # the same short chain
-    assert OPENFHE.slowdown(longer, TABLE, 1) == Slowdown(1.0, 1.0) and len(benches) == 1
+    assert OPENFHE.slowdown(longer, TABLE, 1) == Slowdown(1.0, 1.0) and len(asked) == 1
     OPENFHE.slowdown(CHAINS[2], TABLE, 1)
     OPENFHE.slowdown(CHAINS[0], TABLE, 2)
-    assert len(benches) == 3
+    assert len(asked) == 3
 
 
 def test_calls_are_few_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,9 +102,9 @@ def test_calls_are_few_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_factors_have_bounds() -> None:
-    chain = speed.short_chain(CHAINS[0])
-    assert speed.slowdown(dict.fromkeys(speed.MEASURED, 1e9), chain, TABLE, 1) == Slowdown(speed.MOST, speed.MOST)
-    assert speed.slowdown(dict.fromkeys(speed.MEASURED, 0.0), chain, TABLE, 1) == Slowdown(speed.LEAST, speed.LEAST)
+    for seconds, bound in ((1e9, speed.MOST), (0.0, speed.LEAST)):
+        measured = [({"add": 1}, seconds), ({"hoist": 1}, seconds)]
+        assert speed.slowdown(measured, SHORT, TABLE, 1) == Slowdown(bound, bound)
 
 
 def test_an_engine_that_cannot_be_measured_says_so() -> None:

@@ -24,12 +24,66 @@ from olac.backends.vector.addresses import gather, int_at, load8, load16, load32
 from olac.backends.vector.arithmetic import MAGIC, product, reduced
 from olac.backends.vector.compiled import inline, kernel, wide
 from olac.backends.vector.conversion import finish
-from olac.backends.vector.lanes import load, splat, store, vadd, vfma, vmul, vsub
+from olac.backends.vector.lanes import load, splat, store, store_ints, vadd, vfma, vmul, vneg, vsub
 from olac.system.arrays import Array as Floats
 from olac.system.arrays import Index
 
 ONE_BYTE, TWO_BYTES, FOUR_BYTES, MISSING = 0, 1, 2, 3
 """Kinds of the high parts of a limb; a limb that a key has not got is missing."""
+
+
+@kernel(
+    *(
+        f"void(i8,i8,i8,f8[::1],i4[::1],i1[::1],{kind}[::1],i8[::1],i8[::1],i8[::1],i8,i8,i8,i8,i8,i8,i8)"
+        for kind in ("i2", "i4")
+    )
+)
+def pack_plaintext(
+    lo: int,
+    hi: int,
+    worker: int,
+    values: Floats,
+    out: Any,
+    high8: Any,
+    high16: Any,
+    lowat: Index,
+    highat: Index,
+    kinds: Index,
+    width: int,
+    begin: int,
+    count: int,
+    place: int,
+    repeat: int,
+    R: int,
+    C: int,
+) -> None:
+    """Pack one plaintext for `sum_panel`, modulo the primes of limbs lo ... hi - 1.
+
+    A value v is high 2^32 + low, where high is the integer next to v / 2^32, the larger one of two: next to
+    (v + 1/4) / 2^32. So low is at least -2^31 and below 2^31. All steps are exact.
+
+    Args:
+        values: centred, limb after limb.
+        out, high8, high16, lowat, highat: low parts, high parts of one byte and of more, and where each limb begins.
+        kinds: of the high parts.
+        width: values of a panel, of all plaintexts.
+        begin, count, place: where those of a giant step begin in a panel, how many there are, and which this is.
+        repeat: of 2^repeat rows of eight values, which are the same, one is packed.
+    """
+    wide()
+    magic, down, up, quarter = splat(MAGIC), splat(2.0**-32), splat(4294967296.0), splat(0.25)
+    N, rows = R * C, C >> repeat
+    for e in range(lo, hi):
+        for panel in range(R // 8):
+            for row in range(rows):
+                v = load(values, e * N + (panel * C + (row << repeat)) * 8)
+                high = vsub(vfma(vadd(v, quarter), down, magic), magic)
+                at = panel * width + begin + (row * count + place) * 8
+                store_ints(out, lowat[e] + at, vfma(vneg(high), up, v))
+                if kinds[e] == ONE_BYTE:
+                    store_ints(high8, highat[e] + at, high)
+                else:
+                    store_ints(high16, highat[e] + at, high)
 
 
 @inline

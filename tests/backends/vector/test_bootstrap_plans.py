@@ -9,12 +9,14 @@ import numpy.typing as npt
 import pytest
 
 from olac.backends.vector.arithmetic import MOST_BITS
+from olac.backends.vector.bootstrap import sine
 from olac.backends.vector.bootstrap.sine import (
     DOUBLINGS,
     RANGE,
     SQUARES,
     Combination,
     chebyshev,
+    failure_probability,
     half_width,
     plan_sine,
 )
@@ -111,7 +113,7 @@ def compute(parameters: Parameters, angles: Array, noise: float, seed: int) -> A
 def test_the_plan_is_the_scaled_sine_of_every_period(parameters: Parameters) -> None:
     setup, plan = parameters.bootstrapping, plan_sine(parameters)
     assert setup is not None
-    values: Array = np.linspace(-1.0, 1.0, 201)
+    values = np.asarray(np.linspace(-1.0, 1.0, 201), dtype=np.float64)
     worst = 0.0
     for period in range(-RANGE + 1, RANGE):
         made = compute(parameters, values / 2.0**setup.correction + period, 0.0, 0)
@@ -166,6 +168,20 @@ def test_the_error_is_small_beside_the_noise() -> None:
             assert plan_sine(parameters).error < noise / 20
     usual = plan_sine(chain(37))
     assert usual.levels == 8 and usual.relinearisations == 10 and usual.error < 1e-6
+
+
+def test_the_range_is_left_with_a_negligible_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is far below 2^-40 at the largest ring; the formula is that of sums of uniform numbers."""
+    assert 0 < failure_probability(1 << 17) < 2.0**-128
+    assert failure_probability(1 << 17) == 2 * failure_probability(1 << 16)
+    sums = np.random.default_rng(2).uniform(-0.5, 0.5, (100_000, 9)).sum(axis=1)
+    for reach in (1, 2):
+        monkeypatch.setattr(sine, "RANGE", reach)
+        assert failure_probability(1, weight=8) == pytest.approx(np.mean(np.abs(sums) > reach), rel=0.1)
+    monkeypatch.setattr(sine, "RANGE", 5)
+    assert failure_probability(1, weight=8) == 0.0  # nothing reaches further than 4.5
+    monkeypatch.setattr(sine, "RANGE", 0)
+    assert failure_probability(1 << 17) == 1.0
 
 
 def test_noise_of_rescales_grows_as_the_sine_does() -> None:

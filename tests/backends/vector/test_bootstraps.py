@@ -14,6 +14,7 @@ from olac.backends.base import Array, Ciphertext
 from olac.backends.session import PlaintextCache
 from olac.backends.vector import available
 from olac.backends.vector.bootstrap.circuit import Bootstrap
+from olac.backends.vector.bootstrap.kernels import ONE_BYTE
 from olac.backends.vector.bootstrap.linear import EncodedLevel, Plaintexts
 from olac.backends.vector.bootstrap.plan import Placed, plan_bootstrap
 from olac.backends.vector.bootstrap.sine import RANGE, half_width
@@ -246,19 +247,26 @@ def test_plaintexts_that_repeat_are_stored_once(log_slots: int) -> None:
     made = Plaintexts(own, placed.level + 1, 2, placed.linear, placed.scale)
     assert 1 << made.repeat == min(parameters.slots >> parameters.log_bootstrap_slots, own.C)
     panels, rows, seen = own.R // 8, own.C >> made.repeat, 0
+    width = int(made.counts.sum()) * rows * 8
     for giant, block in enumerate(placed.linear.blocks):
         present = [one for one in block if one is not None]
         assert len(present) == made.counts[giant]
         for place, diagonal in enumerate(present):
             whole = np.tile(diagonal, parameters.slots // placed.linear.period)
             values = own.values(coefficients(whole, placed.scale), made.ids)
-            for limb, (low, high) in enumerate(zip(made.lows, made.highs, strict=True)):
-                unpacked = high.astype(np.float64) * 2.0**32 + low
-                piece = unpacked[:, 8 * rows * seen : 8 * rows * (seen + len(present))]
-                kept = piece.reshape(panels, rows, len(present), 8)[:, :, place]
-                assert np.array_equal(np.repeat(kept, 1 << made.repeat, axis=1).reshape(-1), values[limb])
+            for limb, kind in enumerate(made.kinds):
+                high = made.high8 if kind == ONE_BYTE else made.high16
+                parts = (
+                    one[at : at + panels * width].reshape(panels, width)
+                    for one, at in ((made.low, made.lowat[limb]), (high, made.highat[limb]))
+                )
+                low, above = (part[:, 8 * rows * seen : 8 * rows * (seen + len(present))] for part in parts)
+                unpacked = (above.astype(np.float64) * 2.0**32 + low).reshape(panels, rows, len(present), 8)[
+                    :, :, place
+                ]
+                assert np.array_equal(np.repeat(unpacked, 1 << made.repeat, axis=1).reshape(-1), values[limb])
         seen += len(present)
-    assert made.nbytes == sum(one.nbytes for one in (*made.lows, *made.highs))
+    assert made.nbytes == sum(one.nbytes for one in (made.low, made.high8, made.high16))
 
 
 def test_what_is_missing_is_named() -> None:

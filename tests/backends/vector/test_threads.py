@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from olac.backends.base import Ciphertext
 from olac.backends.vector import available
 from olac.backends.vector import team as team_module
-from olac.backends.vector.ciphertext import Residues
+from olac.backends.vector.ciphertext import Products, Residues
 from olac.backends.vector.evaluator import VectorEvaluator
 from olac.backends.vector.key_making import KeyMaker
 from olac.backends.vector.keys import switching_form
@@ -41,6 +42,7 @@ PRIMITIVES: dict[str, Steps] = {
     "add_plain": lambda e, a, b, c: e.add_plain(a, plain(e, a)),
     "add_scalar": lambda e, a, b, c: e.add_scalar(a, 0.37),
     "multiply_plain": lambda e, a, b, c: e.multiply_plain(a, plain(e, a)),
+    "a sum of products": lambda e, a, b, c: sum_of(e, [e.multiply_plain(x, plain(e, x)) for x in [a, b, c] * 4]),
     "multiply_i": lambda e, a, b, c: e.multiply_i(a),
     "multiply": lambda e, a, b, c: e.multiply(a, b),
     "multiply_sum": lambda e, a, b, c: e.multiply_sum([(a, b), (b, b), (a, a)]),
@@ -57,6 +59,10 @@ PRIMITIVES: dict[str, Steps] = {
     "add_conjugate": lambda e, a, b, c: e.add_conjugate(a),
     "a lower level": lambda e, a, b, c: e.rotate(e.rescale(e.multiply(c, c)), 1),
 }
+
+
+def sum_of(evaluator: VectorEvaluator, terms: Sequence[Ciphertext[Any]]) -> Ciphertext[Any]:
+    return functools.reduce(evaluator.add, terms)
 
 
 def plain(evaluator: VectorEvaluator, a: Ciphertext[Any]) -> Any:
@@ -100,6 +106,7 @@ def limbs(evaluator: VectorEvaluator, found: Any) -> list[np.ndarray[Any, Any]]:
     if isinstance(found, list):
         return [part for one in found for part in limbs(evaluator, one)]
     a, n = found.payload, evaluator.ring.N
+    a = evaluator.summed(a) if isinstance(a, Products) else a
     return [a.data[at : at + n].copy() for at in a.offsets(n)]
 
 
