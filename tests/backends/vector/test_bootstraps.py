@@ -25,10 +25,11 @@ from olac.backends.vector.keyset import VectorKeys
 from olac.backends.vector.ring import ring
 from olac.backends.vector.session import ENGINE, VectorClient
 from olac.backends.vector.team import Team
-from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.bootstrap_failure import MOST_FAILURE_BITS
+from olac.ckks.parameters import OPENFHE_RECIPE, RECIPES, VECTOR_RECIPE, Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.ckks.vector_bootstrapping import vector_bootstrap_model
-from olac.errors import MissingKeyError
+from olac.errors import MissingKeyError, VerificationError
 from olac.ir.ops import scaled_sine
 from olac.ir.types import CipherState
 
@@ -43,8 +44,9 @@ def chain(
     log_slots: int | None = None,
     scale: int = 40,
     digits: int = 3,
+    recipe: str = OPENFHE_RECIPE,
 ) -> Parameters:
-    setup = Bootstrapping(rest, budget, correction, log_slots)
+    setup = Bootstrapping(rest, budget, correction, log_slots, recipe)
     return Parameters(
         log_ring, setup.depth, scale, scale + min(4, correction), digits, FLEXIBLE, security=0, bootstrapping=setup
     )
@@ -62,6 +64,9 @@ CHAINS = {
     "fewer than a panel's columns": chain(budget=(2, 3), log_slots=3),
     "one period of two slots": chain(rest=2, budget=(1, 1), log_slots=1),
     "tight primes": chain(rest=2, budget=(2, 2), log_slots=6, scale=47, correction=2, digits=4),
+    "its own recipe": chain(recipe=VECTOR_RECIPE),
+    "its own recipe, part of the slots": chain(11, 2, (4, 3), log_slots=7, scale=37, recipe=VECTOR_RECIPE),
+    "its own recipe, one level to coefficients": chain(budget=(3, 1), log_slots=6, digits=2, recipe=VECTOR_RECIPE),
     "ring 2^12": chain(12, 2, (4, 4), log_slots=10, scale=37, digits=2),
 }
 """Each with chains of their own."""
@@ -286,8 +291,12 @@ def test_the_plan_is_what_the_parameters_promise() -> None:
     for parameters in CHAINS.values():
         plan, setup = plan_bootstrap(parameters), parameters.bootstrapping
         assert setup is not None
-        assert plan.to_coefficients[0].level < setup.input_level and plan.to_coefficients[-1].level == 1
-        assert plan.top <= parameters.depth
+        assert (
+            plan.to_coefficients[0].level == setup.input_level - RECIPES[setup.recipe].spare
+            and plan.to_coefficients[-1].level == 1
+        )
+        assert plan.top <= parameters.depth and plan.failure_bits < MOST_FAILURE_BITS
+        assert (plan.top == parameters.depth) == (setup.recipe == VECTOR_RECIPE)
         assert plan.to_slots[0].level == plan.top and plan.to_slots[-1].level == plan.sine.level + 1
         assert plan.sine.combinations[-1].level == setup.output_level
         assert max(plan.rotation_levels().values()) <= plan.top
@@ -299,3 +308,9 @@ def test_the_plan_is_what_the_parameters_promise() -> None:
 def test_other_chains_are_other_plans() -> None:
     assert plan_bootstrap(FULL) is plan_bootstrap(replace(FULL))
     assert plan_bootstrap(FULL) is not plan_bootstrap(SPARSE)
+
+
+def test_a_sine_of_too_few_periods_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("olac.backends.vector.bootstrap.plan.RANGE", 12)
+    with pytest.raises(VerificationError, match=r"a sine for 12 periods fails in one of 2\^37\.2 bootstraps"):
+        plan_bootstrap.__wrapped__(FULL)
