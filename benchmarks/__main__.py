@@ -18,6 +18,7 @@ from benchmarks.results import ResultsError, ResultsFile, Row, plot, read_rows, 
 from benchmarks.strategies import StrategyError, parse_strategies
 from benchmarks.tables import markdown_table, rich_tables
 from olac.backends.session import DEFAULT
+from olac.ckks.parameters import OPENFHE_RECIPE, RECIPES
 from olac.errors import OlacError
 from olac.passes.choose_lowerings import kinds
 from olac.system.threads import set_threads
@@ -156,6 +157,12 @@ def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
 def _bootstraps_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default=DEFAULT, metavar="NAME", help="openfhe or vector; default openfhe")
     _add_chain(parser)
+    parser.add_argument(
+        "--recipe",
+        choices=tuple(RECIPES),
+        default=OPENFHE_RECIPE,
+        help="levels of a bootstrap: openfhe, which all engines run, or vector, for that engine alone; default openfhe",
+    )
     parser.add_argument("--program", type=Path, metavar="FILE", help="take the parameters of a compiled program")
     parser.add_argument("--complex", action="store_true", help="bootstrap real and imaginary parts, on openfhe")
     parser.add_argument("--rounds", type=_positive, default=2, metavar="K", help="bootstraps; the fastest counts")
@@ -198,7 +205,7 @@ def _engines_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep keys and ciphertexts there, for reuse")
     parser.add_argument("--force", action="store_true", help="run the program even if memory is too small")
     _add_rows(parser)
-    parser.set_defaults(run=_engines)
+    parser.set_defaults(run=_engines, recipe=OPENFHE_RECIPE)
 
 
 def _add_chain(parser: argparse.ArgumentParser) -> None:

@@ -47,6 +47,7 @@ def parameters_of(options: argparse.Namespace) -> Parameters:
             options.budget,
             options.first - options.scale,
             None if log_slots == options.ring - 1 else log_slots,
+            options.recipe,
         )
         security = 0 if options.insecure else 128
         made = Parameters(
@@ -83,6 +84,7 @@ def run(options: argparse.Namespace, command: str) -> Row:
         "levels": parameters.depth,
         "bits": [parameters.scale_bits, parameters.first_bits],
         "budget": list(setup.budget),
+        "recipe": setup.recipe,
         "digits": parameters.digits,
         "log_slots": parameters.log_bootstrap_slots,
         "complex": bool(options.complex),

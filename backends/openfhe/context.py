@@ -10,7 +10,7 @@ from typing import Any
 
 from olac.backends.openfhe.key_maps import KEY_MAPS
 from olac.backends.openfhe.library import load
-from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.parameters import OPENFHE_RECIPE, Bootstrapping, Parameters
 from olac.errors import BackendError, SecurityError, VerificationError
 from olac.system.forks import begin_use
 
@@ -29,9 +29,9 @@ def make_context(parameters: Parameters, complex_slots: bool = False) -> Any:
     """
     parameters.check_security(earlier=True)  # programs of earlier versions run
     fhe = load()
-    setup = parameters.bootstrapping
     context = _generated(parameters, parameters.depth, parameters.digits, complex_slots)
-    if setup is not None:
+    setup = parameters.bootstrapping
+    if setup is not None and setup.recipe == OPENFHE_RECIPE:  # clients of other engines encrypt with OpenFHE
         taken = fhe.CryptoContext.GetBootstrapDepth(list(setup.budget), fhe.SPARSE_ENCAPSULATED)
         if setup.rest + taken != parameters.depth:
             raise VerificationError(

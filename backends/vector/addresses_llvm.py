@@ -30,7 +30,7 @@ def _loader(bits: int) -> Any:
     @intrinsic
     def load_ints_at(context: Any, address: Any, index: Any) -> tuple[Any, Gen]:
         def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            found = _load(builder, *arguments, bits)
+            found = _load(builder, arguments[0], arguments[1], bits)
             if bits < 32:
                 found = builder.sext(found, _ints(32))
             return builder.sitofp(found, _VECTOR)
@@ -69,7 +69,7 @@ def int_at(context: Any, address: Any, index: Any) -> tuple[Any, Gen]:
 
 @intrinsic
 def gather(context: Any, array: Any, at: Any, address: Any, index: Any) -> tuple[Any, Gen]:
-    """Elements at + order[index], ... at + order[index + 7] of an array of float64, for an order of int32 at an address."""
+    """Elements at + order[index], ... at + order[index + 7] of an array of float64, for int32 at an address."""
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         values, at, address, index = arguments

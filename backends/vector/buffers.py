@@ -23,7 +23,8 @@ class Buffers:
     def take(self, size: int) -> Buffer:
         """A buffer of at least `size` doubles, whose content is undefined."""
         with self._lock:
-            fitting = [held for held, free in self._free.items() if free and size <= held <= SLACK * size]
+            # A collection of garbage may call `give` at any time. So the sizes are taken out at once.
+            fitting = [held for held in tuple(self._free) if size <= held <= SLACK * size and self._free[held]]
             found = self._free[min(fitting)].pop() if fitting else None
         return Buffer(np.empty(size) if found is None else found, self)
 

@@ -57,9 +57,14 @@ class Encoded:
             repeat are so.
     """
 
-    data: Array
+    buffer: Buffer
     limbs: int
     repeat: int
+
+    @property
+    def data(self) -> Array:
+        """The flat array."""
+        return self.buffer.data
 
 
 @dataclass(eq=False, slots=True)

@@ -14,9 +14,9 @@ Bounds. Let `largest` be the largest sum of the sizes of the products, n their n
 * H = T - 1.5 * 2^(52 + s) is exact. Its quotient by p is rounded with 2 M in place of M (see `arithmetic`), to an even
   number q, so |H pinv| may be up to 2^52. `magic_of` checks largest + n 2^(s-1) <= (2^52 - 1) p. Then
   |q - H / p| <= 1 + u 2^52, and H - q p is an integer of at most 1.5 p in size, which fma gives exactly.
-* The rests, of at most n 2^(s-1) together, are added to what is there already, at most p / 2 + 1, and to H - q p. All
-  sums are integers of at most n 2^(s-1) + 2 p + 1, and exact, as `magic_of` checks n 2^(s-1) + 2 p < 2^53. `reduced`
-  makes at most p / 2 + u 2^53 = p / 2 + 1 of it, as p is above 2^3.
+* The rests, of at most n 2^(s-1) together, are added to what is there already, at most 3/4 p, and to H - q p. All sums
+  are integers of at most n 2^(s-1) + 3 p, and exact, as `magic_of` checks that to be below 2^53. `reduced` makes at
+  most p / 2 + u 2^53 = p / 2 + 1 of it, as p is above 2^3.
 
 So what fits modulo any prime below 2^50 is eight products of two centred residues and a ninth of one with an integer
 of at most 8, or seven products if two of the fourteen residues are at most 3/4 p instead; and modulo primes below 2^46
@@ -49,7 +49,7 @@ def magic_of(largest: int, terms: int, prime: int) -> float:
     while largest + (terms << s >> 1) >= 1 << 51 + s:
         s += 1
     rests = terms << s >> 1
-    if largest + rests > ((1 << 52) - 1) * prime or rests + 2 * prime >= 1 << 53:
+    if largest + rests > ((1 << 52) - 1) * prime or rests + 3 * prime >= 1 << 53:
         raise OverflowError(f"a sum of {terms} products up to 2^{largest.bit_length()} modulo {prime}")
     return 1.5 * 2.0 ** (52 + s)
 
@@ -82,8 +82,8 @@ def convert_part(
     """out[k] = sum over i < terms of y[at + stride i + k] c[cat + i] mod p, for k < 128; with `more` added to out.
 
     With `exact`, u[uat + k] c[cat + terms] is subtracted. `magic_of` made start1 for sums as large as these. Results
-    are at most p / 2 + 1 in size, as is what they are added to; they are centred if the sums of the rests stay below
-    2^51.
+    are at most p / 2 + 1 in size, and what they are added to is at most 3/4 p. They are centred if the sums of the
+    rests stay below 2^50.
     """
     wide()
     p, pinv, magic, start = splat(p1), splat(pinv1), splat(MAGIC), splat(start1)

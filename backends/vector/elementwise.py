@@ -214,7 +214,7 @@ def add_encoded(
     p: Floats,
     pinv: Floats,
 ) -> None:
-    """out = a + b, where 2^repeat rows of eight values of b after one another are the same and are there once."""
+    """out = a + b, centred, where 2^repeat rows of eight values of b after one another are the same, and there once."""
     wide()
     magic = splat(MAGIC)
     kept = R * C >> repeat
@@ -246,13 +246,13 @@ def sum_of_products(
 ) -> None:
     """Both polynomials of the sum of ciphertexts times plaintexts, for primes lo ... hi - 1.
 
-    Plaintexts are centred. Results are centred if the rests of the sums and the base are below 2^51.
+    Ciphertexts and the base are at most 3/4 p, plaintexts are centred. Results are at most p / 2 + 1.
 
     Args:
         terms: (terms, 4): the address of a ciphertext, how far its polynomials are apart, the address of a plaintext,
             and its `repeat`: 2^repeat rows of eight values of it after one another are the same and are there once.
         base, basestride, more: with `more`, both polynomials of a sum that is added.
-        starts: what the sums start with, see `conversion.magic_of`.
+        starts: for each prime what the sums start with, see `Tables.product_starts`.
     """
     wide()
     magic, zero = splat(MAGIC), splat(0.0)

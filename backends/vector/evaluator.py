@@ -104,7 +104,7 @@ class VectorEvaluator(Evaluator[Any, Any]):
         self._mark = mark
         self._places = Places()
         self._most_repeats = (self.ring.C // 8).bit_length() - 1
-        self._product_starts = self.ring.product_starts(MOST_PRODUCTS)
+        self._most_products, self._product_starts = self.ring.product_starts(MOST_PRODUCTS)
         self._local = threading.local()
 
     def restart(self) -> None:
@@ -202,7 +202,10 @@ class VectorEvaluator(Evaluator[Any, Any]):
 
     def encoded(self, polynomial: Array, limbs: int, repeat: int = 0) -> Encoded:
         """A plaintext of integer coefficients, exact doubles in their natural order; for `repeat` see `Ring.values`."""
-        return Encoded(self.ring.values(polynomial, self.ring.ids(limbs), self.team, repeat).reshape(-1), limbs, repeat)
+        size = limbs * self.ring.N >> repeat
+        buffer = self.buffers.take(size)
+        self.ring.values(polynomial, self.ring.ids(limbs), self.team, repeat, buffer.data[:size])
+        return Encoded(buffer, limbs, repeat)
 
     # Sums ------------------------------------------------------------------------------------------------------------
 
@@ -216,7 +219,7 @@ class VectorEvaluator(Evaluator[Any, Any]):
             assert base is not None
             return base
         both = Products(tuple(terms), base, 0.0)
-        return both if len(terms) < MOST_PRODUCTS else self.summed(both)
+        return both if len(terms) < self._most_products else self.summed(both)
 
     def _plus(self, a: Residues, b: Residues) -> Residues:
         """a + b, modulo Q P if one of them is."""
@@ -240,8 +243,8 @@ class VectorEvaluator(Evaluator[Any, Any]):
         apart = base is not None and base.specials > 0
         first = terms[0][0]
         limbs = first.limbs
-        for at in range(0, len(terms), MOST_PRODUCTS):
-            some = terms[at : at + MOST_PRODUCTS]
+        for at in range(0, len(terms), self._most_products):
+            some = terms[at : at + self._most_products]
             out = self.make(2, limbs, 2, scale)
             added = None if apart else base
             self.team.run(

@@ -325,7 +325,7 @@ def _sums_with_plaintexts_are_right() -> bool:
         for repeat, (a, w) in enumerate(zip(sources, plain, strict=True)):
             terms[repeat] = a.ctypes.data, stride, w.ctypes.data, repeat
             total = total + _whole(ring, a) * _whole(ring, w, repeat)
-        starts, end = ring.product_starts(2), (ring.p, ring.pinv)
+        (_, starts), end = ring.product_starts(2), (ring.p, ring.pinv)
         for more in (False, True):
             out = _blank(2 * stride)
             sum_of_products(0, count, 0, terms, base, stride, more, starts, out, stride, *size, *end)

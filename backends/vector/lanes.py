@@ -57,6 +57,10 @@ if TYPE_CHECKING or numba is None:
         """Write a vector to elements index ... index + 7."""
         raise BackendError(missing)
 
+    def store_ints(array: Any, index: Any, value: Any) -> None:
+        """Write eight integers that are doubles to an array of int32, int16 or int8, which they have to fit."""
+        raise BackendError(missing)
+
     def transposed(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
         """The eight columns of the matrix whose rows are eight vectors."""
         raise BackendError(missing)
@@ -68,6 +72,7 @@ else:
         load_ints,
         splat,
         store,
+        store_ints,
         transposed,
         vadd,
         vfma,
@@ -83,6 +88,7 @@ __all__ = [
     "load_ints",
     "splat",
     "store",
+    "store_ints",
     "transposed",
     "vadd",
     "vfma",

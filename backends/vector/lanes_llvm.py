@@ -133,6 +133,22 @@ def store(context: Any, array: Any, index: Any, value: Any) -> tuple[Any, Gen]:
 
 
 @intrinsic
+def store_ints(context: Any, array: Any, index: Any, value: Any) -> tuple[Any, Gen]:
+    """Write eight integers that are doubles to an array of int32, int16 or int8, which they have to fit."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = signature.args[0].dtype.bitwidth
+        found = builder.fptosi(arguments[2], _ints(32))
+        if bits < 32:
+            found = builder.trunc(found, _ints(bits))
+        pointer = _pointer(target, builder, signature.args[0], arguments[0], arguments[1], _ints(bits))
+        builder.store(found, pointer, align=bits // 8)
+        return target.get_dummy_value()
+
+    return types.none(array, types.int64, lanes), generate
+
+
+@intrinsic
 def gather(context: Any, array: Any, at: Any, order: Any, index: Any) -> tuple[Any, Gen]:
     """Elements at + order[index], ... at + order[index + 7] of an array of float64, for an array of int32."""
 

@@ -194,9 +194,20 @@ class Tables:
             self._inner_starts[digits, more] = starts
         return self._inner_starts[digits, more]
 
-    def product_starts(self, terms: int) -> Array:
-        """What sums of so many residues at rest times centred residues start with, for each prime."""
-        return np.array([magic_of(terms * math.ceil(AT_REST * p) * (p // 2), terms, p) for p in self.primes])
+    def product_starts(self, most: int) -> tuple[int, Array]:
+        """How many residues at rest times centred ones may be summed, and what sums start with, for each prime.
+
+        Args:
+            most: no more are wanted. Five fit for all primes, and at least twelve for primes below 2^49.
+        """
+        for terms in range(most, 0, -1):
+            try:
+                return terms, np.array(
+                    [magic_of(terms * math.ceil(AT_REST * p) * (p // 2), terms, p) for p in self.primes]
+                )
+            except OverflowError:
+                continue
+        raise AssertionError("one product fits for each prime")
 
     def residues_of_inverse(self, value: int, limbs: int) -> Array:
         """The inverse of an integer modulo the first primes."""
@@ -263,10 +274,13 @@ class Tables:
         rows = np.ascontiguousarray(coefficients, dtype=np.float64).reshape(self.R, (self.C >> repeat) // 8, 8)
         return np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(-1)
 
-    def values(self, coefficients: Array, ids: Index, team: Team | None = None, repeat: int = 0) -> Array:
+    def values(
+        self, coefficients: Array, ids: Index, team: Team | None = None, repeat: int = 0, into: Array | None = None
+    ) -> Array:
         """Values, shape (limbs, N), centred, of a polynomial whose coefficients are integers as doubles, of any size.
 
         Args:
+            into: where the values go, flat; None for a new array.
             repeat: the N >> repeat coefficients are those of a polynomial f, and the polynomial is f(X^(2^repeat)). Of
                 its values, 2^repeat rows of eight after one another are the same, and are given once.
 
@@ -278,12 +292,11 @@ class Tables:
             raise VerificationError("a polynomial has coefficients that are not finite")
         if largest > MOST_QUOTIENT * np.min(self.p[ids]):
             if len(ids) > 1:
-                return np.concatenate(
-                    [self.values(coefficients, ids[e : e + 1], team, repeat) for e in range(len(ids))]
-                )
+                single = [self.values(coefficients, ids[e : e + 1], team, repeat) for e in range(len(ids))]
+                return np.concatenate(single, out=None if into is None else into.reshape(len(ids), -1))
             coefficients = np.fmod(coefficients, self.p[ids[0]])  # exact, and slow for such quotients
         n, columns = self.N >> repeat, self.C >> repeat
-        out = np.empty((len(ids), n))
+        out = np.empty((len(ids), n)) if into is None else into.reshape(len(ids), n)
         at = np.arange(len(ids)) * n
         by = team or Team(1)
         scratch = np.empty((by.threads, 16 * self.R))

@@ -30,7 +30,7 @@ TIE = 1e-9
 @functools.cache
 def usual_bootstrapping(engine: EngineModel = OPENFHE) -> Parameters:
     """The parameters with the fewest digits, whose keys take the least memory."""
-    return min(longest_chains(log_rings=(16,), takes=engine.takes), key=lambda p: p.digits)
+    return min(longest_chains(log_rings=(16,), takes=engine.takes, recipe=engine.recipe), key=lambda p: p.digits)
 
 
 class _Unscaled(PlacementProblem):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
 
-from olac.ckks.parameters import SINE_LEVELS, Bootstrapping, Parameters
+from olac.ckks.parameters import OPENFHE_RECIPE, RECIPES, Bootstrapping, Parameters
 from olac.ckks.sizes import ciphertext_bytes, plaintext_bytes
 
 SPECIAL_KEYS = 3
@@ -240,16 +240,16 @@ def _work(parameters: Parameters, setup: Bootstrapping, taken: Transforms) -> Wo
     for rotations in map(len, trace_steps(parameters)):
         found += [(name, parameters.depth, rotations) for name in ("hoisted_rotate", "add")]
         found.append(("hoist", parameters.depth, 1))
-    share, more = divmod(SINE_PRODUCTS, SINE_LEVELS)
-    for index in range(SINE_LEVELS):
+    share, more = divmod(SINE_PRODUCTS, RECIPES[OPENFHE_RECIPE].sine)
+    for index in range(RECIPES[OPENFHE_RECIPE].sine):
         times = share + (index < more)
         found += [("multiply", reduced - index, times), ("normalize", reduced - index, times)]
     return tuple(found)
 
 
-def bootstrap_noise(parameters: Parameters, setup: Bootstrapping) -> float:
+def bootstrap_noise(
+    parameters: Parameters, setup: Bootstrapping, measured: Mapping[tuple[int, int], float] = BOOTSTRAP_NOISE
+) -> float:
     """That of the next measured scale that is no finer, doubled for each bit of correction beyond the measured one."""
-    scale, first = max(
-        (one for one in BOOTSTRAP_NOISE if one[0] <= parameters.scale_bits), default=min(BOOTSTRAP_NOISE)
-    )
-    return BOOTSTRAP_NOISE[scale, first] * 2.0 ** (setup.correction - (first - scale))
+    scale, first = max((one for one in measured if one[0] <= parameters.scale_bits), default=min(measured))
+    return measured[scale, first] * 2.0 ** (setup.correction - (first - scale))

@@ -10,7 +10,8 @@ from olac.ckks.parameters import (
     BOOTSTRAP_SCALE_BITS,
     MOST_DEPTH,
     MOST_DIGITS,
-    SINE_LEVELS,
+    OPENFHE_RECIPE,
+    RECIPES,
     Bootstrapping,
     Parameters,
 )
@@ -53,28 +54,30 @@ def deep_chains(
     log_rings: tuple[int, ...] = (15, 16),
     budgets: tuple[tuple[int, int], ...] = BUDGETS,
     most_rest: int = MOST_DEPTH,
+    recipe: str = OPENFHE_RECIPE,
 ) -> list[Parameters]:
     """All sets with bootstraps that keep the security and leave levels between two bootstraps.
 
     Args:
         most_rest: the most levels that bootstrapping leaves.
+        recipe: of the bootstraps.
     """
-    found = []
+    found, sine = [], RECIPES[recipe].sine
     correction = first_bits - scale_bits
     for log_ring, digits in itertools.product(log_rings, range(2, MOST_DIGITS + 1)):
         if scale_bits < log_ring + 4:
             continue
-        least = 2 + SINE_LEVELS + min(map(sum, budgets))
-        most = most_rest + SINE_LEVELS + max(map(sum, budgets))
+        least = 2 + sine + min(map(sum, budgets))
+        most = most_rest + sine + max(map(sum, budgets))
         for depth in range(least, min(most, MOST_DEPTH) + 1):
             if not Parameters.valid_digits(depth, digits):
                 continue
             if not _is_secure(log_ring, depth, scale_bits, first_bits, digits, security):
                 break
             setups = (
-                Bootstrapping(rest, budget, correction)
+                Bootstrapping(rest, budget, correction, recipe=recipe)
                 for budget in budgets
-                if 2 <= (rest := depth - SINE_LEVELS - sum(budget)) <= most_rest
+                if 2 <= (rest := depth - sine - sum(budget)) <= most_rest
             )
             chain = log_ring, depth, scale_bits, first_bits, digits, FLEXIBLE, security
             found += [Parameters(*chain, setup) for setup in setups]
@@ -85,11 +88,12 @@ def longest_chains(
     security: int = 128,
     log_rings: tuple[int, ...] = (15, 16),
     takes: Callable[[Parameters], bool] = lambda chain: True,
+    recipe: str = OPENFHE_RECIPE,
 ) -> list[Parameters]:
     """For each ring and number of digits the longest chain with bootstraps in 3 + 3 levels, of those that `takes`."""
     longest = {
         (chain.log_ring, chain.digits): chain
-        for chain in deep_chains(security=security, log_rings=log_rings, budgets=BUDGETS[:1])
+        for chain in deep_chains(security=security, log_rings=log_rings, budgets=BUDGETS[:1], recipe=recipe)
         if takes(chain)
     }
     return list(longest.values())
@@ -97,5 +101,5 @@ def longest_chains(
 
 def _is_secure(log_ring: int, depth: int, scale_bits: int, first_bits: int, digits: int, security: int) -> bool:
     """Whether a chain for bootstraps keeps the security, whatever its levels are for."""
-    setup = Bootstrapping(depth - SINE_LEVELS - 2, (1, 1), first_bits - scale_bits)
+    setup = Bootstrapping(depth - RECIPES[OPENFHE_RECIPE].sine - 2, (1, 1), first_bits - scale_bits)
     return Parameters(log_ring, depth, scale_bits, first_bits, digits, FLEXIBLE, security, setup).secure

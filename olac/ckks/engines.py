@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
-from olac.ckks.bootstrapping import BootstrapModel, bootstrap_model
-from olac.ckks.parameters import Parameters
+from olac.ckks.bootstrapping import BOOTSTRAP_NOISE, BootstrapModel, bootstrap_model
+from olac.ckks.parameters import OPENFHE_RECIPE, VECTOR_RECIPE, Parameters
 from olac.ckks.sizes import (
     SEED_BYTES,
     WORD_BYTES,
@@ -24,7 +24,7 @@ from olac.ckks.sizes import (
     rotation_key_bytes,
 )
 from olac.ckks.special import held_key_bytes, key_primes, key_shape, vector_special_primes
-from olac.ckks.vector_bootstrapping import vector_bootstrap_model
+from olac.ckks.vector_bootstrapping import VECTOR_BOOTSTRAP_NOISE, vector_bootstrap_model
 from olac.system.choices import require_one_of
 
 OPENFHE_BYTES = 60e6
@@ -44,6 +44,8 @@ class EngineModel(ABC):
         costs: the file in `olac/data` that has its prices.
         also: primitives that its evaluator runs after another, which a table of costs does not count in.
         unpriced: primitives that a table of costs may lack, because the engine does not run them.
+        recipe: of the bootstraps that programs are planned with for it; it may take others.
+        bootstrap_noise: of these bootstraps, by the bits of scale and of q_0 at which it was measured.
     """
 
     name: ClassVar[str]
@@ -51,6 +53,8 @@ class EngineModel(ABC):
     costs: ClassVar[str]
     also: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     unpriced: ClassVar[frozenset[str]] = frozenset()
+    recipe: ClassVar[str] = OPENFHE_RECIPE
+    bootstrap_noise: ClassVar[Mapping[tuple[int, int], float]] = BOOTSTRAP_NOISE
 
     @abstractmethod
     def refuses(self, parameters: Parameters) -> str | None:
@@ -129,7 +133,10 @@ class _OpenFHE(EngineModel):
     costs = "costs.json"
     also = MappingProxyType({"rotate": ("add",), "hoisted_rotate": ("add",)})
 
-    def refuses(self, parameters: Parameters) -> None:
+    def refuses(self, parameters: Parameters) -> str | None:
+        setup = parameters.bootstrapping
+        if setup is not None and setup.recipe != self.recipe:
+            return f"its bootstraps do not follow the {setup.recipe} engine's recipe"
         return None
 
     def special_primes(self, parameters: Parameters) -> tuple[int, ...]:
@@ -168,6 +175,8 @@ class _Vector(EngineModel):
     name = "vector"
     title = "the vector engine"
     costs = "costs_vector.json"
+    recipe = VECTOR_RECIPE
+    bootstrap_noise = VECTOR_BOOTSTRAP_NOISE
     unpriced = frozenset(
         {
             "encrypt",
@@ -231,7 +240,7 @@ ENGINES: dict[str, EngineModel] = {one.name: one for one in (OPENFHE, VECTOR)}
 AUTO: EngineModel = OPENFHE
 """The engine that engine="auto" plans for."""
 FALLBACK: EngineModel = OPENFHE
-"""It takes all parameters, so it is taken for programs that `AUTO` refuses."""
+"""It takes all parameters with bootstraps by its own recipe, so it is taken for programs that `AUTO` refuses."""
 
 
 def engine_model(name: str) -> EngineModel:

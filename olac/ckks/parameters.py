@@ -7,8 +7,11 @@ no OpenFHE. A test compares the two if OpenFHE is installed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Final
 
 from olac.ckks.primes import FIXED, FLEXIBLE, TECHNIQUES, is_prime, modulus_chain, step_to_prime
 from olac.ckks.security import (
@@ -34,9 +37,31 @@ DIGIT_HEAD_ROOM_BITS = 4
 ESTIMATE_HEAD_ROOM_BITS = 5  # OpenFHE's own check is a bit stricter than the chain that it makes.
 
 
+OPENFHE_RECIPE: Final = "openfhe"
+VECTOR_RECIPE: Final = "vector"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The levels that bootstraps of one kind take, whatever their budget.
+
+    Attributes:
+        sine: levels of the modular reduction for a sparse secret.
+        spare: levels that the transform to coefficients leaves unused below it.
+    """
+
+    sine: int
+    spare: int
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType({OPENFHE_RECIPE: Recipe(10, 1), VECTOR_RECIPE: Recipe(8, 0)})
+"""Bootstraps with OpenFHE's levels, which every engine runs, and with those of the vector engine, which it runs alone.
+"""
+
+
 @dataclass(frozen=True)
 class Bootstrapping:
-    """How ciphertexts get levels back: OpenFHE's bootstrapping with the slots-to-coefficients transform first.
+    """How ciphertexts get levels back: a bootstrap with the slots-to-coefficients transform first.
 
     The secret is sparse (Hamming weight 192) and encapsulated: inside the bootstrap a still sparser one is used.
 
@@ -47,12 +72,14 @@ class Bootstrapping:
             noise larger.
         log_slots: log2 of the slots that a bootstrap works on, after which the slots of its operand must repeat; None
             for all slots of the ring. Fewer take less time and memory.
+        recipe: of `RECIPES`: whose levels a bootstrap takes.
     """
 
     rest: int
     budget: tuple[int, int] = (3, 3)
     correction: int = 8
     log_slots: int | None = None
+    recipe: str = OPENFHE_RECIPE
 
     def __post_init__(self) -> None:
         if self.rest < 1:
@@ -63,25 +90,23 @@ class Bootstrapping:
             raise ValueError(f"a correction factor of {self.correction} is outside 1 ... 15")
         if self.log_slots is not None and self.log_slots < max(self.budget):
             raise ValueError(f"2^{self.log_slots} slots with a level budget of {self.budget}: take more slots")
+        if self.recipe not in RECIPES:
+            raise ValueError(f"a bootstrap by the recipe {self.recipe!r}: it is one of {', '.join(RECIPES)}")
 
     @property
     def depth(self) -> int:
         """Levels of the whole chain."""
-        return self.rest + SINE_LEVELS + sum(self.budget)
+        return self.rest + RECIPES[self.recipe].sine + sum(self.budget)
 
     @property
     def input_level(self) -> int:
         """The least level that a ciphertext may have before a bootstrap: slots go to coefficients first."""
-        return self.budget[1] + 1
+        return self.budget[1] + RECIPES[self.recipe].spare
 
     @property
     def output_level(self) -> int:
         """The level after a bootstrap and a rescale."""
         return self.rest + self.budget[1]
-
-
-SINE_LEVELS = 10
-"""Levels that the modular reduction takes for a sparse secret."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +164,16 @@ class Parameters:
         """Whether every digit gets at least one prime."""
         limbs = depth + 1
         return 1 <= digits <= limbs and limbs - -(-limbs // digits) * (digits - 1) > 0
+
+    def fields(self) -> dict[str, Any]:
+        """The fields that files hold and fingerprints cover, as plain data.
+
+        OpenFHE's recipe is left out: it is the one of files that are older than recipes.
+        """
+        found = asdict(self)
+        if self.bootstrapping is not None and self.bootstrapping.recipe == OPENFHE_RECIPE:
+            del found["bootstrapping"]["recipe"]
+        return found
 
     @property
     def ring_dimension(self) -> int:
@@ -311,6 +346,7 @@ class Parameters:
                 f", sparse secret held to log2(QP) {self.security_bound}" if self.security else ", sparse secret"
             ) + f", bootstraps to level {setup.output_level} in {setup.budget[0]} + {setup.budget[1]} levels"
             security += "" if setup.log_slots is None else f" on 2^{setup.log_slots} slots"
+            security += "" if setup.recipe == OPENFHE_RECIPE else f" by the {setup.recipe} engine's recipe"
         return (
             f"ring 2^{self.log_ring}, {self.depth} levels of {self.scale_bits} bits, first prime {self.first_bits} "
             f"bits, {self.digits} digits, log2(QP) {self.log_qp:.0f}, {self.technique}, {security}"

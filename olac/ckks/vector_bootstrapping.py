@@ -1,10 +1,11 @@
 """What bootstraps of the vector engine need, known before anything is made.
 
-They have the levels and the set-up of OpenFHE's (`olac.ckks.bootstrapping`), and no keys that those lack, so that the
-engine runs OpenFHE's programs. They differ in what they are made of (`olac.backends.vector.bootstrap`):
+They have the set-up of OpenFHE's (`olac.ckks.bootstrapping`), and no keys that those lack. If they have the levels of
+OpenFHE's recipe, too, the engine runs OpenFHE's programs. Their own recipe (`RECIPES`) has no level that they do not
+use. They differ in what they are made of (`olac.backends.vector.bootstrap`):
 
 - The level of a transform that reaches over the whole period has half of the diagonals.
-- Their sine takes fewer levels. What OpenFHE's takes more is not raised to.
+- Their sine takes fewer levels. What OpenFHE's takes more, by its recipe, is not raised to.
 - Plaintexts are packed. If slots repeat, values do, and are stored once.
 
 A test compares this with what the engine makes.
@@ -12,22 +13,39 @@ A test compares this with what the engine makes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 
-from olac.ckks.bootstrapping import SPECIAL_KEYS, BootstrapModel, Layer, Work, bootstrap_noise, layers, trace_steps
-from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.bootstrapping import (
+    BOOTSTRAP_NOISE,
+    SPECIAL_KEYS,
+    BootstrapModel,
+    Layer,
+    Work,
+    bootstrap_noise,
+    layers,
+    trace_steps,
+)
+from olac.ckks.parameters import RECIPES, VECTOR_RECIPE, Bootstrapping, Parameters
 from olac.ckks.sizes import plaintext_bytes
 from olac.ckks.special import held_residues_bytes, vector_special_primes
 
-SINE_LEVELS = 8
+SINE_LEVELS = RECIPES[VECTOR_RECIPE].sine
 """Levels of the sine, for all scales at which primes are small enough for the engine."""
 SINE_PRODUCTS = 11
 """Products that are relinearised in the sine, at most."""
 BETWEEN = 2
 """The rotation between the transforms, at level 0."""
+
+VECTOR_BOOTSTRAP_NOISE: Mapping[tuple[int, int], float] = MappingProxyType(
+    {
+        (36, 40): 4.0e-5,
+        (37, 41): 2.4e-5,
+    }
+)
+"""`BOOTSTRAP_NOISE` of bootstraps by the engine's own recipe, for scales at which it takes the primes."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +104,14 @@ def vector_bootstrap_model(parameters: Parameters) -> BootstrapModel:
         precomputed_bytes=sum(one.diagonals * _plaintext_bytes(parameters, one.level) for one in taken),
         precomputed_limbs=sum(one.diagonals * (one.level + 1 + special) for one in taken),
         work=_work(parameters, setup, taken, special),
-        noise=bootstrap_noise(parameters, setup),
+        noise=bootstrap_noise(parameters, setup, _noises(setup)),
         keeps_plaintexts=False,
     )
+
+
+def _noises(setup: Bootstrapping) -> Mapping[tuple[int, int], float]:
+    """Programs by OpenFHE's recipe may run on either engine, so they have the larger noise."""
+    return VECTOR_BOOTSTRAP_NOISE if setup.recipe == VECTOR_RECIPE else BOOTSTRAP_NOISE
 
 
 def _sine_level(setup: Bootstrapping) -> int:

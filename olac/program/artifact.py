@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from olac.ckks.engines import ENGINES, OPENFHE
-from olac.ckks.parameters import Parameters
+from olac.ckks.parameters import OPENFHE_RECIPE, Parameters
 from olac.ckks.primes import is_prime
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
 from olac.ir.graph import Graph, Node, Origin
@@ -197,7 +197,7 @@ def _manifest(program: LoweredProgram) -> dict[str, Any]:
             "outputs": _encode(graph.outputs),
             "stage": graph.stage.name,
         },
-        "parameters": _encode(program.parameters),
+        "parameters": _encode(program.parameters.fields()),
         "rotations": _encode(program.rotations),
         "report": _encode(replace(program.report, pass_seconds=())),
         "head": [_tagged(step) for step in program.head.steps],
@@ -226,12 +226,19 @@ def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> Low
     nodes = tuple(_node(data, f"node {i}") for i, data in enumerate(graph["nodes"]))
     return LoweredProgram(
         Graph(nodes, _decode(graph["outputs"], tuple[str, ...], "outputs"), constants, Stage.LEVELLED),
-        _decode(manifest["parameters"], Parameters, "parameters"),
+        _parameters(manifest["parameters"]),
         _decode(manifest["rotations"], tuple[int, ...], "rotations"),
         _decode(manifest["report"], Report, "report"),
         _head(manifest["head"]),
         _engine(manifest.get("engine", OPENFHE.name)),
     )
+
+
+def _parameters(data: Any) -> Parameters:
+    setup = data.get("bootstrapping") if isinstance(data, dict) else None
+    if isinstance(setup, dict):
+        data = {**data, "bootstrapping": {"recipe": OPENFHE_RECIPE, **setup}}
+    return typing.cast(Parameters, _decode(data, Parameters, "parameters"))
 
 
 def _engine(data: Any) -> str:

@@ -74,7 +74,7 @@ class LoweredProgram:
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides what the program computes and how; keys and ciphertexts carry it."""
         digest = hashlib.sha256()
-        digest.update(json.dumps(asdict(self.parameters), sort_keys=True).encode())
+        digest.update(json.dumps(self.parameters.fields(), sort_keys=True).encode())
         digest.update(json.dumps(self.rotations).encode())
         digest.update(json.dumps([self.graph.stage.name, self.graph.outputs]).encode())
         for name in sorted(self.graph.constants):

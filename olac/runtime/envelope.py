@@ -21,7 +21,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from olac.ckks.parameters import Parameters
@@ -49,7 +49,7 @@ CHUNK = 1 << 20
 
 def parameter_fingerprint(parameters: Parameters) -> str:
     """SHA-256 of one set of parameters."""
-    return hashlib.sha256(json.dumps(asdict(parameters), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parameters.fields(), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from olac.analysis.estimate import Sizes
 from olac.analysis.key_levels import key_levels
 from olac.analysis.noise import MAX_SCALE_BITS
 from olac.backends.cost import predicted_seconds
-from olac.ckks.bootstrapping import BOOTSTRAP_NOISE
 from olac.ckks.candidates import candidates, deep_chains
 from olac.ckks.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, Parameters
 from olac.errors import InfeasibleError
@@ -137,9 +136,12 @@ def chains_with_bootstraps(job: Job, without: Sequence[Candidate]) -> Iterator[l
             return
     if job.noise.scale_bits(rings[0], job.precision) > MAX_SCALE_BITS:
         return
-    scales = [usual] if best is None else [one for one in sorted(BOOTSTRAP_NOISE) if one >= usual]
-    for scale, first in scales if options.precision is None else sorted(BOOTSTRAP_NOISE):
-        chains = job.taken(deep_chains(scale_bits=scale, first_bits=first, security=options.security, log_rings=rings))
+    measured, recipe = sorted(job.engine.bootstrap_noise), job.engine.recipe
+    scales = [usual] if best is None else [one for one in measured if one >= usual]
+    for scale, first in scales if options.precision is None else measured:
+        chains = job.taken(
+            deep_chains(scale_bits=scale, first_bits=first, security=options.security, log_rings=rings, recipe=recipe)
+        )
         if chains:
             yield chains
 
@@ -147,7 +149,8 @@ def chains_with_bootstraps(job: Job, without: Sequence[Candidate]) -> Iterator[l
 def _least(job: Job, log_rings: tuple[int, ...]) -> tuple[float, float]:
     """Lower bounds of the cost and of the bytes of programs with bootstraps: those of a single one, the cheapest."""
     least = held = float("inf")
-    for chain in job.taken(deep_chains(security=job.options.security, log_rings=log_rings, most_rest=2)):
+    chains = deep_chains(security=job.options.security, log_rings=log_rings, most_rest=2, recipe=job.engine.recipe)
+    for chain in job.taken(chains):
         assert chain.bootstrapping is not None
         parameters = _on_slots(chain, max(chain.bootstrapping.budget))
         engine, model = job.engine, job.engine.bootstraps(parameters)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from olac.analysis.noise import MAX_SCALE_BITS
-from olac.ckks.engines import FALLBACK
+from olac.ckks.engines import ENGINES, FALLBACK
 from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError, OlacError, SecurityError
 from olac.ir.graph import Graph, Node
@@ -60,7 +60,11 @@ def first_refusal(job: Job) -> str:
 
 
 def _not_taken(job: Job) -> InfeasibleError:
-    return InfeasibleError(f"{job.engine.title} does not take the program: {first_refusal(job)}.{_OTHERWISE}")
+    pinned, otherwise = job.options.parameters, _OTHERWISE
+    if pinned is not None:  # for these, an engine's own recipe of bootstraps decides, too
+        others = [one for one in ENGINES.values() if one.takes(pinned)]
+        otherwise = "".join(f' {one.title} takes them: engine="{one.name}".' for one in others[:1])
+    return InfeasibleError(f"{job.engine.title} does not take the program: {first_refusal(job)}.{otherwise}")
 
 
 def _refusal(job: Job, tried: Tried) -> OlacError:

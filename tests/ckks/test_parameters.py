@@ -11,7 +11,8 @@ from olac.ckks.parameters import (
     BOOTSTRAP_FIRST_BITS,
     BOOTSTRAP_SCALE_BITS,
     MOST_DIGITS,
-    SINE_LEVELS,
+    OPENFHE_RECIPE,
+    RECIPES,
     Bootstrapping,
     Parameters,
 )
@@ -177,7 +178,7 @@ def test_bootstrapping_that_cannot_be_is_refused(arguments: tuple[object, ...], 
 
 def test_levels_around_a_bootstrap() -> None:
     setup = Bootstrapping(10, (3, 2))
-    assert setup.depth == 10 + SINE_LEVELS + 5 == 25
+    assert setup.depth == 10 + RECIPES[OPENFHE_RECIPE].sine + 5 == 25
     assert setup.input_level == 3
     assert setup.output_level == 12
     assert Bootstrapping(1).input_level <= Bootstrapping(1).output_level

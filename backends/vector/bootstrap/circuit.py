@@ -9,8 +9,8 @@ With F periods of slots in a ciphertext, D = q_0 / 2^correction, and z the slots
     sine                    2^correction / (2 pi) sin(2 pi t / q_0)
 
 Raising is done under a sparser secret, so that I is small (Bossuat, Troncoso-Pastoriza and Hubaux, "Bootstrapping for
-Approximate Homomorphic Encryption with Negligible Failure-Probability by Using Sparse-Secret Encapsulation", ACNS 2022).
-The raised polynomial c_1 is less than q_0 in size. So each of its digits is itself, and the key back needs no
+Approximate Homomorphic Encryption with Negligible Failure-Probability by Using Sparse-Secret Encapsulation", ACNS
+2022). The raised polynomial c_1 is less than q_0 in size. So each of its digits is itself, and the key back needs no
 decomposition.
 """
 

@@ -1,20 +1,19 @@
 """The kernels of bootstraps, limb by limb.
 
-`multiply_rotations` computes one level of a transform modulo Q P. Value order (see `olac.backends.vector.transforms`) consists of panels of 8 C values. An automorphism puts the values of
-a panel into one other panel, in some order. So a panel of the result needs one panel of each rotation: the sums over
-digits of digit times key are computed there, put in order, and multiplied by the plaintexts of all giant steps while
-they are in the caches. Keys and plaintexts are read once, from the first to the last.
-
-Plaintexts of slots that repeat are polynomials of few powers of X. Their values repeat as well: 2^k rows of eight after
-one another are the same. They are stored once.
-
-Bounds: polynomials of the ciphertext are at most 1.1 p in size; keys, plaintexts and constants are centred. `starts` are
-those of sums over digits (`Tables.inner_starts`). P c_0 is at most 0.8 p, below 2^50, and is summed with the rests, which
-stay below 2^52. Rotations are at most 0.8 p: sums are centred but for 1, products of them with a factor are at most
-p (1/2 + 2^-52 p), and so is P c. `plain_starts` have been checked for sums of `group` products of such rotations and
-plaintexts; what was summed before is centred and is summed with the rests.
+`multiply_rotations` computes one level of a transform modulo Q P. Value order (see `olac.backends.vector.transforms`)
+consists of panels of 8 C values. An automorphism puts the values of a panel into one other panel, in some order. So a
+panel of the result needs one panel of each rotation: the sums over digits of digit times key are computed there, put in
+order, and multiplied by the plaintexts of all giant steps while they are in the caches. Keys and plaintexts are read
+once, from the first to the last. If slots repeat, so do the values of plaintexts: 2^k rows of eight after one another
+are the same. They are stored once.
 
 `combine` makes one value of the sine before it is relinearised.
+
+Bounds: polynomials of the ciphertext are at most 1.1 p in size; keys, plaintexts and constants are centred. `starts`
+are those of sums over digits (`Tables.inner_starts`). P c_0 is at most 0.8 p, below 2^50, and is summed with the rests,
+which stay below 2^52. Rotations are at most 0.8 p: sums are centred but for 1, products of them with a factor are at
+most p (1/2 + 2^-52 p), and so is P c. `plain_starts` have been checked for sums of `group` products of such rotations
+and plaintexts; what was summed before is centred and is summed with the rests.
 """
 
 from __future__ import annotations
@@ -25,12 +24,66 @@ from olac.backends.vector.addresses import gather, int_at, load8, load16, load32
 from olac.backends.vector.arithmetic import MAGIC, product, reduced
 from olac.backends.vector.compiled import inline, kernel, wide
 from olac.backends.vector.conversion import finish
-from olac.backends.vector.lanes import load, splat, store, vadd, vfma, vmul, vsub
+from olac.backends.vector.lanes import load, splat, store, store_ints, vadd, vfma, vmul, vneg, vsub
 from olac.system.arrays import Array as Floats
 from olac.system.arrays import Index
 
 ONE_BYTE, TWO_BYTES, FOUR_BYTES, MISSING = 0, 1, 2, 3
 """Kinds of the high parts of a limb; a limb that a key has not got is missing."""
+
+
+@kernel(
+    *(
+        f"void(i8,i8,i8,f8[::1],i4[::1],i1[::1],{kind}[::1],i8[::1],i8[::1],i8[::1],i8,i8,i8,i8,i8,i8,i8)"
+        for kind in ("i2", "i4")
+    )
+)
+def pack_plaintext(
+    lo: int,
+    hi: int,
+    worker: int,
+    values: Floats,
+    out: Any,
+    high8: Any,
+    high16: Any,
+    lowat: Index,
+    highat: Index,
+    kinds: Index,
+    width: int,
+    begin: int,
+    count: int,
+    place: int,
+    repeat: int,
+    R: int,
+    C: int,
+) -> None:
+    """Pack one plaintext for `sum_panel`, modulo the primes of limbs lo ... hi - 1.
+
+    A value v is high 2^32 + low, where high is the integer next to v / 2^32, the larger one of two: next to
+    (v + 1/4) / 2^32. So low is at least -2^31 and below 2^31. All steps are exact.
+
+    Args:
+        values: centred, limb after limb.
+        out, high8, high16, lowat, highat: low parts, high parts of one byte and of more, and where each limb begins.
+        kinds: of the high parts.
+        width: values of a panel, of all plaintexts.
+        begin, count, place: where those of a giant step begin in a panel, how many there are, and which this is.
+        repeat: of 2^repeat rows of eight values, which are the same, one is packed.
+    """
+    wide()
+    magic, down, up, quarter = splat(MAGIC), splat(2.0**-32), splat(4294967296.0), splat(0.25)
+    N, rows = R * C, C >> repeat
+    for e in range(lo, hi):
+        for panel in range(R // 8):
+            for row in range(rows):
+                v = load(values, e * N + (panel * C + (row << repeat)) * 8)
+                high = vsub(vfma(vadd(v, quarter), down, magic), magic)
+                at = panel * width + begin + (row * count + place) * 8
+                store_ints(out, lowat[e] + at, vfma(vneg(high), up, v))
+                if kinds[e] == ONE_BYTE:
+                    store_ints(high8, highat[e] + at, high)
+                else:
+                    store_ints(high16, highat[e] + at, high)
 
 
 @inline
@@ -74,7 +127,8 @@ def switch_panel(
     Args:
         source, ownat, c0at: where the polynomial that was decomposed and c0 are.
         owner: the digit that is read at ownat; none if it is negative.
-        digits, digitat, stride, n: where the first of the other digits is, how far they are apart, and the number of all.
+        digits, digitat, stride, n: where the first of the other digits is, how far they are apart, and the number of
+            all.
         low, lowat, lowstride, high, highat, highstride, kind: of the key: addresses, where b of digit 0 begins, how far
             polynomials are apart, and the kind of the high parts.
         special, with_c0: P, and whether c0 is added.
@@ -134,8 +188,8 @@ def sum_panel(
     Args:
         babies, babiesat, size: the panels of rotations, two polynomials of `size` values each.
         which, giant, count: the baby steps are which[giant, : count].
-        low, high, plainat, kind: addresses of packed plaintexts, and where those of this panel begin in both: for each row
-            of eight values, `count` rows.
+        low, high, plainat, kind: addresses of packed plaintexts, and where those of this panel begin in both: for each
+            row of eight values, `count` rows.
         repeat: 2^repeat rows of eight values have the same plaintexts.
         group: most terms of a sum that is not reduced.
         out, out0, out1: the results, and where the two begin.
@@ -348,7 +402,7 @@ def combine(
     pinv: Floats,
     tight: Any,
 ) -> None:
-    """factor times the sum of products of ciphertexts, plus multiples of ciphertexts, plus a constant; primes lo ... hi - 1.
+    """factor times a sum of products of ciphertexts, plus multiples of some and a constant, for primes lo ... hi - 1.
 
     Args:
         pairs: (products, 4): addresses of both ciphertexts, and how far the two polynomials of each are apart.

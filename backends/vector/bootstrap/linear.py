@@ -7,20 +7,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from olac.backends.vector.bootstrap.kernels import FOUR_BYTES, MISSING, ONE_BYTE, TWO_BYTES, multiply_rotations
+from olac.backends.vector.bootstrap.kernels import (
+    FOUR_BYTES,
+    MISSING,
+    ONE_BYTE,
+    TWO_BYTES,
+    multiply_rotations,
+    pack_plaintext,
+)
 from olac.backends.vector.bootstrap.transforms import LinearLevel
 from olac.backends.vector.ciphertext import Residues
 from olac.backends.vector.conversion import magic_of
 from olac.backends.vector.encoding import coefficients
 from olac.backends.vector.evaluator import NO_ORDER, VectorEvaluator
-from olac.backends.vector.packed import PackedKey, split
+from olac.backends.vector.packed import PackedKey
 from olac.backends.vector.ring import Ring
 from olac.backends.vector.team import Team
+from olac.ckks.special import bytes_of_high
 from olac.errors import MissingKeyError
 from olac.system.arrays import Array, Index
 
-BITS_OF_KINDS = ((ONE_BYTE, 255 << 32, np.int8), (TWO_BYTES, 65535 << 32, np.int16), (FOUR_BYTES, 1 << 63, np.int32))
-"""Kinds of high parts, the primes below which they are enough, and their types."""
+KINDS = {1: ONE_BYTE, 2: TWO_BYTES, 4: FOUR_BYTES}
+"""Kinds of high parts, by bytes."""
 MOST_TERMS = 32
 """Most products in a sum that is not reduced."""
 
@@ -58,16 +66,17 @@ class Plaintexts:
         team: makes them.
 
     Attributes:
+        ids: the primes.
         repeat: 2^repeat rows of eight values after one another are the same, and are stored once.
-        lows, highs: for each limb, flat: for each panel, giant step, row and baby step eight values, which is the order in
-            which the kernel reads them; kinds are those of the highs.
         which, counts: for each giant step its baby steps, shape (giants, babies), and how many they are.
+        low, high8, high16: parts of the values, flat. A limb has for each panel, giant step, row and baby step eight
+            values, which is the order in which the kernel reads them.
+        lowat, highat, kinds: where each limb begins, in `low` and in the array of its kind of high parts.
     """
 
     def __init__(
         self, ring: Ring, limbs: int, specials: int, level: LinearLevel, scale: float, team: Team | None = None
     ) -> None:
-        self.limbs, self.specials = limbs, specials
         self.ids = ring.ids(limbs, specials)
         slots = ring.N // 2
         self.repeat = min((slots // level.period).bit_length(), ring.C.bit_length()) - 1
@@ -75,33 +84,59 @@ class Plaintexts:
         self.counts: Index = np.array([len(one) for one in present], dtype=np.int64)
         self.which: Index = np.zeros((len(present), max(self.counts)), dtype=np.int64)
         panels, rows = ring.R // 8, ring.C >> self.repeat
-        shape = panels, int(self.counts.sum()) * rows * 8
-        self.lows = [np.empty(shape, dtype=np.int32) for _ in self.ids]
-        kinds = [next(one for one in BITS_OF_KINDS if ring.primes[j] < one[1]) for j in self.ids]
-        self.kinds: Index = np.array([kind for kind, _, _ in kinds], dtype=np.int64)
-        self.highs = [np.empty(shape, dtype=dtype) for _, _, dtype in kinds]
-        end = 0
+        width = int(self.counts.sum()) * rows * 8
+        bytes_of = [bytes_of_high(ring.primes[j], max(ring.primes)) for j in self.ids]
+        small = np.array(bytes_of) == 1
+        self.kinds: Index = np.array([KINDS[size] for size in bytes_of], dtype=np.int64)
+        places = np.where(small, np.cumsum(small) - 1, np.cumsum(~small) - 1)
+        self.lowat: Index = np.arange(len(self.ids)) * panels * width
+        self.highat: Index = places * panels * width
+        self.low = np.empty(len(self.ids) * panels * width, dtype=np.int32)
+        self.high8 = np.empty(int(small.sum()) * panels * width, dtype=np.int8)
+        wide = np.int32 if max(bytes_of) == 4 else np.int16
+        self.high16 = np.empty(int((~small).sum()) * panels * width, dtype=wide)
+        begin, by = 0, team or Team(1)
         for giant, block in enumerate(present):
             self.which[giant, : len(block)] = block
-            begin, end = end, end + len(block) * rows * 8
             for place, baby in enumerate(block):
                 diagonal = level.blocks[giant][baby]
                 assert diagonal is not None
                 polynomial = coefficients(np.tile(diagonal, slots // level.period), scale)
-                values = ring.values(polynomial, self.ids, team).reshape(-1, panels, ring.C, 8)
-                kept = np.ascontiguousarray(values[:, :, :: 1 << self.repeat])
-                for limb, row in enumerate(kept):
-                    low = np.empty(row.size, dtype=np.int32)
-                    high = np.empty(row.size, dtype=self.highs[limb].dtype)
-                    split(row.reshape(-1), low, high)
-                    for part, into in ((low, self.lows[limb]), (high, self.highs[limb])):
-                        view = into[:, begin:end].reshape(panels, rows, len(block), 8)
-                        view[:, :, place] = part.reshape(panels, rows, 8)
+                values = ring.values(polynomial, self.ids, by)
+                by.run(
+                    pack_plaintext,
+                    len(self.ids),
+                    values.reshape(-1),
+                    self.low,
+                    self.high8,
+                    self.high16,
+                    self.lowat,
+                    self.highat,
+                    self.kinds,
+                    width,
+                    begin,
+                    len(block),
+                    place,
+                    self.repeat,
+                    ring.R,
+                    ring.C,
+                )
+            begin += len(block) * rows * 8
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return sum(one.nbytes for one in (*self.lows, *self.highs))
+        return self.low.nbytes + self.high8.nbytes + self.high16.nbytes
+
+    def low_addresses(self) -> Index:
+        """Where the low parts of each limb begin."""
+        return self.low.ctypes.data + self.low.itemsize * self.lowat
+
+    def high_addresses(self) -> Index:
+        """Where its high parts begin."""
+        small = self.high8.ctypes.data + self.high8.itemsize * self.highat
+        large = self.high16.ctypes.data + self.high16.itemsize * self.highat
+        return np.where(self.kinds == ONE_BYTE, small, large)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +183,7 @@ class EncodedLevel:
         self.specials = max(keys[step].shape.specials for step in level.steps)
         self.plaintexts = Plaintexts(ring, limbs, self.specials, level, scale, team)
         self._keys = self._find(ring, [keys[step] for step in self.baby_steps[1:]])
-        self._plain_low = np.array([one.ctypes.data for one in self.plaintexts.lows], dtype=np.int64)
-        self._plain_high = np.array([one.ctypes.data for one in self.plaintexts.highs], dtype=np.int64)
+        self._plain_low, self._plain_high = self.plaintexts.low_addresses(), self.plaintexts.high_addresses()
         primes = [ring.primes[j] for j in self.plaintexts.ids]
         self._group, self._plain_starts = sums_of_plaintexts(primes)
 

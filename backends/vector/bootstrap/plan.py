@@ -1,7 +1,7 @@
 """What a bootstrap computes: its levels, scales and rotation steps, before any key is known.
 
-The levels are those of `Bootstrapping`. What the sine leaves of its own is not raised to in the first place, so that
-everything is computed with fewer limbs.
+The levels are those of `Bootstrapping`. By OpenFHE's recipe the sine leaves some of its levels. These are not raised to
+in the first place, so that everything is computed with fewer limbs. By the engine's own recipe there are none to leave.
 
 Both transforms leave their results rotated by -1 (see `transforms`). A rotation by 2 between them, at level 0 where it
 costs least, makes the second one end where the first began.
@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from olac.backends.vector.bootstrap.sine import SinePlan, half_width, plan_sine
+from olac.backends.vector.bootstrap.sine import RANGE, SinePlan, half_width, plan_sine
 from olac.backends.vector.bootstrap.transforms import LinearLevel, transform
+from olac.ckks.bootstrap_failure import MOST_FAILURE_BITS, failure_bits
 from olac.ckks.bootstrapping import trace_steps
-from olac.ckks.parameters import Parameters
+from olac.ckks.parameters import ENCAPSULATION_WEIGHT, Parameters
+from olac.errors import VerificationError
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,7 @@ class BootstrapPlan:
         trace: rotation steps of each partial sum.
         top: the level that is raised to.
         sine: the plan of the modular reduction.
+        failure_bits: log2 of a bound of the probability that a bootstrap fails.
     """
 
     to_coefficients: tuple[Placed, ...]
@@ -46,6 +49,7 @@ class BootstrapPlan:
     trace: tuple[tuple[int, ...], ...]
     top: int
     sine: SinePlan
+    failure_bits: float
 
     def rotation_levels(self) -> dict[int, int]:
         """Each rotation step that a bootstrap takes, and the highest level at which it does. Conjugation is none."""
@@ -65,9 +69,15 @@ class BootstrapPlan:
 
 @lru_cache(maxsize=4)
 def plan_bootstrap(parameters: Parameters) -> BootstrapPlan:
-    """The plan for these parameters."""
+    """The plan for these parameters; VerificationError if its bootstraps could fail too often."""
     setup = parameters.bootstrapping
     assert setup is not None
+    failure = failure_bits(ENCAPSULATION_WEIGHT, RANGE, parameters.ring_dimension)
+    if failure > MOST_FAILURE_BITS:
+        raise VerificationError(
+            f"a sine for {RANGE} periods fails in one of 2^{-failure:.1f} bootstraps, one of 2^{-MOST_FAILURE_BITS} at "
+            "most is allowed"
+        )
     log_slots, primes = parameters.log_bootstrap_slots, parameters.primes
     sine = plan_sine(parameters)
     top, start = sine.level + setup.budget[0], setup.budget[1]
@@ -88,7 +98,7 @@ def plan_bootstrap(parameters: Parameters) -> BootstrapPlan:
         for i, (one, size) in enumerate(zip(up, sizes, strict=True))
     )
     between = (1 - rotated) % (1 << log_slots)
-    return BootstrapPlan(lower, upper, between, trace_steps(parameters), top, sine)
+    return BootstrapPlan(lower, upper, between, trace_steps(parameters), top, sine, failure)
 
 
 def _stages(levels: Sequence[LinearLevel], period: int) -> list[int]:

@@ -6,9 +6,9 @@ one of an eighth of the angle by three doublings, cos(2 v) = 2 cos(v)^2 - 1 (Han
 Approximate Homomorphic Encryption", CT-RSA 2020).
 
 With u = (t / q_0 - 1/4) / (K + 1/4), which is within [-1, 1], the cosine of an eighth of the angle is an even function
-of u. So it is a polynomial in y = T_2(u), of half the degree: T_2k(u) = T_k(y), and the coefficients are values of Bessel
-functions (Jacobi and Anger). It is evaluated by splits p = q T_m + r at powers of two (Paterson and Stockmeyer). All
-products of a sum are relinearised and rescaled together.
+of u. So it is a polynomial in y = T_2(u), of half the degree: T_2k(u) = T_k(y), and the coefficients are values of
+Bessel functions (Jacobi and Anger). It is evaluated by splits p = q T_m + r at powers of two (Paterson and
+Stockmeyer). All products of a sum are relinearised and rescaled together.
 
 What a bootstrap multiplies the sine by at last, 2^correction / (2 pi), is in the scales: the last doubling gives a
 cosine whose scale is the canonical one times this factor. Read at the canonical scale, it is the product.
@@ -20,6 +20,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import jv
 
-from olac.ckks.parameters import Parameters
+from olac.ckks.parameters import ENCAPSULATION_WEIGHT, Parameters
 
 Array = npt.NDArray[np.float64]
 C = TypeVar("C")
@@ -35,7 +36,10 @@ C = TypeVar("C")
 RANGE = 16
 """K: the largest |t / q_0| that is reduced."""
 DOUBLINGS = 3
-MOST_DEGREE = 40
+SQUARES = 5
+"""Levels of the polynomial: one for y, and four for a degree of at most 15 in y."""
+MOST_ORDER = 100
+"""Bessel functions of twice this order are zero at the angles that occur."""
 ERROR_BITS = 20
 """The polynomial's error is at most 2^(ERROR_BITS - scale_bits) of a slot at a correction of 4, as the noise is."""
 DIRECT = 3
@@ -67,7 +71,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class SinePlan:
-    """From u at `level` and its canonical scale to the reduced value at the last combination's level.
+    """From u at `level` and its canonical scale to the reduced value, `SQUARES + DOUBLINGS` levels below.
 
     Attributes:
         level: of the operand, whose scale is canonical.
@@ -109,6 +113,19 @@ class SinePlan:
         return found
 
 
+def failure_probability(coefficients: int, weight: int = ENCAPSULATION_WEIGHT) -> float:
+    """A bound of the probability that any of so many coefficients leaves the range of the sine, in one bootstrap.
+
+    t is a coefficient of c_0 plus `weight` signed ones of c_1, each uniform modulo q_0, as an encryption is. So t / q_0
+    is a sum of weight + 1 uniform numbers of [-1/2, 1/2], whose tail is that of the Irwin-Hall distribution. A union
+    bound does for all coefficients.
+    """
+    terms = weight + 1
+    beyond = Fraction(terms, 2) - RANGE
+    tail = sum((-1) ** k * math.comb(terms, k) * (beyond - k) ** terms for k in range(max(0, math.ceil(beyond))))
+    return float(min(Fraction(1), 2 * coefficients * tail / math.factorial(terms)))
+
+
 def half_width() -> float:
     """t / q_0 - 1/4 is this times u."""
     return RANGE + 0.25
@@ -117,7 +134,7 @@ def half_width() -> float:
 def chebyshev(degree: int) -> tuple[Array, float]:
     """Coefficients in y of cos(2 pi (K + 1/4) u / 2^DOUBLINGS), and a bound of the error for u in [-1, 1]."""
     angle = 2 * math.pi * half_width() / 2**DOUBLINGS
-    orders = np.arange(4 * MOST_DEGREE)
+    orders = np.arange(MOST_ORDER)
     coefficients = 2.0 * (-1.0) ** orders * jv(2 * orders, angle)
     coefficients[0] /= 2.0
     return coefficients[: degree + 1], float(np.abs(coefficients[degree + 1 :]).sum())
@@ -125,40 +142,25 @@ def chebyshev(degree: int) -> tuple[Array, float]:
 
 @lru_cache(maxsize=64)
 def plan_sine(parameters: Parameters) -> SinePlan:
-    """The plan with the fewest levels and products whose error is small beside the noise; of these the most exact.
+    """The plan with the fewest products whose error is small beside the noise, and of these the most exact.
 
-    Its last level is the output level of a bootstrap.
+    If the noise is so small that there is none, it is the most exact plan. Its last level is the output level of a
+    bootstrap.
     """
     setup = parameters.bootstrapping
     assert setup is not None
     gain = 2.0**setup.correction / (2 * math.pi)
     allowed = 2.0 ** (ERROR_BITS - parameters.scale_bits + setup.correction - 4)
-    best = None
-    for degree in range(2, MOST_DEGREE + 1):
+    level = setup.output_level + SQUARES + DOUBLINGS
+    found = []
+    for degree in range(1, 1 << SQUARES - 1):
         coefficients, error = chebyshev(degree)
-        error *= 4.0**DOUBLINGS * gain
-        if best is not None and best.error <= allowed and degree.bit_length() > best.degree.bit_length() + 1:
-            break
-        for levels in range((degree + 1).bit_length() + 2):
-            try:
-                made = _Planner(parameters, setup.output_level + 1 + levels + DOUBLINGS).plan(coefficients, gain)
-            except _TooFewLevels:
-                continue
-            plan = SinePlan(made[0].level + 1, degree, error, made)
-            if best is None or _rank(plan, allowed) < _rank(best, allowed):
-                best = plan
-            break
-    assert best is not None
-    return best
-
-
-def _rank(plan: SinePlan, allowed: float) -> tuple[float, ...]:
-    exact = plan.error <= allowed
-    return (not exact, plan.levels * exact, plan.relinearisations * exact, plan.error)
-
-
-class _TooFewLevels(Exception):
-    pass
+        made = _Planner(parameters, level).plan(coefficients, gain)
+        found.append(SinePlan(level, degree, 4.0**DOUBLINGS * gain * error, made))
+    exact = [one for one in found if one.error <= allowed]
+    if not exact:
+        return min(found, key=lambda one: one.error)
+    return min(exact, key=lambda one: (one.relinearisations, one.error))
 
 
 @dataclass
@@ -171,8 +173,6 @@ class _Planner:
     powers: dict[int, int] = field(default_factory=dict)
 
     def plan(self, coefficients: Array, gain: float) -> tuple[Combination, ...]:
-        if self.level > self.parameters.depth:
-            raise _TooFewLevels
         setup = self.parameters.bootstrapping
         assert setup is not None
         self.powers[1] = self._double(0)
@@ -229,8 +229,6 @@ class _Planner:
             if degree == 0 or (degree <= DIRECT and self._power_level(degree) > level):
                 break
             split = 1 << (degree.bit_length() - 1)
-            if self._power_level(split) <= level:
-                raise _TooFewLevels
             quotient, coefficients = _divide(coefficients, split)
             power = self._power(split)
             if len(quotient) == 1:

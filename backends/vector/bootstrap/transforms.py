@@ -1,16 +1,16 @@
 """The transforms between slots and coefficients as levels of diagonals, in numpy.
 
-Slots of period n are U c, where c holds the n complex coefficients of a polynomial in X^(N/2n): entry j has coefficient j
-as its real part and coefficient n + j as its imaginary part (X^(N/2) is the imaginary unit in every slot). U is an FFT
-over the powers of 5, whose log2(n) stages need no bit reversal if the coefficients are taken in bit-reversed order (Cheon,
-Han, Kim, Kim and Song, "Bootstrapping for Approximate Homomorphic Encryption", EUROCRYPT 2018). Several stages are
-collapsed into a level (Chen, Chillotti and Song, "Improved Bootstrapping for Approximate Homomorphic Encryption",
+Slots of period n are U c, where c holds the n complex coefficients of a polynomial in X^(N/2n): entry j has coefficient
+j as its real part and coefficient n + j as its imaginary part (X^(N/2) is the imaginary unit in every slot). U is an
+FFT over the powers of 5, whose log2(n) stages need no bit reversal if the coefficients are taken in bit-reversed order
+(Cheon, Han, Kim, Kim and Song, "Bootstrapping for Approximate Homomorphic Encryption", EUROCRYPT 2018). Several stages
+are collapsed into a level (Chen, Chillotti and Song, "Improved Bootstrapping for Approximate Homomorphic Encryption",
 EUROCRYPT 2019). How many is what `olac.ckks.bootstrapping.layers` says.
 
-A level of c stages of stride s takes the rotations by d s for |d| < 2^c. Keys exist for positive multiples of s alone. So a
-level gives its result rotated by (2^c - 1) s, and the levels after it have their diagonals rotated instead. The last
-stages of a transform reach over the whole period: there d and d - 2^c are the same rotation, and half of the diagonals
-remain.
+A level of c stages of stride s takes the rotations by d s for |d| < 2^c. Keys exist for positive multiples of s alone.
+So a level gives its result rotated by (2^c - 1) s, and the levels after it have their diagonals rotated instead. The
+last stages of a transform reach over the whole period: there d and d - 2^c are the same rotation, and half of the
+diagonals remain.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class LinearLevel:
 
     def apply(self, slots: Complex) -> Complex:
         """The level in numpy, on slots of shape (period,): what a ciphertext goes through."""
-        total = np.zeros(self.period, dtype=complex)
+        total: Complex = np.zeros(self.period, dtype=complex)
         for block in reversed(self.blocks):
             total = np.roll(total, -self.giant)
             for baby, diagonal in enumerate(block):

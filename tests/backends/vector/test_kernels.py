@@ -17,7 +17,9 @@ from olac.backends.vector.conversion import PART, convert, convert_part, magic_o
 from olac.backends.vector.elementwise import (
     MOST_QUOTIENT,
     add_constant,
+    add_encoded,
     add_limbs,
+    sum_of_products,
     tensor,
     times_constant,
     times_limbs,
@@ -247,6 +249,43 @@ def test_products_of_ciphertexts(bits: int) -> None:
             check(out[2 * N :], second + more * whole(c2), p, bound)
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("wanted", [1, 3, 100])
+def test_sums_of_products_with_plaintexts(bits: int, wanted: int) -> None:
+    t, p = tables(LOG, bits), prime_below(bits, LOG)
+    terms, starts = t.product_starts(wanted)
+    assert terms == wanted or (bits > 46 and terms >= 5)
+    for kind, more in itertools.product(("random", "most", "least") if terms < 20 else ("least",), (False, True)):
+        a = [extremes(int(AT_REST * p), 2 * N, i)[kind] for i in range(terms)]
+        plain = [extremes(p // 2, N, i)["random" if kind == "random" else "most"] for i in range(terms)]
+        base, repeats = extremes(int(AT_REST * p), 2 * N, 99)[kind], [i % 2 for i in range(terms)]
+        of = [[x.ctypes.data, N, w.ctypes.data, r] for x, w, r in zip(a, plain, repeats, strict=True)]
+        out = np.full(2 * N, np.nan)
+        addresses = np.array(of, dtype=np.int64)
+        sum_of_products(0, 1, 0, addresses, base, N, more, starts, out, N, t.R, t.C, t.p, t.pinv)
+        for half in (slice(0, N), slice(N, 2 * N)):
+            expected: Whole = more * whole(base[half])
+            for x, w, r in zip(a, plain, repeats, strict=True):
+                expected = (expected + times(whole(x[half]), repeated(w, r), p)) % p
+            check(out[half], expected, p, p // 2 + 1)
+
+
+def repeated(plain: Array, repeat: int) -> Whole:
+    """All N values of a plaintext whose rows are there once."""
+    out: Whole = np.repeat(whole(plain).reshape(-1, 8)[: N >> 3 >> repeat], 1 << repeat, axis=0).reshape(-1)
+    return out
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("repeat", [0, 1])
+def test_sums_with_plaintexts(bits: int, repeat: int) -> None:
+    t, p, at = tables(LOG, bits), prime_below(bits, LOG), ids(1)
+    for a, b in pairs(int(AT_REST * p), p // 2):
+        out = np.full(N, np.nan)
+        add_encoded(0, 1, 0, a, at, b, repeat, out, at, at, t.R, t.C, t.p, t.pinv)
+        check(out, whole(a) + repeated(b, repeat), p, p // 2)
+
+
 @pytest.mark.parametrize("bits", [(20, 50), (37, 46, 44), (30,)])
 def test_integers_of_any_size_are_transformed(bits: tuple[int, ...]) -> None:
     t = tables(LOG, *bits)
@@ -255,16 +294,30 @@ def test_integers_of_any_size_are_transformed(bits: tuple[int, ...]) -> None:
         for kind in ("random", "most", "least", "signs"):
             given = extremes((1 << 52) - 1, N)[kind] / 2.0**52 * scale
             given = np.rint(given) if scale < 2.0**60 else given
-            found = t.values(given, ids(len(bits)))
+            into = np.full(len(bits) * N, np.nan)
+            found = t.values(given, ids(len(bits)), into=into)
+            assert np.array_equal(found.reshape(-1), into)
             for limb, p in zip(found, t.primes, strict=True):
                 check(limb, values((exact(given) % p).astype(np.int64), LOG, p), p, p // 2)
+
+
+@pytest.mark.parametrize(("repeat", "scale"), [(1, 1.0), (2, 1.0), (1, 2.0**900)])
+def test_polynomials_in_a_power_are_transformed(repeat: int, scale: float) -> None:
+    t = tables(10, 37, 50)
+    given = extremes((1 << 52) - 1, t.N >> repeat)["signs"] * scale
+    power = np.zeros(t.N)
+    power[:: 1 << repeat] = given
+    for limb, p in zip(t.values(given, ids(2), repeat=repeat), t.primes, strict=True):
+        rows = values((exact(power) % p).astype(np.int64), 10, p).reshape(-1, 1 << repeat, 8)
+        check(limb, rows[:, 0].reshape(-1), p, p // 2)
 
 
 def test_integers_that_the_kernel_takes() -> None:
     t = tables(LOG, 37, 50)
     given = extremes((1 << 53) - 1, N)["signs"] * (MOST_QUOTIENT * float(t.p.min()) / 2.0**53)
     out, at, room = np.full(2 * N, np.nan), ids(2), np.empty((1, 16 * t.R))
-    transform_integers(0, 2, 0, t.ordered(given), out, at * N, at, room, t.R, t.C, t.C, t.w0, t.w1, t.p, t.pinv, t.tight)
+    size, roots = (t.R, t.C, t.C), (t.w0, t.w1)
+    transform_integers(0, 2, 0, t.ordered(given), out, at * N, at, room, *size, *roots, t.p, t.pinv, t.tight)
     for limb, p in zip(out.reshape(2, N), t.primes, strict=True):
         check(limb, values((exact(given) % p).astype(np.int64), LOG, p), p, p // 2)
 
@@ -304,14 +357,14 @@ def test_what_sums_start_with(largest: int, terms: int, bits: int) -> None:
         for s in range(54):
             rests = terms << s >> 1
             fits = largest + rests < 1 << 51 + s
-            assert not fits or largest + rests > ((1 << 52) - 1) * p or rests + 2 * p >= 1 << 53
+            assert not fits or largest + rests > ((1 << 52) - 1) * p or rests + 3 * p >= 1 << 53
         return
     s = (int(start) // 3).bit_length() - 52
     assert start == 1.5 * 2.0 ** (52 + s) and s >= 0
     rests = terms << s >> 1
     assert largest + rests < 1 << 51 + s
     assert Fraction(largest + rests) * Fraction(1.0 / p) <= 1 << 52
-    assert rests + 2 * p < 1 << 53
+    assert rests + 3 * p < 1 << 53
 
 
 @pytest.mark.parametrize(
@@ -359,7 +412,7 @@ def test_sums_of_as_many_products_as_fit(bits: int, size: float) -> None:
             c = [half * signs[(i // 2) % 2] for i in range(terms)]
             check_sum(sums(y, c, p, start), exact_sums(y, c), p)
             c = [int(random.integers(-half, half, endpoint=True)) for _ in range(terms)]
-            before = extremes(half + 1, PART)["signs"]
+            before = extremes(int(AT_REST * p), PART)["signs"]
             check_sum(sums(y, c, p, start, before), exact_sums(y, c) + exact(before), p)
 
 
@@ -394,7 +447,7 @@ def test_rests_that_add_up(bits: int, terms: int, sign: int) -> None:
     )
     assert min(sign * lost) > 0.99 * terms * (1 << s >> 1)
     check_sum(sums(y, c, p, start), exact_sums(y, c), p)
-    before = np.full(PART, float(sign * (half + 1)))
+    before = np.full(PART, float(sign * int(AT_REST * p)))
     check_sum(sums(y, c, p, start, before), exact_sums(y, c) + exact(before), p)
 
 

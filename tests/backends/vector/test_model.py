@@ -14,10 +14,10 @@ from olac.backends.vector.packed import packed_bytes
 from olac.ckks.bootstrapping import BOOTSTRAP_NOISE, bootstrap_model
 from olac.ckks.candidates import BUDGETS
 from olac.ckks.engines import OPENFHE, VECTOR, VECTOR_PRIME_BITS
-from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.parameters import OPENFHE_RECIPE, VECTOR_RECIPE, Bootstrapping, Parameters
 from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ckks.sizes import plaintext_bytes
-from olac.ckks.vector_bootstrapping import SINE_LEVELS, SINE_PRODUCTS, vector_bootstrap_model
+from olac.ckks.vector_bootstrapping import SINE_LEVELS, SINE_PRODUCTS, VECTOR_BOOTSTRAP_NOISE, vector_bootstrap_model
 from olac.errors import SecurityError
 
 PLAIN = Parameters(12, 7, 37, 41, 3, FIXED, security=0)
@@ -40,6 +40,13 @@ DEEP = [
 ]
 
 
+def own(parameters: Parameters) -> Parameters:
+    """As many levels between bootstraps, by the engine's own recipe."""
+    assert parameters.bootstrapping is not None
+    setup = replace(parameters.bootstrapping, recipe=VECTOR_RECIPE)
+    return replace(parameters, depth=setup.depth, bootstrapping=setup)
+
+
 @pytest.mark.parametrize("parameters", [PLAIN, *DEEP[-3:]])
 def test_sizes_of_keys_are_those_of_the_engine(parameters: Parameters) -> None:
     for level in range(parameters.limbs):
@@ -59,7 +66,7 @@ def test_ciphertexts_and_plaintexts_are_doubles() -> None:
     assert VECTOR.digits_bytes(PLAIN, 4) == 2 * plaintext_bytes(ring, 5 + len(VECTOR.special_primes(PLAIN)))
 
 
-@pytest.mark.parametrize("parameters", DEEP)
+@pytest.mark.parametrize("parameters", [*DEEP, *map(own, DEEP)])
 def test_bootstraps_take_the_steps_of_their_plan_up_to_its_levels(parameters: Parameters) -> None:
     plan, model = plan_bootstrap(parameters), vector_bootstrap_model(parameters)
     special = {parameters.conjugation_step: plan.conjugation_level}
@@ -68,9 +75,13 @@ def test_bootstraps_take_the_steps_of_their_plan_up_to_its_levels(parameters: Pa
     assert model.steps <= bootstrap_model(parameters).steps  # it runs programs that were planned for OpenFHE
     assert model.product_level == plan.sine.level and plan.sine.levels == SINE_LEVELS
     assert plan.sine.relinearisations <= SINE_PRODUCTS
-    other = bootstrap_model(parameters)
-    for name in ("input_level", "output_level", "log_slots", "special_keys", "large_special_keys", "noise"):
+    setup, other = parameters.bootstrapping, bootstrap_model(parameters)
+    assert setup is not None
+    for name in ("input_level", "output_level", "log_slots", "special_keys", "large_special_keys"):
         assert getattr(model, name) == getattr(other, name)
+    assert (model.noise < other.noise) == (setup.recipe == VECTOR_RECIPE)
+    assert max(level for _, level, _ in model.work if level <= parameters.depth) == plan.top
+    assert model.input_level == plan.to_coefficients[0].level + (setup.recipe != VECTOR_RECIPE)
     transforms = [*plan.to_coefficients, *plan.to_slots]
     counted = [one for one in model.work if one[0] == "multiply_plain"]
     special_limbs = len(VECTOR.special_primes(parameters))
@@ -88,6 +99,29 @@ def test_the_sine_takes_as_many_levels_at_all_scales_that_the_engine_takes(scale
         assert plan_bootstrap(parameters).sine.levels == SINE_LEVELS
     else:
         assert first > VECTOR_PRIME_BITS
+
+
+@pytest.mark.parametrize("log_slots", [None, 14])
+def test_its_own_recipe_gives_the_same_chain_more_levels(log_slots: int | None) -> None:
+    usual, ours = (
+        Parameters(16, 26, 37, 41, 2, FLEXIBLE, 128, Bootstrapping(rest, (4, 3), 4, log_slots, recipe))
+        for rest, recipe in ((9, OPENFHE_RECIPE), (11, VECTOR_RECIPE))
+    )
+    before, after = VECTOR.bootstraps(usual), VECTOR.bootstraps(ours)
+    assert (before.input_level, before.output_level) == (4, 12) and (after.input_level, after.output_level) == (3, 14)
+    assert after.steps == before.steps and VECTOR.takes(usual) and VECTOR.takes(ours) and OPENFHE.takes(usual)
+    assert OPENFHE.refuses(ours) == "its bootstraps do not follow the vector engine's recipe"
+    assert max(after.step_levels.values()) == 26 == max(before.step_levels.values()) + 2
+    assert usual.primes == ours.primes and usual.log_qp == ours.log_qp
+    assert "by the vector engine's recipe" in ours.describe() and "recipe" not in usual.describe()
+
+
+@pytest.mark.parametrize(("scale", "first"), VECTOR_BOOTSTRAP_NOISE)
+def test_the_noise_was_measured_where_the_engine_takes_the_primes(scale: int, first: int) -> None:
+    parameters = own(chain(scale_bits=scale, first_bits=first))
+    assert VECTOR.takes(parameters) and VECTOR.bootstrap_noise is VECTOR_BOOTSTRAP_NOISE
+    assert VECTOR.bootstraps(parameters).noise == VECTOR_BOOTSTRAP_NOISE[scale, first]
+    assert plan_bootstrap(parameters).sine.error < VECTOR_BOOTSTRAP_NOISE[scale, first] / 4
 
 
 def test_keys_of_a_program_are_counted_as_the_engine_makes_them() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from olac.backends.base import Ciphertext
 from olac.backends.vector import available
 from olac.backends.vector import team as team_module
-from olac.backends.vector.ciphertext import Residues
+from olac.backends.vector.ciphertext import Products, Residues
 from olac.backends.vector.evaluator import VectorEvaluator
 from olac.backends.vector.key_making import KeyMaker
 from olac.backends.vector.keys import switching_form
@@ -40,6 +42,7 @@ PRIMITIVES: dict[str, Steps] = {
     "add_plain": lambda e, a, b, c: e.add_plain(a, plain(e, a)),
     "add_scalar": lambda e, a, b, c: e.add_scalar(a, 0.37),
     "multiply_plain": lambda e, a, b, c: e.multiply_plain(a, plain(e, a)),
+    "a sum of products": lambda e, a, b, c: sum_of(e, [e.multiply_plain(x, plain(e, x)) for x in [a, b, c] * 4]),
     "multiply_i": lambda e, a, b, c: e.multiply_i(a),
     "multiply": lambda e, a, b, c: e.multiply(a, b),
     "multiply_sum": lambda e, a, b, c: e.multiply_sum([(a, b), (b, b), (a, a)]),
@@ -56,6 +59,10 @@ PRIMITIVES: dict[str, Steps] = {
     "add_conjugate": lambda e, a, b, c: e.add_conjugate(a),
     "a lower level": lambda e, a, b, c: e.rotate(e.rescale(e.multiply(c, c)), 1),
 }
+
+
+def sum_of(evaluator: VectorEvaluator, terms: Sequence[Ciphertext[Any]]) -> Ciphertext[Any]:
+    return functools.reduce(evaluator.add, terms)
 
 
 def plain(evaluator: VectorEvaluator, a: Ciphertext[Any]) -> Any:
@@ -99,6 +106,7 @@ def limbs(evaluator: VectorEvaluator, found: Any) -> list[np.ndarray[Any, Any]]:
     if isinstance(found, list):
         return [part for one in found for part in limbs(evaluator, one)]
     a, n = found.payload, evaluator.ring.N
+    a = evaluator.summed(a) if isinstance(a, Products) else a
     return [a.data[at : at + n].copy() for at in a.offsets(n)]
 
 
@@ -168,6 +176,8 @@ def test_callers_at_the_same_time(threads: int) -> None:
     callers = [threading.Thread(target=call, args=(primitive,)) for primitive in chosen]
     for caller in callers:
         caller.start()
-    for caller in callers:
-        caller.join(120)
-    assert wrong == []
+    end = time.monotonic() + 120
+    while any(caller.is_alive() for caller in callers) and time.monotonic() < end:
+        callers[0].join(0.1)
+        callers = [caller for caller in callers if caller.is_alive()]
+    assert not callers and wrong == []

@@ -178,6 +178,27 @@ def test_halves_of_forward_transforms(log_ring: int, bits: int) -> None:
         assert np.array_equal(out, forward(t, given))
 
 
+@pytest.mark.parametrize(
+    ("log_ring", "bits", "repeat"), [(8, 46, 1), (9, 49, 1), (10, 50, 2), (11, 37, 2), (12, 47, 1), (12, 46, 3)]
+)
+def test_forward_transforms_of_a_smaller_ring(log_ring: int, bits: int, repeat: int) -> None:
+    """With the tables of the larger one: values of polynomials in a power of X."""
+    t, p, small = tables(log_ring, bits), prime_below(bits, log_ring), log_ring - repeat
+    R, C = shape(log_ring)
+    columns, k = C >> repeat, np.arange(1 << small)
+    own = t.p[0], t.pinv[0], t.tight[0]
+    for given in operands(small, p, int(AT_REST * p)):
+        out, s = np.empty(1 << small), np.empty(8 * R)
+        for column in range(columns // 8):
+            forward_columns(given, 8 * R * column, 8, s, 0, out, 0, column, R, columns, t.w0, 0, *own)
+        forward_rows(out, 0, R, columns, C, t.w1, 0, *own)
+        power = np.zeros(t.N, dtype=np.int64)
+        power[:: 1 << repeat] = whole(given)[((k % columns // 8) * R + k // columns) * 8 + k % 8]
+        rows = values(power, log_ring, p).reshape(-1, 1 << repeat, 8)
+        assert np.all(rows == rows[:, :1])
+        check(out, rows[:, 0].reshape(-1), p, p // 2 if t.tight[0] else LAZY * p)
+
+
 @pytest.mark.parametrize(("log_ring", "bits"), [case for case in CASES if case[0] < 17])
 def test_inverse(log_ring: int, bits: int) -> None:
     t, p = tables(log_ring, bits), prime_below(bits, log_ring)

@@ -1,7 +1,7 @@
-"""What the kernels of bootstraps have to give on every machine: residues that Python's integers compute, at a small ring.
+"""What the kernels of bootstraps have to give on every machine: residues by Python's integers, at a small ring.
 
-Operands are random and, half of them, as large as the kernels allow. Primes of 37, 46 and 50 bits have packed residues of
-all kinds, and the last is a tight one.
+Operands are random and, half of them, as large as the kernels allow. Primes of 37, 46 and 50 bits have packed residues
+of all kinds, and the last is a tight one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from olac.backends.vector.bootstrap.kernels import (
     TWO_BYTES,
     combine,
     multiply_rotations,
+    pack_plaintext,
     sum_panel,
     switch_panel,
 )
@@ -76,7 +77,8 @@ class _Operands:
         """Where each value comes from, those of a panel from one panel."""
         moved = self._random.permutation(panels)
         places = [panel * size + self._random.permutation(size) for panel in moved]
-        return np.concatenate(places).astype(np.int32)
+        found: Order = np.concatenate(places).astype(np.int32)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +99,33 @@ def _packed(make: _Operands, polynomials: int, size: int) -> tuple[_Packed, ...]
         split(values, low, high)
         found.append(_Packed(low, (high,), _integers(values).reshape(polynomials, size)))
     return tuple(found)
+
+
+@known_answer(pack_plaintext)
+def _plaintexts_are_packed() -> bool:
+    """The second of three plaintexts, with parts at the ends of their ranges, for rows that repeat and others."""
+    t, found = _tables(), []
+    C, panels, count = t.C, t.N // (8 * t.C), 3
+    for repeat, wide in ((0, np.int32), (1, np.int16)):
+        make, ids = _Operands(repeat), [0, 1 if wide is np.int32 else 2]  # high parts of one byte, and of four or two
+        rows = C >> repeat
+        limbs = [make.residues(t.primes[j], panels * rows * 8).reshape(panels, rows, 8) for j in ids]
+        limbs[0][0, 0, :4] = 2.0**31, -(2.0**31), 2.0**31 - 1, -(2.0**31) - 1
+        values = np.stack([np.repeat(limb, 1 << repeat, axis=1) for limb in limbs])
+        width = (1 + count) * rows * 8  # one plaintext of another giant step comes first
+        size = panels * width
+        out, high8, high16 = np.zeros(2 * size, np.int32), np.zeros(size, np.int8), np.zeros(size, wide)
+        kinds = np.array([KINDS[j] for j in ids])
+        pack_plaintext(
+            0, 2, 0, values.reshape(-1), out, high8, high16, np.array([0, size]), np.zeros(2, dtype=np.int64), kinds,
+            width, rows * 8, count, 1, repeat, t.R, C,
+        )  # fmt: skip
+        for limb, low, high in zip(limbs, out.reshape(2, size), (high8, high16), strict=True):
+            whole = high.astype(np.int64) * 2**32 + low
+            pieces = whole.reshape(panels, width)[:, rows * 8 :].reshape(panels, rows, count, 8)
+            found.append(np.array_equal(pieces[:, :, 1], limb) and not np.any(pieces[:, :, ::2]))
+            found.append(not np.any(whole.reshape(panels, width)[:, : rows * 8]))
+    return all(found)
 
 
 @known_answer(switch_panel)
