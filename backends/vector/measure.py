@@ -36,7 +36,7 @@ from olac.backends.vector.ring import ring
 from olac.backends.vector.session import ENGINE, SUMMED, uniform_residues
 from olac.backends.vector.team import Team
 from olac.ckks.engines import VECTOR
-from olac.ckks.parameters import SPARSE_WEIGHT, Parameters
+from olac.ckks.parameters import SPARSE_WEIGHT, Bootstrapping, Parameters
 from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ckks.sizes import plaintext_bytes
 from olac.costs.table import MeasuredRow
@@ -174,6 +174,7 @@ class Bench:
 class VectorMeasurer(Measurer):
     model = VECTOR
     module = "olac.backends.vector.measure"
+    bootstrapped = Parameters(14, 26, 37, 41, 2, FLEXIBLE, 0, Bootstrapping(9, (4, 3), 4, 10))
 
     def load(self) -> str:
         available.prepare()

@@ -163,6 +163,7 @@ def _work(parameters: Parameters, setup: Bootstrapping, taken: tuple[_Level, ...
             ("hoist", one.level, 1),
             ("ext_rotate", one.level, one.babies - 1),
             ("multiply_plain", one.level + special, one.diagonals),
+            ("add", one.level + special, one.diagonals),
             ("rotate", one.level, one.blocks - 1),
             ("key_switch_down", one.level, 1),
             ("normalize", one.level, 1),
