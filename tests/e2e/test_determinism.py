@@ -33,6 +33,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "plan within levels": (Residual, {**SMALL, "max_depth": 4, "reconstruct": 3}),
     "OLA's degrees": (Residual, {**SMALL, "method": "normal", "degrees": "ola", "max_depth": 9}),
     "OLA's degrees of numbers": (pooled, {**SMALL, "degrees": "ola", "max_depth": 9, "reconstruct": 0}),
+    "vector engine": (pooled, {**SMALL, "engine": "vector"}),
     "bootstraps": (Residual, {"degree": 7, "method": "channel", "max_bootstraps": 2, "threads": 2}),
 }
 
