@@ -7,31 +7,56 @@ import weakref
 
 import numpy as np
 
+from olac.ckks.parameters import Parameters
+from olac.ckks.sizes import ciphertext_bytes
 from olac.system.arrays import Array
 
+FREE_CIPHERTEXTS = 12
+"""Ciphertexts of the whole chain that take as much memory as is kept for later use: those that a node works on."""
 SLACK = 1.5
 """A buffer may be used for less than its size by this factor."""
 
 
 class Buffers:
-    """Flat arrays of float64 that go back to this object when nothing refers to their `Buffer` any more."""
+    """Flat arrays of float64 that go back to this object when nothing refers to their `Buffer` any more.
 
-    def __init__(self) -> None:
-        self._free: dict[int, list[Array]] = {}
+    Args:
+        most_free: bytes that are kept while nothing uses them; arrays that were not used for longest are freed first.
+    """
+
+    def __init__(self, most_free: int) -> None:
+        self._most = most_free
+        self._bytes = 0
+        self._free: list[Array] = []
+        """In the order in which they came back."""
         self._lock = threading.RLock()
 
     def take(self, size: int) -> Buffer:
         """A buffer of at least `size` doubles, whose content is undefined."""
         with self._lock:
-            # A collection of garbage may call `give` at any time. So the sizes are taken out at once.
-            fitting = [held for held in tuple(self._free) if size <= held <= SLACK * size and self._free[held]]
-            found = self._free[min(fitting)].pop() if fitting else None
+            found = None
+            # A collection of garbage may call `give` at any time, in this thread, too.
+            for array in reversed(tuple(self._free)):
+                if size <= len(array) <= SLACK * size and (found is None or len(array) < len(found)):
+                    found = array
+            if found is not None:
+                self._take_out(found)
         return Buffer(np.empty(size) if found is None else found, self)
 
     def give(self, array: Array) -> None:
         """Put an array back."""
         with self._lock:
-            self._free.setdefault(len(array), []).append(array)
+            self._free.append(array)
+            self._bytes += array.nbytes
+            while self._bytes > self._most:
+                self._take_out(self._free[0])
+
+    def _take_out(self, array: Array) -> None:
+        for place, one in enumerate(self._free):
+            if one is array:
+                del self._free[place]
+                self._bytes -= array.nbytes
+                return
 
     def take_parts(self, count: int, size: int) -> list[Part]:
         """Parts of one buffer, each of `size` doubles, which stays in use while one of them does."""
@@ -42,6 +67,12 @@ class Buffers:
         """Free all that is not in use."""
         with self._lock:
             self._free.clear()
+            self._bytes = 0
+
+
+def buffers_for(parameters: Parameters) -> Buffers:
+    """Those of one evaluator."""
+    return Buffers(FREE_CIPHERTEXTS * ciphertext_bytes(parameters.log_ring, parameters.limbs))
 
 
 class Buffer:

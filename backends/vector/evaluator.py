@@ -12,7 +12,7 @@ import numpy as np
 from olac.backends.base import Array, Evaluator, R, Slots, T
 from olac.backends.places import Places
 from olac.backends.session import PlaintextCache
-from olac.backends.vector.buffers import Buffer, Buffers
+from olac.backends.vector.buffers import Buffer, buffers_for
 from olac.backends.vector.ciphertext import Encoded, Products, Residues
 from olac.backends.vector.conversion import convert
 from olac.backends.vector.elementwise import (
@@ -97,7 +97,7 @@ class VectorEvaluator(Evaluator[Any, Any]):
     ) -> None:
         super().__init__(parameters, rotations)
         self.ring = ring(parameters)
-        self.buffers = Buffers()
+        self.buffers = buffers_for(parameters)
         self.team = team or Team(1)
         self.keys = keys
         self._cache = cache

@@ -9,7 +9,7 @@ with a_g uniform and e_g an error of its own. P is the product of the special pr
 holds q_0 ... q_l, as many special primes as their largest digit needs, and only the digits that these limbs need.
 
 As bytes, a key is the public seed of all its a_g, and then each b_g, limb by limb, packed. The residues are values in
-the order of the engine's transform.
+bit-reversed order, as those of ciphertexts are (`olac.ckks.words`), whatever an engine does in memory.
 """
 
 from __future__ import annotations

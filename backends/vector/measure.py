@@ -24,7 +24,7 @@ from olac.backends.base import Ciphertext
 from olac.backends.measure import CALL_BUDGET, POOL_BYTES, Measurer, Setting, median_ratio, time_call
 from olac.backends.session import PlaintextCache
 from olac.backends.vector import available
-from olac.backends.vector.buffers import Buffers
+from olac.backends.vector.buffers import buffers_for
 from olac.backends.vector.ciphertext import Residues
 from olac.backends.vector.evaluator import VectorEvaluator
 from olac.backends.vector.key_making import KeyMaker, NewKey
@@ -59,7 +59,7 @@ class Bench:
             setting.log_ring, setting.limbs - 1, bits, bits + FIRST_BITS, setting.digits, technique, security=0
         )
         self.budget = budget
-        self.ring, self.buffers = ring(self.parameters), Buffers()
+        self.ring, self.buffers = ring(self.parameters), buffers_for(self.parameters)
         self.maker = KeyMaker(self.ring, self.parameters, sparse_ternary(self.ring.N, SPARSE_WEIGHT))
         keys, depth = VectorKeys(self.parameters), self.parameters.depth
         form = switching_form(self.parameters, depth)

@@ -76,12 +76,12 @@ class PackedKey:
         return self.low.nbytes + self.high8.nbytes + self.high16.nbytes
 
     def put(self, digit: int, half: int, limb: int, values: Floats) -> None:
-        """Set one limb of the polynomial b (half 0) or a (half 1) of a digit: N centred residues in value order."""
+        """Set one limb of the polynomial b (half 0) or a (half 1) of a digit: N centred residues, ordered as words."""
         n, which = self._n, 2 * digit + half
         at = (which * len(self.ids) + limb) * n
         count, high = (self.count8, self.high8) if self.small[limb] else (self.count16, self.high16)
         highat = (which * count + int(self.place[limb])) * n
-        split(values, self.low[at : at + n], high[highat : highat + n])
+        split(self._ring.in_value_order(values), self.low[at : at + n], high[highat : highat + n])
 
     def get(self, digit: int, half: int, limb: int) -> Floats:
         """What `put` set."""
@@ -89,4 +89,6 @@ class PackedKey:
         at = (which * len(self.ids) + limb) * n
         count, high = (self.count8, self.high8) if self.small[limb] else (self.count16, self.high16)
         highat = (which * count + int(self.place[limb])) * n
-        return high[highat : highat + n].astype(np.float64) * 4294967296.0 + self.low[at : at + n].astype(np.float64)
+        found = high[highat : highat + n].astype(np.float64) * 4294967296.0 + self.low[at : at + n].astype(np.float64)
+        ordered: Floats = found[self._ring.order]
+        return ordered

@@ -244,6 +244,12 @@ class Tables:
             row[:] = np.mod(value[self.order], self.p[j]).astype(np.uint64)
         return out
 
+    def in_value_order(self, values: Array) -> Array:
+        """N values from the order of words to value order."""
+        # A transposition of tiles: it takes less time than a look-up of each value.
+        tiles = values.reshape(self.R // 8, 8, self.C).transpose(0, 2, 1)
+        return np.ascontiguousarray(tiles).reshape(-1)
+
     def from_words(self, words: Words, ids: Sequence[int] | Index) -> Array:
         """The inverse of `to_words`, centred."""
         out = np.empty(words.shape)
@@ -266,8 +272,8 @@ class Tables:
         return found
 
     def transform(self, coefficients: npt.NDArray[np.integer[Any]], primes: Sequence[int]) -> Array:
-        """As `values`, by primes."""
-        return self.values(coefficients.astype(np.float64), self.indices(primes))
+        """As `values`, by primes, in the order of words."""
+        return self.values(coefficients.astype(np.float64), self.indices(primes))[:, self.order]
 
     def ordered(self, coefficients: Array, repeat: int = 0) -> Array:
         """N >> repeat coefficients, from their natural order to coefficient order."""

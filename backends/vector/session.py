@@ -32,7 +32,7 @@ from olac.backends.session import (
 from olac.backends.speed import Operands, Sample
 from olac.backends.vector.available import prepare, why_unavailable
 from olac.backends.vector.bootstrap.circuit import Bootstrap
-from olac.backends.vector.buffers import Buffers
+from olac.backends.vector.buffers import Buffers, buffers_for
 from olac.backends.vector.ciphertext import Residues
 from olac.backends.vector.evaluator import VectorEvaluator
 from olac.backends.vector.key_making import KeyMaker, NewKey
@@ -67,7 +67,7 @@ class _Marked(Session):
 
     def __init__(self, engine: Engine, parameters: Parameters, mark: str) -> None:
         self.engine = engine
-        self._ring, self._own, self._buffers = ring(parameters), mark, Buffers()
+        self._ring, self._own, self._buffers = ring(parameters), mark, buffers_for(parameters)
 
     def ciphertext(self, words: Words, level: int) -> Residues:
         return residues(self._ring, self._buffers, words, level, self._own)

@@ -7,8 +7,8 @@ pairs. So it is q_0 V, where V is a sum of h independent uniform numbers of [-1/
 |t / q_0| <= |V| + 1/2. What remains to bound is P(|V| > K - 1/2), by the distribution of such sums (Irwin and Hall).
 
 The analysis is that of Bossuat, Mouchet, Troncoso-Pastoriza and Hubaux, "Efficient Bootstrapping for Approximate
-Homomorphic Encryption with Non-sparse Keys", EUROCRYPT 2021. They take c_0 for one more independent number. It is m - c_1 s modulo
-q_0, so its largest value is counted here.
+Homomorphic Encryption with Non-sparse Keys", EUROCRYPT 2021. They take c_0 for one more independent number. It is
+m - c_1 s modulo q_0, so its largest value is counted here.
 """
 
 from __future__ import annotations

@@ -41,8 +41,10 @@ BETWEEN = 2
 
 VECTOR_BOOTSTRAP_NOISE: Mapping[tuple[int, int], float] = MappingProxyType(
     {
-        (36, 40): 4.0e-5,
-        (37, 41): 2.4e-5,
+        (36, 40): 3.4e-5,
+        (37, 41): 1.7e-5,
+        (40, 44): 2.1e-6,
+        (45, 49): 6.7e-8,
     }
 )
 """`BOOTSTRAP_NOISE` of bootstraps by the engine's own recipe, for scales at which it takes the primes."""

@@ -161,6 +161,7 @@ class CompiledProgram(_Simulated, LoweredProgram):
         return self._key_levels[1]
 
     @cached_property
+    @memory_for("finding the keys of the program")
     def _key_levels(self) -> tuple[Mapping[int, int], int | None]:
         recorder = RecorderEvaluator(self.parameters, self.rotations)
         events = record(self.graph, self.parameters, recorder=recorder).events
@@ -172,6 +173,7 @@ class CompiledProgram(_Simulated, LoweredProgram):
         return MappingProxyType(rotations), max(products, default=None)
 
     @cached_property
+    @memory_for("finding the keys of the program")
     def composed(self) -> tuple[int, ...]:
         """Rotation steps that the program takes and has no key for."""
         taken = set(record(self.graph, self.parameters).rotations)

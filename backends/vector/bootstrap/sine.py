@@ -20,7 +20,6 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import lru_cache
 from typing import TypeVar
 
@@ -28,13 +27,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import jv
 
-from olac.ckks.parameters import ENCAPSULATION_WEIGHT, Parameters
+from olac.ckks.parameters import Parameters
 
 Array = npt.NDArray[np.float64]
 C = TypeVar("C")
 
 RANGE = 16
-"""K: the largest |t / q_0| that is reduced."""
+"""K: the largest |t / q_0| that is reduced; `olac.ckks.bootstrap_failure` has how seldom it is larger."""
 DOUBLINGS = 3
 SQUARES = 5
 """Levels of the polynomial: one for y, and four for a degree of at most 15 in y."""
@@ -111,19 +110,6 @@ class SinePlan:
             for value in (*itertools.chain(*one.products), *(value for value, _ in one.terms)):
                 found[value] = place
         return found
-
-
-def failure_probability(coefficients: int, weight: int = ENCAPSULATION_WEIGHT) -> float:
-    """A bound of the probability that any of so many coefficients leaves the range of the sine, in one bootstrap.
-
-    t is a coefficient of c_0 plus `weight` signed ones of c_1, each uniform modulo q_0, as an encryption is. So t / q_0
-    is a sum of weight + 1 uniform numbers of [-1/2, 1/2], whose tail is that of the Irwin-Hall distribution. A union
-    bound does for all coefficients.
-    """
-    terms = weight + 1
-    beyond = Fraction(terms, 2) - RANGE
-    tail = sum((-1) ** k * math.comb(terms, k) * (beyond - k) ** terms for k in range(max(0, math.ceil(beyond))))
-    return float(min(Fraction(1), 2 * coefficients * tail / math.factorial(terms)))
 
 
 def half_width() -> float:

@@ -9,14 +9,12 @@ import numpy.typing as npt
 import pytest
 
 from olac.backends.vector.arithmetic import MOST_BITS
-from olac.backends.vector.bootstrap import sine
 from olac.backends.vector.bootstrap.sine import (
     DOUBLINGS,
     RANGE,
     SQUARES,
     Combination,
     chebyshev,
-    failure_probability,
     half_width,
     plan_sine,
 )
@@ -168,20 +166,6 @@ def test_the_error_is_small_beside_the_noise() -> None:
             assert plan_sine(parameters).error < noise / 20
     usual = plan_sine(chain(37))
     assert usual.levels == 8 and usual.relinearisations == 10 and usual.error < 1e-6
-
-
-def test_the_range_is_left_with_a_negligible_probability(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is far below 2^-40 at the largest ring; the formula is that of sums of uniform numbers."""
-    assert 0 < failure_probability(1 << 17) < 2.0**-128
-    assert failure_probability(1 << 17) == 2 * failure_probability(1 << 16)
-    sums = np.random.default_rng(2).uniform(-0.5, 0.5, (100_000, 9)).sum(axis=1)
-    for reach in (1, 2):
-        monkeypatch.setattr(sine, "RANGE", reach)
-        assert failure_probability(1, weight=8) == pytest.approx(np.mean(np.abs(sums) > reach), rel=0.1)
-    monkeypatch.setattr(sine, "RANGE", 5)
-    assert failure_probability(1, weight=8) == 0.0  # nothing reaches further than 4.5
-    monkeypatch.setattr(sine, "RANGE", 0)
-    assert failure_probability(1 << 17) == 1.0
 
 
 def test_noise_of_rescales_grows_as_the_sine_does() -> None:

@@ -61,7 +61,8 @@ def errors_of(
                 old = multiply(s, s, prime) if target is None else values(parameters, target, prime)
                 factor = np.full(form.length, form.factor % prime, dtype=np.uint64)
                 total = subtract(total, multiply(factor, old, prime), prime)
-            out[digit, limb] = own.coefficients(total.astype(np.float64), int(own.indices((prime,))[0]))
+            ordered = own.in_value_order(total.astype(np.float64))
+            out[digit, limb] = own.coefficients(ordered, int(own.indices((prime,))[0]))
     return out
 
 

@@ -121,7 +121,7 @@ def test_the_noise_was_measured_where_the_engine_takes_the_primes(scale: int, fi
     parameters = own(chain(scale_bits=scale, first_bits=first))
     assert VECTOR.takes(parameters) and VECTOR.bootstrap_noise is VECTOR_BOOTSTRAP_NOISE
     assert VECTOR.bootstraps(parameters).noise == VECTOR_BOOTSTRAP_NOISE[scale, first]
-    assert plan_bootstrap(parameters).sine.error < VECTOR_BOOTSTRAP_NOISE[scale, first] / 4
+    assert plan_bootstrap(parameters).sine.error < VECTOR_BOOTSTRAP_NOISE[scale, first] / 2
 
 
 def test_keys_of_a_program_are_counted_as_the_engine_makes_them() -> None:
