@@ -78,12 +78,12 @@ class _Marked(Session):
 
 
 def residues(own: Ring, buffers: Buffers, words: Words, level: int, mark: str) -> Residues:
-    """A ciphertext of words of shape (2, level + 1, N)."""
+    """A ciphertext of words of shape (2, level + 1, N), or of as many in the same order."""
     limbs, n = level + 1, own.N
     buffer = buffers.take(2 * limbs * n)
     into = buffer.data[: 2 * limbs * n].reshape(2, limbs, n)
-    for part in range(2):
-        into[part] = own.from_words(words[part], range(limbs))
+    for part, given in enumerate(words.reshape(2, limbs, n)):
+        into[part] = own.from_words(given, range(limbs))
     return Residues(buffer, 2, limbs, 0, limbs, 1, own.parameters.scale(level), mark)
 
 
