@@ -279,7 +279,9 @@ def test_a_run_that_was_killed_continues(how: int, files: tuple[list[str], Path]
     if how == signal.SIGINT:
         said = f"interrupted after fc1 (7 of 15); {checkpoint} holds the run up to sum0_boot"
         assert errors == f"{said}: the same command continues from there\n"
-    assert lines[5].startswith("6 of 15: sum0_boot at level 7, 0.") and lines[5].endswith(" s left\n")
+    prediction, *nodes = lines
+    assert prediction.startswith("predicted ")
+    assert nodes[5].startswith("6 of 15: sum0_boot at level 7, 0.") and nodes[5].endswith(" s left\n")
 
     seen: list[str] = []
     with warnings.catch_warnings():
