@@ -216,7 +216,7 @@ def measure_costs(
         machine=machine_name(),
         version=version,
         rows=measured,
-        factors=fit(measured),
+        factors=fit(measured, measurer.model.fused),
         engine=measurer.model,
     )
     return replace(table, bootstrap_factor=bootstrap_factor(rotations, bootstrapped, table, counts[-1]))

@@ -125,12 +125,9 @@ class Bench:
             "relinearize": lambda: own._relinearize(product, state),
             "key_switch_down": lambda: own._key_switch_down(extended[0], doubled),
         }
-        for name, call in waiting.items():
-            if limbs > 1:
-                whole = self.time(lambda call=call: own._rescale(call(), doubled))  # type: ignore[misc]
-                seconds[name] = max(whole - scaled["normalize"], LEAST_SHARE * whole)
-            else:
-                seconds[name] = self.time(lambda call=call: own.settled(call()))  # type: ignore[misc]
+        for name, call in waiting.items() if limbs > 1 else ():  # nothing is rescaled at the bottom
+            whole = self.time(lambda call=call: own._rescale(call(), doubled))  # type: ignore[misc]
+            seconds[name] = max(whole - scaled["normalize"], LEAST_SHARE * whole)
         return seconds | scaled
 
     def sum_costs(

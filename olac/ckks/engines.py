@@ -44,6 +44,7 @@ class EngineModel(ABC):
         costs: the file in `olac/data` that has its prices.
         also: primitives that its evaluator runs after another, which a table of costs does not count in.
         unpriced: primitives that a table of costs may lack, because the engine does not run them.
+        fused: whether the division by P after a key switch waits for the rescale that follows, if one does.
         recipe: of the bootstraps that programs are planned with for it; it may take others.
         bootstrap_noise: of these bootstraps, by the bits of scale and of q_0 at which it was measured.
     """
@@ -53,6 +54,7 @@ class EngineModel(ABC):
     costs: ClassVar[str]
     also: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     unpriced: ClassVar[frozenset[str]] = frozenset()
+    fused: ClassVar[bool] = False
     recipe: ClassVar[str] = OPENFHE_RECIPE
     bootstrap_noise: ClassVar[Mapping[tuple[int, int], float]] = BOOTSTRAP_NOISE
 
@@ -175,6 +177,7 @@ class _Vector(EngineModel):
     name = "vector"
     title = "the vector engine"
     costs = "costs_vector.json"
+    fused = True
     recipe = VECTOR_RECIPE
     bootstrap_noise = VECTOR_BOOTSTRAP_NOISE
     unpriced = frozenset(

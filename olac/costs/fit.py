@@ -24,14 +24,18 @@ def fastest(rows: Iterable[MeasuredRow]) -> tuple[MeasuredRow, ...]:
     return tuple(best.values())
 
 
-def fit(rows: Iterable[MeasuredRow]) -> dict[ModelKey, tuple[float, ...]]:
-    """Nonnegative factors for each primitive that minimise the squared logarithms of predicted / measured."""
+def fit(rows: Iterable[MeasuredRow], fused: bool = False) -> dict[ModelKey, tuple[float, ...]]:
+    """Nonnegative factors for each primitive that minimise the squared logarithms of predicted / measured.
+
+    Args:
+        fused: as in `work`.
+    """
     groups: dict[ModelKey, list[MeasuredRow]] = {}
     for row in rows:
         groups.setdefault(model_key(row.primitive, row.shape, row.threads), []).append(row)
     factors = {}
     for key, group in groups.items():
-        amounts = np.array([work(row.primitive, row.shape, row.threads) for row in group])
+        amounts = np.array([work(row.primitive, row.shape, row.threads, fused) for row in group])
         seconds = np.array([row.seconds for row in group])
         weights = 1 / seconds
         for _ in range(FIT_ROUNDS):

@@ -169,7 +169,7 @@ class CostTable:
         return {}
 
     def _seconds(self, primitive: str, shape: CiphertextShape, threads: int) -> float:
-        amounts = work(primitive, shape, threads)
+        amounts = work(primitive, shape, threads, self.engine.fused)
         factors = self.factors.get(model_key(primitive, shape, threads))
         if factors is None:
             rings = ", ".join(f"2^{log_ring}" for log_ring in self.log_rings)
@@ -204,7 +204,7 @@ class CostTable:
                         if factors is None:
                             raise ValueError(f"the cost table has no factors for {key}")
                         right = all(0 <= factor < math.inf for factor in factors)
-                        if len(factors) != len(work(primitive, shape, threads)) or not right:
+                        if len(factors) != len(work(primitive, shape, threads, self.engine.fused)) or not right:
                             raise ValueError(f"the cost table's factors for {key} don't fit the model")
 
 

@@ -151,6 +151,13 @@ def _lower(count: _Counter) -> Work:
     return (1.0, count.lower_transforms, count.lower_products, count.per_residue(limbs))
 
 
+def _lower_with_a_rescale(count: _Counter) -> Work:
+    """What a division by P takes more if the rescale after it divides by both at once."""
+    limbs = count.shape.limbs + count.shape.special_limbs
+    transforms = count.transforms(2 * count.share(count.shape.special_limbs))
+    return (1.0, transforms, count.lower_products, count.per_residue(limbs))
+
+
 def _hoisted_rotate(count: _Counter) -> Work:
     return (*_lower(count), count.key_products)
 
@@ -235,8 +242,16 @@ PRIMITIVES = tuple(_WORK)
 BY_TECHNIQUE = ("normalize", "drop")
 
 
-def work(primitive: str, shape: CiphertextShape, threads: int) -> Work:
-    """Amounts of work, one for each factor of the primitive's model; none falls if the number of limbs grows."""
+_FUSED: Mapping[str, Callable[[_Counter], Work]] = {"key_switch_down": _lower_with_a_rescale}
+
+
+def work(primitive: str, shape: CiphertextShape, threads: int, fused: bool = False) -> Work:
+    """Amounts of work, one for each factor of the primitive's model; none falls if the number of limbs grows.
+
+    Args:
+        fused: whether the engine divides by P in the rescale that follows (`EngineModel.fused`).
+    """
     if primitive not in _WORK:
         raise ValueError(f"unknown primitive {primitive!r}; known: {', '.join(PRIMITIVES)}")
-    return _WORK[primitive](_Counter(shape, threads))
+    counted = _FUSED if fused and primitive in _FUSED else _WORK
+    return counted[primitive](_Counter(shape, threads))
