@@ -282,8 +282,8 @@ class VectorEvaluator(Evaluator[Any, Any]):
             out.data[y : y + size] = a.data[x : x + size]
         return out
 
-    def sum_of(self, a: Residues, b: Residues, minus: bool = False, into: Residues | None = None) -> Residues:
-        """a + b or a - b, of ciphertexts with the same primes; products that are not relinearised go first."""
+    def sum_of(self, a: Residues, b: Residues, into: Residues | None = None) -> Residues:
+        """a + b, of ciphertexts with the same primes; products that are not relinearised go first."""
         if a.parts < b.parts:
             a, b = b, a
         r, n = self.ring, self.ring.N
@@ -291,7 +291,7 @@ class VectorEvaluator(Evaluator[Any, Any]):
         shared = b.parts * a.count
         at, ids = a.offsets(n), self.ids_of(a)
         outat = out.offsets(n)
-        self._run(add_limbs, shared, a.data, at, b.data, b.offsets(n), out.data, outat, ids, minus, n, r.p, r.pinv)
+        self._run(add_limbs, shared, a.data, at, b.data, b.offsets(n), out.data, outat, ids, False, n, r.p, r.pinv)
         for place in range(shared, a.parts * a.count):
             out.data[outat[place] : outat[place] + n] = a.data[at[place] : at[place] + n]
         return out
@@ -334,11 +334,11 @@ class VectorEvaluator(Evaluator[Any, Any]):
         out = self._summed(((a, p),), None, a.scale)
         return Residues(out.buffer, 2, out.limbs, 0, out.room, a.degree, a.scale, a.mark)
 
-    def times_integer(self, a: Residues, value: int, limbs: int, into: Residues | None = None) -> Residues:
-        """a times an integer, modulo the first `limbs` primes; added to `into` if it is given."""
+    def times_integer(self, a: Residues, value: int, limbs: int) -> Residues:
+        """a times an integer, modulo the first `limbs` primes."""
         r, n = self.ring, self.ring.N
         given = self.truncated(a, limbs)
-        out = into or self.make(a.parts, limbs, a.degree, a.scale)
+        out = self.make(a.parts, limbs, a.degree, a.scale)
         ids = self.ids_of(given)
         constants = r.residues(value, ids)
         self._run(
@@ -350,7 +350,7 @@ class VectorEvaluator(Evaluator[Any, Any]):
             out.data,
             out.offsets(n),
             ids,
-            into is not None,
+            False,
             n,
             r.p,
             r.pinv,
@@ -631,7 +631,7 @@ class VectorEvaluator(Evaluator[Any, Any]):
     def add_automorphism(self, a: Residues, c0: Residues | None, step: int, out: Residues, add: bool) -> None:
         """out = out + the rotation of a + (P c0, 0), all modulo Q P; without `add` it is set.
 
-        out may have more special primes than a: then a counts times those, and is 0 modulo them.
+        out has the special primes of a: see `raised` for more of them.
         """
         r, n = self.ring, self.ring.N
         ids = r.ids(a.limbs, a.specials)

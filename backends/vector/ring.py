@@ -355,10 +355,6 @@ class Ring(Tables):
         own = self.limbs + self.specials
         return np.array([0, own, own + 1], dtype=np.int64)
 
-    def inverses_of_special(self, specials: int, limbs: int) -> Array:
-        """The inverse of P, the product of the first special primes, modulo the first primes."""
-        return self.residues_of_inverse(self.special_between(0, specials), limbs)
-
     def special_product(self, specials: int, limbs: int) -> Array:
         """P modulo the first primes."""
         product = self.special_between(0, specials)
