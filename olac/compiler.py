@@ -14,7 +14,7 @@ from olac.approximation import ImageFitter
 from olac.approximation.criterion import criterion_for
 from olac.calibration import collect as calibrations
 from olac.calibration.collect import first_batch
-from olac.calibration.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
+from olac.calibration.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration, sample_bytes
 from olac.errors import CalibrationError, VerificationError
 from olac.frontend import Activations, Traced, check, lift, trace
 from olac.ir.graph import Graph, Node
@@ -25,6 +25,7 @@ from olac.options import CompileOptions, Keywords, Stages, telling, with_choices
 from olac.passes.base import Pass, PassContext, PassManager
 from olac.passes.clamp_functions import ClampFunctions
 from olac.passes.pipeline import approximation_pipeline
+from olac.polynomials.modes import EFFORTS
 from olac.plugins import load_plugins
 from olac.program.program import ApproximatedModel, CompiledProgram
 from olac.program.promises import (
@@ -177,7 +178,8 @@ def _approximate(
         example, batches = first_batch(loader)
         traced = trace(model, example, options.activations)
         whole = lift(traced, options.client_head)
-        calibration = _calibrate(traced, whole, batches, say, SAMPLE_IMAGES, SAMPLE_BYTES)
+        kept = EFFORTS[options.fit.effort].images
+        calibration = _calibrate(traced, whole, batches, say, kept, sample_bytes(kept))
     graph, head = split_head(whole, options.client_head)
     checked = PassContext(calibration=calibration)
     bounded = PassManager([ClampFunctions()]).run(_with_bounds(graph, calibration), checked)

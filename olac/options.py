@@ -17,7 +17,7 @@ from olac.costs.table import CostTable
 from olac.frontend.custom import Activations
 from olac.ir.ops import Array
 from olac.passes.choose_lowerings import Convolutions, kinds
-from olac.polynomials.modes import KEYWORDS, Degrees, Effects, FitOptions, Method, MethodName, spelled_out
+from olac.polynomials.modes import KEYWORDS, Degrees, Effects, EffortName, FitOptions, Method, MethodName, spelled_out
 from olac.system.choices import require_known, require_one_of
 from olac.system.internal import callers_own
 from olac.system.memory import bytes_of
@@ -168,7 +168,9 @@ class FitKeywords(TypedDict, total=False):
     ridge: float | None
     alpha: int
     refit: bool
-    reconstruct: int
+    effort: EffortName
+    reconstruct: int | None
+    fit_seconds: float | None
 
 
 class Keywords(FitKeywords, total=False):

@@ -17,6 +17,10 @@ LEAST_VARIANCE = 1e-6
 """The least variance of one output, as a share of the variance of all."""
 MEMORY = 3e9
 """Bytes that the values of all images may take during a sweep; fewer images are used if they would take more."""
+SWEPT = 1024
+"""Most images of a sweep; reconstruction takes all."""
+SHIFTED = 16
+"""Smaller pictures are not shifted."""
 WORST = 10.0
 """The error of an image counts as at most this, in units of the outputs' variance."""
 
@@ -60,6 +64,22 @@ def mirrored(images: Tensor, random: torch.Generator) -> Tensor:
     return torch.where(chosen, images.flip(3), images)
 
 
+def shifted(images: Tensor, random: torch.Generator) -> Tensor:
+    """Pictures of at least `SHIFTED` pixels a side, each moved by up to an eighth of it; others as they are.
+
+    What is not known at an edge repeats the edge's own pixels.
+    """
+    if images.ndim != 4 or min(images.shape[2:]) < SHIFTED:
+        return images
+    height, width = images.shape[2:]
+    down, right = height // 8, width // 8
+    wide = functional.pad(images, (right, right, down, down), mode="replicate")
+    tops = torch.randint(0, 2 * down + 1, (len(images),), generator=random)
+    lefts = torch.randint(0, 2 * right + 1, (len(images),), generator=random)
+    starts = zip(wide, tops.tolist(), lefts.tolist(), strict=True)
+    return torch.stack([one[:, top : top + height, left : left + width] for one, top, left in starts])
+
+
 def stressed(images: Tensor, random: torch.Generator, share: float = 1.0) -> Tensor:
     """Images of which a share is moved away from the own mean or from another image, each by its own factor.
 
@@ -87,11 +107,13 @@ def live_bytes(graph: Graph) -> int:
 
 
 def fitting(graph: Graph, images: Tensor, copies: int = 1) -> Tensor:
-    """Evenly spread images, as many as have values that fit in `MEMORY`, `copies` times each."""
-    most = max(1, int(MEMORY / (live_bytes(graph) * copies)))
-    if len(images) <= most:
-        return images
-    return images[torch.linspace(0, len(images) - 1, most).round().long()]
+    """Evenly spread images: `SWEPT`, or as many as have values that fit in `MEMORY`, `copies` times each."""
+    return spread_out(images, max(1, min(SWEPT, int(MEMORY / (live_bytes(graph) * copies)))))
+
+
+def spread_out(images: Tensor, most: int) -> Tensor:
+    """At most this many images, evenly spread."""
+    return images if len(images) <= most else images[torch.linspace(0, len(images) - 1, most).round().long()]
 
 
 def readers(graph: Graph, node: Node) -> list[Node]:

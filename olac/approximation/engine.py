@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from olac.approximation.common import fitting, output_error
+from olac.approximation.common import fitting, output_error, spread_out
 from olac.approximation.criterion import Classification, Criterion, finished
 from olac.approximation.effects import effects, sensitivities
 from olac.approximation.reconstruct import reconstruct
@@ -24,6 +25,8 @@ from olac.polynomials.modes import Compensated
 
 EFFECT_IMAGES = 192
 """Images on which the effect of single activations is measured."""
+BOUND_IMAGES = 2048
+"""Images on which the bounds of values are measured."""
 FURTHEST = 4.0
 """Bounds grow to at most this many times the clean magnitude."""
 
@@ -80,15 +83,17 @@ class ImageFitter:
 
     def compensate(self, graph: Graph, degrees: Mapping[str, int], method: Compensated) -> Graph:
         """All activations replaced, each layer compensating the errors before it; bounds of values in their types."""
-        images, held_out = self._fitted(graph, 2), _tensor(self.held_out)
+        every, held_out = _tensor(self.images), _tensor(self.held_out)
         spread = self.criterion.spread
-        made = sweep(graph, images, held_out, degrees, method, progress=self.say, spread=spread).graph
+        swept = self._fitted(graph, 2)
+        made = sweep(graph, swept, held_out, degrees, method, progress=self.say, spread=spread).graph
         made = reconstruct(
             graph,
             made,
-            images,
+            every,
             held_out,
-            method.reconstruct,
+            method.passes_over(len(every)),
+            seconds=method.fit_seconds,
             refit=method.refit,
             progress=self.say,
             spread=spread,
@@ -102,12 +107,16 @@ class ImageFitter:
         weights, seen = tensors(graph), dict[str, Range]()
         everything = frozenset(node.id for node in graph.nodes)
         with torch.no_grad():
-            for part in torch.cat([_tensor(self.images), _tensor(self.held_out)]).split(CHUNK):
+            images = spread_out(_tensor(self.images), BOUND_IMAGES)
+            for part in torch.cat([images, _tensor(self.held_out)]).split(CHUNK):
                 for name, value in run(graph, weights, part, keep=everything).items():
-                    finite = value[torch.isfinite(value)]
-                    if len(finite):
-                        here = Range(float(finite.min()), float(finite.max()))
-                        seen[name] = here.union(seen.get(name, here))
+                    low, high = (float(end) for end in torch.aminmax(value))
+                    if not math.isfinite(high - low):
+                        finite = value[torch.isfinite(value)]
+                        if not len(finite):
+                            continue
+                        low, high = (float(end) for end in torch.aminmax(finite))
+                    seen[name] = Range(low, high).union(seen.get(name, Range(low, high)))
 
         def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
             bound, found = node.type.bound, seen.get(node.id)

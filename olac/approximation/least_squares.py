@@ -7,7 +7,9 @@ are computed with the n x n matrix of the samples' products with each other, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,18 +22,24 @@ from olac.ir.ops import Conv2d, Linear
 Tensor = torch.Tensor
 
 TINY = 1e-12
+ENOUGH_PLACES = 128
+"""Places of a picture that moments are taken of, about."""
 BLOCK = 2048
 """Columns that are converted to double precision at a time."""
 
 
-def patches(op: Conv2d | Linear, x: Tensor, weight: Tensor) -> Tensor:
-    """Rows of the layer as a product of matrices: (groups, columns, samples)."""
+def patches(op: Conv2d | Linear, x: Tensor, weight: Tensor, every: int = 1, first: tuple[int, int] = (0, 0)) -> Tensor:
+    """Rows of the layer as a product of matrices: (groups, columns, samples).
+
+    Args:
+        every, first: of a convolution's places, every so many-th row and column from these on are taken.
+    """
     if isinstance(op, Linear):
         return x.T[None]
     top, bottom, left, right = op.padding
-    unfolded = F.unfold(
-        F.pad(x, (left, right, top, bottom)), (weight.shape[2], weight.shape[3]), dilation=op.dilation, stride=op.stride
-    )
+    (down, across), stride = op.stride, tuple(every * s for s in op.stride)
+    padded = F.pad(x, (left, right, top, bottom))[:, :, first[0] * down :, first[1] * across :]
+    unfolded = F.unfold(padded, (weight.shape[2], weight.shape[3]), dilation=op.dilation, stride=stride)
     columns = weight[0].numel()
     return unfolded.reshape(len(x), op.groups, columns, -1).permute(1, 2, 0, 3).reshape(op.groups, columns, -1)
 
@@ -97,8 +105,8 @@ def _moments(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> 
     for u, y in _chunks(op, x, target, weight):
         gram += u @ u.mT
         cross += y @ u.mT
-        mean_x += u.sum(2, dtype=torch.float64)
-        mean_y += y.sum(2, dtype=torch.float64)
+        mean_x += u.mean(2).double() * u.shape[2]
+        mean_y += y.mean(2).double() * u.shape[2]
         count += u.shape[2]
     mean_x, mean_y = mean_x / count, mean_y / count
     gram = gram / count - mean_x[:, :, None] * mean_x[:, None, :]
@@ -145,13 +153,25 @@ def _samples(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> 
     return _Samples(rows, targets - target_means[:, :, None], _products(rows), means, target_means)
 
 
+def thinning(places: Sequence[int]) -> int:
+    """Every so many-th row and column of pictures with these many is enough for moments: neighbours tell the same."""
+    return max(1, math.isqrt(math.prod(places) // ENOUGH_PLACES)) if len(places) == 2 else 1
+
+
+def offsets(every: int) -> Iterator[tuple[int, int]]:
+    """First row and column for one piece of the images after the other, so that all places are seen."""
+    return itertools.cycle([(i, j) for i in range(every) for j in range(every)])
+
+
 def _chunks(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Patches (groups, columns, samples) and targets (groups, out, samples), a few images at a time."""
     groups = op.groups if isinstance(op, Conv2d) else 1
     out = len(weight) // groups
-    for part, wanted in zip(x.split(CHUNK), target.split(CHUNK), strict=True):
+    every = thinning(target.shape[2:])
+    for part, whole, (i, j) in zip(x.split(CHUNK), target.split(CHUNK), offsets(every), strict=False):
+        wanted = whole[:, :, i::every, j::every] if every > 1 else whole
         y = wanted.reshape(len(part), groups, out, -1).permute(1, 2, 0, 3).reshape(groups, out, -1)
-        yield patches(op, part, weight), y
+        yield patches(op, part, weight, every, (i, j)), y
 
 
 def _blocks(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:

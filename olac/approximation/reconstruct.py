@@ -11,16 +11,18 @@ grows much. The method is olac's own and similar to block reconstruction for qua
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
-from olac.approximation.common import WORST, mirrored, output_error, output_sizes, stressed, wrecked
+from olac.approximation.bounded import bounded, bounded_polynomial
+from olac.approximation.common import WORST, mirrored, output_error, output_sizes, shifted, stressed, wrecked
 from olac.approximation.criterion import ENOUGH_CLASSES, Spread
 from olac.approximation.least_squares import Root, whitening
 from olac.approximation.sweep import batched, by_channel
-from olac.approximation.tensors import chebyshev, outputs_of, run, tensors
+from olac.approximation.tensors import Weights, apply, channels_last, chebyshev, outputs_of, run, tensors
 from olac.ir.functions import channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node, last_reads
 from olac.ir.ops import Activation, Conv2d, Input, Linear, Polynomial, PolynomialProduct
@@ -31,11 +33,15 @@ Tensor = torch.Tensor
 RATE, TYPICAL_ERROR, TYPICAL_DEGREE = 2e-3, 0.07, 3
 """Adam's rate, in units of a layer's own standard deviation, if the outputs' error is TYPICAL_ERROR at the beginning.
 It grows with the root of that error, within the bounds RATES, and is lower for mean degrees above TYPICAL_DEGREE."""
+TYPICAL_DEPTH = 19
+"""With more activations than this steps are smaller, in proportion: the changes of all layers add up."""
 RATES = (4e-4, 3e-3)
 WORSE, SLOWER = 1.5, 0.5
 """If the error after a pass is more than WORSE times the least so far, the pass is undone and the rate multiplied by
 SLOWER: deep networks need smaller steps."""
 BATCH = 32
+INTERVAL = 8192
+"""After this many images, or a pass over fewer, the mean of the parameters since then is judged."""
 WARM_UP = 30
 STRESSED = 0.4
 """Share of images that are moved out of the calibrated ranges."""
@@ -144,20 +150,44 @@ def _folding(coefficients: Tensor, largest: float) -> Tensor:
     return torch.stack([constant, slope, bent], 1)
 
 
-class _Steps:
-    """Adam with a warm-up and a rate that falls to 0, and a running mean of the parameters over a pass."""
+class _Schedule:
+    """How far the steps are, by their number and by the time that they may take."""
 
-    def __init__(self, thetas: Mapping[str, Tensor], rate: float, each: int, passes: int) -> None:
-        self._thetas, self._rate, self._each, self._all = thetas, rate, each, each * passes
+    def __init__(self, steps: int, seconds: float | None = None) -> None:
+        self._all, self._taken = steps, 0
+        self._seconds, self._start = seconds, time.monotonic()
+
+    def take(self) -> None:
+        """One more step."""
+        self._taken += 1
+
+    @property
+    def share(self) -> float:
+        """Of all steps or of the time, whichever ends first; 0 to 1."""
+        steps = self._taken / self._all
+        passed = 0.0 if self._seconds is None else (time.monotonic() - self._start) / self._seconds
+        return min(1.0, max(steps, passed))
+
+    @property
+    def over(self) -> bool:
+        """Whether all steps were taken, or all time."""
+        return self.share >= 1.0
+
+
+class _Steps:
+    """Adam with a warm-up and a rate that falls to 0, and a running mean of the parameters over some steps."""
+
+    def __init__(self, thetas: Mapping[str, Tensor], rate: float, each: int, schedule: _Schedule) -> None:
+        self._thetas, self._rate, self._each, self._schedule = thetas, rate, each, schedule
         self._mean = {name: theta.detach().clone() for name, theta in thetas.items()}
-        self._taken = self._since = 0
+        self._since = 0
         self._optimizer = self._adam()
 
     def _adam(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(list(self._thetas.values()), betas=(0.9, 0.99))
 
     def mean(self) -> dict[str, Tensor]:
-        """The parameters' mean over the last pass, or since the last restart."""
+        """The parameters' mean over the last `each` steps, or since the last restart."""
         return {name: one.clone() for name, one in self._mean.items()}
 
     def take(self, loss: Tensor) -> None:
@@ -165,8 +195,9 @@ class _Steps:
         self._optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(list(self._thetas.values()), 1.0)
-        annealed = 0.5 * (1 + math.cos(math.pi * self._taken / self._all))
-        self._taken, self._since = self._taken + 1, self._since + 1
+        annealed = 0.5 * (1 + math.cos(math.pi * self._schedule.share))
+        self._schedule.take()
+        self._since += 1
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * min(1.0, self._since / WARM_UP) * annealed
         if torch.isfinite(norm):  # an image may overflow; its batch is left out
@@ -189,6 +220,7 @@ def reconstruct(
     held_out: Tensor,
     epochs: int,
     *,
+    seconds: float | None = None,
     refit: bool = True,
     progress: Callable[[str], None] | None = None,
     spread: Spread = "together",
@@ -205,6 +237,7 @@ def reconstruct(
         images: (n, *input shape), for steps.
         held_out: (m, *input shape), by which it is decided what is kept.
         epochs: passes over the images.
+        seconds: after which it ends at the latest; None for no limit. Steps shrink towards that end as well.
         refit: whether weights are trained as well.
         progress: called with a line of text for each epoch.
         spread: how errors of outputs are scaled.
@@ -242,12 +275,31 @@ def reconstruct(
         return unseen + WORST * wrecked(made, seen_wanted, spread)
 
     bounds = {name: BOUND * float(size.sqrt()) for name, size in variances.items()}
+    # The values of the clean network in the present batch, and the errors against them.
+    targets: dict[str, Tensor] = {}
+    errors: dict[str, Tensor] = {}
 
-    def bounded(node: Node, value: Tensor) -> Tensor:
-        """An image that diverges must not stop the others."""
-        grows = node.id in bounds and isinstance(node.op, Polynomial | PolynomialProduct)
-        return _compressed(value, bounds[node.id]) if grows else value
+    def polynomial(node: Node, op: Polynomial) -> Callable[[Sequence[Tensor], Weights], Tensor]:
+        """An image that diverges must not stop the others, so values are bounded."""
 
+        def made(operands: Sequence[Tensor], weights: Weights) -> Tensor:
+            x, coefficients, bound = operands[0], weights[op.coefficients], bounds[node.id]
+            if node.id not in targets:  # it replaces no activation
+                return bounded(apply(node, operands, weights, {}), bound)
+            value, error = bounded_polynomial(x, coefficients, op.half_width, bound, targets[node.id])
+            errors[node.id] = torch.log1p(error / (x[0].numel() * sizes[node.id])).mean()
+            return value
+
+        return made
+
+    def product(node: Node) -> Callable[[Sequence[Tensor], Weights], Tensor]:
+        return lambda operands, weights: bounded(apply(node, operands, weights, {}), bounds[node.id])
+
+    instead = {
+        node.id: polynomial(node, node.op) if isinstance(node.op, Polynomial) else product(node)
+        for node in approximated.nodes
+        if node.id in bounds and isinstance(node.op, Polynomial | PolynomialProduct)
+    }
     tails = _Tails(original, approximated, fitted, sizes)
     best, kept = held_error(start), start
     if best < enough:
@@ -255,23 +307,24 @@ def reconstruct(
     rate = min(max(RATE * math.sqrt(best / TYPICAL_ERROR), RATES[0]), RATES[1])
     degrees = [start[node.op.coefficients].shape[1] - 1 for node in fitted if isinstance(node.op, Polynomial)]
     rate *= min(1.0, TYPICAL_DEGREE * len(degrees) / max(1, sum(degrees)))
-    steps = _Steps(whitened.theta, rate, math.ceil(len(images) / BATCH), epochs)
+    rate *= min(1.0, TYPICAL_DEPTH / max(1, len(degrees)))
+    each = math.ceil(min(len(images), INTERVAL) / BATCH)
+    schedule = _Schedule(math.ceil(len(images) / BATCH) * epochs, seconds)
+    steps = _Steps(whitened.theta, rate, each, schedule)
     at_best = steps.mean()
     random = torch.Generator().manual_seed(seed)
-    for epoch in range(epochs):
-        for chosen in torch.randperm(len(images), generator=random).split(BATCH):
-            batch = stressed(mirrored(images[chosen], random), random, STRESSED)
-            with torch.no_grad():
-                targets = run(original, clean, batch, keep=watched)
-            current = whitened.current()
-            values = run(approximated, current, batch, keep=watched, change=bounded)
-            errors = [
-                torch.log1p((values[name] - targets[name]).square().flatten(1).mean(1) / sizes[name]).mean()
-                for name in sorted(watched - {output})
-            ]
-            last = torch.log1p(((values[output] - targets[output]).square().flatten(1) / output_size).mean(1)).mean()
-            loss = torch.stack([*errors, last]).mean() + last + TAIL * tails(current)
-            steps.take(loss)
+    for number, chosen in enumerate(_batches(len(images), epochs, random), 1):
+        batch = shifted(mirrored(images[chosen], random), random)
+        batch = channels_last(stressed(batch, random, STRESSED))
+        with torch.no_grad():
+            targets.update(run(original, clean, batch, keep=watched))
+        current = whitened.current()
+        made = run(approximated, current, batch, instead=instead)[output]
+        last = torch.log1p(((made - targets[output]).square().flatten(1) / output_size).mean(1)).mean()
+        loss = torch.stack([*errors.values(), last]).mean() + last + TAIL * tails(current)
+        steps.take(loss)
+        if number % each and not schedule.over:
+            continue
         now = {name: value.detach() for name, value in whitened.current(steps.mean()).items()}
         error = held_error(now)
         if error < best:
@@ -280,8 +333,16 @@ def reconstruct(
         elif not error <= WORSE * best:
             steps.restart(at_best)
         if progress is not None:
-            progress(f"reconstructing: pass {epoch + 1} of {epochs}, error {best:.3g}")
+            progress(f"reconstructing: {schedule.share:.0%}, {number * BATCH} images seen, error {error:.3g}")
+        if schedule.over:
+            break
     return _with(approximated, kept, set(whitened.theta)) if kept is not start else approximated
+
+
+def _batches(images: int, epochs: int, random: torch.Generator) -> Iterator[Tensor]:
+    """The numbers of the images of each batch, in a new order in each pass."""
+    for _ in range(epochs):
+        yield from torch.randperm(images, generator=random).split(BATCH)
 
 
 def _fitted(original: Graph, approximated: Graph) -> list[Node]:
@@ -304,12 +365,6 @@ def _sound(
     finite = torch.stack([value.flatten(1).isfinite().all(1) for value in values.values()]).all(0)
     near = (values[original.outputs[0]] - wanted).flatten(1).abs().amax(1) <= BOUND * wanted.std().clamp_min(1e-6)
     return images[finite & near]
-
-
-def _compressed(x: Tensor, bound: float) -> Tensor:
-    """x within the bound, and its logarithm beyond, so that gradients still lead back."""
-    excess = (x.abs() / bound).nan_to_num(nan=1e30, posinf=1e30).clamp(1.0, 1e30)
-    return torch.where(excess > 1, x.sign().nan_to_num() * bound * (1 + excess.log()), x)
 
 
 class _Tails:

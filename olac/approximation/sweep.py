@@ -17,7 +17,7 @@ import torch
 
 from olac.approximation.common import output_error
 from olac.approximation.criterion import Spread
-from olac.approximation.least_squares import ridge_regression, unknowns
+from olac.approximation.least_squares import offsets, ridge_regression, thinning, unknowns
 from olac.approximation.tensors import CHUNK, apply, chebyshev, outputs_of, run, tensors
 from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node, last_reads
@@ -292,13 +292,15 @@ def _sums(x: Tensor, y: Tensor, middle: Tensor, half: Tensor, degree: int) -> tu
     channels = x.shape[1]
     second = torch.zeros(channels, degree + 1, degree + 1, dtype=torch.float64)
     first = torch.zeros(channels, degree + 1, dtype=torch.float64)
-    few = max(1, CHUNK * 4 // (degree + 1))
-    for part, wanted in zip(x.split(few), y.split(few), strict=True):
+    few, every, count = max(1, CHUNK * 4 // (degree + 1)), thinning(x.shape[2:]), 0
+    for part, wanted, (i, j) in zip(x.split(few), y.split(few), offsets(every), strict=False):
+        if every > 1:
+            part, wanted = part[:, :, i::every, j::every], wanted[:, :, i::every, j::every]
+        count += part.numel() // channels
         t = (by_channel(part).double() - middle[:, None]) / half[:, None]
         basis = torch.stack(chebyshev(t, degree), 1)
         second += basis @ basis.mT
         first += (basis @ by_channel(wanted).double()[:, :, None])[:, :, 0]
-    count = x.numel() // channels
     return second / count, first / count
 
 

@@ -9,6 +9,7 @@ because a gradient that stops there would make all activations before it look un
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,11 @@ def polynomial(x: Tensor, coefficients: Tensor, half_width: float) -> Tensor:
     for k in range(len(c) - 3, -1, -1):
         last, before = before + twice * last, c[k] - last
     return before + last * t
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same, with the channels of pictures last in memory: convolutions keep that, and are faster."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _conv2d(op: Conv2d, x: Sequence[Tensor], weights: Weights) -> Tensor:
@@ -205,7 +211,7 @@ def run(
     values: Tensor | Mapping[str, Tensor],
     nodes: Sequence[Node] | None = None,
     keep: frozenset[str] = frozenset(),
-    change: Callable[[Node, Tensor], Tensor] = lambda node, value: value,
+    instead: Mapping[str, Callable[[Sequence[Tensor], Weights], Tensor]] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """Evaluate nodes (all by default); returns the values of `keep` and of the graph's outputs.
 
@@ -213,14 +219,17 @@ def run(
 
     Args:
         values: the input, or values by node id from which the nodes can be evaluated.
-        change: called as change(node, value) for each node; its result takes the value's place.
+        instead: by node id, what computes a node's value from its operands and the weights in place of its op.
     """
     live = {graph.inputs[0].id: values} if isinstance(values, Tensor) else dict(values)
     todo = [n for n in (graph.nodes if nodes is None else nodes) if n.id not in live and not isinstance(n.op, Input)]
     done = last_reads(todo)
     wanted = keep | set(graph.outputs)
     for node in todo:
-        live[node.id] = change(node, apply(node, [live[i] for i in node.inputs], weights, graph.constants))
+        operands = [live[i] for i in node.inputs]
+        other = instead.get(node.id)
+        made = apply(node, operands, weights, graph.constants) if other is None else other(operands, weights)
+        live[node.id] = made
         for operand in done[node.id]:
             if operand not in wanted:
                 del live[operand]

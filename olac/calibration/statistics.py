@@ -24,8 +24,8 @@ HELD_OUT_EVERY = 8
 CHOOSING_MOST = 256
 """Choices are made by half of the held-out images, and by at most this many."""
 SAMPLE_IMAGES = 1024
-SAMPLE_BYTES = 512 << 20
-"""The sample of images for fits has at most this many images and bytes."""
+SAMPLE_BYTES, LARGE_SAMPLE_BYTES = 512 << 20, 2 << 30
+"""The sample of images for fits has at most this many images and bytes; the second if more images are asked for."""
 
 
 def _no_images() -> SingleArray:
@@ -144,6 +144,11 @@ def calibration_images(judged: int) -> int | None:
     """Images of a calibration of which `judged` images decide nothing; None if none can hold out that many."""
     held = 2 * judged if judged <= CHOOSING_MOST else judged + CHOOSING_MOST
     return None if held > HELD_OUT_MOST else held * HELD_OUT_EVERY
+
+
+def sample_bytes(images: int) -> int:
+    """Most bytes of a sample of this many images."""
+    return LARGE_SAMPLE_BYTES if images > SAMPLE_IMAGES else SAMPLE_BYTES
 
 
 def sample_limit(image_bytes: int, images: int = SAMPLE_IMAGES, total_bytes: int = SAMPLE_BYTES) -> int:

@@ -20,6 +20,35 @@ MINIMAX_PADDING = 1.3
 
 MethodName = Literal["compensated", "channel", "empirical", "normal", "minimax", "quadratic"]
 Effects = Literal["measured", "ola"]
+EffortName = Literal["fast", "standard", "thorough"]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent on reconstruction.
+
+    Attributes:
+        images: most calibration images that are kept for fits.
+        visits: about how many images all passes together take, each image counted as often as it is taken.
+        passes: least and most passes over the images.
+    """
+
+    images: int
+    visits: int
+    passes: tuple[int, int]
+
+    def passes_over(self, images: int) -> int:
+        """Passes over this many images."""
+        least, most = self.passes
+        return min(most, max(least, round(self.visits / max(1, images))))
+
+
+EFFORTS: Mapping[EffortName, Effort] = {
+    "fast": Effort(1024, 4 << 10, (2, 4)),
+    "standard": Effort(1024, 16 << 10, (4, 16)),
+    "thorough": Effort(1 << 16, 320 << 10, (6, 40)),
+}
+"""By what `effort` says."""
 
 _Rule: TypeAlias = tuple[Callable[[Any], bool], str]
 _DEGREE: _Rule = (lambda v: 1 <= v <= MAX_DEGREE, f"is outside 1 ... {MAX_DEGREE}")
@@ -41,6 +70,7 @@ RULES: Mapping[str, _Rule] = {
     "ridge": _NOT_NEGATIVE,
     "alpha": (lambda v: v in PRECISIONS, f"is outside {min(PRECISIONS)} ... {max(PRECISIONS)}"),
     "reconstruct": _NOT_NEGATIVE,
+    "fit_seconds": _POSITIVE,
 }
 """By keyword: the test of its values, and the message if it fails."""
 
@@ -50,6 +80,8 @@ def _check(name: str, keyword: str, value: Any) -> None:
         require_one_of(name, value, METHODS)
     elif keyword == "degrees":
         require_one_of(name, value, get_args(Effects))
+    elif keyword == "effort":
+        require_one_of(name, value, EFFORTS)
     elif value is not None and keyword in RULES and not RULES[keyword][0](value):
         raise ValueError(f"{name} {value} {RULES[keyword][1]}")
 
@@ -101,13 +133,23 @@ class Compensated(_Tails):
     Attributes:
         ridge: pull of re-fitted weights to the trained ones, in units of the inputs' mean square; None chooses one.
         refit: whether convolutions and linear layers are fitted again as well, in closed form and without labels.
-        reconstruct: passes over the calibration images in which all coefficients and weights are then improved together
-            towards the model's own values; 0 for none.
+        effort: how many images are kept and how many passes are made for the reconstruction that follows, in which all
+            coefficients and weights are improved together towards the model's own values: "fast" (1,024 images, 4
+            passes), "standard" (1,024 images, 16 passes) or "thorough" (as many images as the loader has, up to 65,536
+            or 2 GB; 6 to 40 passes).
+        reconstruct: passes of the reconstruction; None for those of `effort`, 0 for no reconstruction.
+        fit_seconds: seconds after which the reconstruction ends at the latest; None for no limit.
     """
 
     ridge: float | None = None
     refit: bool = True
-    reconstruct: int = 16
+    effort: EffortName = "standard"
+    reconstruct: int | None = None
+    fit_seconds: float | None = None
+
+    def passes_over(self, images: int) -> int:
+        """Passes of the reconstruction over this many images."""
+        return EFFORTS[self.effort].passes_over(images) if self.reconstruct is None else self.reconstruct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +350,7 @@ class FitOptions:
         max_degree: see `Tolerance` and `Within`.
         r: see `Normal`.
         floor, padding: see `Compensated`; `Minimax` has a padding of its own.
-        ridge, refit, reconstruct: see `Compensated`.
+        ridge, refit, effort, reconstruct, fit_seconds: see `Compensated`.
         alpha: see `Minimax`.
     """
 
@@ -328,7 +370,9 @@ class FitOptions:
     ridge: float | None = None
     alpha: int = 10
     refit: bool = True
-    reconstruct: int = 16
+    effort: EffortName = "standard"
+    reconstruct: int | None = None
+    fit_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.plan is not None:  # it may be an array, which has no plain comparison
