@@ -25,8 +25,8 @@ from olac.options import CompileOptions, Keywords, Stages, telling, with_choices
 from olac.passes.base import Pass, PassContext, PassManager
 from olac.passes.clamp_functions import ClampFunctions
 from olac.passes.pipeline import approximation_pipeline
-from olac.polynomials.modes import EFFORTS
 from olac.plugins import load_plugins
+from olac.polynomials.modes import EFFORTS
 from olac.program.program import ApproximatedModel, CompiledProgram
 from olac.program.promises import (
     data_shortfalls,

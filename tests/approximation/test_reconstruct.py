@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from olac.approximation.common import output_error
-from olac.approximation.reconstruct import LEAST_IMAGES, SLOWER, _Steps, reconstruct
+from olac.approximation.reconstruct import LEAST_IMAGES, SLOWER, _Schedule, _Steps, reconstruct
 from olac.approximation.sweep import sweep
 from olac.approximation.tensors import run, tensors
 from olac.ir.graph import Graph, GraphBuilder, Node
@@ -118,7 +118,7 @@ def test_polynomials_that_stand_for_no_activation_stay() -> None:
 
 def test_parameters_are_averaged_over_a_pass_and_start_again_where_they_are_put() -> None:
     theta = torch.zeros(3, requires_grad=True)
-    steps = _Steps({"theta": theta}, 0.1, 10, 4)
+    steps = _Steps({"theta": theta}, 0.1, 10, _Schedule(40))
     assert torch.equal(steps.mean()["theta"], torch.zeros(3))
     first = []
     for place in (0.0, 5.0):
