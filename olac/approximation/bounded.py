@@ -216,7 +216,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(n, channels, ...) with channels last, as contiguous rows (n, rows, places x channels) of `WIDTH` values or fewer."""
+    """(n, channels, ...) with channels last, as contiguous rows of up to `WIDTH` values: (n, rows, width)."""
     n, channels = x.shape[:2]
     places = x[0, 0].numel()
     most = max(1, WIDTH // channels)
