@@ -21,6 +21,7 @@ from olac.backends.session import DEFAULT
 from olac.ckks.parameters import OPENFHE_RECIPE, RECIPES
 from olac.errors import OlacError
 from olac.passes.choose_lowerings import kinds
+from olac.polynomials.modes import EFFORTS, KEYWORDS
 from olac.system.threads import set_threads
 
 WIDEST = 300
@@ -58,12 +59,13 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="LIST",
-        help="e.g. uniform:3,uniform:7,normal:7,minimax:10,quadratic,ola:40,default:40,relu",
+        help="e.g. auto,uniform:3,uniform:7,normal:7,minimax:10,quadratic,ola:40,default:40,relu",
     )
     accuracy.add_argument("--images", type=_positive, default=10_000, metavar="N", help="test images; default 10000")
     accuracy.add_argument(
         "--calibration", type=_positive, default=1024, metavar="N", help="training images; default 1024"
     )
+    _add_effort(accuracy)
     accuracy.add_argument("--threads", type=_positive, metavar="N", help="threads of torch; default: torch's choice")
     _add_rows(accuracy)
     accuracy.add_argument("--plot", type=Path, metavar="FILE", help="draw all rows of the file: .svg or .png")
@@ -97,6 +99,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="NAME", help="resnet8, resnet20, ... (benchmarks/models.py)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, .pt or .safetensors")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the .npz files; default: $OLAC_DATA")
+
+
+def _add_effort(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--effort", choices=tuple(EFFORTS), default=KEYWORDS["effort"], help="of the default fit; default standard"
+    )
 
 
 def _add_rows(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +141,7 @@ def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", type=_positive, default=1024, metavar="N", help="training images; default 1024"
     )
+    _add_effort(parser)
     parser.add_argument("--threads", type=_positive, metavar="T", help="threads of every process; default: all cores")
     parser.add_argument(
         "--engine", metavar="NAME", help="openfhe or vector; default: the one that the program is planned for"
@@ -267,7 +276,9 @@ def _accuracy(options: argparse.Namespace, command: str) -> int:
 
     set_threads(options.threads)
     console = Console()
-    measurement = Measurement(options.model, benchmark, model, training, test, options.images, options.calibration)
+    measurement = Measurement(
+        options.model, benchmark, model, training, test, options.images, options.calibration, options.effort
+    )
     rows, failed = run(measurement, strategies, results, console)
     _print(rows, console)
     if rows and options.plot is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from olac.approximation.criterion import Classification
 from olac.errors import OlacError
 from olac.ir.ops import Input
 from olac.options import CompileOptions
+from olac.polynomials.modes import EffortName
 from olac.program.program import ApproximatedModel
 
 Array = npt.NDArray[np.floating]
@@ -46,7 +47,7 @@ TOLERANCE = 1e-3
 LARGEST = 1e30
 """Larger outputs are left out of that comparison: single precision ends at 3e38."""
 WRECKED = 100.0
-"""An image is wrecked if an output is this many times the largest calibrated one, or not finite."""
+"""An image has diverged if an output is this many times the largest calibrated one, or not finite."""
 
 
 def load_model(name: str, weights: Path | None) -> tuple[Benchmark, nn.Module]:
@@ -72,6 +73,7 @@ class Measurement:
     test: ImageSet
     images: int
     calibration: int
+    effort: EffortName = "standard"
     say: Callable[[str], None] = lambda line: None
     _plaintext_seconds: float = 0.0
 
@@ -99,6 +101,12 @@ class Measurement:
         self._plaintext_seconds = time.perf_counter() - start
         return np.concatenate(parts)
 
+    @property
+    def _limits(self) -> tuple[float, float]:
+        """Outputs beyond these count as much, so that one image that diverges does not decide a mean."""
+        most = 10 * float(np.abs(self.plaintext).max())
+        return -most, most
+
     @cached_property
     def plaintext_top1(self) -> float:
         """Share of the test images that the model itself classifies correctly."""
@@ -122,7 +130,10 @@ class Measurement:
             return self.relu()
         start = time.perf_counter()
         approximated = olac.approximate(
-            self.model, self.calibration_batches, CompileOptions(fit=strategy.fit), progress=self.say
+            self.model,
+            self.calibration_batches,
+            CompileOptions(fit=replace(strategy.fit, effort=self.effort)),
+            progress=self.say,
         )
         fit_seconds = time.perf_counter() - start
         depth = activation_depth(approximated.graph)
@@ -137,7 +148,7 @@ class Measurement:
         return self._row(
             strategy.item,
             outputs,
-            ~(np.abs(outputs).max(1) <= WRECKED * magnitude),  # NaN compares as false, so it is wrecked, too
+            ~(np.abs(outputs).max(1) <= WRECKED * magnitude),  # NaN compares as false, so it has diverged, too
             [fit.degree for fit in fits],
             [fit.depth for fit in fits],
             depth,
@@ -167,6 +178,10 @@ class Measurement:
             "wrecked": int(wrecked.sum()),
             "images": self.images,
             "calibration_images": self.calibration,
+            "effort": self.effort,
+            "mean_error": float(
+                np.abs(np.clip(np.nan_to_num(outputs, nan=np.inf), *self._limits) - self.plaintext).mean()
+            ),
             "fit_seconds": None if fit_seconds is None else round(fit_seconds, 3),
             "simulate_seconds": round(simulate_seconds, 3),
             "degrees": degrees,
@@ -209,7 +224,7 @@ def _difference(ours: Array, exact: Array) -> float:
     """Largest difference relative to the image's own largest output, or to that of the median image if it is larger.
 
     So an image with excessive outputs hides no error of the others. Images beyond single precision's range don't count:
-    they are wrecked in any case.
+    they have diverged in any case.
     """
     size = np.nan_to_num(np.abs(exact).max(1), nan=np.inf)
     held = size < LARGEST
@@ -268,5 +283,5 @@ def _line(row: Row) -> str:
     if row["total_depth"] is not None:
         parts = [f"depth {row['total_depth']}", *parts, f"fitted in {row['fit_seconds']:.1f} s"]
     if row["wrecked"]:
-        parts.append(f"{row['wrecked']} images wrecked")
+        parts.append(f"{row['wrecked']} images diverged")
     return ", ".join([*parts, f"simulated in {row['simulate_seconds']:.1f} s"])

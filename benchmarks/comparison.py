@@ -54,7 +54,9 @@ def compare(options: argparse.Namespace, command: str, console: Console) -> list
     pinned = encrypted.pinned_of(options)
     threads = options.threads or usable_threads()
     recipes = [
-        encrypted_steps.recipe(options.model, options.weights, strategy.item, options.calibration, pinned)
+        encrypted_steps.recipe(
+            options.model, options.weights, strategy.item, options.calibration, options.effort, pinned
+        )
         for strategy in strategies
     ]
     results = ResultsFile.open(options.json, command, options.append)
@@ -89,6 +91,7 @@ def _predicted(options: argparse.Namespace, request: Request, reporter: Reporter
         "model": options.model,
         "strategy": request["recipe"]["strategy"],
         "calibration_images": options.calibration,
+        "effort": options.effort,
         "threads": request["threads"],
         "max_memory": options.max_memory,
         "engine": options.engine or DEFAULT,

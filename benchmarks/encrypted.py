@@ -186,7 +186,9 @@ def run(options: argparse.Namespace, command: str, console: Console) -> Row:
     test_set(folder, max(options.images, options.simulate or 0))
     threads = options.threads or usable_threads()
     pinned = pinned_of(options)
-    recipe = encrypted_steps.recipe(options.model, options.weights, strategy.item, options.calibration, pinned)
+    recipe = encrypted_steps.recipe(
+        options.model, options.weights, strategy.item, options.calibration, options.effort, pinned
+    )
     results = ResultsFile.open(options.json, command, options.append)
     reporter = Reporter(console)
     with folders_of(options.work, options.program) as folders, reporter.showing():
@@ -209,6 +211,7 @@ def measured(options: argparse.Namespace, folders: Folders, request: Request, re
         "strategy": request["recipe"]["strategy"],
         "images": options.images,
         "calibration_images": options.calibration,
+        "effort": options.effort,
         "threads": request["threads"],
         **found,
         **facts,

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ Request = dict[str, Any]
 Result = dict[str, Any]
 Emit = Callable[[dict[str, Any]], None]
 
+BEFORE = {"effort": "standard"}
+"""What recipes leave out that were written before there was a choice."""
 CHUNK = 64
 """Images that are simulated at a time."""
 KINDS = ("convolution", "activation", "bootstrap", "encode", "other")
@@ -110,7 +113,7 @@ def _check_recipe(program: Path, wanted: dict[str, Any]) -> None:
     if not recipe_file(program).exists():
         return
     try:
-        there = json.loads(recipe_file(program).read_text(encoding="utf-8"))
+        there = BEFORE | json.loads(recipe_file(program).read_text(encoding="utf-8"))
         # Weights aren't needed any more; if none are named, those of the program are meant.
         other = [n for n in wanted if there[n] != wanted[n] and not (n == "weights" and wanted[n] is None)]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -120,7 +123,9 @@ def _check_recipe(program: Path, wanted: dict[str, Any]) -> None:
         raise DataError(f"{program} was compiled otherwise ({told}): name another file or folder, or delete it")
 
 
-def recipe(model: str, weights: Path | None, strategy: str, calibration: int, pinned: dict[str, Any]) -> dict[str, Any]:
+def recipe(
+    model: str, weights: Path | None, strategy: str, calibration: int, effort: str, pinned: dict[str, Any]
+) -> dict[str, Any]:
     """What determines the program, as far as the command says it."""
     content = None
     if weights is not None:
@@ -128,7 +133,14 @@ def recipe(model: str, weights: Path | None, strategy: str, calibration: int, pi
             content = hashlib.sha256(weights.read_bytes()).hexdigest()
         except OSError as error:
             raise DataError(f"there is no file {weights}; docs/benchmarks.md says where to get weights") from error
-    return {"model": model, "weights": content, "strategy": strategy, "calibration": calibration, **pinned}
+    return {
+        "model": model,
+        "weights": content,
+        "strategy": strategy,
+        "calibration": calibration,
+        "effort": effort,
+        **pinned,
+    }
 
 
 def pinned_parameters(pinned: dict[str, Any]) -> Parameters | None:
@@ -172,7 +184,7 @@ def _compile(request: Request, emit: Emit) -> CompiledProgram:
     measured = Measurement(wanted["model"], benchmark, model, training, test, request["images"], calibration)
     parameters = pinned_parameters(wanted)
     options = CompileOptions(
-        fit=strategy.fit,
+        fit=replace(strategy.fit, effort=wanted["effort"]),
         convolutions=strategy.convolutions,
         insecure=wanted["insecure"],
         log_ring=None if parameters is not None else wanted["log_ring"],

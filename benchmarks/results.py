@@ -13,11 +13,12 @@ from typing import Any
 
 from benchmarks.strategies import FAMILIES, RELU, family_of
 from olac.backends.session import DEFAULT
+from olac.polynomials.modes import KEYWORDS
 
 Row = dict[str, Any]
 
 PACKAGES = ("olac", "numpy", "scipy", "torch", "openfhe", "numba")
-SAME = ("model", "strategy", "images", "calibration_images")
+SAME = ("model", "strategy", "images", "calibration_images", "effort")
 """A new row replaces one that has the same values of these."""
 ENCRYPTED, PREDICTED, BOOTSTRAP, PRIMITIVES = "encrypted", "predicted", "bootstrap", "primitives"
 """The `kind` of rows of encrypted runs, of predictions of them, of bootstraps, of primitives at one number of limbs.
@@ -34,7 +35,7 @@ SAME_OF: dict[str | None, tuple[str, ...]] = {
     BOOTSTRAP: SAME_BOOTSTRAP,
     PRIMITIVES: SAME_PRIMITIVES,
 }
-USUAL = {"engine": DEFAULT, "planned_for": DEFAULT}
+USUAL = {"engine": DEFAULT, "planned_for": DEFAULT, "effort": KEYWORDS["effort"]}
 """What rows that were written before there were other engines leave out."""
 NEEDED = {
     None: (*SAME, "top1", "total_depth", "degrees"),

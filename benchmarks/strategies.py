@@ -26,6 +26,7 @@ WITH_NUMBER: dict[str, tuple[str, Callable[[int], FitOptions]]] = {
 """By family: what its number means, and the options that it stands for."""
 
 ALONE: dict[str, Callable[[], FitOptions | None]] = {
+    "auto": FitOptions,
     "quadratic": lambda: FitOptions(method="quadratic"),
     RELU: lambda: None,
 }

@@ -10,12 +10,12 @@ from rich import box
 from rich.table import Table
 
 from benchmarks import side_by_side
-from benchmarks.results import BOOTSTRAP, ENCRYPTED, PREDICTED, PRIMITIVES, Row, engine_of
+from benchmarks.results import BOOTSTRAP, ENCRYPTED, PREDICTED, PRIMITIVES, Row, engine_of, value
 from benchmarks.side_by_side import Cells
 from benchmarks.strategies import family_of, lowering_of
 from olac.system.memory import GB
 
-COLUMNS = ("model", "strategy", "total depth", "top-1", "agreement", "fit seconds", "degrees")
+COLUMNS = ("model", "strategy", "total depth", "top-1", "agreement", "diverged", "effort", "fit seconds", "degrees")
 LONG_ITEM = 20
 """Longer strategies (plans) are shortened in tables; the notes below give them in full."""
 COLUMNS_ENCRYPTED = (
@@ -79,6 +79,8 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         "" if depth is None else str(depth),
         f"{row['top1']:.2%}",
         f"{row['agreement']:.2%}" if "agreement" in row else "",
+        str(row.get("wrecked", "")),
+        str(value(row, "effort")) if seconds is not None else "",
         "" if seconds is None else f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}",
         compressed(row["degrees"]),
     )
@@ -232,7 +234,7 @@ def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             note = f"{row['model']}: {row['plaintext_top1']:.2%} with its own activations"
             notes[f"{note}, {row['images']} test images, {row['calibration_images']} for calibration."] = None
     notes |= {
-        f"{row['model']}, {row['strategy']}: {row['wrecked']} images with outputs out of all bounds.": None
+        f"{row['model']}, {row['strategy']}: {row['wrecked']} images diverged.": None
         for row in rows
         if row.get("wrecked")
     }

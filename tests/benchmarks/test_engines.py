@@ -146,7 +146,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pinned = {"insecure": True, "log_ring": 10, "rest": None, "digits": None, "max_memory": None}
     request = {
         "program": "shallow.olac",
-        "recipe": encrypted_steps.recipe("shallow", Path("weights.pt"), "empirical:3", 40, pinned),
+        "recipe": encrypted_steps.recipe("shallow", Path("weights.pt"), "empirical:3", 40, "standard", pinned),
         "weights": "weights.pt",
         "data": ".",
         "images": 0,
