@@ -101,11 +101,11 @@ class Measurement:
         self._plaintext_seconds = time.perf_counter() - start
         return np.concatenate(parts)
 
-    @property
-    def _limits(self) -> tuple[float, float]:
-        """Outputs beyond these count as much, so that one image that diverges does not decide a mean."""
+    def _mean_error(self, outputs: Array) -> float:
+        """Of all outputs; those beyond ten times the largest count as that, so that one image does not decide it."""
         most = 10 * float(np.abs(self.plaintext).max())
-        return -most, most
+        kept = np.clip(np.nan_to_num(outputs, nan=most, posinf=most, neginf=-most), -most, most)
+        return float(np.abs(kept - self.plaintext).mean())
 
     @cached_property
     def plaintext_top1(self) -> float:
@@ -179,9 +179,7 @@ class Measurement:
             "images": self.images,
             "calibration_images": self.calibration,
             "effort": self.effort,
-            "mean_error": float(
-                np.abs(np.clip(np.nan_to_num(outputs, nan=np.inf), *self._limits) - self.plaintext).mean()
-            ),
+            "mean_error": self._mean_error(outputs),
             "fit_seconds": None if fit_seconds is None else round(fit_seconds, 3),
             "simulate_seconds": round(simulate_seconds, 3),
             "degrees": degrees,
