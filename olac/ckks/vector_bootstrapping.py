@@ -34,7 +34,7 @@ from olac.ckks.special import held_residues_bytes, vector_special_primes
 
 SINE_LEVELS = RECIPES[VECTOR_RECIPE].sine
 """Levels of the sine, for all scales at which primes are small enough for the engine."""
-SINE_PRODUCTS = 11
+SINE_PRODUCTS = 10
 """Products that are relinearised in the sine, at most."""
 BETWEEN = 2
 """The rotation between the transforms, at level 0."""

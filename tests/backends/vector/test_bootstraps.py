@@ -190,7 +190,7 @@ def test_parts_of_a_bootstrap(parameters: Parameters) -> None:
     ratio = angles.real * half_width() + 0.25
     periods = np.rint(ratio)
     assert np.abs((ratio - periods) * 2**setup.correction - values).max() < 2.0**-14
-    assert 2 < np.abs(periods).max() < RANGE  # the sparser secret has 32 coefficients, so 16.5 is never exceeded
+    assert 2 < np.abs(periods).max() < RANGE  # more are as good as impossible
 
 
 @pytest.mark.parametrize("parameters", [FULL, SPARSE], ids=["all slots", "an eighth"])
