@@ -104,6 +104,7 @@ class Part:
 
     __slots__ = ("_buffer", "data", "whole")
 
-    def __init__(self, buffer: Buffer, first: int, size: int) -> None:
-        self._buffer, self.whole = buffer, buffer.data
-        self.data = buffer.data[first : first + size]
+    def __init__(self, buffer: Buffer | Part, first: int, size: int) -> None:
+        self._buffer = buffer
+        self.whole: Array = buffer.data
+        self.data: Array = buffer.data[first : first + size]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ from olac.backends.vector.ring import Ring
 from olac.backends.vector.team import Team
 from olac.ckks.parameters import Parameters
 from olac.ckks.special import KeyShape
+from olac.ckks.vector_bootstrapping import vector_bootstrap_model
 from olac.ckks.words import Words
 from olac.errors import MissingKeyError
 from olac.system.arrays import Array
@@ -43,6 +45,26 @@ def _residues_of(form: KeyForm, key: PackedKey, digit: int, limb: int) -> Words:
     return residues(key.get(digit, 0, limb), form.primes[limb])
 
 
+@dataclass(frozen=True)
+class FromSparse:
+    """What a key is for: from the sparser secret of bootstraps to the usual one, and a rotation step."""
+
+    step: int
+
+
+Place = int | str | FromSparse
+"""A rotation step, "relinearise", "into_sparse", or that."""
+
+
+def places(parameters: Parameters, steps: Iterable[int], relinearise: int | None) -> list[Place]:
+    """What each key of a program is for, in the order of `keys.key_forms`."""
+    found: list[Place] = [*([] if relinearise is None else ["relinearise"]), *steps]
+    if parameters.bootstrapping is not None:
+        back = map(FromSparse, vector_bootstrap_model(parameters).from_sparse_steps)
+        found += ["into_sparse", *back, parameters.conjugation_step]
+    return found
+
+
 class VectorKeys:
     """Keys by what they are for, see `olac.backends.session.Keys`.
 
@@ -50,7 +72,8 @@ class VectorKeys:
         parameters, mark: of the key pair, in this process.
         relinearise: from s^2 to s, or None.
         rotations: by step; the conjugation step stands for conjugation.
-        into_sparse, from_sparse: of bootstraps, or None.
+        into_sparse: of bootstraps, or None.
+        from_sparse: by rotation step; none without bootstraps.
     """
 
     def __init__(self, parameters: Parameters, mark: str = "") -> None:
@@ -59,14 +82,16 @@ class VectorKeys:
         self.relinearise: PackedKey | None = None
         self.rotations: dict[int, PackedKey] = {}
         self.into_sparse: PackedKey | None = None
-        self.from_sparse: PackedKey | None = None
+        self.from_sparse: dict[int, PackedKey] = {}
         self._bootstraps: Bootstrap | None = None
         self._lock = threading.Lock()
 
-    def add(self, place: int | str, form: KeyForm, key: PackedKey) -> None:
-        """Add a key of a rotation step, or that which is called "relinearise", "into_sparse" or "from_sparse"."""
+    def add(self, place: Place, form: KeyForm, key: PackedKey) -> None:
+        """Add a key."""
         self._order.append((form, key))
-        if isinstance(place, int):
+        if isinstance(place, FromSparse):
+            self.from_sparse[place.step] = key
+        elif isinstance(place, int):
             self.rotations[place] = key
         else:
             setattr(self, place, key)

@@ -77,18 +77,26 @@ class PackedKey:
 
     def put(self, digit: int, half: int, limb: int, values: Floats) -> None:
         """Set one limb of the polynomial b (half 0) or a (half 1) of a digit: N centred residues, ordered as words."""
-        n, which = self._n, 2 * digit + half
-        at = (which * len(self.ids) + limb) * n
-        count, high = (self.count8, self.high8) if self.small[limb] else (self.count16, self.high16)
-        highat = (which * count + int(self.place[limb])) * n
-        split(self._ring.in_value_order(values), self.low[at : at + n], high[highat : highat + n])
+        self.put_values(digit, half, limb, self._ring.in_value_order(values))
+
+    def put_values(self, digit: int, half: int, limb: int, values: Floats) -> None:
+        """The same with residues in value order."""
+        split(values, *self._parts(digit, half, limb))
 
     def get(self, digit: int, half: int, limb: int) -> Floats:
         """What `put` set."""
+        ordered: Floats = self.values(digit, half, limb)[self._ring.order]
+        return ordered
+
+    def values(self, digit: int, half: int, limb: int) -> Floats:
+        """The same in value order."""
+        low, high = self._parts(digit, half, limb)
+        found: Floats = high.astype(np.float64) * 4294967296.0 + low.astype(np.float64)
+        return found
+
+    def _parts(self, digit: int, half: int, limb: int) -> tuple[Any, Any]:
         n, which = self._n, 2 * digit + half
         at = (which * len(self.ids) + limb) * n
         count, high = (self.count8, self.high8) if self.small[limb] else (self.count16, self.high16)
         highat = (which * count + int(self.place[limb])) * n
-        found = high[highat : highat + n].astype(np.float64) * 4294967296.0 + self.low[at : at + n].astype(np.float64)
-        ordered: Floats = found[self._ring.order]
-        return ordered
+        return self.low[at : at + n], high[highat : highat + n]

@@ -15,15 +15,13 @@ from typing import ClassVar
 from olac.ckks.bootstrapping import BOOTSTRAP_NOISE, BootstrapModel, bootstrap_model
 from olac.ckks.parameters import OPENFHE_RECIPE, VECTOR_RECIPE, Parameters
 from olac.ckks.sizes import (
-    SEED_BYTES,
     WORD_BYTES,
     ciphertext_bytes,
     kept_plaintext_bytes,
     plaintext_bytes,
-    residue_bytes,
     rotation_key_bytes,
 )
-from olac.ckks.special import held_key_bytes, key_primes, key_shape, vector_special_primes
+from olac.ckks.special import file_key_bytes, held_key_bytes, key_shape, vector_special_primes
 from olac.ckks.vector_bootstrapping import VECTOR_BOOTSTRAP_NOISE, vector_bootstrap_model
 from olac.system.choices import require_one_of
 
@@ -119,12 +117,14 @@ class EngineModel(ABC):
         return engine_model, (self.name,)
 
     def keys_bytes(self, parameters: Parameters, levels: Mapping[int, int]) -> int:
-        """Several keys, from how many of them are used up to each level."""
-        return sum(count * self.key_bytes(parameters, level) for level, count in levels.items())
+        """The keys of a program, from how many of them are used up to each level (`KeyLevels.of`)."""
+        other = self.bootstraps(parameters).from_sparse_bytes
+        return other + sum(count * self.key_bytes(parameters, level) for level, count in levels.items())
 
     def keys_file_bytes(self, parameters: Parameters, levels: Mapping[int, int]) -> int:
         """The same keys in a file."""
-        return sum(count * self.key_file_bytes(parameters, level) for level, count in levels.items())
+        other = self.bootstraps(parameters).from_sparse_file_bytes
+        return other + sum(count * self.key_file_bytes(parameters, level) for level, count in levels.items())
 
 
 class _OpenFHE(EngineModel):
@@ -224,12 +224,10 @@ class _Vector(EngineModel):
         return level
 
     def key_bytes(self, parameters: Parameters, level: int) -> int:
-        return held_key_bytes(parameters, level)
+        return held_key_bytes(parameters, key_shape(parameters, level))
 
     def key_file_bytes(self, parameters: Parameters, level: int) -> int:
-        # One half is a seed.
-        residues = sum(residue_bytes(prime) for prime in key_primes(parameters, level))
-        return SEED_BYTES + (key_shape(parameters, level).digits * residues << parameters.log_ring)
+        return file_key_bytes(parameters, key_shape(parameters, level))
 
     def digits_bytes(self, parameters: Parameters, level: int) -> int:
         shape = key_shape(parameters, level)
