@@ -39,6 +39,7 @@ from olac.ckks.parameters import Parameters
 from olac.ckks.special import KeyShape, key_shape
 from olac.errors import MissingKeyError
 from olac.ir.types import CipherState
+from olac.system.arrays import Array
 
 
 class BootstrapKeys(KeyRing, Protocol):
@@ -84,7 +85,7 @@ class Bootstrap:
         self.lower, self.upper = [
             [encode(one) for one in levels] for levels in (self.plan.to_coefficients, self.plan.to_slots)
         ]
-        self._combine_starts = [combination_start(prime) for prime in parameters.primes]
+        self._starts = {one: self._combination_starts(one) for one in self.plan.sine.combinations}
 
     @property
     def nbytes(self) -> int:
@@ -146,6 +147,10 @@ class Bootstrap:
         switched = evaluator.key_product(evaluator.decompose(a, 1), self._keys[step])
         return evaluator.divided(switched, a, 1, evaluator.ring.automorphism(evaluator.ring.exponent(step)))
 
+    def _combination_starts(self, one: Combination) -> Array:
+        primes = self.parameters.primes[: one.level + 2]
+        return np.array([combination_start(prime, len(one.products), one.factor, len(one.terms)) for prime in primes])
+
     def _combined(self, evaluator: VectorEvaluator, one: Combination, values: Mapping[int, Residues]) -> Residues:
         """One value of the sine."""
         r, n, limbs = evaluator.ring, evaluator.ring.N, one.level + 2
@@ -171,7 +176,7 @@ class Bootstrap:
             terms,
             multipliers,
             r.residues(one.constant, ids),
-            np.array(self._combine_starts[:limbs]),
+            self._starts[one],
             total.data,
             total.room * n,
             n,

@@ -257,13 +257,13 @@ def _values_are_combined() -> bool:
     """Two products, twice one product, multiples alone."""
     t, found = _tables(), []
     N, count, make = t.N, len(t.primes), _Operands(5)
-    starts = np.array([combination_start(prime) for prime in t.primes])
     values = [np.concatenate([make.residues(p, N, AT_REST) for p in (*t.primes, *t.primes)]) for _ in range(4)]
     X = [_integers(one).reshape(2, count, N) for one in values]
     constants = np.array([make.residues(p, 1)[0] for p in t.primes])
     multipliers = np.array([[make.residues(p, 1)[0] for p in t.primes] for _ in range(3)])
     for pairs, factor, terms in ((((0, 1), (2, 3)), 1, (0, 1, 2)), (((1, 1),), 2, (3,)), ((), 1, (1, 2, 0))):
         parts = 3 if pairs else 2
+        starts = np.array([combination_start(prime, len(pairs), factor, len(terms)) for prime in t.primes])
         out = np.empty(parts * count * N)
         of_pairs = [[values[a].ctypes.data, values[b].ctypes.data, count * N, count * N] for a, b in pairs]
         of_terms = [[values[a].ctypes.data, count * N] for a in terms]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from olac.backends.vector.arithmetic import LOOSE_BITS
 from olac.backends.vector.bootstrap.kernels import (
     FOUR_BYTES,
     ONE_BYTE,
@@ -23,7 +24,7 @@ from olac.backends.vector.packed import PackedKey
 from olac.backends.vector.ring import Ring
 from olac.backends.vector.team import Team
 from olac.ckks.special import bytes_of_high
-from olac.errors import MissingKeyError
+from olac.errors import MissingKeyError, VerificationError
 from olac.system.arrays import Array, Index
 
 KINDS = {1: ONE_BYTE, 2: TWO_BYTES, 4: FOUR_BYTES}
@@ -42,16 +43,27 @@ def sums_of_plaintexts(primes: Sequence[int]) -> tuple[int, Array]:
             terms //= 2  # two always fit
 
 
-def combination_start(prime: int) -> float:
-    """What the sums of `combine` start with: two products of ciphertexts or one twice, and a few multiples.
+def combination_start(prime: int, products: int, factor: int, terms: int) -> float:
+    """What the sums of `combine` start with; 0 for tight primes, which have no such sums.
 
-    Tight primes have no such sums.
+    Args:
+        prime: of the sums.
+        products, factor: of ciphertexts, and what they are multiplied by.
+        terms: multiples of ciphertexts.
+
+    Raises:
+        VerificationError: so many do not fit.
     """
-    largest = (5 * 121 * prime // 100 + 4 * 11 * prime // 20) * prime
-    try:
-        return magic_of(largest, 8, prime)
-    except OverflowError:
+    if prime.bit_length() > LOOSE_BITS:
         return 0.0
+    # The middle polynomial gets two products of residues of at most 1.1 p for each of ciphertexts.
+    largest = -(-(2 * products * factor * 121 + terms * 55) * prime * prime // 100)
+    try:
+        return magic_of(largest, 2 * products + terms, prime)
+    except OverflowError as error:
+        raise VerificationError(
+            f"{products} products and {terms} multiples of ciphertexts are too many for one sum modulo {prime}"
+        ) from error
 
 
 class Plaintexts:

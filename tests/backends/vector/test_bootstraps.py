@@ -15,7 +15,7 @@ from olac.backends.session import PlaintextCache
 from olac.backends.vector import available
 from olac.backends.vector.bootstrap.circuit import Bootstrap
 from olac.backends.vector.bootstrap.kernels import ONE_BYTE
-from olac.backends.vector.bootstrap.linear import EncodedLevel, Plaintexts
+from olac.backends.vector.bootstrap.linear import EncodedLevel, Plaintexts, combination_start
 from olac.backends.vector.bootstrap.plan import plan_bootstrap
 from olac.backends.vector.bootstrap.short_keys import shortened
 from olac.backends.vector.bootstrap.sine import RANGE, half_width
@@ -313,6 +313,17 @@ def test_what_is_missing_is_named() -> None:
     (placed, *_) = plan.to_slots
     with pytest.raises(MissingKeyError, match="fewer than"):  # those of bootstraps do not reach to the end of the chain
         EncodedLevel(ring(SPARSE), placed.linear, SPARSE.limbs, placed.scale, own.keys.from_sparse, None)
+
+
+def test_sums_that_do_not_fit_are_refused() -> None:
+    loose = 2**45 + 1
+    sizes = [combination_start(loose, products, factor, 4) for products, factor in ((0, 1), (1, 2), (2, 2), (8, 2))]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+    with pytest.raises(VerificationError, match="64 products and 0 multiples of ciphertexts are too many"):
+        combination_start(loose, 64, 1, 0)
+    with pytest.raises(VerificationError, match="0 products and 500 multiples"):
+        combination_start(loose, 0, 1, 500)
+    assert combination_start(2**47 + 1, 64, 1, 0) == 0.0  # sums modulo tight primes are reduced after each product
 
 
 def test_keys_are_shortened_with_little_more_noise() -> None:
