@@ -8,11 +8,9 @@ import weakref
 import numpy as np
 
 from olac.ckks.parameters import Parameters
-from olac.ckks.sizes import ciphertext_bytes
+from olac.ckks.sizes import FREE_CIPHERTEXTS, ciphertext_bytes
 from olac.system.arrays import Array
 
-FREE_CIPHERTEXTS = 12
-"""Ciphertexts of the whole chain that take as much memory as is kept for later use: those that a node works on."""
 SLACK = 1.5
 """A buffer may be used for less than its size by this factor."""
 

@@ -31,6 +31,7 @@ from olac.backends.vector.switching import finish_limbs as finish_transforms
 from olac.backends.vector.team import Team
 from olac.ckks.parameters import Parameters
 from olac.ckks.primes import FIXED
+from olac.ckks.sizes import MOST_PRODUCTS
 from olac.errors import MissingKeyError
 from olac.ir.types import CipherState
 from olac.system.arrays import Index, Order
@@ -38,8 +39,6 @@ from olac.system.arrays import Index, Order
 if TYPE_CHECKING:
     from olac.backends.vector.bootstrap.circuit import Bootstrap
 
-MOST_PRODUCTS = 8
-"""Products that are summed at a time: more streams than that slow a processor's memory down."""
 NO_ORDER: Order = np.zeros(1, dtype=np.int32)
 
 

@@ -273,4 +273,5 @@ def _working_bytes(
     if kernel is None or not kernel.held:
         return 0
     level = levels[node.inputs[0]]
-    return kernel.held * engine.ciphertext_bytes(parameters, level) + 2 * engine.digits_bytes(parameters, level)
+    held = kernel.held * engine.ciphertext_bytes(parameters, level) + engine.waiting_bytes(parameters, level)
+    return held + 2 * engine.digits_bytes(parameters, level)

@@ -15,6 +15,8 @@ from typing import ClassVar
 from olac.ckks.bootstrapping import BOOTSTRAP_NOISE, BootstrapModel, bootstrap_model
 from olac.ckks.parameters import OPENFHE_RECIPE, VECTOR_RECIPE, Parameters
 from olac.ckks.sizes import (
+    FREE_CIPHERTEXTS,
+    MOST_PRODUCTS,
     WORD_BYTES,
     ciphertext_bytes,
     kept_plaintext_bytes,
@@ -70,7 +72,7 @@ class EngineModel(ABC):
 
     @abstractmethod
     def library_bytes(self, parameters: Parameters) -> float:
-        """Its code and its tables for the parameters, without keys."""
+        """Its code, its tables for the parameters and memory that it keeps for later use, without keys."""
 
     def client_library_bytes(self, parameters: Parameters) -> float:
         """The same in a client, which makes secret keys and encrypts with OpenFHE."""
@@ -99,6 +101,10 @@ class EngineModel(ABC):
     @abstractmethod
     def digits_bytes(self, parameters: Parameters, level: int) -> int:
         """A ciphertext of a level that is decomposed for key switching."""
+
+    def waiting_bytes(self, parameters: Parameters, level: int) -> int:
+        """Operands at a level that wait for their products to be summed."""
+        return 0
 
     def ciphertext_bytes(self, parameters: Parameters, level: int) -> int:
         """A ciphertext of two polynomials."""
@@ -211,8 +217,18 @@ class _Vector(EngineModel):
         return vector_special_primes(parameters)
 
     def library_bytes(self, parameters: Parameters) -> float:
+        kept = FREE_CIPHERTEXTS * ciphertext_bytes(parameters.log_ring, parameters.limbs)
+        return self._code_and_tables(parameters) + kept
+
+    def client_library_bytes(self, parameters: Parameters) -> float:
+        return OPENFHE_BYTES + self._code_and_tables(parameters)
+
+    def _code_and_tables(self, parameters: Parameters) -> float:
         primes = parameters.limbs + len(vector_special_primes(parameters))
         return VECTOR_BYTES + 2 * plaintext_bytes(parameters.log_ring, primes)  # roots of unity, and their inverses
+
+    def waiting_bytes(self, parameters: Parameters, level: int) -> int:
+        return MOST_PRODUCTS * (self.ciphertext_bytes(parameters, level) + self.plaintext_bytes(parameters, level))
 
     def bootstraps(self, parameters: Parameters) -> BootstrapModel:
         return vector_bootstrap_model(parameters)

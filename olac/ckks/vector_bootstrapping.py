@@ -30,7 +30,7 @@ from olac.ckks.bootstrapping import (
     trace_steps,
 )
 from olac.ckks.parameters import RECIPES, VECTOR_RECIPE, Bootstrapping, Parameters
-from olac.ckks.sizes import plaintext_bytes
+from olac.ckks.sizes import ciphertext_bytes, plaintext_bytes
 from olac.ckks.special import (
     KeyShape,
     file_key_bytes,
@@ -45,6 +45,8 @@ SINE_LEVELS = RECIPES[VECTOR_RECIPE].sine
 """Levels of the sine, for all scales at which primes are small enough for the engine."""
 SINE_PRODUCTS = 10
 """Products that are relinearised in the sine, at most."""
+SINE_CIPHERTEXTS = 14
+"""Ciphertexts at the level of its operand that take as much memory as the sine holds, at most."""
 BETWEEN = 2
 """The rotation between the transforms, at level 0."""
 
@@ -141,7 +143,9 @@ def vector_bootstrap_model(parameters: Parameters) -> BootstrapModel:
         raised_level=first.level,
         from_sparse_file_bytes=first.babies * file_key_bytes(parameters, shape),
         special_steps=frozenset({parameters.conjugation_step}),
-        working_bytes=max(_working_bytes(parameters, one) for one in taken),
+        working_bytes=max(
+            _sine_bytes(parameters, _sine_level(setup)), *(_working_bytes(parameters, one) for one in taken)
+        ),
         precomputed_bytes=sum(one.diagonals * _plaintext_bytes(parameters, one) for one in taken),
         precomputed_limbs=sum(one.diagonals * one.shape(parameters).primes for one in taken),
         work=_work(parameters, setup, taken),
@@ -189,10 +193,20 @@ def _plaintext_bytes(parameters: Parameters, one: _Level) -> int:
 
 
 def _working_bytes(parameters: Parameters, one: _Level) -> int:
-    """Sums of all giant steps, the digits of the operand, the operand and the result."""
-    limbs, shape = one.level + 1, one.shape(parameters)
+    """What a level holds while a giant step is switched.
+
+    That is the sums of all giant steps, the second polynomial of one of them and its digits, and what they are
+    switched to; and the operand, which the level before may hold as well.
+    """
+    limbs, shape = one.level + 1, key_shape(parameters, one.level)
     lifted = (shape.digits - 1) * limbs + shape.digits * shape.specials
-    return plaintext_bytes(parameters.log_ring, 2 * one.blocks * shape.primes + lifted + limbs + 4 * limbs)
+    switched = limbs + limbs + lifted + 2 * shape.primes
+    return plaintext_bytes(parameters.log_ring, 2 * one.blocks * shape.primes + switched + 4 * limbs)
+
+
+def _sine_bytes(parameters: Parameters, level: int) -> int:
+    """What the sine holds at most, at the level of its operand."""
+    return SINE_CIPHERTEXTS * ciphertext_bytes(parameters.log_ring, level + 1)
 
 
 def _work(parameters: Parameters, setup: Bootstrapping, taken: tuple[_Level, ...]) -> Work:

@@ -326,6 +326,34 @@ def test_sums_that_do_not_fit_are_refused() -> None:
     assert combination_start(2**47 + 1, 64, 1, 0) == 0.0  # sums modulo tight primes are reduced after each product
 
 
+@pytest.mark.parametrize("log_slots", [None, 7])
+@pytest.mark.parametrize("recipe", [OPENFHE_RECIPE, VECTOR_RECIPE])
+def test_memory_of_a_bootstrap_is_foreseen(log_slots: int | None, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = chain(rest=9, budget=(4, 3), log_slots=log_slots, scale=37, digits=2, recipe=recipe)
+    own, held, most = Pair(parameters), 0, 0
+    a = own.encrypt(own.slots(7), parameters.bootstrapping.input_level)  # type: ignore[union-attr]
+    boots, buffers = own.keys.bootstraps(Team(1)), own.evaluator.buffers
+    take, give = buffers.take, buffers.give
+
+    def taken(size: int) -> Any:
+        nonlocal held, most
+        found = take(size)
+        held += found.data.nbytes
+        most = max(most, held)
+        return found
+
+    def given(array: Array) -> None:
+        nonlocal held
+        held -= array.nbytes
+        give(array)
+
+    monkeypatch.setattr(buffers, "take", taken)
+    monkeypatch.setattr(buffers, "give", given)
+    boots.run(own.evaluator, a.payload, a.state)
+    foreseen = vector_bootstrap_model(parameters).working_bytes
+    assert 0.9 * foreseen < most < 1.1 * foreseen
+
+
 def test_keys_are_shortened_with_little_more_noise() -> None:
     """As keys are that are made short, but for the rounding."""
     parameters = chain(scale=37, digits=2)
