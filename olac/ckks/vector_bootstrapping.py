@@ -52,10 +52,10 @@ BETWEEN = 2
 
 VECTOR_BOOTSTRAP_NOISE: Mapping[tuple[int, int], float] = MappingProxyType(
     {
-        (36, 40): 3.4e-5,
-        (37, 41): 1.7e-5,
-        (40, 44): 2.1e-6,
-        (45, 49): 6.7e-8,
+        (36, 40): 2.3e-5,
+        (37, 41): 1.2e-5,
+        (40, 44): 1.4e-6,
+        (45, 49): 4.5e-8,
     }
 )
 """`BOOTSTRAP_NOISE` of bootstraps by the engine's own recipe, for scales at which it takes the primes."""
