@@ -111,7 +111,7 @@ class BootstrapModel:
         raised_level: the level that ciphertexts are raised to.
         special_steps: rotation steps that stand for special keys.
         working_bytes: what a bootstrap takes while it runs.
-        precomputed_bytes: of plaintexts that are kept for all bootstraps.
+        precomputed_bytes: of plaintexts, and of keys that are made of others, that are kept for all bootstraps.
         precomputed_limbs: that are encoded for them.
         work: what one bootstrap of a ciphertext is made of.
         noise: standard deviation of what a bootstrap adds to a slot, without the effect of its sine.

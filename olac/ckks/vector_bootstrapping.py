@@ -39,6 +39,7 @@ from olac.ckks.special import (
     held_residues_bytes,
     key_shape,
     primes_of,
+    vector_special_primes,
 )
 
 SINE_LEVELS = RECIPES[VECTOR_RECIPE].sine
@@ -146,7 +147,8 @@ def vector_bootstrap_model(parameters: Parameters) -> BootstrapModel:
         working_bytes=max(
             _sine_bytes(parameters, _sine_level(setup)), *(_working_bytes(parameters, one) for one in taken)
         ),
-        precomputed_bytes=sum(one.diagonals * _plaintext_bytes(parameters, one) for one in taken),
+        precomputed_bytes=_short_key_bytes(parameters, taken)
+        + sum(one.diagonals * _plaintext_bytes(parameters, one) for one in taken),
         precomputed_limbs=sum(one.diagonals * one.shape(parameters).primes for one in taken),
         work=_work(parameters, setup, taken),
         noise=bootstrap_noise(parameters, setup, _noises(setup)),
@@ -190,6 +192,15 @@ def _plaintext_bytes(parameters: Parameters, one: _Level) -> int:
     repeat = min(parameters.log_ring - 1 - parameters.log_bootstrap_slots, columns)
     primes = primes_of(parameters, one.shape(parameters))
     return held_residues_bytes(parameters, primes) << parameters.log_ring >> repeat
+
+
+def _short_key_bytes(parameters: Parameters, taken: tuple[_Level, ...]) -> int:
+    """Keys that are shortened for low levels, if those of all steps reach far up."""
+    uses = [(len(set(one.steps)), one.level) for one in taken if not one.raised]
+    uses.append((min(1, BETWEEN % (1 << parameters.log_bootstrap_slots)), 0))
+    shapes = [(count, key_shape(parameters, level)) for count, level in uses]
+    longest = len(vector_special_primes(parameters))
+    return sum(count * held_key_bytes(parameters, shape) for count, shape in shapes if shape.specials < longest)
 
 
 def _working_bytes(parameters: Parameters, one: _Level) -> int:

@@ -85,12 +85,13 @@ class Bootstrap:
         self.lower, self.upper = [
             [encode(one) for one in levels] for levels in (self.plan.to_coefficients, self.plan.to_slots)
         ]
+        self._short_bytes = fitting.nbytes
         self._starts = {one: self._combination_starts(one) for one in self.plan.sine.combinations}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the plaintexts."""
-        return sum(one.plaintexts.nbytes for one in (*self.lower, *self.upper))
+        """Bytes of the plaintexts and of short keys."""
+        return self._short_bytes + sum(one.plaintexts.nbytes for one in (*self.lower, *self.upper))
 
     def run(self, evaluator: VectorEvaluator, a: Residues, state: CipherState) -> Residues:
         """A ciphertext of degree 1 and the canonical scale of its level, at the output level."""
@@ -268,6 +269,11 @@ class _FittingKeys:
     def __init__(self, parameters: Parameters, keys: BootstrapKeys, evaluator: VectorEvaluator) -> None:
         self._parameters, self._keys, self._evaluator = parameters, keys, evaluator
         self._made: dict[tuple[int, KeyShape], PackedKey] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys that were shortened."""
+        return sum(key.nbytes for key in self._made.values())
 
     def at(self, step: int, limbs: int) -> PackedKey:
         """The key of a rotation step or of conjugation for so many limbs, or one with as many special primes."""

@@ -327,6 +327,16 @@ def test_sums_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("log_slots", [None, 7])
+def test_what_is_kept_is_foreseen(log_slots: int | None) -> None:
+    """If kernels take all steps at the top of the chain, keys for each lower level are shortened."""
+    parameters = chain(rest=9, budget=(4, 3), log_slots=log_slots, scale=37, digits=2)
+    model = vector_bootstrap_model(parameters)
+    far = Pair(parameters, dict.fromkeys(model.steps, parameters.depth)).keys.bootstraps(Team(1)).nbytes
+    near = Pair(parameters).keys.bootstraps(Team(1)).nbytes
+    assert near < far == model.precomputed_bytes
+
+
+@pytest.mark.parametrize("log_slots", [None, 7])
 @pytest.mark.parametrize("recipe", [OPENFHE_RECIPE, VECTOR_RECIPE])
 def test_memory_of_a_bootstrap_is_foreseen(log_slots: int | None, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = chain(rest=9, budget=(4, 3), log_slots=log_slots, scale=37, digits=2, recipe=recipe)
