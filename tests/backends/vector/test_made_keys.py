@@ -17,7 +17,8 @@ from olac.backends.vector.packed import PackedKey
 from olac.backends.vector.randomness import BINOMIAL_PAIRS, SIGMA, Coefficients
 from olac.backends.vector.residues import add, multiply, residues, subtract
 from olac.backends.vector.ring import ring
-from olac.backends.vector.session import ENGINE, VectorClient, secret_coefficients
+from olac.backends.vector.secret import secret_coefficients
+from olac.backends.vector.session import ENGINE, VectorClient
 from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FIXED, FLEXIBLE
