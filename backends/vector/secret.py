@@ -183,7 +183,10 @@ def with_noise(polynomial: Array, scale: float) -> Array:
 
 
 def gaussian(count: int) -> Array:
-    """Fresh numbers of the normal distribution, shape (count,), by its inverse, from 53 random bits each."""
-    drawn: npt.NDArray[Any] = np.frombuffer(os.urandom(count * WORD_BYTES), dtype=np.uint64) >> np.uint64(11)
-    found: Array = scipy.special.ndtri((drawn.astype(np.float64) + 0.5) * 2.0**-53)
+    """Fresh numbers of the normal distribution, shape (count,), by its inverse, from 52 random bits each.
+
+    With a half behind them these are 53 bits, so none is rounded to 0 or 1.
+    """
+    drawn: npt.NDArray[Any] = np.frombuffer(os.urandom(count * WORD_BYTES), dtype=np.uint64) >> np.uint64(12)
+    found: Array = scipy.special.ndtri((drawn.astype(np.float64) + 0.5) * 2.0**-52)
     return found
