@@ -279,7 +279,7 @@ def sum_of_products(
             store(out, outstride + k, finish(t1, r1, start, pinv1, p1, magic))
 
 
-@kernel("void(i8,i8,i8,f8[::1],f8[::1],i8[::1],i8[::1],f8[:,::1],i8,i8,i8,f8[::1],f8[::1],f8[::1],f8[::1],b1[::1])")
+@kernel("void(i8,i8,i8,f8[::1],f8[::1],i8[::1],i8[::1],f8[:,::1],i8,i8,i8,f8[::1],f8[:,::1],f8[::1],f8[::1],b1[::1])")
 def transform_integers(
     lo: int,
     hi: int,
@@ -316,8 +316,10 @@ def transform_integers(
         for column in range(C // 8):
             for row in range(R):
                 store(room, 8 * row, reduced(load(coefficients, 8 * (column * R + row)), pinv1, p1, magic))
-            forward_columns(room, 0, 8, room, 8 * R, out, outat[e], column, R, C, w0, j * R, p[j], pinv[j], tight[j])
-        forward_rows(out, outat[e], R, C, W, w1, j * R * W, p[j], pinv[j], tight[j])
+            forward_columns(
+                room, 0, 8, room, 8 * R, out, outat[e], column, R, C, w0, j * R, p[j], pinv[j], tight[j], False
+            )
+        forward_rows(out, outat[e], R, C, W, w1[j], 0, p[j], pinv[j], tight[j])
         o = outat[e]
         for k in range(0, N, 8):
             store(out, o + k, reduced(load(out, o + k), pinv1, p1, magic))

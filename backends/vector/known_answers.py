@@ -142,13 +142,13 @@ def _transforms_are_right() -> bool:
             given = residues(rng, N, prime)
             source = _blank(N)
             source[place] = given
-            forward_transform(source, 0, room, 0, out, 0, R, C, ring.w0, j * R, ring.w1, j * N, p, pinv, tight)
+            forward_transform(source, 0, room, 0, out, 0, R, C, ring.w0, j * R, ring.w1[j], 0, p, pinv, tight)
             if not right(out, _values(ring, integers(given), j), prime, _most(ring, j)):
                 return False
             rest = out - np.rint(out * pinv) * p
             factors = ring.inverse_factors([1], [j])[0]
             inverse_transform(
-                rest, 0, room, 0, back, 0, R, C, ring.i0, j * R, ring.i1, j * N, factors[0], factors[1], p, pinv, tight
+                rest, 0, room, 0, back, 0, R, C, ring.i0, j * R, ring.i1[j], 0, factors[0], factors[1], p, pinv, tight
             )
             if not right(back[place], integers(given), prime):
                 return False
@@ -459,8 +459,9 @@ def _divisions_are_right() -> bool:
             ordered = _blank(N)
             ordered[place] = polynomial
             for column in range(C // 8):
+                p, pinv, tight = (table[j] for table in tables)
                 forward_columns(
-                    ordered, column * R * 8, 8, room, 0, row, 0, column, R, C, ring.w0, j * R, *(t[j] for t in tables)
+                    ordered, column * R * 8, 8, room, 0, row, 0, column, R, C, ring.w0, j * R, p, pinv, tight, False
                 )
         for permute in (False, True):
             for extraat in (nowhere, at):

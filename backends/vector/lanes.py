@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from olac.backends.vector.compiled import missing, numba
+from olac.backends.vector.compiled import inline, missing, numba
 from olac.errors import BackendError
 
 LANES = 8
 """Doubles in a vector."""
+PAST = 1 << 19
+"""Results of at least so many doubles are written past the caches: they do not stay there until they are read.
+
+A store to memory that is not in a cache reads it first. A store past the caches does not.
+"""
 
 if TYPE_CHECKING or numba is None:
 
@@ -57,6 +62,18 @@ if TYPE_CHECKING or numba is None:
         """Write a vector to elements index ... index + 7."""
         raise BackendError(missing)
 
+    def stream(array: Any, index: Any, value: Any) -> None:
+        """As `store`, past the caches; only where `streams` is true. `fence` comes after the last one."""
+        raise BackendError(missing)
+
+    def streams(array: Any, index: Any) -> Any:
+        """Whether `stream` can write to this element, and to those that are multiples of eight elements away."""
+        raise BackendError(missing)
+
+    def fence() -> None:
+        """Other threads see all that was written, also by `stream`."""
+        raise BackendError(missing)
+
     def store_ints(array: Any, index: Any, value: Any) -> None:
         """Write eight integers that are doubles to an array of int32, int16 or int8, which they have to fit."""
         raise BackendError(missing)
@@ -67,12 +84,15 @@ if TYPE_CHECKING or numba is None:
 
 else:
     from olac.backends.vector.lanes_llvm import (
+        fence,
         gather,
         load,
         load_ints,
         splat,
         store,
         store_ints,
+        stream,
+        streams,
         transposed,
         vadd,
         vfma,
@@ -81,14 +101,29 @@ else:
         vsub,
     )
 
+
+@inline
+def put(array: Any, index: Any, value: Any, past: Any) -> None:
+    """`stream` or `store`."""
+    if past:
+        stream(array, index, value)
+    else:
+        store(array, index, value)
+
+
 __all__ = [
     "LANES",
+    "PAST",
+    "fence",
     "gather",
     "load",
     "load_ints",
+    "put",
     "splat",
     "store",
     "store_ints",
+    "stream",
+    "streams",
     "transposed",
     "vadd",
     "vfma",

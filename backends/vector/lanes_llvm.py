@@ -133,6 +133,43 @@ def store(context: Any, array: Any, index: Any, value: Any) -> tuple[Any, Gen]:
 
 
 @intrinsic
+def stream(context: Any, array: Any, index: Any, value: Any) -> tuple[Any, Gen]:
+    """Write a vector past the caches; its address has to be a multiple of its size, see `streams`."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(target, builder, signature.args[0], arguments[0], arguments[1], _VECTOR)
+        stored = builder.store(arguments[2], pointer, align=8 * LANES)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return target.get_dummy_value()
+
+    return types.none(array, types.int64, lanes), generate
+
+
+@intrinsic
+def streams(context: Any, array: Any, index: Any) -> tuple[Any, Gen]:
+    """Whether the address of an element is a multiple of a vector's size."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(target, builder, signature.args[0], arguments[0], arguments[1], _VECTOR)
+        address = builder.ptrtoint(pointer, ir.IntType(64))
+        rest = builder.and_(address, ir.Constant(ir.IntType(64), 8 * LANES - 1))
+        return builder.icmp_unsigned("==", rest, ir.Constant(ir.IntType(64), 0))
+
+    return types.boolean(array, types.int64), generate
+
+
+@intrinsic
+def fence(context: Any) -> tuple[Any, Gen]:
+    """All that was written so far is there for other threads before what comes next."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.fence("seq_cst")
+        return target.get_dummy_value()
+
+    return types.none(), generate
+
+
+@intrinsic
 def store_ints(context: Any, array: Any, index: Any, value: Any) -> tuple[Any, Gen]:
     """Write eight integers that are doubles to an array of int32, int16 or int8, which they have to fit."""
 

@@ -69,7 +69,8 @@ class Tables:
         N, R, C: the dimension, R C = N, see `olac.backends.vector.transforms`.
         primes: as given.
         p, pinv, tight: of each prime: itself and its inverse, as doubles; see `olac.backends.vector.arithmetic`.
-        w0, w1, i0, i1: roots and inverse roots, as `transforms` wants them, R or N for each prime, centred.
+        w0, i0: roots and inverse roots in bit-reversed order, R for each prime, centred.
+        w1, i1: those of the second half and their twists, a row for each prime, see `transforms.forward_rows`.
         order: for each value in bit-reversed order its place in value order.
 
     Raises:
@@ -94,7 +95,8 @@ class Tables:
         self.order: Index = ((k // self.C // 8) * self.C + k % self.C) * 8 + k // self.C % 8
         self._reversed = _bit_reversed(n)
         self.w0, self.i0 = np.empty(count * self.R), np.empty(count * self.R)
-        self.w1, self.i1 = np.empty(count * n), np.empty(count * n)
+        row = self.C + self.R * (self.C.bit_length() - 1)
+        self.w1, self.i1 = np.empty((count, row)), np.empty((count, row))
         self._roots: list[int] = []
         for index, prime in enumerate(self.primes):
             powers = _powers(_generator(n, prime), 2 * n, prime)
@@ -110,17 +112,14 @@ class Tables:
         self._inner_starts: dict[tuple[int, int], Array] = {}
 
     def _set_roots(self, index: int, first: Array, second: Array, powers: Array, exponent: int) -> None:
-        """Roots in bit-reversed order: for rows of eight, those of every stage beside each other."""
+        """Roots in bit-reversed order, and the twists of rows of eight, stage after stage."""
         n, R, C = self.N, self.R, self.C
         root = powers[(self._reversed * exponent) % (2 * n)]
         first[index * R : (index + 1) * R] = root[:R]
-        into = second[index * n : (index + 1) * n].reshape(R // 8, C, 8)
-        into[:, 0] = 0.0
-        size = 1
-        while size < C:
-            stage = root[R * size : 2 * R * size].reshape(R // 8, 8, size)
-            into[:, size : 2 * size] = stage.transpose(0, 2, 1)
-            size *= 2
+        second[index, :C] = root[:C]
+        twists = second[index, C:].reshape(R // 8, -1, 8)
+        for stage in range(twists.shape[1]):
+            twists[:, stage] = root[R << stage : 2 * R << stage : 1 << stage].reshape(R // 8, 8)
 
     # Indices of primes -----------------------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ def test_a_wrong_table_is_noticed(monkeypatch: pytest.MonkeyPatch, table: str, w
 
     def wrong(self: Tables, *arguments: Any) -> None:
         usual(self, *arguments)
-        found = getattr(self, table)
+        found = getattr(self, table).reshape(-1)
         found[int(where * len(found))] *= 1 + 2.0**-30 if table == "pinv" else -1
 
     monkeypatch.setattr(Tables, "__init__", wrong)
