@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from olac.backends.vector.arithmetic import MOST_BITS
 from olac.backends.vector.compiled import known_answer
 from olac.backends.vector.conversion import convert, convert_part, magic_of, overshoots
 from olac.backends.vector.elementwise import (
@@ -26,7 +25,6 @@ from olac.backends.vector.elementwise import (
     times_limbs,
     transform_integers,
 )
-from olac.backends.vector.packed import split
 from olac.backends.vector.ring import Tables
 from olac.backends.vector.switching import add_permuted, divide_limbs, finish_limbs, inner, inverse_limbs
 from olac.backends.vector.transforms import (
@@ -362,19 +360,6 @@ def _transforms_of_integers_are_right() -> bool:
                 return False
             if not right(back[start : start + N][_coefficient_order(ring)], 3 * integers(given), prime):
                 return False
-    return True
-
-
-@known_answer(split)
-def _packed_residues_are_right() -> bool:
-    rng = np.random.default_rng(7)
-    for high, prime in ((np.int8, ONE_BYTE - 1), (np.int16, TWO_BYTES - 1), (np.int32, (1 << MOST_BITS) - 1)):
-        values = residues(rng, SHORT, prime, 0.5)
-        values[2:7] = 2.0**31, -(2.0**31), 2.0**32 - 1, 2.0**31 - 1, 0.0
-        top, low = np.zeros(SHORT, dtype=high), np.zeros(SHORT, dtype=np.int32)
-        split(values, low, top)
-        if [int(t) * 2**32 + int(r) for t, r in zip(top, low, strict=True)] != [int(value) for value in values]:
-            return False
     return True
 
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING or numba is None:
         raise BackendError(missing)
 
     def load_ints(array: Any, index: Any) -> Any:
-        """As `load`, of an array of int32, int16 or int8, as doubles."""
+        """As `load`, of an array of integers of 64, 32, 16 or 8 bits, below 2^63, as doubles."""
         raise BackendError(missing)
 
     def gather(array: Any, at: Any, order: Any, index: Any) -> Any:
@@ -78,6 +78,18 @@ if TYPE_CHECKING or numba is None:
         """Write eight integers that are doubles to an array of int32, int16 or int8, which they have to fit."""
         raise BackendError(missing)
 
+    def store_residues(array: Any, index: Any, value: Any, prime: Any) -> None:
+        """Write eight integers that are doubles to an array of 64-bit integers, the prime added to negative ones."""
+        raise BackendError(missing)
+
+    def load_word(array: Any, index: Any) -> Any:
+        """Elements index ... index + 7 of an array of bytes, as an integer whose lowest byte comes first."""
+        raise BackendError(missing)
+
+    def store_word(array: Any, index: Any, value: Any) -> None:
+        """The inverse of `load_word`."""
+        raise BackendError(missing)
+
     def transposed(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
         """The eight columns of the matrix whose rows are eight vectors."""
         raise BackendError(missing)
@@ -88,9 +100,12 @@ else:
         gather,
         load,
         load_ints,
+        load_word,
         splat,
         store,
         store_ints,
+        store_residues,
+        store_word,
         stream,
         streams,
         transposed,
@@ -118,10 +133,13 @@ __all__ = [
     "gather",
     "load",
     "load_ints",
+    "load_word",
     "put",
     "splat",
     "store",
     "store_ints",
+    "store_residues",
+    "store_word",
     "stream",
     "streams",
     "transposed",

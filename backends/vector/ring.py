@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy.typing as npt
 from olac.backends.vector.arithmetic import LOOSE_BITS, MOST_BITS
 from olac.backends.vector.conversion import magic_of
 from olac.backends.vector.elementwise import MOST_QUOTIENT, times_constant, transform_integers
+from olac.backends.vector.key_kernels import in_word_order
+from olac.backends.vector.residues import centred as centred
 from olac.backends.vector.switching import inverse_limbs
 from olac.backends.vector.team import Team
 from olac.backends.vector.transforms import AT_REST, INVERTED, LAZY
@@ -29,12 +31,6 @@ LEAST_LOG = 7
 
 TIGHT_TERMS = 8
 """Most terms of a sum of residues modulo primes from 2^46 to 2^50, times constants."""
-
-
-def centred(value: int, prime: int) -> float:
-    """The residue of least size, as a double."""
-    value %= prime
-    return float(value - prime if value > prime // 2 else value)
 
 
 @dataclass(frozen=True)
@@ -243,12 +239,6 @@ class Tables:
             row[:] = np.mod(value[self.order], self.p[j]).astype(np.uint64)
         return out
 
-    def in_value_order(self, values: Array) -> Array:
-        """N values from the order of words to value order."""
-        # A transposition of tiles: it takes less time than a look-up of each value.
-        tiles = values.reshape(self.R // 8, 8, self.C).transpose(0, 2, 1)
-        return np.ascontiguousarray(tiles).reshape(-1)
-
     def from_words(self, words: Words, ids: Sequence[int] | Index) -> Array:
         """The inverse of `to_words`, centred."""
         out = np.empty(words.shape)
@@ -270,9 +260,18 @@ class Tables:
         found: Array = out[place] - np.rint(out[place] * self.pinv[index]) * p
         return found
 
-    def transform(self, coefficients: npt.NDArray[np.integer[Any]], primes: Sequence[int]) -> Array:
-        """As `values`, by primes, in the order of words."""
-        return self.values(coefficients.astype(np.float64), self.indices(primes))[:, self.order]
+    def transform(self, coefficients: npt.NDArray[np.integer[Any]], primes: Sequence[int]) -> Iterator[Array]:
+        """The centred values of a polynomial of small integer coefficients modulo each prime, in the order of words.
+
+        Each array is valid until the next one is asked for: keys take many of them.
+        """
+        ordered, at = self.ordered(coefficients.astype(np.float64)), np.zeros(1, dtype=np.int64)
+        values, words, scratch = np.empty(self.N), np.empty(self.N), np.empty((1, 16 * self.R))
+        tables = self.R, self.C, self.C, self.w0, self.w1, self.p, self.pinv, self.tight
+        for j in self.indices(primes):
+            transform_integers(0, 1, 0, ordered, values, at, np.array([j]), scratch, *tables)
+            in_word_order(values, words, self.R, self.C)
+            yield words
 
     def ordered(self, coefficients: Array, repeat: int = 0) -> Array:
         """N >> repeat coefficients, from their natural order to coefficient order."""
