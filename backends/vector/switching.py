@@ -325,6 +325,7 @@ def add_permuted(
     count = len(ids)
     magic = splat(MAGIC)
     room = scratch[worker]
+    past = not add and 2 * count * N >= PAST and streams(out, outat)
     for item in range(lo, hi):
         h, e = item // count, item % count
         j = ids[e]
@@ -343,14 +344,16 @@ def add_permuted(
                     store(out, o + k, reduced(vadd(load(out, o + k), load(given, b + k)), pinv1, p1, magic))
             else:
                 for k in range(0, N, 8):
-                    store(out, o + k, load(given, b + k))
+                    put(out, o + k, load(given, b + k), past)
         elif add:
             for k in range(0, N, 8):
                 x = vadd(load(out, o + k), gather(given, b, order, k))
                 store(out, o + k, reduced(x, pinv1, p1, magic))
         else:
             for k in range(0, N, 8):
-                store(out, o + k, gather(given, b, order, k))
+                put(out, o + k, gather(given, b, order, k), past)
+    if past:
+        fence()
 
 
 @kernel(

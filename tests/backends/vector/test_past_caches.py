@@ -10,10 +10,11 @@ import pytest
 from olac.backends.vector import available
 from olac.backends.vector.buffers import ALIGNED, aligned
 from olac.backends.vector.conversion import convert
+from olac.backends.vector.elementwise import sum_of_products, tensor
 from olac.backends.vector.lanes import PAST
 from olac.backends.vector.packed import split
 from olac.backends.vector.ring import Tables
-from olac.backends.vector.switching import divide_limbs, inner
+from olac.backends.vector.switching import add_permuted, divide_limbs, inner
 from olac.backends.vector.transforms import AT_REST
 from olac.system.arrays import Array
 from tests.backends.vector.whole import extremes, prime_below
@@ -85,6 +86,51 @@ def test_sums_over_digits(made: Tables) -> None:
         inner(
             0, count, 0, own, 0, own, at, np.full(count, N), 1, 1, low, nothing, high, count, keyids, large, 0, count,
             keyids, ids, starts, out, 0, 1, N, t.p, t.pinv,
+        )  # fmt: skip
+
+    same(2 * count * N, run)
+
+
+def test_products_of_ciphertexts(made: Tables) -> None:
+    t, stride = made, 2 * N
+    x, y = limbs(4, 40), limbs(4, 50)
+    size = 3 * stride + PAST
+
+    def run(out: Array) -> None:
+        out[:] = 0.0
+        tensor(0, 2, 0, x, 0, stride, y, 0, stride, out, 0, PAST // 2, False, N, t.p, t.pinv)
+
+    same(size, run)
+
+
+def test_sums_of_products(made: Tables) -> None:
+    t, stride = made, PAST // 2
+    x, y, base = limbs(4, 60), limbs(2, 70), np.zeros(1)
+    y *= 0.5
+    np.rint(y, out=y)
+    terms = np.array([[x.ctypes.data, 2 * N, y.ctypes.data, 0]] * 2, dtype=np.int64)
+    _, starts = t.product_starts(2)
+
+    def run(out: Array) -> None:
+        out[:] = 0.0
+        sum_of_products(0, 2, 0, terms, base, 0, False, starts, out, stride, t.R, t.C, t.p, t.pinv)
+
+    same(2 * stride, run)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("lifts", [False, True])
+def test_rotations(made: Tables, moves: bool, lifts: bool) -> None:
+    t, count = made, LIMBS // 2
+    ids, places = np.arange(count) % 2, np.arange(count)
+    source, c0, special = limbs(2 * count, 80), limbs(count, 90), np.full(count, 5.0)
+    order = np.random.default_rng(0).permutation(N).astype(np.int32)
+    scratch = np.empty((1, N))
+
+    def run(out: Array) -> None:
+        add_permuted(
+            0, 2 * count, 0, source, 0, ids, c0, 0, lifts, special, out, 0, False, order, moves, count, places,
+            scratch, N, t.p, t.pinv,
         )  # fmt: skip
 
     same(2 * count * N, run)
