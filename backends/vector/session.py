@@ -52,7 +52,7 @@ from olac.system.internal import callers
 from olac.system.threads import helpers, in_threads, usable_threads
 
 KEY_MAKERS = 3
-"""Threads that make keys."""
+"""Threads that make keys or read them."""
 
 SUMMED = 8
 """Products in the sum that is measured."""
@@ -293,10 +293,16 @@ class Vector(Engine):
         places += steps
         if parameters.bootstrapping is not None:
             places += ["into_sparse", "from_sparse", parameters.conjugation_step]
-        for place, (name, form) in enumerate(zip(places, forms, strict=True)):
-            made.add(name, form, packed_key(own, form, read_limbs(form, blocks(place))))
+
+        def read(place: int) -> PackedKey:
+            return packed_key(own, forms[place], read_limbs(forms[place], blocks(place)))
+
+        found = in_threads(read, range(len(forms)), helpers(KEY_MAKERS))
+        for place, (name, form, key) in enumerate(zip(places, forms, found, strict=True)):
+            made.add(name, form, key)
             if progress is not None:
-                progress(place + 1, len(forms))
+                with callers():
+                    progress(place + 1, len(forms))
         return made
 
     def server(
