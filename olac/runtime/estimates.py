@@ -63,7 +63,7 @@ def forecast(
         InfeasibleError: the engine does not take the program's parameters, or memory ran out.
         ValueError: the prices are of another engine.
     """
-    used = available_engine(program.engine) if engine is None else find_engine(engine)
+    used = available_engine(program.engine, program.parameters) if engine is None else find_engine(engine)
     used.check_takes(program.parameters)
     table = costs or CostTable.default(used.model)
     if table.engine is not used.model:

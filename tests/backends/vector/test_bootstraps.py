@@ -27,7 +27,8 @@ from olac.backends.vector.key_making import KeyMaker, automorphism, automorphism
 from olac.backends.vector.keys import switching_form
 from olac.backends.vector.keyset import VectorKeys, packed_key
 from olac.backends.vector.ring import ring
-from olac.backends.vector.session import ENGINE, VectorClient, secret_coefficients
+from olac.backends.vector.secret import secret_coefficients
+from olac.backends.vector.session import ENGINE, VectorClient
 from olac.backends.vector.team import Team
 from olac.ckks.bootstrap_failure import MOST_FAILURE_BITS
 from olac.ckks.parameters import OPENFHE_RECIPE, RECIPES, VECTOR_RECIPE, Bootstrapping, Parameters
