@@ -210,6 +210,13 @@ class Engine(ABC):
                 f"{self.title} does not take the program: {why} ({parameters.describe()}). Run it on another engine."
             )
 
+    def instead(self, parameters: Parameters) -> str:
+        """What a server can do where its keys are for this engine, and the engine can't be used; a sentence."""
+        usual = find_engine(DEFAULT)
+        if self is usual or not usual.model.takes(parameters):
+            return f"Use a machine where {self.title} can be used."
+        return f"Make keys for {usual.title}: Client(program, engine={DEFAULT!r}).generate_keys()."
+
     # The speed of this machine ---------------------------------------------------------------------------------------
 
     def samples(self, parameters: Parameters) -> Sequence[Sample]:
@@ -342,14 +349,25 @@ class Engine(ABC):
         """Whether a session of a key pair made a ciphertext, in this process."""
 
 
-def available_engine(given: Engine | str, preparing: Preparing | None = None) -> Engine:
-    """The engine, if it can be used on this machine; otherwise OpenFHE, and a warning says why."""
+def available_engine(given: Engine | str, parameters: Parameters, preparing: Preparing | None = None) -> Engine:
+    """The engine, if it can be used on this machine; otherwise OpenFHE, and a warning says why.
+
+    Raises:
+        BackendError: it can't be used, and OpenFHE does not take programs with these parameters.
+    """
     engine = find_engine(given)
     reason = engine.unavailable(preparing)
     if not reason:
         return engine
     usual = find_engine(DEFAULT)
-    warnings.warn(f"{usual.title} is used, as {engine.title} can't be: {reason}", stacklevel=2)
+    refused = usual.model.refuses(parameters)
+    if refused is not None:
+        raise BackendError(
+            f"{engine.title} can't be used here: {reason}. {usual.title} does not take the program: {refused}. Use a "
+            f'machine where {engine.title} can be used, or compile the program with engine="{DEFAULT}".'
+        )
+    # From one place, so that Python shows it once in a process.
+    warnings.warn(f"{usual.title} is used, as {engine.title} can't be: {reason}", stacklevel=1)
     return usual
 
 

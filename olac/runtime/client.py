@@ -64,14 +64,15 @@ class Client:
             program was planned for, or for OpenFHE, with a warning, if that one can't be used on this machine.
 
     Raises:
-        BackendError: there is no such engine.
-        InfeasibleError: the engine does not take the program's parameters.
+        BackendError: there is no such engine; or the one that the program was planned for can't be used on this
+            machine, and OpenFHE does not take the program.
+        InfeasibleError: the engine that was asked for does not take the program's parameters.
     """
 
     def __init__(self, program: CompiledProgram, engine: Engine | str | None = None) -> None:
         CompiledProgram.check_kind(program)
         self.program = program
-        self._engine = available_engine(program.engine) if engine is None else find_engine(engine)
+        self._engine = available_engine(program.engine, program.parameters) if engine is None else find_engine(engine)
         self._engine.check_takes(program.parameters)
         self._session: ClientSession | None = None
         self._identity = ""

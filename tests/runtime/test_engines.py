@@ -222,7 +222,7 @@ def test_an_engine_that_is_not_available(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(BackendError, match="can't be used here: it was sold out"):
         Server(program(), keys)
     with pytest.warns(UserWarning, match="OpenFHE is used, as .* can't be: it was sold out"):
-        assert available_engine(PLAIN) is OPENFHE
+        assert available_engine(PLAIN, program().parameters) is OPENFHE
 
 
 def test_a_server_sets_the_threads_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
