@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tokenize
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +39,12 @@ from olac.ir.graph import Graph
 from olac.program import artifact
 from olac.program.program import CompiledProgram, check_images
 from olac.report import parameter_lines
-from olac.runtime import Client, Server, commands, envelope
+from olac.runtime import Server, commands, envelope
 from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys
 from olac.system.formats import FRAMES
 from olac.system.memory import memory_for
+from tests.runtime.engines import engine as engine
+from tests.runtime.small_pair import pair
 from tests.runtime.small_program import SHAPE, images, small_program
 
 # The program is insecure by its parameters, and says so whenever it is loaded.
@@ -51,12 +52,6 @@ pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore::UserWar
 
 masked: Any = np.ma.masked_array
 HOSTILE = "[/]\x1b[2J[red]\r\x00\u202e\udc80\nforged: all is well"
-
-
-@cache
-def pair() -> tuple[Client, EvaluationKeys]:
-    client = Client(small_program())
-    return client, client.generate_keys()
 
 
 @pytest.fixture
@@ -403,7 +398,7 @@ def test_limits_of_the_process(folder: Path) -> None:
     for limits, message in (
         ("ulimit -v 150000;", "the limits of this process (ulimit -v) leave"),
         ("ulimit -v 290000;", "making the keys takes"),
-        ("ulimit -f 100;", "takes 10485760 bytes, files of this process may have 102400 (ulimit -f)"),
+        ("ulimit -f 100;", f"takes {pair()[1].payload_bytes} bytes, files of this process may have 102400 (ulimit -f)"),
     ):
         done = run(keygen, limits)
         assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done

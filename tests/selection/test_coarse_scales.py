@@ -47,9 +47,7 @@ def test_a_scale_that_is_asked_for_is_refused_with_one_that_does() -> None:
 
 
 def test_pinned_parameters_without_enough_primes() -> None:
-    with pytest.raises(
-        InfeasibleError, match=r"primes near 2\^17 for 24 levels at ring 2\^12 .* of \d+ bits"
-    ):
+    with pytest.raises(InfeasibleError, match=r"primes near 2\^17 for 24 levels at ring 2\^12 .* of \d+ bits"):
         made(parameters=Parameters(12, 24, 17, 24, 5, security=0))
 
 
