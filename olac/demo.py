@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from olac.backends.openfhe.library import load as load_openfhe
+from olac.backends.session import check_engines
 from olac.compiler import compile as compile_model
 from olac.errors import ArtifactError, plain
 from olac.ir.ops import Array
@@ -135,7 +135,7 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     if choices.get("degree") is not None:
         FitOptions(degree=choices["degree"])
     outputs = _outputs(output)
-    load_openfhe()  # Fail at once if it can't be loaded, not after training.
+    check_engines()  # Fail at once if none can be used, not after training.
     with out.status("training a CNN on 8x8 digits"):
         digits = load_digits()
         net = train(digits)

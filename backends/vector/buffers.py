@@ -17,6 +17,18 @@ SLACK = 1.5
 """A buffer may be used for less than its size by this factor."""
 
 
+ALIGNED = 64
+"""Bytes: a line of the caches, and eight doubles."""
+
+
+def aligned(size: int) -> Array:
+    """So many doubles of undefined content, whose address is a multiple of `ALIGNED`."""
+    whole = np.empty(size + ALIGNED // 8)
+    first = -whole.ctypes.data % ALIGNED // 8
+    found: Array = whole[first : first + size]
+    return found
+
+
 class Buffers:
     """Flat arrays of float64 that go back to this object when nothing refers to their `Buffer` any more.
 
@@ -41,7 +53,7 @@ class Buffers:
                     found = array
             if found is not None:
                 self._take_out(found)
-        return Buffer(np.empty(size) if found is None else found, self)
+        return Buffer(aligned(size) if found is None else found, self)
 
     def give(self, array: Array) -> None:
         """Put an array back."""

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from functools import partial
-
-import numpy as np
 
 from olac.backends.session import Piece
 from olac.backends.vector.bootstrap.circuit import Bootstrap
 from olac.backends.vector.keys import KeyForm, Limbs, write_key
 from olac.backends.vector.packed import PackedKey
-from olac.backends.vector.residues import residues
 from olac.backends.vector.ring import Ring
 from olac.backends.vector.team import Team
 from olac.ckks.parameters import Parameters
 from olac.ckks.special import KeyShape
-from olac.ckks.words import Words
 from olac.errors import MissingKeyError
-from olac.system.arrays import Array
 
 
 def packed_key(ring: Ring, form: KeyForm, limbs: Limbs, seed: bytes = b"") -> PackedKey:
@@ -28,19 +22,8 @@ def packed_key(ring: Ring, form: KeyForm, limbs: Limbs, seed: bytes = b"") -> Pa
     made.seed = seed
     for digit, limb, a, b in limbs:
         for half, words in enumerate((b, a)):
-            made.put(digit, half, limb, _centred(words, form.primes[limb]))
+            made.put(digit, half, limb, words)
     return made
-
-
-def _centred(words: Words, prime: int) -> Array:
-    values = words.astype(np.float64)
-    values -= float(prime) * (values > prime / 2)
-    return values
-
-
-def _residues_of(form: KeyForm, key: PackedKey, digit: int, limb: int) -> Words:
-    """Those of b."""
-    return residues(key.get(digit, 0, limb), form.primes[limb])
 
 
 class VectorKeys:
@@ -74,7 +57,7 @@ class VectorKeys:
     def blocks(self) -> Iterator[Piece]:
         """The bytes of all keys in the order in which they were added, for keys that were made in this process."""
         for form, key in self._order:
-            yield from write_key(form, key.seed, partial(_residues_of, form, key))
+            yield from write_key(form, key.seed, key.b)
 
     def rotation(self, step: int) -> PackedKey:
         """The key of a step."""

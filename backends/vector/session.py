@@ -1,6 +1,7 @@
 """The vector engine as an engine of the runtime.
 
-Secret keys, encryption and decryption are OpenFHE's. Evaluation keys are made from the words of the secret key.
+Secret keys, encryption and decryption are OpenFHE's where it loads, and otherwise the engine's own
+(`olac.backends.vector.secret_choice`). Evaluation keys are made from the words of the secret key.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from olac.backends.base import Array, Ciphertext
-from olac.backends.openfhe.session import ENGINE as OPENFHE
 from olac.backends.session import (
     ClientSession,
     Engine,
@@ -40,17 +40,19 @@ from olac.backends.vector.keys import KeyForm, check_security, key_forms, read_l
 from olac.backends.vector.keyset import VectorKeys, packed_key
 from olac.backends.vector.packed import PackedKey, packed_bytes
 from olac.backends.vector.ring import Ring, ring
+from olac.backends.vector.secret import SecretKey, secret_coefficients
+from olac.backends.vector.secret_choice import chosen_secret
 from olac.backends.vector.team import Team
 from olac.ckks.parameters import Parameters
 from olac.ckks.words import Words
 from olac.costs.table import CostTable
-from olac.errors import ArtifactError, MissingKeyError
+from olac.errors import MissingKeyError
 from olac.ir.types import CipherState
 from olac.system.internal import callers
 from olac.system.threads import helpers, in_threads, usable_threads
 
 KEY_MAKERS = 3
-"""Threads that make keys."""
+"""Threads that make keys or read them."""
 
 SUMMED = 8
 """Products in the sum that is measured."""
@@ -95,15 +97,15 @@ def uniform_residues(own: Ring, buffers: Buffers, level: int, random: np.random.
 
 
 class VectorClient(_Marked, ClientSession):
-    """Holds OpenFHE's session in `secret`."""
+    """Has `secret`, the secret key."""
 
-    def __init__(self, engine: Engine, parameters: Parameters, identity: str, words: Words | None) -> None:
+    def __init__(self, engine: Engine, parameters: Parameters, identity: str, secret: SecretKey) -> None:
         super().__init__(engine, parameters, _mark(identity))
         self._parameters = parameters
-        self.secret = OPENFHE.client(parameters, identity, words)
+        self.secret = secret
 
     def secret_words(self) -> Words:
-        return self.secret.secret_words()
+        return self.secret.words()
 
     def make_keys(
         self, steps: Mapping[int, int], relinearise: int | None, progress: KeyProgress | None = None
@@ -140,24 +142,10 @@ class VectorClient(_Marked, ClientSession):
             yield parameters.conjugation_step, maker.rotation(parameters.conjugation_step, conjugation)
 
     def encrypt(self, slots: Array, level: int) -> Residues:
-        fresh = self.secret.encrypt(slots, level)
-        return self.ciphertext(OPENFHE.words(self._parameters, fresh, level), level)
+        return self.ciphertext(self.secret.encrypt(slots, level), level)
 
     def decrypt(self, a: Ciphertext[Any]) -> Array:
-        words = ENGINE.words(self._parameters, a.payload, a.state.level)
-        return self.secret.decrypt(Ciphertext(self.secret.ciphertext(words, a.state.level), a.state))
-
-
-def secret_coefficients(own: Ring, words: Words) -> Any:
-    """The coefficients of a secret key, shape (N,), int8, from its words modulo q_0.
-
-    Raises:
-        ArtifactError: they are not all -1, 0 or 1.
-    """
-    found = own.coefficients(own.from_words(words[:1], range(1)).reshape(-1), 0)
-    if np.any(np.abs(found) > 1):
-        raise ArtifactError("coefficients of a secret key that are not ternary: it is damaged")
-    return found.astype(np.int8)
+        return self.secret.decrypt(ENGINE.words(self._parameters, a.payload, a.state.level), a.state)
 
 
 class _Pages(KeyStore):
@@ -276,9 +264,11 @@ class Vector(Engine):
         chosen = RINGS if rings is None else rings
         return measure_costs(MEASURER, threads, chosen, quick=quick, passes=passes, progress=progress)
 
-    def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> VectorClient:
+    def client(
+        self, parameters: Parameters, identity: str, words: Words | None = None, secrets: str | None = None
+    ) -> VectorClient:
         prepare()
-        return VectorClient(self, parameters, identity, words)
+        return VectorClient(self, parameters, identity, chosen_secret(parameters, identity, words, secrets))
 
     def key_sizes(self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[int]:
         return [form.bytes for form in key_forms(parameters, steps, relinearise)]
@@ -303,10 +293,16 @@ class Vector(Engine):
         places += steps
         if parameters.bootstrapping is not None:
             places += ["into_sparse", "from_sparse", parameters.conjugation_step]
-        for place, (name, form) in enumerate(zip(places, forms, strict=True)):
-            made.add(name, form, packed_key(own, form, read_limbs(form, blocks(place))))
+
+        def read(place: int) -> PackedKey:
+            return packed_key(own, forms[place], read_limbs(forms[place], blocks(place)))
+
+        found = in_threads(read, range(len(forms)), helpers(KEY_MAKERS))
+        for place, (name, form, key) in enumerate(zip(places, forms, found, strict=True)):
+            made.add(name, form, key)
             if progress is not None:
-                progress(place + 1, len(forms))
+                with callers():
+                    progress(place + 1, len(forms))
         return made
 
     def server(

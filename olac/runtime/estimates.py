@@ -55,7 +55,7 @@ def forecast(
     Args:
         engine: that runs the program, or the name of its folder in `olac/backends`; None for the one that the program
             was planned for. If that one can't be used on this machine, a warning says so, and the prediction is for
-            OpenFHE; or, if OpenFHE does not take the program, for the machine of the table.
+            another; or, if no other takes the program, for the machine of the table.
         costs: prices of this engine; None for the shipped table.
         threads: that the engine uses in this process; None for those that it has.
         measure: without it, the seconds are those of the table.

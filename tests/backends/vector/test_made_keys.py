@@ -17,7 +17,8 @@ from olac.backends.vector.packed import PackedKey
 from olac.backends.vector.randomness import BINOMIAL_PAIRS, SIGMA, Coefficients
 from olac.backends.vector.residues import add, multiply, residues, subtract
 from olac.backends.vector.ring import ring
-from olac.backends.vector.session import ENGINE, VectorClient, secret_coefficients
+from olac.backends.vector.secret import secret_coefficients
+from olac.backends.vector.session import ENGINE, VectorClient
 from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FIXED, FLEXIBLE
@@ -43,7 +44,7 @@ def secret(parameters: Parameters) -> Coefficients:
 
 
 def values(parameters: Parameters, coefficients: Coefficients, prime: int) -> Words:
-    return residues(ring(parameters).transform(coefficients, (prime,))[0], prime)
+    return residues(next(ring(parameters).transform(coefficients, (prime,))), prime)
 
 
 def errors_of(
@@ -54,15 +55,15 @@ def errors_of(
     out = np.empty((form.digits, len(form.primes), form.length))
     for digit in range(form.digits):
         for limb, prime in enumerate(form.primes):
-            a, b = (residues(key.get(digit, half, limb), prime) for half in (1, 0))
+            a, b = (key.get(digit, half, limb) for half in (1, 0))
             s = values(parameters, under, prime)
             total = add(b, multiply(a, s, prime), prime)
             if limb < form.limbs and limb // form.digit_limbs == digit:
                 old = multiply(s, s, prime) if target is None else values(parameters, target, prime)
                 factor = np.full(form.length, form.factor % prime, dtype=np.uint64)
                 total = subtract(total, multiply(factor, old, prime), prime)
-            ordered = own.in_value_order(total.astype(np.float64))
-            out[digit, limb] = own.coefficients(ordered, int(own.indices((prime,))[0]))
+            ids = own.indices((prime,))
+            out[digit, limb] = own.coefficients(own.from_words(total[None], ids)[0], int(ids[0]))
     return out
 
 
