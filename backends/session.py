@@ -212,6 +212,13 @@ class Engine(ABC):
                 f"{self.title} does not take the program: {why} ({parameters.describe()}). Run it on another engine."
             )
 
+    def instead(self, parameters: Parameters) -> str:
+        """What a server can do where its keys are for this engine, and the engine can't be used; a sentence."""
+        usual = find_engine(DEFAULT)
+        if self is usual or not usual.model.takes(parameters):
+            return f"Use a machine where {self.title} can be used."
+        return f"Make keys for {usual.title}: Client(program, engine={DEFAULT!r}).generate_keys()."
+
     # The speed of this machine ---------------------------------------------------------------------------------------
 
     def samples(self, parameters: Parameters) -> Sequence[Sample]:

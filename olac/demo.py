@@ -178,6 +178,7 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     out.print(_image_table(results))
     out.print(plan_table(program, estimate.node_seconds, node_seconds))
 
+    log_qp = program.planned_for.log_qp(program.parameters)
     encrypted = np.array([r.encrypted_class for r in results])
     expected = np.array([r.plain_class for r in results])
     labels = digits.test_labels[: len(results)].numpy()
@@ -196,9 +197,9 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
         "predicted_gb": estimate.process_gb,
         "peak_rss_gb": peak_rss_bytes() / GB,
         "key_bytes": keys.payload_bytes,
-        "security_bits": program.parameters.security_bits,
+        "security_bits": program.parameters.security_bits_of(log_qp),
         "ring_dimension": program.parameters.ring_dimension,
-        "log_qp": program.parameters.log_qp,
+        "log_qp": log_qp,
     }
     make_folder(output.parent)
     array = io.BytesIO()

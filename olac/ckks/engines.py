@@ -254,10 +254,13 @@ OPENFHE: EngineModel = _OpenFHE()
 VECTOR: EngineModel = _Vector()
 ENGINES: dict[str, EngineModel] = {one.name: one for one in (OPENFHE, VECTOR)}
 
-AUTO: EngineModel = OPENFHE
-"""The engine that engine="auto" plans for."""
+AUTO: EngineModel = VECTOR
+"""The engine that engine="auto" plans for, on machines that can use it."""
 FALLBACK: EngineModel = OPENFHE
-"""It takes all parameters with bootstraps by its own recipe, so it is taken for programs that `AUTO` refuses."""
+"""The engine that is planned for in its place, on other machines and for programs that it refuses.
+
+It takes all parameters with bootstraps by its own recipe.
+"""
 
 
 def engine_model(name: str) -> EngineModel:

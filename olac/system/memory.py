@@ -73,6 +73,11 @@ def check_room(needed: float, what: str) -> None:
         )
 
 
+def limits_room() -> float:
+    """Bytes of address space that the limits of this process leave; infinite if there are none."""
+    return min(_limit_rooms(), default=math.inf)
+
+
 def check_limits() -> None:
     """Raise InfeasibleError if the limits of this process are too low for the libraries, which are not loaded yet.
 
@@ -96,7 +101,7 @@ def check_threads(needed: float, what: str) -> None:
     """
     threads = usable_threads()
     more = threads * threads if threads > 1 else 0
-    room = min(_limit_rooms(), default=math.inf)
+    room = limits_room()
     total = needed + more * LIMIT_OF_A_THREAD
     if room < total:
         raise InfeasibleError(
