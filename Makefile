@@ -37,8 +37,10 @@ demo: venv
 	@mkdir -p build
 	$(BIN)/olac demo --output build/demo.json
 
+# Kernels are compiled once before the tests, not by each of their processes. Where they can't be, tests say why.
 test: lint
 	@set -x
+	$(BIN)/olac warm-up || true
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: venv

@@ -48,6 +48,15 @@ def without_negligible(slots: Slots, scale: float) -> Slots:
     return np.zeros_like(slots) if negligible else slots
 
 
+def fresh_slots(parameters: Parameters, slots: Array, level: int, scale: float) -> Array:
+    """Slots of a fresh ciphertext, as every backend encrypts them; VerificationError if they are too large."""
+    room = sum(math.log2(prime) for prime in parameters.primes[: level + 1]) - 1
+    largest = float(np.max(np.abs(slots)))
+    if not math.isfinite(largest) or (largest and math.log2(largest) + math.log2(scale) >= room):
+        raise VerificationError(f"slots at a scale of 2^{math.log2(scale):.1f} do not fit in a level of {level}")
+    return np.asarray(without_negligible(slots, scale))
+
+
 @dataclass(frozen=True)
 class Ciphertext(Generic[C]):
     """A backend's payload and its state."""
@@ -129,11 +138,7 @@ class Evaluator(ABC, Generic[C, P]):
 
     def _fresh(self, slots: Array, level: int, scale: float) -> Array:
         """Slots of a fresh ciphertext, as every backend encrypts them; VerificationError if they are too large."""
-        room = sum(math.log2(prime) for prime in self.parameters.primes[: level + 1]) - 1
-        largest = float(np.max(np.abs(slots)))
-        if not math.isfinite(largest) or (largest and math.log2(largest) + math.log2(scale) >= room):
-            raise VerificationError(f"slots at a scale of 2^{math.log2(scale):.1f} do not fit in a level of {level}")
-        return np.asarray(without_negligible(slots, scale))
+        return fresh_slots(self.parameters, slots, level, scale)
 
     # Sums ------------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from olac.backends.base import Array, Ciphertext, Evaluator
 from olac.backends.cost import Slowdown as Slowdown
 from olac.backends.speed import Measurement, Sample, measure, short_chain, slowdown
 from olac.ckks.bootstrapping import SPECIAL_KEYS
-from olac.ckks.engines import EngineModel, engine_model
+from olac.ckks.engines import ENGINES, EngineModel, engine_model
 from olac.ckks.parameters import Parameters
 from olac.ckks.sizes import rotation_key_bytes
 from olac.ckks.words import WORD_BYTES, Words
@@ -36,6 +36,8 @@ from olac.errors import BackendError, InfeasibleError
 from olac.ir.types import CipherState
 
 DEFAULT = "openfhe"
+OPENFHE_SECRETS, OWN_SECRETS = "openfhe", "olac"
+"""Whose secret keys a client has: who makes them, encrypts and decrypts."""
 KeyProgress = Callable[[int, int], None]
 """Called as progress(keys so far, keys in all)."""
 Preparing = Callable[[str, int, int], None]
@@ -210,6 +212,13 @@ class Engine(ABC):
                 f"{self.title} does not take the program: {why} ({parameters.describe()}). Run it on another engine."
             )
 
+    def instead(self, parameters: Parameters) -> str:
+        """What a server can do where its keys are for this engine, and the engine can't be used; a sentence."""
+        usual = find_engine(DEFAULT)
+        if self is usual or not usual.model.takes(parameters):
+            return f"Use a machine where {self.title} can be used."
+        return f"Make keys for {usual.title}: Client(program, engine={DEFAULT!r}).generate_keys()."
+
     # The speed of this machine ---------------------------------------------------------------------------------------
 
     def samples(self, parameters: Parameters) -> Sequence[Sample]:
@@ -261,11 +270,17 @@ class Engine(ABC):
     # Sessions --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> ClientSession:
+    def client(
+        self, parameters: Parameters, identity: str, words: Words | None = None, secrets: str | None = None
+    ) -> ClientSession:
         """A session with a secret key: a new one, or that of words of shape (limbs, N).
 
         Args:
             identity: of the key pair, for `belongs`.
+            secrets: `OPENFHE_SECRETS` or `OWN_SECRETS`; None for what the engine takes on this machine.
+
+        Raises:
+            BackendError: the engine does not have such secret keys, or can't have them on this machine.
         """
 
     def key_sizes(self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[int]:
@@ -342,15 +357,47 @@ class Engine(ABC):
         """Whether a session of a key pair made a ciphertext, in this process."""
 
 
-def available_engine(given: Engine | str, preparing: Preparing | None = None) -> Engine:
-    """The engine, if it can be used on this machine; otherwise OpenFHE, and a warning says why."""
+def check_engines(preparing: Preparing | None = None) -> None:
+    """Raise `BackendError` if no engine can be used on this machine."""
+    reasons = []
+    for name in ENGINES:
+        reason = find_engine(name).unavailable(preparing)
+        if not reason:
+            return
+        reasons.append(f"{find_engine(name).title} can't be used here: {reason}.")
+    raise BackendError(" ".join(reasons))
+
+
+def available_engine(given: Engine | str, parameters: Parameters, preparing: Preparing | None = None) -> Engine:
+    """The engine, if it can be used on this machine; otherwise OpenFHE or, if that can't be used either, another one.
+
+    A warning says why it is another.
+
+    Raises:
+        BackendError: no engine can be used here that takes programs with these parameters.
+    """
     engine = find_engine(given)
     reason = engine.unavailable(preparing)
     if not reason:
         return engine
-    usual = find_engine(DEFAULT)
-    warnings.warn(f"{usual.title} is used, as {engine.title} can't be: {reason}", stacklevel=2)
-    return usual
+    obstacles = f"{engine.title} can't be used here: {reason}."
+    for name in ENGINES:
+        other = find_engine(name)
+        if other is engine:
+            continue
+        refused = other.model.refuses(parameters)
+        why = f"does not take the program: {refused}" if refused is not None else other.unavailable(preparing)
+        if not why:
+            # From one place, so that Python shows it once in a process.
+            warnings.warn(f"{other.title} is used, as {engine.title} can't be: {reason}", stacklevel=1)
+            return other
+        obstacles += (
+            f" {other.title} {why}." if refused is not None else f" {other.title} can't be used, either: {why}."
+        )
+    raise BackendError(
+        f"{obstacles} Use a machine where {engine.title} can be used, or compile the program for an engine that can be "
+        "used here."
+    )
 
 
 _MEASURED: dict[tuple[str, Parameters, int], tuple[Measurement, ...]] = {}

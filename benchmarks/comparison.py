@@ -17,7 +17,7 @@ from benchmarks.encrypted import Folders, Reporter, RunError
 from benchmarks.encrypted_steps import Request
 from benchmarks.results import PREDICTED, ResultsFile, Row
 from benchmarks.strategies import StrategyError, parse_strategies
-from olac.backends.session import DEFAULT
+from olac.ckks.engines import AUTO
 from olac.system.threads import usable_threads
 
 MINUTE = 60.0
@@ -94,7 +94,7 @@ def _predicted(options: argparse.Namespace, request: Request, reporter: Reporter
         "effort": options.effort,
         "threads": request["threads"],
         "max_memory": options.max_memory,
-        "engine": options.engine or DEFAULT,
+        "engine": options.engine or AUTO.name,
         "infeasible": None,
         "not_run": None,
     }

@@ -38,6 +38,7 @@ from olac.program.promises import (
 )
 from olac.program.report import Report
 from olac.selection.lower import lower
+from olac.selection.open_engine import for_this_machine
 from olac.system.internal import callers, guard
 from olac.system.memory import memory_for
 from olac.system.threads import usable_threads
@@ -191,6 +192,7 @@ def _approximate(
     data = data_shortfalls(graph, calibration)
     if options.strict:
         refuse_shortfalls(data, ())
+    options, _ = for_this_machine(options, progress)
     say("fitting polynomials")
     sample = calibration.sample if len(calibration.sample) else calibration.choosing
     images = ImageFitter(sample, calibration.choosing, say, criterion, head.apply, options.seed)

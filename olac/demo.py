@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from olac.backends.openfhe.library import load as load_openfhe
+from olac.backends.session import check_engines
 from olac.compiler import compile as compile_model
 from olac.errors import ArtifactError, plain
 from olac.ir.ops import Array
@@ -135,7 +135,7 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     if choices.get("degree") is not None:
         FitOptions(degree=choices["degree"])
     outputs = _outputs(output)
-    load_openfhe()  # Fail at once if it can't be loaded, not after training.
+    check_engines()  # Fail at once if none can be used, not after training.
     with out.status("training a CNN on 8x8 digits"):
         digits = load_digits()
         net = train(digits)
@@ -178,6 +178,7 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     out.print(_image_table(results))
     out.print(plan_table(program, estimate.node_seconds, node_seconds))
 
+    log_qp = program.planned_for.log_qp(program.parameters)
     encrypted = np.array([r.encrypted_class for r in results])
     expected = np.array([r.plain_class for r in results])
     labels = digits.test_labels[: len(results)].numpy()
@@ -196,9 +197,9 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
         "predicted_gb": estimate.process_gb,
         "peak_rss_gb": peak_rss_bytes() / GB,
         "key_bytes": keys.payload_bytes,
-        "security_bits": program.parameters.security_bits,
+        "security_bits": program.parameters.security_bits_of(log_qp),
         "ring_dimension": program.parameters.ring_dimension,
-        "log_qp": program.parameters.log_qp,
+        "log_qp": log_qp,
     }
     make_folder(output.parent)
     array = io.BytesIO()

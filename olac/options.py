@@ -56,8 +56,8 @@ class CompileOptions:
             seconds don't know of it. Passes that are given as `lowering` decide for themselves.
         threads: that the server will use; None for all cores.
         engine: the engine that the program is planned for, which then runs it by default: "openfhe", "vector", or
-            "auto" for the engine of `costs` or else for the usual one. Programs that the usual one refuses are planned
-            for OpenFHE, and a note says why.
+            "auto" for the engine of `costs` or else for the vector engine. If this machine can't use the vector engine,
+            or it refuses the program, the program is planned for OpenFHE, and a note says why.
         costs: prices of the engine's primitives (`CostTable.load` reads what `olac calibrate-costs` wrote); None for
             the shipped table.
         activations: own elementwise modules and functions that are to become polynomials, by module class, by a
@@ -138,7 +138,7 @@ class CompileOptions:
 
     @property
     def planned_for(self) -> EngineModel:
-        """The engine that is planned for first."""
+        """The engine that is planned for first, if this machine can use it."""
         if self.engine != AUTO_ENGINE:
             return engine_model(self.engine)
         return AUTO if self.costs is None else self.costs.engine

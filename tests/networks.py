@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from olac.calibration.statistics import Calibration
-from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.engines import OPENFHE, EngineModel
 from olac.ckks.parameters import Parameters
 from olac.ir import Graph, GraphBuilder, Range, Stage
 from olac.ir.ops import (
@@ -80,9 +80,9 @@ def comparing_network(seed: int = 0, shape: tuple[int, int, int] = (2, 4, 4)) ->
     return b.build([b.add(Add(), [left, right], name="sum")], Stage.POLYNOMIAL)
 
 
-def key_steps(graph: Graph, parameters: Parameters) -> tuple[int, ...]:
+def key_steps(graph: Graph, parameters: Parameters, engine: EngineModel = OPENFHE) -> tuple[int, ...]:
     """Rotation steps that need keys if none is composed: of a levelled graph's kernels and of bootstraps."""
-    return tuple(sorted(bootstrap_model(parameters).keys_for(record(graph, parameters).rotations)))
+    return tuple(sorted(engine.bootstraps(parameters).keys_for(record(graph, parameters).rotations)))
 
 
 def normalized(graph: Graph, images: Array) -> tuple[Graph, Calibration]:

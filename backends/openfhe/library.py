@@ -32,6 +32,15 @@ def load() -> Any:
     return _module()
 
 
+def why_missing() -> str:
+    """Why OpenFHE can't be loaded here, in a clause; empty if it can."""
+    try:
+        _module()
+    except BackendError as error:
+        return f"it does not load on this Python ({error.__cause__})"
+    return ""
+
+
 @functools.lru_cache(maxsize=1)
 def _module() -> Any:
     try:
@@ -43,8 +52,8 @@ def _module() -> Any:
         raise BackendError(
             f"OpenFHE can't be loaded on this Python ({sys.implementation.name} {platform.python_version()}, "
             f"{libc or 'libc'} {version}, {sys.executable}): {error}. Its wheels load on CPython 3.10 with "
-            "glibc >= 2.34 or on CPython 3.12 with glibc >= 2.38, on Linux x86_64. Compiling, simulating and "
-            "saving work without it; making keys and running encrypted do not."
+            "glibc >= 2.34 or on CPython 3.12 with glibc >= 2.38, on Linux x86_64. The vector engine works "
+            "without it."
         ) from error
     follow_threads(functools.partial(set_loops, module, usable_threads()))
     return module

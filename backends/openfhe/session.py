@@ -13,9 +13,11 @@ from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.key_bytes import KeyMaker
 from olac.backends.openfhe.key_maps import KEY_MAPS, Held, put_all, take_out
 from olac.backends.openfhe.keys import KeySet, install_keys, make_keys, new_secret_key
+from olac.backends.openfhe.library import why_missing
 from olac.backends.openfhe.wire import wire
 from olac.backends.openfhe.words import is_tag_of, new_tag
 from olac.backends.session import (
+    OPENFHE_SECRETS,
     ClientSession,
     Engine,
     KeyPages,
@@ -24,6 +26,7 @@ from olac.backends.session import (
     KeyStore,
     Piece,
     PlaintextCache,
+    Preparing,
     ServerSession,
     Session,
 )
@@ -31,6 +34,7 @@ from olac.backends.speed import Operands, Sample
 from olac.ckks.parameters import Parameters
 from olac.ckks.words import Words
 from olac.costs.table import CostTable
+from olac.errors import BackendError, plain
 from olac.ir.types import CipherState
 
 
@@ -134,6 +138,9 @@ class OpenFHEServer(_Tagged, ServerSession):
 class OpenFHE(Engine):
     title = "OpenFHE"
 
+    def unavailable(self, preparing: Preparing | None = None) -> str:
+        return why_missing()
+
     def samples(self, parameters: Parameters) -> list[Sample]:
         context = make_context(parameters)
         evaluator, key = OpenFHEEvaluator(context, parameters), context.KeyGen().secretKey
@@ -167,7 +174,11 @@ class OpenFHE(Engine):
         chosen = RINGS if rings is None else rings
         return measure_costs(MEASURER, threads, chosen, quick=quick, passes=passes, progress=progress)
 
-    def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> OpenFHEClient:
+    def client(
+        self, parameters: Parameters, identity: str, words: Words | None = None, secrets: str | None = None
+    ) -> OpenFHEClient:
+        if secrets not in (None, OPENFHE_SECRETS):
+            raise BackendError(f"{self.title} has its own secret keys, not those by the name {plain(secrets)[:40]!r}")
         if words is None:
             return OpenFHEClient(self, parameters, new_secret_key(parameters, identity))
         return OpenFHEClient(self, parameters, wire(parameters).secret_key(words, new_tag(identity)))

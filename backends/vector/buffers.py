@@ -8,13 +8,23 @@ import weakref
 import numpy as np
 
 from olac.ckks.parameters import Parameters
-from olac.ckks.sizes import ciphertext_bytes
+from olac.ckks.sizes import FREE_CIPHERTEXTS, ciphertext_bytes
 from olac.system.arrays import Array
 
-FREE_CIPHERTEXTS = 12
-"""Ciphertexts of the whole chain that take as much memory as is kept for later use: those that a node works on."""
 SLACK = 1.5
 """A buffer may be used for less than its size by this factor."""
+
+
+ALIGNED = 64
+"""Bytes: a line of the caches, and eight doubles."""
+
+
+def aligned(size: int) -> Array:
+    """So many doubles of undefined content, whose address is a multiple of `ALIGNED`."""
+    whole = np.empty(size + ALIGNED // 8)
+    first = -whole.ctypes.data % ALIGNED // 8
+    found: Array = whole[first : first + size]
+    return found
 
 
 class Buffers:
@@ -41,7 +51,7 @@ class Buffers:
                     found = array
             if found is not None:
                 self._take_out(found)
-        return Buffer(np.empty(size) if found is None else found, self)
+        return Buffer(aligned(size) if found is None else found, self)
 
     def give(self, array: Array) -> None:
         """Put an array back."""
@@ -104,6 +114,7 @@ class Part:
 
     __slots__ = ("_buffer", "data", "whole")
 
-    def __init__(self, buffer: Buffer, first: int, size: int) -> None:
-        self._buffer, self.whole = buffer, buffer.data
-        self.data = buffer.data[first : first + size]
+    def __init__(self, buffer: Buffer | Part, first: int, size: int) -> None:
+        self._buffer = buffer
+        self.whole: Array = buffer.data
+        self.data: Array = buffer.data[first : first + size]

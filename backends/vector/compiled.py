@@ -34,12 +34,15 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
 
 from olac.backends.vector.kernel_cache import KernelStore, make_cache, sources_digest
 from olac.errors import BackendError
+from olac.system.memory import GB, limits_room
 
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
 INSTALL = "pip install 'olac[vector]'"
+LOADING_BYTES = 3e8
+"""Address space that numba and the kernels take while they are compiled. LLVM ends the process if it finds none."""
 OPTIONS = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": None, "no_cfunc_wrapper": True}
 
 
@@ -64,6 +67,12 @@ ANSWERS: list[Answer] = []
 
 def _load() -> tuple[Any, str]:
     """numba, or None and why it can't be used."""
+    room = limits_room()
+    if room < LOADING_BYTES:
+        return None, (
+            f"the limits of this process (ulimit -v) leave {max(0.0, room) / GB:.2f} GB of memory, and loading it "
+            f"takes {LOADING_BYTES / GB:.2f} GB"
+        )
     try:
         numba = importlib.import_module("numba")
         importlib.import_module("numba.core.registry")

@@ -30,7 +30,7 @@ from typing import Any
 
 from olac.backends.vector.arithmetic import MAGIC, reduced
 from olac.backends.vector.compiled import inline, kernel, wide
-from olac.backends.vector.lanes import load, splat, store, vadd, vfma, vsub
+from olac.backends.vector.lanes import PAST, fence, load, splat, store, vadd, vfma, vsub
 from olac.backends.vector.transforms import forward_columns
 from olac.system.arrays import Array as Floats
 from olac.system.arrays import Index
@@ -186,7 +186,8 @@ def convert(
 ) -> None:
     """The first halves of transforms of converted polynomials, for columns of eight lo ... hi - 1.
 
-    Converted polynomials are at most p / 2 + 1 in size; for the results see `transforms.forward_columns`.
+    Converted polynomials are at most p / 2 + 1 in size; for the results see `transforms.forward_columns`. From `PAST`
+    doubles on they are written past the caches.
 
     Args:
         worker: row of `scratch` that is used.
@@ -203,6 +204,7 @@ def convert(
     N, piece, count = R * C, 8 * R, len(ids)
     room = scratch[worker]
     overshoot = (count + 1) * piece
+    past = count * N >= PAST
     for column in range(lo, hi):
         if exact:
             overshoots(y, yat + column * piece, N, terms, quotients, room, overshoot, piece)
@@ -231,5 +233,22 @@ def convert(
         for e in range(count):
             j = ids[e]
             forward_columns(
-                room, e * piece, 8, room, count * piece, out, outat[e], column, R, C, w0, j * R, p[j], pinv[j], tight[j]
+                room,
+                e * piece,
+                8,
+                room,
+                count * piece,
+                out,
+                outat[e],
+                column,
+                R,
+                C,
+                w0,
+                j * R,
+                p[j],
+                pinv[j],
+                tight[j],
+                past,
             )
+    if past:
+        fence()

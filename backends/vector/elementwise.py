@@ -2,7 +2,7 @@
 
 Operands are at most 3/4 p in size if nothing else is said, and so are results: those of `reduced` are centred, as sums
 here stay below 2^52, and for those of `product` see the table of `arithmetic`. For items lo ... hi - 1, `ids` is the
-prime of each.
+prime of each. New results of at least `PAST` doubles are written past the caches.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from olac.backends.vector.addresses import load64
 from olac.backends.vector.arithmetic import MAGIC, product, reduced
 from olac.backends.vector.compiled import kernel, wide
 from olac.backends.vector.conversion import finish
-from olac.backends.vector.lanes import load, splat, store, vadd, vfma, vsub
+from olac.backends.vector.lanes import LANES, PAST, fence, load, put, splat, store, streams, vadd, vfma, vsub
 from olac.backends.vector.transforms import forward_columns, forward_rows
 from olac.system.arrays import Array as Floats
 from olac.system.arrays import Index
@@ -179,6 +179,7 @@ def tensor(
     """
     wide()
     magic = splat(MAGIC)
+    past = not more and 3 * outstride >= PAST and outstride % LANES == 0 and streams(out, outat)
     for j in range(lo, hi):
         p1, pinv1 = splat(p[j]), splat(pinv[j])
         x, y, o = aat + j * N, bat + j * N, outat + j * N
@@ -192,9 +193,11 @@ def tensor(
                 d0 = reduced(vadd(d0, load(out, o + k)), pinv1, p1, magic)
                 d1 = vadd(d1, load(out, o + outstride + k))
                 d2 = reduced(vadd(d2, load(out, o + 2 * outstride + k)), pinv1, p1, magic)
-            store(out, o + k, d0)
-            store(out, o + outstride + k, reduced(d1, pinv1, p1, magic))
-            store(out, o + 2 * outstride + k, d2)
+            put(out, o + k, d0, past)
+            put(out, o + outstride + k, reduced(d1, pinv1, p1, magic), past)
+            put(out, o + 2 * outstride + k, d2, past)
+    if past:
+        fence()
 
 
 @kernel("void(i8,i8,i8,f8[::1],i8[::1],f8[::1],i8,f8[::1],i8[::1],i8[::1],i8,i8,f8[::1],f8[::1])")
@@ -257,6 +260,7 @@ def sum_of_products(
     wide()
     magic, zero = splat(MAGIC), splat(0.0)
     N = R * C
+    past = 2 * outstride >= PAST and outstride % LANES == 0 and streams(out, 0)
     for e in range(lo, hi):
         p1, pinv1, start = splat(p[e]), splat(pinv[e]), splat(starts[e])
         for row in range(N // 8):
@@ -275,11 +279,13 @@ def sum_of_products(
                 t = vfma(x, w, t1)
                 r1 = vadd(r1, vfma(x, w, vsub(t1, t)))
                 t1 = t
-            store(out, k, finish(t0, r0, start, pinv1, p1, magic))
-            store(out, outstride + k, finish(t1, r1, start, pinv1, p1, magic))
+            put(out, k, finish(t0, r0, start, pinv1, p1, magic), past)
+            put(out, outstride + k, finish(t1, r1, start, pinv1, p1, magic), past)
+    if past:
+        fence()
 
 
-@kernel("void(i8,i8,i8,f8[::1],f8[::1],i8[::1],i8[::1],f8[:,::1],i8,i8,i8,f8[::1],f8[::1],f8[::1],f8[::1],b1[::1])")
+@kernel("void(i8,i8,i8,f8[::1],f8[::1],i8[::1],i8[::1],f8[:,::1],i8,i8,i8,f8[::1],f8[:,::1],f8[::1],f8[::1],b1[::1])")
 def transform_integers(
     lo: int,
     hi: int,
@@ -316,8 +322,10 @@ def transform_integers(
         for column in range(C // 8):
             for row in range(R):
                 store(room, 8 * row, reduced(load(coefficients, 8 * (column * R + row)), pinv1, p1, magic))
-            forward_columns(room, 0, 8, room, 8 * R, out, outat[e], column, R, C, w0, j * R, p[j], pinv[j], tight[j])
-        forward_rows(out, outat[e], R, C, W, w1, j * R * W, p[j], pinv[j], tight[j])
+            forward_columns(
+                room, 0, 8, room, 8 * R, out, outat[e], column, R, C, w0, j * R, p[j], pinv[j], tight[j], False
+            )
+        forward_rows(out, outat[e], R, C, W, w1[j], 0, p[j], pinv[j], tight[j])
         o = outat[e]
         for k in range(0, N, 8):
             store(out, o + k, reduced(load(out, o + k), pinv1, p1, magic))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from olac.backends.vector.keys import KeyForm, Limbs, encapsulation_form, switching_form
+from olac.backends.vector.key_kernels import masked
+from olac.backends.vector.keys import KeyForm, Limbs, encapsulation_form, from_sparse_form, switching_form
 from olac.backends.vector.randomness import Coefficients, errors, new_seed, sparse_ternary, uniform
-from olac.backends.vector.residues import Values, add, multiply, residues, subtract
+from olac.backends.vector.residues import Values, centred, multiply, residues
 from olac.ckks.parameters import ENCAPSULATION_WEIGHT, Parameters
 from olac.ckks.words import Words
 
@@ -19,8 +20,11 @@ from olac.ckks.words import Words
 class Ring(Protocol):
     """What keys need of the engine's kernels."""
 
-    def transform(self, coefficients: npt.NDArray[np.integer[Any]], primes: Sequence[int]) -> Values:
-        """The values, shape (len(primes), N), of a polynomial of small integer coefficients, shape (N,)."""
+    def transform(self, coefficients: npt.NDArray[np.integer[Any]], primes: Sequence[int]) -> Iterable[Values]:
+        """The values of a polynomial of small integer coefficients modulo each prime, all of shape (N,).
+
+        Each is needed until the next one is asked for.
+        """
 
 
 class Secret:
@@ -29,26 +33,25 @@ class Secret:
     Args:
         ring: of the engine.
         coefficients: shape (N,), each -1, 0 or 1.
+        together: primes whose values are all found when the first of them is asked for, which takes less time.
     """
 
-    def __init__(self, ring: Ring, coefficients: Coefficients) -> None:
-        self.ring = ring
+    def __init__(self, ring: Ring, coefficients: Coefficients, together: Sequence[int] = ()) -> None:
+        self.ring, self._together = ring, together
         self.coefficients = coefficients
         self._values: dict[int, Words] = {}
 
     def values(self, prime: int) -> Words:
         """Its residues modulo a prime, shape (N,)."""
         if prime not in self._values:
-            self._values[prime] = residues(self.ring.transform(self.coefficients, (prime,))[0], prime)
+            primes = self._together if prime in self._together else (prime,)
+            for one, found in zip(primes, self.ring.transform(self.coefficients, primes), strict=True):
+                self._values[one] = residues(found, one)
         return self._values[prime]
 
     def square(self, prime: int) -> Words:
         """Those of its square."""
         return multiply(self.values(prime), self.values(prime), prime)
-
-    def moved(self, index: int) -> Secret:
-        """s(X^index)."""
-        return Secret(self.ring, automorphism(self.coefficients, index))
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,9 @@ def _limbs(
     for digit in range(form.digits):
         noise = ring.transform(errors(form.length), form.primes)
         for limb, (prime, error) in enumerate(zip(form.primes, noise, strict=True)):
-            a = uniform(seed, digit, prime, form.length)
-            b = subtract(residues(error, prime), multiply(a, secret(prime), prime), prime)
-            if limb < form.limbs and limb // form.digit_limbs == digit:
-                factor = np.full(form.length, form.factor % prime, dtype=np.uint64)
-                b = add(b, multiply(factor, target(prime), prime), prime)
+            a, own = uniform(seed, digit, prime, form.length), limb < form.limbs and limb // form.digit_limbs == digit
+            s, b = secret(prime), np.empty(form.length, dtype=np.uint64)
+            masked(a, error, s, target(prime) if own else s, centred(form.factor, prime), own, prime, 1.0 / prime, b)
             yield digit, limb, a, b
 
 
@@ -114,23 +115,28 @@ class KeyMaker:
         The automorphism of g then leads back to s. It comes last, so that the digits of a ciphertext that is rotated
         by several steps are the same for all of them.
         """
-        inverse = pow(automorphism_index(self._parameters, step), -1, 2 * self._parameters.ring_dimension)
-        moved = self._secret.moved(inverse)
-        return new_key(switching_form(self._parameters, level), self._ring, self._secret.values, moved.values)
+        form = switching_form(self._parameters, level)
+        return new_key(form, self._ring, self._secret.values, self._moved(step, form).values)
 
-    def encapsulation(self, level: int) -> tuple[NewKey, NewKey]:
-        """From s to a fresh secret of `ENCAPSULATION_WEIGHT`, over q_0 alone, and back to s at a level.
+    def _moved(self, step: int, form: KeyForm) -> Secret:
+        """s(X^(1/g)), for keys of a form."""
+        inverse = pow(automorphism_index(self._parameters, step), -1, 2 * self._parameters.ring_dimension)
+        return Secret(self._ring, automorphism(self._secret.coefficients, inverse), form.primes)
+
+    def encapsulation(self, steps: Iterable[int], level: int) -> Iterator[NewKey]:
+        """From s to a fresh secret t of `ENCAPSULATION_WEIGHT`, over q_0 alone; then for each rotation step, back.
+
+        The key back of a step is from t to s(X^(1/g)), as that of `rotation` is from s. It is for raising to `level`.
 
         Nothing else is ever encrypted under the sparser secret, and it is forgotten here (Bossuat, Troncoso-Pastoriza
         and Hubaux, "Bootstrapping for Approximate Homomorphic Encryption with Negligible Failure-Probability by Using
         Sparse-Secret Encapsulation", ACNS 2022).
         """
         sparser = Secret(self._ring, sparse_ternary(self._parameters.ring_dimension, ENCAPSULATION_WEIGHT))
-        form = switching_form(self._parameters, level)
-        return (
-            new_key(encapsulation_form(self._parameters), self._ring, self._secret.values, sparser.values),
-            new_key(form, self._ring, sparser.values, self._secret.values),
-        )
+        yield new_key(encapsulation_form(self._parameters), self._ring, self._secret.values, sparser.values)
+        form = from_sparse_form(self._parameters, level)
+        for step in steps:
+            yield new_key(form, self._ring, sparser.values, self._moved(step, form).values)
 
 
 def automorphism_index(parameters: Parameters, step: int) -> int:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from functools import partial
-
-import numpy as np
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from olac.backends.session import Piece
 from olac.backends.vector.bootstrap.circuit import Bootstrap
 from olac.backends.vector.keys import KeyForm, Limbs, write_key
 from olac.backends.vector.packed import PackedKey
-from olac.backends.vector.residues import residues
 from olac.backends.vector.ring import Ring
 from olac.backends.vector.team import Team
 from olac.ckks.parameters import Parameters
 from olac.ckks.special import KeyShape
-from olac.ckks.words import Words
+from olac.ckks.vector_bootstrapping import vector_bootstrap_model
 from olac.errors import MissingKeyError
-from olac.system.arrays import Array
 
 
 def packed_key(ring: Ring, form: KeyForm, limbs: Limbs, seed: bytes = b"") -> PackedKey:
@@ -28,19 +24,28 @@ def packed_key(ring: Ring, form: KeyForm, limbs: Limbs, seed: bytes = b"") -> Pa
     made.seed = seed
     for digit, limb, a, b in limbs:
         for half, words in enumerate((b, a)):
-            made.put(digit, half, limb, _centred(words, form.primes[limb]))
+            made.put(digit, half, limb, words)
     return made
 
 
-def _centred(words: Words, prime: int) -> Array:
-    values = words.astype(np.float64)
-    values -= float(prime) * (values > prime / 2)
-    return values
+@dataclass(frozen=True)
+class FromSparse:
+    """What a key is for: from the sparser secret of bootstraps to the usual one, and a rotation step."""
+
+    step: int
 
 
-def _residues_of(form: KeyForm, key: PackedKey, digit: int, limb: int) -> Words:
-    """Those of b."""
-    return residues(key.get(digit, 0, limb), form.primes[limb])
+Place = int | str | FromSparse
+"""A rotation step, "relinearise", "into_sparse", or that."""
+
+
+def places(parameters: Parameters, steps: Iterable[int], relinearise: int | None) -> list[Place]:
+    """What each key of a program is for, in the order of `keys.key_forms`."""
+    found: list[Place] = [*([] if relinearise is None else ["relinearise"]), *steps]
+    if parameters.bootstrapping is not None:
+        back = map(FromSparse, vector_bootstrap_model(parameters).from_sparse_steps)
+        found += ["into_sparse", *back, parameters.conjugation_step]
+    return found
 
 
 class VectorKeys:
@@ -50,7 +55,8 @@ class VectorKeys:
         parameters, mark: of the key pair, in this process.
         relinearise: from s^2 to s, or None.
         rotations: by step; the conjugation step stands for conjugation.
-        into_sparse, from_sparse: of bootstraps, or None.
+        into_sparse: of bootstraps, or None.
+        from_sparse: by rotation step; none without bootstraps.
     """
 
     def __init__(self, parameters: Parameters, mark: str = "") -> None:
@@ -59,14 +65,16 @@ class VectorKeys:
         self.relinearise: PackedKey | None = None
         self.rotations: dict[int, PackedKey] = {}
         self.into_sparse: PackedKey | None = None
-        self.from_sparse: PackedKey | None = None
+        self.from_sparse: dict[int, PackedKey] = {}
         self._bootstraps: Bootstrap | None = None
         self._lock = threading.Lock()
 
-    def add(self, place: int | str, form: KeyForm, key: PackedKey) -> None:
-        """Add a key of a rotation step, or that which is called "relinearise", "into_sparse" or "from_sparse"."""
+    def add(self, place: Place, form: KeyForm, key: PackedKey) -> None:
+        """Add a key."""
         self._order.append((form, key))
-        if isinstance(place, int):
+        if isinstance(place, FromSparse):
+            self.from_sparse[place.step] = key
+        elif isinstance(place, int):
             self.rotations[place] = key
         else:
             setattr(self, place, key)
@@ -74,7 +82,7 @@ class VectorKeys:
     def blocks(self) -> Iterator[Piece]:
         """The bytes of all keys in the order in which they were added, for keys that were made in this process."""
         for form, key in self._order:
-            yield from write_key(form, key.seed, partial(_residues_of, form, key))
+            yield from write_key(form, key.seed, key.b)
 
     def rotation(self, step: int) -> PackedKey:
         """The key of a step."""

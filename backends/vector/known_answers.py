@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from olac.backends.vector.arithmetic import MOST_BITS
 from olac.backends.vector.compiled import known_answer
 from olac.backends.vector.conversion import convert, convert_part, magic_of, overshoots
 from olac.backends.vector.elementwise import (
@@ -26,7 +25,6 @@ from olac.backends.vector.elementwise import (
     times_limbs,
     transform_integers,
 )
-from olac.backends.vector.packed import split
 from olac.backends.vector.ring import Tables
 from olac.backends.vector.switching import add_permuted, divide_limbs, finish_limbs, inner, inverse_limbs
 from olac.backends.vector.transforms import (
@@ -142,13 +140,13 @@ def _transforms_are_right() -> bool:
             given = residues(rng, N, prime)
             source = _blank(N)
             source[place] = given
-            forward_transform(source, 0, room, 0, out, 0, R, C, ring.w0, j * R, ring.w1, j * N, p, pinv, tight)
+            forward_transform(source, 0, room, 0, out, 0, R, C, ring.w0, j * R, ring.w1[j], 0, p, pinv, tight)
             if not right(out, _values(ring, integers(given), j), prime, _most(ring, j)):
                 return False
             rest = out - np.rint(out * pinv) * p
             factors = ring.inverse_factors([1], [j])[0]
             inverse_transform(
-                rest, 0, room, 0, back, 0, R, C, ring.i0, j * R, ring.i1, j * N, factors[0], factors[1], p, pinv, tight
+                rest, 0, room, 0, back, 0, R, C, ring.i0, j * R, ring.i1[j], 0, factors[0], factors[1], p, pinv, tight
             )
             if not right(back[place], integers(given), prime):
                 return False
@@ -365,19 +363,6 @@ def _transforms_of_integers_are_right() -> bool:
     return True
 
 
-@known_answer(split)
-def _packed_residues_are_right() -> bool:
-    rng = np.random.default_rng(7)
-    for high, prime in ((np.int8, ONE_BYTE - 1), (np.int16, TWO_BYTES - 1), (np.int32, (1 << MOST_BITS) - 1)):
-        values = residues(rng, SHORT, prime, 0.5)
-        values[2:7] = 2.0**31, -(2.0**31), 2.0**32 - 1, 2.0**31 - 1, 0.0
-        top, low = np.zeros(SHORT, dtype=high), np.zeros(SHORT, dtype=np.int32)
-        split(values, low, top)
-        if [int(t) * 2**32 + int(r) for t, r in zip(top, low, strict=True)] != [int(value) for value in values]:
-            return False
-    return True
-
-
 @known_answer(inner)
 def _inner_products_are_right() -> bool:
     rng = np.random.default_rng(8)
@@ -459,8 +444,9 @@ def _divisions_are_right() -> bool:
             ordered = _blank(N)
             ordered[place] = polynomial
             for column in range(C // 8):
+                p, pinv, tight = (table[j] for table in tables)
                 forward_columns(
-                    ordered, column * R * 8, 8, room, 0, row, 0, column, R, C, ring.w0, j * R, *(t[j] for t in tables)
+                    ordered, column * R * 8, 8, room, 0, row, 0, column, R, C, ring.w0, j * R, p, pinv, tight, False
                 )
         for permute in (False, True):
             for extraat in (nowhere, at):

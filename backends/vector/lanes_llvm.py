@@ -106,7 +106,7 @@ def load(context: Any, array: Any, index: Any) -> tuple[Any, Gen]:
 
 @intrinsic
 def load_ints(context: Any, array: Any, index: Any) -> tuple[Any, Gen]:
-    """As `load`, of an array of int32, int16 or int8."""
+    """As `load`, of an array of integers of 64, 32, 16 or 8 bits, below 2^63."""
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bits = signature.args[0].dtype.bitwidth
@@ -133,6 +133,43 @@ def store(context: Any, array: Any, index: Any, value: Any) -> tuple[Any, Gen]:
 
 
 @intrinsic
+def stream(context: Any, array: Any, index: Any, value: Any) -> tuple[Any, Gen]:
+    """Write a vector past the caches; its address has to be a multiple of its size, see `streams`."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(target, builder, signature.args[0], arguments[0], arguments[1], _VECTOR)
+        stored = builder.store(arguments[2], pointer, align=8 * LANES)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return target.get_dummy_value()
+
+    return types.none(array, types.int64, lanes), generate
+
+
+@intrinsic
+def streams(context: Any, array: Any, index: Any) -> tuple[Any, Gen]:
+    """Whether the address of an element is a multiple of a vector's size."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(target, builder, signature.args[0], arguments[0], arguments[1], _VECTOR)
+        address = builder.ptrtoint(pointer, ir.IntType(64))
+        rest = builder.and_(address, ir.Constant(ir.IntType(64), 8 * LANES - 1))
+        return builder.icmp_unsigned("==", rest, ir.Constant(ir.IntType(64), 0))
+
+    return types.boolean(array, types.int64), generate
+
+
+@intrinsic
+def fence(context: Any) -> tuple[Any, Gen]:
+    """All that was written so far is there for other threads before what comes next."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.fence("seq_cst")
+        return target.get_dummy_value()
+
+    return types.none(), generate
+
+
+@intrinsic
 def store_ints(context: Any, array: Any, index: Any, value: Any) -> tuple[Any, Gen]:
     """Write eight integers that are doubles to an array of int32, int16 or int8, which they have to fit."""
 
@@ -149,6 +186,45 @@ def store_ints(context: Any, array: Any, index: Any, value: Any) -> tuple[Any, G
 
 
 @intrinsic
+def store_residues(context: Any, array: Any, index: Any, value: Any, prime: Any) -> tuple[Any, Gen]:
+    """Write eight integers that are doubles to an array of 64-bit integers, the prime added to negative ones."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, index, value, prime = arguments
+        found = builder.fptosi(value, _ints(64))
+        negative = builder.ashr(found, ir.Constant(_ints(64), [63] * LANES))
+        pointer = _pointer(target, builder, signature.args[0], array, index, _ints(64))
+        more = builder.and_(negative, _everywhere(builder, prime))
+        builder.store(builder.add(found, more), pointer, align=8)
+        return target.get_dummy_value()
+
+    return types.none(array, types.int64, lanes, types.int64), generate
+
+
+@intrinsic
+def load_word(context: Any, array: Any, index: Any) -> tuple[Any, Gen]:
+    """Elements index ... index + 7 of an array of bytes, as an integer whose lowest byte comes first."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(target, builder, signature.args[0], arguments[0], arguments[1], ir.IntType(64))
+        return builder.load(pointer, align=1)
+
+    return types.uint64(array, types.int64), generate
+
+
+@intrinsic
+def store_word(context: Any, array: Any, index: Any, value: Any) -> tuple[Any, Gen]:
+    """The inverse of `load_word`."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(target, builder, signature.args[0], arguments[0], arguments[1], ir.IntType(64))
+        builder.store(arguments[2], pointer, align=1)
+        return target.get_dummy_value()
+
+    return types.none(array, types.int64, types.uint64), generate
+
+
+@intrinsic
 def gather(context: Any, array: Any, at: Any, order: Any, index: Any) -> tuple[Any, Gen]:
     """Elements at + order[index], ... at + order[index + 7] of an array of float64, for an array of int32."""
 
@@ -161,12 +237,16 @@ def gather(context: Any, array: Any, at: Any, order: Any, index: Any) -> tuple[A
     return lanes(array, types.int64, order, types.int64), generate
 
 
+def _everywhere(builder: Any, value: Any) -> Any:
+    """A 64-bit integer in every lane."""
+    empty = ir.Constant(_ints(64), ir.Undefined)
+    first = builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, empty, ir.Constant(_ints(32), [0] * LANES))
+
+
 def gathered(builder: Any, base: Any, places: Any) -> Any:
     """In LLVM: the doubles at a pointer, plus each of eight int32."""
-    address = builder.ptrtoint(base, ir.IntType(64))
-    empty = ir.Constant(_ints(64), ir.Undefined)
-    first = builder.insert_element(empty, address, ir.Constant(ir.IntType(32), 0))
-    all_first = builder.shuffle_vector(first, empty, ir.Constant(_ints(32), [0] * LANES))
+    all_first = _everywhere(builder, builder.ptrtoint(base, ir.IntType(64)))
     distances = builder.shl(builder.sext(places, _ints(64)), ir.Constant(_ints(64), [3] * LANES))
     pointers = builder.inttoptr(builder.add(all_first, distances), ir.VectorType(ir.DoubleType().as_pointer(), LANES))
     mask = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [1] * LANES)

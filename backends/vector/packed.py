@@ -14,23 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from olac.backends.vector.compiled import kernel
+from olac.backends.vector.key_kernels import join_words, split_words
 from olac.backends.vector.ring import Ring
 from olac.ckks.parameters import Parameters
 from olac.ckks.special import ONE_BYTE as ONE_BYTE
 from olac.ckks.special import TWO_BYTES as TWO_BYTES
 from olac.ckks.special import KeyShape, bytes_of_high, vector_special_primes
-from olac.system.arrays import Array as Floats
-from olac.system.arrays import Index
+from olac.ckks.words import Words
+from olac.system.arrays import Array, Index
 
 
-@kernel("void(f8[::1],i4[::1],i1[::1])", "void(f8[::1],i4[::1],i2[::1])", "void(f8[::1],i4[::1],i4[::1])")
-def split(values: Floats, low: Any, high: Any) -> None:
-    """Centred residues to their parts. All steps are exact: v 2^-32 + 1/2 has at most 50 binary digits."""
-    for k in range(len(values)):
-        top = np.floor(values[k] * 2.0**-32 + 0.5)
-        high[k] = int(top)
-        low[k] = int(values[k] - top * 4294967296.0)
+def split(values: Array, low: Any, high: Any) -> None:
+    """Centred residues to their parts, in the same order: what `PackedKey.put` does with words, in numpy."""
+    top = np.floor(values * 2.0**-32 + 0.5)
+    high[:] = top
+    low[:] = values - top * 2.0**32
 
 
 def packed_bytes(primes: Sequence[int], digits: int, length: int, parameters: Parameters) -> int:
@@ -67,7 +65,7 @@ class PackedKey:
         self.low = np.empty(polynomials * len(ids), dtype=np.int32)
         self.high8 = np.empty(polynomials * self.count8, dtype=np.int8)
         self.high16 = np.empty(polynomials * self.count16, dtype=np.int16 if max(ring.primes) < TWO_BYTES else np.int32)
-        self._ring, self._n = ring, ring.N
+        self._ring = ring
         self.seed = b""
 
     @property
@@ -75,20 +73,35 @@ class PackedKey:
         """Bytes in memory."""
         return self.low.nbytes + self.high8.nbytes + self.high16.nbytes
 
-    def put(self, digit: int, half: int, limb: int, values: Floats) -> None:
-        """Set one limb of the polynomial b (half 0) or a (half 1) of a digit: N centred residues, ordered as words."""
-        n, which = self._n, 2 * digit + half
-        at = (which * len(self.ids) + limb) * n
-        count, high = (self.count8, self.high8) if self.small[limb] else (self.count16, self.high16)
-        highat = (which * count + int(self.place[limb])) * n
-        split(self._ring.in_value_order(values), self.low[at : at + n], high[highat : highat + n])
+    def put(self, digit: int, half: int, limb: int, words: Words) -> None:
+        """Set one limb of the polynomial b (half 0) or a (half 1) of a digit."""
+        low, high = self._parts(digit, half, limb)
+        split_words(words, self._ring.p[self.ids[limb]], self._ring.R, self._ring.C, low, high)
 
-    def get(self, digit: int, half: int, limb: int) -> Floats:
+    def put_values(self, digit: int, half: int, limb: int, values: Array) -> None:
+        """The same with centred residues in value order."""
+        split(values, *self._parts(digit, half, limb))
+
+    def get(self, digit: int, half: int, limb: int) -> Words:
         """What `put` set."""
-        n, which = self._n, 2 * digit + half
+        low, high = self._parts(digit, half, limb)
+        out = np.empty(self._ring.N, dtype=np.uint64)
+        join_words(low, high, self._ring.p[self.ids[limb]], self._ring.R, self._ring.C, out)
+        return out
+
+    def values(self, digit: int, half: int, limb: int) -> Array:
+        """The same as centred residues in value order."""
+        low, high = self._parts(digit, half, limb)
+        found: Array = high.astype(np.float64) * 2.0**32 + low.astype(np.float64)
+        return found
+
+    def b(self, digit: int, limb: int) -> Words:
+        """A limb of the polynomial b."""
+        return self.get(digit, 0, limb)
+
+    def _parts(self, digit: int, half: int, limb: int) -> tuple[Any, Any]:
+        n, which = self._ring.N, 2 * digit + half
         at = (which * len(self.ids) + limb) * n
         count, high = (self.count8, self.high8) if self.small[limb] else (self.count16, self.high16)
         highat = (which * count + int(self.place[limb])) * n
-        found = high[highat : highat + n].astype(np.float64) * 4294967296.0 + self.low[at : at + n].astype(np.float64)
-        ordered: Floats = found[self._ring.order]
-        return ordered
+        return self.low[at : at + n], high[highat : highat + n]

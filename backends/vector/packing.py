@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from olac.backends.vector.key_kernels import pack_words, unpack_words
 from olac.ckks.sizes import residue_bytes as residue_bytes
-from olac.ckks.words import WORD_BYTES, Words, check_highest
+from olac.ckks.words import Words, check_highest
 from olac.errors import ArtifactError
 
 Packed = npt.NDArray[np.uint8]
@@ -18,11 +19,8 @@ Packed = npt.NDArray[np.uint8]
 def pack(residues: Words, prime: int) -> Packed:
     """Residues in [0, prime) of shape (count,), packed; shape (count * residue_bytes(prime),)."""
     size = residue_bytes(prime)
-    words = np.ascontiguousarray(residues, dtype="<u8")
-    out = np.empty(len(words) * size, dtype=np.uint8)
-    to, taken = out.view(_fields(size, size)), words.view(_fields(size, WORD_BYTES))
-    for name in taken.dtype.names or ():
-        to[name] = taken[name]
+    out = np.empty(len(residues) * size, dtype=np.uint8)
+    pack_words(np.ascontiguousarray(residues, dtype=np.uint64), size, out)
     return out
 
 
@@ -37,21 +35,7 @@ def unpack(packed: bytes | bytearray | memoryview | Packed, prime: int) -> Words
     data = np.frombuffer(packed, dtype=np.uint8)
     if not len(data) or len(data) % size:
         raise ArtifactError(f"{len(data)} bytes are no residues of {size} bytes each")
-    out = np.zeros(len(data) // size, dtype="<u8")
-    to, taken = out.view(_fields(size, WORD_BYTES)), data.view(_fields(size, size))
-    for name in taken.dtype.names or ():
-        to[name] = taken[name]
-    check_highest(np.array([out.max()]), (prime,))
-    return out.astype(np.uint64, copy=False)
-
-
-def _fields(size: int, item: int) -> np.dtype[np.void]:
-    """The lowest `size` bytes of items of `item` bytes, as fields whose sizes are powers of two."""
-    names, formats, offsets, at = [], [], [], 0
-    for part in (8, 4, 2, 1):
-        if size & part:
-            names.append(f"at{at}")
-            formats.append(f"<u{part}")
-            offsets.append(at)
-            at += part
-    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": item})
+    data = data if data.flags.writeable else data.copy()  # kernels take no arrays that can't be written
+    out = np.empty(len(data) // size, dtype=np.uint64)
+    check_highest(np.array([unpack_words(data, size, out)], dtype=np.uint64), (prime,))
+    return out

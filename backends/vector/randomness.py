@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from olac.backends.vector.key_kernels import take_below
 from olac.ckks.sizes import SEED_BYTES as SEED_BYTES
 from olac.ckks.words import WORD_BYTES, Words
 
@@ -95,15 +96,12 @@ def uniform(seed: bytes, digit: int, prime: int, count: int) -> Words:
     key = shake_256(name).digest(32)
     stream = ciphers.Cipher(ciphers.algorithms.AES(key), ciphers.modes.CTR(bytes(16))).encryptor()
     room = bytearray(len(_ZEROS) + 15)  # update_into asks for a block more than it writes
-    words = np.frombuffer(room, dtype="<u8", count=CHUNK_WORDS)
+    words = np.frombuffer(room, dtype=np.uint64, count=CHUNK_WORDS)
     mask, bound = np.uint64((1 << prime.bit_length()) - 1), np.uint64(prime)
     out, there = np.empty(count, dtype=np.uint64), 0
     while there < count:
         stream.update_into(_ZEROS, room)
-        words &= mask
-        kept = words[words < bound][: count - there]
-        out[there : there + len(kept)] = kept
-        there += len(kept)
+        there = take_below(words, mask, bound, out, there)
     return out
 
 

@@ -11,6 +11,12 @@ Values = npt.NDArray[np.float64]
 """Residues of a polynomial at the points of the transform, shape (limbs, N) or (N,), each less than 2p in size."""
 
 
+def centred(value: int, prime: int) -> float:
+    """The residue of least size, as a double."""
+    value %= prime
+    return float(value - prime if value > prime // 2 else value)
+
+
 def multiply(a: Words, b: Words, prime: int) -> Words:
     """a b mod p.
 

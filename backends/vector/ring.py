@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy.typing as npt
 from olac.backends.vector.arithmetic import LOOSE_BITS, MOST_BITS
 from olac.backends.vector.conversion import magic_of
 from olac.backends.vector.elementwise import MOST_QUOTIENT, times_constant, transform_integers
+from olac.backends.vector.key_kernels import in_word_order
+from olac.backends.vector.residues import centred as centred
 from olac.backends.vector.switching import inverse_limbs
 from olac.backends.vector.team import Team
 from olac.backends.vector.transforms import AT_REST, INVERTED, LAZY
@@ -29,12 +31,6 @@ LEAST_LOG = 7
 
 TIGHT_TERMS = 8
 """Most terms of a sum of residues modulo primes from 2^46 to 2^50, times constants."""
-
-
-def centred(value: int, prime: int) -> float:
-    """The residue of least size, as a double."""
-    value %= prime
-    return float(value - prime if value > prime // 2 else value)
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,8 @@ class Tables:
         N, R, C: the dimension, R C = N, see `olac.backends.vector.transforms`.
         primes: as given.
         p, pinv, tight: of each prime: itself and its inverse, as doubles; see `olac.backends.vector.arithmetic`.
-        w0, w1, i0, i1: roots and inverse roots, as `transforms` wants them, R or N for each prime, centred.
+        w0, i0: roots and inverse roots in bit-reversed order, R for each prime, centred.
+        w1, i1: those of the second half and their twists, a row for each prime, see `transforms.forward_rows`.
         order: for each value in bit-reversed order its place in value order.
 
     Raises:
@@ -94,7 +91,8 @@ class Tables:
         self.order: Index = ((k // self.C // 8) * self.C + k % self.C) * 8 + k // self.C % 8
         self._reversed = _bit_reversed(n)
         self.w0, self.i0 = np.empty(count * self.R), np.empty(count * self.R)
-        self.w1, self.i1 = np.empty(count * n), np.empty(count * n)
+        row = self.C + self.R * (self.C.bit_length() - 1)
+        self.w1, self.i1 = np.empty((count, row)), np.empty((count, row))
         self._roots: list[int] = []
         for index, prime in enumerate(self.primes):
             powers = _powers(_generator(n, prime), 2 * n, prime)
@@ -110,17 +108,14 @@ class Tables:
         self._inner_starts: dict[tuple[int, int], Array] = {}
 
     def _set_roots(self, index: int, first: Array, second: Array, powers: Array, exponent: int) -> None:
-        """Roots in bit-reversed order: for rows of eight, those of every stage beside each other."""
+        """Roots in bit-reversed order, and the twists of rows of eight, stage after stage."""
         n, R, C = self.N, self.R, self.C
         root = powers[(self._reversed * exponent) % (2 * n)]
         first[index * R : (index + 1) * R] = root[:R]
-        into = second[index * n : (index + 1) * n].reshape(R // 8, C, 8)
-        into[:, 0] = 0.0
-        size = 1
-        while size < C:
-            stage = root[R * size : 2 * R * size].reshape(R // 8, 8, size)
-            into[:, size : 2 * size] = stage.transpose(0, 2, 1)
-            size *= 2
+        second[index, :C] = root[:C]
+        twists = second[index, C:].reshape(R // 8, -1, 8)
+        for stage in range(twists.shape[1]):
+            twists[:, stage] = root[R << stage : 2 * R << stage : 1 << stage].reshape(R // 8, 8)
 
     # Indices of primes -----------------------------------------------------------------------------------------------
 
@@ -244,12 +239,6 @@ class Tables:
             row[:] = np.mod(value[self.order], self.p[j]).astype(np.uint64)
         return out
 
-    def in_value_order(self, values: Array) -> Array:
-        """N values from the order of words to value order."""
-        # A transposition of tiles: it takes less time than a look-up of each value.
-        tiles = values.reshape(self.R // 8, 8, self.C).transpose(0, 2, 1)
-        return np.ascontiguousarray(tiles).reshape(-1)
-
     def from_words(self, words: Words, ids: Sequence[int] | Index) -> Array:
         """The inverse of `to_words`, centred."""
         out = np.empty(words.shape)
@@ -271,9 +260,18 @@ class Tables:
         found: Array = out[place] - np.rint(out[place] * self.pinv[index]) * p
         return found
 
-    def transform(self, coefficients: npt.NDArray[np.integer[Any]], primes: Sequence[int]) -> Array:
-        """As `values`, by primes, in the order of words."""
-        return self.values(coefficients.astype(np.float64), self.indices(primes))[:, self.order]
+    def transform(self, coefficients: npt.NDArray[np.integer[Any]], primes: Sequence[int]) -> Iterator[Array]:
+        """The centred values of a polynomial of small integer coefficients modulo each prime, in the order of words.
+
+        Each array is valid until the next one is asked for: keys take many of them.
+        """
+        ordered, at = self.ordered(coefficients.astype(np.float64)), np.zeros(1, dtype=np.int64)
+        values, words, scratch = np.empty(self.N), np.empty(self.N), np.empty((1, 16 * self.R))
+        tables = self.R, self.C, self.C, self.w0, self.w1, self.p, self.pinv, self.tight
+        for j in self.indices(primes):
+            transform_integers(0, 1, 0, ordered, values, at, np.array([j]), scratch, *tables)
+            in_word_order(values, words, self.R, self.C)
+            yield words
 
     def ordered(self, coefficients: Array, repeat: int = 0) -> Array:
         """N >> repeat coefficients, from their natural order to coefficient order."""

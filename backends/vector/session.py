@@ -1,6 +1,7 @@
 """The vector engine as an engine of the runtime.
 
-Secret keys, encryption and decryption are OpenFHE's. Evaluation keys are made from the words of the secret key.
+Secret keys, encryption and decryption are OpenFHE's where it loads, and otherwise the engine's own
+(`olac.backends.vector.secret_choice`). Evaluation keys are made from the words of the secret key.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from olac.backends.base import Array, Ciphertext
-from olac.backends.openfhe.session import ENGINE as OPENFHE
 from olac.backends.session import (
     ClientSession,
     Engine,
@@ -37,20 +37,22 @@ from olac.backends.vector.ciphertext import Residues
 from olac.backends.vector.evaluator import VectorEvaluator
 from olac.backends.vector.key_making import KeyMaker, NewKey
 from olac.backends.vector.keys import KeyForm, check_security, key_forms, read_limbs
-from olac.backends.vector.keyset import VectorKeys, packed_key
+from olac.backends.vector.keyset import Place, VectorKeys, packed_key, places
 from olac.backends.vector.packed import PackedKey, packed_bytes
 from olac.backends.vector.ring import Ring, ring
+from olac.backends.vector.secret import SecretKey, secret_coefficients
+from olac.backends.vector.secret_choice import chosen_secret
 from olac.backends.vector.team import Team
 from olac.ckks.parameters import Parameters
 from olac.ckks.words import Words
 from olac.costs.table import CostTable
-from olac.errors import ArtifactError, MissingKeyError
+from olac.errors import MissingKeyError
 from olac.ir.types import CipherState
 from olac.system.internal import callers
 from olac.system.threads import helpers, in_threads, usable_threads
 
 KEY_MAKERS = 3
-"""Threads that make keys."""
+"""Threads that make keys or read them."""
 
 SUMMED = 8
 """Products in the sum that is measured."""
@@ -95,15 +97,15 @@ def uniform_residues(own: Ring, buffers: Buffers, level: int, random: np.random.
 
 
 class VectorClient(_Marked, ClientSession):
-    """Holds OpenFHE's session in `secret`."""
+    """Has `secret`, the secret key."""
 
-    def __init__(self, engine: Engine, parameters: Parameters, identity: str, words: Words | None) -> None:
+    def __init__(self, engine: Engine, parameters: Parameters, identity: str, secret: SecretKey) -> None:
         super().__init__(engine, parameters, _mark(identity))
         self._parameters = parameters
-        self.secret = OPENFHE.client(parameters, identity, words)
+        self.secret = secret
 
     def secret_words(self) -> Words:
-        return self.secret.secret_words()
+        return self.secret.words()
 
     def make_keys(
         self, steps: Mapping[int, int], relinearise: int | None, progress: KeyProgress | None = None
@@ -111,7 +113,7 @@ class VectorClient(_Marked, ClientSession):
         check_security(self._parameters)
         made, total = VectorKeys(self._parameters, self._own), len(key_forms(self._parameters, steps, relinearise))
 
-        def packed(new: tuple[int | str, NewKey]) -> tuple[int | str, KeyForm, PackedKey]:
+        def packed(new: tuple[Place, NewKey]) -> tuple[Place, KeyForm, PackedKey]:
             place, key = new
             return place, key.form, packed_key(self._ring, key.form, key.limbs, key.seed)
 
@@ -123,41 +125,25 @@ class VectorClient(_Marked, ClientSession):
                     progress(done, total)
         return made
 
-    def _new_keys(self, steps: Mapping[int, int], relinearise: int | None) -> Iterator[tuple[int | str, NewKey]]:
+    def _new_keys(self, steps: Mapping[int, int], relinearise: int | None) -> Iterator[tuple[Place, NewKey]]:
         """Each key by its place in `VectorKeys`; one has to be used up before its memory is free for others."""
-        parameters = self._parameters
+        parameters, model = self._parameters, ENGINE.model.bootstraps(self._parameters)
         maker = KeyMaker(self._ring, parameters, secret_coefficients(self._ring, self.secret_words()))
-        levels = iter([form.limbs - 1 for form in key_forms(parameters, steps, relinearise)])
-        if relinearise is not None:
-            yield "relinearise", maker.relinearisation(next(levels))
-        for step in steps:
-            yield step, maker.rotation(step, next(levels))
-        if parameters.bootstrapping is not None:
-            _, back, conjugation = levels
-            into_sparse, from_sparse = maker.encapsulation(back)
-            yield "into_sparse", into_sparse
-            yield "from_sparse", from_sparse
-            yield parameters.conjugation_step, maker.rotation(parameters.conjugation_step, conjugation)
+        encapsulation = maker.encapsulation(model.from_sparse_steps, model.raised_level)
+        forms = key_forms(parameters, steps, relinearise)
+        for place, form in zip(places(parameters, steps, relinearise), forms, strict=True):
+            if isinstance(place, int):
+                yield place, maker.rotation(place, form.limbs - 1)
+            elif place == "relinearise":
+                yield place, maker.relinearisation(form.limbs - 1)
+            else:
+                yield place, next(encapsulation)
 
     def encrypt(self, slots: Array, level: int) -> Residues:
-        fresh = self.secret.encrypt(slots, level)
-        return self.ciphertext(OPENFHE.words(self._parameters, fresh, level), level)
+        return self.ciphertext(self.secret.encrypt(slots, level), level)
 
     def decrypt(self, a: Ciphertext[Any]) -> Array:
-        words = ENGINE.words(self._parameters, a.payload, a.state.level)
-        return self.secret.decrypt(Ciphertext(self.secret.ciphertext(words, a.state.level), a.state))
-
-
-def secret_coefficients(own: Ring, words: Words) -> Any:
-    """The coefficients of a secret key, shape (N,), int8, from its words modulo q_0.
-
-    Raises:
-        ArtifactError: they are not all -1, 0 or 1.
-    """
-    found = own.coefficients(own.from_words(words[:1], range(1)).reshape(-1), 0)
-    if np.any(np.abs(found) > 1):
-        raise ArtifactError("coefficients of a secret key that are not ternary: it is damaged")
-    return found.astype(np.int8)
+        return self.secret.decrypt(ENGINE.words(self._parameters, a.payload, a.state.level), a.state)
 
 
 class _Pages(KeyStore):
@@ -276,9 +262,11 @@ class Vector(Engine):
         chosen = RINGS if rings is None else rings
         return measure_costs(MEASURER, threads, chosen, quick=quick, passes=passes, progress=progress)
 
-    def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> VectorClient:
+    def client(
+        self, parameters: Parameters, identity: str, words: Words | None = None, secrets: str | None = None
+    ) -> VectorClient:
         prepare()
-        return VectorClient(self, parameters, identity, words)
+        return VectorClient(self, parameters, identity, chosen_secret(parameters, identity, words, secrets))
 
     def key_sizes(self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[int]:
         return [form.bytes for form in key_forms(parameters, steps, relinearise)]
@@ -299,14 +287,17 @@ class Vector(Engine):
         prepare()
         own, made = ring(parameters), VectorKeys(parameters, "" if identity is None else _mark(identity))
         forms = key_forms(parameters, steps, relinearise)
-        places: list[int | str] = [] if relinearise is None else ["relinearise"]
-        places += steps
-        if parameters.bootstrapping is not None:
-            places += ["into_sparse", "from_sparse", parameters.conjugation_step]
-        for place, (name, form) in enumerate(zip(places, forms, strict=True)):
-            made.add(name, form, packed_key(own, form, read_limbs(form, blocks(place))))
+
+        def read(number: int) -> PackedKey:
+            return packed_key(own, forms[number], read_limbs(forms[number], blocks(number)))
+
+        found = in_threads(read, range(len(forms)), helpers(KEY_MAKERS))
+        named = places(parameters, steps, relinearise)
+        for number, (place, form, key) in enumerate(zip(named, forms, found, strict=True)):
+            made.add(place, form, key)
             if progress is not None:
-                progress(place + 1, len(forms))
+                with callers():
+                    progress(number + 1, len(forms))
         return made
 
     def server(

@@ -3,7 +3,7 @@
 All arrays are flat, and limbs of N doubles begin where the offsets say. Residues at rest are at most 3/4 p in size; the
 transforms of `transforms` may leave 11 p for loose primes, which only the products below read. A sum of products of
 digits and centred residues of keys has a `start` that `magic_of` has checked. Results are at most 0.66 p, or centred,
-if nothing else is said.
+if nothing else is said. Results of at least `PAST` doubles are written past the caches.
 
 Keys are packed (see `packed`): a residue is high 2^32 + low. Both parts are exact as doubles, and so is the sum, an
 integer below 2^49.
@@ -16,14 +16,27 @@ from typing import Any
 from olac.backends.vector.arithmetic import MAGIC, product, reduced
 from olac.backends.vector.compiled import inline, kernel, wide
 from olac.backends.vector.conversion import finish
-from olac.backends.vector.lanes import gather, load, load_ints, splat, store, vadd, vfma, vsub
+from olac.backends.vector.lanes import (
+    PAST,
+    fence,
+    gather,
+    load,
+    load_ints,
+    put,
+    splat,
+    store,
+    streams,
+    vadd,
+    vfma,
+    vsub,
+)
 from olac.backends.vector.transforms import forward_rows, inverse_transform
 from olac.system.arrays import Array as Floats
 from olac.system.arrays import Index
 
 
 @kernel(
-    "void(i8,i8,i8,f8[::1],i8[::1],f8[::1],i8[::1],i8[::1],f8[:,::1],f8[:,::1],i8,i8,f8[::1],f8[::1],f8[::1],f8[::1],b1[::1])"
+    "void(i8,i8,i8,f8[::1],i8[::1],f8[::1],i8[::1],i8[::1],f8[:,::1],f8[:,::1],i8,i8,f8[::1],f8[:,::1],f8[::1],f8[::1],b1[::1])"
 )
 def inverse_limbs(
     lo: int,
@@ -50,7 +63,6 @@ def inverse_limbs(
         ids: the prime of each limb.
         factors: (limbs, 2): see `transforms.inverse_columns`.
     """
-    N = R * C
     room = scratch[worker]
     for e in range(lo, hi):
         j = ids[e]
@@ -65,8 +77,8 @@ def inverse_limbs(
             C,
             w0,
             j * R,
-            w1,
-            j * N,
+            w1[j],
+            0,
             factors[e, 0],
             factors[e, 1],
             p[j],
@@ -75,7 +87,7 @@ def inverse_limbs(
         )
 
 
-@kernel("void(i8,i8,i8,f8[::1],i8[::1],i8[::1],i8,i8,f8[::1],f8[::1],f8[::1],b1[::1])")
+@kernel("void(i8,i8,i8,f8[::1],i8[::1],i8[::1],i8,i8,f8[:,::1],f8[::1],f8[::1],b1[::1])")
 def finish_limbs(
     lo: int,
     hi: int,
@@ -93,7 +105,7 @@ def finish_limbs(
     """The second halves of transforms, in place, for limbs lo ... hi - 1; see `transforms.forward_rows`."""
     for e in range(lo, hi):
         j = ids[e]
-        forward_rows(out, outat[e], R, C, C, w1, j * R * C, p[j], pinv[j], tight[j])
+        forward_rows(out, outat[e], R, C, C, w1[j], 0, p[j], pinv[j], tight[j])
 
 
 @inline
@@ -124,6 +136,7 @@ def inner_limb(
     N: int,
     p1: float,
     pinv1: float,
+    past: Any,
 ) -> None:
     """Both polynomials of the sum over digits of digit times key, for one limb; at most p / 2 + 1 in size.
 
@@ -154,8 +167,8 @@ def inner_limb(
             t = vfma(x, w, t1)
             r1 = vadd(r1, vfma(x, w, vsub(t1, t)))
             t1 = t
-        store(out, out0 + k, finish(t0, r0, start, pinv, p, magic))
-        store(out, out1 + k, finish(t1, r1, start, pinv, p, magic))
+        put(out, out0 + k, finish(t0, r0, start, pinv, p, magic), past)
+        put(out, out1 + k, finish(t1, r1, start, pinv, p, magic), past)
 
 
 @kernel(
@@ -211,6 +224,7 @@ def inner(
     """
     wide()
     count = len(ids)
+    past = 2 * count * N >= PAST and streams(out, outat)
     for e in range(lo, hi):
         j, x = ids[e], keyids[e]
         owner = e // alpha if e < limbs else -1
@@ -237,6 +251,7 @@ def inner(
                 N,
                 p[j],
                 pinv[j],
+                past,
             )
         else:
             inner_limb(
@@ -260,7 +275,10 @@ def inner(
                 N,
                 p[j],
                 pinv[j],
+                past,
             )
+    if past:
+        fence()
 
 
 @kernel(
@@ -307,6 +325,7 @@ def add_permuted(
     count = len(ids)
     magic = splat(MAGIC)
     room = scratch[worker]
+    past = not add and 2 * count * N >= PAST and streams(out, outat)
     for item in range(lo, hi):
         h, e = item // count, item % count
         j = ids[e]
@@ -325,18 +344,20 @@ def add_permuted(
                     store(out, o + k, reduced(vadd(load(out, o + k), load(given, b + k)), pinv1, p1, magic))
             else:
                 for k in range(0, N, 8):
-                    store(out, o + k, load(given, b + k))
+                    put(out, o + k, load(given, b + k), past)
         elif add:
             for k in range(0, N, 8):
                 x = vadd(load(out, o + k), gather(given, b, order, k))
                 store(out, o + k, reduced(x, pinv1, p1, magic))
         else:
             for k in range(0, N, 8):
-                store(out, o + k, gather(given, b, order, k))
+                put(out, o + k, gather(given, b, order, k), past)
+    if past:
+        fence()
 
 
 @kernel(
-    "void(i8,i8,i8,f8[::1],i8[::1],f8[::1],i8[::1],f8[::1],i8[::1],f8[::1],i8[::1],i8[::1],f8[::1],i4[::1],b1,i8,i8,f8[::1],f8[::1],f8[::1],b1[::1])"
+    "void(i8,i8,i8,f8[::1],i8[::1],f8[::1],i8[::1],f8[::1],i8[::1],f8[::1],i8[::1],i8[::1],f8[::1],i4[::1],b1,i8,i8,f8[:,::1],f8[::1],f8[::1],b1[::1])"
 )
 def divide_limbs(
     lo: int,
@@ -376,10 +397,12 @@ def divide_limbs(
     wide()
     N = R * C
     magic = splat(MAGIC)
+    large = len(ids) * N >= PAST
     for e in range(lo, hi):
         j = ids[e]
         b, a, c, o = restat[e], sourceat[e], extraat[e], outat[e]
-        forward_rows(rest, b, R, C, C, w1, j * N, p[j], pinv[j], tight[j])
+        past = large and streams(out, o)
+        forward_rows(rest, b, R, C, C, w1[j], 0, p[j], pinv[j], tight[j])
         p1, pinv1, f = splat(p[j]), splat(pinv[j]), splat(inverse[e])
         if permute:
             if c >= 0:
@@ -390,11 +413,14 @@ def divide_limbs(
                 for k in range(0, N, 8):
                     store(rest, b + k, product(vsub(load(source, a + k), load(rest, b + k)), f, pinv1, p1, magic))
             for k in range(0, N, 8):
-                store(out, o + k, gather(rest, b, order, k))
+                put(out, o + k, gather(rest, b, order, k), past)
         elif c >= 0:
             for k in range(0, N, 8):
                 x = product(vsub(load(source, a + k), load(rest, b + k)), f, pinv1, p1, magic)
-                store(out, o + k, reduced(vadd(x, load(extra, c + k)), pinv1, p1, magic))
+                put(out, o + k, reduced(vadd(x, load(extra, c + k)), pinv1, p1, magic), past)
         else:
             for k in range(0, N, 8):
-                store(out, o + k, product(vsub(load(source, a + k), load(rest, b + k)), f, pinv1, p1, magic))
+                x = product(vsub(load(source, a + k), load(rest, b + k)), f, pinv1, p1, magic)
+                put(out, o + k, x, past)
+    if large:
+        fence()

@@ -7,23 +7,33 @@ that fit in the first cache, eight independent transforms side by side, and no v
 transposition of 8 x 8 tiles between them. (Bailey, "FFTs in external or hierarchical memory", 1990, with the merged
 negacyclic twists of Longa and Naehrig, ePrint 2016/504, by radix 4.)
 
+The second half has other roots for each row r: N of them, as many as residues. In bit-reversed order w[k] is a root of
+unity to the power N rev(k), where rev(k) mirrors the binary digits of k at the point. Stage s takes the roots
+w[(R + r) 2^s + i], i < 2^s, whose digits are those of i below those of R + r. So each is w[i] w[(R + r) 2^s]: a root
+that all rows and stages have in common, times a twist of the row and the stage (`twisted`). These are C + R log2(C)
+numbers, which stay in the second cache, and a product takes less time than reading N numbers more.
+
 Bounds (see `arithmetic`), in units of p, with constants that are centred. Residues at rest, between
 kernels, are at most 3/4.
 
 * Forward, loose primes. A stage adds to a residue the `product` of another: from B to B + 1/2 + B / 128. From 3/4 that
-  is 5 after 8 stages, 9.4 after 16 and 10 after 17, the most that there are. So values are at most 11; `product` takes
-  up to 63.
+  is 5 after 8 stages, 9.4 after 16 and 10 after 17, the most that there are. (Roots of the second half are at most
+  1/2 + 1/256: there it is B + 1/2 + B / 127, which changes no digit that stands here.) So values are at most 11;
+  `product` takes up to 62 times such a root.
 * Forward, tight primes. All is reduced before each pass, to 1/2. In a pass by radix 4 the first products are at most
-  1/2 + 1/16, the first sums 1.07, the second products 1/2 + 1.07 / 8, the second sums 1.7, which `product` takes up to
-  3.9. Between the halves values are at most 1.7; in the end they are reduced from that, to centred ones.
+  1/2 + 1/16, the first sums 1.07, the second products 1/2 + 1.07 / 8, the second sums 1.7. Between the halves values
+  are at most that. Roots of the second half are at most 1/2 + 1/16, so that there products are at most 1/2 + 9 B / 64
+  for B up to 3.3: the first ones 0.571, the second ones 0.651, and the second sums 1.73. In the end values are reduced
+  from that, to centred ones.
 * Inverse, loose primes. In a pass by radix 4 from B, the sum of all four residues is at most 4 B and is reduced, to
-  1/2. Differences of two are at most 2 B and their products 1/2 + B / 64; the sum of two of these is at most
-  1 + B / 32. The products of what is at most 4 B are at most 1/2 + B / 32. So B = 1.04 before each pass leaves at most
+  1/2. Roots are at most 1/2 + 1/256. Differences of two are at most 2 B and their products 1/2 + B / 63; the sum of two
+  of these is at most 1 + B / 31. The products of what is at most 4 B are at most 1/2 + B / 31. So B = 1.04 before each
+  pass leaves at most
   1.04, with sums of at most 4.2. The last pass multiplies everything by a factor: it leaves at most 1/2 + 4.2 / 128,
   below 0.55.
-* Inverse, tight primes. All is reduced before each pass, to 1/2. In a pass sums of four are at most 2, and their
-  products 1/2 + 2 / 8; products of differences are at most 1/2 + 1 / 8, and sums of two of these 1.25. So a pass leaves
-  at most 1.25; in the end values are reduced, to centred ones.
+* Inverse, tight primes. All is reduced before each pass, to 1/2. Roots are at most 1/2 + 1/16. In a pass sums of four
+  are at most 2, and their products 1/2 + 18 / 64; products of differences are at most 1/2 + 9 / 64, and sums of two of
+  these 1.29. So a pass leaves at most 1.29; in the end values are reduced, to centred ones.
 
 All of these are integers below 2^50 for loose primes and 2^52 for tight ones, so sums are exact.
 """
@@ -34,7 +44,7 @@ from typing import Any
 
 from olac.backends.vector.arithmetic import MAGIC, product, reduced
 from olac.backends.vector.compiled import inline, kernel, wide
-from olac.backends.vector.lanes import LANES, load, splat, store, transposed, vadd, vsub
+from olac.backends.vector.lanes import LANES, load, put, splat, store, streams, transposed, vadd, vsub
 from olac.system.arrays import Array as Floats
 
 AT_REST = 0.75
@@ -49,7 +59,7 @@ INVERTED = 0.55
 def quartet(a: Any, b: Any, c: Any, d: Any, w1: Any, w2: Any, w3: Any, pinv: Any, p: Any, magic: Any) -> Any:
     """Two stages of Cooley and Tukey's butterflies on four residues.
 
-    From at most B p to at most (B + 1/2 + B / 128) (1 + 1 / 128) p + p / 2 for loose primes, from p / 2 to 1.7 p for
+    From at most B p to at most (B + 1/2 + B / 127) (1 + 1 / 127) p + p / 2 for loose primes, from p / 2 to 1.73 p for
     tight ones.
     """
     u = product(c, w1, pinv, p, magic)
@@ -70,7 +80,7 @@ def reduce_piece(s: Any, start: int, rows: int, pinv: Any, p: Any, magic: Any) -
         store(s, start + 8 * row, reduced(load(s, start + 8 * row), pinv, p, magic))
 
 
-@kernel("void(f8[::1],i8,i8,f8[::1],i8,f8[::1],i8,i8,i8,i8,f8[::1],i8,f8,f8,b1)")
+@kernel("void(f8[::1],i8,i8,f8[::1],i8,f8[::1],i8,i8,i8,i8,f8[::1],i8,f8,f8,b1,b1)")
 def forward_columns(
     source: Floats,
     at: int,
@@ -87,6 +97,7 @@ def forward_columns(
     p1: float,
     pinv1: float,
     tight: bool,
+    past: bool,
 ) -> None:
     """The first half for one column of eight: from rows of `source` to tiles of `out`, by way of the piece s.
 
@@ -100,6 +111,7 @@ def forward_columns(
         column: which column of eight.
         w, wat: where the first R roots begin, in bit-reversed order.
         tight: whether the prime is.
+        past: results are written past the caches where they can be, and a `fence` has to follow.
     """
     wide()
     p, pinv, magic = splat(p1), splat(pinv1), splat(MAGIC)
@@ -138,6 +150,7 @@ def forward_columns(
         m *= 4
     if tight:
         reduce_piece(s, sat, R, pinv, p, magic)
+    past = past and streams(out, outat)
     for block in range(m // 2):
         b, i = sat + 64 * block, 2 * block
         w1, w2, w3 = splat(w[wat + m + i]), splat(w[wat + 2 * (m + i)]), splat(w[wat + 2 * (m + i) + 1])
@@ -152,7 +165,7 @@ def forward_columns(
         tile = transposed(x0, x1, x2, x3, x4, x5, x6, x7)
         o = outat + (block * C + 8 * column) * 8
         for k in range(LANES):
-            store(out, o + 8 * k, tile[k])
+            put(out, o + 8 * k, tile[k], past)
 
 
 @inline
@@ -170,6 +183,24 @@ def forward_pass(s: Any, at: int, m: int, t: int, w: Any, wat: int, pinv: Any, p
             store(s, d, x3)
 
 
+@inline
+def log2(C: int) -> int:
+    """log2 of a power of two."""
+    log = 0
+    while C >> log > 1:
+        log += 1
+    return log
+
+
+@inline
+def twisted(w: Any, at: int, twist: Any, pinv: Any, p: Any, magic: Any) -> Any:
+    """The roots of eight rows, from their twists and the root at a place, all centred.
+
+    They are at most p / 2 + p / 256 in size for loose primes and p / 2 + p / 16 for tight ones.
+    """
+    return product(twist, splat(w[at]), pinv, p, magic)
+
+
 @kernel("void(f8[::1],i8,i8,i8,i8,f8[::1],i8,f8,f8,b1)")
 def forward_rows(
     out: Floats, outat: int, R: int, C: int, W: int, w: Floats, wat: int, p1: float, pinv1: float, tight: bool
@@ -180,18 +211,20 @@ def forward_rows(
     stages, and centred for tight ones.
 
     Args:
-        W, w, wat: for each eight rows, W rows of eight roots begin here: row k is the k-th root of each. The first C of
-            them are those of a transform of R C points, if W is larger.
+        W, w, wat: the first W roots in bit-reversed order begin here, and after them, for each eight rows, log2(W)
+            vectors of twists: `twisted` makes the roots of these rows. A transform of R C points takes the first ones
+            of each, if W is larger.
     """
     wide()
     p, pinv, magic = splat(p1), splat(pinv1), splat(MAGIC)
+    stages = log2(W)
     for piece in range(R // 8):
         at = outat + piece * C * 8
-        v = wat + piece * W * 8
-        t, m = C, 1
+        v = wat + W + piece * stages * 8
+        t, m, stage = C, 1, 0
         if C & 0xAAAAAAAA:
-            t, m = C // 2, 2
-            w1 = load(w, v + 8)
+            t, m, stage = C // 2, 2, 1
+            w1 = load(w, v)
             for row in range(t):
                 a, b = at + 8 * row, at + 8 * (row + t)
                 x, y = load(out, a), load(out, b)
@@ -204,9 +237,11 @@ def forward_rows(
             t //= 4
             if tight:
                 reduce_piece(out, at, C, pinv, p, magic)
+            first, second = load(w, v + 8 * stage), load(w, v + 8 * stage + 8)
             for i in range(m):
-                w1 = load(w, v + 8 * (m + i))
-                w2, w3 = load(w, v + 16 * (m + i)), load(w, v + 16 * (m + i) + 8)
+                w1 = twisted(w, wat + i, first, pinv, p, magic)
+                w2 = twisted(w, wat + 2 * i, second, pinv, p, magic)
+                w3 = twisted(w, wat + 2 * i + 1, second, pinv, p, magic)
                 for row in range(4 * i * t, 4 * i * t + t):
                     a, b = at + 8 * row, at + 8 * (row + t)
                     c, d = at + 8 * (row + 2 * t), at + 8 * (row + 3 * t)
@@ -218,6 +253,7 @@ def forward_rows(
                     store(out, c, x2)
                     store(out, d, x3)
             m *= 4
+            stage += 2
         if tight:
             reduce_piece(out, at, C, pinv, p, magic)
 
@@ -226,7 +262,7 @@ def forward_rows(
 def inverse_quartet(a: Any, b: Any, c: Any, d: Any, w1: Any, w2: Any, w3: Any, pinv: Any, p: Any, magic: Any) -> Any:
     """Two stages of Gentleman and Sande's butterflies: the inverse of `quartet`, times 4.
 
-    From at most 1.04 p to 1.04 p for loose primes, from p / 2 to 1.25 p for tight ones.
+    From at most 1.04 p to 1.04 p for loose primes, from p / 2 to 1.29 p for tight ones.
     """
     x0 = vadd(a, b)
     x1 = product(vsub(a, b), w2, pinv, p, magic)
@@ -263,13 +299,16 @@ def inverse_rows(
     """
     wide()
     p, pinv, magic = splat(p1), splat(pinv1), splat(MAGIC)
+    stages = log2(C)
     for piece in range(R // 8):
         at = sourceat + piece * C * 8
-        v = wat + piece * C * 8
-        m, t = C // 4, 1
+        v = wat + C + piece * stages * 8
+        m, t, stage = C // 4, 1, stages - 2
+        first, second = load(w, v + 8 * stage), load(w, v + 8 * stage + 8)
         for i in range(m):  # the first pass, from the source to the piece
-            w1 = load(w, v + 8 * (m + i))
-            w2, w3 = load(w, v + 16 * (m + i)), load(w, v + 16 * (m + i) + 8)
+            w1 = twisted(w, wat + i, first, pinv, p, magic)
+            w2 = twisted(w, wat + 2 * i, second, pinv, p, magic)
+            w3 = twisted(w, wat + 2 * i + 1, second, pinv, p, magic)
             a = 32 * i
             x0, x1, x2, x3 = (
                 load(source, at + a),
@@ -289,9 +328,12 @@ def inverse_rows(
         while m >= 1:
             if tight:
                 reduce_piece(s, sat, C, pinv, p, magic)
+            stage -= 2
+            first, second = load(w, v + 8 * stage), load(w, v + 8 * stage + 8)
             for i in range(m):
-                w1 = load(w, v + 8 * (m + i))
-                w2, w3 = load(w, v + 16 * (m + i)), load(w, v + 16 * (m + i) + 8)
+                w1 = twisted(w, wat + i, first, pinv, p, magic)
+                w2 = twisted(w, wat + 2 * i, second, pinv, p, magic)
+                w3 = twisted(w, wat + 2 * i + 1, second, pinv, p, magic)
                 for row in range(4 * i * t, 4 * i * t + t):
                     a, b, c, d = 8 * row, 8 * (row + t), 8 * (row + 2 * t), 8 * (row + 3 * t)
                     x0, x1, x2, x3 = inverse_quartet(
@@ -313,7 +355,7 @@ def inverse_rows(
             t *= 4
             m //= 4
         if t < C:  # an odd number of stages: the last by radix 2
-            w1 = load(w, v + 8)
+            w1 = load(w, v)
             for row in range(t):
                 a, b = 8 * row, 8 * (row + t)
                 x, y = load(s, sat + a), load(s, sat + b)
@@ -465,6 +507,6 @@ def forward_transform(
     """
     for column in range(C // 8):
         forward_columns(
-            source, sourceat + column * R * 8, 8, s, sat, out, outat, column, R, C, w0, w0at, p, pinv, tight
+            source, sourceat + column * R * 8, 8, s, sat, out, outat, column, R, C, w0, w0at, p, pinv, tight, False
         )
     forward_rows(out, outat, R, C, C, w1, w1at, p, pinv, tight)

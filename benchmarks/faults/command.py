@@ -12,6 +12,7 @@ from benchmarks.faults.kinds import KINDS, MUTATIONS
 from benchmarks.faults.material import prepare
 from benchmarks.faults.outcomes import FAULTS, Finding, Outcome, markdown, rows
 from benchmarks.faults.pool import MEMORY_BYTES, Worker
+from olac.ckks.engines import AUTO, ENGINES
 
 LARGE: dict[str, int] = {
     "networks": 1000,
@@ -74,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) 
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="seed of the first case; default 0")
     parser.add_argument("--minutes", type=count, metavar="M", help="minutes for each kind at most")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="keep programs, keys and ciphertexts there")
+    parser.add_argument("--engine", choices=tuple(ENGINES), default=AUTO.name, help="that runs all but the networks")
     parser.add_argument("--refused", action="store_true", help="show refused cases, too, with their errors")
 
 
@@ -82,10 +84,10 @@ def run(options: argparse.Namespace, say: Callable[[str], None] = print) -> int:
     names = options.kinds or tuple(KINDS)
     counts = {name: options.count or LARGE[name] for name in names}
     with tempfile.TemporaryDirectory() as made:
-        folder = options.folder or Path(made)
+        folder = (options.folder or Path(made)) / options.engine
         if not (folder / "deep" / "sizes.json").exists():
             say("making programs, keys and ciphertexts")
-            prepare(folder)
+            prepare(folder, options.engine)
         seconds = None if options.minutes is None else 60.0 * options.minutes
         findings: list[Finding] = []
         for found in find(counts, folder, options.first, seconds, say):

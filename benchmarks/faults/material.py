@@ -22,6 +22,7 @@ from olac.ckks.primes import FLEXIBLE
 from olac.errors import OlacError
 from olac.ir.ops import Array
 from olac.kernels.execute import execute
+from olac.options import AUTO_ENGINE
 from olac.program.program import CompiledProgram
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server
 
@@ -70,8 +71,8 @@ def stop_after(node: str) -> Callable[[Progress], None]:
     return progress
 
 
-def prepare(folder: Path) -> None:
-    """Make all files in folder/plain and folder/deep; needs torch."""
+def prepare(folder: Path, engine: str = AUTO_ENGINE) -> None:
+    """Make all files in folder/plain and folder/deep, with programs for an engine; needs torch."""
     import olac
 
     with warnings.catch_warnings():
@@ -83,7 +84,7 @@ def prepare(folder: Path) -> None:
             calibration = olac.calibrate(net, images)
             calibration.save(place / CALIBRATION)
             options: dict[str, Any] = {"log_ring": 10} if which == PLAIN else {"parameters": DEEP_PARAMETERS}
-            program = olac.compile(net, calibration, degree=3, reconstruct=0, insecure=True, **options)
+            program = olac.compile(net, calibration, degree=3, reconstruct=0, insecure=True, engine=engine, **options)
             program.save(place / PROGRAM)
             _prepare_runtime(place, program, images[0].double().numpy())
 

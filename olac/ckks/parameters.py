@@ -13,7 +13,17 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
 
-from olac.ckks.primes import FIXED, FLEXIBLE, TECHNIQUES, is_prime, modulus_chain, step_to_prime
+from olac.ckks.primes import (
+    FIXED,
+    FLEXIBLE,
+    MOST_FIRST_BITS,
+    MOST_SCALE_BITS,
+    TECHNIQUES,
+    flexible_scales,
+    is_prime,
+    modulus_chain,
+    step_to_prime,
+)
 from olac.ckks.security import (
     EARLIER_SECURITY_BOUNDS,
     ENCAPSULATION_BOUNDS,
@@ -150,7 +160,8 @@ class Parameters:
             raise ValueError(f"scaling technique {self.technique!r} is not one of {', '.join(TECHNIQUES)}")
         if not 10 <= self.log_ring <= 17:
             raise ValueError(f"log2 of the ring dimension {self.log_ring} is outside 10 ... 17")
-        if not (self.log_ring + 4 <= self.scale_bits <= 59 and self.scale_bits <= self.first_bits <= 60):
+        scaled = self.log_ring + 4 <= self.scale_bits <= MOST_SCALE_BITS
+        if not (scaled and self.scale_bits <= self.first_bits <= MOST_FIRST_BITS):
             raise ValueError(f"scale of {self.scale_bits} bits with a first prime of {self.first_bits} bits")
         if not 0 <= self.depth <= MOST_DEPTH:
             raise ValueError(f"depth {self.depth} is outside 0 ... {MOST_DEPTH}")
@@ -332,10 +343,7 @@ class Parameters:
 
     @cached_property
     def _flexible_scales(self) -> tuple[float, ...]:
-        scales = [float(self.primes[-1])]
-        for level in range(self.depth, 0, -1):
-            scales.append(scales[-1] ** 2 / self.primes[level])
-        return tuple(reversed(scales))
+        return flexible_scales(self.primes)
 
     def describe(self) -> str:
         """One line for people."""

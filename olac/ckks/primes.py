@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, Literal
 
@@ -12,6 +13,11 @@ Technique = Literal["FIXEDMANUAL", "FLEXIBLEAUTO"]
 FIXED: Final = "FIXEDMANUAL"
 FLEXIBLE: Final = "FLEXIBLEAUTO"
 TECHNIQUES: tuple[Technique, ...] = (FIXED, FLEXIBLE)
+
+FARTHEST = 2.0
+"""OpenFHE refuses FLEXIBLEAUTO chains in which a scale is so many times another."""
+MOST_SCALE_BITS = 59
+MOST_FIRST_BITS = 60
 
 WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)  # these decide primality below 3.3e24
 
@@ -44,9 +50,7 @@ def step_to_prime(q: int, step: int) -> int:
     while not is_prime(q):
         q += step
         if not abs(step) < q < 1 << 62:
-            raise InfeasibleError(
-                f"there are not enough primes 1 (mod {abs(step)}) for these sizes: take a larger scale"
-            )
+            raise InfeasibleError(f"there are not enough primes 1 (mod {abs(step)}) for these sizes")
     return q
 
 
@@ -63,9 +67,59 @@ def _flexible_middle(primes: list[int], order: int) -> None:
         primes[i] = candidate
 
 
+def flexible_scales(primes: Sequence[int]) -> tuple[float, ...]:
+    """The exact scale of each level of a chain in FLEXIBLEAUTO."""
+    scales = [float(primes[-1])]
+    for prime in reversed(primes[1:]):
+        scales.append(scales[-1] ** 2 / prime)
+    return tuple(reversed(scales))
+
+
 @lru_cache(maxsize=256)
 def modulus_chain(log_ring: int, depth: int, scale_bits: int, first_bits: int, technique: str) -> tuple[int, ...]:
-    """The primes q_0 ... q_depth; q_0 stays to the end, and the first rescale drops q_depth."""
+    """The primes q_0 ... q_depth; q_0 stays to the end, and the first rescale drops q_depth.
+
+    Raises:
+        InfeasibleError: there are too few primes near the scale; names a scale for which there are enough.
+    """
+    found = _chain(log_ring, depth, scale_bits, first_bits, technique)
+    if found is None:
+        enough = fewest_bits(log_ring, depth, first_bits - scale_bits, technique, scale_bits + 1)
+        advice = "take fewer levels" if enough is None else f"take a scale of {enough} bits, or fewer levels"
+        raise InfeasibleError(
+            f"there are not enough primes near 2^{scale_bits} for {depth} levels at ring 2^{log_ring} in {technique}: "
+            f"{advice}"
+        )
+    return found
+
+
+@lru_cache(maxsize=256)
+def fewest_bits(log_ring: int, depth: int, integer_bits: int, technique: str, least: int) -> int | None:
+    """The fewest bits of scale, `least` or more, for which there are enough primes; None if there never are.
+
+    Args:
+        integer_bits: by how many the first prime has more.
+    """
+    for bits in range(least, MOST_SCALE_BITS + 1):
+        if _chain(log_ring, depth, bits, min(bits + integer_bits, MOST_FIRST_BITS), technique) is not None:
+            return bits
+    return None
+
+
+def _chain(log_ring: int, depth: int, scale_bits: int, first_bits: int, technique: str) -> tuple[int, ...] | None:
+    """The primes of `modulus_chain`; None if there are too few."""
+    try:
+        primes = _picked(log_ring, depth, scale_bits, first_bits, technique)
+    except InfeasibleError:
+        return None
+    if technique == FLEXIBLE:
+        scales = flexible_scales(primes)
+        if max(scales) >= FARTHEST * scales[-1] or scales[-1] >= FARTHEST * min(scales):
+            return None
+    return primes
+
+
+def _picked(log_ring: int, depth: int, scale_bits: int, first_bits: int, technique: str) -> tuple[int, ...]:
     order = 2 << log_ring
     primes = [0] * (depth + 1)
     first = (1 << scale_bits) + 1

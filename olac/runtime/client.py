@@ -61,18 +61,25 @@ class Client:
     Args:
         program: the program to encrypt for.
         engine: the engine to make keys for, or the name of its folder in `olac/backends`; None for the one that the
-            program was planned for, or for OpenFHE, with a warning, if that one can't be used on this machine.
+            program was planned for, or for another, with a warning, if that one can't be used on this machine.
+        secrets: who makes the secret key, encrypts and decrypts: "openfhe", or "olac" for the vector engine's own code,
+            which was not reviewed from outside. None for OpenFHE where it can be loaded, and otherwise for olac, with a
+            warning.
 
     Raises:
-        BackendError: there is no such engine.
-        InfeasibleError: the engine does not take the program's parameters.
+        BackendError: there is no such engine, or the one that the program was planned for can't be used on this
+            machine, and no other takes the program.
+        InfeasibleError: the engine that was asked for does not take the program's parameters.
     """
 
-    def __init__(self, program: CompiledProgram, engine: Engine | str | None = None) -> None:
+    def __init__(
+        self, program: CompiledProgram, engine: Engine | str | None = None, *, secrets: str | None = None
+    ) -> None:
         CompiledProgram.check_kind(program)
         self.program = program
-        self._engine = available_engine(program.engine) if engine is None else find_engine(engine)
+        self._engine = available_engine(program.engine, program.parameters) if engine is None else find_engine(engine)
         self._engine.check_takes(program.parameters)
+        self._secrets = secrets
         self._session: ClientSession | None = None
         self._identity = ""
         self._closed = False
@@ -106,7 +113,7 @@ class Client:
         self._check_memory()
         program = self.program
         identity = new_identity()
-        session = self._engine.client(program.parameters, identity)
+        session = self._engine.client(program.parameters, identity, secrets=self._secrets)
         relinearise = needs_relinearisation(program)
         live = session.make_keys(*wanted_keys(program, program.rotations, relinearise), progress)
         self._session, self._identity = session, identity
@@ -160,8 +167,13 @@ class Client:
 
     @staticmethod
     @memory_for("loading the secret key")
-    def load(program: CompiledProgram, path: str | Path, engine: Engine | str | None = None) -> Client:
+    def load(
+        program: CompiledProgram, path: str | Path, engine: Engine | str | None = None, *, secrets: str | None = None
+    ) -> Client:
         """A client with the secret key from a file of `save_secret_key`, of the same or another engine.
+
+        Args:
+            engine, secrets: as of `Client`. The file may be of other `secrets`.
 
         Raises:
             ArtifactError: the file is missing, damaged, or of another kind, version or program, or others may read it.
@@ -178,9 +190,9 @@ class Client:
             header.expect_payload(size)
             words = np.frombuffer(payload.read(size), "<u8").reshape(parameters.limbs, -1)
             payload.finish()
-        client = Client(program, engine)
+        client = Client(program, engine, secrets=secrets)
         try:
-            client._session = client._engine.client(parameters, identity, words)
+            client._session = client._engine.client(parameters, identity, words, secrets)
         except ArtifactError as error:
             raise header.error(str(error), "Make new keys.") from error
         client._identity = identity

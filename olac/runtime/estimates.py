@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from olac.analysis.estimate import Estimate
@@ -53,7 +54,8 @@ def forecast(
 
     Args:
         engine: that runs the program, or the name of its folder in `olac/backends`; None for the one that the program
-            was planned for, or for OpenFHE, with a warning, if that one can't be used on this machine.
+            was planned for. If that one can't be used on this machine, a warning says so, and the prediction is for
+            another; or, if no other takes the program, for the machine of the table.
         costs: prices of this engine; None for the shipped table.
         threads: that the engine uses in this process; None for those that it has.
         measure: without it, the seconds are those of the table.
@@ -63,7 +65,7 @@ def forecast(
         InfeasibleError: the engine does not take the program's parameters, or memory ran out.
         ValueError: the prices are of another engine.
     """
-    used = available_engine(program.engine) if engine is None else find_engine(engine)
+    used = _usual(program) if engine is None else find_engine(engine)
     used.check_takes(program.parameters)
     table = costs or CostTable.default(used.model)
     if table.engine is not used.model:
@@ -80,3 +82,12 @@ def forecast(
         finally:
             return_freed()
     return Forecast(program.estimate(threads, factor, table), factor, table, "" if factor else why)
+
+
+def _usual(program: CompiledProgram) -> Engine:
+    """The engine that runs a program here if nobody names one; if none does, the one that it was planned for."""
+    try:
+        return available_engine(program.engine, program.parameters)
+    except BackendError as error:
+        warnings.warn(str(error), stacklevel=3)
+        return find_engine(program.engine)

@@ -142,7 +142,8 @@ class Server:
         self._engine.check_takes(program.parameters)
         reason = self._engine.unavailable(preparing)
         if reason:
-            raise BackendError(f"{self._engine.title} can't be used here: {reason}")
+            instead = self._engine.instead(program.parameters)
+            raise BackendError(f"{self._engine.title} can't be used here: {reason}. {instead}")
         # They take memory themselves, so they are made before it is measured.
         self._kernels = program.kernels
         room, capacity = self._check_memory(evaluation_keys, limit)

@@ -14,12 +14,10 @@ from olac.analysis.noise import MAX_SCALE_BITS
 from olac.backends.cost import predicted_seconds
 from olac.ckks.candidates import candidates, deep_chains
 from olac.ckks.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, Parameters
+from olac.ckks.primes import MOST_FIRST_BITS
 from olac.errors import InfeasibleError
-from olac.selection.job import Job
+from olac.selection.job import INTEGER_BITS, Job
 from olac.selection.price import Candidate, Draft, Terms, price
-
-INTEGER_BITS = 7
-"""Bits of the first prime above those of the scale: slots up to 2^6 decrypt, and calibrated ones stay within 1."""
 
 MAX_DEPTH = 100
 
@@ -65,13 +63,13 @@ def chains_without_bootstraps(job: Job) -> list[list[Parameters]]:
         return []
     for log_ring in job.rings:
         bits = job.scale_bits(log_ring)
-        if bits > MAX_SCALE_BITS or not job.holds_batch(log_ring):
+        if bits > MAX_SCALE_BITS or job.with_primes(log_ring, bits) != bits or not job.holds_batch(log_ring):
             continue
         chains = job.taken(
             candidates(
                 job.depth,
                 bits,
-                min(60, bits + INTEGER_BITS),
+                min(MOST_FIRST_BITS, bits + INTEGER_BITS),
                 technique=options.technique,
                 security=job.security,
                 log_rings=(log_ring,),

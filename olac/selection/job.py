@@ -10,6 +10,7 @@ from olac.analysis.noise import OutputNoise
 from olac.calibration.statistics import Calibration
 from olac.ckks.engines import EngineModel
 from olac.ckks.parameters import Parameters
+from olac.ckks.primes import fewest_bits
 from olac.errors import VerificationError
 from olac.ir.graph import Graph
 from olac.ir.head import OutputHead
@@ -23,6 +24,9 @@ from olac.passes.place_bootstraps import PlaceBootstraps
 from olac.selection.price import Candidate, Draft, Terms, preferred, price
 from olac.system.internal import callers_own
 from olac.system.threads import usable_threads
+
+INTEGER_BITS = 7
+"""Bits of the first prime above those of the scale: slots up to 2^6 decrypt, and calibrated ones stay within 1."""
 
 DEFAULT_PRECISION = 1e-3
 """The precision of programs without bootstraps, if none is asked for."""
@@ -100,8 +104,18 @@ class Job:
         return RINGS if self.options.log_ring is None else (self.options.log_ring,)
 
     def scale_bits(self, log_ring: int) -> int:
-        """Bits of the scale of a program without bootstraps, at a ring."""
-        return self.options.scale_bits or max(self.noise.scale_bits(log_ring, self.precision), log_ring + 6)
+        """Bits of the scale of a program without bootstraps, at a ring.
+
+        Those that are asked for, or the fewest that keep the precision and for which there are enough primes.
+        """
+        if self.options.scale_bits is not None:
+            return self.options.scale_bits
+        least = max(self.noise.scale_bits(log_ring, self.precision), log_ring + 6)
+        return self.with_primes(log_ring, least) or least
+
+    def with_primes(self, log_ring: int, least: int) -> int | None:
+        """The fewest bits of scale, `least` or more, for which a ring has enough primes for a chain of this depth."""
+        return fewest_bits(log_ring, self.depth, INTEGER_BITS, self.options.technique, least)
 
     def holds_batch(self, log_ring: int) -> bool:
         """Whether every value of a batch, in dense planes, fits in one ciphertext."""

@@ -17,6 +17,7 @@ from olac.program.program import ApproximatedModel, CompiledProgram
 from olac.selection.generate import chains_with_bootstraps, with_bootstraps, without_bootstraps
 from olac.selection.job import Job
 from olac.selection.notes import notes, say_memory
+from olac.selection.open_engine import for_this_machine
 from olac.selection.price import Candidate
 from olac.selection.refuse import Tried, check_pinned, first_refusal, refusal
 from olac.system.internal import guard
@@ -32,18 +33,21 @@ def lower(
 ) -> CompiledProgram:
     """Choose parameters for an approximated model and lower it to ciphertexts."""
     say = telling(progress)
+    options, engine_notes = for_this_machine(options, progress)
+    for note in engine_notes:
+        say(note)
     say("choosing parameters")
     passes = tuple(pipeline or lowering_pipeline(convolutions=options.convolutions))
     PassManager(passes)  # refuses those that do not chain
     job = Job(approximated.graph, calibration, options, passes, approximated.head, say)
-    job, (chosen, error), engine_notes = _for_an_engine(job)
+    job, (chosen, error), refusals = _for_an_engine(job)
     job.dump(chosen.draft.dumps)
     say_memory(job, chosen)
     report = approximated.report
     report = replace(
         report,
         pass_seconds=report.pass_seconds + tuple((one.name, one.seconds) for one in chosen.draft.timings),
-        notes=(*report.notes, *engine_notes, *notes(job, chosen)),
+        notes=(*report.notes, *engine_notes, *refusals, *notes(job, chosen)),
         max_memory=options.memory_limit,
         noise=error,
     )

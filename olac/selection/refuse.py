@@ -136,6 +136,13 @@ def _no_chain(job: Job) -> OlacError:
             f"a precision of {job.precision:g} takes a scale of {much} bits, {MAX_SCALE_BITS} at most are "
             f"supported. {why_so_fine(job.graph, job.noise.loudest())}"
         )
+    enough = job.with_primes(log_ring, bits)
+    if enough != bits:
+        larger = "Lower" if enough is None else f"Take scale_bits={enough}, leave scale_bits open, or lower"
+        return InfeasibleError(
+            f"there are not enough primes near 2^{bits} for {depth} levels at ring 2^{log_ring} in "
+            f"{options.technique}. {larger} the degrees of the activations."
+        )
     if options.log_ring is not None and not options.insecure:
         return SecurityError(
             f"ring 2^{log_ring} does not hold {depth} levels of {bits} bits at {options.security}-bit security. "

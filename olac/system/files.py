@@ -94,13 +94,22 @@ class Reader:
         done = 0
         try:
             while done < len(buffer):
-                more = os.preadv(self._stream.fileno(), [buffer[done:]], at + done)
+                more = _read_at(self._stream.fileno(), buffer[done:], at + done)
                 if not more:
                     break
                 done += more
         except OSError as error:
             raise ArtifactError(f"{self._source.name}: can't be read: {error.strerror or error}") from error
         return done
+
+
+def _read_at(handle: int, buffer: memoryview, at: int) -> int:
+    """Read bytes from an offset on into a buffer; returns how many there were."""
+    if hasattr(os, "preadv"):
+        return os.preadv(handle, [buffer], at)
+    piece = os.pread(handle, len(buffer), at)  # a system without preadv, such as an older macOS
+    buffer[: len(piece)] = piece
+    return len(piece)
 
 
 # Writing -------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,12 +49,15 @@ def available_bytes() -> int:
     """Bytes that this process can still take.
 
     This is the least of the free memory of the machine, what the cgroup leaves, and what the limits of the process
-    (ulimit -v and -d) leave. The limits also count memory that is reserved and not used.
+    (ulimit -v and -d) leave. The limits also count memory that is reserved and not used. Systems other than Linux don't
+    say what is free; half of all memory is taken to be.
     """
     free = _meminfo("MemAvailable")
     rooms = [] if free is None else [free]
     rooms += _cgroup_rooms() + _limit_rooms()
-    return max(0, min(rooms)) if rooms else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if free is None:
+        rooms.append(total_bytes() // 2)
+    return max(0, min(rooms))
 
 
 def check_room(needed: float, what: str) -> None:
@@ -67,6 +71,11 @@ def check_room(needed: float, what: str) -> None:
             f"{what} takes {needed / GB:.2f} GB more than this process holds, {room / GB:.2f} GB are available. "
             "Free memory, raise the limits of this process (ulimit -v), or take a larger machine."
         )
+
+
+def limits_room() -> float:
+    """Bytes of address space that the limits of this process leave; infinite if there are none."""
+    return min(_limit_rooms(), default=math.inf)
 
 
 def check_limits() -> None:
@@ -92,7 +101,7 @@ def check_threads(needed: float, what: str) -> None:
     """
     threads = usable_threads()
     more = threads * threads if threads > 1 else 0
-    room = min(_limit_rooms(), default=math.inf)
+    room = limits_room()
     total = needed + more * LIMIT_OF_A_THREAD
     if room < total:
         raise InfeasibleError(
@@ -140,7 +149,8 @@ def peak_rss_bytes() -> int:
                 return int(line.split()[1]) * KIB
     except (OSError, ValueError, IndexError):
         pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else KIB)
 
 
 def current_rss_bytes() -> int:

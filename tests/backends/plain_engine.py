@@ -110,7 +110,9 @@ class PlainServer(ServerSession):
 class PlainEngine(Engine):
     title = "the plain engine"
 
-    def client(self, parameters: Parameters, identity: str, words: Words | None = None) -> PlainClient:
+    def client(
+        self, parameters: Parameters, identity: str, words: Words | None = None, secrets: str | None = None
+    ) -> PlainClient:
         if words is None:
             return PlainClient(self, parameters, new_secret_key(parameters, identity))
         return PlainClient(self, parameters, wire(parameters).secret_key(words, new_tag(identity)))

@@ -12,6 +12,8 @@ import pytest
 
 from olac import demo
 from olac.backends.openfhe import library
+from olac.backends.openfhe.session import ENGINE as OPENFHE
+from olac.backends.vector.session import ENGINE as VECTOR
 from olac.errors import BackendError
 
 
@@ -39,7 +41,14 @@ def test_the_error_says_which_pythons_would_do() -> None:
 
 
 @pytest.mark.usefixtures("no_openfhe")
+def test_the_engine_says_so() -> None:
+    assert OPENFHE.unavailable().startswith("it does not load on this Python (")
+
+
+@pytest.mark.usefixtures("no_openfhe")
 def test_the_demo_says_so_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no other engine can be used, either."""
     monkeypatch.setattr(demo, "train", lambda digits: pytest.fail("it trained first"))
-    with pytest.raises(BackendError):
+    monkeypatch.setattr(type(VECTOR), "unavailable", lambda self, preparing=None: "it is on strike")
+    with pytest.raises(BackendError, match=r"OpenFHE can't be used here: it does not load.*on strike"):
         demo.run_demo(tmp_path / "demo.json")

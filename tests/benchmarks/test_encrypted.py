@@ -84,7 +84,7 @@ STEPS = ["prepare", "keygen", "encrypt", "serve", "decrypt"]
 def test_a_run_with_bootstraps_and_its_keys_again(
     run: Run, steps: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*PINNED, work="work", simulate=8) == 0
+    assert run(*PINNED, work="work", engine="openfhe", simulate=8) == 0
     assert steps == STEPS
     (row,) = json.loads(Path("rows.json").read_text())["rows"]
     assert (row["kind"], row["model"], row["strategy"], row["images"], row["threads"]) == (
@@ -121,7 +121,7 @@ def test_a_run_with_bootstraps_and_its_keys_again(
     assert not list(Path("work/server").glob("*secret*"))
 
     steps.clear()
-    assert run("--append", *PINNED, work="work") == 0
+    assert run("--append", *PINNED, work="work", engine="openfhe") == 0
     assert steps == [step for step in STEPS if step != "keygen"]
     (again,) = json.loads(Path("rows.json").read_text())["rows"]
     assert again["compile_seconds"] is None
@@ -138,7 +138,7 @@ def test_a_run_with_bootstraps_and_its_keys_again(
     Path("work/keys.json").write_text(json.dumps(record))
     assert folders.keys(row["fingerprint"], "openfhe") == {k: v for k, v in record.items() if k != "fingerprint"}
 
-    assert run(*PINNED, work="work", strategy="empirical:2") == 2
+    assert run(*PINNED, work="work", engine="openfhe", strategy="empirical:2") == 2
     assert "was compiled otherwise (strategy empirical:3 there" in capsys.readouterr().err
 
 
@@ -170,7 +170,7 @@ def test_lowerings_compared(run: Run, steps: list[str], capsys: pytest.CaptureFi
     assert multiplexed["bootstraps"] >= auto["bootstraps"]
     capsys.readouterr()
     assert main(["table", "--json", "rows.json"]) == 0
-    assert "| tiny | empirical:2@multiplexed | openfhe | 1 |" in capsys.readouterr().out
+    assert "| tiny | empirical:2@multiplexed | vector | 1 |" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:.*compiled without security")
@@ -252,7 +252,7 @@ def test_compare(
     assert "empirical:7: InfeasibleError: too deep" in capsys.readouterr().out
     assert main(["table", "--json", "rows.json"]) == 0
     out = capsys.readouterr().out
-    assert "| tiny | empirical:2 | openfhe | 1 | " in out
+    assert "| tiny | empirical:2 | vector | 1 | " in out
     assert "* tiny, empirical:7: InfeasibleError: too deep." in out
     assert "Not run: predicted only, as --minutes 0 asks for." in out
     assert run("--compare", "relu") == 2

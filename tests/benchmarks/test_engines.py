@@ -152,7 +152,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "images": 0,
         "simulate": None,
         "threads": 1,
-        "engine": None,
+        "engine": "openfhe",
     }
     encrypted_steps.prepare(request, lambda event: None)
     return Path("shallow.olac")

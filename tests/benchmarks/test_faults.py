@@ -19,25 +19,28 @@ from benchmarks.faults.material import DEEP, EVALUATION, INPUT, PLAIN, PROGRAM, 
 from benchmarks.faults.outcomes import FAULTS, Finding, Outcome, Verdict, judged, markdown, right, rows
 from benchmarks.faults.pool import Worker
 from benchmarks.faults.processes import USES
+from olac.ckks.engines import ENGINES
 from olac.errors import ArtifactError, VerificationError
+from olac.program.program import CompiledProgram
 
-pytestmark = pytest.mark.encrypted
+pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
 
 NETWORKS = 60
 MUTATED = 300
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=ENGINES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("faults")
-    prepare(place)
+    prepare(place, request.param)
+    assert {CompiledProgram.load(place / which / PROGRAM).engine for which in (PLAIN, DEEP)} == {request.param}
     return place
 
 
 @pytest.fixture(scope="module")
 def process(folder: Path) -> Iterator[Worker]:
     """One process for most kinds, because starting it takes longer than many cases."""
-    with worker(["networks", *MUTATIONS, "threads", "constant memory"], folder) as made:
+    with worker([*MUTATIONS, "threads", "constant memory"], folder) as made:
         yield made
 
 
@@ -48,8 +51,10 @@ def check(process: Worker, kind: str, count: int, first: int = 0) -> Counter[Out
     return Counter(one.verdict.outcome for one in found)
 
 
-def test_random_networks(process: Worker) -> None:
-    ends = check(process, "networks", NETWORKS)
+def test_random_networks(tmp_path: Path) -> None:
+    """On the engine that is taken by default."""
+    with worker(["networks"], tmp_path) as process:
+        ends = check(process, "networks", NETWORKS)
     assert ends[Outcome.RIGHT] > 0.9 * NETWORKS
 
 
@@ -101,7 +106,7 @@ def test_ends_are_told_apart() -> None:
     assert "ZeroDivisionError" in judged(foreign).what
 
 
-def test_crashes_and_hangs_are_seen_and_the_next_case_is_done(folder: Path) -> None:
+def test_crashes_and_hangs_are_seen_and_the_next_case_is_done(tmp_path: Path) -> None:
     source = """
 import os, sys, time
 from benchmarks.faults import kinds, worker
@@ -122,7 +127,7 @@ class Faulty:
 kinds.KINDS["faulty"] = lambda folder: Faulty()
 sys.exit(worker.main(sys.argv[1:]))
 """
-    with Worker(["faulty"], folder, program=("-c", source)) as process:
+    with Worker(["faulty"], tmp_path, program=("-c", source)) as process:
         ends = [process.case("faulty", seed, cpu=1.0).verdict for seed in range(6)]
     assert [one.outcome for one in ends] == [
         Outcome.RIGHT,

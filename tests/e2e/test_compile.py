@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 import olac
-from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.costs.table import CostTable
@@ -51,7 +50,7 @@ def test_a_table_of_costs_decides_on_lowerings() -> None:
         }
         return replace(table, factors=factors)
 
-    shipped = olac.compile(small_net(), [images()], degree=3)
+    shipped = olac.compile(small_net(), [images()], degree=3, engine=table.engine.name)
     assert olac.compile(small_net(), [images()], degree=3, costs=table).fingerprint == shipped.fingerprint
     products = dear("multiply_plain", "encode", "ext_add")
     rotations = dear("rotate", "hoisted_rotate", "ext_rotate", "hoist", "key_switch_down", "rotation_keygen")
@@ -118,10 +117,10 @@ def test_what_is_too_deep_for_any_chain_gets_bootstraps(usual: tuple[CompiledPro
     parameters = program.parameters
     assert parameters.bootstrapping is not None
     assert (parameters.log_ring, parameters.security, parameters.technique) == (16, 128, FLEXIBLE)
-    assert parameters.log_qp <= 1553
+    assert program.planned_for.log_qp(parameters) <= 1553
     assert sum(isinstance(node.op, Bootstrap) for node in program.graph.nodes) > 2
     assert parameters.log_bootstrap_slots == max(repeating(program)).bit_length() - 1 < 15
-    assert set(program.rotations) >= bootstrap_model(parameters).steps
+    assert set(program.rotations) >= program.planned_for.bootstraps(parameters).steps
     estimate = program.estimate()
     assert estimate.server_gb > (estimate.key_bytes + estimate.setup_bytes) / 1e9 > 1
     assert 0 < estimate.setup_seconds < 300
@@ -172,8 +171,8 @@ def test_without_a_limit_memory_counts_too() -> None:
         for digits in range(1, parameters.depth + 2)
         if Parameters.valid_digits(parameters.depth, digits)
     ]
-    secure = [one for one in choices if one.secure]
-    made = {one.digits: CompiledProgram(program.graph, one, program.rotations).estimate(1) for one in secure}
+    secure = [one for one in choices if one.secure and program.planned_for.takes(one)]
+    made = {one.digits: replace(program, parameters=one).estimate(1) for one in secure}
     occupied = {d: e.seconds_per_image * (MACHINE_BYTES + e.server_gb * 1e9) for d, e in made.items()}
     assert len(occupied) > 3
     assert min(occupied, key=occupied.__getitem__) == parameters.digits

@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 
+from olac.ckks.engines import engine_model
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.ir.ops import Add, Array, Reshape
@@ -13,6 +14,7 @@ from olac.passes.base import PassContext, PassManager
 from olac.passes.pipeline import lowering_pipeline
 from olac.program.program import CompiledProgram
 from tests.networks import Growing, key_steps, normalized
+from tests.runtime.small_program import current_engine
 
 PARAMETERS = Parameters(11, 20, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4))
 ON_HALF = Parameters(11, 21, 41, 48, 3, FLEXIBLE, 0, Bootstrapping(5, log_slots=9))
@@ -21,8 +23,13 @@ ERROR = 2.0**-8
 """Of the outputs, relative to the largest."""
 
 
-@functools.lru_cache(maxsize=2)
 def bootstrapped_program(parameters: Parameters = PARAMETERS) -> tuple[CompiledProgram, Array]:
+    """For the current engine: three basic blocks with cubics and a linear layer; and images in its ranges."""
+    return _made(parameters, current_engine())
+
+
+@functools.lru_cache(maxsize=2)
+def _made(parameters: Parameters, engine: str) -> tuple[CompiledProgram, Array]:
     """Three basic blocks with cubics, the last one strided, and a linear layer; and images in its ranges."""
     g = Growing(3, (2, 4, 4))
     cubic = np.array([[0.1, 0.5, 0.15, 0.03]])
@@ -35,4 +42,5 @@ def bootstrapped_program(parameters: Parameters = PARAMETERS) -> tuple[CompiledP
     graph, calibration = normalized(g.graph(g.linear(y, 3)), g.images)
     context = PassContext(calibration=calibration, parameters=parameters)
     lowered = PassManager(lowering_pipeline()).run(graph, context)
-    return CompiledProgram(lowered, parameters, key_steps(lowered, parameters)), g.images
+    steps = key_steps(lowered, parameters, engine_model(engine))
+    return CompiledProgram(lowered, parameters, steps, engine=engine), g.images

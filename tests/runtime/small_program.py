@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from olac.backends.recorder import RecorderEvaluator
-from olac.ckks.bootstrapping import bootstrap_model
+from olac.ckks.engines import OPENFHE, engine_model
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ir.graph import GraphBuilder
@@ -19,6 +22,25 @@ from olac.passes.pipeline import lowering_pipeline
 from olac.passes.place_bootstraps import PlaceBootstraps
 from olac.program.program import CompiledProgram
 from olac.program.report import Report, SelfCheck
+
+_engine = OPENFHE.name
+
+
+def current_engine() -> str:
+    """The name of the engine that programs are for."""
+    return _engine
+
+
+@contextmanager
+def planned_for(engine: str) -> Iterator[None]:
+    """Programs that are made meanwhile are for this engine."""
+    global _engine
+    before, _engine = _engine, engine
+    try:
+        yield
+    finally:
+        _engine = before
+
 
 SHAPE = (2, 4, 4)
 LIMIT = 2.0
@@ -64,7 +86,7 @@ def small_program(
         (("assign_levels", 0.25),),
         ("a note",),
     )
-    return CompiledProgram(graph, parameters, recorder.rotations, report)
+    return CompiledProgram(graph, parameters, recorder.rotations, report, engine=current_engine())
 
 
 def images(count: int = 1, seed: int = 1) -> Array:
@@ -103,5 +125,6 @@ def deep_program(blocks: int = 3, gain: float = 0.0, digits: int = 3) -> Compile
     cuts = tuple((4 * (i + 1), f"sum{i}") for i in range(blocks - 1))  # behind every sum but the last
     passes = [PlaceBootstraps(cuts) if isinstance(one, PlaceBootstraps) else one for one in lowering_pipeline()]
     graph = PassManager(passes).run(builder.build([x], stage=Stage.POLYNOMIAL), PassContext(parameters=parameters))
-    rotations = set(record(graph, parameters).rotations) | bootstrap_model(parameters).steps
-    return CompiledProgram(graph, parameters, tuple(sorted(rotations)))
+    bootstraps = engine_model(current_engine()).bootstraps(parameters)
+    rotations = set(record(graph, parameters).rotations) | bootstraps.steps
+    return CompiledProgram(graph, parameters, tuple(sorted(rotations)), engine=current_engine())

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.ckks.primes import TECHNIQUES
 from olac.cli import main
 from olac.errors import ArtifactError
 from olac.kernels.execute import alive
 from olac.runtime import Client, EncryptedInput, Progress, Server, commands, envelope
-from tests.runtime.small_program import DEEP_SHAPE, ERROR, deep_program, images, small_program
+from tests.runtime.engines import engine as engine
+from tests.runtime.small_program import DEEP_SHAPE, ERROR, current_engine, deep_program, images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
 
@@ -59,8 +59,12 @@ def _die(node: str) -> Callable[[Progress], None]:
     return progress
 
 
-@cache
 def deep() -> Deep:
+    return deep_of(current_engine())
+
+
+@cache
+def deep_of(engine: str) -> Deep:
     return Deep()
 
 
@@ -217,7 +221,7 @@ def test_a_full_disk_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+def files(tmp_path_factory: pytest.TempPathFactory, engine: str) -> tuple[list[str], Path]:
     """Arguments of `olac run`, and the secret key."""
     folder = tmp_path_factory.mktemp("files")
     with warnings.catch_warnings():
@@ -301,7 +305,7 @@ def test_interrupts_without_a_checkpoint(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(OpenFHEEvaluator, "_bootstrap", interrupt)
+    monkeypatch.setattr(type(deep().server._open().evaluator), "_bootstrap", interrupt)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert main(["run", *arguments]) == 130

@@ -7,6 +7,8 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ import pytest
 from olac.analysis.estimate import UNUSED_SHARE, estimate
 from olac.analysis.rotation_keys import fewer_keys
 from olac.backends.cost import CostEvaluator
+from olac.ckks.parameters import Parameters
 from olac.ckks.primes import FIXED, TECHNIQUES
-from olac.ckks.sizes import kept_plaintext_bytes
+from olac.ckks.sizes import SEED_BYTES, residue_bytes
+from olac.ckks.words import WORD_BYTES
 from olac.costs.table import CostTable
 from olac.errors import ArtifactError, BackendError, InfeasibleError, InputError, MissingKeyError, OlacError
 from olac.ir.graph import Graph
@@ -29,8 +33,9 @@ from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys
 from olac.runtime import client as client_module
 from olac.runtime.check_ranges import check_output
 from olac.system.formats import FRAMES
-from tests.runtime.key_sizes import one_key_bytes
-from tests.runtime.small_program import ERROR, LIMIT, SHAPE, images, small_program
+from tests.runtime.engines import engine as engine
+from tests.runtime.small_pair import READERS
+from tests.runtime.small_program import ERROR, LIMIT, SHAPE, current_engine, images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
 
@@ -49,7 +54,7 @@ class Pair:
         self.input_frame = self.client.encrypt(images(BATCH)).to_bytes()
 
 
-@pytest.fixture(scope="module", params=TECHNIQUES)
+@pytest.fixture(params=TECHNIQUES)
 def each(request: pytest.FixtureRequest) -> Pair:
     return _pair(request.param)
 
@@ -59,13 +64,13 @@ def pair() -> Pair:
     return _pair(FIXED)
 
 
-_PAIRS: dict[str, Pair] = {}
-
-
 def _pair(technique: str) -> Pair:
-    if technique not in _PAIRS:
-        _PAIRS[technique] = Pair(technique)
-    return _PAIRS[technique]
+    return _pair_of(technique, current_engine())
+
+
+@cache
+def _pair_of(technique: str, engine: str) -> Pair:
+    return Pair(technique)
 
 
 def _close(program: CompiledProgram, given: Array, answer: Array) -> None:
@@ -110,7 +115,7 @@ def test_a_program_with_fewer_keys_gives_the_same(pair: Pair) -> None:
     *_, least = fewer_keys(
         uses, whole.parameters, price, estimate.seconds_per_image, estimate.sizes, lambda _, size: size
     )
-    program = CompiledProgram(whole.graph, whole.parameters, least.steps)
+    program = replace(whole, rotations=least.steps)
     assert program.composed
     client = Client(program)
     keys = client.generate_keys()
@@ -152,7 +157,7 @@ def test_a_server_keeps_to_the_memory_that_its_program_was_compiled_for(pair: Pa
     server = Server(limited, received)
     assert server._cache.budget == pytest.approx(some, abs=2)
     server.prepare()
-    one = kept_plaintext_bytes(limited.parameters.log_ring, limited.parameters.limbs)
+    one = limited.planned_for.kept_plaintext_bytes(limited.parameters, limited.parameters.depth)
     assert some - one < server._cache.bytes <= some
     assert Server(limited, received, cache_bytes="1GB")._cache.budget == 1e9
     assert Server(limited, received, max_memory="900GB")._cache.budget > some
@@ -353,9 +358,9 @@ def _header_fields(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 def test_missing_rotation_keys_are_named(pair: Pair) -> None:
     fields, payload = _header_fields(pair.key_frame)
-    size = one_key_bytes(pair.program)
+    at = sum(pair.keys.sizes[:2])  # the relinearisation key is the first
     lost = fields["steps"].pop(1)
-    cut = _frame(pair, envelope.EVALUATION_KEYS, fields, payload[: 2 * size] + payload[3 * size :])
+    cut = _frame(pair, envelope.EVALUATION_KEYS, fields, payload[:at] + payload[at + pair.keys.sizes[2] :])
     keys = EvaluationKeys.from_bytes(pair.program, cut)
     with pytest.raises(MissingKeyError, match=rf"rotation steps {lost}\b"):
         Server(pair.program, keys)
@@ -364,7 +369,7 @@ def test_missing_rotation_keys_are_named(pair: Pair) -> None:
 def test_a_missing_relinearisation_key_is_named(pair: Pair) -> None:
     fields, payload = _header_fields(pair.key_frame)
     fields["relinearisation"] = False
-    cut = _frame(pair, envelope.EVALUATION_KEYS, fields, payload[one_key_bytes(pair.program) :])
+    cut = _frame(pair, envelope.EVALUATION_KEYS, fields, payload[pair.keys.sizes[0] :])
     with pytest.raises(MissingKeyError, match="relinearisation"):
         Server(pair.program, EvaluationKeys.from_bytes(pair.program, cut))
 
@@ -402,16 +407,9 @@ def test_a_server_that_would_not_fit_is_refused(pair: Pair) -> None:
 
 # Hostile bytes -------------------------------------------------------------------------------------------------------
 
-READERS: dict[str, Callable[[CompiledProgram, Path], Any]] = {
-    envelope.SECRET_KEY: Client.load,
-    envelope.EVALUATION_KEYS: EvaluationKeys.load,
-    envelope.INPUT: EncryptedInput.load,
-    envelope.RESULT: EncryptedResult.load,
-}
-
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def files(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[dict[str, Path]]:
     pair, folder = _pair(FIXED), tmp_path_factory.mktemp("files")
     paths = {kind: folder / kind for kind in READERS}
     pair.client.save_secret_key(paths[envelope.SECRET_KEY])
@@ -477,20 +475,37 @@ HOSTILE: dict[str, Callable[[np.ndarray[Any, Any], int], None]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("kind", READERS)
-def test_words_that_are_no_residues_never_reach_openfhe(
-    files: dict[str, Path], tmp_path: Path, kind: str, name: str
+def test_words_that_are_no_residues_never_reach_an_engine(
+    files: dict[str, Path], tmp_path: Path, kind: str, name: str, engine: str
 ) -> None:
     pair = _pair(FIXED)
     parameters = pair.program.parameters
     fields, payload = _header_fields(files[kind].read_bytes())
-    words = np.frombuffer(payload, "<u8").reshape(-1, parameters.ring_dimension).copy()
-    HOSTILE[name](words, parameters.primes[0])
+    if kind == envelope.EVALUATION_KEYS and engine == "vector":
+        hostile = _hostile_packed(payload, parameters, HOSTILE[name])
+    else:
+        words = np.frombuffer(payload, "<u8").reshape(-1, parameters.ring_dimension).copy()
+        HOSTILE[name](words, parameters.primes[0])
+        hostile = words.tobytes()
+    assert len(hostile) == len(payload)
     path = tmp_path / "hostile"
-    path.write_bytes(_frame(pair, kind, fields, words.tobytes()))
+    path.write_bytes(_frame(pair, kind, fields, hostile))
     with pytest.raises(ArtifactError, match="hostile"):
         message = READERS[kind](pair.program, path)
         # Keys are read when they are used.
         Server(pair.program, message)
+
+
+def _hostile_packed(payload: bytes, parameters: Parameters, change: Callable[[Any, int], None]) -> bytes:
+    """The keys of the vector engine with other residues in the first digit of the first key, modulo q_0."""
+    prime, count = parameters.primes[0], parameters.ring_dimension
+    start, size = SEED_BYTES, residue_bytes(prime) * count
+    packed = np.zeros((count, WORD_BYTES), dtype=np.uint8)
+    packed[:, : residue_bytes(prime)] = np.frombuffer(payload[start : start + size], np.uint8).reshape(count, -1)
+    words = packed.view("<u8").reshape(1, count)
+    assert words.max() < prime
+    change(words, prime)
+    return payload[:start] + packed[:, : residue_bytes(prime)].tobytes() + payload[start + size :]
 
 
 @pytest.mark.parametrize(
@@ -516,17 +531,17 @@ def test_keys_are_read_alone_in_any_order(pair: Pair, tmp_path: Path) -> None:
     """Each is held to what it was when all were checked, whatever became of the others."""
     path = tmp_path / "evaluation.keys"
     path.write_bytes(pair.key_frame)
-    one = one_key_bytes(pair.program)
-    start = len(pair.key_frame) - envelope.DIGEST_BYTES - pair.keys.count * one
+    start = len(pair.key_frame) - envelope.DIGEST_BYTES - pair.keys.payload_bytes
+    ends = [start, *(start + end for end in accumulate(pair.keys.sizes))]
     keys = EvaluationKeys.load(pair.program, path)
     received = EvaluationKeys.from_bytes(pair.program, pair.key_frame)
     changed = bytearray(pair.key_frame)
-    changed[start + 2 * one - 1] ^= 1  # the last byte of the second key
+    changed[ends[2] - 1] ^= 1  # the last byte of the second key
     path.write_bytes(changed)
     assert keys.header is not None and received.header is not None
     with keys.header.source.reader() as reader, received.header.source.reader() as other:
         for place in reversed(range(keys.count)):
-            expected = pair.key_frame[start + place * one : start + (place + 1) * one]
+            expected = pair.key_frame[ends[place] : ends[place + 1]]
             assert b"".join(bytes(block.data) for block in received.blocks(other, place)) == expected
             if place != 1:
                 assert b"".join(bytes(block.data) for block in keys.blocks(reader, place)) == expected
@@ -534,7 +549,7 @@ def test_keys_are_read_alone_in_any_order(pair: Pair, tmp_path: Path) -> None:
             with pytest.raises(ArtifactError, match="SHA-256"):
                 for _ in keys.blocks(reader, place):
                     pass
-        path.write_bytes(changed[: start + 2 * one])
+        path.write_bytes(changed[: ends[2]])
         with pytest.raises(ArtifactError, match=r"ends .* bytes early"):
             next(keys.blocks(reader, 2))
 

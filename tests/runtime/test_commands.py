@@ -75,7 +75,8 @@ def test_a_measured_table_of_costs_predicts(
 ) -> None:
     table, program = tmp_path / "costs.json", tmp_path / "p.olac"
     small_program().save(program)
-    assert main(["calibrate-costs", "--output", str(table), "--rings", "12", "--threads", "1", "--quick"]) == 0
+    measured = ["--engine", "openfhe", "--rings", "12", "--threads", "1", "--quick"]
+    assert main(["calibrate-costs", "--output", str(table), *measured]) == 0
     shown = capsys.readouterr().out
     assert "bootstrap at ring 2^12, 1 thread" in shown and "times the primitives that it is made of" in shown
     costs = CostTable.load(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from olac.backends.openfhe import library
 from olac.backends.openfhe.evaluator import OpenFHEEvaluator
 from olac.backends.openfhe.session import ENGINE as OPENFHE
 from olac.backends.session import Engine, Preparing, available_engine, find_engine
+from olac.backends.vector import available
 from olac.backends.vector.evaluator import VectorEvaluator
 from olac.backends.vector.session import ENGINE as VECTOR
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
 from olac.errors import ArtifactError, BackendError
 from olac.program.program import CompiledProgram
-from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server, envelope
+from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server, envelope, forecast
 from olac.system.threads import set_threads, usable_threads
 from tests.backends.plain_engine import ENGINE as PLAIN
 from tests.backends.plain_engine import PlainEvaluator
@@ -222,7 +226,55 @@ def test_an_engine_that_is_not_available(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(BackendError, match="can't be used here: it was sold out"):
         Server(program(), keys)
     with pytest.warns(UserWarning, match="OpenFHE is used, as .* can't be: it was sold out"):
-        assert available_engine(PLAIN) is OPENFHE
+        assert available_engine(PLAIN, program().parameters) is OPENFHE
+
+
+@pytest.fixture
+def sold_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that can't use the vector engine."""
+    monkeypatch.setattr(available, "_checked", "it was sold out")
+
+
+GONE = "the vector engine can't be used here: it was sold out"
+
+
+@pytest.mark.usefixtures("sold_out")
+def test_programs_for_an_engine_that_is_not_there_run_on_openfhe() -> None:
+    planned = replace(program(), engine="vector")
+    with pytest.warns(UserWarning, match="OpenFHE is used, as the vector engine can't be: it was sold out"):
+        client = Client(planned)
+    keys = client.generate_keys()
+    assert keys.for_engine == "openfhe"
+    found = client.decrypt(Server(planned, keys).run(client.encrypt(images())))
+    assert np.max(np.abs(found - planned.simulate(images()))) < ERROR
+    with pytest.warns(UserWarning, match="OpenFHE is used"):
+        assert forecast(planned, measure=False).costs.engine is OPENFHE.model
+
+
+@pytest.mark.usefixtures("sold_out")
+def test_programs_that_openfhe_does_not_take_either_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_own_recipe = Parameters(11, 18, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(4, recipe="vector"))
+    with pytest.raises(BackendError, match=f"{GONE}. OpenFHE does not take the program: its bootstraps do not follow"):
+        available_engine("vector", by_own_recipe)
+    planned = replace(program(), engine="vector")
+    monkeypatch.setattr(type(OPENFHE.model), "refuses", lambda self, parameters: "it is too vectorial")
+    with pytest.raises(BackendError, match=f"{GONE}. OpenFHE does .* compile the program for an engine that"):
+        Client(planned)
+    with pytest.warns(UserWarning, match=GONE):  # a prediction does not need the engine
+        found = forecast(planned)
+    assert found.costs.engine is VECTOR.model and found.slowdown is None and "machine of the table" in found.where
+
+
+def test_keys_for_an_engine_that_is_not_there_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = replace(program(), engine="vector")
+    keys = Client(planned).generate_keys()
+    monkeypatch.setattr(available, "_checked", "it was sold out")
+    advice = r"Make keys for OpenFHE: Client\(program, engine='openfhe'\).generate_keys\(\)\."
+    with pytest.raises(BackendError, match=rf"{GONE}\. {advice}"):
+        Server(planned, keys)
+    monkeypatch.setattr(type(OPENFHE.model), "refuses", lambda self, parameters: "it is too vectorial")
+    with pytest.raises(BackendError, match=rf"{GONE}\. Use a machine where the vector engine can be used\."):
+        Server(planned, keys)
 
 
 def test_a_server_sets_the_threads_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tokenize
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +39,12 @@ from olac.ir.graph import Graph
 from olac.program import artifact
 from olac.program.program import CompiledProgram, check_images
 from olac.report import parameter_lines
-from olac.runtime import Client, Server, commands, envelope
+from olac.runtime import Server, commands, envelope
 from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys
 from olac.system.formats import FRAMES
 from olac.system.memory import memory_for
+from tests.runtime.engines import engine as engine
+from tests.runtime.small_pair import pair
 from tests.runtime.small_program import SHAPE, images, small_program
 
 # The program is insecure by its parameters, and says so whenever it is loaded.
@@ -51,12 +52,6 @@ pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore::UserWar
 
 masked: Any = np.ma.masked_array
 HOSTILE = "[/]\x1b[2J[red]\r\x00\u202e\udc80\nforged: all is well"
-
-
-@cache
-def pair() -> tuple[Client, EvaluationKeys]:
-    client = Client(small_program())
-    return client, client.generate_keys()
 
 
 @pytest.fixture
@@ -398,21 +393,22 @@ def run(arguments: list[Any], limits: str = "", after: str = "", **named: Any) -
     )
 
 
-def test_limits_of_the_process(folder: Path) -> None:
+def test_limits_of_the_process(folder: Path, engine: str) -> None:
     keygen = ["keygen", folder / "p.olac", folder / "keys"]
     for limits, message in (
         ("ulimit -v 150000;", "the limits of this process (ulimit -v) leave"),
         ("ulimit -v 290000;", "making the keys takes"),
-        ("ulimit -f 100;", "takes 10485760 bytes, files of this process may have 102400 (ulimit -f)"),
+        ("ulimit -f 100;", f"takes {pair()[1].payload_bytes} bytes, files of this process may have 102400 (ulimit -f)"),
     ):
         done = run(keygen, limits)
         assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done
         assert not (folder / "keys").exists()
-    assert run(keygen, "ulimit -v 600000;").returncode == 0
+    assert run(keygen, f"ulimit -v {600000 if engine == 'openfhe' else 900000};").returncode == 0
     # Each thread of Python's has OpenMP's beside it: one that can't be started would end the process.
     files = [folder / name for name in ("p.olac", "evaluation.keys", "in.enc", "out.enc")]
     done = run(["run", *files], "ulimit -v 480000; export OMP_NUM_THREADS=2;")
-    assert done.returncode == 1 and "running the program takes" in done.stderr and done.stderr.count("\n") == 1, done
+    refused = "running the program takes" if engine == "openfhe" else "loading it takes"
+    assert done.returncode == 1 and refused in done.stderr and done.stderr.count("\n") == 1, done
 
 
 def test_output_that_nobody_reads(folder: Path) -> None:

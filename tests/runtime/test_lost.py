@@ -6,7 +6,6 @@ import os
 import stat
 import sys
 import warnings
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,12 @@ from olac.errors import ArtifactError
 from olac.runtime import Client, Server, commands
 from olac.runtime.messages import EvaluationKeys
 from olac.system import files
+from tests.runtime.engines import engine as engine
+from tests.runtime.small_pair import pair
 from tests.runtime.small_program import images, small_program
 
 # The program is insecure by its parameters, and says so whenever it is loaded.
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore::UserWarning")]
-
-
-@cache
-def pair() -> tuple[Client, EvaluationKeys]:
-    client = Client(small_program())
-    return client, client.generate_keys()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from olac.cli import main
 from olac.errors import InputError, OlacError
 from olac.runtime import Client, EncryptedResult, Server
+from tests.runtime.engines import engine as engine
 from tests.runtime.small_program import SHAPE, images, small_program
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
@@ -33,7 +34,7 @@ class Parties:
 
 
 @pytest.fixture(scope="module")
-def parties() -> Parties:
+def parties(engine: str) -> Parties:
     return Parties()
 
 

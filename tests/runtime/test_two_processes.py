@@ -15,6 +15,7 @@ import pytest
 
 from olac.ckks.primes import TECHNIQUES
 from olac.runtime import commands
+from tests.runtime.engines import engine as engine
 from tests.runtime.small_program import ERROR, images, small_program
 
 pytestmark = pytest.mark.encrypted

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from olac.backends.session import Preparing, find_engine
 from olac.ckks import engines
 from olac.ckks.candidates import BUDGETS
-from olac.ckks.engines import OPENFHE
+from olac.ckks.engines import OPENFHE, VECTOR
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
+from olac.costs.table import CostTable
 from olac.errors import InfeasibleError
 from olac.options import CompileOptions
 from olac.program.program import ApproximatedModel, CompiledProgram
@@ -40,7 +42,7 @@ def test_a_program_is_for_the_engine_that_is_asked_for() -> None:
     assert program.engine == "picky" and program.planned_for is PICKY
     assert max(program.parameters.primes).bit_length() <= MOST_BITS
     assert "planned for the picky engine" in parameter_lines(program)[0]
-    usual = made()
+    usual = made(engine="openfhe")
     assert usual.engine == "openfhe" and "planned for OpenFHE" in parameter_lines(usual)[0]
     assert program.fingerprint != usual.fingerprint
 
@@ -56,7 +58,7 @@ def test_what_the_engine_refuses_is_named() -> None:
 def test_open_engines_leave_such_programs_to_openfhe() -> None:
     said: list[str] = []
     program = made(say=said, costs=PRICES, precision=1e-5)
-    assert program.engine == "openfhe" and program.fingerprint == made(precision=1e-5).fingerprint
+    assert program.engine == "openfhe" and program.fingerprint == made(engine="openfhe", precision=1e-5).fingerprint
     (note,) = [one for one in program.report.notes if "engine" in one]
     assert note.startswith("the program is for OpenFHE, as the picky engine does not take it: ") and note in said
     taken = made(costs=PRICES)
@@ -70,7 +72,7 @@ def test_a_refusal_for_another_reason_says_that_there_is_more_elsewhere() -> Non
     assert first.startswith("no parameters fit in max_memory = 0.01 GB")
     assert last.startswith("the picky engine does not take other parameters: ")
     with pytest.raises(InfeasibleError) as caught:
-        made(max_memory=1e7)
+        made(engine="openfhe", max_memory=1e7)
     assert "does not take" not in str(caught.value)
 
 
@@ -110,7 +112,35 @@ def test_options_that_do_not_fit(choices: dict[str, object], message: str) -> No
 def test_the_open_choice_is_made_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CompileOptions().planned_for is engines.AUTO and CompileOptions().table.engine is engines.AUTO
     assert CompileOptions(costs=PRICES).planned_for is PICKY and CompileOptions(costs=PRICES).table is PRICES
-    assert CompileOptions(engine="openfhe").planned_for is OPENFHE
+    assert CompileOptions(engine="openfhe").planned_for is OPENFHE and engines.AUTO is VECTOR
     monkeypatch.setattr("olac.options.AUTO", PICKY)
     assert CompileOptions().planned_for is PICKY
     assert engines.FALLBACK.takes(Parameters(12, 5, 55, 60, 2, security=0))
+
+
+def test_the_open_choice_is_openfhe_where_the_first_engine_can_not_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = made(engine="openfhe").fingerprint
+    assert made().engine == "vector" and not any("engine" in one for one in made().report.notes)
+    monkeypatch.setattr(find_engine("vector"), "unavailable", lambda preparing=None: "it was sold out")
+    said: list[str] = []
+    program = made(say=said)
+    note = "the program is for OpenFHE, as the vector engine can't be used on this machine: it was sold out"
+    assert program.engine == "openfhe" and program.fingerprint == expected
+    assert program.report.notes.count(note) == 1 == said.count(note)
+    # An engine that is named, or whose prices are given, may be for another machine.
+    assert made(engine="vector").engine == "vector"
+    assert made(costs=CostTable.default(VECTOR)).engine == "vector"
+    assert made(costs=PRICES).engine == "picky"
+
+
+def test_progress_tells_what_makes_the_engine_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(preparing: Preparing | None = None) -> str:
+        assert preparing is not None
+        for done in range(3):
+            preparing("melting the kernels", done, 3)
+        return ""
+
+    monkeypatch.setattr(find_engine("vector"), "unavailable", unavailable)
+    said: list[str] = []
+    made(say=said)
+    assert said.count("melting the kernels") == 1

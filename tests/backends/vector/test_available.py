@@ -142,9 +142,9 @@ def test_the_command_line(example: Example, capsys: pytest.CaptureFixture[str]) 
 def test_the_engine_that_is_not_available(example: Example) -> None:
     example.edit("a == 13.0", "a == 14.0")
     example.fresh()
-    with pytest.warns(UserWarning, match="OpenFHE is used, as the vector engine can't be: its kernels .* wrong"):
-        assert available_engine("vector", quiet) is find_engine("openfhe")
     parameters = Parameters(10, 2, 37, 50, 2, FIXED, security=0)
+    with pytest.warns(UserWarning, match="OpenFHE is used, as the vector engine can't be: its kernels .* wrong"):
+        assert available_engine("vector", parameters, quiet) is find_engine("openfhe")
     engine, nothing = find_engine("vector"), PlaintextCache(0)
     keys = VectorKeys(parameters, "")
     for use in (
@@ -156,8 +156,9 @@ def test_the_engine_that_is_not_available(example: Example) -> None:
             use()
     example.edit("a == 14.0", "a == 13.0")
     example.fresh()
-    assert available_engine("vector", quiet) is engine
-    assert available_engine("openfhe") is find_engine("openfhe") and not find_engine("openfhe").unavailable()
+    assert available_engine("vector", parameters, quiet) is engine
+    openfhe = find_engine("openfhe")
+    assert available_engine("openfhe", parameters) is openfhe and not openfhe.unavailable()
 
 
 def test_without_progress_a_line_says_what_takes_so_long(example: Example) -> None:

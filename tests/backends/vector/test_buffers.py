@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 
-from olac.backends.vector.buffers import Buffers
+from olac.backends.vector.buffers import ALIGNED, Buffers, aligned
 
 
 def test_memory_is_used_again() -> None:
@@ -18,6 +18,13 @@ def test_memory_is_used_again() -> None:
     assert home.take(1001).data is not data
     assert home.take(100).data is not data, "it would be wasted on so few"
     assert home.take(900).data is data
+
+
+def test_memory_begins_with_a_line_of_the_caches() -> None:
+    home = Buffers(10**6)
+    held = [home.take(size) for size in (1, 9, 1000, 10**6)]
+    assert [one.data.ctypes.data % ALIGNED for one in held] == [0] * 4
+    assert [len(aligned(size)) for size in (1, 9, 1000)] == [1, 9, 1000]
 
 
 def test_the_smallest_that_is_enough_is_taken() -> None:

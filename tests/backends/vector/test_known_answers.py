@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from olac.backends.vector import available, compiled, known_answers
+from olac.backends.vector import available, compiled, key_known_answers, known_answers
 from olac.backends.vector.bootstrap import known_answers as of_bootstraps
 from olac.backends.vector.elementwise import add_constant
 from olac.backends.vector.ring import Tables
 
-MODULES = {module.__name__: module for module in (known_answers, of_bootstraps)}
+MODULES = {module.__name__: module for module in (known_answers, key_known_answers, of_bootstraps)}
 ANSWERS = {answer.right.__name__: answer for answer in compiled.ANSWERS if answer.right.__module__ in MODULES}
 DIRECT = sorted(
     (answer.right.__name__, name)
@@ -37,14 +37,15 @@ def test_one_wrong_value_is_noticed(answer: str, kernel: str, monkeypatch: pytes
     module = MODULES[ANSWERS[answer].right.__module__]
     usual: Any = getattr(module, kernel)
     names = list(inspect.signature(usual.py_func).parameters)
-    result = names.index("high" if kernel == "split" else "out")
+    result = names.index("high" if kernel == "split_words" else "out")
 
-    def wrong(*arguments: Any) -> None:
+    def wrong(*arguments: Any) -> Any:
         before = arguments[result].copy()
-        usual(*arguments)
+        found = usual(*arguments)
         out = arguments[result].reshape(-1)
         at = int(np.flatnonzero(out != before.reshape(-1))[-1])
         out[at] -= 1
+        return found
 
     monkeypatch.setattr(module, kernel, wrong)
     assert not ANSWERS[answer].right()
@@ -70,7 +71,7 @@ def test_a_wrong_table_is_noticed(monkeypatch: pytest.MonkeyPatch, table: str, w
 
     def wrong(self: Tables, *arguments: Any) -> None:
         usual(self, *arguments)
-        found = getattr(self, table)
+        found = getattr(self, table).reshape(-1)
         found[int(where * len(found))] *= 1 + 2.0**-30 if table == "pinv" else -1
 
     monkeypatch.setattr(Tables, "__init__", wrong)

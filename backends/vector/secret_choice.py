@@ -1,0 +1,63 @@
+"""Whose secret keys a client of the vector engine has: OpenFHE's where it loads, otherwise the engine's own."""
+
+from __future__ import annotations
+
+import warnings
+
+from olac.backends.base import Array, Ciphertext
+from olac.backends.openfhe.session import ENGINE as OPENFHE
+from olac.backends.session import OPENFHE_SECRETS, OWN_SECRETS
+from olac.backends.vector.ring import ring
+from olac.backends.vector.secret import OwnSecret, SecretKey
+from olac.ckks.parameters import Parameters
+from olac.ckks.words import Words
+from olac.errors import BackendError, plain
+from olac.ir.types import CipherState
+
+
+class OpenFHESecret:
+    """A secret key in OpenFHE, which encrypts and decrypts."""
+
+    def __init__(self, parameters: Parameters, identity: str, words: Words | None = None) -> None:
+        self._parameters = parameters
+        self._session = OPENFHE.client(parameters, identity, words)
+
+    def words(self) -> Words:
+        return self._session.secret_words()
+
+    def encrypt(self, slots: Array, level: int) -> Words:
+        return OPENFHE.words(self._parameters, self._session.encrypt(slots, level), level)
+
+    def decrypt(self, words: Words, state: CipherState) -> Array:
+        return self._session.decrypt(Ciphertext(self._session.ciphertext(words, state.level), state))
+
+
+def chosen_secret(
+    parameters: Parameters, identity: str, words: Words | None = None, secrets: str | None = None
+) -> SecretKey:
+    """A new secret key, or that of words of shape (limbs, N). This is the one place that says whose it is.
+
+    Args:
+        identity: of the key pair.
+        secrets: `OPENFHE_SECRETS` or `OWN_SECRETS`; None for OpenFHE's where it loads, and otherwise the engine's own,
+            with a warning.
+
+    Raises:
+        ArtifactError: words that are not those of a secret.
+        BackendError: OpenFHE's are asked for and it does not load, or there are none by that name.
+    """
+    if secrets not in (None, OPENFHE_SECRETS, OWN_SECRETS):
+        raise BackendError(
+            f"there are no secret keys by the name {plain(secrets)[:40]!r}: {OPENFHE_SECRETS} or {OWN_SECRETS}"
+        )
+    missing = OPENFHE.unavailable() if secrets is None else ""
+    if secrets == OPENFHE_SECRETS or (secrets is None and not missing):
+        return OpenFHESecret(parameters, identity, words)
+    parameters.check_security(earlier=True)  # OpenFHE's context does it for its own
+    if missing:
+        warnings.warn(
+            "olac makes the secret key, encrypts and decrypts by itself, as OpenFHE can't be loaded here. This is "
+            "olac's own code: it was not reviewed from outside and does not run in constant time (SECURITY.md).",
+            stacklevel=2,
+        )
+    return OwnSecret(ring(parameters), words)
