@@ -8,11 +8,9 @@ import weakref
 import numpy as np
 
 from olac.ckks.parameters import Parameters
-from olac.ckks.sizes import ciphertext_bytes
+from olac.ckks.sizes import FREE_CIPHERTEXTS, ciphertext_bytes
 from olac.system.arrays import Array
 
-FREE_CIPHERTEXTS = 12
-"""Ciphertexts of the whole chain that take as much memory as is kept for later use: those that a node works on."""
 SLACK = 1.5
 """A buffer may be used for less than its size by this factor."""
 
@@ -116,6 +114,7 @@ class Part:
 
     __slots__ = ("_buffer", "data", "whole")
 
-    def __init__(self, buffer: Buffer, first: int, size: int) -> None:
-        self._buffer, self.whole = buffer, buffer.data
-        self.data = buffer.data[first : first + size]
+    def __init__(self, buffer: Buffer | Part, first: int, size: int) -> None:
+        self._buffer = buffer
+        self.whole: Array = buffer.data
+        self.data: Array = buffer.data[first : first + size]

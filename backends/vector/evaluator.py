@@ -12,7 +12,7 @@ import numpy as np
 from olac.backends.base import Array, Evaluator, R, Slots, T
 from olac.backends.places import Places
 from olac.backends.session import PlaintextCache
-from olac.backends.vector.buffers import Buffer, buffers_for
+from olac.backends.vector.buffers import Buffer, Part, buffers_for
 from olac.backends.vector.ciphertext import Encoded, Products, Residues
 from olac.backends.vector.conversion import convert
 from olac.backends.vector.elementwise import (
@@ -31,6 +31,7 @@ from olac.backends.vector.switching import finish_limbs as finish_transforms
 from olac.backends.vector.team import Team
 from olac.ckks.parameters import Parameters
 from olac.ckks.primes import FIXED
+from olac.ckks.sizes import MOST_PRODUCTS
 from olac.errors import MissingKeyError
 from olac.ir.types import CipherState
 from olac.system.arrays import Index, Order
@@ -38,8 +39,6 @@ from olac.system.arrays import Index, Order
 if TYPE_CHECKING:
     from olac.backends.vector.bootstrap.circuit import Bootstrap
 
-MOST_PRODUCTS = 8
-"""Products that are summed at a time: more streams than that slow a processor's memory down."""
 NO_ORDER: Order = np.zeros(1, dtype=np.int32)
 
 
@@ -292,7 +291,7 @@ class VectorEvaluator(Evaluator[Any, Any]):
         at, ids = a.offsets(n), self.ids_of(a)
         outat = out.offsets(n)
         self._run(add_limbs, shared, a.data, at, b.data, b.offsets(n), out.data, outat, ids, False, n, r.p, r.pinv)
-        for place in range(shared, a.parts * a.count):
+        for place in range(shared, 0 if out is a else a.parts * a.count):
             out.data[outat[place] : outat[place] + n] = a.data[at[place] : at[place] + n]
         return out
 
@@ -361,6 +360,12 @@ class VectorEvaluator(Evaluator[Any, Any]):
     def truncated(a: Residues, limbs: int) -> Residues:
         """The same ciphertext modulo fewer primes; nothing is copied."""
         return Residues(a.buffer, a.parts, limbs, 0, a.room, a.degree, a.scale, a.mark)
+
+    def part(self, a: Residues, part: int) -> Residues:
+        """One polynomial of a; nothing is copied."""
+        n = self.ring.N
+        piece = Part(a.buffer, part * a.room * n, a.count * n)
+        return Residues(piece, 1, a.limbs, a.specials, a.room, a.degree, a.scale, a.mark)
 
     def _multiply(self, a: Residues, b: Residues, state: CipherState) -> Residues:
         return self._relinearize(self._multiply_no_relin(a, b, state), state)
@@ -569,24 +574,24 @@ class VectorEvaluator(Evaluator[Any, Any]):
         source = (*((limbs,) if last else ()), *(r.limbs + i for i in range(specials)))
         terms = len(source)
         constants = r.conversion(source, tuple(range(limbs)))
-        y = self.buffers.take(2 * terms * n)
-        first = np.arange(2)[:, None] * a.room + limbs + np.arange(terms)
-        yat = np.arange(2 * terms) * n
-        ids = np.tile(np.array(source), 2)
-        self.inverse(a.data, (first * n).reshape(-1), y.data, yat, ids, np.tile(constants.factors, (2, 1)))
-        rest = self.buffers.take(2 * limbs * n)
-        restat = np.arange(2 * limbs) * n
-        for part in range(2):
+        y = self.buffers.take(a.parts * terms * n)
+        first = np.arange(a.parts)[:, None] * a.room + limbs + np.arange(terms)
+        yat = np.arange(a.parts * terms) * n
+        ids = np.tile(np.array(source), a.parts)
+        self.inverse(a.data, (first * n).reshape(-1), y.data, yat, ids, np.tile(constants.factors, (a.parts, 1)))
+        rest = self.buffers.take(a.parts * limbs * n)
+        restat = np.arange(a.parts * limbs) * n
+        for part in range(a.parts):
             at = restat[part * limbs : (part + 1) * limbs]
             self.convert(y.data, part * terms * n, terms, constants, rest.data, at, exact=terms > 1)
         degree, scale = (1, 0.0) if extra is None else (extra.degree, extra.scale)
-        out = self.make(2, limbs, degree, scale)
-        extraat = np.full((2, limbs), -1)
+        out = self.make(a.parts, limbs, degree, scale)
+        extraat = np.full((a.parts, limbs), -1)
         if extra is not None:
             extraat[:parts] = (np.arange(parts)[:, None] * extra.room + np.arange(limbs)) * n
         data = a.data if extra is None else extra.data
         divisor = math.prod(r.primes[j] for j in source)
-        inverses = np.tile(r.residues_of_inverse(divisor, limbs), 2)
+        inverses = np.tile(r.residues_of_inverse(divisor, limbs), a.parts)
         self._divide(a, rest, restat, data, extraat.reshape(-1), out, inverses, order)
         return out
 

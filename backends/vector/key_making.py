@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from olac.backends.vector.key_kernels import masked
-from olac.backends.vector.keys import KeyForm, Limbs, encapsulation_form, switching_form
+from olac.backends.vector.keys import KeyForm, Limbs, encapsulation_form, from_sparse_form, switching_form
 from olac.backends.vector.randomness import Coefficients, errors, new_seed, sparse_ternary, uniform
 from olac.backends.vector.residues import Values, centred, multiply, residues
 from olac.ckks.parameters import ENCAPSULATION_WEIGHT, Parameters
@@ -115,24 +115,28 @@ class KeyMaker:
         The automorphism of g then leads back to s. It comes last, so that the digits of a ciphertext that is rotated
         by several steps are the same for all of them.
         """
-        inverse = pow(automorphism_index(self._parameters, step), -1, 2 * self._parameters.ring_dimension)
         form = switching_form(self._parameters, level)
-        moved = Secret(self._ring, automorphism(self._secret.coefficients, inverse), form.primes)
-        return new_key(form, self._ring, self._secret.values, moved.values)
+        return new_key(form, self._ring, self._secret.values, self._moved(step, form).values)
 
-    def encapsulation(self, level: int) -> tuple[NewKey, NewKey]:
-        """From s to a fresh secret of `ENCAPSULATION_WEIGHT`, over q_0 alone, and back to s at a level.
+    def _moved(self, step: int, form: KeyForm) -> Secret:
+        """s(X^(1/g)), for keys of a form."""
+        inverse = pow(automorphism_index(self._parameters, step), -1, 2 * self._parameters.ring_dimension)
+        return Secret(self._ring, automorphism(self._secret.coefficients, inverse), form.primes)
+
+    def encapsulation(self, steps: Iterable[int], level: int) -> Iterator[NewKey]:
+        """From s to a fresh secret t of `ENCAPSULATION_WEIGHT`, over q_0 alone; then for each rotation step, back.
+
+        The key back of a step is from t to s(X^(1/g)), as that of `rotation` is from s. It is for raising to `level`.
 
         Nothing else is ever encrypted under the sparser secret, and it is forgotten here (Bossuat, Troncoso-Pastoriza
         and Hubaux, "Bootstrapping for Approximate Homomorphic Encryption with Negligible Failure-Probability by Using
         Sparse-Secret Encapsulation", ACNS 2022).
         """
         sparser = Secret(self._ring, sparse_ternary(self._parameters.ring_dimension, ENCAPSULATION_WEIGHT))
-        form = switching_form(self._parameters, level)
-        return (
-            new_key(encapsulation_form(self._parameters), self._ring, self._secret.values, sparser.values),
-            new_key(form, self._ring, sparser.values, self._secret.values),
-        )
+        yield new_key(encapsulation_form(self._parameters), self._ring, self._secret.values, sparser.values)
+        form = from_sparse_form(self._parameters, level)
+        for step in steps:
+            yield new_key(form, self._ring, sparser.values, self._moved(step, form).values)
 
 
 def automorphism_index(parameters: Parameters, step: int) -> int:

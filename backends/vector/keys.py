@@ -25,7 +25,7 @@ from olac.backends.session import Piece
 from olac.backends.vector.packing import pack, residue_bytes, unpack
 from olac.backends.vector.randomness import SEED_BYTES, uniform
 from olac.ckks.parameters import Parameters
-from olac.ckks.special import key_shape, vector_special_primes
+from olac.ckks.special import from_sparse_shape, key_shape, primes_of
 from olac.ckks.vector_bootstrapping import vector_bootstrap_model
 from olac.ckks.words import Words
 from olac.errors import ArtifactError, SecurityError
@@ -83,9 +83,14 @@ class KeyForm:
 
 def switching_form(parameters: Parameters, level: int) -> KeyForm:
     """Of a key that is used at `level` and below."""
-    count = key_shape(parameters, level).specials
-    primes = (*parameters.primes[: level + 1], *vector_special_primes(parameters)[:count])
-    return KeyForm(parameters.ring_dimension, primes, count, parameters.digit_limbs)
+    shape = key_shape(parameters, level)
+    return KeyForm(parameters.ring_dimension, primes_of(parameters, shape), shape.specials, parameters.digit_limbs)
+
+
+def from_sparse_form(parameters: Parameters, level: int) -> KeyForm:
+    """Of a key from the sparser secret of bootstraps, for raising to a level: all limbs are one digit."""
+    shape = from_sparse_shape(parameters, level)
+    return KeyForm(parameters.ring_dimension, primes_of(parameters, shape), shape.specials, shape.limbs)
 
 
 def encapsulation_form(parameters: Parameters) -> KeyForm:
@@ -97,9 +102,8 @@ def encapsulation_form(parameters: Parameters) -> KeyForm:
 def key_forms(parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[KeyForm]:
     """The form of each key of a program, in the order of `Keys.blocks`.
 
-    A key reaches as far as kernels or bootstraps use it. Of the keys that only bootstraps use, those back from the
-    sparser secret and of conjugation are for the whole chain: kernels may conjugate at any level, and lists of steps
-    leave conjugation out.
+    A key reaches as far as kernels or bootstraps use it. Of the keys that only bootstraps use, that of conjugation is
+    for the whole chain: kernels may conjugate at any level, and lists of steps leave conjugation out.
 
     Args:
         steps, relinearise: as in `Engine.key_sizes`.
@@ -109,7 +113,8 @@ def key_forms(parameters: Parameters, steps: Mapping[int, int], relinearise: int
     levels += [max(level, model.step_levels.get(step, 0)) for step, level in steps.items()]
     forms = [switching_form(parameters, level) for level in levels]
     if parameters.bootstrapping is not None:
-        forms += [encapsulation_form(parameters), *[switching_form(parameters, parameters.depth)] * 2]
+        back = [from_sparse_form(parameters, model.raised_level)] * len(model.from_sparse_steps)
+        forms += [encapsulation_form(parameters), *back, switching_form(parameters, parameters.depth)]
     return forms
 
 
@@ -117,7 +122,8 @@ def check_security(parameters: Parameters) -> None:
     """Raise `SecurityError` if a key would have a larger modulus than the parameters were checked for.
 
     The modulus of each key divides that of a key for the whole chain, but for the key into the sparser secret, which
-    `Parameters.check_security` checks. The special primes are not those of OpenFHE that the parameters count.
+    `Parameters.check_security` checks. Only that one is under the sparser secret. The special primes are not those of
+    OpenFHE that the parameters count.
     """
     whole = round(switching_form(parameters, parameters.depth).log_modulus, 2)
     most = round(max(float(parameters.security_bound), parameters.log_qp), 2)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from olac.backends.session import Piece
 from olac.backends.vector.bootstrap.circuit import Bootstrap
@@ -13,6 +14,7 @@ from olac.backends.vector.ring import Ring
 from olac.backends.vector.team import Team
 from olac.ckks.parameters import Parameters
 from olac.ckks.special import KeyShape
+from olac.ckks.vector_bootstrapping import vector_bootstrap_model
 from olac.errors import MissingKeyError
 
 
@@ -26,6 +28,26 @@ def packed_key(ring: Ring, form: KeyForm, limbs: Limbs, seed: bytes = b"") -> Pa
     return made
 
 
+@dataclass(frozen=True)
+class FromSparse:
+    """What a key is for: from the sparser secret of bootstraps to the usual one, and a rotation step."""
+
+    step: int
+
+
+Place = int | str | FromSparse
+"""A rotation step, "relinearise", "into_sparse", or that."""
+
+
+def places(parameters: Parameters, steps: Iterable[int], relinearise: int | None) -> list[Place]:
+    """What each key of a program is for, in the order of `keys.key_forms`."""
+    found: list[Place] = [*([] if relinearise is None else ["relinearise"]), *steps]
+    if parameters.bootstrapping is not None:
+        back = map(FromSparse, vector_bootstrap_model(parameters).from_sparse_steps)
+        found += ["into_sparse", *back, parameters.conjugation_step]
+    return found
+
+
 class VectorKeys:
     """Keys by what they are for, see `olac.backends.session.Keys`.
 
@@ -33,7 +55,8 @@ class VectorKeys:
         parameters, mark: of the key pair, in this process.
         relinearise: from s^2 to s, or None.
         rotations: by step; the conjugation step stands for conjugation.
-        into_sparse, from_sparse: of bootstraps, or None.
+        into_sparse: of bootstraps, or None.
+        from_sparse: by rotation step; none without bootstraps.
     """
 
     def __init__(self, parameters: Parameters, mark: str = "") -> None:
@@ -42,14 +65,16 @@ class VectorKeys:
         self.relinearise: PackedKey | None = None
         self.rotations: dict[int, PackedKey] = {}
         self.into_sparse: PackedKey | None = None
-        self.from_sparse: PackedKey | None = None
+        self.from_sparse: dict[int, PackedKey] = {}
         self._bootstraps: Bootstrap | None = None
         self._lock = threading.Lock()
 
-    def add(self, place: int | str, form: KeyForm, key: PackedKey) -> None:
-        """Add a key of a rotation step, or that which is called "relinearise", "into_sparse" or "from_sparse"."""
+    def add(self, place: Place, form: KeyForm, key: PackedKey) -> None:
+        """Add a key."""
         self._order.append((form, key))
-        if isinstance(place, int):
+        if isinstance(place, FromSparse):
+            self.from_sparse[place.step] = key
+        elif isinstance(place, int):
             self.rotations[place] = key
         else:
             setattr(self, place, key)

@@ -78,12 +78,22 @@ class PackedKey:
         low, high = self._parts(digit, half, limb)
         split_words(words, self._ring.p[self.ids[limb]], self._ring.R, self._ring.C, low, high)
 
+    def put_values(self, digit: int, half: int, limb: int, values: Array) -> None:
+        """The same with centred residues in value order."""
+        split(values, *self._parts(digit, half, limb))
+
     def get(self, digit: int, half: int, limb: int) -> Words:
         """What `put` set."""
         low, high = self._parts(digit, half, limb)
         out = np.empty(self._ring.N, dtype=np.uint64)
         join_words(low, high, self._ring.p[self.ids[limb]], self._ring.R, self._ring.C, out)
         return out
+
+    def values(self, digit: int, half: int, limb: int) -> Array:
+        """The same as centred residues in value order."""
+        low, high = self._parts(digit, half, limb)
+        found: Array = high.astype(np.float64) * 2.0**32 + low.astype(np.float64)
+        return found
 
     def b(self, digit: int, limb: int) -> Words:
         """A limb of the polynomial b."""

@@ -80,11 +80,11 @@ class OwnSecret:
     def encrypt(self, slots: Array, level: int) -> Words:
         own, primes, scale = self._ring, self._parameters.primes[: level + 1], self._parameters.scale(level)
         message = own.values(encoded(fresh_slots(self._parameters, slots, level, scale), scale), own.ids(level + 1))
-        noise, seed = own.transform(errors(own.N), primes), new_seed()
+        noises, seed = own.transform(errors(own.N), primes), new_seed()
         out = np.empty((2, level + 1, own.N), dtype=np.uint64)
-        for i, prime in enumerate(primes):
+        for i, (prime, noise) in enumerate(zip(primes, noises, strict=True)):
             a = uniform(seed, 0, prime, own.N)
-            hidden = add(residues(noise[i], prime), residues(message[i][own.order], prime), prime)
+            hidden = add(residues(noise, prime), residues(message[i][own.order], prime), prime)
             out[0, i] = subtract(hidden, multiply(a, self._secret.values(prime), prime), prime)
             out[1, i] = a
         return out
@@ -151,8 +151,9 @@ def _checked(own: Ring, words: Words) -> Coefficients:
     found = secret_coefficients(own, words)
     if parameters.bootstrapping is not None and np.count_nonzero(found) != SPARSE_WEIGHT:
         raise ArtifactError("a secret key of another weight than bootstraps take: it is damaged")
-    for i, prime in enumerate(parameters.primes):
-        if not np.array_equal(residues(own.transform(found, (prime,))[0], prime), words[i]):
+    values = own.transform(found, parameters.primes)
+    for prime, expected, limb in zip(parameters.primes, values, words, strict=True):
+        if not np.array_equal(residues(expected, prime), limb):
             raise ArtifactError("limbs of a secret key that differ: it is damaged")
     return found
 

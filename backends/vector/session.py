@@ -37,7 +37,7 @@ from olac.backends.vector.ciphertext import Residues
 from olac.backends.vector.evaluator import VectorEvaluator
 from olac.backends.vector.key_making import KeyMaker, NewKey
 from olac.backends.vector.keys import KeyForm, check_security, key_forms, read_limbs
-from olac.backends.vector.keyset import VectorKeys, packed_key
+from olac.backends.vector.keyset import Place, VectorKeys, packed_key, places
 from olac.backends.vector.packed import PackedKey, packed_bytes
 from olac.backends.vector.ring import Ring, ring
 from olac.backends.vector.secret import SecretKey, secret_coefficients
@@ -113,7 +113,7 @@ class VectorClient(_Marked, ClientSession):
         check_security(self._parameters)
         made, total = VectorKeys(self._parameters, self._own), len(key_forms(self._parameters, steps, relinearise))
 
-        def packed(new: tuple[int | str, NewKey]) -> tuple[int | str, KeyForm, PackedKey]:
+        def packed(new: tuple[Place, NewKey]) -> tuple[Place, KeyForm, PackedKey]:
             place, key = new
             return place, key.form, packed_key(self._ring, key.form, key.limbs, key.seed)
 
@@ -125,21 +125,19 @@ class VectorClient(_Marked, ClientSession):
                     progress(done, total)
         return made
 
-    def _new_keys(self, steps: Mapping[int, int], relinearise: int | None) -> Iterator[tuple[int | str, NewKey]]:
+    def _new_keys(self, steps: Mapping[int, int], relinearise: int | None) -> Iterator[tuple[Place, NewKey]]:
         """Each key by its place in `VectorKeys`; one has to be used up before its memory is free for others."""
-        parameters = self._parameters
+        parameters, model = self._parameters, ENGINE.model.bootstraps(self._parameters)
         maker = KeyMaker(self._ring, parameters, secret_coefficients(self._ring, self.secret_words()))
-        levels = iter([form.limbs - 1 for form in key_forms(parameters, steps, relinearise)])
-        if relinearise is not None:
-            yield "relinearise", maker.relinearisation(next(levels))
-        for step in steps:
-            yield step, maker.rotation(step, next(levels))
-        if parameters.bootstrapping is not None:
-            _, back, conjugation = levels
-            into_sparse, from_sparse = maker.encapsulation(back)
-            yield "into_sparse", into_sparse
-            yield "from_sparse", from_sparse
-            yield parameters.conjugation_step, maker.rotation(parameters.conjugation_step, conjugation)
+        encapsulation = maker.encapsulation(model.from_sparse_steps, model.raised_level)
+        forms = key_forms(parameters, steps, relinearise)
+        for place, form in zip(places(parameters, steps, relinearise), forms, strict=True):
+            if isinstance(place, int):
+                yield place, maker.rotation(place, form.limbs - 1)
+            elif place == "relinearise":
+                yield place, maker.relinearisation(form.limbs - 1)
+            else:
+                yield place, next(encapsulation)
 
     def encrypt(self, slots: Array, level: int) -> Residues:
         return self.ciphertext(self.secret.encrypt(slots, level), level)
@@ -289,20 +287,17 @@ class Vector(Engine):
         prepare()
         own, made = ring(parameters), VectorKeys(parameters, "" if identity is None else _mark(identity))
         forms = key_forms(parameters, steps, relinearise)
-        places: list[int | str] = [] if relinearise is None else ["relinearise"]
-        places += steps
-        if parameters.bootstrapping is not None:
-            places += ["into_sparse", "from_sparse", parameters.conjugation_step]
 
-        def read(place: int) -> PackedKey:
-            return packed_key(own, forms[place], read_limbs(forms[place], blocks(place)))
+        def read(number: int) -> PackedKey:
+            return packed_key(own, forms[number], read_limbs(forms[number], blocks(number)))
 
         found = in_threads(read, range(len(forms)), helpers(KEY_MAKERS))
-        for place, (name, form, key) in enumerate(zip(places, forms, found, strict=True)):
-            made.add(name, form, key)
+        named = places(parameters, steps, relinearise)
+        for number, (place, form, key) in enumerate(zip(named, forms, found, strict=True)):
+            made.add(place, form, key)
             if progress is not None:
                 with callers():
-                    progress(place + 1, len(forms))
+                    progress(number + 1, len(forms))
         return made
 
     def server(

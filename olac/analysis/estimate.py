@@ -258,6 +258,9 @@ def _keygen_seconds(evaluator: CostEvaluator, keys: Mapping[int, int], reach: Ke
     for level, count in (Counter(keys) - Counter([reach.product])).items():
         by_reach[engine.key_level(parameters, level)] += count
     product = evaluator.price("relin_keygen", engine.key_level(parameters, reach.product))
+    # Keys from the sparser secret are of other shapes, and take as long for their bytes.
+    depth, other = parameters.depth, engine.bootstraps(parameters).from_sparse_bytes
+    product += other / engine.key_bytes(parameters, depth) * evaluator.price("rotation_keygen", depth)
     return product + sum(count * evaluator.price("rotation_keygen", level) for level, count in by_reach.items())
 
 
@@ -270,4 +273,5 @@ def _working_bytes(
     if kernel is None or not kernel.held:
         return 0
     level = levels[node.inputs[0]]
-    return kernel.held * engine.ciphertext_bytes(parameters, level) + 2 * engine.digits_bytes(parameters, level)
+    held = kernel.held * engine.ciphertext_bytes(parameters, level) + engine.waiting_bytes(parameters, level)
+    return held + 2 * engine.digits_bytes(parameters, level)

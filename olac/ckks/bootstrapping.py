@@ -105,9 +105,13 @@ class BootstrapModel:
         product_level: the highest level at which they multiply ciphertexts.
         special_keys: keys beside those of rotations and of relinearisation.
         large_special_keys: those of them that are as large as a rotation's.
+        from_sparse_steps: rotation steps that ciphertexts under the sparser secret take while they are switched to the
+            usual one, if each has a key of its own that does both.
+        from_sparse_bytes, from_sparse_file_bytes: of these keys, in memory and in a file.
+        raised_level: the level that ciphertexts are raised to.
         special_steps: rotation steps that stand for special keys.
         working_bytes: what a bootstrap takes while it runs.
-        precomputed_bytes: of plaintexts that are kept for all bootstraps.
+        precomputed_bytes: of plaintexts, and of keys that are made of others, that are kept for all bootstraps.
         precomputed_limbs: that are encoded for them.
         work: what one bootstrap of a ciphertext is made of.
         noise: standard deviation of what a bootstrap adds to a slot, without the effect of its sine.
@@ -122,6 +126,10 @@ class BootstrapModel:
     product_level: int = 0
     special_keys: int = 0
     large_special_keys: int = 0
+    from_sparse_steps: tuple[int, ...] = ()
+    from_sparse_bytes: int = 0
+    from_sparse_file_bytes: int = 0
+    raised_level: int = 0
     special_steps: frozenset[int] = frozenset()
     working_bytes: int = 0
     precomputed_bytes: int = 0
@@ -159,6 +167,7 @@ def bootstrap_model(parameters: Parameters) -> BootstrapModel:
         product_level=conjugated,
         special_keys=SPECIAL_KEYS,
         large_special_keys=SPECIAL_KEYS - 1,
+        raised_level=parameters.depth,
         special_steps=frozenset({parameters.conjugation_step}),
         working_bytes=working,
         precomputed_bytes=plaintext_bytes(parameters.log_ring, limbs),

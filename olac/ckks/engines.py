@@ -15,15 +15,15 @@ from typing import ClassVar
 from olac.ckks.bootstrapping import BOOTSTRAP_NOISE, BootstrapModel, bootstrap_model
 from olac.ckks.parameters import OPENFHE_RECIPE, VECTOR_RECIPE, Parameters
 from olac.ckks.sizes import (
-    SEED_BYTES,
+    FREE_CIPHERTEXTS,
+    MOST_PRODUCTS,
     WORD_BYTES,
     ciphertext_bytes,
     kept_plaintext_bytes,
     plaintext_bytes,
-    residue_bytes,
     rotation_key_bytes,
 )
-from olac.ckks.special import held_key_bytes, key_primes, key_shape, vector_special_primes
+from olac.ckks.special import file_key_bytes, held_key_bytes, key_shape, vector_special_primes
 from olac.ckks.vector_bootstrapping import VECTOR_BOOTSTRAP_NOISE, vector_bootstrap_model
 from olac.system.choices import require_one_of
 
@@ -72,7 +72,7 @@ class EngineModel(ABC):
 
     @abstractmethod
     def library_bytes(self, parameters: Parameters) -> float:
-        """Its code and its tables for the parameters, without keys."""
+        """Its code, its tables for the parameters and memory that it keeps for later use, without keys."""
 
     def client_library_bytes(self, parameters: Parameters) -> float:
         """The same in a client, which makes secret keys and encrypts with OpenFHE."""
@@ -102,6 +102,10 @@ class EngineModel(ABC):
     def digits_bytes(self, parameters: Parameters, level: int) -> int:
         """A ciphertext of a level that is decomposed for key switching."""
 
+    def waiting_bytes(self, parameters: Parameters, level: int) -> int:
+        """Operands at a level that wait for their products to be summed."""
+        return 0
+
     def ciphertext_bytes(self, parameters: Parameters, level: int) -> int:
         """A ciphertext of two polynomials."""
         return ciphertext_bytes(parameters.log_ring, level + 1)
@@ -119,12 +123,14 @@ class EngineModel(ABC):
         return engine_model, (self.name,)
 
     def keys_bytes(self, parameters: Parameters, levels: Mapping[int, int]) -> int:
-        """Several keys, from how many of them are used up to each level."""
-        return sum(count * self.key_bytes(parameters, level) for level, count in levels.items())
+        """The keys of a program, from how many of them are used up to each level (`KeyLevels.of`)."""
+        other = self.bootstraps(parameters).from_sparse_bytes
+        return other + sum(count * self.key_bytes(parameters, level) for level, count in levels.items())
 
     def keys_file_bytes(self, parameters: Parameters, levels: Mapping[int, int]) -> int:
         """The same keys in a file."""
-        return sum(count * self.key_file_bytes(parameters, level) for level, count in levels.items())
+        other = self.bootstraps(parameters).from_sparse_file_bytes
+        return other + sum(count * self.key_file_bytes(parameters, level) for level, count in levels.items())
 
 
 class _OpenFHE(EngineModel):
@@ -211,8 +217,18 @@ class _Vector(EngineModel):
         return vector_special_primes(parameters)
 
     def library_bytes(self, parameters: Parameters) -> float:
+        kept = FREE_CIPHERTEXTS * ciphertext_bytes(parameters.log_ring, parameters.limbs)
+        return self._code_and_tables(parameters) + kept
+
+    def client_library_bytes(self, parameters: Parameters) -> float:
+        return OPENFHE_BYTES + self._code_and_tables(parameters)
+
+    def _code_and_tables(self, parameters: Parameters) -> float:
         primes = parameters.limbs + len(vector_special_primes(parameters))
         return VECTOR_BYTES + 2 * plaintext_bytes(parameters.log_ring, primes)  # roots of unity, and their inverses
+
+    def waiting_bytes(self, parameters: Parameters, level: int) -> int:
+        return MOST_PRODUCTS * (self.ciphertext_bytes(parameters, level) + self.plaintext_bytes(parameters, level))
 
     def bootstraps(self, parameters: Parameters) -> BootstrapModel:
         return vector_bootstrap_model(parameters)
@@ -224,12 +240,10 @@ class _Vector(EngineModel):
         return level
 
     def key_bytes(self, parameters: Parameters, level: int) -> int:
-        return held_key_bytes(parameters, level)
+        return held_key_bytes(parameters, key_shape(parameters, level))
 
     def key_file_bytes(self, parameters: Parameters, level: int) -> int:
-        # One half is a seed.
-        residues = sum(residue_bytes(prime) for prime in key_primes(parameters, level))
-        return SEED_BYTES + (key_shape(parameters, level).digits * residues << parameters.log_ring)
+        return file_key_bytes(parameters, key_shape(parameters, level))
 
     def digits_bytes(self, parameters: Parameters, level: int) -> int:
         shape = key_shape(parameters, level)

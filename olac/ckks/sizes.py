@@ -5,6 +5,11 @@ from __future__ import annotations
 WORD_BYTES = 8
 SEED_BYTES = 32
 """A seed stands for the uniform half of a key of the vector engine."""
+FREE_CIPHERTEXTS = 6
+"""Ciphertexts of the whole chain that take as much memory as an evaluator of the vector engine keeps for later use."""
+MOST_PRODUCTS = 8
+"""Products with plaintexts that it sums at a time: more streams slow a processor's memory down. Until then, their
+operands wait."""
 
 
 def residue_bytes(prime: int) -> int:

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from olac.ckks.parameters import DIGIT_HEAD_ROOM_BITS, Parameters
 from olac.ckks.primes import step_to_prime
+from olac.ckks.sizes import SEED_BYTES, residue_bytes
 
 MOST_SPECIAL_BITS = 46
 ONE_BYTE, TWO_BYTES = 255 << 32, 65535 << 32
@@ -83,9 +84,21 @@ def key_shape(parameters: Parameters, level: int) -> KeyShape:
     return KeyShape(limbs, digits, len(vector_special_primes(parameters)))
 
 
-def key_primes(parameters: Parameters, level: int) -> tuple[int, ...]:
-    """The primes of each polynomial of a key that is used up to a level."""
-    shape = key_shape(parameters, level)
+def from_sparse_shape(parameters: Parameters, level: int) -> KeyShape:
+    """The shape of a key from the sparser secret of bootstraps to the usual one, for raising to a level.
+
+    What it multiplies is less than q_0 in size. So it is a digit by itself, and P need not be larger than for q_0.
+    """
+    product, primes = 1, vector_special_primes(parameters)
+    for count, prime in enumerate(primes, 1):
+        product *= prime
+        if product.bit_length() >= parameters.primes[0].bit_length() + HEAD_ROOM_BITS:
+            return KeyShape(level + 1, 1, count)
+    return KeyShape(level + 1, 1, len(primes))
+
+
+def primes_of(parameters: Parameters, shape: KeyShape) -> tuple[int, ...]:
+    """The primes of each polynomial of a key."""
     return (*parameters.primes[: shape.limbs], *vector_special_primes(parameters)[: shape.specials])
 
 
@@ -100,7 +113,12 @@ def held_residues_bytes(parameters: Parameters, primes: Sequence[int]) -> int:
     return sum(4 + bytes_of_high(prime, largest) for prime in primes)
 
 
-def held_key_bytes(parameters: Parameters, level: int) -> int:
-    """A key that is used up to a level, in memory."""
-    residues = held_residues_bytes(parameters, key_primes(parameters, level))
-    return 2 * key_shape(parameters, level).digits * residues << parameters.log_ring
+def held_key_bytes(parameters: Parameters, shape: KeyShape) -> int:
+    """A key in memory."""
+    return 2 * shape.digits * held_residues_bytes(parameters, primes_of(parameters, shape)) << parameters.log_ring
+
+
+def file_key_bytes(parameters: Parameters, shape: KeyShape) -> int:
+    """The same key in a file, where one half of it is a seed."""
+    residues = sum(residue_bytes(prime) for prime in primes_of(parameters, shape))
+    return SEED_BYTES + (shape.digits * residues << parameters.log_ring)

@@ -4,14 +4,15 @@ With F periods of slots in a ciphertext, D = q_0 / 2^correction, and z the slots
 
     slots to coefficients   coefficients D z modulo q_0, at level 0
     raise                   t = D z + q_0 I with a small I, modulo the primes of the chain
-    trace                   F t in the powers of X that slots with this period have, 0 in all others
-    coefficients to slots   u = (t / q_0 - 1/4) / (K + 1/4) in the slots, at its canonical scale
+    coefficients to slots   u = (t / q_0 - 1/4) / (K + 1/4) in the slots, at its canonical scale, for the part of t in
+                            the powers of X that slots with this period have: a sum over all periods leaves it
     sine                    2^correction / (2 pi) sin(2 pi t / q_0)
 
 Raising is done under a sparser secret, so that I is small (Bossuat, Troncoso-Pastoriza and Hubaux, "Bootstrapping for
 Approximate Homomorphic Encryption with Negligible Failure-Probability by Using Sparse-Secret Encapsulation", ACNS
-2022). The raised polynomial c_1 is less than q_0 in size. So each of its digits is itself, and the key back needs no
-decomposition.
+2022). The raised polynomial c_1 is less than q_0 in size. So it is a digit by itself, and keys back from the sparser
+secret need no decomposition and a small P. The first level to slots has such a key for each of its baby steps, which
+rotates as well.
 """
 
 from __future__ import annotations
@@ -23,33 +24,33 @@ from typing import Protocol
 import numpy as np
 
 from olac.backends.vector.bootstrap.kernels import combine
-from olac.backends.vector.bootstrap.linear import EncodedLevel, combination_start
+from olac.backends.vector.bootstrap.linear import EncodedLevel, combination_start, with_rotations
 from olac.backends.vector.bootstrap.plan import Placed, plan_bootstrap
+from olac.backends.vector.bootstrap.short_keys import shortened
 from olac.backends.vector.bootstrap.sine import Combination, half_width
 from olac.backends.vector.ciphertext import Residues
 from olac.backends.vector.elementwise import add_constant
-from olac.backends.vector.evaluator import NO_ORDER, VectorEvaluator
+from olac.backends.vector.evaluator import NO_ORDER, KeyRing, VectorEvaluator
 from olac.backends.vector.packed import PackedKey
 from olac.backends.vector.ring import ring
 from olac.backends.vector.switching import inner
 from olac.backends.vector.team import Team
 from olac.ckks.parameters import Parameters
+from olac.ckks.special import KeyShape, key_shape
 from olac.errors import MissingKeyError
 from olac.ir.types import CipherState
-from olac.system.arrays import Array, Index
+from olac.system.arrays import Array
 
 
-class BootstrapKeys(Protocol):
-    """Where the keys of bootstraps are. They are held for as long as bootstraps are."""
+class BootstrapKeys(KeyRing, Protocol):
+    """Where the keys of bootstraps are. They are held for as long as bootstraps are.
+
+    Attributes:
+        into_sparse, from_sparse: into the sparser secret, and back by rotation step.
+    """
 
     into_sparse: PackedKey | None
-    from_sparse: PackedKey | None
-
-    def rotation(self, step: int) -> PackedKey:
-        """The key of a rotation step or of conjugation."""
-
-    def relinearisation(self) -> PackedKey:
-        """The relinearisation key."""
+    from_sparse: dict[int, PackedKey]
 
 
 class Bootstrap:
@@ -67,23 +68,30 @@ class Bootstrap:
     def __init__(self, parameters: Parameters, keys: BootstrapKeys, team: Team | None = None) -> None:
         self.parameters = parameters
         self.plan = plan_bootstrap(parameters)
-        if keys.into_sparse is None or keys.from_sparse is None:
+        if keys.into_sparse is None or not keys.from_sparse:
             raise MissingKeyError("there are no keys of the sparser secret")
-        self._keys = {step: keys.rotation(step) for step in (*self.plan.rotation_levels(), parameters.conjugation_step)}
+        fitting = _FittingKeys(parameters, keys, VectorEvaluator(parameters, keys, (), team=team))
+        self._keys = {step: fitting.at(step, level + 1) for step, level in self.plan.single_rotations.items()}
         self._relinearise = keys.relinearisation()
         self._into, self._from = keys.into_sparse, keys.from_sparse
         own = ring(parameters)
 
-        def encode(levels: tuple[Placed, ...]) -> list[EncodedLevel]:
-            return [EncodedLevel(own, one.linear, one.level + 1, one.scale, self._keys, team) for one in levels]
+        def encode(one: Placed) -> EncodedLevel:
+            linear, limbs = one.linear, one.level + 1
+            babies = self._from if one.raised else {step: fitting.at(step, limbs) for step in linear.baby_steps[1:]}
+            giant = next((fitting.at(step, limbs) for step in linear.giant_steps), None)
+            return EncodedLevel(own, linear, limbs, one.scale, babies, giant, team)
 
-        self.lower, self.upper = encode(self.plan.to_coefficients), encode(self.plan.to_slots)
-        self._combine_starts = [combination_start(prime) for prime in parameters.primes]
+        self.lower, self.upper = [
+            [encode(one) for one in levels] for levels in (self.plan.to_coefficients, self.plan.to_slots)
+        ]
+        self._short_bytes = fitting.nbytes
+        self._starts = {one: self._combination_starts(one) for one in self.plan.sine.combinations}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the plaintexts."""
-        return sum(one.plaintexts.nbytes for one in (*self.lower, *self.upper))
+        """Bytes of the plaintexts and of short keys."""
+        return self._short_bytes + sum(one.plaintexts.nbytes for one in (*self.lower, *self.upper))
 
     def run(self, evaluator: VectorEvaluator, a: Residues, state: CipherState) -> Residues:
         """A ciphertext of degree 1 and the canonical scale of its level, at the output level."""
@@ -105,29 +113,27 @@ class Bootstrap:
         return self._rotated(evaluator, a, self.plan.between) if self.plan.between else a
 
     def raised(self, evaluator: VectorEvaluator, a: Residues) -> Residues:
-        """The ciphertext modulo the primes of the chain up to the top level, all periods summed."""
-        a = self._back(evaluator, self._into_sparse(evaluator, a))
-        for steps in self.plan.trace:
-            digits = evaluator.decompose(a, 1)
-            specials = max(self._keys[step].shape.specials for step in steps)
-            total = evaluator.make(2, a.limbs, 1, 1.0, specials)
-            for place, step in enumerate(steps):
-                switched = evaluator.raised(evaluator.key_product(digits, self._keys[step]), specials)
-                evaluator.add_automorphism(switched, a, step, total, place > 0)
-            a = evaluator.sum_of(a, evaluator.divided(total, None, 0, NO_ORDER))
-        return a
+        """The ciphertext modulo the primes of the chain up to the top level, under the sparser secret.
+
+        Its second polynomial is there modulo special primes, too.
+        """
+        return self._raise(evaluator, self._into_sparse(evaluator, a))
 
     def to_slots(self, evaluator: VectorEvaluator, a: Residues) -> Residues:
-        """u in the slots, at its canonical scale."""
+        """u in the slots, at its canonical scale, of a ciphertext under the sparser secret."""
         for one in self.upper[:-1]:
             a = evaluator.divided(one.apply(evaluator, a), None, 0, NO_ORDER, last=True)
-        a = evaluator.divided(self.upper[-1].apply(evaluator, a), None, 0, NO_ORDER)
-        # Both parts of a slot are coefficients; the real one is wanted. The conjugate is added before the rescale, as
-        # the noise of a key switch vanishes in it.
-        a = evaluator.sum_of(a, self._rotated(evaluator, a, self.parameters.conjugation_step))
+        a = self.upper[-1].apply(evaluator, a)
+        # Sums come before the division by P and the rescale, as the noise of a key switch vanishes in these.
+        for steps in self.plan.trace:
+            a = with_rotations(evaluator, a, {step: self._keys[step] for step in steps}, evaluator.copied(a))
+        # Both parts of a slot are coefficients; the real one is wanted.
+        conjugation = {self.plan.conjugation: self._keys[self.plan.conjugation]}
+        a = with_rotations(evaluator, a, conjugation, evaluator.copied(a))
         scale = self.parameters.scale(self.plan.sine.level)
-        a = evaluator.plus_constant(a, round(-0.25 / half_width() * scale * self.parameters.primes[a.limbs - 1]))
-        return evaluator.rescaled(a, scale)
+        a = evaluator.divided(a, None, 0, NO_ORDER, last=True)
+        a = evaluator.plus_constant(a, round(-0.25 / half_width() * scale))
+        return Residues(a.buffer, 2, a.limbs, 0, a.room, 1, scale, a.mark)
 
     def reduced(self, evaluator: VectorEvaluator, a: Residues) -> Residues:
         """The sine."""
@@ -141,6 +147,10 @@ class Bootstrap:
         """a rotated or conjugated."""
         switched = evaluator.key_product(evaluator.decompose(a, 1), self._keys[step])
         return evaluator.divided(switched, a, 1, evaluator.ring.automorphism(evaluator.ring.exponent(step)))
+
+    def _combination_starts(self, one: Combination) -> Array:
+        primes = self.parameters.primes[: one.level + 2]
+        return np.array([combination_start(prime, len(one.products), one.factor, len(one.terms)) for prime in primes])
 
     def _combined(self, evaluator: VectorEvaluator, one: Combination, values: Mapping[int, Residues]) -> Residues:
         """One value of the sine."""
@@ -167,7 +177,7 @@ class Bootstrap:
             terms,
             multipliers,
             r.residues(one.constant, ids),
-            np.array(self._combine_starts[:limbs]),
+            self._starts[one],
             total.data,
             total.room * n,
             n,
@@ -189,8 +199,35 @@ class Bootstrap:
         evaluator.inverse(a.data, np.array([a.room * n]), y.data, at[:1], ids[:1], up.factors)
         evaluator.convert(y.data, 0, 1, up, lifted.data, at)
         evaluator.finish(lifted.data, at, ids[1:])
-        places = np.array([0, 0, n])
-        switched = self._switch(evaluator, a, a.room * n, lifted.data, places, self._into, ids, np.arange(3))
+        switched, key = evaluator.make(2, 1, 1, 1.0, 2), self._into
+        evaluator._run(
+            inner,
+            len(ids),
+            a.data,
+            a.room * n,
+            lifted.data,
+            np.array([0, 0, n]),
+            np.zeros(len(ids), dtype=np.int64),
+            1,
+            1,
+            key.low,
+            key.high8,
+            key.high16,
+            key.shape.primes,
+            key.place,
+            key.small,
+            key.count8,
+            key.count16,
+            np.arange(3),
+            ids,
+            r.inner_starts(1)[ids],
+            switched.data,
+            0,
+            1,
+            n,
+            r.p,
+            r.pinv,
+        )
         first = np.array([1, 2, 4, 5]) * n
         factors = np.tile(down.factors, (2, 1))
         evaluator.inverse(switched.data, first, y.data, np.arange(4) * n, np.tile(ids[1:], 2), factors)
@@ -203,74 +240,46 @@ class Bootstrap:
         evaluator._divide(source, rest, at, a.data, np.array([0, -1]), out, inverses, NO_ORDER)
         return out
 
-    def _back(self, evaluator: VectorEvaluator, a: Residues) -> Residues:
-        """A ciphertext at level 0 under the sparser secret, modulo the whole chain and under the usual secret."""
-        r, n, limbs, shape = evaluator.ring, evaluator.ring.N, self.plan.top + 1, self._from.shape
+    def _raise(self, evaluator: VectorEvaluator, a: Residues) -> Residues:
+        """A ciphertext at level 0 modulo the chain up to the top level; its second polynomial modulo Q P."""
+        r, n, limbs, specials = evaluator.ring, evaluator.ring.N, self.plan.top + 1, self._from[0].shape.specials
         y = evaluator.buffers.take(2 * n)
         at, zero = np.arange(2) * n, np.zeros(2, dtype=np.int64)
         factors = np.tile(r.conversion((0,), (0,)).factors, (2, 1))
         evaluator.inverse(a.data, np.array([0, a.room * n]), y.data, at, zero, factors)
         # I is bounded for coefficients of least size. Adding 0 reduces them.
         evaluator._run(add_constant, 2, y.data, at, np.zeros(2), y.data, at, zero, n, r.p, r.pinv)
-        raised = []
-        for part, specials in ((0, 0), (1, shape.specials)):
-            ids = r.ids(limbs, specials)
-            out, places = evaluator.make(1, limbs, 1, 1.0, specials), np.arange(len(ids)) * n
-            evaluator.convert(y.data, part * n, 1, r.conversion((0,), tuple(ids)), out.data, places)
-            evaluator.finish(out.data, places, ids)
-            raised.append(out)
-        keyids = np.concatenate([np.arange(limbs), shape.limbs + np.arange(shape.specials)])
-        switched = self._switch(evaluator, raised[1], 0, raised[1].data, places, self._from, ids, keyids)
-        return evaluator.divided(switched, raised[0], 1, NO_ORDER)
+        out, ids = evaluator.make(2, limbs, 1, 1.0, specials), r.ids(limbs, specials)
+        for part, count in ((0, limbs), (1, limbs + specials)):
+            places = (part * out.room + np.arange(count)) * n
+            evaluator.convert(y.data, part * n, 1, r.conversion((0,), tuple(ids[:count])), out.data, places)
+            evaluator.finish(out.data, places, ids[:count])
+        return Residues(out.buffer, 2, limbs, 0, out.room, 1, 1.0, a.mark)
 
-    def _switch(
-        self,
-        evaluator: VectorEvaluator,
-        own: Residues,
-        ownat: int,
-        digits: Array,
-        places: Index,
-        key: PackedKey,
-        ids: Index,
-        keyids: Index,
-    ) -> Residues:
-        """The sum over digits of a polynomial times the key, if all digits are the polynomial itself.
 
-        Args:
-            own, ownat: where the limbs of the chain are.
-            digits, places: where the limbs of special primes are, and those of digits that are not a limb's own.
-            ids, keyids: the primes, and the place of each in the key.
-        """
-        r, n, specials = evaluator.ring, evaluator.ring.N, key.shape.specials
-        limbs = len(ids) - specials
-        count = -(-limbs // self.parameters.digit_limbs)
-        out = evaluator.make(2, limbs, 1, 1.0, specials)
-        evaluator._run(
-            inner,
-            len(ids),
-            own.data,
-            ownat,
-            digits,
-            places,
-            np.zeros(len(ids), dtype=np.int64),
-            count,
-            self.parameters.digit_limbs,
-            key.low,
-            key.high8,
-            key.high16,
-            key.shape.primes,
-            key.place,
-            key.small,
-            key.count8,
-            key.count16,
-            keyids,
-            ids,
-            r.inner_starts(count)[ids],
-            out.data,
-            0,
-            limbs,
-            n,
-            r.p,
-            r.pinv,
-        )
-        return out
+class _FittingKeys:
+    """Keys with no more special primes than the limbs need that they are used for.
+
+    Args:
+        parameters: of the keys.
+        keys: which reach further if kernels take their steps at higher levels, or bootstraps do.
+        evaluator: of the same parameters, for its kernels.
+    """
+
+    def __init__(self, parameters: Parameters, keys: BootstrapKeys, evaluator: VectorEvaluator) -> None:
+        self._parameters, self._keys, self._evaluator = parameters, keys, evaluator
+        self._made: dict[tuple[int, KeyShape], PackedKey] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys that were shortened."""
+        return sum(key.nbytes for key in self._made.values())
+
+    def at(self, step: int, limbs: int) -> PackedKey:
+        """The key of a rotation step or of conjugation for so many limbs, or one with as many special primes."""
+        key, shape = self._keys.rotation(step), key_shape(self._parameters, limbs - 1)
+        if key.shape.limbs < limbs or key.shape.specials == shape.specials:
+            return key
+        if (step, shape) not in self._made:
+            self._made[step, shape] = shortened(self._evaluator, key, shape)
+        return self._made[step, shape]

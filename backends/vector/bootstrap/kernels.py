@@ -9,11 +9,11 @@ are the same. They are stored once.
 
 `combine` makes one value of the sine before it is relinearised.
 
-Bounds: polynomials of the ciphertext are at most 1.1 p in size; keys, plaintexts and constants are centred. `starts`
-are those of sums over digits (`Tables.inner_starts`). P c_0 is at most 0.8 p, below 2^50, and is summed with the rests,
-which stay below 2^52. Rotations are at most 0.8 p: sums are centred but for 1, products of them with a factor are at
-most p (1/2 + 2^-52 p), and so is P c. `plain_starts` have been checked for sums of `group` products of such rotations
-and plaintexts; what was summed before is centred and is summed with the rests.
+Bounds: polynomials of the ciphertext are at most 1.1 p in size, or as transforms leave them if baby step 0 has a key;
+keys, plaintexts and constants are centred. `starts` are those of sums over digits (`Tables.inner_starts`). P c_0 is at
+most 0.8 p, below 2^50, and is summed with the rests, which stay below 2^52. Rotations are at most 0.8 p: sums are
+centred but for 1, and P c is at most 0.8 p. `plain_starts` have been checked for sums of `group` products of such
+rotations and plaintexts; what was summed before is centred and is summed with the rests.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from olac.backends.vector.lanes import load, splat, store, store_ints, vadd, vfm
 from olac.system.arrays import Array as Floats
 from olac.system.arrays import Index
 
-ONE_BYTE, TWO_BYTES, FOUR_BYTES, MISSING = 0, 1, 2, 3
-"""Kinds of the high parts of a limb; a limb that a key has not got is missing."""
+ONE_BYTE, TWO_BYTES, FOUR_BYTES = 0, 1, 2
+"""Kinds of the high parts of a limb."""
 
 
 @kernel(
@@ -235,8 +235,8 @@ def sum_panel(
 
 
 @kernel(
-    "void(i8,i8,i8,f8[::1],i8,i8,f8[::1],i8[::1],i8[::1],i8,i8,i8[:,::1],i8[:,::1],i8[:,::1],i8[:,::1],i8[:,::1],"
-    "f8[:,::1],f8[:,::1],f8[::1],i8[:,::1],i8[::1],i8[::1],i8[::1],i8[::1],i8,f8[::1],i8,f8[::1],f8[:,::1],i8[::1],i8,"
+    "void(i8,i8,i8,f8[::1],i8,i8,f8[::1],i8[::1],i8[::1],i8,i8,i8,i8[:,::1],i8[:,::1],i8[:,::1],i8[:,::1],i8[:,::1],"
+    "f8[::1],f8[::1],i8[:,::1],i8[::1],i8[::1],i8[::1],i8[::1],i8,f8[::1],i8,f8[::1],f8[:,::1],i8[::1],i8,"
     "i8,i8,f8[::1],f8[::1])"
 )
 def multiply_rotations(
@@ -251,13 +251,13 @@ def multiply_rotations(
     strides: Index,
     n: int,
     alpha: int,
+    bare: int,
     addresses: Index,
     lowat: Index,
     highat: Index,
     kinds: Index,
     polynomials: Index,
-    factors: Floats,
-    specials: Floats,
+    special: Floats,
     starts: Floats,
     which: Index,
     counts: Index,
@@ -281,13 +281,12 @@ def multiply_rotations(
     Args:
         source, c0at, c1at: the ciphertext's polynomials, limb after limb of the chain.
         digits, digitat, strides, n, alpha: c1 decomposed, see `switching.inner`.
-        addresses: (babies, 3) of the low parts of the key of each baby step, its high parts of one byte, and of more,
-            then of the order of its values; baby step 0 rotates by nothing and has none.
+        bare: how many of the first baby steps have no key: 1 if baby step 0 is the ciphertext itself, else 0.
+        addresses: (babies, 4) of the low parts of the key of each baby step, its high parts of one byte, and of more,
+            then of the order of its values.
         lowat, highat, kinds: (babies, limbs) of the keys: where the limb begins, and its kind.
-        polynomials: (babies, 4): limbs of a polynomial of the key: all, of one byte, of more; then 1 if `factors`
-            differ from 1.
-        factors: (babies, limbs): what rotations are multiplied by if their key has fewer special primes.
-        specials: (babies, limbs of the chain): P of each key, and P of all for baby step 0.
+        polynomials: (babies, 3): limbs of a polynomial of the key: all, of one byte, of more.
+        special: P modulo the primes of the chain.
         starts: for each limb of sums over digits.
         which, counts: the baby steps of each giant step, (giants, babies) and (giants,).
         plain_low, plain_high, plain_kinds: for each limb the addresses of its plaintexts and the kind of their high
@@ -311,19 +310,17 @@ def multiply_rotations(
         for panel in range(R // 8):
             at = panel * size
             o = 2 * size
-            if e < limbs:
-                f = splat(specials[0, e])
-                for k in range(0, size, 8):
-                    store(room, o + k, product(load(source, c0at + e * N + at + k), f, pinv1, p1, magic))
-                    store(room, o + size + k, product(load(source, c1at + e * N + at + k), f, pinv1, p1, magic))
-            else:
-                room[o : o + 2 * size] = 0.0
-            for b in range(1, babies):
-                o += 2 * size
-                kind = kinds[b, e]
-                if kind == MISSING:
+            if bare:
+                if e < limbs:
+                    f = splat(special[e])
+                    for k in range(0, size, 8):
+                        store(room, o + k, product(load(source, c0at + e * N + at + k), f, pinv1, p1, magic))
+                        store(room, o + size + k, product(load(source, c1at + e * N + at + k), f, pinv1, p1, magic))
+                else:
                     room[o : o + 2 * size] = 0.0
-                    continue
+                o += 2 * size
+            for b in range(bare, babies):
+                kind = kinds[b, e]
                 order = addresses[b, 3]
                 given = int_at(order, at) // size * size
                 at_e = e * N + given
@@ -345,7 +342,7 @@ def multiply_rotations(
                     (polynomials[b, 1] if small else polynomials[b, 2]) * N,
                     kind,
                     size,
-                    specials[b, e] if e < limbs else 0.0,
+                    special[e] if e < limbs else 0.0,
                     e < limbs,
                     starts[e],
                     room,
@@ -353,13 +350,10 @@ def multiply_rotations(
                     p[j],
                     pinv[j],
                 )
-                if polynomials[b, 3]:
-                    f = splat(factors[b, e])
-                    for k in range(0, 2 * size, 8):
-                        store(room, k, product(load(room, k), f, pinv1, p1, magic))
                 for k in range(0, size, 8):
                     store(room, o + k, gather(room, -given, order, at + k))
                     store(room, o + size + k, gather(room, size - given, order, at + k))
+                o += 2 * size
             for g in range(len(counts)):
                 sum_panel(
                     room,

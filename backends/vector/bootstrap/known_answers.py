@@ -14,7 +14,6 @@ import numpy as np
 
 from olac.backends.vector.bootstrap.kernels import (
     FOUR_BYTES,
-    MISSING,
     ONE_BYTE,
     TWO_BYTES,
     combine,
@@ -184,73 +183,72 @@ def _panels_are_summed() -> bool:
 
 @known_answer(multiply_rotations)
 def _rotations_are_multiplied() -> bool:
-    """Three baby steps and two giant steps; the key of the last baby step has no special prime."""
-    t, make = _tables(), _Operands(3)
-    N, C, size = t.N, t.C, 8 * t.C
-    limbs, count, babies, n, panels = 2, 3, 3, 2, t.N // (8 * t.C)
-    ids = np.arange(count)
-    source = np.concatenate([make.residues(p, N, AT_REST) for p in (*t.primes[:limbs], *t.primes[:limbs])])
-    bounds = [CENTRED if tight else LAZY - 1 for tight in t.tight]
-    digits = np.concatenate([make.residues(p, n * N, bound) for p, bound in zip(t.primes, bounds, strict=True)])
-    keys = [_packed(make, 2 * n, N) for _ in range(1, babies)]
-    orders = [make.order(panels, size) for _ in range(1, babies)]
-    # Each key as one array of low parts; those of a limb are 2 n polynomials after one another.
-    lows = [np.concatenate([limb.low for limb in key]) for key in keys]
-    wides = [np.concatenate([key[1].highs[0], key[2].highs[0].astype(np.int32)]) for key in keys]
-    addresses = np.array(
-        [[0] * 4]
-        + [
-            [low.ctypes.data, key[0].highs[0].ctypes.data, wide.ctypes.data, order.ctypes.data]
-            for low, key, wide, order in zip(lows, keys, wides, orders, strict=True)
-        ]
-    )
-    lowat = np.tile(ids * 2 * n * N, (babies, 1))
-    highat = np.tile(np.array([0, 0, 1]) * 2 * n * N, (babies, 1))
-    kinds = np.tile(np.array([ONE_BYTE, FOUR_BYTES, FOUR_BYTES]), (babies, 1))
-    kinds[2, 2] = MISSING
-    polynomials = np.tile(np.array([1, 1, 1, 0]), (babies, 1))
-    polynomials[2, 3] = 1
-    factors = np.array([[1.0] * count, [1.0] * count, [make.residues(p, 1)[0] for p in t.primes]])
-    specials = np.array([[make.residues(p, 1)[0] for p in t.primes[:limbs]] for _ in range(babies)])
-    counts = np.array([3, 2])
-    which = np.array([[0, 1, 2], [2, 1, 0]])
-    repeat, rows = 1, C >> 1
-    plain = _packed(make, panels, int(counts.sum()) * rows * 8)
-    group, starts = sums_of_plaintexts(t.primes)
-    out = np.empty(len(counts) * 2 * count * N)
-    multiply_rotations(
-        0, count, 0, source, 0, limbs * N, digits, ids * n * N, np.full(count, N), n, 1, addresses, lowat, highat,
-        kinds, polynomials, factors, specials, t.inner_starts(n), which, counts,
-        np.array([one.low.ctypes.data for one in plain]), np.array([one.highs[0].ctypes.data for one in plain]),
-        np.array(KINDS), repeat, starts, group, out, np.empty((1, 2 * (babies + 1) * size)), ids, limbs, t.R, C, t.p,
-        t.pinv,
-    )  # fmt: skip
-    found, C0, D = [], _integers(source).reshape(2, limbs, N), _integers(digits).reshape(count, n, N)
-    for e, prime in enumerate(t.primes):
-        zero = np.zeros(N, dtype=object)
-        own = [C0[half, e] * int(specials[0, e]) if e < limbs else zero for half in range(2)]
-        rotations = [own]
-        for b in range(1, babies):
-            given = [C0[1, e] if g == e else D[e, g if g < e or e >= limbs else g - 1] for g in range(n)]
-            key, one = keys[b - 1][e], []
-            for half in range(2):
-                total = sum(x * key.values[2 * g + half] for g, x in enumerate(given))
-                if e < limbs and not half:
-                    total = total + C0[0, e] * int(specials[b, e])
-                total = zero if kinds[b, e] == MISSING else total * int(factors[b, e])
-                one.append(total[orders[b - 1]])
-            rotations.append(one)
-        at = 0
-        for g, terms in enumerate(counts):
-            pieces = plain[e].values[:, at : at + terms * rows * 8].reshape(panels, rows, terms, 8)
-            at += terms * rows * 8
-            for half in range(2):
-                expected = zero
-                for i in range(terms):
-                    factor = np.repeat(pieces[:, :, i], 1 << repeat, axis=1).reshape(-1)
-                    expected = expected + rotations[which[g, i]][half] * factor
-                place = ((2 * g + half) * count + e) * N
-                found.append(_right(out[place : place + N], expected, prime))
+    """Three baby steps and two giant steps; the first baby step has a key or not."""
+    t, found = _tables(), []
+    for bare in (0, 1):
+        make = _Operands(3)
+        N, C, size = t.N, t.C, 8 * t.C
+        limbs, count, babies, n, panels = 2, 3, 3, 2, t.N // (8 * t.C)
+        ids = np.arange(count)
+        bounds = [CENTRED if tight else LAZY - 1 for tight in t.tight]
+        sizes = 2 * [(p, AT_REST if bare else bound) for p, bound in zip(t.primes[:limbs], bounds[:limbs], strict=True)]
+        source = np.concatenate([make.residues(p, N, size) for p, size in sizes])
+        digits = np.concatenate([make.residues(p, n * N, bound) for p, bound in zip(t.primes, bounds, strict=True)])
+        keys = [_packed(make, 2 * n, N) for _ in range(bare, babies)]
+        orders = [make.order(panels, size) for _ in range(bare, babies)]
+        # Each key as one array of low parts; those of a limb are 2 n polynomials after one another.
+        lows = [np.concatenate([limb.low for limb in key]) for key in keys]
+        wides = [np.concatenate([key[1].highs[0], key[2].highs[0].astype(np.int32)]) for key in keys]
+        addresses = np.array(
+            [[0] * 4] * bare
+            + [
+                [low.ctypes.data, key[0].highs[0].ctypes.data, wide.ctypes.data, order.ctypes.data]
+                for low, key, wide, order in zip(lows, keys, wides, orders, strict=True)
+            ]
+        )
+        lowat = np.tile(ids * 2 * n * N, (babies, 1))
+        highat = np.tile(np.array([0, 0, 1]) * 2 * n * N, (babies, 1))
+        kinds = np.tile(np.array([ONE_BYTE, FOUR_BYTES, FOUR_BYTES]), (babies, 1))
+        polynomials = np.tile(np.array([1, 1, 1]), (babies, 1))
+        special = np.array([make.residues(p, 1)[0] for p in t.primes[:limbs]])
+        counts = np.array([3, 2])
+        which = np.array([[0, 1, 2], [2, 1, 0]])
+        repeat, rows = 1, C >> 1
+        plain = _packed(make, panels, int(counts.sum()) * rows * 8)
+        group, starts = sums_of_plaintexts(t.primes)
+        out = np.empty(len(counts) * 2 * count * N)
+        multiply_rotations(
+            0, count, 0, source, 0, limbs * N, digits, ids * n * N, np.full(count, N), n, 1, bare, addresses, lowat,
+            highat, kinds, polynomials, special, t.inner_starts(n), which, counts,
+            np.array([one.low.ctypes.data for one in plain]), np.array([one.highs[0].ctypes.data for one in plain]),
+            np.array(KINDS), repeat, starts, group, out, np.empty((1, 2 * (babies + 1) * size)), ids, limbs, t.R, C,
+            t.p, t.pinv,
+        )  # fmt: skip
+        C0, D = _integers(source).reshape(2, limbs, N), _integers(digits).reshape(count, n, N)
+        for e, prime in enumerate(t.primes):
+            zero = np.zeros(N, dtype=object)
+            own = [C0[half, e] * int(special[e]) if e < limbs else zero for half in range(2)]
+            rotations = [own] * bare
+            for b in range(bare, babies):
+                given = [C0[1, e] if g == e else D[e, g if g < e or e >= limbs else g - 1] for g in range(n)]
+                key, one = keys[b - bare][e], []
+                for half in range(2):
+                    total = sum(x * key.values[2 * g + half] for g, x in enumerate(given))
+                    if e < limbs and not half:
+                        total = total + C0[0, e] * int(special[e])
+                    one.append(total[orders[b - bare]])
+                rotations.append(one)
+            at = 0
+            for g, terms in enumerate(counts):
+                pieces = plain[e].values[:, at : at + terms * rows * 8].reshape(panels, rows, terms, 8)
+                at += terms * rows * 8
+                for half in range(2):
+                    expected = zero
+                    for i in range(terms):
+                        factor = np.repeat(pieces[:, :, i], 1 << repeat, axis=1).reshape(-1)
+                        expected = expected + rotations[which[g, i]][half] * factor
+                    place = ((2 * g + half) * count + e) * N
+                    found.append(_right(out[place : place + N], expected, prime))
     return all(found)
 
 
@@ -259,13 +257,13 @@ def _values_are_combined() -> bool:
     """Two products, twice one product, multiples alone."""
     t, found = _tables(), []
     N, count, make = t.N, len(t.primes), _Operands(5)
-    starts = np.array([combination_start(prime) for prime in t.primes])
     values = [np.concatenate([make.residues(p, N, AT_REST) for p in (*t.primes, *t.primes)]) for _ in range(4)]
     X = [_integers(one).reshape(2, count, N) for one in values]
     constants = np.array([make.residues(p, 1)[0] for p in t.primes])
     multipliers = np.array([[make.residues(p, 1)[0] for p in t.primes] for _ in range(3)])
     for pairs, factor, terms in ((((0, 1), (2, 3)), 1, (0, 1, 2)), (((1, 1),), 2, (3,)), ((), 1, (1, 2, 0))):
         parts = 3 if pairs else 2
+        starts = np.array([combination_start(prime, len(pairs), factor, len(terms)) for prime in t.primes])
         out = np.empty(parts * count * N)
         of_pairs = [[values[a].ctypes.data, values[b].ctypes.data, count * N, count * N] for a, b in pairs]
         of_terms = [[values[a].ctypes.data, count * N] for a in terms]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from olac.backends.vector.arithmetic import LOOSE_BITS
 from olac.backends.vector.bootstrap.kernels import (
     FOUR_BYTES,
-    MISSING,
     ONE_BYTE,
     TWO_BYTES,
     multiply_rotations,
@@ -24,7 +24,7 @@ from olac.backends.vector.packed import PackedKey
 from olac.backends.vector.ring import Ring
 from olac.backends.vector.team import Team
 from olac.ckks.special import bytes_of_high
-from olac.errors import MissingKeyError
+from olac.errors import MissingKeyError, VerificationError
 from olac.system.arrays import Array, Index
 
 KINDS = {1: ONE_BYTE, 2: TWO_BYTES, 4: FOUR_BYTES}
@@ -43,16 +43,27 @@ def sums_of_plaintexts(primes: Sequence[int]) -> tuple[int, Array]:
             terms //= 2  # two always fit
 
 
-def combination_start(prime: int) -> float:
-    """What the sums of `combine` start with: two products of ciphertexts or one twice, and a few multiples.
+def combination_start(prime: int, products: int, factor: int, terms: int) -> float:
+    """What the sums of `combine` start with; 0 for tight primes, which have no such sums.
 
-    Tight primes have no such sums.
+    Args:
+        prime: of the sums.
+        products, factor: of ciphertexts, and what they are multiplied by.
+        terms: multiples of ciphertexts.
+
+    Raises:
+        VerificationError: so many do not fit.
     """
-    largest = (5 * 121 * prime // 100 + 4 * 11 * prime // 20) * prime
-    try:
-        return magic_of(largest, 8, prime)
-    except OverflowError:
+    if prime.bit_length() > LOOSE_BITS:
         return 0.0
+    # The middle polynomial gets two products of residues of at most 1.1 p for each of ciphertexts.
+    largest = -(-(2 * products * factor * 121 + terms * 55) * prime * prime // 100)
+    try:
+        return magic_of(largest, 2 * products + terms, prime)
+    except OverflowError as error:
+        raise VerificationError(
+            f"{products} products and {terms} multiples of ciphertexts are too many for one sum modulo {prime}"
+        ) from error
 
 
 class Plaintexts:
@@ -143,13 +154,12 @@ class Plaintexts:
 class _Keys:
     """Where the limbs of the keys of all baby steps are, see `kernels.multiply_rotations`."""
 
+    bare: int
     addresses: Index
     lowat: Index
     highat: Index
     kinds: Index
     polynomials: Index
-    factors: Array
-    specials: Array
     held: tuple[object, ...]
 
 
@@ -161,7 +171,9 @@ class EncodedLevel:
         level: the diagonals.
         limbs: of the operand.
         scale: of the plaintexts.
-        keys: of all its steps.
+        babies: keys of the baby steps, all with as many special primes, either for all steps or for all but 0. With a
+            key for step 0, the operand is one that was raised under the sparser secret, see `apply`.
+        giant: the key of the giant step; None if there is none.
         team: makes the plaintexts.
     """
 
@@ -171,65 +183,70 @@ class EncodedLevel:
         level: LinearLevel,
         limbs: int,
         scale: float,
-        keys: Mapping[int, PackedKey],
+        babies: Mapping[int, PackedKey],
+        giant: PackedKey | None,
         team: Team | None = None,
     ) -> None:
         self.limbs, self.scale = limbs, scale
         self.baby_steps = level.baby_steps
-        self.giant = level.giant
-        for step in level.steps:
-            if keys[step].shape.limbs < limbs:
+        self._giants = {} if giant is None else {level.giant: giant}
+        self._raised = 0 in babies
+        steps = self.baby_steps[0 if self._raised else 1 :]
+        for step in steps:
+            if babies[step].shape.limbs < limbs:
                 raise MissingKeyError(f"the key of step {step} is for fewer than {limbs} limbs")
-        self.specials = max(keys[step].shape.specials for step in level.steps)
+        (self.specials,) = {babies[step].shape.specials for step in steps}
         self.plaintexts = Plaintexts(ring, limbs, self.specials, level, scale, team)
-        self._keys = self._find(ring, [keys[step] for step in self.baby_steps[1:]])
+        self._keys = self._find(ring, {step: babies[step] for step in steps})
         self._plain_low, self._plain_high = self.plaintexts.low_addresses(), self.plaintexts.high_addresses()
         primes = [ring.primes[j] for j in self.plaintexts.ids]
         self._group, self._plain_starts = sums_of_plaintexts(primes)
 
-    def _find(self, ring: Ring, keys: list[PackedKey]) -> _Keys:
+    def _find(self, ring: Ring, keys: Mapping[int, PackedKey]) -> _Keys:
         babies, count = len(self.baby_steps), self.limbs + self.specials
+        bare = babies - len(keys)
         addresses = np.zeros((babies, 4), dtype=np.int64)
         lowat, highat = np.zeros((babies, count), dtype=np.int64), np.zeros((babies, count), dtype=np.int64)
-        kinds = np.full((babies, count), MISSING, dtype=np.int64)
-        polynomials = np.zeros((babies, 4), dtype=np.int64)
-        factors, products = np.ones((babies, count)), np.empty((babies, self.limbs))
-        products[0] = ring.special_product(self.specials, self.limbs)
+        kinds, polynomials = np.zeros((babies, count), dtype=np.int64), np.zeros((babies, 3), dtype=np.int64)
         held: list[object] = []
-        for b, (key, step) in enumerate(zip(keys, self.baby_steps[1:], strict=True), 1):
+        for b, (step, key) in enumerate(keys.items(), bare):
             order = ring.automorphism(ring.exponent(step))
             arrays = key.low, key.high8, key.high16, order
             assert all(one.flags.c_contiguous for one in arrays) and order.dtype == np.int32
             held += arrays
             addresses[b] = [one.ctypes.data for one in arrays]
-            specials = min(self.specials, key.shape.specials)
-            have = [*range(self.limbs), *range(key.shape.limbs, key.shape.limbs + specials)]
+            taken = [*range(self.limbs), *range(key.shape.limbs, key.shape.limbs + self.specials)]
             wide = FOUR_BYTES if key.high16.itemsize == 4 else TWO_BYTES
-            lowat[b, : len(have)] = np.array(have) * ring.N
-            highat[b, : len(have)] = key.place[have] * ring.N
-            kinds[b, : len(have)] = np.where(key.small[have], ONE_BYTE, wide)
-            products[b] = ring.special_product(specials, self.limbs)
-            polynomials[b] = len(key.ids), key.count8, key.count16, specials < self.specials
-            factors[b, : len(have)] = ring.residues(
-                ring.special_between(key.shape.specials, self.specials), ring.ids(self.limbs, specials)
-            )
-        return _Keys(addresses, lowat, highat, kinds, polynomials, factors, products, tuple(held))
+            lowat[b] = np.array(taken) * ring.N
+            highat[b] = key.place[taken] * ring.N
+            kinds[b] = np.where(key.small[taken], ONE_BYTE, wide)
+            polynomials[b] = len(key.ids), key.count8, key.count16
+        return _Keys(bare, addresses, lowat, highat, kinds, polynomials, tuple(held))
 
     def apply(self, evaluator: VectorEvaluator, a: Residues) -> Residues:
-        """The sums of the first giant step, with those of all others rotated and added, modulo Q P."""
+        """The sums of the first giant step, with those of all others rotated and added, modulo Q P.
+
+        Args:
+            a: modulo Q. What was raised is the digit of its second polynomial itself, which is there modulo Q P.
+        """
         totals = self._multiply(evaluator, a)
-        while len(totals) > 1:
-            self._add_rotated(evaluator, totals.pop(), totals[-1])
-        return totals[0]
+        total = totals.pop()
+        while totals:
+            total = with_rotations(evaluator, total, self._giants, totals.pop())
+        return total
 
     def _multiply(self, evaluator: VectorEvaluator, a: Residues) -> list[Residues]:
         r, n, limbs, specials = evaluator.ring, evaluator.ring.N, self.limbs, self.specials
-        digits = evaluator.decompose(a, 1)
-        evaluator.lift(digits, specials)
-        assert digits.data is not None
-        alpha = evaluator.parameters.digit_limbs
+        alpha = limbs if self._raised else evaluator.parameters.digit_limbs
         count = -(-limbs // alpha)
-        at = np.concatenate([np.arange(limbs), (count - 1) * limbs + np.arange(specials)]) * n
+        if self._raised:
+            lifted, at = a.data, (a.room + np.arange(limbs + specials)) * n
+        else:
+            digits = evaluator.decompose(a, 1)
+            evaluator.lift(digits, specials)
+            assert digits.data is not None
+            lifted = digits.data.data
+            at = np.concatenate([np.arange(limbs), (count - 1) * limbs + np.arange(specials)]) * n
         strides = np.repeat([limbs * n, r.specials * n], [limbs, specials])
         rows = limbs + specials
         parts = evaluator.buffers.take_parts(len(self.plaintexts.counts), 2 * rows * n)
@@ -241,18 +258,18 @@ class EncodedLevel:
             a.data,
             0,
             a.room * n,
-            digits.data.data,
+            lifted,
             at,
             strides,
             count,
             alpha,
+            k.bare,
             k.addresses,
             k.lowat,
             k.highat,
             k.kinds,
             k.polynomials,
-            k.factors,
-            k.specials,
+            r.special_product(specials, limbs),
             r.inner_starts(count, 1)[plain.ids],
             plain.which,
             plain.counts,
@@ -274,10 +291,21 @@ class EncodedLevel:
         )
         return [Residues(part, 2, limbs, specials, rows, 1, 1.0, a.mark) for part in parts]
 
-    def _add_rotated(self, evaluator: VectorEvaluator, a: Residues, total: Residues) -> None:
-        """total += a rotated by the giant step; both modulo Q P."""
-        down = evaluator.divided(a, None, 0, NO_ORDER)
-        switched = evaluator.key_product(evaluator.decompose(down, 1), evaluator.keys.rotation(self.giant))
-        if switched.specials < self.specials:
-            switched = evaluator.raised(switched, self.specials)
-        evaluator.add_automorphism(switched, down, self.giant, total, True)
+
+def with_rotations(evaluator: VectorEvaluator, a: Residues, keys: Mapping[int, PackedKey], total: Residues) -> Residues:
+    """total, plus a rotated by each of some steps; all modulo Q P, with the largest P of them.
+
+    Only the second polynomial of a is divided by P, as it is decomposed. The first one stays as it is.
+
+    Args:
+        a, total: two polynomials each, in memory of their own; total is lost.
+        keys: by step, all of the same shape.
+    """
+    second = evaluator.divided(evaluator.part(a, 1), None, 0, NO_ORDER)
+    digits = evaluator.decompose(second, 0)
+    specials = max(a.specials, *(key.shape.specials for key in keys.values()))
+    total, first = evaluator.raised(total, specials), evaluator.raised(evaluator.part(a, 0), specials)
+    for step, key in keys.items():
+        switched = evaluator.raised(evaluator.key_product(digits, key), specials)
+        evaluator.add_automorphism(evaluator.sum_of(switched, first, into=switched), None, step, total, True)
+    return total

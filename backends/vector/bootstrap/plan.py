@@ -3,6 +3,11 @@
 The levels are those of `Bootstrapping`. By OpenFHE's recipe the sine leaves some of its levels. These are not raised to
 in the first place, so that everything is computed with fewer limbs. By the engine's own recipe there are none to leave.
 
+The sum over all periods of slots is taken after the transform to slots. The transform's matrices are the same in every
+period, so the sum may come before or after it. There it takes fewer limbs, and what was raised goes to the first level
+as it is. Only the plaintexts of the last level account for the sum: until then values are that much larger, so that
+noise of those levels is not.
+
 Both transforms leave their results rotated by -1 (see `transforms`). A rotation by 2 between them, at level 0 where it
 costs least, makes the second one end where the first began.
 """
@@ -23,11 +28,24 @@ from olac.errors import VerificationError
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A level of a transform, the level of its operand, and the scale of its plaintexts."""
+    """A level of a transform.
+
+    Attributes:
+        linear: its matrix.
+        level: of its operand.
+        scale: of its plaintexts.
+        raised: whether its operand is under the sparser secret, from which each baby step has a key of its own.
+    """
 
     linear: LinearLevel
     level: int
     scale: float
+    raised: bool = False
+
+    @property
+    def steps(self) -> frozenset[int]:
+        """Rotation steps of ciphertexts under the usual secret."""
+        return self.linear.giant_steps if self.raised else self.linear.steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +55,8 @@ class BootstrapPlan:
     Attributes:
         to_coefficients, to_slots: the levels of both transforms, in the order in which they are applied.
         between: the rotation step between them; 0 for none.
-        trace: rotation steps of each partial sum.
+        trace: rotation steps of each partial sum over the periods.
+        conjugation: the step that stands for conjugation.
         top: the level that is raised to.
         sine: the plan of the modular reduction.
         failure_bits: log2 of a bound of the probability that a bootstrap fails.
@@ -47,23 +66,28 @@ class BootstrapPlan:
     to_slots: tuple[Placed, ...]
     between: int
     trace: tuple[tuple[int, ...], ...]
+    conjugation: int
     top: int
     sine: SinePlan
     failure_bits: float
 
     def rotation_levels(self) -> dict[int, int]:
-        """Each rotation step that a bootstrap takes, and the highest level at which it does. Conjugation is none."""
+        """Each step that rotates under the usual secret, and its highest level."""
         found: dict[int, int] = {}
-        uses = [(step, one.level) for one in (*self.to_coefficients, *self.to_slots) for step in one.linear.steps]
-        uses += [(self.between, 0)] + [(step, self.top) for steps in self.trace for step in steps]
-        for step, level in uses:
-            if step:
-                found[step] = max(level, found.get(step, 0))
+        uses = [(step, one.level) for one in (*self.to_coefficients, *self.to_slots) for step in one.steps]
+        for step, level in (*uses, *self.single_rotations.items()):
+            found[step] = max(level, found.get(step, 0))
         return found
 
     @property
-    def conjugation_level(self) -> int:
-        """The level at which a bootstrap conjugates: before the rescale that ends the transform to slots."""
+    def single_rotations(self) -> dict[int, int]:
+        """The steps that are no part of a transform, and their levels."""
+        found = {step: self.summing_level for steps in (*self.trace, (self.conjugation,)) for step in steps}
+        return found | ({self.between: 0} if self.between else {})
+
+    @property
+    def summing_level(self) -> int:
+        """The level at which a bootstrap sums up periods and conjugates: before the rescale that ends the transform."""
         return self.sine.level + 1
 
 
@@ -90,15 +114,16 @@ def plan_bootstrap(parameters: Parameters) -> BootstrapPlan:
     share = ratio ** (1 / len(down))
     lower = tuple(Placed(one, start - i, share * primes[start - i]) for i, one in enumerate(down))
     periods = parameters.slots >> log_slots
-    ratio = parameters.scale(sine.level) / (2.0 * periods * primes[0] * half_width())
+    ratio = parameters.scale(sine.level) / (2.0 * primes[0] * half_width())
     share = (ratio / 2.0**log_slots) ** (1 / len(up))
     sizes = _stages(up, 1 << log_slots)
     upper = tuple(
-        Placed(one, top - i, share * size * primes[top - i])
+        Placed(one, top - i, share * size * primes[top - i] / (periods if i == len(up) - 1 else 1), not i)
         for i, (one, size) in enumerate(zip(up, sizes, strict=True))
     )
     between = (1 - rotated) % (1 << log_slots)
-    return BootstrapPlan(lower, upper, between, trace_steps(parameters), top, sine, failure)
+    trace, conjugation = trace_steps(parameters), parameters.conjugation_step
+    return BootstrapPlan(lower, upper, between, trace, conjugation, top, sine, failure)
 
 
 def _stages(levels: Sequence[LinearLevel], period: int) -> list[int]:

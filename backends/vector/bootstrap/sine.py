@@ -32,8 +32,11 @@ from olac.ckks.parameters import Parameters
 Array = npt.NDArray[np.float64]
 C = TypeVar("C")
 
-RANGE = 16
-"""K: the largest |t / q_0| that is reduced; `olac.ckks.bootstrap_failure` has how seldom it is larger."""
+RANGE = 13
+"""K: the largest |t / q_0| that is reduced; `olac.ckks.bootstrap_failure` has how seldom it is larger.
+
+It is the least K for which that is seldom enough at all rings: more periods take a higher degree and lose precision.
+"""
 DOUBLINGS = 3
 SQUARES = 5
 """Levels of the polynomial: one for y, and four for a degree of at most 15 in y."""

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from olac.ckks.bootstrapping import Layer, layers
+from olac.ckks.vector_bootstrapping import baby_steps
 
 Complex = npt.NDArray[np.complex128]
 Diagonals = dict[int, Complex]
@@ -55,10 +56,14 @@ class LinearLevel:
         return tuple(baby * self.stride for baby in range(max(map(len, self.blocks))))
 
     @property
+    def giant_steps(self) -> frozenset[int]:
+        """The rotation step that is repeated, if there is one."""
+        return frozenset({self.giant} if len(self.blocks) > 1 else ())
+
+    @property
     def steps(self) -> frozenset[int]:
-        """Rotation steps that this level needs keys for."""
-        taken = {*self.baby_steps, self.giant} if len(self.blocks) > 1 else set(self.baby_steps)
-        return frozenset(taken - {0})
+        """All rotation steps but 0."""
+        return (frozenset(self.baby_steps) | self.giant_steps) - {0}
 
     @property
     def diagonals(self) -> int:
@@ -76,17 +81,12 @@ class LinearLevel:
         return total
 
 
-ChooseBabies = Callable[[Layer, int], int]
-"""babies(layer, diagonals): how many baby steps a level takes, a power of two that is at most `layer.giant`."""
-
-
-def most_babies(layer: Layer, diagonals: int) -> int:
-    """As many baby steps as there are keys for."""
-    return min(layer.giant, 1 << (diagonals - 1).bit_length())
+ChooseBabies = Callable[[Layer, int, bool], int]
+"""babies(layer, diagonals, raised): how many baby steps a level takes (`vector_bootstrapping.baby_steps`)."""
 
 
 def transform(
-    log_slots: int, budget: int, inverse: bool, rotated: int = 0, babies: ChooseBabies = most_babies
+    log_slots: int, budget: int, inverse: bool, rotated: int = 0, babies: ChooseBabies = baby_steps
 ) -> tuple[tuple[LinearLevel, ...], int]:
     """A transform in the order in which its levels are applied, and the rotation of its result.
 
@@ -96,12 +96,12 @@ def transform(
         inverse: from slots to coefficients, which makes U c of c (they are read as slots afterwards); otherwise from
             coefficients to slots, which makes c of U c. Each stage of the latter takes means, so no entry exceeds 1.
         rotated: steps that the operand is rotated by already.
-        babies: chooses the number of baby steps.
+        babies: chooses the number of baby steps. The first level to slots takes what was raised.
     """
     period = 1 << log_slots
     found = []
     ordered = sorted(layers(log_slots, budget, inverse), key=lambda layer: layer.stride, reverse=not inverse)
-    for layer in ordered:
+    for place, layer in enumerate(ordered):
         collapsed = (layer.diagonals + 1).bit_length() - 2
         lengths = [2 * layer.stride << stage for stage in range(collapsed)]
         whole: Diagonals = {0: np.ones(period, dtype=complex)}
@@ -110,7 +110,9 @@ def transform(
         offset = (1 << collapsed) - 1
         rotated = (rotated + offset * layer.stride) % period
         count = period // layer.stride if layer.stride << collapsed == period else layer.diagonals
-        found.append(_level(whole, layer, offset, rotated, count, babies(layer, count), period))
+        found.append(
+            _level(whole, layer, offset, rotated, count, babies(layer, count, not inverse and not place), period)
+        )
     return tuple(found), rotated
 
 

@@ -15,23 +15,30 @@ from olac.backends.session import PlaintextCache
 from olac.backends.vector import available
 from olac.backends.vector.bootstrap.circuit import Bootstrap
 from olac.backends.vector.bootstrap.kernels import ONE_BYTE
-from olac.backends.vector.bootstrap.linear import EncodedLevel, Plaintexts
-from olac.backends.vector.bootstrap.plan import Placed, plan_bootstrap
+from olac.backends.vector.bootstrap.linear import EncodedLevel, Plaintexts, combination_start
+from olac.backends.vector.bootstrap.plan import plan_bootstrap
+from olac.backends.vector.bootstrap.short_keys import shortened
 from olac.backends.vector.bootstrap.sine import RANGE, half_width
+from olac.backends.vector.bootstrap.transforms import LinearLevel
 from olac.backends.vector.ciphertext import Residues
 from olac.backends.vector.encoding import coefficients, slots_of
 from olac.backends.vector.evaluator import NO_ORDER, VectorEvaluator
-from olac.backends.vector.keyset import VectorKeys
+from olac.backends.vector.key_making import KeyMaker, automorphism, automorphism_index
+from olac.backends.vector.keys import switching_form
+from olac.backends.vector.keyset import VectorKeys, packed_key
 from olac.backends.vector.ring import ring
+from olac.backends.vector.secret import secret_coefficients
 from olac.backends.vector.session import ENGINE, VectorClient
 from olac.backends.vector.team import Team
 from olac.ckks.bootstrap_failure import MOST_FAILURE_BITS
 from olac.ckks.parameters import OPENFHE_RECIPE, RECIPES, VECTOR_RECIPE, Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
+from olac.ckks.special import key_shape
 from olac.ckks.vector_bootstrapping import vector_bootstrap_model
 from olac.errors import MissingKeyError, VerificationError
 from olac.ir.ops import scaled_sine
 from olac.ir.types import CipherState
+from tests.backends.vector.test_made_keys import errors_of
 
 pytestmark = pytest.mark.skipif(available.obstacle() != "", reason="the vector engine is not available here")
 
@@ -182,7 +189,9 @@ def test_parts_of_a_bootstrap(parameters: Parameters) -> None:
     assert np.abs(powers[n // 2 :: gap]).max() < 2.0**-20
     raised = boots.raised(ev, low)
     assert raised.limbs == boots.plan.top + 1
-    assert np.abs(np.mod(own.values(raised) / gap - own.values(low) + 0.5, 1.0) - 0.5).max() < 1e-3 or gap > 1
+    # Under the usual secret, and without a rotation, it is what it was modulo q_0.
+    again = own.values(ev.divided(switched_back(own, raised, 1.0), None, 0, NO_ORDER))
+    assert np.abs(again - own.values(low)).max() < 2.0**12 < 2.0**-10 * scale
     turned = boots.to_slots(ev, raised)
     assert turned.limbs == boots.plan.sine.level + 1
     angles = slots_of(own.values(turned)) / parameters.scale(boots.plan.sine.level)
@@ -190,7 +199,31 @@ def test_parts_of_a_bootstrap(parameters: Parameters) -> None:
     ratio = angles.real * half_width() + 0.25
     periods = np.rint(ratio)
     assert np.abs((ratio - periods) * 2**setup.correction - values).max() < 2.0**-14
-    assert 2 < np.abs(periods).max() < RANGE  # the sparser secret has 32 coefficients, so 16.5 is never exceeded
+    assert 2 < np.abs(periods).max() < RANGE  # more are as good as impossible
+
+
+def switched_back(own: Pair, raised: Residues, scale: float) -> Residues:
+    """scale times what was raised, under the usual secret modulo Q P: a level that multiplies by 1."""
+    identity = LinearLevel(1, 1, 1, ((np.ones(1, dtype=complex),),))
+    level = EncodedLevel(ring(own.parameters), identity, raised.limbs, scale, own.keys.from_sparse, None)
+    return level.apply(own.evaluator, raised)
+
+
+@pytest.mark.parametrize("parameters", [FULL, SPARSE], ids=["all slots", "an eighth"])
+def test_the_first_level_switches_from_the_sparser_secret(parameters: Parameters) -> None:
+    """It is its matrix on all slots: periods are summed up later."""
+    own, boots = pair(parameters), pair(parameters).keys.bootstraps(Team(1))
+    ev, placed = own.evaluator, boots.plan.to_slots[0]
+    prime = parameters.primes[placed.level]
+    raised = boots.raised(ev, own.encrypt(own.slots(6), 0).payload)
+    scale = prime / 64
+    before = slots_of(own.values(ev.divided(switched_back(own, raised, scale), None, 0, NO_ORDER, last=True))) * 64
+    after = slots_of(own.values(ev.divided(boots.upper[0].apply(ev, raised), None, 0, NO_ORDER, last=True)))
+    times = parameters.slots // placed.linear.period
+    blocks = tuple(tuple(None if d is None else np.tile(d, times) for d in block) for block in placed.linear.blocks)
+    whole = replace(placed.linear, period=parameters.slots, blocks=blocks)
+    wanted = whole.apply(before) * placed.scale / prime
+    assert np.abs(after - wanted).max() < 2.0**-16 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("parameters", [FULL, SPARSE], ids=["all slots", "an eighth"])
@@ -199,6 +232,8 @@ def test_each_level_of_a_transform_is_its_matrix(parameters: Parameters) -> None
     ev, boots = own.evaluator, own.keys.bootstraps(Team(1))
     period, rng = 1 << parameters.log_bootstrap_slots, np.random.default_rng(4)
     for placed, level in zip((*plan.to_coefficients, *plan.to_slots), (*boots.lower, *boots.upper), strict=True):
+        if placed.raised:
+            continue
         slots = rng.uniform(-1, 1, period)
         a = own.encrypt(np.tile(slots, parameters.slots // period), placed.level)
         made = ev.divided(level.apply(ev, a.payload), None, 0, NO_ORDER, last=True)
@@ -277,14 +312,76 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(MissingKeyError, match="rotation step"):
         Bootstrap(SPARSE, bare)
     (placed, *_) = plan.to_slots
-    low = replace_levels(placed, own.keys)
-    with pytest.raises(MissingKeyError, match="fewer than"):
-        EncodedLevel(ring(SPARSE), placed.linear, SPARSE.limbs, placed.scale, low)
+    with pytest.raises(MissingKeyError, match="fewer than"):  # those of bootstraps do not reach to the end of the chain
+        EncodedLevel(ring(SPARSE), placed.linear, SPARSE.limbs, placed.scale, own.keys.from_sparse, None)
 
 
-def replace_levels(placed: Placed, keys: VectorKeys) -> dict[int, Any]:
-    """The keys of a level of a transform; those of bootstraps do not reach to the end of the chain."""
-    return {step: keys.rotation(step) for step in placed.linear.steps}
+def test_sums_that_do_not_fit_are_refused() -> None:
+    loose = 2**45 + 1
+    sizes = [combination_start(loose, products, factor, 4) for products, factor in ((0, 1), (1, 2), (2, 2), (8, 2))]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+    with pytest.raises(VerificationError, match="64 products and 0 multiples of ciphertexts are too many"):
+        combination_start(loose, 64, 1, 0)
+    with pytest.raises(VerificationError, match="0 products and 500 multiples"):
+        combination_start(loose, 0, 1, 500)
+    assert combination_start(2**47 + 1, 64, 1, 0) == 0.0  # sums modulo tight primes are reduced after each product
+
+
+@pytest.mark.parametrize("log_slots", [None, 7])
+def test_what_is_kept_is_foreseen(log_slots: int | None) -> None:
+    """If kernels take all steps at the top of the chain, keys for each lower level are shortened."""
+    parameters = chain(rest=9, budget=(4, 3), log_slots=log_slots, scale=37, digits=2)
+    model = vector_bootstrap_model(parameters)
+    far = Pair(parameters, dict.fromkeys(model.steps, parameters.depth)).keys.bootstraps(Team(1)).nbytes
+    near = Pair(parameters).keys.bootstraps(Team(1)).nbytes
+    assert near < far == model.precomputed_bytes
+
+
+@pytest.mark.parametrize("log_slots", [None, 7])
+@pytest.mark.parametrize("recipe", [OPENFHE_RECIPE, VECTOR_RECIPE])
+def test_memory_of_a_bootstrap_is_foreseen(log_slots: int | None, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = chain(rest=9, budget=(4, 3), log_slots=log_slots, scale=37, digits=2, recipe=recipe)
+    own, held, most = Pair(parameters), 0, 0
+    a = own.encrypt(own.slots(7), parameters.bootstrapping.input_level)  # type: ignore[union-attr]
+    boots, buffers = own.keys.bootstraps(Team(1)), own.evaluator.buffers
+    take, give = buffers.take, buffers.give
+
+    def taken(size: int) -> Any:
+        nonlocal held, most
+        found = take(size)
+        held += found.data.nbytes
+        most = max(most, held)
+        return found
+
+    def given(array: Array) -> None:
+        nonlocal held
+        held -= array.nbytes
+        give(array)
+
+    monkeypatch.setattr(buffers, "take", taken)
+    monkeypatch.setattr(buffers, "give", given)
+    boots.run(own.evaluator, a.payload, a.state)
+    foreseen = vector_bootstrap_model(parameters).working_bytes
+    assert 0.9 * foreseen < most < 1.1 * foreseen
+
+
+def test_keys_are_shortened_with_little_more_noise() -> None:
+    """As keys are that are made short, but for the rounding."""
+    parameters = chain(scale=37, digits=2)
+    own, level, step = pair(parameters), 3, 5
+    maker = KeyMaker(ring(parameters), parameters, secret_coefficients(ring(parameters), own.client.secret_words()))
+    new = maker.rotation(step, parameters.depth)
+    long = packed_key(ring(parameters), new.form, new.limbs)
+    form, shape = switching_form(parameters, level), key_shape(parameters, level)
+    assert shape.specials < long.shape.specials
+    short = shortened(own.evaluator, long, shape)
+    assert short.shape == shape and short.nbytes < long.nbytes / 4
+    s = secret_coefficients(ring(parameters), own.client.secret_words())
+    inverse = pow(automorphism_index(parameters, step), -1, 2 * parameters.ring_dimension)
+    errors = errors_of(parameters, form, short, s, automorphism(s, inverse))
+    assert np.all(errors == errors[:, :1])
+    rounding = np.sqrt((1 + np.count_nonzero(s)) / 12)
+    assert abs(np.std(errors[:, 0]) / rounding - 1) < 6 / np.sqrt(2 * parameters.ring_dimension)
 
 
 def test_the_plan_is_what_the_parameters_promise() -> None:

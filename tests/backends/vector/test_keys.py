@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from olac.backends.vector.keys import (
     KeyForm,
     check_security,
     encapsulation_form,
+    from_sparse_form,
     key_forms,
     read_limbs,
     switching_form,
@@ -74,13 +76,8 @@ def test_relinearisation(level: int) -> None:
 @pytest.mark.parametrize("step", [1, 17, 511, PARAMETERS.conjugation_step])
 def test_rotations(step: int) -> None:
     """From s to the secret that the automorphism takes to s."""
-    inverse = pow(automorphism_index(PARAMETERS, step), -1, 2 * PARAMETERS.ring_dimension)
-    moved = np.zeros(PARAMETERS.ring_dimension, dtype=object)
-    for place, coefficient in enumerate(SECRET):
-        wraps, at = divmod(place * inverse, PARAMETERS.ring_dimension)
-        moved[at] += int(coefficient) * (-1) ** wraps
     key = Listed(MAKER.rotation(step, 7))
-    check(key, WHOLE, moved)
+    check(key, WHOLE, automorphism_of(step))
     wrong = np.array(noise_of(key, WHOLE, WHOLE), dtype=np.int64)
     assert np.std(wrong.astype(float)) > 2.0**30
 
@@ -95,24 +92,43 @@ def test_indices_are_openfhes() -> None:
 
 
 def test_encapsulation() -> None:
-    into, back = map(Listed, MAKER.encapsulation(15))
-    assert back.form == switching_form(PARAMETERS, 15)
+    into, back, moved = map(Listed, MAKER.encapsulation((0, 5), 14))
+    assert back.form == moved.form == from_sparse_form(PARAMETERS, 14)
+    # All limbs are one digit, as large as q_0, and P is not much more than that.
+    assert (back.form.limbs, back.form.digits, back.form.digit_limbs) == (15, 1, 15)
+    assert 2**16 < back.form.factor / PARAMETERS.primes[0] < 2**60 and back.form.factor in special_products()
     assert into.form == encapsulation_form(PARAMETERS)
     assert into.form.primes == PARAMETERS.encapsulation_primes and into.form.limbs == into.form.digits == 1
     assert into.form.log_modulus == PARAMETERS.log_encapsulation
-    # The sparser secret, which nobody keeps, from the key back: b_1 + a_1 s = e_1 + P s' modulo P q, in its digit.
+    # The sparser secret, which nobody keeps, from the key back: b + a s = e + P t modulo P Q; e is there modulo P.
     form, limb = back.form, 6
     p = form.primes[limb]
     values = RING.transform(SECRET, (p,))[0].astype(np.int64) % p
-    total = add(back.b[1, limb], multiply(back.a[1, limb], values.astype(np.uint64), p), p)
+    total = add(back.b[0, limb], multiply(back.a[0, limb], values.astype(np.uint64), p), p)
     inverse = np.full(len(total), pow(form.factor, -1, p), dtype=np.uint64)
-    error = np.array(noise_of(back, np.zeros(len(total), dtype=object), WHOLE)[1][0], dtype=object)
+    error = np.array(noise_of(back, np.zeros(len(total), dtype=object), WHOLE)[0][-1], dtype=object)
     sparser = coefficients_of(multiply(subtract(total, residues_of(error, p), p), inverse, p), p)
     assert np.max(np.abs(sparser)) == 1 and np.sum(np.abs(sparser)) == 32
     check(back, sparser, WHOLE)
     check(into, WHOLE, sparser)
-    other = Listed(MAKER.encapsulation(0)[0])
+    check(moved, sparser, automorphism_of(5))
+    other = Listed(next(MAKER.encapsulation((), 0)))
     assert np.std(np.array(noise_of(other, WHOLE, sparser), dtype=float)) > 2.0**30
+
+
+def special_products() -> set[int]:
+    """P for every number of special primes."""
+    return set(itertools.accumulate(SPECIAL, operator.mul))
+
+
+def automorphism_of(step: int) -> Integers:
+    """s(X^(1/g))."""
+    inverse = pow(automorphism_index(PARAMETERS, step), -1, 2 * PARAMETERS.ring_dimension)
+    moved = np.zeros(PARAMETERS.ring_dimension, dtype=object)
+    for place, coefficient in enumerate(SECRET):
+        wraps, at = divmod(place * inverse, PARAMETERS.ring_dimension)
+        moved[at] += int(coefficient) * (-1) ** wraps
+    return moved
 
 
 def residues_of(coefficients: Integers, p: int) -> Words:
@@ -126,7 +142,7 @@ def parts(key: Listed) -> list[bytes]:
 
 
 def test_no_two_keys_share_randomness() -> None:
-    made = (MAKER.rotation(1, 7), MAKER.rotation(1, 7), MAKER.relinearisation(7), *MAKER.encapsulation(7))
+    made = (MAKER.rotation(1, 7), MAKER.rotation(1, 7), MAKER.relinearisation(7), *MAKER.encapsulation((0, 0), 7))
     keys = list(map(Listed, made))
     found = [part for key in keys for part in parts(key)]
     assert len(set(found)) == len(found)
@@ -139,7 +155,7 @@ import json, os
 from tests.backends.vector.test_keys import MAKER, Listed, parts
 
 def made():
-    return [part.hex() for key in (MAKER.rotation(1, 0), *MAKER.encapsulation(0)) for part in parts(Listed(key))]
+    return [part.hex() for key in (MAKER.rotation(1, 0), *MAKER.encapsulation((0,), 0)) for part in parts(Listed(key))]
 
 found = [made()]
 for _ in range(2):
@@ -228,12 +244,14 @@ def test_forms() -> None:
 def test_keys_reach_as_far_as_they_are_used() -> None:
     model = vector_bootstrap_model(PARAMETERS)
     steps = {3: 0, 5: 7, 501: 2, **dict.fromkeys(sorted(model.steps), 0)}
-    product, *rotations, into, back, conjugation = key_forms(PARAMETERS, steps, 0)
+    product, *others = key_forms(PARAMETERS, steps, 0)
+    rotations, (into, *back, conjugation) = others[: len(steps)], others[len(steps) :]
     levels = [form.limbs - 1 for form in rotations]
     assert levels == [max(level, model.step_levels.get(step, 0)) for step, level in steps.items()]
     assert product == switching_form(PARAMETERS, model.product_level)
     assert key_forms(PARAMETERS, steps, 15)[0] == switching_form(PARAMETERS, 15)
-    assert into == encapsulation_form(PARAMETERS) and back == conjugation == switching_form(PARAMETERS, 15)
+    assert into == encapsulation_form(PARAMETERS) and conjugation == switching_form(PARAMETERS, 15)
+    assert back == [from_sparse_form(PARAMETERS, model.raised_level)] * len(model.from_sparse_steps) and len(back) > 1
 
     plain = Parameters(10, 5, 37, 41, 2, security=0)
     assert key_forms(plain, {3: 4}, None) == [switching_form(plain, 4)]

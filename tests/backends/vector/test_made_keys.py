@@ -95,18 +95,21 @@ def test_keys_of_bootstraps() -> None:
     """The sparser secret is what the key into it is under; it is found from the key back."""
     steps = dict.fromkeys(sorted(bootstrap_model(BOOTSTRAPPED).steps)[:2], 0)
     made = client(BOOTSTRAPPED).make_keys(steps, 0)
-    *_, into, back, conjugation = key_forms(BOOTSTRAPPED, steps, 0)
-    assert made.into_sparse is not None and made.from_sparse is not None
+    count = len(made.from_sparse)
+    into, back, *_, conjugation = key_forms(BOOTSTRAPPED, steps, 0)[-2 - count :]
+    assert made.into_sparse is not None and count > 1
     s, none = secret(BOOTSTRAPPED), np.zeros(BOOTSTRAPPED.ring_dimension, dtype=np.int8)
-    noisy = errors_of(BOOTSTRAPPED, back, made.from_sparse, none, s)
-    error, prime = noisy[1, 0], back.primes[back.digit_limbs]
+    noisy = errors_of(BOOTSTRAPPED, back, made.from_sparse[0], none, s)
+    error, prime = noisy[0, -1], back.primes[0]  # P t is not there modulo special primes
     own = ring(BOOTSTRAPPED)
-    shifted = (noisy[1, back.digit_limbs] - error) % prime
+    shifted = (noisy[0, 0] - error) % prime
     inverse = pow(back.factor, -1, prime)
     sparser = np.array([(int(c) * inverse + 1) % prime - 1 for c in shifted])
     assert np.sum(np.abs(sparser)) == np.count_nonzero(sparser) == 32
     sparse = sparser.astype(np.int8)
-    check(BOOTSTRAPPED, back, made.from_sparse, sparse, s)
+    for step, key in made.from_sparse.items():
+        inverse = pow(automorphism_index(BOOTSTRAPPED, step), -1, 2 * own.N)
+        check(BOOTSTRAPPED, back, key, sparse, automorphism(s, inverse))
     check(BOOTSTRAPPED, into, made.into_sparse, s, sparse)
     step = BOOTSTRAPPED.conjugation_step
     check(BOOTSTRAPPED, conjugation, made.rotation(step), s, automorphism(s, 2 * own.N - 1))
@@ -144,9 +147,11 @@ def test_bytes_give_the_same_keys(parameters: Parameters) -> None:
     assert same(installed.relinearisation(), made.relinearisation())
     assert all(same(installed.rotation(step), made.rotation(step)) for step in steps)
     assert [made.relinearisation().nbytes, *(made.rotation(step).nbytes for step in steps)] == held[: len(steps) + 1]
-    for one, other in ((installed.into_sparse, made.into_sparse), (installed.from_sparse, made.from_sparse)):
-        assert (one is None) == (other is None) == (parameters.bootstrapping is None)
-        assert one is None or other is None or same(one, other)
+    one, other = installed.into_sparse, made.into_sparse
+    assert (one is None) == (other is None) == (parameters.bootstrapping is None) == (not made.from_sparse)
+    assert one is None or other is None or same(one, other)
+    assert installed.from_sparse.keys() == made.from_sparse.keys()
+    assert all(same(installed.from_sparse[step], key) for step, key in made.from_sparse.items())
     # Half of what both polynomials would take.
     assert len(data) < 0.51 * sum(held)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from olac.backends.vector.bootstrap.plan import plan_bootstrap
-from olac.backends.vector.keys import check_security, key_forms, switching_form
+from olac.backends.vector.keys import check_security, encapsulation_form, from_sparse_form, key_forms, switching_form
 from olac.backends.vector.packed import packed_bytes
 from olac.ckks.bootstrapping import BOOTSTRAP_NOISE, bootstrap_model
 from olac.ckks.candidates import BUDGETS
@@ -17,6 +17,7 @@ from olac.ckks.engines import OPENFHE, VECTOR, VECTOR_PRIME_BITS
 from olac.ckks.parameters import OPENFHE_RECIPE, VECTOR_RECIPE, Bootstrapping, Parameters
 from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ckks.sizes import plaintext_bytes
+from olac.ckks.special import from_sparse_shape, key_shape
 from olac.ckks.vector_bootstrapping import SINE_LEVELS, SINE_PRODUCTS, VECTOR_BOOTSTRAP_NOISE, vector_bootstrap_model
 from olac.errors import SecurityError
 
@@ -69,23 +70,31 @@ def test_ciphertexts_and_plaintexts_are_doubles() -> None:
 @pytest.mark.parametrize("parameters", [*DEEP, *map(own, DEEP)])
 def test_bootstraps_take_the_steps_of_their_plan_up_to_its_levels(parameters: Parameters) -> None:
     plan, model = plan_bootstrap(parameters), vector_bootstrap_model(parameters)
-    special = {parameters.conjugation_step: plan.conjugation_level}
-    assert dict(model.step_levels) == plan.rotation_levels() | special
-    assert model.steps == set(plan.rotation_levels()) and model.special_steps == set(special)
+    special = {parameters.conjugation_step}
+    assert dict(model.step_levels) == plan.rotation_levels()
+    assert plan.rotation_levels()[parameters.conjugation_step] == plan.summing_level
+    assert model.steps == set(plan.rotation_levels()) - special and model.special_steps == special
+    first, *others = plan.to_slots
+    assert first.raised and not any(one.raised for one in (*plan.to_coefficients, *others))
+    assert model.from_sparse_steps == first.linear.baby_steps and model.raised_level == first.level == plan.top
+    assert (model.special_keys, model.large_special_keys) == (2 + len(first.linear.baby_steps), 1)
     assert model.steps <= bootstrap_model(parameters).steps  # it runs programs that were planned for OpenFHE
     assert model.product_level == plan.sine.level and plan.sine.levels == SINE_LEVELS
     assert plan.sine.relinearisations <= SINE_PRODUCTS
     setup, other = parameters.bootstrapping, bootstrap_model(parameters)
     assert setup is not None
-    for name in ("input_level", "output_level", "log_slots", "special_keys", "large_special_keys"):
+    for name in ("input_level", "output_level", "log_slots"):
         assert getattr(model, name) == getattr(other, name)
     assert (model.noise < other.noise) == (setup.recipe == VECTOR_RECIPE)
-    assert max(level for _, level, _ in model.work if level <= parameters.depth) == plan.top
+    assert max(level for name, level, _ in model.work if name == "hoist") == plan.top
     assert model.input_level == plan.to_coefficients[0].level + (setup.recipe != VECTOR_RECIPE)
     transforms = [*plan.to_coefficients, *plan.to_slots]
     counted = [one for one in model.work if one[0] == "multiply_plain"]
-    special_limbs = len(VECTOR.special_primes(parameters))
-    assert counted == [("multiply_plain", one.level + special_limbs, one.linear.diagonals) for one in transforms]
+    specials = [(from_sparse_shape if one.raised else key_shape)(parameters, one.level).specials for one in transforms]
+    assert counted == [
+        ("multiply_plain", one.level + special, one.linear.diagonals)
+        for one, special in zip(transforms, specials, strict=True)
+    ]
 
 
 def test_without_bootstraps_there_is_nothing() -> None:
@@ -111,7 +120,7 @@ def test_its_own_recipe_gives_the_same_chain_more_levels(log_slots: int | None) 
     assert (before.input_level, before.output_level) == (4, 12) and (after.input_level, after.output_level) == (3, 14)
     assert after.steps == before.steps and VECTOR.takes(usual) and VECTOR.takes(ours) and OPENFHE.takes(usual)
     assert OPENFHE.refuses(ours) == "its bootstraps do not follow the vector engine's recipe"
-    assert max(after.step_levels.values()) == 26 == max(before.step_levels.values()) + 2
+    assert after.raised_level == 26 == before.raised_level + 2
     assert usual.primes == ours.primes and usual.log_qp == ours.log_qp
     assert "by the vector engine's recipe" in ours.describe() and "recipe" not in usual.describe()
 
@@ -134,10 +143,12 @@ def test_keys_of_a_program_are_counted_as_the_engine_makes_them() -> None:
     found = key_levels(kernels.items(), [("multiply", 2)], model).of(steps, parameters, model)
     wanted = {step: kernels.get(step, 0) for step in sorted(steps)}
     forms = key_forms(parameters, wanted, 2)
-    assert found.total() == len(forms) - 1  # the key into the sparser secret is short
+    (short,) = (place for place, form in enumerate(forms) if form == encapsulation_form(parameters))
+    assert found.total() == len(forms) - 1 - len(model.from_sparse_steps)
     held = [packed_bytes(form.primes, form.digits, form.length, parameters) for form in forms]
-    assert VECTOR.keys_bytes(parameters, found) == sum(held) - held[-3]
-    assert VECTOR.keys_file_bytes(parameters, found) == sum(form.bytes for form in forms) - forms[-3].bytes
+    assert VECTOR.keys_bytes(parameters, found) == sum(held) - held[short]
+    assert VECTOR.keys_file_bytes(parameters, found) == sum(form.bytes for form in forms) - forms[short].bytes
+    assert forms[short + 1 : -1] == [from_sparse_form(parameters, model.raised_level)] * len(model.from_sparse_steps)
 
 
 @pytest.mark.parametrize("scale", [37, 44])

@@ -280,7 +280,7 @@ def test_noise_is_added_as_openfhe_adds_it(noise: float) -> None:
     for _ in range(12):
         words = own(LEVELLED).encrypt(wanted, level)
         more = np.rint(random.normal(0.0, noise, LEVELLED.ring_dimension)).astype(np.int64)
-        values = np.mod(made.transform(more, (prime,))[0].astype(np.int64), prime).astype(np.uint64)
+        values = np.mod(next(made.transform(more, (prime,))).astype(np.int64), prime).astype(np.uint64)
         words[0, 0] = add(words[0, 0], values, prime)
         ours_read.append(own(LEVELLED).decrypt(words, state(LEVELLED, level)) - wanted)
         theirs_read.append(theirs.decrypt(words, state(LEVELLED, level)) - wanted)
