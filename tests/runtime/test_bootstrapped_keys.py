@@ -239,7 +239,7 @@ def forged(frame: bytes, change: Callable[[bytes], bytes]) -> bytes:
 
 def test_damaged_and_missing_special_keys_are_refused(pair: Pair, engine: str) -> None:
     sizes = pair.keys.sizes[pair.keys.count :]
-    assert len(sizes) == SPECIAL_KEYS
+    assert len(sizes) >= SPECIAL_KEYS  # the vector engine has more
     for data in (
         pair.frame[: -sizes[-1]],
         forged(pair.frame, lambda data: data[: -sizes[-1]]),
