@@ -19,6 +19,8 @@ MEMORY = 3e9
 """Bytes that the values of all images may take during a sweep; fewer images are used if they would take more."""
 SWEPT = 1024
 """Most images of a sweep; reconstruction takes all."""
+DIVERGED = 5.0
+"""Outputs count as diverged if they are off by this many standard deviations."""
 SHIFTED = 16
 """Smaller pictures are not shifted."""
 WORST = 10.0
@@ -31,9 +33,15 @@ def output_error(outputs: Tensor, clean: Tensor, spread: Spread = "together") ->
     return float(torch.nan_to_num(each, nan=WORST, posinf=WORST).clamp_max(WORST).mean())
 
 
-def wrecked(outputs: Tensor, clean: Tensor, spread: Spread = "together") -> float:
-    """Share of images whose outputs have changed by more than their standard deviation, or aren't finite."""
-    return float((~(image_errors(outputs, clean, spread) <= 1.0)).double().mean())
+def diverged(outputs: Tensor, clean: Tensor, spread: Spread = "together") -> Tensor:
+    """Which images' outputs are off by more than `DIVERGED` standard deviations, or aren't finite: shape (n,)."""
+    return ~(image_errors(outputs, clean, spread) <= DIVERGED**2)
+
+
+def altered(images: Tensor, most: int, seed: int) -> Tensor:
+    """At most this many copies of evenly spread images, as unseen ones may be: mirrored, shifted, half of them stressed."""
+    random = torch.Generator().manual_seed(seed)
+    return stressed(shifted(mirrored(spread_out(images, most), random), random), random, 0.5)
 
 
 def image_errors(outputs: Tensor, clean: Tensor, spread: Spread) -> Tensor:

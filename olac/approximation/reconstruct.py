@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 
 from olac.approximation.bounded import bounded, bounded_polynomial
-from olac.approximation.common import WORST, mirrored, output_error, output_sizes, shifted, stressed, wrecked
+from olac.approximation.common import WORST, altered, diverged, mirrored, output_error, output_sizes, shifted, stressed
 from olac.approximation.criterion import ENOUGH_CLASSES, Spread
 from olac.approximation.least_squares import Root, whitening
 from olac.approximation.sweep import batched, by_channel
@@ -52,8 +52,8 @@ BOUND = 30.0
 LEAST_IMAGES = 64
 """With fewer images nothing is reconstructed: there is too little to learn from."""
 MOMENTS_IMAGES = 96
-JUDGED = 256
-"""About the number of the images of steps that are checked for outputs that are far off."""
+JUDGED = 1024
+"""Most copies of the images of steps that are checked for outputs that diverge."""
 DAMPING = 0.1
 """In the whitening of weights, directions with less than this share of the mean variance are not amplified."""
 SPREAD = 0.05
@@ -265,14 +265,14 @@ def reconstruct(
         with torch.no_grad():
             return torch.cat([outputs_of(graph, weights, part) for part in x.split(BATCH)])
 
-    seen = images[:: max(1, len(images) // JUDGED)]
-    wanted, seen_wanted = outputs(original, clean, held_out), outputs(original, clean, seen)
+    held_out, copies = channels_last(held_out), channels_last(altered(images, JUDGED, seed + 1))
+    wanted, copies_wanted = outputs(original, clean, held_out), outputs(original, clean, copies)
 
     def held_error(weights: dict[str, Tensor]) -> float:
-        """The error on unseen images, and the share of images of steps whose outputs are far off."""
-        made = outputs(approximated, weights, seen)
+        """The error on unseen images, and the share of altered copies of the others that diverge."""
+        made = outputs(approximated, weights, copies)
         unseen = output_error(outputs(approximated, weights, held_out), wanted, spread)
-        return unseen + WORST * wrecked(made, seen_wanted, spread)
+        return unseen + WORST * float(diverged(made, copies_wanted, spread).double().mean())
 
     bounds = {name: BOUND * float(size.sqrt()) for name, size in variances.items()}
     # The values of the clean network in the present batch, and the errors against them.

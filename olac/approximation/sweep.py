@@ -9,6 +9,7 @@ network clean. The method is olac's own and needs no labels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -32,6 +33,16 @@ RIDGES = (1e-3, 1e-2, 1e-1)
 """Pulls towards the trained weights that are tried, besides leaving the weights unchanged."""
 MOST_UNKNOWNS = 6000
 """Layers whose normal equations have more unknowns are not re-fitted, because solving them takes too long."""
+EXPECTED = 1e4
+"""Ranges are padded to what is expected to be the furthest value in this many images."""
+MOST_EXTREMES = 64
+"""The largest values of this many images at most, and of a tenth of all, tell how far a channel goes."""
+FURTHEST = 4.0
+"""Ranges are padded to at most this many times what was seen."""
+ALONE = 2.0
+"""The padding if there is one image."""
+FEW_CHANNELS = 64
+"""Channels whose floors are computed together."""
 TOLERANCE = 1.03
 """Of the tails whose error is within this factor of the least, the safest are used."""
 
@@ -254,13 +265,15 @@ def _fit(
     axes = [0, *range(2, x.ndim)]
     low, high = x.amin(axes).double().numpy(), x.amax(axes).double().numpy()
     middle, half = centred(low, high, degree)
+    beyond = reach(x, middle, half)
     largest = max(float(y.abs().max()), TINY)
     second, first = _sums(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
     functions = channel_functions(op.function, op.parameters, x.shape[1])
     best: tuple[float, Tensor, float] | None = None
     given = method.floor is not None or method.padding is not None
     candidates = (method.tails(degree),) if given or not choose else tails(degree)
-    for floor, padding in candidates:
+    for floor, least in candidates:
+        padding = np.maximum(least, beyond * least / candidates[0][1]) if method.padding is None else least + 0 * half
         half_width = float((np.abs(middle) + padding * half).max())
         mapping = torch.from_numpy(widening(middle, half, half_width, degree))
         system, right = _system(functions, second, first, middle, half, degree, floor, padding)
@@ -285,6 +298,28 @@ def _fit(
 
 
 _NOTHING = Graph((), (), {}, Stage.TRACED)
+
+
+def reach(x: Tensor, middle: Array, half: Array) -> Array:
+    """How far a channel's values are expected to go in `EXPECTED` images, in half widths from the middle, (channels,).
+
+    The largest value of each image is a sample of block maxima, whatever the number of places that an image has and
+    however much they depend on each other. Beyond a high threshold their excess is taken as exponential (the
+    generalised Pareto distribution of shape 0: peaks over threshold), of the mean that is seen plus its own deviation.
+    """
+    images = len(x)
+    taken = min(MOST_EXTREMES, max(images // 10, min(4, images - 1)))
+    flat = x.reshape(images, x.shape[1], -1)
+    sides = torch.stack([flat.amax(2), -flat.amin(2)]).double()
+    if taken < 1:
+        return np.full(len(half), ALONE)
+    top = sides.topk(taken + 1, 1).values
+    threshold = top[:, taken]
+    excess = (top[:, :taken] - threshold[:, None]).mean(1) * (1 + taken**-0.5)
+    level = threshold + excess * math.log(EXPECTED * taken / images)
+    centre, width = torch.from_numpy(middle), torch.from_numpy(half)
+    found = torch.maximum(level[0] - centre, level[1] + centre) / width
+    return np.asarray(found.clamp(1.0, FURTHEST).numpy())
 
 
 def _sums(x: Tensor, y: Tensor, middle: Tensor, half: Tensor, degree: int) -> tuple[Tensor, Tensor]:
@@ -312,17 +347,22 @@ def _system(
     half: Array,
     degree: int,
     floor: float,
-    padding: float,
+    padding: Array,
 ) -> tuple[Tensor, Tensor]:
     """Normal equations of each channel, floor included, in Chebyshev polynomials of (x - middle) / half."""
-    t = torch.linspace(-padding, padding, FLOOR_POINTS, dtype=torch.float64)
-    points = middle[:, None] + half[:, None] * t.numpy()[None, :]
-    if len(functions) == 1:
-        target = functions[0](points)
-    else:
-        target = np.stack([f(x) for f, x in zip(functions, points, strict=True)])
-    basis = torch.stack(chebyshev(t, degree), 0)
-    spread_second, spread_first = basis @ basis.T / len(t), torch.from_numpy(target) @ basis.T / len(t)
+    unit = torch.linspace(-1, 1, FLOOR_POINTS, dtype=torch.float64)
+    spread_second, spread_first = torch.empty_like(second), torch.empty_like(first)
+    for start in range(0, len(second), FEW_CHANNELS):
+        part = slice(start, start + FEW_CHANNELS)
+        t = torch.from_numpy(padding[part])[:, None] * unit
+        points = middle[part, None] + half[part, None] * t.numpy()
+        if len(functions) == 1:
+            target = functions[0](points)
+        else:
+            target = np.stack([f(x) for f, x in zip(functions[part], points, strict=True)])
+        basis = torch.stack(chebyshev(t, degree), 1)
+        spread_second[part] = basis @ basis.mT / FLOOR_POINTS
+        spread_first[part] = (basis @ torch.from_numpy(target)[:, :, None])[:, :, 0] / FLOOR_POINTS
     system = (1 - floor) * second + floor * spread_second
     right = (1 - floor) * first + floor * spread_first
     return system, right

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from olac.approximation import compiled
 from olac.errors import VerificationError
 from olac.ir.functions import derivative, registered
 from olac.ir.graph import Graph, Node, last_reads
@@ -43,6 +44,8 @@ from olac.ir.ops import (
 
 Tensor = torch.Tensor
 Weights = Mapping[str, Tensor]
+LARGE = 1 << 15
+"""Polynomials of as many values are computed by kernels, if there are any."""
 CHUNK = 64
 """Images that are evaluated together: small enough for the cache, large enough for the cores."""
 
@@ -57,6 +60,8 @@ def chebyshev(x: Tensor, degree: int) -> list[Tensor]:
 
 def polynomial(x: Tensor, coefficients: Tensor, half_width: float) -> Tensor:
     """sum_k c_k T_k(x / half_width) by Clenshaw's recurrence; coefficients (channels or 1, degree + 1)."""
+    if not torch.is_grad_enabled() and x.numel() >= LARGE and x.dtype == torch.float32 and compiled.compiler():
+        return compiled.polynomial(x, coefficients, half_width)
     c = coefficients.T.reshape(coefficients.shape[1], coefficients.shape[0], *(1,) * (x.ndim - 2))
     if len(c) == 1:
         return c[0].expand_as(x)

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from olac.approximation import bounded as module
+from olac.approximation import tensors
 from olac.approximation.bounded import bounded, bounded_polynomial
 
 Tensor = torch.Tensor
 Results = tuple[Tensor, Tensor, Tensor, Tensor]
 
-compiled = pytest.mark.skipif(module._numba() is None, reason="numba is not installed")
+compiled = pytest.mark.skipif(module.compiler() is None, reason="numba is not installed")
 
 
 def results(x: Tensor, c: Tensor, target: Tensor, bound: float) -> Results:
@@ -31,7 +32,7 @@ def results(x: Tensor, c: Tensor, target: Tensor, bound: float) -> Results:
 def both(x: Tensor, c: Tensor, target: Tensor, bound: float) -> tuple[Results, Results]:
     """Compiled, and in plain torch in double precision."""
     ours = results(x, c, target, bound)
-    with mock.patch.object(module, "_numba", lambda: None):
+    with mock.patch.object(module, "compiler", lambda: None):
         return ours, results(x.double(), c.double(), target.double(), bound)
 
 

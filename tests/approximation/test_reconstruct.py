@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -58,6 +59,7 @@ def test_it_gains_on_images_not_seen(monkeypatch: pytest.MonkeyPatch, degree: in
     """Without the option that trades accuracy for safety, which the other tests use."""
     monkeypatch.setattr("olac.approximation.reconstruct.TAIL", 0.0)
     monkeypatch.setattr("olac.approximation.reconstruct.STRESSED", 0.0)
+    monkeypatch.setattr("olac.approximation.reconstruct.WORST", 0.0)
     before = start(degree)
     after = reconstruct(NET, before, images(400, 9), HELD, 6, refit=refit, enough=0.0)
     assert held_error(after) < 0.9 * held_error(before)
@@ -147,7 +149,7 @@ def test_passes_that_break_something_are_taken_back(monkeypatch: pytest.MonkeyPa
         restart(self, thetas)
 
     monkeypatch.setattr("olac.approximation.reconstruct.output_error", lambda *outputs: errors.pop(0))
-    monkeypatch.setattr("olac.approximation.reconstruct.wrecked", lambda *outputs: 0.0)
+    monkeypatch.setattr("olac.approximation.reconstruct.diverged", lambda *outputs: torch.zeros(1, dtype=torch.bool))
     monkeypatch.setattr(_Steps, "restart", watched)
     before = start(3)
     assert reconstruct(NET, before, TRAIN, HELD, 5) is not before and errors == []
@@ -250,8 +252,23 @@ def test_an_image_that_overflows_does_not_stop_it() -> None:
 def test_progress() -> None:
     lines: list[str] = []
     reconstruct(NET, start(3), TRAIN, HELD, 3, progress=lines.append)
-    assert [line.split(",")[0] for line in lines] == [f"reconstructing: pass {k} of 3" for k in (1, 2, 3)]
-    assert len(lines) == 3 and lines[-1].startswith("reconstructing: pass 3 of 3, error ")
+    assert [line.split(",")[0] for line in lines] == [f"reconstructing: {k}%" for k in (33, 67, 100)]
+    assert lines[-1].startswith(f"reconstructing: 100%, {3 * len(TRAIN)} images seen, error ")
+
+
+def test_it_ends_after_the_seconds_that_it_may_take() -> None:
+    lines: list[str] = []
+    begun = time.monotonic()
+    reconstruct(NET, start(3), TRAIN, HELD, 100000, seconds=1.0, progress=lines.append)
+    assert time.monotonic() - begun < 20
+    assert lines[-1].startswith("reconstructing: 100%")
+
+
+def test_many_images_are_judged_before_a_pass_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("olac.approximation.reconstruct.INTERVAL", 64)
+    lines: list[str] = []
+    reconstruct(NET, start(3), TRAIN, HELD, 2, progress=lines.append)
+    assert [line.split(",")[1].split()[0] for line in lines] == ["64", "128", "192", "256", "320"]
 
 
 def test_what_is_good_enough_is_left_alone() -> None:
