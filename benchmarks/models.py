@@ -1,8 +1,8 @@
 """The networks of the benchmarks, with the state-dict keys of the weights that are published for them.
 
 ResNets for CIFAR-10 after He et al. (2016), section 4.2, with shortcuts that drop pixels and pad channels (option A);
-ResNet-8 as MLPerf Tiny defines it; and a small ConvNeXt (Liu et al., 2022) with BatchNorm in place of LayerNorm, which
-olac does not compile yet.
+ResNet-8 as MLPerf Tiny defines it; a small ConvNeXt (Liu et al., 2022) with BatchNorm in place of LayerNorm; and a small
+MobileNetV2.
 """
 
 from __future__ import annotations
@@ -177,6 +177,55 @@ class SmallConvNeXt(nn.Module):
         return out
 
 
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: 1x1 to `expand` times the channels, depthwise 3x3, and back by a 1x1 without activation."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, expand: int) -> None:
+        super().__init__()
+        wide = expand * channels_in
+        self.expand = nn.Conv2d(channels_in, wide, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(wide)
+        self.relu1 = nn.ReLU6()
+        self.depthwise = nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False)
+        self.bn2 = nn.BatchNorm2d(wide)
+        self.relu2 = nn.ReLU6()
+        self.project = nn.Conv2d(wide, channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.residual = stride == 1 and channels_in == channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, channels_in, h, w) to (n, channels, h / stride, w / stride)."""
+        y = self.relu1(self.bn1(self.expand(x)))
+        y = self.bn3(self.project(self.relu2(self.bn2(self.depthwise(y)))))
+        out: torch.Tensor = x + y if self.residual else y
+        return out
+
+
+class SmallMobileNet(nn.Module):
+    """A MobileNetV2 (Sandler et al., 2018) for 32x32 images: seven inverted residuals of 32 to 96 channels."""
+
+    BLOCKS = ((32, 1), (32, 1), (64, 2), (64, 1), (64, 1), (96, 1), (96, 1))
+    """Channels and stride of each."""
+
+    def __init__(self, classes: int = 10, expand: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6())
+        channels, blocks = 32, []
+        for wanted, stride in self.BLOCKS:
+            blocks.append(InvertedResidual(channels, wanted, stride, expand))
+            channels = wanted
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Sequential(nn.Conv2d(channels, 320, 1, bias=False), nn.BatchNorm2d(320), nn.ReLU6())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(320, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (n, 3, 32, 32) to logits (n, classes)."""
+        x = self.head(self.blocks(self.stem(x)))
+        out: torch.Tensor = self.linear(torch.flatten(self.pool(x), 1))
+        return out
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A network and what its weights expect of pixels in 0 ... 1: (x - mean) / deviation."""
@@ -220,5 +269,6 @@ MODELS: dict[str, Benchmark] = {
     "resnet8": Benchmark(TinyResNet8, (0.0, 0.0, 0.0), (1 / 255,) * 3),
     **{f"resnet{depth}": _resnet(depth) for depth in (20, 32, 44, 56, 110)},
     "convnext": Benchmark(SmallConvNeXt, weights=ASSETS / "convnext_cifar10.safetensors"),
+    "mobilenet": Benchmark(SmallMobileNet),
 }
 """Benchmarks by the name that `--model` takes."""

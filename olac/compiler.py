@@ -30,6 +30,7 @@ from olac.polynomials.modes import EFFORTS
 from olac.program.program import ApproximatedModel, CompiledProgram
 from olac.program.promises import (
     data_shortfalls,
+    divergence_notes,
     goal_shortfalls,
     last_function,
     refuse_shortfalls,
@@ -205,7 +206,13 @@ def _approximate(
     manager = PassManager(pipeline or approximation_pipeline(options.fit), options.dump_after, options.dump, say)
     result = manager.run(bounded, context)
     check_result = self_check(
-        ApproximatedModel(result, head=head), graph, calibration, criterion, options.fit.min_agreement, structure
+        ApproximatedModel(result, head=head),
+        graph,
+        calibration,
+        criterion,
+        options.fit.min_agreement,
+        structure,
+        images.diverging(graph, result),
     )
     missed = goal_shortfalls(check_result)
     if options.strict:
@@ -216,7 +223,7 @@ def _approximate(
         front=tuple(context.front),
         check=check_result,
         pass_seconds=tuple((timing.name, timing.seconds) for timing in manager.timings),
-        notes=(*missed, *value_notes(check_result), *data, *checked.notes, *context.notes, *outliers),
+        notes=(*missed, *divergence_notes(check_result), *value_notes(check_result), *data, *checked.notes, *context.notes, *outliers),
     )
     return ApproximatedModel(result, report, head), calibration
 

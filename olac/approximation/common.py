@@ -88,14 +88,16 @@ def shifted(images: Tensor, random: torch.Generator) -> Tensor:
     return torch.stack([one[:, top : top + height, left : left + width] for one, top, left in starts])
 
 
-def stressed(images: Tensor, random: torch.Generator, share: float = 1.0) -> Tensor:
-    """Images of which a share is moved away from the own mean or from another image, each by its own factor.
+def stressed(
+    images: Tensor, random: torch.Generator, share: float = 1.0, most: float = MOST_CONTRAST
+) -> Tensor:
+    """Images of which a share is moved away from the own mean or from another image, by a factor of up to `most`.
 
     Unseen inputs lead to values outside the calibrated ranges, where polynomials grow fast, and so do these images. So
     fits on them stay bounded there.
     """
     shape = (len(images), *(1,) * (images.ndim - 1))
-    factor = 1 + (MOST_CONTRAST - 1) * torch.rand(shape, generator=random)
+    factor = 1 + (most - 1) * torch.rand(shape, generator=random)
     factor = torch.where(torch.rand(shape, generator=random) < share, factor, torch.ones(()))
     others = images[torch.randperm(len(images), generator=random)]
     flat = images.mean(list(range(1, images.ndim)), keepdim=True).expand_as(images)

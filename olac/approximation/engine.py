@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from olac.approximation.common import fitting, output_error, spread_out
+from olac.approximation.common import DIVERGED, fitting, mirrored, output_error, shifted, spread_out, stressed
 from olac.approximation.criterion import Classification, Criterion, finished
 from olac.approximation.effects import effects, sensitivities
 from olac.approximation.reconstruct import reconstruct
 from olac.approximation.sweep import sweep
-from olac.approximation.tensors import CHUNK, outputs_of, run, tensors
+from olac.approximation.tensors import CHUNK, channels_last, outputs_of, run, tensors
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Array
 from olac.ir.types import Range
@@ -27,6 +27,8 @@ EFFECT_IMAGES = 192
 """Images on which the effect of single activations is measured."""
 BOUND_IMAGES = 2048
 """Images on which the bounds of values are measured."""
+COPIES, LITTLE = 1024, 1.2
+"""Altered copies of images that are tried in the end, and the largest factor by which they are moved."""
 FURTHEST = 4.0
 """Bounds grow to at most this many times the clean magnitude."""
 
@@ -130,6 +132,26 @@ class ImageFitter:
             return builder.keep(node, inputs, type=replace(node.type, bound=joined))
 
         return graph.rewrite(step, by="fit_activations")
+
+    def diverging(self, original: Graph, approximated: Graph) -> tuple[int, int]:
+        """How many of `COPIES` copies of images diverge that were altered a little, and how many there are.
+
+        Pictures are mirrored and shifted, and all inputs are moved away from their mean or from another one, by up to
+        `LITTLE` times their distance: as inputs are that nobody has seen.
+        """
+        images = torch.cat([_tensor(self.held_out), spread_out(_tensor(self.images), COPIES)])
+        random, number = torch.Generator().manual_seed(self.seed + 2), 0
+        (clean, ours), found = (tensors(original), tensors(approximated)), []
+        with torch.no_grad():
+            theirs = outputs_of(original, clean, channels_last(spread_out(images, EFFECT_IMAGES))).flatten(1)
+            size = theirs.std(0).max().clamp_min(1e-6)
+            while number < COPIES:
+                chosen = images[torch.arange(number, number + CHUNK) % len(images)]
+                copies = channels_last(stressed(shifted(mirrored(chosen, random), random), random, most=LITTLE))
+                off = outputs_of(approximated, ours, copies) - outputs_of(original, clean, copies)
+                found.append(~(off.flatten(1).abs().amax(1) <= DIVERGED * size))
+                number += CHUNK
+        return int(torch.cat(found).sum()), number
 
     def error(self, original: Graph, approximated: Graph) -> tuple[float, float]:
         """Error and agreement of an approximated graph on the held-out images."""

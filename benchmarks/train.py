@@ -1,15 +1,15 @@
-"""Train the small ConvNeXt whose weights are benchmarks/assets/convnext_cifar10.safetensors.
+"""Train a network of the benchmarks: the small ConvNeXt, whose weights are in benchmarks/assets, or the small MobileNet.
 
-    python -m benchmarks.train_convnext cifar10_train.npz cifar10_test.npz OUT.safetensors --epochs 24
+    python -m benchmarks.train convnext cifar10_train.npz cifar10_test.npz OUT.safetensors --epochs 24
 
 The .npz files hold `images` (uint8, n x 32 x 32 x 3) and `labels`. The training uses AdamW with a one-cycle schedule,
 label smoothing, flips, shifts by up to 4 pixels and a cut-out square, and keeps a moving average of the weights. It
-writes this average in half precision after every epoch; an epoch takes about 3 minutes on one core with bfloat16
-instructions.
+writes this average in half precision after every epoch; an epoch of the ConvNeXt takes about 3 minutes on one core with
+bfloat16 instructions.
 
 With `--penalty` the loss also holds the mean squared excess of the inputs of activations over [-R, R], R being
 `--range`, so that polynomials of low degree can follow them there; `--start` continues from weights trained before. The
-weights in the repository come from 20 epochs without it, 11 more with `--rate 2e-3 --penalty 5 --seed 1`, and 5 of
+weights of the ConvNeXt come from 20 epochs without it, 11 more with `--rate 2e-3 --penalty 5 --seed 1`, and 5 of
 `--epochs 7 --rate 1.5e-3 --penalty 10 --range 1.25 --seed 2`.
 """
 
@@ -39,7 +39,7 @@ class Excess:
         self._bound = bound
         self._parts: list[torch.Tensor] = []
         for module in model.modules():
-            if isinstance(module, nn.GELU):
+            if isinstance(module, nn.GELU | nn.ReLU6):
                 module.register_forward_pre_hook(self._see)
 
     def _see(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -78,6 +78,7 @@ def top1(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> float:
 def main() -> None:
     """Command line; see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=("convnext", "mobilenet"))
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path)
     parser.add_argument("output", type=Path)
@@ -93,7 +94,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     random = torch.Generator().manual_seed(arguments.seed)
 
-    benchmark = MODELS["convnext"]
+    benchmark = MODELS[arguments.model]
     with np.load(arguments.train) as data:
         x, labels = benchmark.images(data["images"]), torch.from_numpy(data["labels"].astype(np.int64))
     with np.load(arguments.test) as data:
