@@ -67,11 +67,17 @@ def _not_taken(job: Job) -> InfeasibleError:
     return InfeasibleError(f"{job.engine.title} does not take the program: {first_refusal(job)}.{otherwise}")
 
 
+def _rounded_up(error: float) -> float:
+    """To two digits, at least the error."""
+    unit = 10.0 ** (math.floor(math.log10(error)) - 1)
+    return math.ceil(error / unit * (1 - 1e-9)) * unit
+
+
 def _refusal(job: Job, tried: Tried) -> OlacError:
     if tried.error < math.inf:
         return InfeasibleError(
             f"bootstraps do not keep a precision of {job.options.precision:g}: they change outputs by "
-            f"{tried.error:.2g} of their range at best. Ask for a precision of {math.ceil(tried.error * 1e3) / 1e3:g}, "
+            f"{tried.error:.2g} of their range at best. Ask for a precision of {_rounded_up(tried.error):g}, "
             "leave it open, or lower the degrees of the activations."
         )
     if tried.too_large:

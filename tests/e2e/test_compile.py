@@ -156,8 +156,13 @@ def test_a_precision_with_bootstraps_is_met_or_refused(usual: tuple[CompiledProg
     assert finer.report.noise is not None
     assert finer.report.noise <= program.report.noise / 8
     assert finer.parameters.scale_bits > BOOTSTRAP_SCALE_BITS
-    with pytest.raises(InfeasibleError, match=r"do not keep a precision of 1e-07.*Ask for a precision of 0\.\d+"):
-        olac.compile(small_net(DEEP), [images()], degree=15, precision=1e-7)
+    with pytest.raises(InfeasibleError, match=r"do not keep a precision of 1e-08") as refused:
+        olac.compile(small_net(DEEP), [images()], degree=15, precision=1e-8)
+    told = r"by ([0-9.e-]+) of their range at best\. Ask for a precision of ([0-9.e-]+),"
+    asked = re.search(told, str(refused.value))
+    assert asked is not None
+    assert 0.95 * float(asked[1]) <= float(asked[2]) < 1.2 * float(asked[1])
+    assert olac.compile(small_net(DEEP), [images()], degree=15, precision=float(asked[2])).report.noise is not None
 
 
 def test_without_a_limit_memory_counts_too() -> None:
