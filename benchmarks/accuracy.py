@@ -30,7 +30,6 @@ from benchmarks.strategies import Strategy
 from olac.approximation import tensors
 from olac.approximation.criterion import Classification
 from olac.errors import OlacError
-from olac.ir.ops import Input
 from olac.options import CompileOptions
 from olac.polynomials.modes import EffortName
 from olac.program.program import ApproximatedModel
@@ -195,13 +194,9 @@ def evaluate(
 ) -> tuple[Array, str]:
     """Outputs (images, classes) in "single" precision, or by `simulate` in "double" if that is not exact enough."""
     graph, weights = approximated.graph, tensors.tensors(approximated.graph)
-    source, target = graph.inputs[0], graph[graph.outputs[0]]
 
     def single(x: torch.Tensor) -> Array:
-        assert isinstance(source.op, Input)
-        given = torch.from_numpy(source.op.encode(x.double().numpy()) / source.type.unit).float()
-        values = tensors.run(graph, weights, {source.id: given})[target.id]
-        return np.asarray((values.double() * target.type.unit).flatten(1).numpy())
+        return np.asarray(tensors.real_outputs(graph, weights, x).double().flatten(1).numpy())
 
     def exact(x: torch.Tensor) -> Array:
         return np.asarray(approximated.simulate(x.numpy()).reshape(len(x), -1))

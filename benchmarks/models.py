@@ -1,8 +1,8 @@
 """The networks of the benchmarks, with the state-dict keys of the weights that are published for them.
 
 ResNets for CIFAR-10 after He et al. (2016), section 4.2, with shortcuts that drop pixels and pad channels (option A);
-ResNet-8 as MLPerf Tiny defines it; a small ConvNeXt (Liu et al., 2022) with BatchNorm in place of LayerNorm; and a small
-MobileNetV2.
+ResNet-8 as MLPerf Tiny defines it; a small ConvNeXt (Liu et al., 2022) with BatchNorm in place of LayerNorm; and a
+small MobileNetV2.
 """
 
 from __future__ import annotations

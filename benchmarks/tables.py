@@ -63,7 +63,7 @@ COLUMNS_BOOTSTRAP = (
     "keys",
     "NTT ms",
 )
-TEXTS = ("model", "strategy", "degrees", "engine", "planned for", "program", "primitive")
+TEXTS = ("model", "strategy", "effort", "degrees", "engine", "planned for", "program", "primitive")
 
 
 def compressed(degrees: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Train a network of the benchmarks: the small ConvNeXt, whose weights are in benchmarks/assets, or the small MobileNet.
+"""Train the small ConvNeXt, whose weights are in benchmarks/assets, or the small MobileNet of the benchmarks.
 
     python -m benchmarks.train convnext cifar10_train.npz cifar10_test.npz OUT.safetensors --epochs 24
 

@@ -218,12 +218,13 @@ def _approximate(
     if options.strict:
         refuse_shortfalls(data, missed)
     outliers = calibrations.outlier_notes(graph, calibration)
+    promised = (*missed, *divergence_notes(check_result), *value_notes(check_result))
     report = Report(
         fits=tuple(context.fits),
         front=tuple(context.front),
         check=check_result,
         pass_seconds=tuple((timing.name, timing.seconds) for timing in manager.timings),
-        notes=(*missed, *divergence_notes(check_result), *value_notes(check_result), *data, *checked.notes, *context.notes, *outliers),
+        notes=(*promised, *data, *checked.notes, *context.notes, *outliers),
     )
     return ApproximatedModel(result, report, head), calibration
 

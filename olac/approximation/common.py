@@ -39,7 +39,7 @@ def diverged(outputs: Tensor, clean: Tensor, spread: Spread = "together") -> Ten
 
 
 def altered(images: Tensor, most: int, seed: int) -> Tensor:
-    """At most this many copies of evenly spread images, as unseen ones may be: mirrored, shifted, half of them stressed."""
+    """Copies of at most this many images, as unseen ones may be: mirrored, shifted, half of them stressed."""
     random = torch.Generator().manual_seed(seed)
     return stressed(shifted(mirrored(spread_out(images, most), random), random), random, 0.5)
 
@@ -88,9 +88,7 @@ def shifted(images: Tensor, random: torch.Generator) -> Tensor:
     return torch.stack([one[:, top : top + height, left : left + width] for one, top, left in starts])
 
 
-def stressed(
-    images: Tensor, random: torch.Generator, share: float = 1.0, most: float = MOST_CONTRAST
-) -> Tensor:
+def stressed(images: Tensor, random: torch.Generator, share: float = 1.0, most: float = MOST_CONTRAST) -> Tensor:
     """Images of which a share is moved away from the own mean or from another image, by a factor of up to `most`.
 
     Unseen inputs lead to values outside the calibrated ranges, where polynomials grow fast, and so do these images. So

@@ -125,7 +125,7 @@ def kernels(degree: int) -> tuple[Callable[..., Any], Callable[..., None]]:
 
 
 @functools.cache
-def _plain(degree: int) -> Callable[..., None]:
+def _plain(degree: int) -> Any:
     """The polynomial alone; see `kernels`."""
     numba = compiler()
 
@@ -194,5 +194,3 @@ def tiled(coefficients: Tensor, channels: int, width: int) -> Any:
     """(degree + 1, width): the coefficients of each channel, as often as a row has it."""
     each = np.broadcast_to(array(coefficients), (channels, coefficients.shape[1])).T
     return np.ascontiguousarray(np.tile(each, width // channels))
-
-

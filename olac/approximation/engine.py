@@ -16,7 +16,7 @@ from olac.approximation.criterion import Classification, Criterion, finished
 from olac.approximation.effects import effects, sensitivities
 from olac.approximation.reconstruct import reconstruct
 from olac.approximation.sweep import sweep
-from olac.approximation.tensors import CHUNK, channels_last, outputs_of, run, tensors
+from olac.approximation.tensors import CHUNK, outputs_of, real_outputs, run, tensors
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Array
 from olac.ir.types import Range
@@ -143,12 +143,12 @@ class ImageFitter:
         random, number = torch.Generator().manual_seed(self.seed + 2), 0
         (clean, ours), found = (tensors(original), tensors(approximated)), []
         with torch.no_grad():
-            theirs = outputs_of(original, clean, channels_last(spread_out(images, EFFECT_IMAGES))).flatten(1)
+            theirs = real_outputs(original, clean, spread_out(images, EFFECT_IMAGES)).flatten(1)
             size = theirs.std(0).max().clamp_min(1e-6)
             while number < COPIES:
                 chosen = images[torch.arange(number, number + CHUNK) % len(images)]
-                copies = channels_last(stressed(shifted(mirrored(chosen, random), random), random, most=LITTLE))
-                off = outputs_of(approximated, ours, copies) - outputs_of(original, clean, copies)
+                copies = stressed(shifted(mirrored(chosen, random), random), random, most=LITTLE)
+                off = real_outputs(approximated, ours, copies) - real_outputs(original, clean, copies)
                 found.append(~(off.flatten(1).abs().amax(1) <= DIVERGED * size))
                 number += CHUNK
         return int(torch.cat(found).sum()), number

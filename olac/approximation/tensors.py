@@ -244,3 +244,11 @@ def run(
 def outputs_of(graph: Graph, weights: Weights, values: Tensor | Mapping[str, Tensor]) -> Tensor:
     """The outputs of `run`."""
     return run(graph, weights, values)[graph.outputs[0]]
+
+
+def real_outputs(graph: Graph, weights: Weights, images: Tensor) -> Tensor:
+    """The outputs for images as the client has them, of a graph whose inputs and values may have units of their own."""
+    source, target = graph.inputs[0], graph[graph.outputs[0]]
+    assert isinstance(source.op, Input)
+    given = torch.from_numpy(source.op.encode(images.double().numpy()) / source.type.unit).float()
+    return outputs_of(graph, weights, channels_last(given)) * float(target.type.unit)

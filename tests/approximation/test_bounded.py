@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from olac.approximation import bounded as module
-from olac.approximation import tensors
 from olac.approximation.bounded import bounded, bounded_polynomial
+from olac.approximation.compiled import compiler
 
 Tensor = torch.Tensor
 Results = tuple[Tensor, Tensor, Tensor, Tensor]
 
-compiled = pytest.mark.skipif(module.compiler() is None, reason="numba is not installed")
+compiled = pytest.mark.skipif(compiler() is None, reason="numba is not installed")
 
 
 def results(x: Tensor, c: Tensor, target: Tensor, bound: float) -> Results:

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from olac.approximation.sweep import EXPECTED, FURTHEST, reach
+from olac.system.arrays import Array
 
 Tensor = torch.Tensor
 
 
-def ranged(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def ranged(x: Tensor) -> tuple[Array, Array]:
     """Middle and half width of each channel."""
     axes = [0, *range(2, x.ndim)]
     low, high = x.amin(axes).double().numpy(), x.amax(axes).double().numpy()

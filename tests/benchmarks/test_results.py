@@ -97,14 +97,14 @@ def test_table(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["table", "--json", *files]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [
-        "| model | strategy | total depth | top-1 | agreement | fit seconds | degrees |",
-        "|---|---|---:|---:|---:|---:|---|",
-        "| resnet20 | relu |  | 91.65% | 100.00% |  |  |",
+        "| model | strategy | total depth | top-1 | agreement | diverged | effort | fit seconds | degrees |",
+        "|---|---|---:|---:|---:|---:|---|---:|---|",
+        "| resnet20 | relu |  | 91.65% | 100.00% | 0 |  |  |  |",
     ]
-    assert "| resnet20 | default:42 | 42 | 90.95% | 90.00% | 41 | 3 (2), 7 (1), 2 (1), 3 (1) |" in lines
-    assert "| resnet32 | uniform:3 | 62 | 91.10% | 90.00% | 1.3 | 3 (31) |" in lines
+    assert "| resnet20 | default:42 | 42 | 90.95% | 90.00% | 0 | standard | 41 | 3 (2), 7 (1), 2 (1), 3 (1) |" in lines
+    assert "| resnet32 | uniform:3 | 62 | 91.10% | 90.00% | 0 | standard | 1.3 | 3 (31) |" in lines
     assert "* resnet20: 91.65% with its own activations, 2000 test images, 512 for calibration." in lines
-    assert "* resnet20, uniform:3: 4 images with outputs out of all bounds." in lines
+    assert "* resnet20, uniform:3: 4 images diverged." in lines
     assert sum("own activations" in line for line in lines) == 2
 
 

@@ -72,7 +72,7 @@ def test_the_ends_of_what_options_allow() -> None:
 
 
 def test_every_keyword_with_a_range_has_a_rule() -> None:
-    switches = {"method", "degrees", "refit"}
+    switches = {"method", "degrees", "refit", "effort"}
     assert set(RULES) == set(KEYWORDS) - switches
 
 
