@@ -186,7 +186,7 @@ def with_noise(polynomial: Array, scale: float) -> Array:
 def gaussian(count: int) -> Array:
     """Fresh numbers of the normal distribution, shape (count,), by its inverse, from 52 random bits each.
 
-    With a half behind them these are 53 bits, so none is rounded to 0 or 1.
+    A half is added to the last bit, so no number is 0 or 1. That makes 53 bits, which a double holds exactly.
     """
     drawn: npt.NDArray[Any] = np.frombuffer(os.urandom(count * WORD_BYTES), dtype=np.uint64) >> np.uint64(12)
     found: Array = scipy.special.ndtri((drawn.astype(np.float64) + 0.5) * 2.0**-52)

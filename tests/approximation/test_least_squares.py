@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from olac.approximation import least_squares
-from olac.approximation.least_squares import Root, patches, ridge_regression, unknowns, whitening
+from olac.approximation.least_squares import Root, offsets, patches, ridge_regression, thinning, unknowns, whitening
 from olac.approximation.reconstruct import reconstruct
 from olac.approximation.sweep import sweep
+from olac.approximation.tensors import CHUNK
 from olac.ir.ops import Conv2d, Linear
 from olac.polynomials.modes import Compensated
 from tests.approximation.nets import activations, folded, images
@@ -123,3 +126,20 @@ def test_nothing_grows_with_the_square_of_the_width() -> None:
         reconstruct(graph, swept, train, held, 2, progress=lines.append, enough=0.0)
     assert len(lines) == 2
     assert width * count <= seen.elements <= 8 * width * count < width**2
+
+
+@pytest.mark.parametrize("size", [16, 23, 32, 64])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_moments_of_fewer_places_are_those_of_all(size: int, stride: int) -> None:
+    """A regression on every so many-th place is nearly the regression on all, and all places are seen."""
+    random = torch.Generator().manual_seed(size)
+    x, weight = torch.randn(6 * CHUNK, 3, size, size, generator=random), torch.randn(4, 3, 3, 3, generator=random)
+    op = Conv2d("w", "b", stride=(stride, stride), padding=(1, 1, 1, 1))
+    wanted = torch.nn.functional.conv2d(x, 1.1 * weight, torch.ones(4), stride, 1)
+    noisy = wanted + 0.3 * torch.randn(wanted.shape, generator=random)
+    flat = weight.double().reshape(1, 4, -1)
+    made, bias = ridge_regression(op, x, noisy, weight).solve(flat, 1e-4)
+    assert torch.allclose(made, 1.1 * flat, atol=0.02) and torch.allclose(bias, torch.ones(1, 4).double(), atol=0.02)
+    every = thinning(wanted.shape[2:])
+    assert every == max(1, math.isqrt(math.prod(wanted.shape[2:]) // 128))
+    assert len(set(itertools.islice(offsets(every), every * every))) == every * every
