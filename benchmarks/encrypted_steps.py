@@ -113,7 +113,8 @@ def _check_recipe(program: Path, wanted: dict[str, Any]) -> None:
     if not recipe_file(program).exists():
         return
     try:
-        there = BEFORE | json.loads(recipe_file(program).read_text(encoding="utf-8"))
+        there = json.loads(recipe_file(program).read_text(encoding="utf-8"))
+        there = BEFORE | there if isinstance(there, dict) else there
         # Weights aren't needed any more; if none are named, those of the program are meant.
         other = [n for n in wanted if there[n] != wanted[n] and not (n == "weights" and wanted[n] is None)]
     except (OSError, ValueError, KeyError, TypeError) as error:

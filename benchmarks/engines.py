@@ -17,7 +17,7 @@ from rich.console import Console
 from benchmarks import bootstraps, encrypted
 from benchmarks.data import DataError, data_folder, test_set
 from benchmarks.encrypted import Reporter
-from benchmarks.encrypted_steps import recipe_file
+from benchmarks.encrypted_steps import BEFORE, recipe_file
 from benchmarks.named_engines import named
 from benchmarks.primitives import Bench, WrongResult, measure
 from benchmarks.results import BOOTSTRAP, ENCRYPTED, PRIMITIVES, ResultsFile, Row, machine
@@ -134,6 +134,7 @@ def _run_program(
         model=recipe["model"],
         images=options.images,
         calibration=recipe["calibration"],
+        effort=recipe.get("effort", BEFORE["effort"]),
         weights=None,
         data=folder,
         simulate=None,

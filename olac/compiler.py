@@ -206,19 +206,13 @@ def _approximate(
     manager = PassManager(pipeline or approximation_pipeline(options.fit), options.dump_after, options.dump, say)
     result = manager.run(bounded, context)
     check_result = self_check(
-        ApproximatedModel(result, head=head),
-        graph,
-        calibration,
-        criterion,
-        options.fit.min_agreement,
-        structure,
-        images.diverging(graph, result),
+        ApproximatedModel(result, head=head), graph, calibration, criterion, options.fit.min_agreement, structure
     )
     missed = goal_shortfalls(check_result)
     if options.strict:
         refuse_shortfalls(data, missed)
     outliers = calibrations.outlier_notes(graph, calibration)
-    promised = (*missed, *divergence_notes(check_result), *value_notes(check_result))
+    promised = (*missed, *divergence_notes(*images.diverging(graph, result)), *value_notes(check_result))
     report = Report(
         fits=tuple(context.fits),
         front=tuple(context.front),

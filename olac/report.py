@@ -69,8 +69,6 @@ def _check_lines(check: SelfCheck) -> list[str]:
         f"output error: mean {check.mean_error:.3g}, largest {check.max_error:.3g}"
         + ("" if check.explained is None else f"; R2 {_r_squared(check.explained)}"),
     ]
-    if check.copies:
-        lines[-1] += f"; {check.diverged} of {check.copies} altered copies diverge"
     if check.goal is not None and check.low < check.goal <= check.agreement:
         if check.images_to_goal is None:
             lines.append(f"the interval reaches below {percent(check.goal)}; no number of images raises it to that")

@@ -54,7 +54,6 @@ def self_check(
     criterion: Criterion,
     asked: float | None,
     structure_error: float,
-    diverging: tuple[int, int] = (0, 0),
 ) -> SelfCheck:
     """A program's outputs against the model's, on held-out images that neither fits nor plans have used.
 
@@ -65,7 +64,6 @@ def self_check(
         criterion: what agreement means.
         asked: the agreement that is asked for; None for `MIN_AGREEMENT`.
         structure_error: of the lifted graph, for the report.
-        diverging: how many of how many altered copies diverge.
     """
     goal = MIN_AGREEMENT if asked is None else asked
     images, theirs = calibration.judged, calibration.judged_outputs
@@ -90,8 +88,6 @@ def self_check(
         goal=goal,
         images_to_goal=images_for(agreement, goal),
         explained=explained(ours, theirs, criterion.spread) if len(images) > 1 else None,
-        copies=diverging[1],
-        diverged=diverging[0],
     )
 
 
@@ -140,12 +136,12 @@ def goal_shortfalls(check: SelfCheck) -> tuple[str, ...]:
     )
 
 
-def divergence_notes(check: SelfCheck) -> tuple[str, ...]:
+def divergence_notes(diverged: int, copies: int) -> tuple[str, ...]:
     """A note if copies of calibration images diverge that were altered a little."""
-    if not check.diverged:
+    if not diverged:
         return ()
     return (
-        f"{check.diverged} of {check.copies} copies of calibration images that were altered a little have outputs that "
+        f"{diverged} of {copies} copies of calibration images that were altered a little have outputs that "
         "are far off, because values leave the ranges of polynomials. Inputs that nobody has seen may do the same: "
         'calibrate with more images, take effort="thorough", or allow higher degrees (max_degree, max_depth)',
     )

@@ -26,8 +26,6 @@ class SelfCheck:
         images_to_goal: images for `low` to reach the goal if the agreement stays; None if it is not above the goal.
         explained: R squared of the outputs, by each output's own variance or, for classes and maps, by that of all
             together; None for one image, which has no variance, and in earlier files.
-        copies, diverged: number of altered copies of calibration images that were tried, and of those whose outputs
-            were far off (see `olac.approximation.ImageFitter.diverging`); 0 in earlier files.
     """
 
     images: int
@@ -42,8 +40,6 @@ class SelfCheck:
     goal: float | None = None
     images_to_goal: int | None = None
     explained: float | None = None
-    copies: int = 0
-    diverged: int = 0
 
 
 @dataclass(frozen=True)

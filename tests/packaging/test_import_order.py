@@ -43,7 +43,7 @@ EXACT = frozenset({"olac"})
 RESERVED: dict[str, tuple[str, ...]] = {
     "cryptography": ("olac.backends.vector",),
     "llvmlite": ("olac.backends.vector",),
-    "numba": ("olac.backends.vector",),
+    "numba": ("olac.backends.vector", "olac.approximation.compiled"),
     "openfhe": ("olac.backends.openfhe",),
     "torch": (
         "olac.frontend",
