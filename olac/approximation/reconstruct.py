@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import torch
 
+from olac.approximation import half
 from olac.approximation.bounded import bounded, bounded_polynomial
 from olac.approximation.common import WORST, altered, diverged, mirrored, output_error, output_sizes, shifted, stressed
 from olac.approximation.criterion import ENOUGH_CLASSES, Spread
@@ -40,8 +41,9 @@ WORSE, SLOWER = 1.5, 0.5
 """If the error after a pass is more than WORSE times the least so far, the pass is undone and the rate multiplied by
 SLOWER: deep networks need smaller steps."""
 BATCH = 32
-INTERVAL = 8192
-"""After this many images, or a pass over fewer, the mean of the parameters since then is judged."""
+INTERVAL, LEAST_INTERVAL = 8192, 4096
+"""After this many images the mean of the parameters is judged; after passes over at least the second if that is fewer.
+The mean is over as many, or one pass. A first judgement after one pass tells early if steps are too large."""
 WARM_UP = 30
 STRESSED = 0.4
 """Share of images that are moved out of the calibrated ranges."""
@@ -56,6 +58,8 @@ JUDGED = 1024
 """Most copies of the images of steps that are checked for outputs that diverge."""
 DAMPING = 0.1
 """In the whitening of weights, directions with less than this share of the mean variance are not amplified."""
+ROUNDED = 2e-3
+"""If the outputs' error is larger at the beginning, convolutions of steps are computed in bfloat16."""
 SPREAD = 0.05
 """Weight of a uniform spread over the layer's typical values in the whitening of polynomials."""
 
@@ -261,18 +265,26 @@ def reconstruct(
         sizes = {name: variances[name] for name in watched}
         output_size = output_sizes(first[output].flatten(1), spread)
 
-    def outputs(graph: Graph, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    def outputs(graph: Graph, weights: dict[str, Tensor], x: Tensor, few_bits: bool = False) -> Tensor:
+        instead = half.convolutions(graph) if few_bits else {}
         with torch.no_grad():
-            return torch.cat([outputs_of(graph, weights, part) for part in x.split(BATCH)])
+            return torch.cat([run(graph, weights, part, instead=instead)[output] for part in x.split(BATCH)])
 
     held_out, copies = channels_last(held_out), channels_last(altered(images, JUDGED, seed + 1))
-    wanted, copies_wanted = outputs(original, clean, held_out), outputs(original, clean, copies)
+    wanted, copies_wanted = outputs(original, clean, held_out), outputs(original, clean, copies, True)
 
     def held_error(weights: dict[str, Tensor]) -> float:
         """The error on unseen images, and the share of altered copies of the others that diverge."""
-        made = outputs(approximated, weights, copies)
+        made = outputs(approximated, weights, copies, True)
         unseen = output_error(outputs(approximated, weights, held_out), wanted, spread)
         return unseen + WORST * float(diverged(made, copies_wanted, spread).double().mean())
+
+    best, kept = held_error(start), start
+    if best < enough:
+        return approximated
+    # Values of 8 bits do not show small errors.
+    few_bits = best > ROUNDED
+    rounded, ours_rounded = (half.convolutions(graph) if few_bits else {} for graph in (original, approximated))
 
     bounds = {name: BOUND * float(size.sqrt()) for name, size in variances.items()}
     # The values of the clean network in the present batch, and the errors against them.
@@ -295,35 +307,33 @@ def reconstruct(
     def product(node: Node) -> Callable[[Sequence[Tensor], Weights], Tensor]:
         return lambda operands, weights: bounded(apply(node, operands, weights, {}), bounds[node.id])
 
-    instead = {
+    instead = ours_rounded | {
         node.id: polynomial(node, node.op) if isinstance(node.op, Polynomial) else product(node)
         for node in approximated.nodes
         if node.id in bounds and isinstance(node.op, Polynomial | PolynomialProduct)
     }
     tails = _Tails(original, approximated, fitted, sizes)
-    best, kept = held_error(start), start
-    if best < enough:
-        return approximated
     rate = min(max(RATE * math.sqrt(best / TYPICAL_ERROR), RATES[0]), RATES[1])
     degrees = [start[node.op.coefficients].shape[1] - 1 for node in fitted if isinstance(node.op, Polynomial)]
     rate *= min(1.0, TYPICAL_DEGREE * len(degrees) / max(1, sum(degrees)))
     rate *= min(1.0, TYPICAL_DEPTH / max(1, len(degrees)))
-    each = math.ceil(min(len(images), INTERVAL) / BATCH)
+    averaged = math.ceil(min(len(images), INTERVAL) / BATCH)
+    each = averaged * math.ceil(min(LEAST_INTERVAL, INTERVAL) / BATCH / averaged)
     schedule = _Schedule(math.ceil(len(images) / BATCH) * epochs, seconds)
-    steps = _Steps(whitened.theta, rate, each, schedule)
+    steps = _Steps(whitened.theta, rate, averaged, schedule)
     at_best = steps.mean()
     random = torch.Generator().manual_seed(seed)
     for number, chosen in enumerate(_batches(len(images), epochs, random), 1):
         batch = shifted(mirrored(images[chosen], random), random)
         batch = channels_last(stressed(batch, random, STRESSED))
         with torch.no_grad():
-            targets.update(run(original, clean, batch, keep=watched))
+            targets.update(run(original, clean, batch, keep=watched, instead=rounded))
         current = whitened.current()
         made = run(approximated, current, batch, instead=instead)[output]
         last = torch.log1p(((made - targets[output]).square().flatten(1) / output_size).mean(1)).mean()
         loss = torch.stack([*errors.values(), last]).mean() + last + TAIL * tails(current)
         steps.take(loss)
-        if number % each and not schedule.over:
+        if number % each and number != averaged and not schedule.over:
             continue
         now = {name: value.detach() for name, value in whitened.current(steps.mean()).items()}
         error = held_error(now)
