@@ -47,7 +47,10 @@ class Known:
     loss: Callable[[Degrees], float] = lambda degrees: 1.0
     in_context: Callable[[Degrees, str, int], float] | None = None
     alphas: Mapping[str, float] = field(default_factory=dict)
+    fitted: Callable[[Degrees], float] | None = None
+    astray: Callable[[Degrees], int] = lambda degrees: 0
     trials: list[dict[str, int]] = field(default_factory=list)
+    fits: list[dict[str, int]] = field(default_factory=list)
 
     def effects(self, graph: Graph, fits: Mapping[str, Sequence[Fit]]) -> dict[str, list[float]]:
         return {name: [self.cost(name, one.degree) for one in row] for name, row in fits.items()}
@@ -64,17 +67,24 @@ class Known:
         return self.loss(degrees), self.agreement(degrees), measured
 
     def error(self, original: Graph, approximated: Graph) -> tuple[float, float]:
-        found = {
-            n.id: approximated.constants[n.op.coefficients].shape[1] - 1  # type: ignore[attr-defined]
-            for n in approximated.nodes
-            if n.id in activations(original)
-        }
-        self.trials.append(found)
-        return self.loss(found), self.agreement(found)
+        found = degrees_of(original, approximated)
+        self.fits.append(found)
+        return self.loss(found), (self.fitted or self.agreement)(found)
 
     def compensate(self, graph: Graph, degrees: Degrees, method: Compensated) -> Graph:
         """The polynomials themselves do not matter: `error` looks at their degrees."""
         return fit_from_histograms(graph, histograms(graph, IMAGES), degrees, method)
+
+    def diverging(self, original: Graph, approximated: Graph) -> tuple[int, int]:
+        return self.astray(degrees_of(original, approximated)), 1024
+
+
+def degrees_of(original: Graph, approximated: Graph) -> dict[str, int]:
+    return {
+        n.id: approximated.constants[n.op.coefficients].shape[1] - 1  # type: ignore[attr-defined]
+        for n in approximated.nodes
+        if n.id in activations(original)
+    }
 
 
 def by_weight(weights: Sequence[float], names: Sequence[str] = NAMES) -> Callable[[str, int], float]:
@@ -116,9 +126,9 @@ def choose_degrees(graph: Graph, context: PassContext, options: FitOptions) -> d
         olac.costs.CostTable.default(),
         context.threads,
     )
-    degrees, front = degree_choice.choose_degrees(graph, method, options.choice, evidence)
-    context.front.extend(front)
-    return degrees
+    choice = degree_choice.choose_degrees(graph, method, options.choice, evidence)
+    context.front.extend(choice.front)
+    return choice.degrees
 
 
 WEIGHTS = (3.0, 0.1, 1.0, 0.5, 2.0)
@@ -279,7 +289,7 @@ def test_the_cheapest_plan_with_the_agreement_is_taken(asked: float, method: Met
     levels = sum(LEVELS[d] for d in found.values())
     assert levels == max(5, math.ceil(-math.log2(1 - asked) - 1e-9))
     assert sum(known.cost(n, d) for n, d in found.items()) == pytest.approx(best(WEIGHTS, levels))
-    assert len(known.trials) <= 6, "the front is searched by halving"
+    assert len(known.trials) <= 6, "few plans are tried"
     (chosen,) = [p for p in context.front if p.chosen]
     assert chosen.agreement == shallow(found) >= asked
     assert all(p.agreement is not None and (p.agreement >= asked) == (p.price >= levels) for p in context.front)
@@ -297,8 +307,8 @@ def test_without_a_limit_the_best_there_is_will_do() -> None:
     known = Known(by_weight(WEIGHTS), agreement=lambda degrees: 0.7)
     context = context_for(known)
     assert choose_degrees(NET, context, FitOptions(max_degree=15)) == dict.fromkeys(NAMES, 15)
-    (point,) = context.front
-    assert point.chosen and point.agreement == 0.7
+    point = context.front[-1]
+    assert point.chosen and point.agreement == 0.7 and not any(one.chosen for one in context.front[:-1])
     known = Known(by_weight(WEIGHTS), agreement=shallow)
     found = choose_degrees(NET, context_for(known), FitOptions(max_degree=15))
     assert sum(LEVELS[d] for d in found.values()) == 6, "98 % are asked for"
