@@ -25,6 +25,7 @@ from olac.errors import InfeasibleError, VerificationError
 from olac.ir.graph import Graph
 from olac.ir.ops import Square
 from olac.passes.base import PassContext, PassManager
+from olac.passes.fit_activations import FitActivations
 from olac.passes.insert_placeholders import circuit_pipeline
 from olac.polynomials.fit import Fit, fit
 from olac.polynomials.modes import Channel, Compensated, FitOptions, MethodName, Minimax
@@ -51,6 +52,7 @@ class Known:
     astray: Callable[[Degrees], int] = lambda degrees: 0
     trials: list[dict[str, int]] = field(default_factory=list)
     fits: list[dict[str, int]] = field(default_factory=list)
+    compensated: list[dict[str, int]] = field(default_factory=list)
 
     def effects(self, graph: Graph, fits: Mapping[str, Sequence[Fit]]) -> dict[str, list[float]]:
         return {name: [self.cost(name, one.degree) for one in row] for name, row in fits.items()}
@@ -73,6 +75,7 @@ class Known:
 
     def compensate(self, graph: Graph, degrees: Degrees, method: Compensated) -> Graph:
         """The polynomials themselves do not matter: `error` looks at their degrees."""
+        self.compensated.append(dict(degrees))
         return fit_from_histograms(graph, histograms(graph, IMAGES), degrees, method)
 
     def diverging(self, original: Graph, approximated: Graph) -> tuple[int, int]:
@@ -312,6 +315,69 @@ def test_without_a_limit_the_best_there_is_will_do() -> None:
     known = Known(by_weight(WEIGHTS), agreement=shallow)
     found = choose_degrees(NET, context_for(known), FitOptions(max_degree=15))
     assert sum(LEVELS[d] for d in found.values()) == 6, "98 % are asked for"
+
+
+def test_a_fit_that_falls_short_is_followed_by_a_dearer_one() -> None:
+    """Forecasts are too good by half; the second fit is of the plan that the first one says is enough."""
+    known = Known(by_weight(WEIGHTS), agreement=shallow, fitted=lambda degrees: 1 - 2 * (1 - shallow(degrees)))
+    context = context_for(known)
+    found = choose_degrees(NET, context, FitOptions(max_degree=15, min_agreement=0.99))
+    assert [sum(LEVELS[d] for d in fitted.values()) for fitted in known.fits][0] == 7
+    assert len(known.fits) == 2 and known.fits[-1] == found and sum(LEVELS[d] for d in found.values()) >= 8
+    (chosen,) = [p for p in context.front if p.chosen]
+    assert chosen.agreement == 1 - 2 * (1 - shallow(found)) >= 0.99
+
+
+def test_a_plan_that_diverges_loses_against_one_that_is_nearly_as_good() -> None:
+    def astray(degrees: Degrees) -> int:
+        return int(sum(LEVELS[d] for d in degrees.values()) == 6)
+
+    known = Known(by_weight(WEIGHTS), agreement=shallow, astray=astray)
+    found = choose_degrees(NET, context_for(known), FitOptions(max_degree=15))
+    assert [sum(LEVELS[d] for d in fitted.values()) for fitted in known.fits] == [6, 7]
+    assert found == known.fits[-1]
+
+
+def test_what_the_search_fitted_is_the_result() -> None:
+    for options in (FitOptions(max_degree=7), FitOptions(max_depth=9, min_agreement=0.5)):
+        known = Known(by_weight(WEIGHTS), agreement=shallow)
+        context = context_for(known)
+        made = FitActivations(options.fitting, options.choice).run(NET, context)
+        assert len(known.compensated) == 1
+        assert known.compensated == [degrees_of(NET, made)] == known.fits
+        (chosen,) = [p for p in context.front if p.chosen]
+        assert chosen.degrees == tuple(fit.degree for fit in context.fits)
+
+
+def test_the_plan_has_the_fewest_bootstraps_of_all_that_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against every plan, for agreements that are as the additive model says; without bootstraps levels count."""
+    chain_of_24 = Parameters(16, 24, 40, 47, 2, FLEXIBLE, 128, Bootstrapping(8))
+    monkeypatch.setattr(degree_bootstraps, "usual_bootstrapping", lambda engine: chain_of_24)
+    cost = by_weight(WEIGHTS)
+
+    def agreement(degrees: Degrees) -> float:
+        return 1 - 0.3 * math.sqrt(sum(cost(name, d) for name, d in degrees.items()))
+
+    def bootstraps(degrees: Degrees) -> int:
+        return least_bootstraps(lowered(NET, degrees)).bootstraps
+
+    def levels(degrees: Degrees) -> int:
+        return sum(LEVELS[d] for d in degrees.values())
+
+    plans = [dict(zip(NAMES, plan, strict=True)) for plan in itertools.product(CANDIDATES, repeat=len(NAMES))]
+    numbers = set()
+    for asked in (0.7, 0.85, 0.9, 0.948):
+        known = Known(cost, agreement=agreement)
+        found = choose_degrees(NET, context_for(known), FitOptions(max_degree=15, min_agreement=asked))
+        assert agreement(found) >= asked
+        enough = [plan for plan in plans if agreement(plan) >= asked]
+        number = bootstraps(found)
+        numbers.add(number)
+        if number:
+            assert all(bootstraps(plan) >= number for plan in enough)
+        else:
+            assert all(levels(plan) >= levels(found) for plan in enough)
+    assert numbers == {0, 1}
 
 
 def test_depth_and_agreement_together() -> None:
