@@ -18,8 +18,9 @@ import torch
 from olac.approximation.common import output_error
 from olac.approximation.criterion import Spread
 from olac.approximation.extremes import reach
-from olac.approximation.least_squares import offsets, ridge_regression, thinning, unknowns
-from olac.approximation.tensors import CHUNK, apply, chebyshev, outputs_of, run, tensors
+from olac.approximation.least_squares import ridge_regression, unknowns
+from olac.approximation.moments import ends, means
+from olac.approximation.tensors import CHUNK, apply, channels_last, chebyshev, outputs_of, run, tensors
 from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node, last_reads
 from olac.ir.ops import Activation, Add, Array, Conv2d, Input, Linear, Polynomial
@@ -112,6 +113,7 @@ def sweep(
     order = [node for node in graph.nodes if not isinstance(node.op, Input)]
     done_with = last_reads(graph.nodes)
     name = graph.inputs[0].id
+    images, held_out = channels_last(images), channels_last(held_out)
     fitted, held = Run({name: images}, {name: images}), Run({name: held_out}, {name: held_out})
     clean_outputs = outputs_of(graph, original, held_out)
     effects: dict[str, dict[int, float]] = {}
@@ -136,9 +138,10 @@ def sweep(
         elif isinstance(node.op, Activation) and node.id in degrees:
             wanted = degrees[node.id]
             found: dict[int, tuple[float, Tensor, float]] = {}
+            furthest = ends(fitted.disturbed[node.inputs[0]])
             for degree in sorted({wanted, *probes}):
                 measure = (lambda v, i=index: rest(i, v)) if choose or probes else None
-                found[degree] = _fit(node.op, node, fitted, held, degree, method, choose, measure)
+                found[degree] = _fit(node.op, node, fitted, held, furthest, degree, method, choose, measure)
             effects[node.id] = {degree: error for degree, (error, _, _) in found.items()}
             _, coefficients, half_width = found[wanted]
             name = f"{node.id}.coefficients"
@@ -247,6 +250,7 @@ def _fit(
     node: Node,
     fitted: Run,
     held: Run,
+    furthest: Tensor,
     degree: int,
     method: Compensated,
     choose: bool,
@@ -254,12 +258,10 @@ def _fit(
 ) -> tuple[float, Tensor, float]:
     """Error on the held-out images (nan if not measured), coefficients and half width of the best tails."""
     x, y = fitted.disturbed[node.inputs[0]], fitted.clean[node.id]
-    axes = [0, *range(2, x.ndim)]
-    low, high = x.amin(axes).double().numpy(), x.amax(axes).double().numpy()
+    low, high = (each.double().numpy() for each in (furthest[:, :, 0].amin(0), furthest[:, :, 1].amax(0)))
     middle, half = centred(low, high, degree)
-    beyond = reach(x, middle, half)
-    largest = max(float(y.abs().max()), TINY)
-    second, first = _sums(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
+    beyond = reach(furthest, middle, half)
+    second, first = means(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
     functions = channel_functions(op.function, op.parameters, x.shape[1])
     best: tuple[float, Tensor, float] | None = None
     given = method.floor is not None or method.padding is not None
@@ -270,6 +272,7 @@ def _fit(
         mapping = torch.from_numpy(widening(middle, half, half_width, degree))
         system, right = _system(functions, second, first, middle, half, degree, floor, padding)
         if degree == 2:
+            largest = max(float(y.abs().max()), TINY)
             inverse = torch.linalg.inv(mapping)
             squares = inverse.mT @ system @ inverse + CHANNEL_RIDGE * torch.eye(3, dtype=torch.float64)
             products = (inverse.mT @ right[:, :, None])[:, :, 0]
@@ -290,23 +293,6 @@ def _fit(
 
 
 _NOTHING = Graph((), (), {}, Stage.TRACED)
-
-
-def _sums(x: Tensor, y: Tensor, middle: Tensor, half: Tensor, degree: int) -> tuple[Tensor, Tensor]:
-    """Means of T_i T_j and of T_i y in each channel, summed over a few images at a time."""
-    channels = x.shape[1]
-    second = torch.zeros(channels, degree + 1, degree + 1, dtype=torch.float64)
-    first = torch.zeros(channels, degree + 1, dtype=torch.float64)
-    few, every, count = max(1, CHUNK * 4 // (degree + 1)), thinning(x.shape[2:]), 0
-    for part, wanted, (i, j) in zip(x.split(few), y.split(few), offsets(every), strict=False):
-        if every > 1:
-            part, wanted = part[:, :, i::every, j::every], wanted[:, :, i::every, j::every]
-        count += part.numel() // channels
-        t = (by_channel(part).double() - middle[:, None]) / half[:, None]
-        basis = torch.stack(chebyshev(t, degree), 1)
-        second += basis @ basis.mT
-        first += (basis @ by_channel(wanted).double()[:, :, None])[:, :, 0]
-    return second / count, first / count
 
 
 def _system(
