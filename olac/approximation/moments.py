@@ -53,16 +53,17 @@ def means(x: Tensor, y: Tensor, middle: Tensor, half: Tensor, degree: int) -> tu
         tables.append((part, wanted))
     sums = torch.zeros(len(tables), 3 * degree + 2, channels, dtype=torch.float64)
     add = _added if compiler() is None else _compiled
-    each_piece(len(tables), lambda part: [add(*tables[k], middle, half, degree, sums[k]) for k in _numbers(part)])
+
+    def piece(part: slice) -> None:
+        for (some, targets), row in zip(tables[part], sums[part], strict=True):
+            add(some, targets, middle, half, degree, row)
+
+    each_piece(len(tables), piece)
     total = sums.sum(0).T / count
     of_powers, first = total[:, : 2 * degree + 1], total[:, 2 * degree + 1 :]
     k = torch.arange(degree + 1)
     second = (of_powers[:, k[:, None] + k] + of_powers[:, (k[:, None] - k).abs()]) / 2
     return second, first
-
-
-def _numbers(part: slice) -> range:
-    return range(part.start, part.stop)
 
 
 def _added(x: Tensor, y: Tensor, middle: Tensor, half: Tensor, degree: int, sums: Tensor) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from olac.approximation.clean import Clean
 from olac.approximation.common import output_error
 from olac.approximation.criterion import Spread
 from olac.approximation.extremes import reach
@@ -51,17 +52,13 @@ def tails(degree: int) -> tuple[tuple[float, float], ...]:
 
 @dataclass
 class Run:
-    """One set of images, run twice: the values that are still needed, clean and disturbed.
+    """The images of fits, run twice: the values that are still needed, clean and disturbed.
 
     The two share values that are the same.
     """
 
     clean: dict[str, Tensor]
     disturbed: dict[str, Tensor]
-
-    def same(self, node: Node) -> bool:
-        """Whether a node's operands are the same in both runs."""
-        return all(self.clean[i] is self.disturbed[i] for i in node.inputs)
 
 
 @dataclass
@@ -94,6 +91,7 @@ def sweep(
     probes: Sequence[int] = (),
     progress: Callable[[str], None] | None = None,
     spread: Spread = "together",
+    clean: Clean | None = None,
 ) -> Swept:
     """Replace the activations that `degrees` names, in network order.
 
@@ -106,7 +104,9 @@ def sweep(
         probes: further degrees whose effect at each activation is measured.
         progress: called with a line of text for each activation.
         spread: how errors of outputs are scaled.
+        clean: the values of the clean network on these images if they are known; only without `refit`.
     """
+    assert clean is None or not method.refit, "re-fitted weights need all clean values"
     original = tensors(graph)
     weights = dict(original)
     users = graph.users()
@@ -114,22 +114,25 @@ def sweep(
     done_with = last_reads(graph.nodes)
     name = graph.inputs[0].id
     images, held_out = channels_last(images), channels_last(held_out)
-    fitted, held = Run({name: images}, {name: images}), Run({name: held_out}, {name: held_out})
-    clean_outputs = outputs_of(graph, original, held_out)
+    fitted, held = Run({name: images}, {name: images}), {name: held_out}
+    clean_outputs = outputs_of(graph, original, held_out) if clean is None else clean.outputs
+    changed: set[str] = set()
     effects: dict[str, dict[int, float]] = {}
     new: dict[str, Node] = {}
     done = 0
 
     def rest(index: int, value: Tensor) -> float:
         """Error of the outputs with this value at node `index` and all nodes after it clean."""
-        values = {**held.disturbed, order[index].id: value}
+        values = {**held, order[index].id: value}
         outputs = run(graph, original, values, order[index + 1 :])[graph.outputs[0]]
         return output_error(outputs, clean_outputs, spread)
 
     for index, node in enumerate(order):
-        for one in (fitted, held):
-            one.clean[node.id] = batched(node, [one.clean[i] for i in node.inputs], original, graph)
-        disturbed = not fitted.same(node)
+        if clean is None:
+            fitted.clean[node.id] = batched(node, [fitted.clean[i] for i in node.inputs], original, graph)
+        elif node.id in clean.activations:
+            fitted.clean[node.id] = clean.activations[node.id]
+        disturbed = not changed.isdisjoint(node.inputs)
         if isinstance(node.op, Conv2d | Linear) and method.refit and disturbed:
             if progress is not None:
                 progress(f"re-fitting the weights of {node.id}")
@@ -152,15 +155,18 @@ def sweep(
                 progress(f"fitting polynomials: {done} of {len(degrees)}")
         else:
             new[node.id] = node
-        for one in (fitted, held):
-            if new[node.id].op is node.op and not disturbed:
-                one.disturbed[node.id] = one.clean[node.id]
+        if new[node.id].op is not node.op or disturbed:
+            changed.add(node.id)
+        for values in (fitted.disturbed, held):
+            if values is fitted.disturbed and node.id not in changed and node.id in fitted.clean:
+                values[node.id] = fitted.clean[node.id]
             else:
-                operands = [one.disturbed[i] for i in node.inputs]
-                one.disturbed[node.id] = batched(new[node.id], operands, weights, graph)
+                values[node.id] = batched(new[node.id], [values[i] for i in node.inputs], weights, graph)
             for operand in done_with[node.id]:
-                del one.clean[operand], one.disturbed[operand]
-    outputs = held.disturbed[graph.outputs[0]]
+                del values[operand]
+        for operand in done_with[node.id]:
+            fitted.clean.pop(operand, None)
+    outputs = held[graph.outputs[0]]
     rebuilt = _rebuilt(graph, new, weights)
     return Swept(rebuilt, output_error(outputs, clean_outputs, spread), outputs, clean_outputs, effects)
 
@@ -196,7 +202,7 @@ def _refit(
     weights: dict[str, Tensor],
     users: Sequence[Node],
     fitted: Run,
-    held: Run,
+    held: Mapping[str, Tensor],
     method: Compensated,
     choose: bool,
     index: int,
@@ -228,10 +234,10 @@ def _refit(
         weights[names[0]], weights[names[1]] = w.reshape(weight.shape), b.reshape(-1)
         if not choose:
             return made
-        error = rest(index, batched(made, [held.disturbed[node.inputs[0]]], weights, graph))
+        error = rest(index, batched(made, [held[node.inputs[0]]], weights, graph))
         if best is None or error < best[0]:
             best = (error, weights[names[0]], weights[names[1]])
-    if best is None or best[0] > rest(index, batched(node, [held.disturbed[node.inputs[0]]], weights, graph)):
+    if best is None or best[0] > rest(index, batched(node, [held[node.inputs[0]]], weights, graph)):
         return node
     weights[names[0]], weights[names[1]] = best[1], best[2]
     return made
@@ -249,7 +255,7 @@ def _fit(
     op: Activation,
     node: Node,
     fitted: Run,
-    held: Run,
+    held: Mapping[str, Tensor],
     furthest: Tensor,
     degree: int,
     method: Compensated,
@@ -284,7 +290,7 @@ def _fit(
         error = float("nan")
         if measure is not None:
             polynomial = replace(node, op=Polynomial("c", half_width))
-            value = batched(polynomial, [held.disturbed[node.inputs[0]]], {"c": made}, _NOTHING)
+            value = batched(polynomial, [held[node.inputs[0]]], {"c": made}, _NOTHING)
             error = measure(value)
         if best is None or error <= best[0] * TOLERANCE:
             best = (min(error, best[0]) if best else error, made, half_width)
