@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from olac.approximation.common import output_error, output_sizes, readers
 from olac.approximation.criterion import Spread
-from olac.approximation.tensors import CHUNK, apply, outputs_of, run, tensors
+from olac.approximation.tensors import CHUNK, apply, channels_last, outputs_of, run, tensors
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Activation, Input, Polynomial
@@ -39,7 +39,7 @@ def effects(
     changed: dict[str, list[list[Tensor]]] = {name: [[] for _ in row] for name, row in fits.items()}
     clean: list[Tensor] = []
     after: dict[str, list[Node]] = {name: readers(graph, graph[name]) for name in fits}
-    chunks = images.split(CHUNK)
+    chunks = channels_last(images).split(CHUNK)
     for number, part in enumerate(chunks):
         values = run(graph, weights, part, keep=frozenset(node.id for node in graph.nodes))
         clean.append(values[graph.outputs[0]])

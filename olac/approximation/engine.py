@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from olac.approximation.clean import KeptClean
 from olac.approximation.common import DIVERGED, fitting, mirrored, output_error, shifted, spread_out, stressed
 from olac.approximation.criterion import Classification, Criterion, finished
 from olac.approximation.effects import effects, sensitivities
 from olac.approximation.forecast import PAIRINGS, after_fit, with_errors
 from olac.approximation.reconstruct import reconstruct
 from olac.approximation.sweep import sweep
-from olac.approximation.tensors import CHUNK, outputs_of, real_outputs, run, tensors
+from olac.approximation.tensors import CHUNK, channels_last, outputs_of, real_outputs, run, tensors
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Array
 from olac.ir.types import Range
@@ -28,6 +29,8 @@ EFFECT_IMAGES = 192
 """Images on which the effect of single activations is measured."""
 JUDGED_IMAGES, JUDGED_VALUES = 1024, 1 << 24
 """Images whose outputs tell how many disagree because of errors, and most values of all their copies."""
+TRIAL_IMAGES = 256
+"""Most images on which the polynomials of a trial are fitted."""
 BOUND_IMAGES = 2048
 """Images on which the bounds of values are measured."""
 COPIES, LITTLE = 1024, 1.2
@@ -57,6 +60,8 @@ class ImageFitter:
     seed: int = 0
     _outputs: list[tuple[Graph, torch.Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
     """A graph, and its outputs on some of the images."""
+    _clean: KeptClean = field(default_factory=KeptClean, init=False, repr=False, compare=False)
+    """What trials share."""
 
     def _fitted(self, graph: Graph, copies: int) -> torch.Tensor:
         return fitting(graph, _tensor(self.images), copies)
@@ -76,10 +81,18 @@ class ImageFitter:
         self, graph: Graph, degrees: Mapping[str, int], method: Compensated, probes: Sequence[int] = ()
     ) -> tuple[float, float, dict[str, dict[int, float]]]:
         """See `olac.analysis.degree_choice.Images`; a sweep without re-fitted weights."""
-        images, held_out, quick = self._fitted(graph, 2)[::2], _tensor(self.held_out), replace(method, refit=False)
-        spread = self.criterion.spread
+        images, held_out = spread_out(self._fitted(graph, 2)[::2], TRIAL_IMAGES), _tensor(self.held_out)
         made = sweep(
-            graph, images, held_out, degrees, quick, choose=False, probes=probes, progress=self.say, spread=spread
+            graph,
+            images,
+            held_out,
+            degrees,
+            replace(method, refit=False),
+            choose=False,
+            probes=probes,
+            progress=self.say,
+            spread=self.criterion.spread,
+            clean=self._clean.values(graph, images, held_out),
         )
         after = after_fit(made.error, method.passes_over(len(self.images)) * len(self.images), self.criterion.enough)
         shrunk = after / made.error if made.error > 0 else 1.0
@@ -104,6 +117,7 @@ class ImageFitter:
     def compensate(self, graph: Graph, degrees: Mapping[str, int], method: Compensated) -> Graph:
         """All activations replaced, each layer compensating the errors before it; bounds of values in their types."""
         every, held_out = _tensor(self.images), _tensor(self.held_out)
+        self._clean.forget()
         spread = self.criterion.spread
         swept = self._fitted(graph, 2)
         made = sweep(graph, swept, held_out, degrees, method, progress=self.say, spread=spread).graph
@@ -129,7 +143,7 @@ class ImageFitter:
         with torch.no_grad():
             images = spread_out(_tensor(self.images), BOUND_IMAGES)
             for part in torch.cat([images, _tensor(self.held_out)]).split(CHUNK):
-                for name, value in run(graph, weights, part, keep=everything).items():
+                for name, value in run(graph, weights, channels_last(part), keep=everything).items():
                     low, high = (float(end) for end in torch.aminmax(value))
                     if not math.isfinite(high - low):
                         finite = value[torch.isfinite(value)]

@@ -24,6 +24,8 @@ Tensor = torch.Tensor
 TINY = 1e-12
 ENOUGH_PLACES = 128
 """Places of a picture that moments are taken of, about."""
+PER_UNKNOWN = 64
+"""Samples for each unknown of a regression, about, if there are more; their share of the error is the inverse."""
 BLOCK = 2048
 """Columns that are converted to double precision at a time."""
 
@@ -158,6 +160,17 @@ def thinning(places: Sequence[int]) -> int:
     return max(1, math.isqrt(math.prod(places) // ENOUGH_PLACES)) if len(places) == 2 else 1
 
 
+def thinning_for(unknown: int, images: int, places: Sequence[int]) -> int:
+    """As `thinning`, but also no more than a regression of so many unknowns needs.
+
+    All first rows and columns must still come, so that the edges of pictures count.
+    """
+    if len(places) != 2:
+        return 1
+    enough = math.isqrt(images * math.prod(places) // (PER_UNKNOWN * unknown))
+    return max(thinning(places), min(enough, math.isqrt(math.ceil(images / CHUNK))))
+
+
 def offsets(every: int) -> Iterator[tuple[int, int]]:
     """First row and column for one piece of the images after the other, so that all places are seen."""
     return itertools.cycle([(i, j) for i in range(every) for j in range(every)])
@@ -167,7 +180,7 @@ def _chunks(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> I
     """Patches (groups, columns, samples) and targets (groups, out, samples), a few images at a time."""
     groups = op.groups if isinstance(op, Conv2d) else 1
     out = len(weight) // groups
-    every = thinning(target.shape[2:])
+    every = thinning_for(weight[0].numel(), len(x), target.shape[2:])
     for part, whole, (i, j) in zip(x.split(CHUNK), target.split(CHUNK), offsets(every), strict=False):
         wanted = whole[:, :, i::every, j::every] if every > 1 else whole
         y = wanted.reshape(len(part), groups, out, -1).permute(1, 2, 0, 3).reshape(groups, out, -1)
