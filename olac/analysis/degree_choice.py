@@ -239,6 +239,12 @@ class _Search:
     def _named(self, plan: Solution) -> dict[str, int]:
         return {node.id: self.degrees[node.id][k] for node, k in zip(self.nodes, plan.choices, strict=True)}
 
+    def _levels(self, plan: Solution) -> float:
+        """The levels of all activations in the circuit of the plan."""
+        named = self._named(plan)
+        folded = self._folded(named) & self.folds
+        return float(sum(1 if d == 2 and name in folded else max(1, d.bit_length()) for name, d in named.items()))
+
     def _forecast(self, plan: Solution) -> float:
         """Agreement that a plan is expected to have on held-out images."""
         if isinstance(self.method, Compensated):
@@ -280,9 +286,17 @@ class _Search:
 
         first = first_enough(row, forecast, asked)
         first = len(plans) - 1 if first is None else first
-        # Without a reconstruction the forecast is the agreement itself.
-        most = FITS if isinstance(self.method, Compensated) else 1
-        taken = preferred(finalists(first, row, fit, asked, required, most), asked, required)
+        method = self.method if isinstance(self.method, Compensated) else None
+        found = finalists(
+            first,
+            row,
+            fit,
+            asked,
+            required,
+            sound=method is not None and method.effort == "thorough",
+            most=1 if method is None else FITS,  # of other methods a trial is the fit itself
+        )
+        taken = preferred(found, asked, required)
         if required and taken.agreement < asked:
             raise InfeasibleError(
                 f"at degree {self.choice.most} the program has an agreement of {taken.agreement:.1%} on unseen images, "
@@ -290,7 +304,9 @@ class _Search:
             )
         self.fitted = taken.fitted
         points = [
-            FrontPoint(plans[i].price, plans[i].cost, tuple(self._named(plans[i]).values()), share, i == taken.index)
+            FrontPoint(
+                self._levels(plans[i]), plans[i].cost, tuple(self._named(plans[i]).values()), share, i == taken.index
+            )
             for i, share in agreements.items()
         ]
         self.front.extend(sorted(points, key=lambda one: (one.price, -one.cost)))
@@ -311,8 +327,7 @@ class _Search:
         def within(most: int) -> Solution:
             chosen = plan_degrees(self.graph, by_degree, most, circuit, engine=engine)
             choices = tuple(self.degrees[node.id].index(chosen.degrees[node.id]) for node in self.nodes)
-            depths = (self.depths[node.id][k] for node, k in zip(self.nodes, choices, strict=True))
-            return Solution(choices, float(sum(depths)), chosen.cost)
+            return Solution(choices, self._levels(Solution(choices, 0.0, 0.0)), chosen.cost)
 
         return cheapest_first(by_levels, bootstraps, within)
 

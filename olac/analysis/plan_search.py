@@ -100,9 +100,10 @@ def finalists(
     fit: Callable[[int], Finalist[T]],
     asked: float,
     required: bool,
+    sound: bool,
     most: int = FITS,
 ) -> list[Finalist[T]]:
-    """Fits the plan `first` and, if it falls short or altered images diverge, the dearer one that should do.
+    """Fits the plan `first` and, if it falls short, the dearer one that should do.
 
     Args:
         first: the plan that is fitted first.
@@ -110,12 +111,13 @@ def finalists(
         fit: fits a plan as a whole.
         asked: the agreement.
         required: whether the most accurate plan is fitted as well before it is said that no plan is enough.
-        most: how many plans are fitted at most, besides that.
+        sound: whether a dearer plan is fitted as well if altered images diverge.
+        most: how many plans are fitted at most, besides the most accurate one.
     """
     found = [fit(first)]
     while len(found) < most and found[-1].index < len(costs) - 1:
         last = found[-1]
-        if last.agreement >= asked and not last.diverging:
+        if last.agreement >= asked and not (sound and last.diverging):
             break
         after = last.index + 1
         found.append(fit(max(after, first_guessed(last.index, last.agreement, costs, asked))))

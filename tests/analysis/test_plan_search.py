@@ -95,10 +95,18 @@ def test_which_plans_are_fitted_and_which_is_taken(
     agreements: list[float], diverging: list[int], required: bool, fitted: list[int], taken: int
 ) -> None:
     order, fit = fits(agreements, diverging)
-    found = finalists(1, COSTS, fit, 0.98, required)
+    found = finalists(1, COSTS, fit, 0.98, required, sound=True)
     assert order == fitted and len(found) <= FITS + required
     chosen = preferred(found, 0.98, required)
     assert (chosen.index, chosen.fitted) == (taken, f"plan {taken}")
+
+
+def test_images_that_diverge_lead_to_a_second_fit_only_if_asked() -> None:
+    for sound in (False, True):
+        order, fit = fits([0.9, 0.985, 0.99, 0.99, 0.99], [0, 3, 0, 0, 0])
+        found = finalists(1, COSTS, fit, 0.98, False, sound)
+        assert order == ([1, 2] if sound else [1])
+        assert preferred(found, 0.98, False).index == order[-1]
 
 
 def test_the_preferred_finalist_is_the_same_in_any_order() -> None:
