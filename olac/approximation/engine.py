@@ -24,8 +24,8 @@ from olac.ir.types import Range
 from olac.polynomials.fit import Fit
 from olac.polynomials.modes import Compensated
 
-EFFECT_IMAGES = 192
-"""Images on which the effect of single activations is measured."""
+EFFECT_IMAGES, EFFECT_WITHIN = 192, 0.15
+"""Most images on which the effect of single activations is measured, and how well it has to be known."""
 TRIAL_IMAGES = 256
 """Most images on which the polynomials of a trial are fitted."""
 BOUND_IMAGES = 2048
@@ -65,7 +65,8 @@ class ImageFitter:
         """See `olac.approximation.effects`; on images that are held out and others, 192 in all."""
         held = _tensor(self.held_out)[: EFFECT_IMAGES // 2]
         others = _tensor(self.images)[: EFFECT_IMAGES - len(held)]
-        return effects(graph, fitting(graph, torch.cat([held, others]), 8), fits, self.say, self.criterion.spread)
+        images = fitting(graph, torch.cat([held, others]), 8)
+        return effects(graph, images, fits, self.say, self.criterion.spread, EFFECT_WITHIN)
 
     def sensitivities(self, graph: Graph) -> dict[str, float]:
         """See `olac.approximation.effects`."""
