@@ -25,8 +25,8 @@ from olac.ir.types import Range
 from olac.polynomials.fit import Fit
 from olac.polynomials.modes import Compensated
 
-EFFECT_IMAGES = 192
-"""Images on which the effect of single activations is measured."""
+EFFECT_IMAGES, EFFECT_WITHIN = 192, 0.15
+"""Most images on which the effect of single activations is measured, and how well it has to be known."""
 JUDGED_IMAGES, JUDGED_VALUES = 1024, 1 << 24
 """Images whose outputs tell how many disagree because of errors, and most values of all their copies."""
 TRIAL_IMAGES = 256
@@ -70,7 +70,8 @@ class ImageFitter:
         """See `olac.approximation.effects`; on images that are held out and others, 192 in all."""
         held = _tensor(self.held_out)[: EFFECT_IMAGES // 2]
         others = _tensor(self.images)[: EFFECT_IMAGES - len(held)]
-        return effects(graph, fitting(graph, torch.cat([held, others]), 8), fits, self.say, self.criterion.spread)
+        images = fitting(graph, torch.cat([held, others]), 8)
+        return effects(graph, images, fits, self.say, self.criterion.spread, EFFECT_WITHIN)
 
     def sensitivities(self, graph: Graph) -> dict[str, float]:
         """See `olac.approximation.effects`."""
