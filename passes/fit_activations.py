@@ -50,12 +50,14 @@ class FitActivations(Pass):
             context.costs or CostTable.default(),
             context.threads,
         )
-        degrees, front = choose_degrees(graph, method, self.degrees, evidence)
-        context.front.extend(front)
-        if isinstance(method, Compensated) and nodes:
-            fitted = context.need_images().compensate(graph, degrees, method)
+        choice = choose_degrees(graph, method, self.degrees, evidence)
+        context.front.extend(choice.front)
+        if choice.fitted is not None:
+            fitted = choice.fitted
+        elif isinstance(method, Compensated) and nodes:
+            fitted = context.need_images().compensate(graph, choice.degrees, method)
         else:
-            fitted = fit_from_histograms(graph, calibration.histograms, degrees, method)
+            fitted = fit_from_histograms(graph, calibration.histograms, choice.degrees, method)
         context.fits.extend(_report(node, fitted, context, method) for node in nodes)
         return fitted
 

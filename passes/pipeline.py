@@ -14,6 +14,7 @@ from olac.passes.fold_squares import FoldSquares
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.place_bootstraps import PlaceBootstraps
 from olac.passes.scale_inputs import ScaleInputs
+from olac.passes.trim_kernels import TrimKernels
 from olac.polynomials.modes import FitOptions, Minimax
 
 
@@ -23,6 +24,7 @@ def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...
     method = chosen.fitting
     return (
         ExpandMaxPool(method.alpha) if isinstance(method, Minimax) else ExpandMaxPool(),
+        TrimKernels(),
         FoldAffine(),
         FitActivations(method, chosen.choice),
         WidenMaxPool(),

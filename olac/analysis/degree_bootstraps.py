@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
 import math
@@ -17,12 +18,15 @@ from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
 from olac.ir.ops import Square
+from olac.polynomials.degrees import Solution
 
 Circuit: TypeAlias = Callable[[Mapping[str, int]], Graph]
 """Builds the graph that lowering would have for given degrees, with the same nodes and levels."""
 
 NODE_PRICE = 1e-6
 """Price of one level at one node, in bootstraps: it decides only between plans with equally many bootstraps."""
+COUNTED = 12
+"""For how many numbers of bootstraps a plan is made, at most."""
 TIE = 1e-9
 """Price of a bootstrap, in units of the largest cost: it decides only between plans of the same cost."""
 
@@ -168,6 +172,35 @@ def plan_degrees(
                 raise InfeasibleError(_refusal(plan.bootstraps, most))
             return best
         del choices[_least_worth(others, costs, choices)][2]
+
+
+def cheapest_first(
+    by_levels: Sequence[Solution], bootstraps: Callable[[Solution], int], within: Callable[[int], Solution]
+) -> list[Solution]:
+    """Plans from the cheapest to the most accurate: with fewer bootstraps first, and without any by levels.
+
+    A bootstrap takes longer than the multiplications of many levels. So if a program needs bootstraps, the plan for
+    each number of them is the best that has no more, and takes the levels that they leave over.
+
+    Args:
+        by_levels: the front by levels, the cheapest first.
+        bootstraps: of a plan's circuit.
+        within: the plan of least cost that takes at most so many bootstraps.
+    """
+    try:
+        least, most = bootstraps(by_levels[0]), bootstraps(by_levels[-1])
+    except InfeasibleError:  # places for bootstraps are too far apart, so the program must do without
+        return list(by_levels)
+    if most == 0:
+        return list(by_levels)
+    without = 0 if least else bisect.bisect_left(by_levels, 1, key=bootstraps)
+    found = list(by_levels[:without])
+    counts = range(max(1, least), most + 1)
+    for count in sorted({counts[k * (len(counts) - 1) // (COUNTED - 1)] for k in range(COUNTED)}):
+        plan = within(count)
+        if not found or plan.cost < found[-1].cost:
+            found.append(plan)
+    return found
 
 
 def _least_worth(

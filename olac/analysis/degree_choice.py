@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from olac.analysis.degree_bootstraps import Circuit, plan_degrees
+from olac.analysis.degree_bootstraps import Circuit, cheapest_first, least_bootstraps, plan_degrees
+from olac.analysis.plan_search import FITS, Finalist, finalists, first_enough, preferred
 from olac.backends.cost import CostEvaluator
 from olac.calibration.histogram import Histogram
 from olac.ckks.parameters import Parameters
@@ -58,13 +59,19 @@ class Images(Protocol):
     def trial(
         self, graph: Graph, degrees: Mapping[str, int], method: Compensated, probes: Sequence[int] = ()
     ) -> tuple[float, float, dict[str, dict[int, float]]]:
-        """Error and agreement of a plan on held-out images after a quick fit, and the effects of other degrees."""
+        """Error of a plan on held-out images after a quick fit, and the effects of other degrees.
+
+        The agreement between them is the one that is expected after the whole fit.
+        """
 
     def error(self, original: Graph, approximated: Graph) -> tuple[float, float]:
         """Error and agreement of an approximated graph on held-out images."""
 
     def compensate(self, graph: Graph, degrees: Mapping[str, int], method: Compensated) -> Graph:
         """The graph at stage POLYNOMIAL, each layer compensating the errors before it."""
+
+    def diverging(self, original: Graph, approximated: Graph) -> tuple[int, int]:
+        """How many altered copies of images diverge, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -85,40 +92,52 @@ class Evidence:
     threads: int
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The plan that was chosen.
+
+    Attributes:
+        degrees: by activation, in network order.
+        front: the plans that were considered, the cheapest first.
+        fitted: the graph of the plan after the whole fit, if the choice needed it.
+    """
+
+    degrees: dict[str, int]
+    front: list[FrontPoint] = field(default_factory=list)
+    fitted: Graph | None = None
+
+
 def functions(node: Node) -> list[Function]:
     """The function of each channel of an activation, or one for all."""
     assert isinstance(node.op, Activation)
     return channel_functions(node.op.function, node.op.parameters, node.type.shape[0])
 
 
-def choose_degrees(
-    graph: Graph, method: FromHistograms, choice: Degrees, evidence: Evidence
-) -> tuple[dict[str, int], list[FrontPoint]]:
-    """Degrees by activation, in network order, and the plans that were considered, the cheapest first.
+def choose_degrees(graph: Graph, method: FromHistograms, choice: Degrees, evidence: Evidence) -> Choice:
+    """The degrees of all activations.
 
     Raises:
         InfeasibleError: no plan is within the limit, or has the agreement that is asked for; says what to do.
     """
     nodes = [node for node in graph.nodes if isinstance(node.op, Activation)]
     if isinstance(method, Quadratic):
-        return {node.id: 2 for node in nodes}, []
+        return Choice({node.id: 2 for node in nodes})
     match choice:
         case Plan(degrees):
             if len(degrees) != len(nodes):
                 raise InfeasibleError(
                     f"the plan has {len(degrees)} degrees, the model {len(nodes)} activations. Give one for each."
                 )
-            return {node.id: degree for node, degree in zip(nodes, degrees, strict=True)}, []
+            return Choice({node.id: degree for node, degree in zip(nodes, degrees, strict=True)})
         case Fixed(degree):
-            return {node.id: degree for node in nodes}, []
+            return Choice({node.id: degree for node in nodes})
         case Tolerance(rmse):
             found = {node.id: (functions(node), evidence.histograms[node.id]) for node in nodes}
-            return {name: least_fit(*seen, method, rmse, choice.most).degree for name, seen in found.items()}, []
+            return Choice({name: least_fit(*seen, method, rmse, choice.most).degree for name, seen in found.items()})
         case Within() | Agreement():
             if not nodes:
-                return {}, []
-            search = _Search(graph, nodes, method, choice, evidence)
-            return search.run(), search.front
+                return Choice({})
+            return _Search(graph, nodes, method, choice, evidence).run()
 
 
 class _Search:
@@ -130,18 +149,19 @@ class _Search:
         self.graph, self.nodes, self.method, self.choice = graph, nodes, method, choice
         self.evidence, self.images = evidence, evidence.images()
         self.front: list[FrontPoint] = []
+        self.fitted: Graph | None = None
         folding = not isinstance(method, Normal)
         self.folds = self._folded({node.id: 2 for node in nodes}) if folding else frozenset()
         self.degrees = {node.id: self._candidates(node) for node in nodes}
         self.depths = {name: [self._depth(name, d) for d in row] for name, row in self.degrees.items()}
 
-    def run(self) -> dict[str, int]:
-        """The degrees of the chosen plan."""
+    def run(self) -> Choice:
+        """The chosen plan."""
         choice = self.choice
         costs = self._ola_costs() if choice.effects == "ola" else self._measured_costs()
         plan = self._agreeing(costs, choice) if isinstance(choice, Agreement) else self._within(costs, choice)
         self._record(costs, plan)
-        return self._named(plan)
+        return Choice(self._named(plan), self.front, self.fitted)
 
     def _within(self, costs: list[list[float]], choice: Within) -> Solution:
         plan = self._bounded(costs, choice)
@@ -150,9 +170,8 @@ class _Search:
         if choice.levels is not None:
             plan = self._honest(costs, plan, choice.levels)
         if choice.min_agreement is not None:
-            agreement = self._agreement(plan)
-            if agreement < choice.min_agreement:
-                agreement = self._fitted_agreement(plan)
+            self.fitted = self._fit(plan)
+            _, agreement = self.images.error(self.graph, self.fitted)
             if agreement < choice.min_agreement:
                 raise InfeasibleError(
                     f"the best plan within {choice.limit:g} has an agreement of {agreement:.1%} on unseen images, and "
@@ -220,20 +239,23 @@ class _Search:
     def _named(self, plan: Solution) -> dict[str, int]:
         return {node.id: self.degrees[node.id][k] for node, k in zip(self.nodes, plan.choices, strict=True)}
 
-    def _agreement(self, plan: Solution) -> float:
-        """Simulated agreement of a plan on held-out images."""
+    def _levels(self, plan: Solution) -> float:
+        """The levels of all activations in the circuit of the plan."""
+        named = self._named(plan)
+        folded = self._folded(named) & self.folds
+        return float(sum(1 if d == 2 and name in folded else max(1, d.bit_length()) for name, d in named.items()))
+
+    def _forecast(self, plan: Solution) -> float:
+        """Agreement that a plan is expected to have on held-out images."""
+        if isinstance(self.method, Compensated):
+            return self.images.trial(self.graph, self._named(plan), self.method)[1]
+        return self.images.error(self.graph, self._fit(plan))[1]
+
+    def _fit(self, plan: Solution) -> Graph:
         degrees = self._named(plan)
         if isinstance(self.method, Compensated):
-            return self.images.trial(self.graph, degrees, self.method)[1]
-        fitted = fit_from_histograms(self.graph, self.evidence.histograms, degrees, self.method)
-        return self.images.error(self.graph, fitted)[1]
-
-    def _fitted_agreement(self, plan: Solution) -> float:
-        """Agreement of a plan after the whole fit, which is better than the quick fit by which plans are compared."""
-        if not isinstance(self.method, Compensated):
-            return self._agreement(plan)
-        fitted = self.images.compensate(self.graph, self._named(plan), self.method)
-        return self.images.error(self.graph, fitted)[1]
+            return self.images.compensate(self.graph, degrees, self.method)
+        return fit_from_histograms(self.graph, self.evidence.histograms, degrees, self.method)
 
     def _bounded(self, costs: list[list[float]], choice: Within) -> Solution:
         """The best plan within the limit."""
@@ -248,37 +270,66 @@ class _Search:
         return plan
 
     def _agreeing(self, costs: list[list[float]], choice: Agreement) -> Solution:
-        """The cheapest plan of the front with the agreement asked for; the front is searched by halving."""
-        plans = front(costs, [[int(p) for p in row] for row in self._prices()])
-        asked = MIN_AGREEMENT if choice.share is None else choice.share
-        simulated: dict[int, float] = {}
+        """The cheapest plan that has the agreement after the whole fit."""
+        plans, agreements = self._row(costs), dict[int, float]()
+        asked, required = (MIN_AGREEMENT, False) if choice.share is None else (choice.share, True)
+        row = [plan.cost for plan in plans]
 
-        def agreement(index: int) -> float:
-            if index not in simulated:
-                simulated[index] = self._agreement(plans[index])
-            return simulated[index]
+        def forecast(index: int) -> float:
+            agreements[index] = self._forecast(plans[index])
+            return agreements[index]
 
-        low, high = 0, len(plans) - 1
-        if agreement(high) < asked:
-            if choice.share is not None and (fitted := self._fitted_agreement(plans[high])) < asked:
-                raise InfeasibleError(
-                    f"at degree {self.choice.most} the program has an agreement of {fitted:.1%} on unseen images, and "
-                    f"{asked:.1%} are asked for. Raise max_degree, or ask for less."
-                )
-            low = (
-                high  # nobody asked, or the whole fit has it: the best plan is taken, and the report has its agreement
-            )
-        while low < high:
-            middle = (low + high) // 2
-            if agreement(middle) >= asked:
-                high = middle
-            else:
-                low = middle + 1
-        self.front.extend(
-            FrontPoint(plans[i].price, plans[i].cost, tuple(self._named(plans[i]).values()), simulated[i], i == high)
-            for i in sorted(simulated)
+        def fit(index: int) -> Finalist[Graph]:
+            fitted = self._fit(plans[index])
+            _, agreements[index] = self.images.error(self.graph, fitted)
+            return Finalist(index, agreements[index], self.images.diverging(self.graph, fitted)[0], fitted)
+
+        first = first_enough(row, forecast, asked)
+        first = len(plans) - 1 if first is None else first
+        method = self.method if isinstance(self.method, Compensated) else None
+        found = finalists(
+            first,
+            row,
+            fit,
+            asked,
+            required,
+            sound=method is not None and method.effort == "thorough",
+            most=1 if method is None else FITS,  # of other methods a trial is the fit itself
         )
-        return plans[high]
+        taken = preferred(found, asked, required)
+        if required and taken.agreement < asked:
+            raise InfeasibleError(
+                f"at degree {self.choice.most} the program has an agreement of {taken.agreement:.1%} on unseen images, "
+                f"and {asked:.1%} are asked for. Raise max_degree, or ask for less."
+            )
+        self.fitted = taken.fitted
+        points = [
+            FrontPoint(
+                self._levels(plans[i]), plans[i].cost, tuple(self._named(plans[i]).values()), share, i == taken.index
+            )
+            for i, share in agreements.items()
+        ]
+        self.front.extend(sorted(points, key=lambda one: (one.price, -one.cost)))
+        return plans[taken.index]
+
+    def _row(self, costs: list[list[float]]) -> list[Solution]:
+        """Plans from the cheapest to the most accurate."""
+        by_levels = front(costs, [[int(p) for p in row] for row in self._prices()])
+        by_degree = {
+            node.id: dict(zip(self.degrees[node.id], row, strict=True))
+            for node, row in zip(self.nodes, costs, strict=True)
+        }
+        circuit, engine = self.evidence.circuit, self.evidence.costs.engine
+
+        def bootstraps(plan: Solution) -> int:
+            return least_bootstraps(circuit(self._named(plan)), engine=engine).bootstraps
+
+        def within(most: int) -> Solution:
+            chosen = plan_degrees(self.graph, by_degree, most, circuit, engine=engine)
+            choices = tuple(self.degrees[node.id].index(chosen.degrees[node.id]) for node in self.nodes)
+            return Solution(choices, self._levels(Solution(choices, 0.0, 0.0)), chosen.cost)
+
+        return cheapest_first(by_levels, bootstraps, within)
 
     def _refined(self, costs: list[list[float]], plan: Solution, choice: Within, method: Compensated) -> Solution:
         """Measure effects with the plan's own errors and solve again, as long as the simulated error falls."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.nn import functional as F
 
-from olac.approximation.common import output_error, output_sizes, readers
+from olac.approximation.common import WORST, image_errors, output_sizes, readers
 from olac.approximation.criterion import Spread
-from olac.approximation.tensors import CHUNK, apply, outputs_of, run, tensors
+from olac.approximation.tensors import CHUNK, apply, channels_last, outputs_of, run, tensors
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Activation, Input, Polynomial
@@ -25,6 +26,7 @@ def effects(
     fits: Mapping[str, Sequence[Fit]],
     progress: Callable[[str], None] | None = None,
     spread: Spread = "together",
+    within: float = 0.0,
 ) -> dict[str, list[float]]:
     """The error of the outputs (see `output_error`) by each fit of each activation, with all others exact.
 
@@ -34,28 +36,42 @@ def effects(
         fits: candidates, by activation.
         progress: called with a line of text for each activation.
         spread: how errors of outputs are scaled.
+        within: an error is measured on `CHUNK` more images until it is known within this share of it.
     """
     weights = tensors(graph)
-    changed: dict[str, list[list[Tensor]]] = {name: [[] for _ in row] for name, row in fits.items()}
-    clean: list[Tensor] = []
+    chunks = channels_last(images).split(CHUNK)
+    clean = torch.cat([outputs_of(graph, weights, part) for part in chunks])
     after: dict[str, list[Node]] = {name: readers(graph, graph[name]) for name in fits}
-    chunks = images.split(CHUNK)
+    errors: dict[str, list[Tensor]] = {name: [clean.new_empty(0)] * len(row) for name, row in fits.items()}
+    start = 0
     for number, part in enumerate(chunks):
+        open_fits = {name: [k for k, one in enumerate(row) if not _known(one, within)] for name, row in errors.items()}
+        if not any(open_fits.values()):
+            break
         values = run(graph, weights, part, keep=frozenset(node.id for node in graph.nodes))
-        clean.append(values[graph.outputs[0]])
-        for count, (name, row) in enumerate(fits.items()):
+        these = slice(start, start + len(part))
+        for count, (name, numbers) in enumerate(open_fits.items()):
             x = values[graph[name].inputs[0]]
             changing = {node.id for node in after[name]}
             before = {i: v for i, v in values.items() if i not in changing}
-            for k, candidate in enumerate(row):
+            for k in numbers:
+                candidate = fits[name][k]
                 node = Node(name, Polynomial("c", candidate.half_width), graph[name].inputs, graph[name].type)
                 made = apply(node, [x], {"c": torch.from_numpy(candidate.coefficients).float()}, {})
-                result = run(graph, weights, {**before, name: made}, after[name])
-                changed[name][k].append(result[graph.outputs[0]])
+                outputs = clean.clone()
+                outputs[these] = run(graph, weights, {**before, name: made}, after[name])[graph.outputs[0]]
+                found = image_errors(outputs, clean, spread)[these].nan_to_num(nan=WORST, posinf=WORST)
+                errors[name][k] = torch.cat([errors[name][k], found.clamp_max(WORST)])
             if progress is not None:
                 progress(f"measuring activations: {number * len(fits) + count + 1} of {len(chunks) * len(fits)}")
-    whole = torch.cat(clean)
-    return {name: [output_error(torch.cat(parts), whole, spread) for parts in row] for name, row in changed.items()}
+        start += len(part)
+    return {name: [float(one.mean()) for one in row] for name, row in errors.items()}
+
+
+def _known(errors: Tensor, within: float) -> bool:
+    """Whether the mean of these errors, of one image each, is known within this share of it (a standard deviation)."""
+    count = len(errors)
+    return count > 1 and float(errors.std()) <= within * math.sqrt(count) * float(errors.mean())
 
 
 def sensitivities(graph: Graph, images: Tensor, classes: bool = True, seed: int = 0) -> dict[str, float]:

@@ -11,20 +11,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from olac.approximation.clean import KeptClean
 from olac.approximation.common import DIVERGED, fitting, mirrored, output_error, shifted, spread_out, stressed
 from olac.approximation.criterion import Classification, Criterion, finished
 from olac.approximation.effects import effects, sensitivities
+from olac.approximation.forecast import PAIRINGS, after_fit, with_errors
 from olac.approximation.reconstruct import reconstruct
 from olac.approximation.sweep import sweep
-from olac.approximation.tensors import CHUNK, outputs_of, real_outputs, run, tensors
+from olac.approximation.tensors import CHUNK, channels_last, outputs_of, real_outputs, run, tensors
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Array
 from olac.ir.types import Range
 from olac.polynomials.fit import Fit
 from olac.polynomials.modes import Compensated
 
-EFFECT_IMAGES = 192
-"""Images on which the effect of single activations is measured."""
+EFFECT_IMAGES, EFFECT_WITHIN = 192, 0.15
+"""Most images on which the effect of single activations is measured, and how well it has to be known."""
+JUDGED_IMAGES, JUDGED_VALUES = 1024, 1 << 24
+"""Images whose outputs tell how many disagree because of errors, and most values of all their copies."""
+TRIAL_IMAGES = 256
+"""Most images on which the polynomials of a trial are fitted."""
 BOUND_IMAGES = 2048
 """Images on which the bounds of values are measured."""
 COPIES, LITTLE = 1024, 1.2
@@ -52,6 +58,10 @@ class ImageFitter:
     criterion: Criterion = field(default_factory=Classification)
     finish: Callable[[Array], Array] = lambda outputs: outputs
     seed: int = 0
+    _outputs: list[tuple[Graph, torch.Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
+    """A graph, and its outputs on some of the images."""
+    _clean: KeptClean = field(default_factory=KeptClean, init=False, repr=False, compare=False)
+    """What trials share."""
 
     def _fitted(self, graph: Graph, copies: int) -> torch.Tensor:
         return fitting(graph, _tensor(self.images), copies)
@@ -60,7 +70,8 @@ class ImageFitter:
         """See `olac.approximation.effects`; on images that are held out and others, 192 in all."""
         held = _tensor(self.held_out)[: EFFECT_IMAGES // 2]
         others = _tensor(self.images)[: EFFECT_IMAGES - len(held)]
-        return effects(graph, fitting(graph, torch.cat([held, others]), 8), fits, self.say, self.criterion.spread)
+        images = fitting(graph, torch.cat([held, others]), 8)
+        return effects(graph, images, fits, self.say, self.criterion.spread, EFFECT_WITHIN)
 
     def sensitivities(self, graph: Graph) -> dict[str, float]:
         """See `olac.approximation.effects`."""
@@ -71,21 +82,43 @@ class ImageFitter:
         self, graph: Graph, degrees: Mapping[str, int], method: Compensated, probes: Sequence[int] = ()
     ) -> tuple[float, float, dict[str, dict[int, float]]]:
         """See `olac.analysis.degree_choice.Images`; a sweep without re-fitted weights."""
-        images, held_out, quick = self._fitted(graph, 2)[::2], _tensor(self.held_out), replace(method, refit=False)
-        spread = self.criterion.spread
+        images, held_out = spread_out(self._fitted(graph, 2)[::2], TRIAL_IMAGES), _tensor(self.held_out)
         made = sweep(
-            graph, images, held_out, degrees, quick, choose=False, probes=probes, progress=self.say, spread=spread
+            graph,
+            images,
+            held_out,
+            degrees,
+            replace(method, refit=False),
+            choose=False,
+            probes=probes,
+            progress=self.say,
+            spread=self.criterion.spread,
+            clean=self._clean.values(graph, images, held_out),
         )
-        return made.error, self._agreement(made.outputs, made.clean), made.effects
+        after = after_fit(made.error, method.passes_over(len(self.images)) * len(self.images), self.criterion.enough)
+        shrunk = after / made.error if made.error > 0 else 1.0
+        return made.error, self._expected(graph, made.outputs, made.clean, shrunk), made.effects
 
     def _agreement(self, outputs: torch.Tensor, clean: torch.Tensor) -> float:
         """Agreement of a graph's outputs with those of the clean graph, both as users see them."""
         ours, theirs = (finished(self.finish, values.double().numpy()) for values in (outputs, clean))
         return self.criterion.agreement(ours, theirs)
 
+    def _expected(self, graph: Graph, outputs: torch.Tensor, clean: torch.Tensor, shrunk: float = 1.0) -> float:
+        """Agreement of all images if their outputs had errors like these, `shrunk` in variance; see `with_errors`."""
+        most = max(1, min(JUDGED_IMAGES, JUDGED_VALUES // (PAIRINGS * clean[0].numel())))
+        if not self._outputs or self._outputs[0][0] is not graph:
+            images = spread_out(_tensor(self.images), most)
+            with torch.no_grad():
+                self._outputs[:] = [(graph, outputs_of(graph, tensors(graph), images))]
+        theirs = torch.cat([self._outputs[0][1], spread_out(clean, most)])
+        ours = with_errors(outputs, clean, theirs, self.criterion.spread, math.sqrt(shrunk))
+        return self._agreement(ours, theirs.repeat(PAIRINGS, *(1,) * (theirs.ndim - 1)))
+
     def compensate(self, graph: Graph, degrees: Mapping[str, int], method: Compensated) -> Graph:
         """All activations replaced, each layer compensating the errors before it; bounds of values in their types."""
         every, held_out = _tensor(self.images), _tensor(self.held_out)
+        self._clean.forget()
         spread = self.criterion.spread
         swept = self._fitted(graph, 2)
         made = sweep(graph, swept, held_out, degrees, method, progress=self.say, spread=spread).graph
@@ -111,7 +144,7 @@ class ImageFitter:
         with torch.no_grad():
             images = spread_out(_tensor(self.images), BOUND_IMAGES)
             for part in torch.cat([images, _tensor(self.held_out)]).split(CHUNK):
-                for name, value in run(graph, weights, part, keep=everything).items():
+                for name, value in run(graph, weights, channels_last(part), keep=everything).items():
                     low, high = (float(end) for end in torch.aminmax(value))
                     if not math.isfinite(high - low):
                         finite = value[torch.isfinite(value)]
@@ -158,7 +191,7 @@ class ImageFitter:
         with torch.no_grad():
             x = _tensor(self.held_out)
             clean, ours = (outputs_of(graph, tensors(graph), x) for graph in (original, approximated))
-        return output_error(ours, clean, self.criterion.spread), self._agreement(ours, clean)
+        return output_error(ours, clean, self.criterion.spread), self._expected(original, ours, clean)
 
 
 def _tensor(array: npt.NDArray[np.floating[Any]]) -> torch.Tensor:

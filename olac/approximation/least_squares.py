@@ -24,6 +24,10 @@ Tensor = torch.Tensor
 TINY = 1e-12
 ENOUGH_PLACES = 128
 """Places of a picture that moments are taken of, about."""
+PER_UNKNOWN = 64
+"""Samples for each unknown of a regression, about, if there are more; their share of the error is the inverse."""
+SQUARE = 144
+"""Rows of a block of a symmetric product."""
 BLOCK = 2048
 """Columns that are converted to double precision at a time."""
 
@@ -83,13 +87,17 @@ class _Moments:
     cross: Tensor
     patches: Tensor
     targets: Tensor
+    _left: tuple[Tensor, Tensor] | None = None
+    """Weights, and what they leave of the targets: the same for all ridges."""
 
     def solve(self, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """See `Regression`."""
         columns = self.gram.shape[1]
         size = self.gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         system = self.gram + (ridge * size + TINY) * torch.eye(columns, dtype=torch.float64)
-        step = torch.linalg.solve(system, (self.cross - weight @ self.gram).mT).mT
+        if self._left is None or self._left[0] is not weight:
+            self._left = weight, (self.cross - weight @ self.gram).mT
+        step = _solved(system, self._left[1]).mT
         made = weight + step
         return made, self.targets - (made @ self.patches[:, :, None])[:, :, 0]
 
@@ -103,7 +111,7 @@ def _moments(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> 
     mean_y = torch.zeros(groups, out, dtype=torch.float64)
     count = 0
     for u, y in _chunks(op, x, target, weight):
-        gram += u @ u.mT
+        gram += _squared(u)
         cross += y @ u.mT
         mean_x += u.mean(2).double() * u.shape[2]
         mean_y += y.mean(2).double() * u.shape[2]
@@ -112,6 +120,24 @@ def _moments(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> 
     gram = gram / count - mean_x[:, :, None] * mean_x[:, None, :]
     cross = cross / count - mean_y[:, :, None] * mean_x[:, None, :]
     return _Moments(gram, cross, mean_x, mean_y)
+
+
+def _solved(system: Tensor, right: Tensor) -> Tensor:
+    """The solution of symmetric systems: by Cholesky's factors, unless rounding made one indefinite."""
+    factor, failed = torch.linalg.cholesky_ex(system)
+    return torch.linalg.solve(system, right) if failed.any() else torch.cholesky_solve(right, factor)
+
+
+def _squared(u: Tensor) -> Tensor:
+    """u @ u.mT in blocks of rows; those below the diagonal are copies of those above."""
+    if u.shape[1] < 2 * SQUARE:
+        return u @ u.mT
+    made, size = u.new_empty(len(u), u.shape[1], u.shape[1]), u.shape[1]
+    for start in range(0, size, SQUARE):
+        rows = slice(start, start + SQUARE)
+        made[:, rows, start:] = u[:, rows] @ u[:, start:].mT
+        made[:, start + SQUARE :, rows] = made[:, rows, start + SQUARE :].mT
+    return made
 
 
 @dataclass
@@ -127,16 +153,20 @@ class _Samples:
     gram: Tensor
     row_means: Tensor
     target_means: Tensor
+    _left: tuple[Tensor, Tensor] | None = None
+    """See `_Moments`."""
 
     def solve(self, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """See `Regression`."""
         count, columns = self.gram.shape[1], self.rows.shape[1]
         size = self.gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] / columns
         system = self.gram + (ridge * size + TINY) * torch.eye(count, dtype=torch.float64)
-        left = self.targets.clone()
-        for part, block in _blocks(self.rows):
-            left -= weight[:, :, part] @ block
-        found = torch.linalg.solve(system, left.mT / count).mT
+        if self._left is None or self._left[0] is not weight:
+            left = self.targets.clone()
+            for part, block in _blocks(self.rows):
+                left -= weight[:, :, part] @ block
+            self._left = weight, left.mT / count
+        found = _solved(system, self._left[1]).mT
         made = weight.clone()
         for part, block in _blocks(self.rows):
             made[:, :, part] += found @ block.mT
@@ -158,6 +188,17 @@ def thinning(places: Sequence[int]) -> int:
     return max(1, math.isqrt(math.prod(places) // ENOUGH_PLACES)) if len(places) == 2 else 1
 
 
+def thinning_for(unknown: int, images: int, places: Sequence[int]) -> int:
+    """As `thinning`, but also no more than a regression of so many unknowns needs.
+
+    All first rows and columns must still come, so that the edges of pictures count.
+    """
+    if len(places) != 2:
+        return 1
+    enough = math.isqrt(images * math.prod(places) // (PER_UNKNOWN * unknown))
+    return max(thinning(places), min(enough, math.isqrt(math.ceil(images / CHUNK))))
+
+
 def offsets(every: int) -> Iterator[tuple[int, int]]:
     """First row and column for one piece of the images after the other, so that all places are seen."""
     return itertools.cycle([(i, j) for i in range(every) for j in range(every)])
@@ -167,7 +208,7 @@ def _chunks(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> I
     """Patches (groups, columns, samples) and targets (groups, out, samples), a few images at a time."""
     groups = op.groups if isinstance(op, Conv2d) else 1
     out = len(weight) // groups
-    every = thinning(target.shape[2:])
+    every = thinning_for(weight[0].numel(), len(x), target.shape[2:])
     for part, whole, (i, j) in zip(x.split(CHUNK), target.split(CHUNK), offsets(every), strict=False):
         wanted = whole[:, :, i::every, j::every] if every > 1 else whole
         y = wanted.reshape(len(part), groups, out, -1).permute(1, 2, 0, 3).reshape(groups, out, -1)

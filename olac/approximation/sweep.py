@@ -9,17 +9,19 @@ network clean. The method is olac's own and needs no labels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from olac.approximation.clean import Clean
 from olac.approximation.common import output_error
 from olac.approximation.criterion import Spread
-from olac.approximation.least_squares import offsets, ridge_regression, thinning, unknowns
-from olac.approximation.tensors import CHUNK, apply, chebyshev, outputs_of, run, tensors
+from olac.approximation.extremes import reach
+from olac.approximation.least_squares import ridge_regression, unknowns
+from olac.approximation.moments import ends, means
+from olac.approximation.tensors import CHUNK, apply, channels_last, chebyshev, outputs_of, run, tensors
 from olac.ir.functions import Function, channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node, last_reads
 from olac.ir.ops import Activation, Add, Array, Conv2d, Input, Linear, Polynomial
@@ -33,14 +35,6 @@ RIDGES = (1e-3, 1e-2, 1e-1)
 """Pulls towards the trained weights that are tried, besides leaving the weights unchanged."""
 MOST_UNKNOWNS = 6000
 """Layers whose normal equations have more unknowns are not re-fitted, because solving them takes too long."""
-EXPECTED = 1e4
-"""Ranges are padded to what is expected to be the furthest value in this many images."""
-MOST_EXTREMES = 64
-"""The largest values of this many images at most, and of a tenth of all, tell how far a channel goes."""
-FURTHEST = 4.0
-"""Ranges are padded to at most this many times what was seen."""
-ALONE = 2.0
-"""The padding if there is one image."""
 FEW_CHANNELS = 64
 """Channels whose floors are computed together."""
 TOLERANCE = 1.03
@@ -58,17 +52,13 @@ def tails(degree: int) -> tuple[tuple[float, float], ...]:
 
 @dataclass
 class Run:
-    """One set of images, run twice: the values that are still needed, clean and disturbed.
+    """The images of fits, run twice: the values that are still needed, clean and disturbed.
 
     The two share values that are the same.
     """
 
     clean: dict[str, Tensor]
     disturbed: dict[str, Tensor]
-
-    def same(self, node: Node) -> bool:
-        """Whether a node's operands are the same in both runs."""
-        return all(self.clean[i] is self.disturbed[i] for i in node.inputs)
 
 
 @dataclass
@@ -101,6 +91,7 @@ def sweep(
     probes: Sequence[int] = (),
     progress: Callable[[str], None] | None = None,
     spread: Spread = "together",
+    clean: Clean | None = None,
 ) -> Swept:
     """Replace the activations that `degrees` names, in network order.
 
@@ -113,29 +104,35 @@ def sweep(
         probes: further degrees whose effect at each activation is measured.
         progress: called with a line of text for each activation.
         spread: how errors of outputs are scaled.
+        clean: the values of the clean network on these images if they are known; only without `refit`.
     """
+    assert clean is None or not method.refit, "re-fitted weights need all clean values"
     original = tensors(graph)
     weights = dict(original)
     users = graph.users()
     order = [node for node in graph.nodes if not isinstance(node.op, Input)]
     done_with = last_reads(graph.nodes)
     name = graph.inputs[0].id
-    fitted, held = Run({name: images}, {name: images}), Run({name: held_out}, {name: held_out})
-    clean_outputs = outputs_of(graph, original, held_out)
+    images, held_out = channels_last(images), channels_last(held_out)
+    fitted, held = Run({name: images}, {name: images}), {name: held_out}
+    clean_outputs = outputs_of(graph, original, held_out) if clean is None else clean.outputs
+    changed: set[str] = set()
     effects: dict[str, dict[int, float]] = {}
     new: dict[str, Node] = {}
     done = 0
 
     def rest(index: int, value: Tensor) -> float:
         """Error of the outputs with this value at node `index` and all nodes after it clean."""
-        values = {**held.disturbed, order[index].id: value}
+        values = {**held, order[index].id: value}
         outputs = run(graph, original, values, order[index + 1 :])[graph.outputs[0]]
         return output_error(outputs, clean_outputs, spread)
 
     for index, node in enumerate(order):
-        for one in (fitted, held):
-            one.clean[node.id] = batched(node, [one.clean[i] for i in node.inputs], original, graph)
-        disturbed = not fitted.same(node)
+        if clean is None:
+            fitted.clean[node.id] = batched(node, [fitted.clean[i] for i in node.inputs], original, graph)
+        elif node.id in clean.activations:
+            fitted.clean[node.id] = clean.activations[node.id]
+        disturbed = not changed.isdisjoint(node.inputs)
         if isinstance(node.op, Conv2d | Linear) and method.refit and disturbed:
             if progress is not None:
                 progress(f"re-fitting the weights of {node.id}")
@@ -144,9 +141,10 @@ def sweep(
         elif isinstance(node.op, Activation) and node.id in degrees:
             wanted = degrees[node.id]
             found: dict[int, tuple[float, Tensor, float]] = {}
+            furthest = ends(fitted.disturbed[node.inputs[0]])
             for degree in sorted({wanted, *probes}):
                 measure = (lambda v, i=index: rest(i, v)) if choose or probes else None
-                found[degree] = _fit(node.op, node, fitted, held, degree, method, choose, measure)
+                found[degree] = _fit(node.op, node, fitted, held, furthest, degree, method, choose, measure)
             effects[node.id] = {degree: error for degree, (error, _, _) in found.items()}
             _, coefficients, half_width = found[wanted]
             name = f"{node.id}.coefficients"
@@ -157,15 +155,18 @@ def sweep(
                 progress(f"fitting polynomials: {done} of {len(degrees)}")
         else:
             new[node.id] = node
-        for one in (fitted, held):
-            if new[node.id].op is node.op and not disturbed:
-                one.disturbed[node.id] = one.clean[node.id]
+        if new[node.id].op is not node.op or disturbed:
+            changed.add(node.id)
+        for values in (fitted.disturbed, held):
+            if values is fitted.disturbed and node.id not in changed and node.id in fitted.clean:
+                values[node.id] = fitted.clean[node.id]
             else:
-                operands = [one.disturbed[i] for i in node.inputs]
-                one.disturbed[node.id] = batched(new[node.id], operands, weights, graph)
+                values[node.id] = batched(new[node.id], [values[i] for i in node.inputs], weights, graph)
             for operand in done_with[node.id]:
-                del one.clean[operand], one.disturbed[operand]
-    outputs = held.disturbed[graph.outputs[0]]
+                del values[operand]
+        for operand in done_with[node.id]:
+            fitted.clean.pop(operand, None)
+    outputs = held[graph.outputs[0]]
     rebuilt = _rebuilt(graph, new, weights)
     return Swept(rebuilt, output_error(outputs, clean_outputs, spread), outputs, clean_outputs, effects)
 
@@ -201,7 +202,7 @@ def _refit(
     weights: dict[str, Tensor],
     users: Sequence[Node],
     fitted: Run,
-    held: Run,
+    held: Mapping[str, Tensor],
     method: Compensated,
     choose: bool,
     index: int,
@@ -233,10 +234,10 @@ def _refit(
         weights[names[0]], weights[names[1]] = w.reshape(weight.shape), b.reshape(-1)
         if not choose:
             return made
-        error = rest(index, batched(made, [held.disturbed[node.inputs[0]]], weights, graph))
+        error = rest(index, batched(made, [held[node.inputs[0]]], weights, graph))
         if best is None or error < best[0]:
             best = (error, weights[names[0]], weights[names[1]])
-    if best is None or best[0] > rest(index, batched(node, [held.disturbed[node.inputs[0]]], weights, graph)):
+    if best is None or best[0] > rest(index, batched(node, [held[node.inputs[0]]], weights, graph)):
         return node
     weights[names[0]], weights[names[1]] = best[1], best[2]
     return made
@@ -254,7 +255,8 @@ def _fit(
     op: Activation,
     node: Node,
     fitted: Run,
-    held: Run,
+    held: Mapping[str, Tensor],
+    furthest: Tensor,
     degree: int,
     method: Compensated,
     choose: bool,
@@ -262,12 +264,10 @@ def _fit(
 ) -> tuple[float, Tensor, float]:
     """Error on the held-out images (nan if not measured), coefficients and half width of the best tails."""
     x, y = fitted.disturbed[node.inputs[0]], fitted.clean[node.id]
-    axes = [0, *range(2, x.ndim)]
-    low, high = x.amin(axes).double().numpy(), x.amax(axes).double().numpy()
+    low, high = (each.double().numpy() for each in (furthest[:, :, 0].amin(0), furthest[:, :, 1].amax(0)))
     middle, half = centred(low, high, degree)
-    beyond = reach(x, middle, half)
-    largest = max(float(y.abs().max()), TINY)
-    second, first = _sums(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
+    beyond = reach(furthest, middle, half)
+    second, first = means(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
     functions = channel_functions(op.function, op.parameters, x.shape[1])
     best: tuple[float, Tensor, float] | None = None
     given = method.floor is not None or method.padding is not None
@@ -278,6 +278,7 @@ def _fit(
         mapping = torch.from_numpy(widening(middle, half, half_width, degree))
         system, right = _system(functions, second, first, middle, half, degree, floor, padding)
         if degree == 2:
+            largest = max(float(y.abs().max()), TINY)
             inverse = torch.linalg.inv(mapping)
             squares = inverse.mT @ system @ inverse + CHANNEL_RIDGE * torch.eye(3, dtype=torch.float64)
             products = (inverse.mT @ right[:, :, None])[:, :, 0]
@@ -289,7 +290,7 @@ def _fit(
         error = float("nan")
         if measure is not None:
             polynomial = replace(node, op=Polynomial("c", half_width))
-            value = batched(polynomial, [held.disturbed[node.inputs[0]]], {"c": made}, _NOTHING)
+            value = batched(polynomial, [held[node.inputs[0]]], {"c": made}, _NOTHING)
             error = measure(value)
         if best is None or error <= best[0] * TOLERANCE:
             best = (min(error, best[0]) if best else error, made, half_width)
@@ -298,45 +299,6 @@ def _fit(
 
 
 _NOTHING = Graph((), (), {}, Stage.TRACED)
-
-
-def reach(x: Tensor, middle: Array, half: Array) -> Array:
-    """How far a channel's values are expected to go in `EXPECTED` images, in half widths from the middle, (channels,).
-
-    The largest value of each image is a sample of block maxima, whatever the number of places that an image has and
-    however much they depend on each other. Beyond a high threshold their excess is taken as exponential (the
-    generalised Pareto distribution of shape 0: peaks over threshold), of the mean that is seen plus its own deviation.
-    """
-    images = len(x)
-    taken = min(MOST_EXTREMES, max(images // 10, min(4, images - 1)))
-    flat = x.reshape(images, x.shape[1], -1)
-    sides = torch.stack([flat.amax(2), -flat.amin(2)]).double()
-    if taken < 1:
-        return np.full(len(half), ALONE)
-    top = sides.topk(taken + 1, 1).values
-    threshold = top[:, taken]
-    excess = (top[:, :taken] - threshold[:, None]).mean(1) * (1 + taken**-0.5)
-    level = threshold + excess * math.log(EXPECTED * taken / images)
-    centre, width = torch.from_numpy(middle), torch.from_numpy(half)
-    found = torch.maximum(level[0] - centre, level[1] + centre) / width
-    return np.asarray(found.clamp(1.0, FURTHEST).numpy())
-
-
-def _sums(x: Tensor, y: Tensor, middle: Tensor, half: Tensor, degree: int) -> tuple[Tensor, Tensor]:
-    """Means of T_i T_j and of T_i y in each channel, summed over a few images at a time."""
-    channels = x.shape[1]
-    second = torch.zeros(channels, degree + 1, degree + 1, dtype=torch.float64)
-    first = torch.zeros(channels, degree + 1, dtype=torch.float64)
-    few, every, count = max(1, CHUNK * 4 // (degree + 1)), thinning(x.shape[2:]), 0
-    for part, wanted, (i, j) in zip(x.split(few), y.split(few), offsets(every), strict=False):
-        if every > 1:
-            part, wanted = part[:, :, i::every, j::every], wanted[:, :, i::every, j::every]
-        count += part.numel() // channels
-        t = (by_channel(part).double() - middle[:, None]) / half[:, None]
-        basis = torch.stack(chebyshev(t, degree), 1)
-        second += basis @ basis.mT
-        first += (basis @ by_channel(wanted).double()[:, :, None])[:, :, 0]
-    return second / count, first / count
 
 
 def _system(

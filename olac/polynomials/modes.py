@@ -305,11 +305,11 @@ class Within(_Searched):
 
 @dataclass(frozen=True)
 class Agreement(_Searched):
-    """The cheapest degrees with a given agreement on unseen calibration images.
+    """The degrees of fewest bootstraps, or of fewest levels without any, with a given agreement after the whole fit.
 
     Attributes:
-        share: the agreement; if no plan has it, compilation fails. None aims at `MIN_AGREEMENT` and takes the best plan
-            if none has it.
+        share: the agreement on unseen calibration images; if no plan has it, compilation fails. None aims at
+            `MIN_AGREEMENT` and takes the best plan if none has it.
     """
 
     share: float | None = None

@@ -16,9 +16,11 @@ from olac.analysis import degree_bootstraps
 from olac.analysis.bootstrap_problem import Option
 from olac.analysis.bootstraps import solve
 from olac.analysis.degree_bootstraps import (
+    COUNTED,
     NODE_PRICE,
     Chosen,
     _Unscaled,
+    cheapest_first,
     degrees_within,
     least_bootstraps,
     usual_bootstrapping,
@@ -32,6 +34,7 @@ from olac.ir.ops import Activation, Add, Affine, Bootstrap, Input, Square
 from olac.ir.types import Stage, ValueType
 from olac.passes.base import PassContext, PassManager
 from olac.passes.insert_placeholders import circuit_pipeline
+from olac.polynomials.degrees import Solution
 from tests.approximation.nets import Residual, activations, folded, images
 
 SMALL = Parameters(11, 22, 40, 47, 3, FLEXIBLE, 0, Bootstrapping(6))
@@ -246,3 +249,43 @@ def test_squares_save_bootstraps() -> None:
         plan_degrees(graph, cubics, least - 1, SHALLOW)
     chosen = plan_degrees(graph, {name: {2: 2.0, 3: 1.0} for name in names}, least - 1, SHALLOW)
     assert chosen.plan.bootstraps < least and 0 < list(chosen.degrees.values()).count(2) < len(names)
+
+
+# The row of plans, from the cheapest to the most accurate ------------------------------------------------------------
+
+
+def plan(levels: int, cost: float) -> Solution:
+    return Solution((levels,), float(levels), cost)
+
+
+@pytest.mark.parametrize(("free", "each"), [(0, 3), (7, 3), (9, 2), (12, 100), (40, 5)])
+def test_plans_come_by_levels_and_then_by_bootstraps(free: int, each: int) -> None:
+    """`free` levels need no bootstrap, and one is needed for each `each` further ones."""
+    by_levels = [plan(levels, 1 / levels) for levels in range(5, 31)]
+    asked: list[int] = []
+
+    def bootstraps(one: Solution) -> int:
+        return max(0, -(-(int(one.price) - free) // each))
+
+    def within(most: int) -> Solution:
+        asked.append(most)
+        levels = min(30, free + most * each)
+        return plan(levels, 1 / levels)
+
+    row = cheapest_first(by_levels, bootstraps, within)
+    assert row[: len([p for p in by_levels if p.price <= free])] == [p for p in by_levels if p.price <= free]
+    assert [bootstraps(p) for p in row] == sorted(bootstraps(p) for p in row)
+    assert all(a.cost > b.cost for a, b in itertools.pairwise(row))
+    assert row[-1] == by_levels[-1]
+    counts = {bootstraps(p) for p in row} - {0}
+    assert counts == ({bootstraps(p) for p in by_levels} - {0} if len(counts) < COUNTED else set(asked))
+    assert len(asked) <= COUNTED
+
+
+def test_a_program_that_cannot_be_bootstrapped_is_planned_by_levels() -> None:
+    by_levels = [plan(levels, 1 / levels) for levels in range(5, 31)]
+
+    def bootstraps(one: Solution) -> int:
+        raise InfeasibleError("too far apart")
+
+    assert cheapest_first(by_levels, bootstraps, lambda most: by_levels[0]) == by_levels

@@ -25,6 +25,7 @@ from olac.errors import InfeasibleError, VerificationError
 from olac.ir.graph import Graph
 from olac.ir.ops import Square
 from olac.passes.base import PassContext, PassManager
+from olac.passes.fit_activations import FitActivations
 from olac.passes.insert_placeholders import circuit_pipeline
 from olac.polynomials.fit import Fit, fit
 from olac.polynomials.modes import Channel, Compensated, FitOptions, MethodName, Minimax
@@ -47,7 +48,11 @@ class Known:
     loss: Callable[[Degrees], float] = lambda degrees: 1.0
     in_context: Callable[[Degrees, str, int], float] | None = None
     alphas: Mapping[str, float] = field(default_factory=dict)
+    fitted: Callable[[Degrees], float] | None = None
+    astray: Callable[[Degrees], int] = lambda degrees: 0
     trials: list[dict[str, int]] = field(default_factory=list)
+    fits: list[dict[str, int]] = field(default_factory=list)
+    compensated: list[dict[str, int]] = field(default_factory=list)
 
     def effects(self, graph: Graph, fits: Mapping[str, Sequence[Fit]]) -> dict[str, list[float]]:
         return {name: [self.cost(name, one.degree) for one in row] for name, row in fits.items()}
@@ -64,17 +69,25 @@ class Known:
         return self.loss(degrees), self.agreement(degrees), measured
 
     def error(self, original: Graph, approximated: Graph) -> tuple[float, float]:
-        found = {
-            n.id: approximated.constants[n.op.coefficients].shape[1] - 1  # type: ignore[attr-defined]
-            for n in approximated.nodes
-            if n.id in activations(original)
-        }
-        self.trials.append(found)
-        return self.loss(found), self.agreement(found)
+        found = degrees_of(original, approximated)
+        self.fits.append(found)
+        return self.loss(found), (self.fitted or self.agreement)(found)
 
     def compensate(self, graph: Graph, degrees: Degrees, method: Compensated) -> Graph:
         """The polynomials themselves do not matter: `error` looks at their degrees."""
+        self.compensated.append(dict(degrees))
         return fit_from_histograms(graph, histograms(graph, IMAGES), degrees, method)
+
+    def diverging(self, original: Graph, approximated: Graph) -> tuple[int, int]:
+        return self.astray(degrees_of(original, approximated)), 1024
+
+
+def degrees_of(original: Graph, approximated: Graph) -> dict[str, int]:
+    return {
+        n.id: approximated.constants[n.op.coefficients].shape[1] - 1  # type: ignore[attr-defined]
+        for n in approximated.nodes
+        if n.id in activations(original)
+    }
 
 
 def by_weight(weights: Sequence[float], names: Sequence[str] = NAMES) -> Callable[[str, int], float]:
@@ -116,9 +129,9 @@ def choose_degrees(graph: Graph, context: PassContext, options: FitOptions) -> d
         olac.costs.CostTable.default(),
         context.threads,
     )
-    degrees, front = degree_choice.choose_degrees(graph, method, options.choice, evidence)
-    context.front.extend(front)
-    return degrees
+    choice = degree_choice.choose_degrees(graph, method, options.choice, evidence)
+    context.front.extend(choice.front)
+    return choice.degrees
 
 
 WEIGHTS = (3.0, 0.1, 1.0, 0.5, 2.0)
@@ -279,7 +292,7 @@ def test_the_cheapest_plan_with_the_agreement_is_taken(asked: float, method: Met
     levels = sum(LEVELS[d] for d in found.values())
     assert levels == max(5, math.ceil(-math.log2(1 - asked) - 1e-9))
     assert sum(known.cost(n, d) for n, d in found.items()) == pytest.approx(best(WEIGHTS, levels))
-    assert len(known.trials) <= 6, "the front is searched by halving"
+    assert len(known.trials) <= 6, "few plans are tried"
     (chosen,) = [p for p in context.front if p.chosen]
     assert chosen.agreement == shallow(found) >= asked
     assert all(p.agreement is not None and (p.agreement >= asked) == (p.price >= levels) for p in context.front)
@@ -297,11 +310,74 @@ def test_without_a_limit_the_best_there_is_will_do() -> None:
     known = Known(by_weight(WEIGHTS), agreement=lambda degrees: 0.7)
     context = context_for(known)
     assert choose_degrees(NET, context, FitOptions(max_degree=15)) == dict.fromkeys(NAMES, 15)
-    (point,) = context.front
-    assert point.chosen and point.agreement == 0.7
+    point = context.front[-1]
+    assert point.chosen and point.agreement == 0.7 and not any(one.chosen for one in context.front[:-1])
     known = Known(by_weight(WEIGHTS), agreement=shallow)
     found = choose_degrees(NET, context_for(known), FitOptions(max_degree=15))
     assert sum(LEVELS[d] for d in found.values()) == 6, "98 % are asked for"
+
+
+def test_a_fit_that_falls_short_is_followed_by_a_dearer_one() -> None:
+    """Forecasts are too good by half; the second fit is of the plan that the first one says is enough."""
+    known = Known(by_weight(WEIGHTS), agreement=shallow, fitted=lambda degrees: 1 - 2 * (1 - shallow(degrees)))
+    context = context_for(known)
+    found = choose_degrees(NET, context, FitOptions(max_degree=15, min_agreement=0.99))
+    assert sum(LEVELS[d] for d in known.fits[0].values()) == 7
+    assert len(known.fits) == 2 and known.fits[-1] == found and sum(LEVELS[d] for d in found.values()) >= 8
+    (chosen,) = [p for p in context.front if p.chosen]
+    assert chosen.agreement == 1 - 2 * (1 - shallow(found)) >= 0.99
+
+
+def test_a_plan_that_diverges_loses_against_one_that_is_nearly_as_good() -> None:
+    def astray(degrees: Degrees) -> int:
+        return int(sum(LEVELS[d] for d in degrees.values()) == 6)
+
+    known = Known(by_weight(WEIGHTS), agreement=shallow, astray=astray)
+    found = choose_degrees(NET, context_for(known), FitOptions(max_degree=15, effort="thorough"))
+    assert [sum(LEVELS[d] for d in fitted.values()) for fitted in known.fits] == [6, 7]
+    assert found == known.fits[-1]
+
+
+def test_what_the_search_fitted_is_the_result() -> None:
+    for options in (FitOptions(max_degree=7), FitOptions(max_depth=9, min_agreement=0.5)):
+        known = Known(by_weight(WEIGHTS), agreement=shallow)
+        context = context_for(known)
+        made = FitActivations(options.fitting, options.choice).run(NET, context)
+        assert len(known.compensated) == 1
+        assert known.compensated == [degrees_of(NET, made)] == known.fits
+        (chosen,) = [p for p in context.front if p.chosen]
+        assert chosen.degrees == tuple(fit.degree for fit in context.fits)
+
+
+def test_the_plan_has_the_fewest_bootstraps_of_all_that_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against every plan, for agreements that are as the additive model says; without bootstraps levels count."""
+    chain_of_24 = Parameters(16, 24, 40, 47, 2, FLEXIBLE, 128, Bootstrapping(8))
+    monkeypatch.setattr(degree_bootstraps, "usual_bootstrapping", lambda engine: chain_of_24)
+    cost = by_weight(WEIGHTS)
+
+    def agreement(degrees: Degrees) -> float:
+        return 1 - 0.3 * math.sqrt(sum(cost(name, d) for name, d in degrees.items()))
+
+    def bootstraps(degrees: Degrees) -> int:
+        return least_bootstraps(lowered(NET, degrees)).bootstraps
+
+    def levels(degrees: Degrees) -> int:
+        return sum(LEVELS[d] for d in degrees.values())
+
+    plans = [dict(zip(NAMES, plan, strict=True)) for plan in itertools.product(CANDIDATES, repeat=len(NAMES))]
+    numbers = set()
+    for asked in (0.7, 0.85, 0.9, 0.948):
+        known = Known(cost, agreement=agreement)
+        found = choose_degrees(NET, context_for(known), FitOptions(max_degree=15, min_agreement=asked))
+        assert agreement(found) >= asked
+        enough = [plan for plan in plans if agreement(plan) >= asked]
+        number = bootstraps(found)
+        numbers.add(number)
+        if number:
+            assert all(bootstraps(plan) >= number for plan in enough)
+        else:
+            assert all(levels(plan) >= levels(found) for plan in enough)
+    assert numbers == {0, 1}
 
 
 def test_depth_and_agreement_together() -> None:

@@ -132,3 +132,18 @@ def test_a_gradient_that_is_lost_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(forms, Linear, detached)
     with pytest.raises(VerificationError, match="lost: no gradient"):
         sensitivities(graph, torch.randn(5, 3), classes=False)
+
+
+def test_effects_that_are_known_well_take_no_more_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = residual(1)
+    seen, many = histograms(graph, IMAGES), images(64 * 4, 8)
+    fits = {n: [fit(functions(graph[n]), seen[n], Channel(), d) for d in (2, 7)] for n in activations(graph)}
+    lines: list[str] = []
+    exact = effects(graph, many, fits)
+    few, first = effects(graph, many, fits, lines.append, within=100.0), effects(graph, many[:64], fits)
+    ratios = [a / b for name in fits for a, b in zip(few[name], first[name], strict=True)]
+    assert ratios == pytest.approx([ratios[0]] * 6, rel=1e-4), "only the outputs' variance is that of all images"
+    assert lines[-1] == "measuring activations: 3 of 12", "one chunk of four"
+    rough = effects(graph, many, fits, within=0.1)
+    for name, row in rough.items():
+        assert row == pytest.approx(exact[name], rel=0.4) and row != exact[name]

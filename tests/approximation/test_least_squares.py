@@ -13,7 +13,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from olac.approximation import least_squares
-from olac.approximation.least_squares import Root, offsets, patches, ridge_regression, thinning, unknowns, whitening
+from olac.approximation.least_squares import (
+    Root,
+    offsets,
+    patches,
+    ridge_regression,
+    thinning,
+    thinning_for,
+    unknowns,
+    whitening,
+)
 from olac.approximation.reconstruct import reconstruct
 from olac.approximation.sweep import sweep
 from olac.approximation.tensors import CHUNK
@@ -143,3 +152,22 @@ def test_moments_of_fewer_places_are_those_of_all(size: int, stride: int) -> Non
     every = thinning(wanted.shape[2:])
     assert every == max(1, math.isqrt(math.prod(wanted.shape[2:]) // 128))
     assert len(set(itertools.islice(offsets(every), every * every))) == every * every
+
+
+def test_regressions_take_as_many_samples_as_they_need() -> None:
+    assert thinning_for(9, 1024, (32, 32)) == 4 > thinning((32, 32)), "all 16 first places come in 16 chunks of images"
+    assert thinning_for(288, 1 << 14, (16, 16)) == 15, "2^22 places, and 64 * 288 are enough"
+    assert thinning_for(9, 64, (8, 8)) == thinning((8, 8)) == 1, "with few images all places count"
+    assert thinning_for(4608, 1024, (32, 32)) == thinning((32, 32)) == 2
+    assert thinning_for(9, 1024, ()) == 1
+
+
+def test_symmetric_products_and_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(least_squares, "SQUARE", 7)
+    u = torch.randn(2, 31, 50, generator=torch.Generator().manual_seed(1)).double()
+    assert torch.allclose(least_squares._squared(u), u @ u.mT, atol=1e-12)
+    right = torch.randn(2, 31, 3).double()
+    definite = u @ u.mT
+    for system in (definite, definite - 20 * torch.eye(31, dtype=torch.float64)):
+        assert torch.allclose(system @ least_squares._solved(system, right), right, atol=1e-8)
+    assert torch.linalg.cholesky_ex(system).info.any(), "the second is indefinite"

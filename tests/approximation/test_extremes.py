@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from olac.approximation.sweep import EXPECTED, FURTHEST, reach
+from olac.approximation.extremes import EXPECTED, FURTHEST, reach
 from olac.system.arrays import Array
 
 Tensor = torch.Tensor
