@@ -47,6 +47,11 @@ class Extremes:
     shape: Tensor
     share: float
 
+    @property
+    def heavy(self) -> bool:
+        """Whether the tails are heavier than exponential, so that a few values come from far beyond the others."""
+        return bool((self.shape > 0).any())
+
     def level(self, images: float) -> Tensor:
         """What is expected to be the furthest value of one channel in this many images, (2, channels)."""
         times = math.log(max(1.0, images * self.share))
@@ -109,18 +114,17 @@ def _shape(above: Tensor) -> Tensor:
     return shape.nan_to_num(0.0).clamp(LEAST_SHAPE, MOST_SHAPE)
 
 
-def reach(x: Tensor, middle: Array, half: Array) -> Array:
+def reach(tails: Extremes | None, middle: Array, half: Array) -> Array:
     """How far a channel's values are expected to go, in half widths from the middle, shape (channels,).
 
     The furthest value is that of all channels in `EXPECTED` images: one channel that leaves its range is enough to make
     an image diverge.
     """
     centre, width = torch.from_numpy(middle), torch.from_numpy(half)
-    tails = extremes(x)
     if tails is None:
         found = torch.full_like(width, ALONE)
     else:
-        level = tails.level(EXPECTED * 2 * x.shape[1])
+        level = tails.level(EXPECTED * 2 * len(half))
         found = torch.maximum(level[0] - centre, level[1] + centre) / width
     made: Array = found.clamp(1.0, FURTHEST).numpy()
     return made

@@ -79,14 +79,19 @@ class System:
         rows = torch.linalg.solve(system + CHANNEL_RIDGE * mapping.mT @ mapping, right)
         return (mapping @ rows[:, :, None])[:, :, 0]
 
-    def bounded(self, floor: float, beyond: Array, half_width: float, largest: float, limit: float) -> Tensor:
+    def bounded(
+        self, floor: float, beyond: Array, half_width: float, largest: float, limit: float, share: float
+    ) -> Tensor:
         """As `solve`, with larger floors where polynomials would be further off than they should within `beyond`."""
         floors = torch.full((len(self._first),), floor, dtype=torch.float64)
         made = self.solve(floors, half_width, largest)
         inverse = torch.linalg.inv(torch.from_numpy(widening(self._middle, self._half, half_width, self._degree)))
         while True:
             far = torch.cat(
-                [self._far(part, (inverse @ made[:, :, None])[part], beyond[part], limit) for part in self._parts()]
+                [
+                    self._far(part, (inverse @ made[:, :, None])[part], beyond[part], limit, share)
+                    for part in self._parts()
+                ]
             )
             far &= floors < MOST_FLOOR
             if not far.any():
@@ -94,7 +99,7 @@ class System:
             floors = torch.where(far, (LARGER * floors).clamp_max(MOST_FLOOR), floors)
             made = self.solve(floors, half_width, largest)
 
-    def _far(self, part: slice, rows: Tensor, beyond: Array, limit: float) -> Tensor:
+    def _far(self, part: slice, rows: Tensor, beyond: Array, limit: float, share: float) -> Tensor:
         """Which channels' polynomials are further off than they should be."""
         widths = torch.from_numpy(beyond)
         basis, target = self._points(part, widths)
@@ -104,5 +109,5 @@ class System:
             .amax(1)
         )
         exceeds = (target.abs() - seen[:, None]).clamp_min(0)
-        room = limit + SHARE * torch.maximum(exceeds, exceeds.flip(1))
+        room = limit + share * torch.maximum(exceeds, exceeds.flip(1))
         return (((rows.mT @ basis)[:, 0] - target).abs() > room).any(1)

@@ -9,6 +9,7 @@ network clean. The method is olac's own and needs no labels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,13 +18,13 @@ import torch
 
 from olac.approximation.common import output_error
 from olac.approximation.criterion import Spread
-from olac.approximation.extremes import reach
-from olac.approximation.floors import LIMIT, System
+from olac.approximation.extremes import extremes, reach
+from olac.approximation.floors import LIMIT, SHARE, System
 from olac.approximation.least_squares import offsets, ridge_regression, thinning, unknowns
 from olac.approximation.tensors import CHUNK, apply, chebyshev, outputs_of, run, tensors
 from olac.ir.functions import channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node, last_reads
-from olac.ir.ops import Activation, Add, Array, Conv2d, Input, Linear, Polynomial
+from olac.ir.ops import Activation, Add, Conv2d, Input, Linear, Polynomial
 from olac.ir.types import Stage
 from olac.polynomials.fit import TINY, centred
 from olac.polynomials.modes import Compensated
@@ -256,18 +257,22 @@ def _fit(
     axes = [0, *range(2, x.ndim)]
     low, high = x.amin(axes).double().numpy(), x.amax(axes).double().numpy()
     middle, half = centred(low, high, degree)
-    beyond = reach(x, middle, half)
-    largest, limit = max(float(y.abs().max()), TINY), LIMIT * float(y.std())
+    tails_seen = extremes(x)
+    beyond = reach(tails_seen, middle, half)
+    share = 0.0 if tails_seen is not None and tails_seen.heavy else SHARE
+    largest, limit = max(float(y.abs().max()), TINY), LIMIT * float(y.std(correction=0))
     second, first = _sums(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
     functions = channel_functions(op.function, op.parameters, x.shape[1])
     best: tuple[float, Tensor, float] | None = None
     given = method.floor is not None or method.padding is not None
+    if given:
+        limit = math.inf
     candidates = (method.tails(degree),) if given or not choose else tails(degree)
     for floor, least in candidates:
         padding = np.maximum(least, beyond * least / candidates[0][1]) if method.padding is None else least + 0 * half
         half_width = float((np.abs(middle) + padding * half).max())
         system = System(functions, second, first, middle, half, padding)
-        made = system.bounded(floor, beyond, half_width, largest, limit)
+        made = system.bounded(floor, beyond, half_width, largest, limit, share)
         error = float("nan")
         if measure is not None:
             polynomial = replace(node, op=Polynomial("c", half_width))
