@@ -8,6 +8,7 @@ out of their ranges, and so on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,15 +20,33 @@ from olac.system.arrays import Array
 
 Tensor = torch.Tensor
 
-LIMIT = 2.0
-"""Polynomials should not be further off than this many standard deviations of the layer's clean values, wherever
-values are expected."""
-SHARE = 1.0
-"""They may be further off by this share of what the function itself exceeds the values that were seen by."""
-LARGER, MOST_FLOOR = 3.0, 3e-2
-"""Floors grow by this factor, up to this weight: a polynomial of low degree can't be within the limit everywhere."""
+LIMIT, SHARE = 2.0, 1.0
+"""See `Room`."""
+COST = 1e-3
+"""Floors grow as long as this share of the variance of the layer's values is not lost where the data are."""
+LARGER, MOST_FLOOR = 3.0, 0.1
+"""Floors grow by this factor, up to this weight."""
 FEW_CHANNELS = 64
 """Channels whose floors are computed together."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """How far off a layer's polynomials may be within the ranges that are expected.
+
+    Attributes:
+        deviation: of the layer's clean values; polynomials may be off by `LIMIT` times as much.
+        share: they may be further off by this share of what the function itself exceeds the values that were seen by.
+            With heavy tails it is 0: a few values come from far beyond the others, in many layers at once.
+    """
+
+    deviation: float
+    share: float = SHARE
+
+    @property
+    def limit(self) -> float:
+        """The part that is the same everywhere."""
+        return LIMIT * self.deviation
 
 
 class System:
@@ -79,27 +98,25 @@ class System:
         rows = torch.linalg.solve(system + CHANNEL_RIDGE * mapping.mT @ mapping, right)
         return (mapping @ rows[:, :, None])[:, :, 0]
 
-    def bounded(
-        self, floor: float, beyond: Array, half_width: float, largest: float, limit: float, share: float
-    ) -> Tensor:
+    def bounded(self, floor: float, beyond: Array, half_width: float, largest: float, room: Room) -> Tensor:
         """As `solve`, with larger floors where polynomials would be further off than they should within `beyond`."""
         floors = torch.full((len(self._first),), floor, dtype=torch.float64)
-        made = self.solve(floors, half_width, largest)
+        first = made = self.solve(floors, half_width, largest)
         inverse = torch.linalg.inv(torch.from_numpy(widening(self._middle, self._half, half_width, self._degree)))
+        open_ = torch.ones(len(floors), dtype=torch.bool)
         while True:
-            far = torch.cat(
-                [
-                    self._far(part, (inverse @ made[:, :, None])[part], beyond[part], limit, share)
-                    for part in self._parts()
-                ]
-            )
-            far &= floors < MOST_FLOOR
-            if not far.any():
+            rows = inverse @ made[:, :, None]
+            open_ &= torch.cat([self._far(part, rows[part], beyond[part], room) for part in self._parts()])
+            open_ &= floors < MOST_FLOOR
+            if not open_.any():
                 return made.float()
-            floors = torch.where(far, (LARGER * floors).clamp_max(MOST_FLOOR), floors)
-            made = self.solve(floors, half_width, largest)
+            floors = torch.where(open_, LARGER * floors, floors)
+            tried = self.solve(floors, half_width, largest)
+            step = inverse @ (tried - first)[:, :, None]
+            open_ &= (step.mT @ self._second @ step)[:, 0, 0] <= COST * room.deviation**2
+            made = torch.where(open_[:, None], tried, made)
 
-    def _far(self, part: slice, rows: Tensor, beyond: Array, limit: float, share: float) -> Tensor:
+    def _far(self, part: slice, rows: Tensor, beyond: Array, room: Room) -> Tensor:
         """Which channels' polynomials are further off than they should be."""
         widths = torch.from_numpy(beyond)
         basis, target = self._points(part, widths)
@@ -109,5 +126,5 @@ class System:
             .amax(1)
         )
         exceeds = (target.abs() - seen[:, None]).clamp_min(0)
-        room = limit + share * torch.maximum(exceeds, exceeds.flip(1))
-        return (((rows.mT @ basis)[:, 0] - target).abs() > room).any(1)
+        allowed = room.limit + room.share * torch.maximum(exceeds, exceeds.flip(1))
+        return (((rows.mT @ basis)[:, 0] - target).abs() > allowed).any(1)

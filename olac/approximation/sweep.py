@@ -19,7 +19,7 @@ import torch
 from olac.approximation.common import output_error
 from olac.approximation.criterion import Spread
 from olac.approximation.extremes import extremes, reach
-from olac.approximation.floors import LIMIT, SHARE, System
+from olac.approximation.floors import SHARE, Room, System
 from olac.approximation.least_squares import offsets, ridge_regression, thinning, unknowns
 from olac.approximation.tensors import CHUNK, apply, chebyshev, outputs_of, run, tensors
 from olac.ir.functions import channel_functions
@@ -259,20 +259,19 @@ def _fit(
     middle, half = centred(low, high, degree)
     tails_seen = extremes(x)
     beyond = reach(tails_seen, middle, half)
-    share = 0.0 if tails_seen is not None and tails_seen.heavy else SHARE
-    largest, limit = max(float(y.abs().max()), TINY), LIMIT * float(y.std(correction=0))
+    largest = max(float(y.abs().max()), TINY)
     second, first = _sums(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
     functions = channel_functions(op.function, op.parameters, x.shape[1])
     best: tuple[float, Tensor, float] | None = None
     given = method.floor is not None or method.padding is not None
-    if given:
-        limit = math.inf
+    heavy = tails_seen is not None and tails_seen.heavy
+    room = Room(math.inf if given else float(y.std(correction=0)), 0.0 if heavy else SHARE)
     candidates = (method.tails(degree),) if given or not choose else tails(degree)
     for floor, least in candidates:
         padding = np.maximum(least, beyond * least / candidates[0][1]) if method.padding is None else least + 0 * half
         half_width = float((np.abs(middle) + padding * half).max())
         system = System(functions, second, first, middle, half, padding)
-        made = system.bounded(floor, beyond, half_width, largest, limit, share)
+        made = system.bounded(floor, beyond, half_width, largest, room)
         error = float("nan")
         if measure is not None:
             polynomial = replace(node, op=Polynomial("c", half_width))
