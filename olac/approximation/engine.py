@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from olac.approximation.clean import KeptClean
-from olac.approximation.common import DIVERGED, fitting, mirrored, output_error, shifted, spread_out, stressed
+from olac.approximation.common import diverged, fitting, mirrored, output_error, shifted, spread_out, stressed
 from olac.approximation.criterion import Classification, Criterion, finished
 from olac.approximation.effects import effects, sensitivities
 from olac.approximation.forecast import PAIRINGS, after_fit, with_errors
@@ -174,17 +174,16 @@ class ImageFitter:
         """
         images = torch.cat([_tensor(self.held_out), spread_out(_tensor(self.images), COPIES)])
         random, number = torch.Generator().manual_seed(self.seed + 2), 0
-        (clean, ours), found = (tensors(original), tensors(approximated)), []
+        clean, ours = tensors(original), tensors(approximated)
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
         with torch.no_grad():
-            theirs = real_outputs(original, clean, spread_out(images, EFFECT_IMAGES)).flatten(1)
-            size = theirs.std(0).max().clamp_min(1e-6)
             while number < COPIES:
                 chosen = images[torch.arange(number, number + CHUNK) % len(images)]
                 copies = stressed(shifted(mirrored(chosen, random), random), random, most=LITTLE)
-                off = real_outputs(approximated, ours, copies) - real_outputs(original, clean, copies)
-                found.append(~(off.flatten(1).abs().amax(1) <= DIVERGED * size))
+                found.append((real_outputs(approximated, ours, copies), real_outputs(original, clean, copies)))
                 number += CHUNK
-        return int(torch.cat(found).sum()), number
+        made, wanted = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return int(diverged(made, wanted, self.criterion.spread).sum()), number
 
     def error(self, original: Graph, approximated: Graph) -> tuple[float, float]:
         """Error and agreement of an approximated graph on the held-out images."""

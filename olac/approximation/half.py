@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,8 +14,8 @@ from olac.ir.graph import Graph
 from olac.ir.ops import Conv2d
 
 Tensor = torch.Tensor
-LEAST_CHANNELS = 8
-"""Convolutions of fewer channels in a group gain nothing."""
+LEAST_CHANNELS, LEAST_PLACES = 8, 4
+"""Convolutions of fewer channels in a group, or to smaller maps, gain nothing."""
 
 
 @functools.cache
@@ -35,7 +36,9 @@ def convolutions(graph: Graph) -> dict[str, Callable[[Sequence[Tensor], Weights]
     return {
         node.id: _rounded(node.op)
         for node in graph.nodes
-        if isinstance(node.op, Conv2d) and graph[node.inputs[0]].type.shape[0] >= LEAST_CHANNELS * node.op.groups
+        if isinstance(node.op, Conv2d)
+        and graph[node.inputs[0]].type.shape[0] >= LEAST_CHANNELS * node.op.groups
+        and math.prod(node.type.shape[1:]) >= LEAST_PLACES
     }
 
 

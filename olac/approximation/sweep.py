@@ -9,6 +9,7 @@ network clean. The method is olac's own and needs no labels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,15 +19,16 @@ import torch
 from olac.approximation.clean import Clean
 from olac.approximation.common import output_error
 from olac.approximation.criterion import Spread
-from olac.approximation.extremes import reach
+from olac.approximation.extremes import extremes, reach
+from olac.approximation.floors import SHARE, Room, System
 from olac.approximation.least_squares import ridge_regression, unknowns
 from olac.approximation.moments import ends, means
-from olac.approximation.tensors import CHUNK, apply, channels_last, chebyshev, outputs_of, run, tensors
-from olac.ir.functions import Function, channel_functions
+from olac.approximation.tensors import CHUNK, apply, channels_last, outputs_of, run, tensors
+from olac.ir.functions import channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node, last_reads
-from olac.ir.ops import Activation, Add, Array, Conv2d, Input, Linear, Polynomial
+from olac.ir.ops import Activation, Add, Conv2d, Input, Linear, Polynomial
 from olac.ir.types import Stage
-from olac.polynomials.fit import CHANNEL_RIDGE, FLOOR_POINTS, TINY, centred, quadratic, widening
+from olac.polynomials.fit import TINY, centred
 from olac.polynomials.modes import Compensated
 
 Tensor = torch.Tensor
@@ -35,8 +37,6 @@ RIDGES = (1e-3, 1e-2, 1e-1)
 """Pulls towards the trained weights that are tried, besides leaving the weights unchanged."""
 MOST_UNKNOWNS = 6000
 """Layers whose normal equations have more unknowns are not re-fitted, because solving them takes too long."""
-FEW_CHANNELS = 64
-"""Channels whose floors are computed together."""
 TOLERANCE = 1.03
 """Of the tails whose error is within this factor of the least, the safest are used."""
 
@@ -266,27 +266,21 @@ def _fit(
     x, y = fitted.disturbed[node.inputs[0]], fitted.clean[node.id]
     low, high = (each.double().numpy() for each in (furthest[:, :, 0].amin(0), furthest[:, :, 1].amax(0)))
     middle, half = centred(low, high, degree)
-    beyond = reach(furthest, middle, half)
+    tails_seen = extremes(furthest)
+    beyond = reach(tails_seen, middle, half)
+    largest = max(float(y.abs().max()), TINY)
     second, first = means(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
     functions = channel_functions(op.function, op.parameters, x.shape[1])
     best: tuple[float, Tensor, float] | None = None
     given = method.floor is not None or method.padding is not None
+    heavy = tails_seen is not None and tails_seen.heavy
+    room = Room(math.inf if given else float(y.std(correction=0)), 0.0 if heavy else SHARE)
     candidates = (method.tails(degree),) if given or not choose else tails(degree)
     for floor, least in candidates:
         padding = np.maximum(least, beyond * least / candidates[0][1]) if method.padding is None else least + 0 * half
         half_width = float((np.abs(middle) + padding * half).max())
-        mapping = torch.from_numpy(widening(middle, half, half_width, degree))
-        system, right = _system(functions, second, first, middle, half, degree, floor, padding)
-        if degree == 2:
-            largest = max(float(y.abs().max()), TINY)
-            inverse = torch.linalg.inv(mapping)
-            squares = inverse.mT @ system @ inverse + CHANNEL_RIDGE * torch.eye(3, dtype=torch.float64)
-            products = (inverse.mT @ right[:, :, None])[:, :, 0]
-            parts = zip(squares.numpy(), products.numpy(), strict=True)
-            made = torch.from_numpy(np.array([quadratic(a, b, largest) for a, b in parts])).float()
-        else:
-            rows = torch.linalg.solve(system + CHANNEL_RIDGE * mapping.mT @ mapping, right)
-            made = (mapping @ rows[:, :, None])[:, :, 0].float()
+        system = System(functions, second, first, middle, half, padding)
+        made = system.bounded(floor, beyond, half_width, largest, room)
         error = float("nan")
         if measure is not None:
             polynomial = replace(node, op=Polynomial("c", half_width))
@@ -299,32 +293,3 @@ def _fit(
 
 
 _NOTHING = Graph((), (), {}, Stage.TRACED)
-
-
-def _system(
-    functions: Sequence[Function],
-    second: Tensor,
-    first: Tensor,
-    middle: Array,
-    half: Array,
-    degree: int,
-    floor: float,
-    padding: Array,
-) -> tuple[Tensor, Tensor]:
-    """Normal equations of each channel, floor included, in Chebyshev polynomials of (x - middle) / half."""
-    unit = torch.linspace(-1, 1, FLOOR_POINTS, dtype=torch.float64)
-    spread_second, spread_first = torch.empty_like(second), torch.empty_like(first)
-    for start in range(0, len(second), FEW_CHANNELS):
-        part = slice(start, start + FEW_CHANNELS)
-        t = torch.from_numpy(padding[part])[:, None] * unit
-        points = middle[part, None] + half[part, None] * t.numpy()
-        if len(functions) == 1:
-            target = functions[0](points)
-        else:
-            target = np.stack([f(x) for f, x in zip(functions[part], points, strict=True)])
-        basis = torch.stack(chebyshev(t, degree), 1)
-        spread_second[part] = basis @ basis.mT / FLOOR_POINTS
-        spread_first[part] = (basis @ torch.from_numpy(target)[:, :, None])[:, :, 0] / FLOOR_POINTS
-    system = (1 - floor) * second + floor * spread_second
-    right = (1 - floor) * first + floor * spread_first
-    return system, right

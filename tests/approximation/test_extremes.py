@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from olac.approximation.extremes import EXPECTED, FURTHEST, reach
+from olac.approximation.extremes import EXPECTED, FURTHEST, extremes, reach
+from olac.approximation.moments import ends
 from olac.system.arrays import Array
 
 Tensor = torch.Tensor
@@ -30,7 +31,7 @@ def test_nearly_all_of_many_further_images_stay_within(images: int, places: tupl
 
     seen, channels = sample(images, 200), 200
     middle, half = ranged(seen)
-    padding = reach(seen, middle, half)
+    padding = reach(extremes(ends(seen)), middle, half)
     assert padding.shape == (channels,)
     assert (padding >= 1).all() and (padding <= FURTHEST).all()
     further = sample(1000, channels).numpy().reshape(1000, channels, -1)
@@ -46,7 +47,7 @@ def test_less_is_added_if_more_was_seen() -> None:
     paddings = []
     for images in (32, 128, 1024, 8192):
         x = torch.randn(images, 50, generator=random)
-        paddings.append(float(np.median(reach(x, *ranged(x)))))
+        paddings.append(float(np.median(reach(extremes(ends(x)), *ranged(x)))))
     assert paddings == sorted(paddings, reverse=True)
     assert paddings[0] > 1.8 and paddings[-1] < 1.5
 
@@ -55,11 +56,11 @@ def test_less_is_added_if_more_was_seen() -> None:
 def test_few_images_are_no_error(images: int) -> None:
     x = torch.randn(images, 3, generator=torch.Generator().manual_seed(2))
     middle, half = ranged(x)
-    found = reach(x, middle, np.maximum(half, 0.1))
+    found = reach(extremes(ends(x)), middle, np.maximum(half, 0.1))
     assert np.isfinite(found).all() and (found >= 1).all()
 
 
 def test_a_constant_channel_is_not_padded() -> None:
     x = torch.cat([torch.full((100, 1), 2.0), torch.randn(100, 1, generator=torch.Generator().manual_seed(3))], 1)
-    found = reach(x, np.array([2.0, 0.0]), np.array([0.1, 3.0]))
+    found = reach(extremes(ends(x)), np.array([2.0, 0.0]), np.array([0.1, 3.0]))
     assert found[0] == 1.0 and found[1] > 1.0

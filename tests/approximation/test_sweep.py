@@ -136,7 +136,7 @@ def test_tails_are_chosen_by_the_held_out_images() -> None:
     graph = residual(1)
     chosen = sweep(graph, TRAIN, HELD, uniform(graph, 5), PLAIN)
     fixed = sweep(graph, TRAIN, HELD, uniform(graph, 5), PLAIN, choose=False)
-    wide = sweep(graph, TRAIN, HELD, uniform(graph, 5), Compensated(refit=False, floor=0.3, padding=2.0))
+    wide = sweep(graph, TRAIN, HELD, uniform(graph, 5), Compensated(refit=False, floor=0.3, padding=3.0))
     assert chosen.error < wide.error and chosen.error < 1.1 * fixed.error
     ops = [one.graph[activations(graph)[0]].op for one in (chosen, wide)]
     assert isinstance(ops[0], Polynomial) and isinstance(ops[1], Polynomial)
