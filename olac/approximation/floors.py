@@ -96,7 +96,8 @@ class System:
             parts = zip(squares.numpy(), products.numpy(), strict=True)
             return torch.from_numpy(np.array([quadratic(a, b, largest) for a, b in parts]))
         rows = torch.linalg.solve(system + CHANNEL_RIDGE * mapping.mT @ mapping, right)
-        return (mapping @ rows[:, :, None])[:, :, 0]
+        made: Tensor = (mapping @ rows[:, :, None])[:, :, 0]
+        return made
 
     def bounded(self, floor: float, beyond: Array, half_width: float, largest: float, room: Room) -> Tensor:
         """As `solve`, with larger floors where polynomials would be further off than they should within `beyond`."""
