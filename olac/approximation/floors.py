@@ -25,7 +25,8 @@ LIMIT, SHARE = 2.0, 1.0
 COST = 2e-3
 """Floors grow as long as this share of the variance of the layer's values is not lost where the data are."""
 LOW = 3
-"""Floors stay as they are up to this degree: such polynomials grow slowly, and floors cost much and bound little."""
+"""Floors stay as they are up to this degree: such polynomials grow slowly, and floors over wide ranges cost
+much and bound little."""
 LARGER, MOST_FLOOR = 3.0, 0.1
 """Floors grow by this factor, up to this weight."""
 FEW_CHANNELS = 64
@@ -98,7 +99,8 @@ class System:
             parts = zip(squares.numpy(), products.numpy(), strict=True)
             return torch.from_numpy(np.array([quadratic(a, b, largest) for a, b in parts]))
         rows = torch.linalg.solve(system + CHANNEL_RIDGE * mapping.mT @ mapping, right)
-        return (mapping @ rows[:, :, None])[:, :, 0]
+        made: Tensor = (mapping @ rows[:, :, None])[:, :, 0]
+        return made
 
     def bounded(self, floor: float, beyond: Array, half_width: float, largest: float, room: Room) -> Tensor:
         """As `solve`, with larger floors where polynomials would be further off than they should within `beyond`."""
@@ -131,4 +133,5 @@ class System:
         )
         exceeds = (target.abs() - seen[:, None]).clamp_min(0)
         allowed = room.limit + room.share * torch.maximum(exceeds, exceeds.flip(1))
-        return (((rows.mT @ basis)[:, 0] - target).abs() > allowed).any(1)
+        far: Tensor = (((rows.mT @ basis)[:, 0] - target).abs() > allowed).any(1)
+        return far

@@ -19,7 +19,7 @@ import torch
 from olac.approximation.common import output_error
 from olac.approximation.criterion import Spread
 from olac.approximation.extremes import extremes, reach
-from olac.approximation.floors import SHARE, Room, System
+from olac.approximation.floors import LOW, SHARE, Room, System
 from olac.approximation.least_squares import offsets, ridge_regression, thinning, unknowns
 from olac.approximation.tensors import CHUNK, apply, chebyshev, outputs_of, run, tensors
 from olac.ir.functions import channel_functions
@@ -258,7 +258,7 @@ def _fit(
     low, high = x.amin(axes).double().numpy(), x.amax(axes).double().numpy()
     middle, half = centred(low, high, degree)
     tails_seen = extremes(x)
-    beyond = reach(tails_seen, middle, half)
+    beyond = reach(tails_seen, middle, half, together=degree > LOW)
     largest = max(float(y.abs().max()), TINY)
     second, first = _sums(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
     functions = channel_functions(op.function, op.parameters, x.shape[1])
