@@ -116,17 +116,17 @@ def _shape(above: Tensor) -> Tensor:
     return shape.nan_to_num(0.0).clamp(LEAST_SHAPE, MOST_SHAPE)
 
 
-def reach(tails: Extremes | None, middle: Array, half: Array) -> Array:
+def reach(tails: Extremes | None, middle: Array, half: Array, together: bool = True) -> Array:
     """How far a channel's values are expected to go, in half widths from the middle, shape (channels,).
 
     The furthest value is that of all channels in `EXPECTED` images: one channel that leaves its range is enough to make
-    an image diverge.
+    an image diverge. It is that of a single channel if not `together`.
     """
     centre, width = torch.from_numpy(middle), torch.from_numpy(half)
     if tails is None:
         found = torch.full_like(width, ALONE)
     else:
-        level = tails.level(EXPECTED * 2 * len(half))
+        level = tails.level(EXPECTED * 2 * len(half) if together else EXPECTED)
         found = torch.maximum(level[0] - centre, level[1] + centre) / width
     made: Array = found.clamp(1.0, FURTHEST).numpy()
     return made

@@ -22,8 +22,11 @@ Tensor = torch.Tensor
 
 LIMIT, SHARE = 2.0, 1.0
 """See `Room`."""
-COST = 1e-3
+COST = 2e-3
 """Floors grow as long as this share of the variance of the layer's values is not lost where the data are."""
+LOW = 3
+"""Floors stay as they are up to this degree: such polynomials grow slowly, and floors over wide ranges cost
+much and bound little."""
 LARGER, MOST_FLOOR = 3.0, 0.1
 """Floors grow by this factor, up to this weight."""
 FEW_CHANNELS = 64
@@ -103,6 +106,8 @@ class System:
         """As `solve`, with larger floors where polynomials would be further off than they should within `beyond`."""
         floors = torch.full((len(self._first),), floor, dtype=torch.float64)
         first = made = self.solve(floors, half_width, largest)
+        if self._degree <= LOW:
+            return made.float()
         inverse = torch.linalg.inv(torch.from_numpy(widening(self._middle, self._half, half_width, self._degree)))
         open_ = torch.ones(len(floors), dtype=torch.bool)
         while True:

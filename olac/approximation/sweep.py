@@ -20,7 +20,7 @@ from olac.approximation.clean import Clean
 from olac.approximation.common import output_error
 from olac.approximation.criterion import Spread
 from olac.approximation.extremes import extremes, reach
-from olac.approximation.floors import SHARE, Room, System
+from olac.approximation.floors import LOW, SHARE, Room, System
 from olac.approximation.least_squares import ridge_regression, unknowns
 from olac.approximation.moments import ends, means
 from olac.approximation.tensors import CHUNK, apply, channels_last, outputs_of, run, tensors
@@ -267,7 +267,7 @@ def _fit(
     low, high = (each.double().numpy() for each in (furthest[:, :, 0].amin(0), furthest[:, :, 1].amax(0)))
     middle, half = centred(low, high, degree)
     tails_seen = extremes(furthest)
-    beyond = reach(tails_seen, middle, half)
+    beyond = reach(tails_seen, middle, half, together=degree > LOW)
     largest = max(float(y.abs().max()), TINY)
     second, first = means(x, y, torch.from_numpy(middle), torch.from_numpy(half), degree)
     functions = channel_functions(op.function, op.parameters, x.shape[1])
