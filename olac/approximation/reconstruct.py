@@ -19,12 +19,23 @@ import torch
 
 from olac.approximation import half
 from olac.approximation.bounded import bounded, bounded_polynomial
-from olac.approximation.common import WORST, altered, diverged, mirrored, output_error, output_sizes, shifted, stressed
+from olac.approximation.common import (
+    SWEPT,
+    WORST,
+    altered,
+    diverged,
+    mirrored,
+    output_error,
+    output_sizes,
+    shifted,
+    spread_out,
+    stressed,
+)
 from olac.approximation.criterion import ENOUGH_CLASSES, Spread
 from olac.approximation.least_squares import Root, whitening
 from olac.approximation.sweep import batched, by_channel
+from olac.approximation.tails import Tails, expected_ranges
 from olac.approximation.tensors import Weights, apply, channels_last, chebyshev, outputs_of, run, tensors
-from olac.ir.functions import channel_functions
 from olac.ir.graph import Graph, GraphBuilder, Node, last_reads
 from olac.ir.ops import Activation, Conv2d, Input, Linear, Polynomial, PolynomialProduct
 from olac.polynomials.fit import SQUARE, TINY
@@ -48,7 +59,7 @@ WARM_UP = 30
 STRESSED = 0.4
 """Share of images that are moved out of the calibrated ranges."""
 TAIL = 0.3
-"""Weight of the growth of the polynomials' errors over their padded ranges."""
+"""Weight of the growth of the polynomials' errors over the ranges that channels are expected to reach."""
 BOUND = 30.0
 """Values of polynomials beyond this are compressed during steps; in standard deviations of the clean values."""
 LEAST_IMAGES = 64
@@ -312,7 +323,9 @@ def reconstruct(
         for node in approximated.nodes
         if node.id in bounds and isinstance(node.op, Polynomial | PolynomialProduct)
     }
-    tails = _Tails(original, approximated, fitted, sizes)
+    with torch.no_grad():
+        ranges = expected_ranges(original, clean, fitted, spread_out(images, SWEPT))
+    tails = Tails(original, approximated, fitted, sizes, ranges)
     rate = min(max(RATE * math.sqrt(best / TYPICAL_ERROR), RATES[0]), RATES[1])
     degrees = [start[node.op.coefficients].shape[1] - 1 for node in fitted if isinstance(node.op, Polynomial)]
     rate *= min(1.0, TYPICAL_DEGREE * len(degrees) / max(1, sum(degrees)))
@@ -333,15 +346,16 @@ def reconstruct(
         last = torch.log1p(((made - targets[output]).square().flatten(1) / output_size).mean(1)).mean()
         loss = torch.stack([*errors.values(), last]).mean() + last + TAIL * tails(current)
         steps.take(loss)
-        if number % each and number != averaged and not schedule.over:
+        if number % averaged and not schedule.over:
             continue
-        now = {name: value.detach() for name, value in whitened.current(steps.mean()).items()}
-        error = held_error(now)
-        if error < best:
-            best, kept = error, now
-            at_best = steps.mean()
-        elif not error <= WORSE * best:
-            steps.restart(at_best)
+        if not number % each or number == averaged or schedule.over:
+            now = {name: value.detach() for name, value in whitened.current(steps.mean()).items()}
+            error = held_error(now)
+            if error < best:
+                best, kept = error, now
+                at_best = steps.mean()
+            elif not error <= WORSE * best:
+                steps.restart(at_best)
         if progress is not None:
             progress(f"reconstructing: {schedule.share:.0%}, {number * BATCH} images seen, error {error:.3g}")
         if schedule.over:
@@ -375,37 +389,6 @@ def _sound(
     finite = torch.stack([value.flatten(1).isfinite().all(1) for value in values.values()]).all(0)
     near = (values[original.outputs[0]] - wanted).flatten(1).abs().amax(1) <= BOUND * wanted.std().clamp_min(1e-6)
     return images[finite & near]
-
-
-class _Tails:
-    """The growth of the polynomials' errors over their padded ranges."""
-
-    def __init__(self, original: Graph, approximated: Graph, fitted: Sequence[Node], sizes: dict[str, Tensor]) -> None:
-        t = torch.linspace(-1, 1, 65)
-        self._parts = []
-        for node in fitted:
-            op, made = original[node.id].op, node.op
-            assert isinstance(op, Activation) and isinstance(made, Polynomial)
-            points = t.double().numpy() * made.half_width
-            functions = channel_functions(op.function, op.parameters, node.type.shape[0])
-            target = torch.stack([torch.from_numpy(f(points)).float() for f in functions])
-            count = approximated.constants[made.coefficients].shape[1]
-            basis = torch.stack(chebyshev(t, count - 1), 0)
-            self._parts.append((made.coefficients, basis, target, sizes[node.id]))
-        start = {name: torch.from_numpy(approximated.constants[name].copy()).float() for name, *_ in self._parts}
-        self._before = self._errors(start)
-
-    def _errors(self, weights: dict[str, Tensor]) -> list[Tensor]:
-        return [
-            torch.log1p(((weights[name] @ basis - target).square() / size).mean(1))
-            for name, basis, target, size in self._parts
-        ]
-
-    def __call__(self, weights: dict[str, Tensor]) -> Tensor:
-        grown = [
-            (now - then).clamp_min(0).mean() for now, then in zip(self._errors(weights), self._before, strict=True)
-        ]
-        return torch.stack(grown).mean() if grown else torch.zeros(())
 
 
 def _with(graph: Graph, weights: dict[str, Tensor], changed: set[str]) -> Graph:

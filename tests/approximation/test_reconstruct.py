@@ -148,6 +148,7 @@ def test_passes_that_break_something_are_taken_back(monkeypatch: pytest.MonkeyPa
         restarts.append((len(errors), sum(float(theta.abs().sum()) for theta in thetas.values())))
         restart(self, thetas)
 
+    monkeypatch.setattr("olac.approximation.reconstruct.LEAST_INTERVAL", 1)
     monkeypatch.setattr("olac.approximation.reconstruct.output_error", lambda *outputs: errors.pop(0))
     monkeypatch.setattr("olac.approximation.reconstruct.diverged", lambda *outputs: torch.zeros(1, dtype=torch.bool))
     monkeypatch.setattr(_Steps, "restart", watched)
