@@ -27,6 +27,7 @@ from olac.approximation.common import (
     mirrored,
     output_error,
     output_sizes,
+    readers,
     shifted,
     spread_out,
     stressed,
@@ -79,12 +80,19 @@ class _Whitened:
     """The trained parameters, of fitted polynomials and weights: each is its old value plus a whitened step."""
 
     def __init__(
-        self, graph: Graph, weights: dict[str, Tensor], images: Tensor, fitted: frozenset[str], refit: bool
+        self,
+        graph: Graph,
+        weights: dict[str, Tensor],
+        images: Tensor,
+        fitted: frozenset[str],
+        refit: bool,
+        spread: Spread = "together",
     ) -> None:
         self.weights = weights
         self.theta: dict[str, Tensor] = {}
         self.map: dict[str, Tensor | Root] = {}
         self._groups: dict[str, int] = {}
+        self._sizes: dict[str, Tensor] = {}
         self._largest: dict[str, float] = {}
         live = {graph.inputs[0].id: images}
         done = last_reads(graph.nodes)
@@ -96,7 +104,8 @@ class _Whitened:
             if isinstance(node.op, Polynomial) and node.id in fitted:
                 self._polynomial(node.op, operands[0], live[node.id])
             elif isinstance(node.op, Conv2d | Linear) and refit:
-                self._linear(node.op, operands[0], live[node.id])
+                last = not any(isinstance(n.op, Polynomial | PolynomialProduct) for n in readers(graph, node))
+                self._linear(node.op, operands[0], live[node.id], last and spread == "each")
             for operand in done[node.id]:
                 del live[operand]
 
@@ -121,7 +130,8 @@ class _Whitened:
         if degree == 2 and bool(_folds(self.weights[op.coefficients], largest).all()):
             self._largest[op.coefficients] = largest
 
-    def _linear(self, op: Conv2d | Linear, x: Tensor, y: Tensor) -> None:
+    def _linear(self, op: Conv2d | Linear, x: Tensor, y: Tensor, each: bool) -> None:
+        """With `each`, steps of a row are in units of its own values, because these are outputs that count alike."""
         weight = self.weights[op.weight]
         root, size = whitening(op, x, weight, DAMPING)
         self._groups[op.weight] = op.groups if isinstance(op, Conv2d) else 1
@@ -129,6 +139,10 @@ class _Whitened:
         self._add(op.weight, root.scaled(float(y.std()) / (size.sqrt() * math.sqrt(columns))))
         if op.bias is not None:
             self._add(op.bias, y.std())
+        if each:
+            own = by_channel(y).std(1) / y.std().clamp_min(TINY)
+            for name in (op.weight,) if op.bias is None else (op.weight, op.bias):
+                self._sizes[name] = own.reshape(-1, *(1,) * (self.weights[name].ndim - 1))
 
     def current(self, thetas: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """All constants, differentiable in theta; for the present theta, or for another."""
@@ -142,6 +156,8 @@ class _Whitened:
                 step = mapping * theta
             else:
                 step = (mapping @ theta[:, :, None])[:, :, 0]
+            if name in self._sizes:
+                step = self._sizes[name] * step
             made[name] = self.weights[name] + step
             if name in self._largest:
                 made[name] = _folding(made[name], self._largest[name])
@@ -269,7 +285,7 @@ def reconstruct(
         sound = _sound(approximated, start, original, clean, images[:MOMENTS_IMAGES])
         if not len(sound):
             return approximated
-        whitened = _Whitened(approximated, start, sound, frozenset(node.id for node in fitted), refit)
+        whitened = _Whitened(approximated, start, sound, frozenset(node.id for node in fitted), refit, spread)
         grow = frozenset(node.id for node in original.nodes if _may_grow(node))
         first = run(original, clean, images[: 4 * BATCH], keep=watched | grow)
         variances = {name: value.var().clamp_min(1e-12) for name, value in first.items()}
