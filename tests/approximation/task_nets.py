@@ -153,8 +153,8 @@ def in_units(net: nn.Module, sizes: Tensor) -> nn.Module:
     *_, last = made.children()
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
-        last.weight *= sizes[:, None]
-        last.bias *= sizes
+        last.weight.mul_(sizes[:, None])
+        last.bias.mul_(sizes)
     return made
 
 

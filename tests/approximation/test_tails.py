@@ -41,7 +41,7 @@ def constants() -> dict[str, Tensor]:
 
 def ranges() -> dict[str, tuple[Array, Array]]:
     """Ranges of one half width, but for `NARROW` in the first activation."""
-    found = {}
+    found: dict[str, tuple[Array, Array]] = {}
     for node in FITTED:
         half = np.full(node.type.shape[0], operation(node).half_width)
         half[NARROW] *= 0.2 if node is FITTED[0] else 1.0
