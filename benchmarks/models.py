@@ -269,6 +269,6 @@ MODELS: dict[str, Benchmark] = {
     "resnet8": Benchmark(TinyResNet8, (0.0, 0.0, 0.0), (1 / 255,) * 3),
     **{f"resnet{depth}": _resnet(depth) for depth in (20, 32, 44, 56, 110)},
     "convnext": Benchmark(SmallConvNeXt, weights=ASSETS / "convnext_cifar10.safetensors"),
-    "mobilenet": Benchmark(SmallMobileNet),
+    "mobilenet": Benchmark(SmallMobileNet, weights=ASSETS / "mobilenet_cifar10.safetensors"),
 }
 """Benchmarks by the name that `--model` takes."""

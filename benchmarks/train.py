@@ -1,4 +1,4 @@
-"""Train the small ConvNeXt, whose weights are in benchmarks/assets, or the small MobileNet of the benchmarks.
+"""Train the small ConvNeXt or the small MobileNet, whose weights are in benchmarks/assets.
 
     python -m benchmarks.train convnext cifar10_train.npz cifar10_test.npz OUT.safetensors --epochs 24
 
@@ -9,8 +9,8 @@ bfloat16 instructions.
 
 With `--penalty` the loss also holds the mean squared excess of the inputs of activations over [-R, R], R being
 `--range`, so that polynomials of low degree can follow them there; `--start` continues from weights trained before. The
-weights of the ConvNeXt come from 20 epochs without it, 11 more with `--rate 2e-3 --penalty 5 --seed 1`, and 5 of
-`--epochs 7 --rate 1.5e-3 --penalty 10 --range 1.25 --seed 2`.
+weights of the MobileNet come from `--epochs 16`. Those of the ConvNeXt come from 20 epochs without `--penalty`, 11 more
+with `--rate 2e-3 --penalty 5 --seed 1`, and 5 of `--epochs 7 --rate 1.5e-3 --penalty 10 --range 1.25 --seed 2`.
 """
 
 from __future__ import annotations

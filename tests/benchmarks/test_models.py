@@ -60,7 +60,7 @@ def test_resnet8() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == 78_186
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet44", "convnext"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet44", "convnext", "mobilenet"])
 def test_images_to_logits(name: str) -> None:
     benchmark = MODELS[name]
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8).numpy()
@@ -92,3 +92,12 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
         MODELS["resnet20"].load(tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="--weights"):
         MODELS["resnet20"].load(None)
+
+
+@pytest.mark.parametrize("name", ["convnext", "mobilenet"])
+def test_weights_that_come_with_olac_fit_the_network_and_are_small(name: str) -> None:
+    benchmark = MODELS[name]
+    assert benchmark.weights is not None and benchmark.weights.stat().st_size < 2_000_000
+    model = benchmark.load(None)
+    state = benchmark.make().state_dict()
+    assert any(not torch.equal(value, state[key]) for key, value in model.state_dict().items())
