@@ -96,15 +96,21 @@ def test_effects_and_sensitivities_are_by_activation() -> None:
     assert all(alpha > 0 for alpha in FITTER.sensitivities(NET).values())
 
 
-def test_a_trial_is_a_sweep_that_leaves_the_weights() -> None:
+def test_a_trial_is_a_sweep_that_leaves_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    forecast = FITTER.trial(NET, DEGREES, QUICK)[1]
+    monkeypatch.setattr(engine, "after_fit", lambda error, visits, enough: error)  # as if nothing were gained later
     found, share, effects = FITTER.trial(NET, DEGREES, QUICK, (1, 7))
+    assert forecast > share
     made = sweep(NET, TRAIN[::2], HELD, DEGREES, Compensated(refit=False), choose=False)
     assert found == made.error
-    given = HELD.double().numpy()
+    given = images(1000, 7).double().numpy()  # 40 images would tell a share of 0.85 within 0.06 only
     same = made.graph.evaluate(given).argmax(1) == NET.evaluate(given).argmax(1)
+    print(f"{share:.3f} {same.mean():.3f}")
     assert share == pytest.approx(same.mean(), abs=0.03)
     assert {tuple(row) for row in effects.values()} == {(1, 3, 7)}
-    assert all(row[1] > row[3] > row[7] for row in effects.values())
+    # With 50 images ranges are wide at degree 7, so it may gain nothing over degree 3 in a layer.
+    assert all(row[1] > 3 * max(row[3], row[7]) for row in effects.values())
+    assert sum(row[7] for row in effects.values()) < sum(row[3] for row in effects.values())
 
 
 def test_compensate_and_error() -> None:
