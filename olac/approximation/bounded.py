@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from olac.approximation.compiled import LARGEST, PIECE, array, as_before, compiler, each_piece, kernels, rows_of, tiled
-from olac.approximation.tensors import polynomial
+from olac.approximation.tensors import LARGE, polynomial
 
 Tensor = torch.Tensor
 
@@ -39,6 +39,14 @@ def bounded_polynomial(
         return value, errors
     made = bounded(polynomial(x, coefficients, half_width), bound)
     return made, (made - target).square().flatten(1).sum(1)
+
+
+def bounded_alone(x: Tensor, coefficients: Tensor, half_width: float, bound: float) -> Tensor:
+    """The same polynomial without errors; by a kernel only if there are many values, as each degree is compiled."""
+    if compiler() is None or x.numel() < LARGE:
+        return bounded(polynomial(x, coefficients, half_width), bound)
+    value: Tensor = _Fused.apply(x, coefficients, half_width, bound, torch.zeros_like(x))[0]
+    return value
 
 
 class _Fused(torch.autograd.Function):

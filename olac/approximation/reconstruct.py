@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 
 from olac.approximation import half
-from olac.approximation.bounded import bounded, bounded_polynomial
+from olac.approximation.bounded import bounded, bounded_alone, bounded_polynomial
 from olac.approximation.common import (
     SWEPT,
     WORST,
@@ -32,11 +32,12 @@ from olac.approximation.common import (
     spread_out,
     stressed,
 )
+from olac.approximation.compiled import LARGEST
 from olac.approximation.criterion import ENOUGH_CLASSES, Spread
 from olac.approximation.least_squares import Root, whitening
 from olac.approximation.sweep import batched, by_channel
 from olac.approximation.tails import Tails, expected_ranges
-from olac.approximation.tensors import Weights, apply, channels_last, chebyshev, outputs_of, run, tensors
+from olac.approximation.tensors import Weights, channels_last, chebyshev, outputs_of, run, tensors
 from olac.ir.graph import Graph, GraphBuilder, Node, last_reads
 from olac.ir.ops import Activation, Conv2d, Input, Linear, Polynomial, PolynomialProduct
 from olac.polynomials.fit import SQUARE, TINY
@@ -324,18 +325,23 @@ def reconstruct(
         def made(operands: Sequence[Tensor], weights: Weights) -> Tensor:
             x, coefficients, bound = operands[0], weights[op.coefficients], bounds[node.id]
             if node.id not in targets:  # it replaces no activation
-                return bounded(apply(node, operands, weights, {}), bound)
+                return bounded_alone(x, coefficients, op.half_width, bound)
             value, error = bounded_polynomial(x, coefficients, op.half_width, bound, targets[node.id])
             errors[node.id] = torch.log1p(error / (x[0].numel() * sizes[node.id])).mean()
             return value
 
         return made
 
-    def product(node: Node) -> Callable[[Sequence[Tensor], Weights], Tensor]:
-        return lambda operands, weights: bounded(apply(node, operands, weights, {}), bounds[node.id])
+    def product(node: Node, op: PolynomialProduct) -> Callable[[Sequence[Tensor], Weights], Tensor]:
+        def made(operands: Sequence[Tensor], weights: Weights) -> Tensor:
+            x, of = operands
+            factor = bounded_alone(of, weights[op.coefficients], op.half_width, LARGEST)
+            return bounded(x * factor, bounds[node.id])
+
+        return made
 
     instead = ours_rounded | {
-        node.id: polynomial(node, node.op) if isinstance(node.op, Polynomial) else product(node)
+        node.id: polynomial(node, node.op) if isinstance(node.op, Polynomial) else product(node, node.op)
         for node in approximated.nodes
         if node.id in bounds and isinstance(node.op, Polynomial | PolynomialProduct)
     }

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from olac.approximation import bounded as module
-from olac.approximation.bounded import bounded, bounded_polynomial
+from olac.approximation.bounded import bounded, bounded_alone, bounded_polynomial
 from olac.approximation.compiled import compiler
+from olac.approximation.tensors import LARGE
 
 Tensor = torch.Tensor
 Results = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -102,3 +103,24 @@ def test_values_within_the_bound_stay(value: float, sign: int) -> None:
         assert sign * found >= sign * float(bounded(torch.tensor([sign * 2.0]), 2.0))
     else:
         assert found == 0
+
+
+@compiled
+@pytest.mark.parametrize("degree", [5, 7])
+def test_many_values_without_targets_are_those_of_plain_torch(degree: int) -> None:
+    random = torch.Generator().manual_seed(degree)
+    x = torch.randn(4, 8, 33, 33, generator=random)
+    assert x.numel() >= LARGE
+    x[1, 0, 1, 1], x[2, 1, 0, 0] = torch.inf, torch.nan
+    c = torch.randn(1, degree + 1, generator=random)
+    found = []
+    for kind in (torch.float32, torch.float64):
+        given = x.detach().to(kind, copy=True).requires_grad_()
+        with mock.patch.object(module, "compiler", compiler if kind == torch.float32 else lambda: None):
+            value = bounded_alone(given, c.to(kind), 3.0, 5.0)
+        value.sum().backward()
+        assert given.grad is not None and value.isfinite().all()
+        found.append((value.detach().double(), given.grad.double()))
+    sound = x.isfinite()
+    for ours, exact in zip(*found, strict=True):
+        assert torch.allclose(ours[sound], exact[sound], rtol=1e-3, atol=1e-4)
