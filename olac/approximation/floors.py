@@ -28,7 +28,7 @@ LOW = 3
 """Floors stay as they are up to this degree: such polynomials grow slowly, and floors over wide ranges cost
 much and bound little."""
 LARGER, MOST_FLOOR = 3.0, 0.1
-"""Floors grow by this factor, up to this weight."""
+"""Floors grow by this factor as long as they are below this weight, so the last may be above it."""
 FEW_CHANNELS = 64
 """Channels whose floors are computed together."""
 

@@ -105,7 +105,6 @@ def test_a_trial_is_a_sweep_that_leaves_the_weights(monkeypatch: pytest.MonkeyPa
     assert found == made.error
     given = images(1000, 7).double().numpy()  # 40 images would tell a share of 0.85 within 0.06 only
     same = made.graph.evaluate(given).argmax(1) == NET.evaluate(given).argmax(1)
-    print(f"{share:.3f} {same.mean():.3f}")
     assert share == pytest.approx(same.mean(), abs=0.03)
     assert {tuple(row) for row in effects.values()} == {(1, 3, 7)}
     # With 50 images ranges are wide at degree 7, so it may gain nothing over degree 3 in a layer.
