@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration", type=_positive, default=1024, metavar="N", help="training images; default 1024"
     )
     _add_effort(accuracy)
+    accuracy.add_argument(
+        "--fit-seconds", type=_positive, metavar="S", help="end the reconstruction after this time; default: no limit"
+    )
     accuracy.add_argument("--threads", type=_positive, metavar="N", help="threads of torch; default: torch's choice")
     _add_rows(accuracy)
     accuracy.add_argument("--plot", type=Path, metavar="FILE", help="draw all rows of the file: .svg or .png")
@@ -277,7 +280,15 @@ def _accuracy(options: argparse.Namespace, command: str) -> int:
     set_threads(options.threads)
     console = Console()
     measurement = Measurement(
-        options.model, benchmark, model, training, test, options.images, options.calibration, options.effort
+        options.model,
+        benchmark,
+        model,
+        training,
+        test,
+        options.images,
+        options.calibration,
+        options.effort,
+        options.fit_seconds,
     )
     rows, failed = run(measurement, strategies, results, console)
     _print(rows, console)

@@ -73,6 +73,7 @@ class Measurement:
     images: int
     calibration: int
     effort: EffortName = "standard"
+    fit_limit: float | None = None
     say: Callable[[str], None] = lambda line: None
     _plaintext_seconds: float = 0.0
 
@@ -131,7 +132,7 @@ class Measurement:
         approximated = olac.approximate(
             self.model,
             self.calibration_batches,
-            CompileOptions(fit=replace(strategy.fit, effort=self.effort)),
+            CompileOptions(fit=replace(strategy.fit, effort=self.effort, fit_seconds=self.fit_limit)),
             progress=self.say,
         )
         fit_seconds = time.perf_counter() - start
@@ -178,6 +179,7 @@ class Measurement:
             "images": self.images,
             "calibration_images": self.calibration,
             "effort": self.effort,
+            "fit_limit": self.fit_limit,
             "mean_error": self._mean_error(outputs),
             "fit_seconds": None if fit_seconds is None else round(fit_seconds, 3),
             "simulate_seconds": round(simulate_seconds, 3),

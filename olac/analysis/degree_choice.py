@@ -152,7 +152,12 @@ class _Search:
         self.fitted: Graph | None = None
         folding = not isinstance(method, Normal)
         self.folds = self._folded({node.id: 2 for node in nodes}) if folding else frozenset()
-        self.degrees = {node.id: self._candidates(node) for node in nodes}
+        self._consider(choice.most)
+
+    def _consider(self, most: int) -> None:
+        """The candidates are the degrees up to this one."""
+        self.most = most
+        self.degrees = {node.id: self._candidates(node) for node in self.nodes}
         self.depths = {name: [self._depth(name, d) for d in row] for name, row in self.degrees.items()}
 
     def run(self) -> Choice:
@@ -162,6 +167,13 @@ class _Search:
         plan = self._agreeing(costs, choice) if isinstance(choice, Agreement) else self._within(costs, choice)
         self._record(costs, plan)
         return Choice(self._named(plan), self.front, self.fitted)
+
+    def _further(self, choice: Agreement) -> Solution | None:
+        """The plan by the degrees that are considered next; None if all were."""
+        if choice.further is None or self.most >= choice.further:
+            return None
+        self._consider(choice.further)
+        return self._agreeing(self._measured_costs(), choice)
 
     def _within(self, costs: list[list[float]], choice: Within) -> Solution:
         plan = self._bounded(costs, choice)
@@ -186,8 +198,8 @@ class _Search:
     # Candidates and prices -------------------------------------------------------------------------------------------
 
     def _candidates(self, node: Node) -> list[int]:
-        """The largest degree of each depth, up to `max_degree`; at one level a square if it folds, otherwise a line."""
-        most = self.choice.most
+        """The largest degree of each depth, up to `most`; at one level a square if it folds, otherwise a line."""
+        most = self.most
         found = {2 if node.id in self.folds else 1, *((1 << depth) - 1 for depth in range(2, most.bit_length())), most}
         return sorted(d for d in found if d <= most) or [1]
 
@@ -285,6 +297,8 @@ class _Search:
             return Finalist(index, agreements[index], self.images.diverging(self.graph, fitted)[0], fitted)
 
         first = first_enough(row, forecast, asked)
+        if first is None and (further := self._further(choice)) is not None:
+            return further
         first = len(plans) - 1 if first is None else first
         method = self.method if isinstance(self.method, Compensated) else None
         found = finalists(
@@ -298,8 +312,10 @@ class _Search:
         )
         taken = preferred(found, asked, required)
         if required and taken.agreement < asked:
+            if (further := self._further(choice)) is not None:
+                return further
             raise InfeasibleError(
-                f"at degree {self.choice.most} the program has an agreement of {taken.agreement:.1%} on unseen images, "
+                f"at degree {self.most} the program has an agreement of {taken.agreement:.1%} on unseen images, "
                 f"and {asked:.1%} are asked for. Raise max_degree, or ask for less."
             )
         self.fitted = taken.fitted

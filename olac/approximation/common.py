@@ -38,10 +38,11 @@ def diverged(outputs: Tensor, clean: Tensor, spread: Spread = "together") -> Ten
     return ~(image_errors(outputs, clean, spread) <= DIVERGED**2)
 
 
-def altered(images: Tensor, most: int, seed: int) -> Tensor:
-    """Copies of at most this many images, as unseen ones may be: mirrored, shifted, half of them stressed."""
+def altered(images: Tensor, copies: int, seed: int) -> Tensor:
+    """Copies of images as unseen ones may be: mirrored, shifted, half of them stressed. All are copied as often."""
     random = torch.Generator().manual_seed(seed)
-    return stressed(shifted(mirrored(spread_out(images, most), random), random), random, 0.5)
+    chosen = images[torch.arange(copies) % len(images)]
+    return stressed(shifted(mirrored(chosen, random), random), random, 0.5)
 
 
 def image_errors(outputs: Tensor, clean: Tensor, spread: Spread) -> Tensor:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from olac.approximation import half
@@ -27,20 +28,21 @@ from olac.approximation.common import (
     mirrored,
     output_error,
     output_sizes,
-    readers,
     shifted,
     spread_out,
     stressed,
 )
 from olac.approximation.compiled import LARGEST
 from olac.approximation.criterion import ENOUGH_CLASSES, Spread
+from olac.approximation.floors import LOW
 from olac.approximation.least_squares import Root, whitening
 from olac.approximation.sweep import batched, by_channel
-from olac.approximation.tails import Tails, expected_ranges
+from olac.approximation.tails import POINTS, Tails, expected_ranges
 from olac.approximation.tensors import Weights, channels_last, chebyshev, outputs_of, run, tensors
 from olac.ir.graph import Graph, GraphBuilder, Node, last_reads
 from olac.ir.ops import Activation, Conv2d, Input, Linear, Polynomial, PolynomialProduct
 from olac.polynomials.fit import SQUARE, TINY
+from olac.system.arrays import Array
 
 Tensor = torch.Tensor
 
@@ -68,13 +70,18 @@ LEAST_IMAGES = 64
 """With fewer images nothing is reconstructed: there is too little to learn from."""
 MOMENTS_IMAGES = 96
 JUDGED = 1024
-"""Most copies of the images of steps that are checked for outputs that diverge."""
+"""Altered copies of images that are checked for outputs that diverge; the first are of held-out images. They are far
+from what was seen, so they diverge 20 to 40 times as often as unseen images do, and small numbers show."""
 DAMPING = 0.1
 """In the whitening of weights, directions with less than this share of the mean variance are not amplified."""
 ROUNDED = 2e-3
 """If the outputs' error is larger at the beginning, convolutions of steps are computed in bfloat16."""
-SPREAD = 0.05
-"""Weight of a uniform spread over the layer's typical values in the whitening of polynomials."""
+LEAST_OWN = 0.05
+"""Steps of a channel are at least as large as if its values had this share of the layer's standard deviation."""
+SPREAD, REACHED = 0.05, 0.05
+"""Weights of uniform spreads in the whitening of polynomials: over the layer's typical values and, above degree `LOW`,
+over the range that each channel is expected to reach. Without the second, steps are large in directions that are small
+where the values are, and large beyond."""
 
 
 class _Whitened:
@@ -85,9 +92,8 @@ class _Whitened:
         graph: Graph,
         weights: dict[str, Tensor],
         images: Tensor,
-        fitted: frozenset[str],
+        ranges: Mapping[str, tuple[Array, Array]],
         refit: bool,
-        spread: Spread = "together",
     ) -> None:
         self.weights = weights
         self.theta: dict[str, Tensor] = {}
@@ -102,11 +108,10 @@ class _Whitened:
                 continue
             operands = [live[i] for i in node.inputs]
             live[node.id] = batched(node, operands, weights, graph)
-            if isinstance(node.op, Polynomial) and node.id in fitted:
-                self._polynomial(node.op, operands[0], live[node.id])
+            if isinstance(node.op, Polynomial) and node.id in ranges:
+                self._polynomial(node.op, operands[0], live[node.id], *ranges[node.id])
             elif isinstance(node.op, Conv2d | Linear) and refit:
-                last = not any(isinstance(n.op, Polynomial | PolynomialProduct) for n in readers(graph, node))
-                self._linear(node.op, operands[0], live[node.id], last and spread == "each")
+                self._linear(node.op, operands[0], live[node.id])
             for operand in done[node.id]:
                 del live[operand]
 
@@ -114,15 +119,22 @@ class _Whitened:
         self.theta[name] = torch.zeros_like(self.weights[name], requires_grad=True)
         self.map[name] = mapping.float()
 
-    def _polynomial(self, op: Polynomial, x: Tensor, y: Tensor) -> None:
+    def _polynomial(self, op: Polynomial, x: Tensor, y: Tensor, middle: Array, half: Array) -> None:
         degree = self.weights[op.coefficients].shape[1] - 1
         shared = len(self.weights[op.coefficients]) == 1
         t = (x.reshape(1, -1) if shared else by_channel(x)).double() / op.half_width
         basis = torch.stack(chebyshev(t, degree), 1)
         second = basis @ basis.mT / t.shape[1]
-        middle, spread = float(t.mean()), float(t.std().clamp_min(1e-6))
-        typical = torch.stack(chebyshev(torch.linspace(-1, 1, 65, dtype=torch.float64) * spread + middle, degree), 0)
-        second = second + SPREAD * typical @ typical.T / 65
+        centre, deviation = float(t.mean()), float(t.std().clamp_min(1e-6))
+        typical = torch.stack(
+            chebyshev(torch.linspace(-1, 1, POINTS, dtype=torch.float64) * deviation + centre, degree)
+        )
+        second = second + SPREAD * (typical @ typical.T / POINTS)
+        if degree > LOW:
+            reached = (middle[:, None] + half[:, None] * np.linspace(-1, 1, POINTS)) / op.half_width
+            everywhere = torch.stack(chebyshev(torch.from_numpy(reached), degree), 1)
+            uniform = everywhere @ everywhere.mT / POINTS
+            second = second + REACHED * (uniform.mean(0, keepdim=True) if shared else uniform)
         size = second.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         lower = torch.linalg.cholesky(second + 1e-10 * size * torch.eye(degree + 1, dtype=torch.float64))
         eye = torch.eye(degree + 1, dtype=torch.float64).expand_as(lower)
@@ -131,8 +143,8 @@ class _Whitened:
         if degree == 2 and bool(_folds(self.weights[op.coefficients], largest).all()):
             self._largest[op.coefficients] = largest
 
-    def _linear(self, op: Conv2d | Linear, x: Tensor, y: Tensor, each: bool) -> None:
-        """With `each`, steps of a row are in units of its own values, because these are outputs that count alike."""
+    def _linear(self, op: Conv2d | Linear, x: Tensor, y: Tensor) -> None:
+        """Steps of a row are in units of its own values: what reads a small channel multiplies it by large weights."""
         weight = self.weights[op.weight]
         root, size = whitening(op, x, weight, DAMPING)
         self._groups[op.weight] = op.groups if isinstance(op, Conv2d) else 1
@@ -140,10 +152,9 @@ class _Whitened:
         self._add(op.weight, root.scaled(float(y.std()) / (size.sqrt() * math.sqrt(columns))))
         if op.bias is not None:
             self._add(op.bias, y.std())
-        if each:
-            own = by_channel(y).std(1) / y.std().clamp_min(TINY)
-            for name in (op.weight,) if op.bias is None else (op.weight, op.bias):
-                self._sizes[name] = own.reshape(-1, *(1,) * (self.weights[name].ndim - 1))
+        own = (by_channel(y).std(1) / y.std().clamp_min(TINY)).clamp_min(LEAST_OWN)
+        for name in (op.weight,) if op.bias is None else (op.weight, op.bias):
+            self._sizes[name] = own.reshape(-1, *(1,) * (self.weights[name].ndim - 1))
 
     def current(self, thetas: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """All constants, differentiable in theta; for the present theta, or for another."""
@@ -286,7 +297,9 @@ def reconstruct(
         sound = _sound(approximated, start, original, clean, images[:MOMENTS_IMAGES])
         if not len(sound):
             return approximated
-        whitened = _Whitened(approximated, start, sound, frozenset(node.id for node in fitted), refit, spread)
+        degrees = {n.id: start[n.op.coefficients].shape[1] - 1 for n in fitted if isinstance(n.op, Polynomial)}
+        ranges = expected_ranges(original, clean, degrees, spread_out(images, SWEPT))
+        whitened = _Whitened(approximated, start, sound, ranges, refit)
         grow = frozenset(node.id for node in original.nodes if _may_grow(node))
         first = run(original, clean, images[: 4 * BATCH], keep=watched | grow)
         variances = {name: value.var().clamp_min(1e-12) for name, value in first.items()}
@@ -298,11 +311,14 @@ def reconstruct(
         with torch.no_grad():
             return torch.cat([run(graph, weights, part, instead=instead)[output] for part in x.split(BATCH)])
 
-    held_out, copies = channels_last(held_out), channels_last(altered(images, JUDGED, seed + 1))
+    held_out, copies = (
+        channels_last(held_out),
+        channels_last(altered(torch.cat([held_out, spread_out(images, JUDGED)]), JUDGED, seed + 1)),
+    )
     wanted, copies_wanted = outputs(original, clean, held_out), outputs(original, clean, copies, True)
 
     def held_error(weights: dict[str, Tensor]) -> float:
-        """The error on unseen images, and the share of altered copies of the others that diverge."""
+        """The error on unseen images, and the share of altered copies that diverge."""
         made = outputs(approximated, weights, copies, True)
         unseen = output_error(outputs(approximated, weights, held_out), wanted, spread)
         return unseen + WORST * float(diverged(made, copies_wanted, spread).double().mean())
@@ -345,12 +361,9 @@ def reconstruct(
         for node in approximated.nodes
         if node.id in bounds and isinstance(node.op, Polynomial | PolynomialProduct)
     }
-    with torch.no_grad():
-        ranges = expected_ranges(original, clean, fitted, spread_out(images, SWEPT))
     tails = Tails(original, approximated, fitted, sizes, ranges)
     rate = min(max(RATE * math.sqrt(best / TYPICAL_ERROR), RATES[0]), RATES[1])
-    degrees = [start[node.op.coefficients].shape[1] - 1 for node in fitted if isinstance(node.op, Polynomial)]
-    rate *= min(1.0, TYPICAL_DEGREE * len(degrees) / max(1, sum(degrees)))
+    rate *= min(1.0, TYPICAL_DEGREE * len(degrees) / max(1, sum(degrees.values())))
     rate *= min(1.0, TYPICAL_DEPTH / max(1, len(degrees)))
     averaged = math.ceil(min(len(images), INTERVAL) / BATCH)
     each = averaged * math.ceil(min(LEAST_INTERVAL, INTERVAL) / BATCH / averaged)

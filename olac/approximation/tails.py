@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from olac.approximation.extremes import extremes, reach
+from olac.approximation.floors import LOW
 from olac.approximation.moments import ends
 from olac.approximation.tensors import CHUNK, Weights, chebyshev, run
 from olac.ir.functions import channel_functions
@@ -66,10 +67,13 @@ class Tails:
 
 
 def expected_ranges(
-    original: Graph, weights: Weights, fitted: Sequence[Node], images: Tensor
+    original: Graph, weights: Weights, degrees: Mapping[str, int], images: Tensor
 ) -> dict[str, tuple[Array, Array]]:
-    """Middle and half width of the range that each channel of an activation's input is expected to reach."""
-    inputs = {node.id: original[node.id].inputs[0] for node in fitted}
+    """Middle and half width of the range that each channel of an activation's input is expected to reach.
+
+    Activations are given with the degrees of their polynomials; see `olac.approximation.floors.LOW`.
+    """
+    inputs = {name: original[name].inputs[0] for name in degrees}
     seen: dict[str, list[Tensor]] = {name: [] for name in inputs}
     for part in images.split(CHUNK):
         values = run(original, weights, part, keep=frozenset(inputs.values()))
@@ -80,5 +84,5 @@ def expected_ranges(
         furthest = torch.cat(parts).double()
         low, high = furthest[:, :, 0].amin(0).numpy(), furthest[:, :, 1].amax(0).numpy()
         middle, half = (low + high) / 2, np.maximum((high - low) / 2, TINY)
-        found[name] = middle, half * reach(extremes(furthest), middle, half, together=False)
+        found[name] = middle, half * reach(extremes(furthest), middle, half, together=degrees[name] > LOW)
     return found

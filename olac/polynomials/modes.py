@@ -253,8 +253,8 @@ class _Searched(_Mode):
 
     Attributes:
         effects: "measured", or "ola" for alpha_i E_i.
-        max_degree: largest degree that is considered; None for 7 if effects are measured (higher degrees make more
-            unseen images diverge than they gain in accuracy), and for 31 with "ola".
+        max_degree: largest degree that is considered; None for 7 if effects are measured (beside low degrees, higher
+            ones make more unseen images diverge than they gain in accuracy), and for 31 with "ola".
     """
 
     effects: Effects = "measured"
@@ -307,6 +307,8 @@ class Within(_Searched):
 class Agreement(_Searched):
     """The degrees of fewest bootstraps, or of fewest levels without any, with a given agreement after the whole fit.
 
+    If effects are measured and no `max_degree` is given, degrees up to 15 are considered if those up to 7 do not do.
+
     Attributes:
         share: the agreement on unseen calibration images; if no plan has it, compilation fails. None aims at
             `MIN_AGREEMENT` and takes the best plan if none has it.
@@ -314,6 +316,11 @@ class Agreement(_Searched):
 
     share: float | None = None
     keywords: ClassVar[Mapping[str, str]] = {**_Searched.keywords, "share": "min_agreement"}
+
+    @property
+    def further(self) -> int | None:
+        """The largest degree that is considered if those up to `most` are not enough; None for no such."""
+        return 15 if self.max_degree is None and self.effects == "measured" else None
 
 
 Told: TypeAlias = Fixed | Plan | Tolerance

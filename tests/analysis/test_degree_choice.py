@@ -317,6 +317,36 @@ def test_without_a_limit_the_best_there_is_will_do() -> None:
     assert sum(LEVELS[d] for d in found.values()) == 6, "98 % are asked for"
 
 
+@pytest.mark.parametrize("required", [False, True])
+@pytest.mark.parametrize(("levels", "most"), [(14, 7), (15, 7), (16, 15), (20, 15)])
+def test_degrees_above_7_are_considered_if_those_up_to_it_are_not_enough(
+    levels: int, most: int, required: bool
+) -> None:
+    """At degree 7 five activations have 15 levels, and with the last of 15 they have the agreement."""
+    known = Known(
+        by_weight(WEIGHTS),
+        agreement=lambda degrees: 0.999 if sum(LEVELS[d] for d in degrees.values()) >= levels else 0.5,
+    )
+    context = context_for(known)
+    options = FitOptions(min_agreement=0.99) if required else FitOptions()
+    found = choose_degrees(NET, context, options)
+    assert sum(LEVELS[d] for d in found.values()) == levels and max(found.values()) == most
+    assert [p.chosen for p in context.front].count(True) == 1
+    given = choose_degrees(NET, context_for(known), FitOptions(max_degree=7))
+    assert max(given.values()) <= 7, "a largest degree that a caller gives is kept"
+
+
+def test_degrees_above_7_are_considered_before_an_agreement_is_refused() -> None:
+    """The forecast of degree 7 is too good."""
+    known = Known(
+        by_weight(WEIGHTS), agreement=lambda d: 0.999, fitted=lambda d: 0.5 if max(d.values()) < 15 else 0.999
+    )
+    options = FitOptions(min_agreement=0.99)
+    assert max(choose_degrees(NET, context_for(known), options).values()) == 15
+    with pytest.raises(InfeasibleError, match=r"at degree 7 .*Raise max_degree"):
+        choose_degrees(NET, context_for(known), FitOptions(min_agreement=0.99, max_degree=7))
+
+
 def test_a_fit_that_falls_short_is_followed_by_a_dearer_one() -> None:
     """Forecasts are too good by half; the second fit is of the plan that the first one says is enough."""
     known = Known(by_weight(WEIGHTS), agreement=shallow, fitted=lambda degrees: 1 - 2 * (1 - shallow(degrees)))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from olac.approximation.common import output_error
+from olac.approximation.floors import LOW
 from olac.approximation.reconstruct import LEAST_IMAGES, SLOWER, _Schedule, _Steps, reconstruct
 from olac.approximation.sweep import sweep
 from olac.approximation.tensors import run, tensors
@@ -61,7 +62,8 @@ def test_it_gains_on_images_not_seen(monkeypatch: pytest.MonkeyPatch, degree: in
     monkeypatch.setattr("olac.approximation.reconstruct.STRESSED", 0.0)
     monkeypatch.setattr("olac.approximation.reconstruct.WORST", 0.0)
     before = start(degree)
-    after = reconstruct(NET, before, images(400, 9), HELD, 6, refit=refit, enough=0.0)
+    passes = 6 if degree <= LOW else 20  # steps of high degrees are small, so that they stay bounded
+    after = reconstruct(NET, before, images(400, 9), HELD, passes, refit=refit, enough=0.0)
     assert held_error(after) < 0.9 * held_error(before)
     assert error(NET, after, UNSEEN) < 0.97 * error(NET, before, UNSEEN)
 
@@ -159,12 +161,13 @@ def test_passes_that_break_something_are_taken_back(monkeypatch: pytest.MonkeyPa
 
 
 def test_steps_that_are_far_too_large_get_smaller_until_they_gain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("olac.approximation.reconstruct.RATES", (0.5, 0.5))
+    monkeypatch.setattr("olac.approximation.reconstruct.RATES", (0.2, 0.2))
+    monkeypatch.setattr("olac.approximation.reconstruct.WORST", 0.0)
     before = start(3)
     after = reconstruct(NET, before, images(400, 9), HELD, 10, enough=0.0)
     monkeypatch.setattr("olac.approximation.reconstruct.WORSE", math.inf)
     assert reconstruct(NET, before, images(400, 9), HELD, 10, enough=0.0) is before
-    assert error(NET, after, UNSEEN) < 0.97 * error(NET, before, UNSEEN)
+    assert error(NET, after, UNSEEN) < 0.8 * error(NET, before, UNSEEN)
 
 
 def test_what_does_not_gain_is_the_graph_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import torch
 from olac.approximation.common import DIVERGED
 from olac.approximation.criterion import Classification, Criterion, Regression
 from olac.approximation.engine import ImageFitter
+from olac.approximation.floors import LOW
 from olac.approximation.tails import Tails, expected_ranges
 from olac.approximation.tensors import chebyshev, tensors
 from olac.ir.graph import Graph, GraphBuilder, Node
@@ -117,7 +118,7 @@ def _with(node: Node, builder: GraphBuilder, inputs: tuple[str, ...], name: str,
 
 @pytest.mark.parametrize("count", [64, 256])
 def test_expected_ranges_hold_nearly_all_values_of_further_images(count: int) -> None:
-    found = expected_ranges(NET, tensors(NET), FITTED, images(count, 3))
+    found = expected_ranges(NET, tensors(NET), DEGREES, images(count, 3))
     every, seen = values(NET, images(1000, 4)), values(NET, images(count, 3))
     left = beyond = channels = 0
     for name, (middle, half) in found.items():
@@ -129,6 +130,15 @@ def test_expected_ranges_hold_nearly_all_values_of_further_images(count: int) ->
         channels += len(middle)
         assert (middle - half <= before.min(1) + 1e-4).all() and (middle + half >= before.max(1) - 1e-4).all()
     assert left <= 0.15 * channels < 0.6 * channels < beyond
+
+
+def test_ranges_of_high_degrees_hold_the_furthest_value_of_all_channels() -> None:
+    low, high = (
+        expected_ranges(NET, tensors(NET), dict.fromkeys(DEGREES, degree), images(256, 3)) for degree in (LOW, LOW + 1)
+    )
+    for name, (middle, half) in low.items():
+        assert np.array_equal(middle, high[name][0]) and (high[name][1] >= half).all()
+        assert high[name][1].sum() > 1.1 * half.sum()
 
 
 @pytest.mark.parametrize(("criterion", "diverge"), [(Classification(), False), (Regression(), True)], ids=str)

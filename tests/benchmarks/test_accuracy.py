@@ -80,6 +80,23 @@ def rows(path: str = "rows.json") -> list[dict[str, Any]]:
     return loaded
 
 
+def test_effort_and_time_reach_the_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[olac.CompileOptions] = []
+
+    def spy(model: nn.Module, batches: object, options: olac.CompileOptions, **others: Any) -> object:
+        taken.append(options)
+        return approximate(model, batches, options, **others)
+
+    approximate: Callable[..., object] = olac.approximate
+    monkeypatch.setattr(olac, "approximate", spy)
+    assert run("--effort", "fast", "--fit-seconds", "7") == 0
+    (row,) = rows()
+    assert (row["effort"], row["fit_limit"]) == ("fast", 7)
+    assert run("--json", "other.json", json=None) == 0
+    assert [(one.fit.effort, one.fit.fit_seconds) for one in taken] == [("fast", 7), ("standard", None)]
+    assert rows("other.json")[0]["fit_limit"] is None
+
+
 def test_rows(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(strategies="relu,uniform:1 uniform:3") == 0
     data = json.loads(Path("rows.json").read_text())
