@@ -8,7 +8,7 @@ import torch
 
 from olac.approximation.floors import LOW
 from olac.approximation.reconstruct import LEAST_OWN, REACHED, _Whitened
-from olac.approximation.tails import expected_ranges
+from olac.approximation.tails import POINTS, expected_ranges
 from olac.approximation.tensors import run, tensors
 from olac.ir.ops import Conv2d, Linear, Polynomial
 from tests.approximation.nets import activations, from_histograms, images, residual
@@ -35,14 +35,14 @@ def test_steps_of_polynomials_stay_small_where_values_are_expected(degree: int) 
         mapping = made.map[name]
         assert isinstance(mapping, torch.Tensor)
         middle, half = reached[node.id]
-        everywhere = (middle[:, None] + half[:, None] * np.linspace(-1, 1, 201)) / half_width
+        everywhere = (middle[:, None] + half[:, None] * np.linspace(-1, 1, POINTS)) / half_width
         values = seen[node.inputs[0]].transpose(0, 1).flatten(1).numpy() / half_width
         for channel, step in enumerate(mapping.double()):
             basis = [np.polynomial.chebyshev.chebvander(t[channel], degree) for t in (values, everywhere)]
             inside, beyond = (float(torch.linalg.matrix_norm(torch.from_numpy(b).double() @ step, 2)) for b in basis)
             assert inside <= 1.01 * deviation * values.shape[1] ** 0.5
             if degree > LOW:
-                assert beyond <= 1.05 * deviation * (201 / REACHED) ** 0.5
+                assert beyond <= 1.01 * deviation * (POINTS / REACHED) ** 0.5
 
 
 def test_steps_of_weights_are_in_units_of_each_channel() -> None:
