@@ -69,9 +69,10 @@ BOUND = 30.0
 LEAST_IMAGES = 64
 """With fewer images nothing is reconstructed: there is too little to learn from."""
 MOMENTS_IMAGES = 96
-JUDGED = 1024
+JUDGED, OFTENER = 1024, 3.0
 """Altered copies of images that are checked for outputs that diverge; the first are of held-out images. They are far
-from what was seen, so they diverge 20 to 40 times as often as unseen images do, and small numbers show."""
+from what was seen and diverge 20 to 40 times as often as unseen images do, so that small numbers show. They count as if
+it were only this many times, because an image that diverges is worse than one that disagrees."""
 DAMPING = 0.1
 """In the whitening of weights, directions with less than this share of the mean variance are not amplified."""
 ROUNDED = 2e-3
@@ -321,7 +322,7 @@ def reconstruct(
         """The error on unseen images, and the share of altered copies that diverge."""
         made = outputs(approximated, weights, copies, True)
         unseen = output_error(outputs(approximated, weights, held_out), wanted, spread)
-        return unseen + WORST * float(diverged(made, copies_wanted, spread).double().mean())
+        return unseen + WORST / OFTENER * float(diverged(made, copies_wanted, spread).double().mean())
 
     best, kept = held_error(start), start
     if best < enough:
