@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from olac.approximation.floors import LOW
-from olac.approximation.reconstruct import LEAST_OWN, REACHED, _Whitened
 from olac.approximation.tails import POINTS, expected_ranges
 from olac.approximation.tensors import run, tensors
+from olac.approximation.whitened import LEAST_OWN, REACHED, Whitened
 from olac.ir.ops import Conv2d, Linear, Polynomial
 from tests.approximation.nets import activations, from_histograms, images, residual
 
@@ -25,7 +25,7 @@ def test_steps_of_polynomials_stay_small_where_values_are_expected(degree: int) 
     graph = from_histograms(NET, TRAIN, dict.fromkeys(activations(NET), degree))
     weights = tensors(graph)
     reached = expected_ranges(NET, tensors(NET), dict.fromkeys(activations(NET), degree), TRAIN)
-    made = _Whitened(graph, weights, TRAIN, reached, refit=False)
+    made = Whitened(graph, weights, TRAIN, reached, refit=False)
     seen = run(graph, weights, TRAIN, keep=frozenset(node.id for node in graph.nodes))
     for node in graph.nodes:
         if not isinstance(node.op, Polynomial):
@@ -54,7 +54,7 @@ def test_steps_of_weights_are_in_units_of_each_channel() -> None:
     factors[0], factors[1] = 0.1, 0.0
     for name in (first.op.weight, first.op.bias):
         weights[name] = weights[name] * factors.reshape(-1, *(1,) * (weights[name].ndim - 1))
-    made = _Whitened(graph, weights, TRAIN, {}, refit=True)
+    made = Whitened(graph, weights, TRAIN, {}, refit=True)
     for theta in made.theta.values():
         theta.data.fill_(1.0)
     step = (made.current()[first.op.bias] - weights[first.op.bias]).detach()
