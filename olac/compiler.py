@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from olac.analysis.noise import CHECK_IMAGES
 from olac.approximation import ImageFitter
+from olac.approximation.augment import callers_augment
+from olac.approximation.common import varied
 from olac.approximation.criterion import criterion_for
 from olac.calibration import collect as calibrations
 from olac.calibration.collect import first_batch
@@ -40,6 +43,7 @@ from olac.program.promises import (
 from olac.program.report import Report
 from olac.selection.lower import lower
 from olac.selection.open_engine import for_this_machine
+from olac.system.files import check_folder, make_folder
 from olac.system.internal import callers, guard
 from olac.system.memory import memory_for
 from olac.system.threads import usable_threads
@@ -168,6 +172,10 @@ def _approximate(
     progress: Stages | None,
 ) -> tuple[ApproximatedModel, Calibration]:
     say = telling(progress)
+    folder = None if options.checkpoint is None else Path(options.checkpoint)
+    if folder is not None:
+        check_folder(folder)
+        make_folder(folder)
     with callers():
         load_plugins()
     say("tracing the model")
@@ -196,7 +204,8 @@ def _approximate(
     options, _ = for_this_machine(options, progress)
     say("fitting polynomials")
     sample = calibration.sample if len(calibration.sample) else calibration.choosing
-    images = ImageFitter(sample, calibration.choosing, say, criterion, head.apply, options.seed)
+    augment = varied if options.augment is None else callers_augment(options.augment)
+    images = ImageFitter(sample, calibration.choosing, say, criterion, head.apply, options.seed, augment, folder)
     context = PassContext(
         calibration=calibration,
         costs=options.table,

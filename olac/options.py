@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
+from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
 from olac.analysis.noise import MAX_SCALE_BITS
@@ -73,6 +74,12 @@ class CompileOptions:
         client_head: whether the client computes a model's last softmax, argmax, scales and functions that never fall,
             such as sigmoid, exactly, on decrypted outputs (see `olac.ir.split`); it then sees their operands. If not,
             such functions become polynomials, and softmax and argmax are refused.
+        augment: alters a batch of calibration images, a float tensor (n, *input shape), and returns one of the same
+            shape, of images such as the model may get. Fits see these, and altered copies are tried in the end. With
+            None, pictures are mirrored and shifted. What it draws from torch's random numbers depends on `seed`.
+        checkpoint: a folder for the state of reconstruction, which is made if it does not exist. If a compilation is
+            killed, the next one with the same model, images and options goes on from there. Files hold weights of the
+            model. The functions of `augment` and `task` are not compared.
         seed: of all that is random: the order of images in fits, what is done to them, and simulated noise.
     """
 
@@ -96,6 +103,8 @@ class CompileOptions:
     task: Asked = "auto"
     strict: bool = False
     client_head: bool = True
+    augment: Callable[[Any], Any] | None = None
+    checkpoint: str | Path | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -128,6 +137,8 @@ class CompileOptions:
         least = (self.log_ring or 12) + 4
         if self.scale_bits is not None and not least <= self.scale_bits <= MAX_SCALE_BITS:
             raise ValueError(f"a scale of {self.scale_bits} bits is outside {least} ... {MAX_SCALE_BITS}")
+        if self.augment is not None and not callable(self.augment):
+            raise ValueError(f"augment is {self.augment!r}, which can't be called")
         if not isinstance(self.seed, Integral) or not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed {self.seed} is not a whole number in 0 ... 2^63 - 1")
 
@@ -196,6 +207,8 @@ class Keywords(FitKeywords, total=False):
     task: Asked
     strict: bool
     client_head: bool
+    augment: Callable[[Any], Any] | None
+    checkpoint: str | Path | None
     seed: int
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import networkx as nx
 import torch
 from torch.nn import functional
@@ -10,6 +13,8 @@ from olac.approximation.criterion import Spread
 from olac.ir.graph import Graph, Node, last_reads
 
 Tensor = torch.Tensor
+Augment: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
+"""Makes images of the same shape, as unseen ones may be, from images (n, *input shape)."""
 
 MOST_CONTRAST = 1.6
 """The largest factor by which stressed images are moved away."""
@@ -38,11 +43,16 @@ def diverged(outputs: Tensor, clean: Tensor, spread: Spread = "together") -> Ten
     return ~(image_errors(outputs, clean, spread) <= DIVERGED**2)
 
 
-def altered(images: Tensor, copies: int, seed: int) -> Tensor:
-    """Copies of images as unseen ones may be: mirrored, shifted, half of them stressed. All are copied as often."""
+def varied(images: Tensor, random: torch.Generator) -> Tensor:
+    """Images as unseen ones may be, if nothing is known of them: pictures are mirrored and shifted."""
+    return shifted(mirrored(images, random), random)
+
+
+def altered(images: Tensor, copies: int, seed: int, augment: Augment = varied) -> Tensor:
+    """Copies of images as unseen ones may be: augmented, half of them stressed. All are copied as often."""
     random = torch.Generator().manual_seed(seed)
     chosen = images[torch.arange(copies) % len(images)]
-    return stressed(shifted(mirrored(chosen, random), random), random, 0.5)
+    return stressed(augment(chosen, random), random, 0.5)
 
 
 def image_errors(outputs: Tensor, clean: Tensor, spread: Spread) -> Tensor:

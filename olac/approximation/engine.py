@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from olac.approximation.checkpoint import Checkpoint
 from olac.approximation.clean import KeptClean
-from olac.approximation.common import diverged, fitting, mirrored, output_error, shifted, spread_out, stressed
+from olac.approximation.common import Augment, diverged, fitting, output_error, spread_out, stressed, varied
 from olac.approximation.criterion import Classification, Criterion, finished
 from olac.approximation.effects import effects, sensitivities
 from olac.approximation.forecast import PAIRINGS, after_fit, with_errors
@@ -50,6 +52,8 @@ class ImageFitter:
         criterion: what agreement means, and how errors of outputs count.
         finish: makes the outputs that users see of the graph's, for the criterion.
         seed: of all that is random.
+        augment: makes images as unseen ones may be.
+        folder: where reconstructions keep their state, or None.
     """
 
     images: npt.NDArray[np.floating[Any]]
@@ -58,6 +62,8 @@ class ImageFitter:
     criterion: Criterion = field(default_factory=Classification)
     finish: Callable[[Array], Array] = lambda outputs: outputs
     seed: int = 0
+    augment: Augment = varied
+    folder: Path | None = None
     _outputs: list[tuple[Graph, torch.Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
     """A graph, and its outputs on some of the images."""
     _clean: KeptClean = field(default_factory=KeptClean, init=False, repr=False, compare=False)
@@ -122,18 +128,26 @@ class ImageFitter:
         spread = self.criterion.spread
         swept = self._fitted(graph, 2)
         made = sweep(graph, swept, held_out, degrees, method, progress=self.say, spread=spread).graph
+        settings: dict[str, Any] = {
+            "epochs": method.passes_over(len(every)),
+            "seconds": method.fit_seconds,
+            "refit": method.refit,
+            "spread": spread,
+            "enough": self.criterion.enough,
+            "seed": self.seed,
+        }
+        checkpoint = None
+        if self.folder is not None:
+            checkpoint = Checkpoint.of(self.folder, (graph, made), (every, held_out), settings)
         made = reconstruct(
             graph,
             made,
             every,
             held_out,
-            method.passes_over(len(every)),
-            seconds=method.fit_seconds,
-            refit=method.refit,
             progress=self.say,
-            spread=spread,
-            enough=self.criterion.enough,
-            seed=self.seed,
+            augment=self.augment,
+            checkpoint=checkpoint,
+            **settings,
         )
         return self.with_bounds(made)
 
@@ -169,7 +183,7 @@ class ImageFitter:
     def diverging(self, original: Graph, approximated: Graph) -> tuple[int, int]:
         """How many of `COPIES` copies of images diverge that were altered a little, and how many there are.
 
-        Pictures are mirrored and shifted, and all inputs are moved away from their mean or from another one, by up to
+        They are augmented, and moved away from their mean or from another one, by up to
         `LITTLE` times their distance: as inputs are that nobody has seen.
         """
         images = torch.cat([_tensor(self.held_out), spread_out(_tensor(self.images), COPIES)])
@@ -179,7 +193,7 @@ class ImageFitter:
         with torch.no_grad():
             while number < COPIES:
                 chosen = images[torch.arange(number, number + CHUNK) % len(images)]
-                copies = stressed(shifted(mirrored(chosen, random), random), random, most=LITTLE)
+                copies = stressed(self.augment(chosen, random), random, most=LITTLE)
                 found.append((real_outputs(approximated, ours, copies), real_outputs(original, clean, copies)))
                 number += CHUNK
         made, wanted = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -11,28 +11,29 @@ grows much. The method is olac's own and similar to block reconstruction for qua
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from olac.approximation import half
 from olac.approximation.bounded import bounded, bounded_alone, bounded_polynomial
+from olac.approximation.checkpoint import Checkpoint
 from olac.approximation.common import (
     SWEPT,
     WORST,
+    Augment,
     altered,
     diverged,
-    mirrored,
     output_error,
     output_sizes,
-    shifted,
     spread_out,
     stressed,
+    varied,
 )
 from olac.approximation.compiled import LARGEST
 from olac.approximation.criterion import ENOUGH_CLASSES, Spread
+from olac.approximation.steps import WORSE, Numbers, Order, Schedule, Steps
 from olac.approximation.tails import Tails, expected_ranges
 from olac.approximation.tensors import Weights, channels_last, outputs_of, run, tensors
 from olac.approximation.whitened import Whitened
@@ -47,14 +48,10 @@ It grows with the root of that error, within the bounds RATES, and is lower for 
 TYPICAL_DEPTH = 19
 """With more activations than this steps are smaller, in proportion: the changes of all layers add up."""
 RATES = (4e-4, 3e-3)
-WORSE, SLOWER = 1.5, 0.5
-"""If the error after a pass is more than WORSE times the least so far, the pass is undone and the rate multiplied by
-SLOWER: deep networks need smaller steps."""
 BATCH = 32
 INTERVAL, LEAST_INTERVAL = 8192, 4096
 """After this many images the mean of the parameters is judged; after passes over at least the second if that is fewer.
 The mean is over as many, or one pass. A first judgement after one pass tells early if steps are too large."""
-WARM_UP = 30
 STRESSED = 0.4
 """Share of images that are moved out of the calibrated ranges."""
 TAIL = 0.3
@@ -72,69 +69,6 @@ ROUNDED = 2e-3
 """If the outputs' error is larger at the beginning, convolutions of steps are computed in bfloat16."""
 
 
-class _Schedule:
-    """How far the steps are, by their number and by the time that they may take."""
-
-    def __init__(self, steps: int, seconds: float | None = None) -> None:
-        self._all, self._taken = steps, 0
-        self._seconds, self._start = seconds, time.monotonic()
-
-    def take(self) -> None:
-        """One more step."""
-        self._taken += 1
-
-    @property
-    def share(self) -> float:
-        """Of all steps or of the time, whichever ends first; 0 to 1."""
-        steps = self._taken / self._all
-        passed = 0.0 if self._seconds is None else (time.monotonic() - self._start) / self._seconds
-        return min(1.0, max(steps, passed))
-
-    @property
-    def over(self) -> bool:
-        """Whether all steps were taken, or all time."""
-        return self.share >= 1.0
-
-
-class _Steps:
-    """Adam with a warm-up and a rate that falls to 0, and a running mean of the parameters over some steps."""
-
-    def __init__(self, thetas: Mapping[str, Tensor], rate: float, each: int, schedule: _Schedule) -> None:
-        self._thetas, self._rate, self._each, self._schedule = thetas, rate, each, schedule
-        self._mean = {name: theta.detach().clone() for name, theta in thetas.items()}
-        self._since = 0
-        self._optimizer = self._adam()
-
-    def _adam(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(list(self._thetas.values()), betas=(0.9, 0.99))
-
-    def mean(self) -> dict[str, Tensor]:
-        """The parameters' mean over the last `each` steps, or since the last restart."""
-        return {name: one.clone() for name, one in self._mean.items()}
-
-    def take(self, loss: Tensor) -> None:
-        """A step down the gradient of a loss, if that is finite."""
-        self._optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(list(self._thetas.values()), 1.0)
-        annealed = 0.5 * (1 + math.cos(math.pi * self._schedule.share))
-        self._schedule.take()
-        self._since += 1
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * min(1.0, self._since / WARM_UP) * annealed
-        if torch.isfinite(norm):  # an image may overflow; its batch is left out
-            self._optimizer.step()
-        for name, theta in self._thetas.items():
-            self._mean[name].lerp_(theta.detach(), 1 / min(self._since, self._each))
-
-    def restart(self, thetas: Mapping[str, Tensor]) -> None:
-        """Continue from other parameters, with smaller steps."""
-        with torch.no_grad():
-            for name, theta in self._thetas.items():
-                theta.copy_(thetas[name])
-        self._rate, self._since, self._optimizer = SLOWER * self._rate, 0, self._adam()
-
-
 def reconstruct(
     original: Graph,
     approximated: Graph,
@@ -148,6 +82,8 @@ def reconstruct(
     spread: Spread = "together",
     enough: float = ENOUGH_CLASSES,
     seed: int = 0,
+    augment: Augment = varied,
+    checkpoint: Checkpoint | None = None,
 ) -> Graph:
     """The approximated graph with better coefficients and weights, or unchanged if nothing is gained.
 
@@ -165,6 +101,8 @@ def reconstruct(
         spread: how errors of outputs are scaled.
         enough: error of the outputs below which nothing is reconstructed.
         seed: of the order of the images and of what is done to them.
+        augment: alters the images of each batch.
+        checkpoint: where the state is kept and, if it is there, taken from; of this fit.
     """
     if len(images) < LEAST_IMAGES or epochs == 0:
         return approximated
@@ -191,7 +129,7 @@ def reconstruct(
             return torch.cat([run(graph, weights, part, instead=instead)[output] for part in x.split(BATCH)])
 
     held_out = channels_last(held_out)
-    copies = channels_last(altered(torch.cat([held_out, spread_out(images, JUDGED)]), JUDGED, seed + 1))
+    copies = channels_last(altered(torch.cat([held_out, spread_out(images, JUDGED)]), JUDGED, seed + 1, augment))
     wanted, copies_wanted = outputs(original, clean, held_out), outputs(original, clean, copies, True)
 
     def held_error(weights: dict[str, Tensor]) -> float:
@@ -244,13 +182,26 @@ def reconstruct(
     rate *= min(1.0, TYPICAL_DEPTH / max(1, len(degrees)))
     averaged = math.ceil(min(len(images), INTERVAL) / BATCH)
     each = averaged * math.ceil(min(LEAST_INTERVAL, INTERVAL) / BATCH / averaged)
-    schedule = _Schedule(math.ceil(len(images) / BATCH) * epochs, seconds)
-    steps = _Steps(whitened.theta, rate, averaged, schedule)
+    schedule = Schedule(math.ceil(len(images) / BATCH) * epochs, seconds)
+    steps = Steps(whitened.theta, rate, averaged, schedule)
     at_best = steps.mean()
     random = torch.Generator().manual_seed(seed)
-    for number, chosen in enumerate(_batches(len(images), epochs, random), 1):
-        batch = shifted(mirrored(images[chosen], random), random)
-        batch = channels_last(stressed(batch, random, STRESSED))
+    order = Order(len(images), BATCH, random)
+    number = 0
+    if checkpoint is not None and (found := checkpoint.load()):
+        numbers, parts = found
+        with checkpoint.checking():
+            schedule.restore(numbers)
+            steps.restore(numbers, parts)
+            order.restore(numbers, parts)
+            number, best = int(numbers["number"]), numbers["best"]
+            if numbers["gained"]:
+                at_best = {name: parts[f"best/{name}"] for name in at_best}
+                kept = {name: value.detach() for name, value in whitened.current(at_best).items()}
+    while not schedule.over:
+        number += 1
+        chosen = order.next()
+        batch = channels_last(stressed(augment(images[chosen], random), random, STRESSED))
         with torch.no_grad():
             targets.update(run(original, clean, batch, keep=watched, instead=rounded))
         current = whitened.current()
@@ -268,17 +219,20 @@ def reconstruct(
                 at_best = steps.mean()
             elif not error <= WORSE * best:
                 steps.restart(at_best)
+            if checkpoint is not None:
+                numbers = {"number": number, "best": best, "gained": kept is not start}
+                checkpoint.save(_state(numbers, at_best, schedule, steps, order))
         if progress is not None:
             progress(f"reconstructing: {schedule.share:.0%}, {number * BATCH} images seen, error {error:.3g}")
-        if schedule.over:
-            break
     return _with(approximated, kept, set(whitened.theta)) if kept is not start else approximated
 
 
-def _batches(images: int, epochs: int, random: torch.Generator) -> Iterator[Tensor]:
-    """The numbers of the images of each batch, in a new order in each pass."""
-    for _ in range(epochs):
-        yield from torch.randperm(images, generator=random).split(BATCH)
+def _state(
+    numbers: Numbers, at_best: Mapping[str, Tensor], schedule: Schedule, steps: Steps, order: Order
+) -> tuple[Numbers, dict[str, Tensor]]:
+    of_steps, of_order = steps.state(), order.state()
+    best = {f"best/{name}": value for name, value in at_best.items()}
+    return numbers | schedule.state() | of_steps[0] | of_order[0], best | of_steps[1] | of_order[1]
 
 
 def _fitted(original: Graph, approximated: Graph) -> list[Node]:

@@ -66,6 +66,8 @@ PROGRAMS = Versions(current=5, oldest=4, remake="Compile the model again and sav
 FRAMES = Versions(current=2, oldest=1)
 """Keys, ciphertexts and checkpoints."""
 CALIBRATIONS = Versions(current=2, oldest=1, remake="Calibrate the model again and save it anew.")
+FITS = Versions(current=1, oldest=1, remake="Delete it: the fit then begins anew.")
+"""The state of fits. Files of other releases are not kept readable."""
 
 SINCE_VERSION_5 = ("channels", "offsets", "factors")
 """Fields of types and ops that programs of version 4 and calibrations of version 1 lack."""
@@ -76,4 +78,4 @@ def without_unused(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in SINCE_VERSION_5 or value}
 
 
-__all__ = ["CALIBRATIONS", "FRAMES", "PROGRAMS", "Versions", "without_unused"]
+__all__ = ["CALIBRATIONS", "FITS", "FRAMES", "PROGRAMS", "Versions", "without_unused"]

@@ -14,7 +14,8 @@ from torch import nn
 
 from olac.approximation.common import output_error
 from olac.approximation.floors import LOW
-from olac.approximation.reconstruct import LEAST_IMAGES, SLOWER, _Schedule, _Steps, reconstruct
+from olac.approximation.reconstruct import LEAST_IMAGES, reconstruct
+from olac.approximation.steps import SLOWER, Schedule, Steps
 from olac.approximation.sweep import sweep
 from olac.approximation.tensors import run, tensors
 from olac.ir.graph import Graph, GraphBuilder, Node
@@ -122,7 +123,7 @@ def test_polynomials_that_stand_for_no_activation_stay() -> None:
 
 def test_parameters_are_averaged_over_a_pass_and_start_again_where_they_are_put() -> None:
     theta = torch.zeros(3, requires_grad=True)
-    steps = _Steps({"theta": theta}, 0.1, 10, _Schedule(40))
+    steps = Steps({"theta": theta}, 0.1, 10, Schedule(40))
     assert torch.equal(steps.mean()["theta"], torch.zeros(3))
     first = []
     for place in (0.0, 5.0):
@@ -144,16 +145,16 @@ def test_parameters_are_averaged_over_a_pass_and_start_again_where_they_are_put(
 
 
 def test_passes_that_break_something_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    errors, restarts, restart = [0.5, 2.0, 0.4, 0.5, 0.7, 0.45], [], _Steps.restart
+    errors, restarts, restart = [0.5, 2.0, 0.4, 0.5, 0.7, 0.45], [], Steps.restart
 
-    def watched(self: _Steps, thetas: Mapping[str, torch.Tensor]) -> None:
+    def watched(self: Steps, thetas: Mapping[str, torch.Tensor]) -> None:
         restarts.append((len(errors), sum(float(theta.abs().sum()) for theta in thetas.values())))
         restart(self, thetas)
 
     monkeypatch.setattr("olac.approximation.reconstruct.LEAST_INTERVAL", 1)
     monkeypatch.setattr("olac.approximation.reconstruct.output_error", lambda *outputs: errors.pop(0))
     monkeypatch.setattr("olac.approximation.reconstruct.diverged", lambda *outputs: torch.zeros(1, dtype=torch.bool))
-    monkeypatch.setattr(_Steps, "restart", watched)
+    monkeypatch.setattr(Steps, "restart", watched)
     before = start(3)
     assert reconstruct(NET, before, TRAIN, HELD, 5) is not before and errors == []
     (first, at_start), (second, at_best) = restarts
