@@ -42,7 +42,9 @@ class OutputNoise:
         sound = np.isfinite(clean.reshape(len(clean), -1)).all(1)  # the agreement counts the others
         if not sound.any():
             raise InfeasibleError("all held-out calibration images diverge. Raise the degrees of the activations.")
-        self._images, self._clean = images[sound], clean[sound]
+        # The largest of a few draws would be a matter of luck, so few images are taken several times.
+        taken = np.arange(max(len(images), CHECK_IMAGES)) % int(sound.sum())
+        self._images, self._clean = images[sound][taken], clean[sound][taken]
         size = float(np.max(np.abs(self._clean)))
         unit = graph[graph.outputs[0]].type.unit
         if size < TINY_OUTPUT * unit:

@@ -48,6 +48,22 @@ def test_bits_grow_with_the_precision_and_the_ring() -> None:
     assert 20 < bits < 30
 
 
+@pytest.mark.parametrize("finite", [1, 3])
+def test_few_images_do_not_leave_the_largest_noise_to_luck(finite: int) -> None:
+    """Two outputs of one image would be below what outputs of many images reach, in most cases."""
+    builder = GraphBuilder({}, by="test")
+    one, zero = builder.constant("factor", np.ones(())), builder.constant("zero", np.zeros(()))
+    x = builder.add(Input((2,)), [], name="x", type=ValueType((2,)))
+    y = builder.add(Affine(one, zero), [x], name="y", type=ValueType((2,)))
+    graph = builder.build([y], stage=Stage.POLYNOMIAL)
+    few, many = np.full((3, 2), np.nan), np.ones((1000, 2))
+    few[:finite] = 1.0
+    wanted = OutputNoise(graph, Calibration(0, {}, {}, many, many)).scale_bits(14, 1e-3)
+    for seed in range(20):
+        found = OutputNoise(graph, Calibration(0, {}, {}, few, few), seed=seed).scale_bits(14, 1e-3)
+        assert abs(found - wanted) <= 1
+
+
 def test_what_the_client_computes_counts() -> None:
     """A scale within the head blows noise up, in its own range and not in one that a shift has widened."""
     bits = OutputNoise(chain(1.0), calibration()).scale_bits(14, 1e-3)
