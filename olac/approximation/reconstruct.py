@@ -116,7 +116,7 @@ def reconstruct(
             return approximated
         degrees = {n.id: start[n.op.coefficients].shape[1] - 1 for n in fitted if isinstance(n.op, Polynomial)}
         ranges = expected_ranges(original, clean, degrees, spread_out(images, SWEPT))
-        whitened = Whitened(approximated, start, sound, ranges, refit)
+        whitened = Whitened(approximated, start, sound, ranges, refit, spread)
         grow = frozenset(node.id for node in original.nodes if _may_grow(node))
         first = run(original, clean, images[: 4 * BATCH], keep=watched | grow)
         variances = {name: value.var().clamp_min(1e-12) for name, value in first.items()}

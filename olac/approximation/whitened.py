@@ -8,13 +8,15 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from olac.approximation.common import readers
+from olac.approximation.criterion import Spread
 from olac.approximation.floors import LOW
 from olac.approximation.least_squares import Root, whitening
 from olac.approximation.sweep import batched, by_channel
 from olac.approximation.tails import POINTS
 from olac.approximation.tensors import chebyshev
 from olac.ir.graph import Graph, last_reads
-from olac.ir.ops import Conv2d, Input, Linear, Polynomial
+from olac.ir.ops import Conv2d, Input, Linear, Polynomial, PolynomialProduct
 from olac.polynomials.fit import SQUARE, TINY
 from olac.system.arrays import Array
 
@@ -39,6 +41,7 @@ class Whitened:
         images: from whose values the moments are.
         ranges: middle and half width that each channel is expected to reach, of the polynomials that are trained.
         refit: whether weights are trained.
+        spread: how errors of outputs are scaled.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Whitened:
         images: Tensor,
         ranges: Mapping[str, tuple[Array, Array]],
         refit: bool,
+        spread: Spread = "together",
     ) -> None:
         self.weights = weights
         self.theta: dict[str, Tensor] = {}
@@ -65,7 +69,8 @@ class Whitened:
             if isinstance(node.op, Polynomial) and node.id in ranges:
                 self._polynomial(node.op, operands[0], live[node.id], *ranges[node.id])
             elif isinstance(node.op, Conv2d | Linear) and refit:
-                self._linear(node.op, operands[0], live[node.id])
+                last = not any(isinstance(n.op, Polynomial | PolynomialProduct) for n in readers(graph, node))
+                self._linear(node.op, operands[0], live[node.id], last and spread == "each")
             for operand in done[node.id]:
                 del live[operand]
 
@@ -97,8 +102,12 @@ class Whitened:
         if degree == 2 and bool(_folds(self.weights[op.coefficients], largest).all()):
             self._largest[op.coefficients] = largest
 
-    def _linear(self, op: Conv2d | Linear, x: Tensor, y: Tensor) -> None:
-        """Steps of a row are in units of its own values: what reads a small channel multiplies it by large weights."""
+    def _linear(self, op: Conv2d | Linear, x: Tensor, y: Tensor, each: bool) -> None:
+        """Steps of a row are in units of its own values with `each`, for outputs that count alike, and with groups.
+
+        Groups see few channels each, so that their values differ in size, and what reads a small channel multiplies it
+        by large weights.
+        """
         weight = self.weights[op.weight]
         root, size = whitening(op, x, weight, DAMPING)
         self._groups[op.weight] = op.groups if isinstance(op, Conv2d) else 1
@@ -106,9 +115,10 @@ class Whitened:
         self._add(op.weight, root.scaled(float(y.std()) / (size.sqrt() * math.sqrt(columns))))
         if op.bias is not None:
             self._add(op.bias, y.std())
-        own = (by_channel(y).std(1) / y.std().clamp_min(TINY)).clamp_min(LEAST_OWN)
-        for name in (op.weight,) if op.bias is None else (op.weight, op.bias):
-            self._sizes[name] = own.reshape(-1, *(1,) * (self.weights[name].ndim - 1))
+        if each or self._groups[op.weight] > 1:
+            own = (by_channel(y).std(1) / y.std().clamp_min(TINY)).clamp_min(LEAST_OWN)
+            for name in (op.weight,) if op.bias is None else (op.weight, op.bias):
+                self._sizes[name] = own.reshape(-1, *(1,) * (self.weights[name].ndim - 1))
 
     def current(self, thetas: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """All constants, differentiable in theta; for the present theta, or for another."""

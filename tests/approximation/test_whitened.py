@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from olac.approximation.criterion import Spread
 from olac.approximation.floors import LOW
 from olac.approximation.tails import POINTS, expected_ranges
 from olac.approximation.tensors import run, tensors
 from olac.approximation.whitened import LEAST_OWN, REACHED, Whitened
-from olac.ir.ops import Conv2d, Linear, Polynomial
-from tests.approximation.nets import activations, from_histograms, images, residual
+from olac.ir.ops import Conv2d, Polynomial
+from tests.approximation.nets import activations, folded, from_histograms, images, residual
 
 NET, TRAIN = residual(1), images(160, 1)
 
@@ -45,20 +47,33 @@ def test_steps_of_polynomials_stay_small_where_values_are_expected(degree: int) 
                 assert beyond <= 1.01 * deviation * (POINTS / REACHED) ** 0.5
 
 
-def test_steps_of_weights_are_in_units_of_each_channel() -> None:
-    graph = from_histograms(NET, TRAIN, dict.fromkeys(activations(NET), 3))
+@pytest.mark.parametrize(("groups", "spread"), [(1, "together"), (6, "together"), (1, "each")])
+def test_steps_with_groups_or_for_outputs_that_count_alike_are_in_units_of_each_channel(
+    groups: int, spread: Spread
+) -> None:
+    """Of six channels one has values of a tenth of the others', and one is constant."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(6, 6, 3, padding=1, groups=groups)
+    with torch.no_grad():
+        for part in (convolution.weight, convolution.bias):
+            assert part is not None
+            part[0] *= 0.1
+            part[1] *= 0.0
+    given = torch.randn(64, 6, 8, 8, generator=torch.Generator().manual_seed(1))
+    last = () if spread == "each" else (nn.ReLU(), nn.Conv2d(6, 6, 1))
+    graph = folded(nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU(), convolution, *last), given)
+    graph = from_histograms(graph, given, dict.fromkeys(activations(graph), 3))
     weights = tensors(graph)
-    first = next(node for node in graph.nodes if isinstance(node.op, Conv2d | Linear))
-    assert isinstance(first.op, Conv2d | Linear) and first.op.bias is not None
-    factors = torch.ones(len(weights[first.op.bias]))
-    factors[0], factors[1] = 0.1, 0.0
-    for name in (first.op.weight, first.op.bias):
-        weights[name] = weights[name] * factors.reshape(-1, *(1,) * (weights[name].ndim - 1))
-    made = Whitened(graph, weights, TRAIN, {}, refit=True)
+    node = [node for node in graph.nodes if isinstance(node.op, Conv2d)][1]
+    assert isinstance(node.op, Conv2d) and node.op.bias is not None
+    made = Whitened(graph, weights, given, {}, refit=True, spread=spread)
     for theta in made.theta.values():
         theta.data.fill_(1.0)
-    step = (made.current()[first.op.bias] - weights[first.op.bias]).detach()
-    y = run(graph, weights, TRAIN, keep=frozenset({first.id}))[first.id]
-    own = y.transpose(0, 1).flatten(1).std(1)
-    assert torch.allclose(step[2:] / own[2:], (step / own)[0].expand(len(step) - 2), rtol=1e-3)
-    assert float(step[1]) == pytest.approx(LEAST_OWN * float(y.std()), rel=1e-3)
+    step = (made.current()[node.op.bias] - weights[node.op.bias]).detach()
+    y = run(graph, weights, given, keep=frozenset({node.id}))[node.id]
+    own, layers = y.transpose(0, 1).flatten(1).std(1), float(y.std())
+    if groups == 1 and spread == "together":
+        assert torch.allclose(step, torch.full_like(step, layers), rtol=1e-3)
+    else:
+        assert float(own[0]) < 0.3 * float(own[2]) and float(own[1]) < LEAST_OWN * layers
+        assert torch.allclose(step, own.clamp_min(LEAST_OWN * layers), rtol=1e-3)
