@@ -120,7 +120,7 @@ def test_engines_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*run, "--engine", "openfhe"]) == 0
     assert capsys.readouterr().out.startswith("predicted on this machine: ")
     # Measuring takes memory, which is not spent if it has a limit.
-    assert main([*run, "--max-memory", "4"]) == 0
+    assert main([*run, "--max-memory", "16"]) == 0
     assert capsys.readouterr().out.startswith("predicted on the machine of the table (")
     for arguments in (run, ["info", files["p.olac"]], ["calibrate-costs", "--output", str(tmp_path / "x")], ["demo"]):
         with pytest.raises(SystemExit) as caught:
