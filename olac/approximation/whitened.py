@@ -59,6 +59,8 @@ class Whitened:
         self._groups: dict[str, int] = {}
         self._sizes: dict[str, Tensor] = {}
         self._largest: dict[str, float] = {}
+        trained = [node.op for node in graph.nodes if isinstance(node.op, Polynomial) and node.id in ranges]
+        self._small = any(weights[op.coefficients].shape[1] - 1 > LOW for op in trained)
         live = {graph.inputs[0].id: images}
         done = last_reads(graph.nodes)
         for node in graph.nodes:
@@ -103,10 +105,11 @@ class Whitened:
             self._largest[op.coefficients] = largest
 
     def _linear(self, op: Conv2d | Linear, x: Tensor, y: Tensor, each: bool) -> None:
-        """Steps of a row are in units of its own values with `each`, for outputs that count alike, and with groups.
+        """Steps of a row are in units of the layer's values, or of its own, which makes them smaller.
 
-        Groups see few channels each, so that their values differ in size, and what reads a small channel multiplies it
-        by large weights.
+        Its own are taken with `each`, for outputs that count alike; with groups, because what reads a small channel of
+        a depthwise convolution multiplies it by large weights; and beside polynomials above degree `LOW`, whose errors
+        grow fast. Squares and cubics gain by larger steps.
         """
         weight = self.weights[op.weight]
         root, size = whitening(op, x, weight, DAMPING)
@@ -115,7 +118,7 @@ class Whitened:
         self._add(op.weight, root.scaled(float(y.std()) / (size.sqrt() * math.sqrt(columns))))
         if op.bias is not None:
             self._add(op.bias, y.std())
-        if each or self._groups[op.weight] > 1:
+        if each or self._small or self._groups[op.weight] > 1:
             own = (by_channel(y).std(1) / y.std().clamp_min(TINY)).clamp_min(LEAST_OWN)
             for name in (op.weight,) if op.bias is None else (op.weight, op.bias):
                 self._sizes[name] = own.reshape(-1, *(1,) * (self.weights[name].ndim - 1))

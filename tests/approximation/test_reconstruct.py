@@ -162,12 +162,12 @@ def test_passes_that_break_something_are_taken_back(monkeypatch: pytest.MonkeyPa
 
 
 def test_steps_that_are_far_too_large_get_smaller_until_they_gain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("olac.approximation.reconstruct.RATES", (0.2, 0.2))
-    monkeypatch.setattr("olac.approximation.reconstruct.WORST", 0.0)
+    monkeypatch.setattr("olac.approximation.reconstruct.RATES", (0.5, 0.5))
+    monkeypatch.setattr("olac.approximation.reconstruct.LEAST_INTERVAL", 1)
     before = start(3)
-    after = reconstruct(NET, before, images(400, 9), HELD, 10, enough=0.0)
+    after = reconstruct(NET, before, images(400, 9), HELD, 12, enough=0.0)
     monkeypatch.setattr("olac.approximation.reconstruct.WORSE", math.inf)
-    assert reconstruct(NET, before, images(400, 9), HELD, 10, enough=0.0) is before
+    assert reconstruct(NET, before, images(400, 9), HELD, 12, enough=0.0) is before
     assert error(NET, after, UNSEEN) < 0.8 * error(NET, before, UNSEEN)
 
 

@@ -47,10 +47,10 @@ def test_steps_of_polynomials_stay_small_where_values_are_expected(degree: int) 
                 assert beyond <= 1.01 * deviation * (POINTS / REACHED) ** 0.5
 
 
-@pytest.mark.parametrize(("groups", "spread"), [(1, "together"), (6, "together"), (1, "each")])
-def test_steps_with_groups_or_for_outputs_that_count_alike_are_in_units_of_each_channel(
-    groups: int, spread: Spread
-) -> None:
+@pytest.mark.parametrize(
+    ("groups", "spread", "degree"), [(1, "together", 3), (6, "together", 3), (1, "each", 3), (1, "together", 7)]
+)
+def test_steps_are_in_units_of_the_layer_or_of_each_channel(groups: int, spread: Spread, degree: int) -> None:
     """Of six channels one has values of a tenth of the others', and one is constant."""
     torch.manual_seed(0)
     convolution = nn.Conv2d(6, 6, 3, padding=1, groups=groups)
@@ -62,17 +62,19 @@ def test_steps_with_groups_or_for_outputs_that_count_alike_are_in_units_of_each_
     given = torch.randn(64, 6, 8, 8, generator=torch.Generator().manual_seed(1))
     last = () if spread == "each" else (nn.ReLU(), nn.Conv2d(6, 6, 1))
     graph = folded(nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU(), convolution, *last), given)
-    graph = from_histograms(graph, given, dict.fromkeys(activations(graph), 3))
+    degrees = dict.fromkeys(activations(graph), degree)
+    ranges = expected_ranges(graph, tensors(graph), degrees, given)
+    graph = from_histograms(graph, given, degrees)
     weights = tensors(graph)
     node = [node for node in graph.nodes if isinstance(node.op, Conv2d)][1]
     assert isinstance(node.op, Conv2d) and node.op.bias is not None
-    made = Whitened(graph, weights, given, {}, refit=True, spread=spread)
+    made = Whitened(graph, weights, given, ranges, refit=True, spread=spread)
     for theta in made.theta.values():
         theta.data.fill_(1.0)
     step = (made.current()[node.op.bias] - weights[node.op.bias]).detach()
     y = run(graph, weights, given, keep=frozenset({node.id}))[node.id]
     own, layers = y.transpose(0, 1).flatten(1).std(1), float(y.std())
-    if groups == 1 and spread == "together":
+    if (groups, spread, degree) == (1, "together", 3):
         assert torch.allclose(step, torch.full_like(step, layers), rtol=1e-3)
     else:
         assert float(own[0]) < 0.3 * float(own[2]) and float(own[1]) < LEAST_OWN * layers
