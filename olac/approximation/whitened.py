@@ -108,8 +108,8 @@ class Whitened:
         """Steps of a row are in units of the layer's values, or of its own, which makes them smaller.
 
         Its own are taken with `each`, for outputs that count alike; with groups, because what reads a small channel of
-        a depthwise convolution multiplies it by large weights; and beside polynomials above degree `LOW`, whose errors
-        grow fast. Squares and cubics gain by larger steps.
+        a depthwise convolution multiplies it by large weights; and if a polynomial is above degree `LOW`, because its
+        errors grow fast. Squares and cubics gain by larger steps.
         """
         weight = self.weights[op.weight]
         root, size = whitening(op, x, weight, DAMPING)
