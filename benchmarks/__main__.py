@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import bootstraps, encrypted, engines, security
+from benchmarks import bootstraps, encrypted, engines, security, structure
 from benchmarks.comparison import compare
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.faults import command as faults_command
@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     accuracy.add_argument("--plot", type=Path, metavar="FILE", help="draw all rows of the file: .svg or .png")
     accuracy.set_defaults(run=_accuracy)
 
+    _finetune_parser(commands.add_parser("finetune", help="train a network of squares with labels, and its top-1"))
+
     _encrypted_parser(commands.add_parser("encrypted", help="seconds, memory and errors of encrypted runs"))
 
     _bootstraps_parser(commands.add_parser("bootstraps", help="seconds, noise and memory of one bootstrap"))
@@ -86,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     faults = commands.add_parser("faults", help="cause faults of many kinds and show what each led to")
     faults_command.add_arguments(faults, _positive)
     faults.set_defaults(run=_faults)
+
+    shapes = commands.add_parser("structure", help="levels of networks of quadratics, and what each rule saves")
+    shapes.add_argument(
+        "--models", nargs="+", default=list(structure.DEFAULT), metavar="NAME", help="benchmarks/models.py"
+    )
+    shapes.set_defaults(run=_structure)
 
     drawing = commands.add_parser("plot", help="total depth against top-1")
     drawing.add_argument("--json", type=Path, nargs="+", required=True, metavar="FILE")
@@ -164,6 +172,25 @@ def _encrypted_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rest", type=_positive, metavar="L", help="pin bootstrapping that leaves L levels")
     parser.add_argument("--digits", type=_positive, metavar="D", help="with --rest: digits of key switching; default 3")
     parser.set_defaults(run=_encrypted)
+
+
+def _finetune_parser(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--epochs", type=_count, default=10, metavar="N", help="passes over the images; default 10")
+    parser.add_argument("--images", type=_positive, default=10_000, metavar="N", help="test images; default 10000")
+    parser.add_argument(
+        "--calibration", type=_positive, default=50_000, metavar="N", help="training images; default 50000"
+    )
+    _add_effort(parser)
+    parser.add_argument(
+        "--fit-seconds", type=_positive, metavar="S", help="end the fit that training starts from after this time"
+    )
+    parser.add_argument("--rate", type=float, metavar="R", help="largest rate of the weights")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="the state dict of the trained module, a .pt file")
+    parser.add_argument("--program", type=Path, metavar="FILE", help="compile it, too, and write the program")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="threads of torch; default: torch's choice")
+    _add_rows(parser)
+    parser.set_defaults(run=_finetune)
 
 
 def _bootstraps_parser(parser: argparse.ArgumentParser) -> None:
@@ -297,6 +324,39 @@ def _accuracy(options: argparse.Namespace, command: str) -> int:
     return 1 if failed else 0
 
 
+def _finetune(options: argparse.Namespace, command: str) -> int:
+    folder = data_folder(options.data)
+    training, test = training_set(folder, options.calibration), test_set(folder, options.images)
+    for path in (options.save, options.program):
+        if path is not None and not path.parent.is_dir():
+            raise ResultsError(f"the folder of {path} does not exist")
+    results = ResultsFile.open(options.json, command, options.append)
+    try:
+        from benchmarks import finetuning
+        from benchmarks.accuracy import Measurement, load_model
+        from olac.training.loop import TrainingOptions
+    except ModuleNotFoundError as error:
+        raise ResultsError(f"models need torch ({error}): pip install 'olac[torch]'") from error
+    benchmark, model = load_model(options.model, options.weights)
+    set_threads(options.threads)
+    console = Console()
+    measurement = Measurement(
+        options.model,
+        benchmark,
+        model,
+        training,
+        test,
+        options.images,
+        options.calibration,
+        options.effort,
+        options.fit_seconds,
+    )
+    training_options = TrainingOptions(rate=options.rate)
+    row = finetuning.run(measurement, options.epochs, training_options, results, console, options.save, options.program)
+    _print([row], console)
+    return 0
+
+
 def _encrypted(options: argparse.Namespace, command: str) -> int:
     console = Console()
     if options.compare is None:
@@ -323,6 +383,11 @@ def _print(rows: list[Row], console: Console) -> None:
     output = console if console.is_terminal else Console(width=WIDEST)
     for table in rich_tables(rows):
         output.print(table)
+
+
+def _structure(options: argparse.Namespace, command: str) -> int:
+    structure.run(options.models, Console())
+    return 0
 
 
 def _security(options: argparse.Namespace, command: str) -> int:

@@ -135,7 +135,17 @@ class Measurement:
             CompileOptions(fit=replace(strategy.fit, effort=self.effort, fit_seconds=self.fit_limit)),
             progress=self.say,
         )
-        fit_seconds = time.perf_counter() - start
+        return self.measured(strategy.item, approximated, time.perf_counter() - start, done, warn)
+
+    def measured(
+        self,
+        item: str,
+        approximated: ApproximatedModel,
+        fit_seconds: float,
+        done: Done,
+        warn: Callable[[str], None],
+    ) -> Row:
+        """The row of an approximated model."""
         depth = activation_depth(approximated.graph)
         plaintext = self.plaintext  # this may read test images for the first time
         self.say("simulating")
@@ -146,7 +156,7 @@ class Measurement:
         magnitude = float(np.max(np.abs(plaintext))) if bound is None else bound.magnitude
         fits = approximated.report.fits
         return self._row(
-            strategy.item,
+            item,
             outputs,
             ~(np.abs(outputs).max(1) <= WRECKED * magnitude),  # NaN compares as false, so it has diverged, too
             [fit.degree for fit in fits],

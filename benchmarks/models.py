@@ -85,6 +85,76 @@ class CifarResNet(nn.Module):
         return out
 
 
+class ConvBlock(nn.Module):
+    """The basic block of ResNet-18: the shortcut is a 1x1 convolution with batch norm if the shape changes."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+        same = stride == 1 and channels_in == channels
+        self.shortcut: nn.Module = nn.Identity()
+        if not same:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, channels_in, h, w) to (n, channels, h / stride, w / stride)."""
+        y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        out: torch.Tensor = self.relu2(y + self.shortcut(x))
+        return out
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 (He et al., 2015) for 32x32 images: four stages of two blocks, the first of `width` channels."""
+
+    def __init__(self, width: int = 32, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        blocks, channels = [], width
+        for stage in range(4):
+            for block in range(2):
+                wanted = width << stage
+                blocks.append(ConvBlock(channels, wanted, 2 if stage and not block else 1))
+                channels = wanted
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (n, 3, 32, 32) to logits (n, classes)."""
+        out: torch.Tensor = self.linear(torch.flatten(self.pool(self.blocks(self.stem(x))), 1))
+        return out
+
+
+class VGG16(nn.Module):
+    """VGG-16 (Simonyan and Zisserman, 2014) for 32x32 images, with batch norm and average pooling; one linear layer."""
+
+    WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for stage in self.WIDTHS:
+            for wanted in stage:
+                layers += [nn.Conv2d(channels, wanted, 3, 1, 1, bias=False), nn.BatchNorm2d(wanted), nn.ReLU()]
+                channels = wanted
+            layers.append(nn.AvgPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (n, 3, 32, 32) to logits (n, classes)."""
+        out: torch.Tensor = self.linear(torch.flatten(self.features(x), 1))
+        return out
+
+
 class SameConv2d(nn.Conv2d):
     """A convolution padded to ceil(size / stride), with the odd row and column below and to the right."""
 
@@ -268,6 +338,8 @@ def _resnet(depth: int) -> Benchmark:
 MODELS: dict[str, Benchmark] = {
     "resnet8": Benchmark(TinyResNet8, (0.0, 0.0, 0.0), (1 / 255,) * 3),
     **{f"resnet{depth}": _resnet(depth) for depth in (20, 32, 44, 56, 110)},
+    "resnet18": Benchmark(ResNet18),
+    "vgg16": Benchmark(VGG16),
     "convnext": Benchmark(SmallConvNeXt, weights=ASSETS / "convnext_cifar10.safetensors"),
     "mobilenet": Benchmark(SmallMobileNet, weights=ASSETS / "mobilenet_cifar10.safetensors"),
 }

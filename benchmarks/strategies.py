@@ -39,7 +39,10 @@ AT = "@"
 
 AUTO: Final = "auto"
 
-FAMILIES = (*WITH_NUMBER, *ALONE, PLAN)
+FINETUNE = "finetune"
+"""Followed by the number of epochs, in rows of `python -m benchmarks finetune`."""
+
+FAMILIES = (*WITH_NUMBER, *ALONE, PLAN, FINETUNE)
 
 
 class StrategyError(ValueError):

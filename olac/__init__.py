@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     )
     from olac.program.program import ApproximatedModel, CompiledProgram
     from olac.runtime import Client, Server
+    from olac.training import PolynomialActivation, RangePenalty, TrainingOptions
+    from olac.tuning import FineTuned, finetune
 
 _MODES = (
     "Agreement",
@@ -63,6 +65,11 @@ _HOMES = {
     "CompiledProgram": "olac.program",
     "Client": "olac.runtime",
     "Server": "olac.runtime",
+    "PolynomialActivation": "olac.training",
+    "RangePenalty": "olac.training",
+    "TrainingOptions": "olac.training",
+    "FineTuned": "olac.tuning",
+    "finetune": "olac.tuning",
     **dict.fromkeys(_MODES, "olac.polynomials.modes"),
 }
 
@@ -76,20 +83,25 @@ __all__ = [
     "CompileOptions",
     "CompiledProgram",
     "Empirical",
+    "FineTuned",
     "FitOptions",
     "Fixed",
     "Minimax",
     "Normal",
     "Plan",
+    "PolynomialActivation",
     "Quadratic",
+    "RangePenalty",
     "Server",
     "Tolerance",
+    "TrainingOptions",
     "Within",
     "__version__",
     "approximate",
     "calibrate",
     "check",
     "compile",
+    "finetune",
 ]
 
 

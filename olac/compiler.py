@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from olac.analysis.noise import CHECK_IMAGES
 from olac.approximation import ImageFitter
 from olac.approximation.augment import callers_augment
 from olac.approximation.common import varied
-from olac.approximation.criterion import criterion_for
+from olac.approximation.criterion import Criterion, criterion_for
 from olac.calibration import collect as calibrations
 from olac.calibration.collect import first_batch
 from olac.calibration.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration, sample_bytes
@@ -25,7 +25,7 @@ from olac.ir.head import OutputHead, Outputs
 from olac.ir.ops import Array, LinearOp
 from olac.ir.split import split_head
 from olac.options import CompileOptions, Keywords, Stages, telling, with_choices
-from olac.passes.base import Pass, PassContext, PassManager
+from olac.passes.base import Pass, PassContext, PassManager, PassTiming
 from olac.passes.clamp_functions import ClampFunctions
 from olac.passes.pipeline import approximation_pipeline
 from olac.plugins import load_plugins
@@ -171,6 +171,86 @@ def _approximate(
     pipeline: Sequence[Pass] | None,
     progress: Stages | None,
 ) -> tuple[ApproximatedModel, Calibration]:
+    prepared = prepare(model, loader, options, progress)
+    return prepared.finished(prepared.run(pipeline or prepared.pipeline)), prepared.calibration
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that was traced and calibrated: all that the passes of the approximation take, and what judges them.
+
+    Attributes:
+        options: with the engine that this machine can use.
+        graph: the lifted model, without the steps of the client.
+        bounded: the same with calibrated ranges in its types: the first pass takes it.
+        head: the steps of the client.
+        calibration: of the model.
+        criterion: what agreement means.
+        images: fits on whole images.
+        structure_error: of the lifted graph against the model.
+        notes: about the calibration, for the report.
+        say: called with a line of text as a step begins.
+        context: of the passes; it collects their reports.
+        timings: of the passes that have run.
+    """
+
+    options: CompileOptions
+    graph: Graph
+    bounded: Graph
+    head: OutputHead
+    calibration: Calibration
+    criterion: Criterion
+    images: ImageFitter
+    structure_error: float
+    notes: tuple[str, ...]
+    say: Stages
+    context: PassContext
+    timings: list[PassTiming] = field(default_factory=list)
+
+    @property
+    def pipeline(self) -> tuple[Pass, ...]:
+        """The passes from stage TRACED to POLYNOMIAL."""
+        return approximation_pipeline(self.options.fit)
+
+    def run(self, pipeline: Sequence[Pass], graph: Graph | None = None) -> Graph:
+        """The bounded graph, or another one, after some passes."""
+        manager = PassManager(pipeline, self.options.dump_after, self.options.dump, self.say)
+        result = manager.run(self.bounded if graph is None else graph, self.context)
+        self.timings.extend(manager.timings)
+        return result
+
+    def finished(self, result: Graph) -> ApproximatedModel:
+        """The result of all passes with its report; with `strict`, shortfalls are refused."""
+        options, calibration, context = self.options, self.calibration, self.context
+        check_result = self_check(
+            ApproximatedModel(result, head=self.head),
+            self.graph,
+            calibration,
+            self.criterion,
+            options.fit.min_agreement,
+            self.structure_error,
+        )
+        data = data_shortfalls(self.graph, calibration)
+        missed = goal_shortfalls(check_result)
+        if options.strict:
+            refuse_shortfalls(data, missed)
+        outliers = calibrations.outlier_notes(self.graph, calibration)
+        diverging = divergence_notes(*self.images.diverging(self.graph, result))
+        promised = (*missed, *diverging, *value_notes(check_result))
+        report = Report(
+            fits=tuple(context.fits),
+            front=tuple(context.front),
+            check=check_result,
+            pass_seconds=tuple((timing.name, timing.seconds) for timing in self.timings),
+            notes=(*promised, *data, *self.notes, *context.notes, *outliers),
+        )
+        return ApproximatedModel(result, report, self.head)
+
+
+def prepare(
+    model: Any, loader: Iterable[Any] | Calibration, options: CompileOptions, progress: Stages | None
+) -> Prepared:
+    """Trace and calibrate a model, as the passes of the approximation need it."""
     say = telling(progress)
     folder = None if options.checkpoint is None else Path(options.checkpoint)
     if folder is not None:
@@ -198,9 +278,8 @@ def _approximate(
         criterion = criterion_for(
             options.task, calibration.held_out_outputs, last_function(graph, head), graph.inputs[0].type.shape
         )
-    data = data_shortfalls(graph, calibration)
     if options.strict:
-        refuse_shortfalls(data, ())
+        refuse_shortfalls(data_shortfalls(graph, calibration), ())
     options, _ = for_this_machine(options, progress)
     say("fitting polynomials")
     sample = calibration.sample if len(calibration.sample) else calibration.choosing
@@ -212,24 +291,19 @@ def _approximate(
         threads=options.threads or usable_threads(),
         images=images,
     )
-    manager = PassManager(pipeline or approximation_pipeline(options.fit), options.dump_after, options.dump, say)
-    result = manager.run(bounded, context)
-    check_result = self_check(
-        ApproximatedModel(result, head=head), graph, calibration, criterion, options.fit.min_agreement, structure
+    return Prepared(
+        options,
+        graph,
+        bounded,
+        head,
+        calibration,
+        criterion,
+        images,
+        structure,
+        tuple(checked.notes),
+        say,
+        context,
     )
-    missed = goal_shortfalls(check_result)
-    if options.strict:
-        refuse_shortfalls(data, missed)
-    outliers = calibrations.outlier_notes(graph, calibration)
-    promised = (*missed, *divergence_notes(*images.diverging(graph, result)), *value_notes(check_result))
-    report = Report(
-        fits=tuple(context.fits),
-        front=tuple(context.front),
-        check=check_result,
-        pass_seconds=tuple((timing.name, timing.seconds) for timing in manager.timings),
-        notes=(*promised, *data, *checked.notes, *context.notes, *outliers),
-    )
-    return ApproximatedModel(result, report, head), calibration
 
 
 def _with_bounds(graph: Graph, calibration: Calibration) -> Graph:

@@ -260,6 +260,10 @@ class Root:
         """In single precision."""
         return Root(self.base.float(), None if self.thin is None else self.thin.float())
 
+    def to(self, device: torch.device) -> Root:
+        """On a device."""
+        return Root(self.base.to(device), None if self.thin is None else self.thin.to(device))
+
     def after(self, rows: Tensor) -> Tensor:
         """Rows (groups, out, F) times the matrix."""
         if self.thin is None:

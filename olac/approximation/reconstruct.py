@@ -108,10 +108,10 @@ def reconstruct(
         return approximated
     clean, start = tensors(original), tensors(approximated)
     output = original.outputs[0]
-    fitted = _fitted(original, approximated)
+    fitted = fitted_polynomials(original, approximated)
     watched = frozenset(node.id for node in fitted) | {output}
     with torch.no_grad():
-        sound = _sound(approximated, start, original, clean, images[:MOMENTS_IMAGES])
+        sound = sound_images(approximated, start, original, clean, images[:MOMENTS_IMAGES])
         if not len(sound):
             return approximated
         degrees = {n.id: start[n.op.coefficients].shape[1] - 1 for n in fitted if isinstance(n.op, Polynomial)}
@@ -177,9 +177,7 @@ def reconstruct(
         if node.id in bounds and isinstance(node.op, Polynomial | PolynomialProduct)
     }
     tails = Tails(original, approximated, fitted, sizes, ranges)
-    rate = min(max(RATE * math.sqrt(best / TYPICAL_ERROR), RATES[0]), RATES[1])
-    rate *= min(1.0, TYPICAL_DEGREE * len(degrees) / max(1, sum(degrees.values())))
-    rate *= min(1.0, TYPICAL_DEPTH / max(1, len(degrees)))
+    rate = rate_for(best, list(degrees.values()))
     averaged = math.ceil(min(len(images), INTERVAL) / BATCH)
     each = averaged * math.ceil(min(LEAST_INTERVAL, INTERVAL) / BATCH / averaged)
     schedule = Schedule(math.ceil(len(images) / BATCH) * epochs, seconds)
@@ -224,7 +222,14 @@ def reconstruct(
                 checkpoint.save(_state(numbers, at_best, schedule, steps, order))
         if progress is not None:
             progress(f"reconstructing: {schedule.share:.0%}, {number * BATCH} images seen, error {error:.3g}")
-    return _with(approximated, kept, set(whitened.theta)) if kept is not start else approximated
+    return with_constants(approximated, kept, set(whitened.theta), "reconstruct") if kept is not start else approximated
+
+
+def rate_for(error: float, degrees: Sequence[int]) -> float:
+    """Adam's rate in whitened units, for an error of the outputs at the beginning and the degrees of polynomials."""
+    rate = min(max(RATE * math.sqrt(error / TYPICAL_ERROR), RATES[0]), RATES[1])
+    rate *= min(1.0, TYPICAL_DEGREE * len(degrees) / max(1, sum(degrees)))
+    return rate * min(1.0, TYPICAL_DEPTH / max(1, len(degrees)))
 
 
 def _state(
@@ -235,7 +240,7 @@ def _state(
     return numbers | schedule.state() | of_steps[0] | of_order[0], best | of_steps[1] | of_order[1]
 
 
-def _fitted(original: Graph, approximated: Graph) -> list[Node]:
+def fitted_polynomials(original: Graph, approximated: Graph) -> list[Node]:
     """The polynomials that replaced an activation, and have its id."""
     activations = {node.id for node in original.nodes if isinstance(node.op, Activation)}
     return [node for node in approximated.nodes if isinstance(node.op, Polynomial) and node.id in activations]
@@ -246,7 +251,7 @@ def _may_grow(node: Node) -> bool:
     return isinstance(node.op, Activation | Polynomial | PolynomialProduct)
 
 
-def _sound(
+def sound_images(
     approximated: Graph, weights: dict[str, Tensor], original: Graph, clean: dict[str, Tensor], images: Tensor
 ) -> Tensor:
     """The images whose values are finite and whose outputs are near the clean ones, so that they have moments."""
@@ -257,13 +262,15 @@ def _sound(
     return images[finite & near]
 
 
-def _with(graph: Graph, weights: dict[str, Tensor], changed: set[str]) -> Graph:
+def with_constants(graph: Graph, weights: Weights, changed: set[str], by: str) -> Graph:
+    """The graph with other values of some constants; `by` is what changed them."""
+
     def step(node: Node, builder: GraphBuilder, inputs: tuple[str, ...]) -> str | None:
         names = {
-            field: builder.constant(f"{node.id}.{field}.reconstructed", weights[name].double().numpy())
+            field: builder.constant(f"{node.id}.{field}.{by}", weights[name].detach().cpu().double().numpy())
             for field in node.op.constant_fields
             if (name := getattr(node.op, field)) in changed
         }
         return builder.keep(node, inputs, op=replace(node.op, **names)) if names else None
 
-    return graph.rewrite(step, by="reconstruct")
+    return graph.rewrite(step, by=by)

@@ -36,7 +36,7 @@ class Tails:
     ) -> None:
         # Zeros of a Chebyshev polynomial: they are dense at the ends, where polynomials leave the function first.
         points = np.cos(np.pi * (np.arange(POINTS) + 0.5) / POINTS)
-        self._parts = []
+        self._parts: list[tuple[str, Tensor, Tensor, Tensor]] = []
         for node in fitted:
             op, made = original[node.id].op, node.op
             assert isinstance(op, Activation) and isinstance(made, Polynomial)
@@ -58,6 +58,12 @@ class Tails:
             torch.log1p(((weights[name][:, None] @ basis)[:, 0] - target).square() / size)
             for name, basis, target, size in self._parts
         ]
+
+    def to(self, device: torch.device) -> Tails:
+        """Itself, with all tensors on a device."""
+        self._parts = [(name, a.to(device), b.to(device), c.to(device)) for name, a, b, c in self._parts]
+        self._before = [value.to(device) for value in self._before]
+        return self
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
         grown = [

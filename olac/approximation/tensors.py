@@ -193,9 +193,14 @@ def _tensor(values: Array, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(like.dtype)
 
 
-def apply(node: Node, operands: Sequence[Tensor], weights: Weights, constants: Mapping[str, Any]) -> Tensor:
-    """The value of one node; `weights` holds its constants as tensors, `constants` as the graph has them."""
-    op = node.op
+def has_form(op: Op) -> bool:
+    """Whether torch computes an op by itself, and its `evaluate` is not needed."""
+    family = registered(op.function) if isinstance(op, Activation) else None
+    return type(op) in TORCH_OPS or (family is not None and family.torch is not None)
+
+
+def apply_op(op: Op, operands: Sequence[Tensor], weights: Weights, constants: Mapping[str, Any]) -> Tensor:
+    """The value of an op; `weights` holds its constants as tensors, `constants` as arrays, for ops without a form."""
     if isinstance(op, Activation) and (family := registered(op.function)) is not None and family.torch is not None:
         fast: Tensor = getattr(F, family.torch)(operands[0], *op.parameters, **family.options)
         return fast
@@ -203,6 +208,11 @@ def apply(node: Node, operands: Sequence[Tensor], weights: Weights, constants: M
         return TORCH_OPS[type(op)](op, operands, weights)
     value: Tensor = _Evaluated.apply(op, constants, *operands)
     return value
+
+
+def apply(node: Node, operands: Sequence[Tensor], weights: Weights, constants: Mapping[str, Any]) -> Tensor:
+    """The value of one node; `weights` holds its constants as tensors, `constants` as the graph has them."""
+    return apply_op(node.op, operands, weights, constants)
 
 
 def tensors(graph: Graph) -> dict[str, Tensor]:

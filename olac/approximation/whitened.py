@@ -101,7 +101,7 @@ class Whitened:
         eye = torch.eye(degree + 1, dtype=torch.float64).expand_as(lower)
         self._add(op.coefficients, torch.linalg.solve_triangular(lower.mT, eye, upper=True) * float(y.std()))
         largest = max(float(y.abs().max()), TINY)
-        if degree == 2 and bool(_folds(self.weights[op.coefficients], largest).all()):
+        if degree == 2 and bool(folds(self.weights[op.coefficients], largest).all()):
             self._largest[op.coefficients] = largest
 
     def _linear(self, op: Conv2d | Linear, x: Tensor, y: Tensor, each: bool) -> None:
@@ -123,6 +123,14 @@ class Whitened:
             for name in (op.weight,) if op.bias is None else (op.weight, op.bias):
                 self._sizes[name] = own.reshape(-1, *(1,) * (self.weights[name].ndim - 1))
 
+    def to(self, device: torch.device) -> Whitened:
+        """Itself, with all tensors on a device."""
+        self.weights = {name: value.to(device) for name, value in self.weights.items()}
+        self.theta = {name: value.detach().to(device).requires_grad_() for name, value in self.theta.items()}
+        self.map = {name: value.to(device) for name, value in self.map.items()}
+        self._sizes = {name: value.to(device) for name, value in self._sizes.items()}
+        return self
+
     def current(self, thetas: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """All constants, differentiable in theta; for the present theta, or for another."""
         made = dict(self.weights)
@@ -139,7 +147,7 @@ class Whitened:
                 step = self._sizes[name] * step
             made[name] = self.weights[name] + step
             if name in self._largest:
-                made[name] = _folding(made[name], self._largest[name])
+                made[name] = folding(made[name], self._largest[name])
         return made
 
 
@@ -147,12 +155,12 @@ def _least_curvature(slope: Tensor, largest: float) -> Tensor:
     return (slope.square() / (8 * SQUARE * largest)).clamp_min(1e-9 * largest)
 
 
-def _folds(coefficients: Tensor, largest: float) -> Tensor:
+def folds(coefficients: Tensor, largest: float) -> Tensor:
     """Which channels' quadratics fold."""
     return coefficients[:, 2].abs() >= 0.99 * _least_curvature(coefficients[:, 1], largest)
 
 
-def _folding(coefficients: Tensor, largest: float) -> Tensor:
+def folding(coefficients: Tensor, largest: float) -> Tensor:
     """Quadratics with the curvature that their squares need to fold; see `olac.polynomials.fit.quadratic`."""
     constant, slope, curvature = coefficients.unbind(1)
     least = _least_curvature(slope, largest)

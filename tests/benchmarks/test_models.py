@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.models import MODELS
+from benchmarks.models import MODELS, ResNet18
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -101,3 +101,12 @@ def test_weights_that_come_with_olac_fit_the_network_and_are_small(name: str) ->
     model = benchmark.load(None)
     state = benchmark.make().state_dict()
     assert any(not torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_resnet18_and_vgg16() -> None:
+    """Of width 64 ResNet-18 has as many parameters as usual for 32x32 images."""
+    assert weight_layers(MODELS["resnet18"].make()) == 18
+    assert sum(parameter.numel() for parameter in ResNet18(64).parameters()) == 11_173_962
+    vgg = MODELS["vgg16"].make()
+    assert sum(isinstance(module, nn.Conv2d) for module in vgg.modules()) == 13
+    assert vgg.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)

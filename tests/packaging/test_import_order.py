@@ -28,12 +28,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.polynomials",),
     ("olac.analysis",),
     ("olac.approximation",),
+    ("olac.training",),
     ("olac.passes",),
     ("olac.program", "olac.options"),
     ("olac.backends.session",),
     ("olac.backends",),
     ("olac.selection", "olac.runtime"),
-    ("olac", "olac.compiler", "olac.report", "olac.cli", "olac.demo", "olac.__main__"),
+    ("olac", "olac.compiler", "olac.tuning", "olac.report", "olac.cli", "olac.demo", "olac.__main__"),
 )
 
 # Names in LAYERS that stand for themselves alone, not for the modules below them.
@@ -49,7 +50,9 @@ RESERVED: dict[str, tuple[str, ...]] = {
         "olac.frontend",
         "olac.calibration.collect",
         "olac.approximation",
+        "olac.training",
         "olac.compiler",
+        "olac.tuning",
         "olac.demo",
         "olac.cli",
     ),
