@@ -188,6 +188,9 @@ def _finetune_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, metavar="R", help="largest rate of the weights")
     parser.add_argument("--save", type=Path, metavar="FILE", help="the state dict of the trained module, a .pt file")
     parser.add_argument("--program", type=Path, metavar="FILE", help="compile it, too, and write the program")
+    parser.add_argument(
+        "--precision", type=float, metavar="P", help="of the program: largest error by noise, relative to the outputs"
+    )
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads of torch; default: torch's choice")
     _add_rows(parser)
     parser.set_defaults(run=_finetune)
@@ -352,7 +355,18 @@ def _finetune(options: argparse.Namespace, command: str) -> int:
         options.fit_seconds,
     )
     training_options = TrainingOptions(rate=options.rate)
-    row = finetuning.run(measurement, options.epochs, training_options, results, console, options.save, options.program)
+    row = finetuning.run(
+        measurement,
+        options.epochs,
+        training_options,
+        results,
+        console,
+        weights=options.weights,
+        module=options.save,
+        program=options.program,
+        precision=options.precision,
+        threads=options.threads,
+    )
     _print([row], console)
     return 0
 

@@ -5,6 +5,7 @@ Test images serve for measuring only. The best epoch is chosen by training image
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch.nn import functional
 import olac
 from benchmarks.accuracy import Measurement
 from benchmarks.data import DataError
+from benchmarks.encrypted_steps import recipe, recipe_file
 from benchmarks.results import ResultsFile, Row
 from benchmarks.strategies import FINETUNE
 from olac.training.loop import TrainingOptions
@@ -24,6 +26,8 @@ from olac.tuning import FineTuned
 
 Tensor = torch.Tensor
 
+NOTHING = {"insecure": False, "log_ring": None, "rest": None, "digits": None, "max_memory": None}
+"""What `encrypted` may pin, and nothing of it is pinned here."""
 BATCH, SHIFT, EVERY = 128, 4, 50
 """Images of a batch, pixels by which they are shifted at most, and of how many one is held out to choose the epoch."""
 
@@ -55,8 +59,12 @@ def run(
     options: TrainingOptions,
     results: ResultsFile,
     console: Console,
+    *,
+    weights: Path | None = None,
     module: Path | None = None,
     program: Path | None = None,
+    precision: float | None = None,
+    threads: int | None = None,
 ) -> Row:
     """Fine-tune squares everywhere and add the row to the results; the module and the program are saved if asked for.
 
@@ -89,5 +97,7 @@ def run(
     row |= {"history": [epoch.__dict__ for epoch in tuned.history]}
     results.add(row)
     if program is not None:
-        tuned.compile(progress=say).save(program)
+        tuned.compile(progress=say, threads=threads, precision=precision).save(program)
+        made = recipe(measurement.name, weights, row["strategy"], measurement.calibration, measurement.effort, NOTHING)
+        recipe_file(program).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     return row

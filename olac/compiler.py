@@ -20,6 +20,7 @@ from olac.calibration.collect import first_batch
 from olac.calibration.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration, sample_bytes
 from olac.errors import CalibrationError, VerificationError
 from olac.frontend import Activations, Traced, check, lift, trace
+from olac.frontend.ensemble import Ensemble, as_one
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead, Outputs
 from olac.ir.ops import Array, LinearOp
@@ -82,6 +83,8 @@ def calibrate(
     with callers():
         load_plugins()
     say("tracing the model")
+    with callers():
+        model = as_one(model)
     example, batches = first_batch(calib_loader)
     traced = trace(model, example, activations)
     return _calibrate(traced, lift(traced), batches, say, sample_images, sample_bytes)
@@ -115,7 +118,8 @@ def approximate(
     """Replace a model's activations by fitted polynomials; stops before any choice of CKKS parameters.
 
     Args:
-        model: a torch.nn.Module; it is not changed.
+        model: a torch.nn.Module; it is not changed. Or a list of several that take the same images: the mean of their
+            outputs is computed, in the same ciphertexts if they have the same structure.
         calib_loader: yields tensors or tuples whose first item is a batch of images; labels are not needed. Or the
             result of `calibrate` for this model.
         options: see `CompileOptions`.
@@ -191,6 +195,7 @@ class Prepared:
         notes: about the calibration, for the report.
         say: called with a line of text as a step begins.
         context: of the passes; it collects their reports.
+        ensemble: whether it is the mean of several models.
         timings: of the passes that have run.
     """
 
@@ -205,12 +210,13 @@ class Prepared:
     notes: tuple[str, ...]
     say: Stages
     context: PassContext
+    ensemble: bool = False
     timings: list[PassTiming] = field(default_factory=list)
 
     @property
     def pipeline(self) -> tuple[Pass, ...]:
         """The passes from stage TRACED to POLYNOMIAL."""
-        return approximation_pipeline(self.options.fit)
+        return approximation_pipeline(self.options.fit, self.ensemble)
 
     def run(self, pipeline: Sequence[Pass], graph: Graph | None = None) -> Graph:
         """The bounded graph, or another one, after some passes."""
@@ -258,6 +264,7 @@ def prepare(
         make_folder(folder)
     with callers():
         load_plugins()
+        model = as_one(model)
     say("tracing the model")
     if isinstance(loader, Calibration):
         calibration = loader
@@ -303,6 +310,7 @@ def prepare(
         tuple(checked.notes),
         say,
         context,
+        isinstance(model, Ensemble),
     )
 
 

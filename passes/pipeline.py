@@ -11,6 +11,7 @@ from olac.passes.expand_max_pool import ExpandMaxPool, WidenMaxPool
 from olac.passes.fit_activations import FitActivations
 from olac.passes.fold_affine import FoldAffine
 from olac.passes.fold_squares import FoldSquares
+from olac.passes.join_models import JoinModels
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.place_bootstraps import PlaceBootstraps
 from olac.passes.scale_inputs import ScaleInputs
@@ -18,8 +19,8 @@ from olac.passes.trim_kernels import TrimKernels
 from olac.polynomials.modes import FitOptions, Minimax
 
 
-def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...]:
-    """TRACED to POLYNOMIAL: from a lifted model to the polynomials of its program."""
+def approximation_pipeline(options: FitOptions | None = None, ensemble: bool = False) -> tuple[Pass, ...]:
+    """TRACED to POLYNOMIAL: from a lifted model, or an ensemble of models, to the polynomials of its program."""
     chosen = options or FitOptions()
     method = chosen.fitting
     return (
@@ -29,6 +30,7 @@ def approximation_pipeline(options: FitOptions | None = None) -> tuple[Pass, ...
         FitActivations(method, chosen.choice),
         WidenMaxPool(),
         FoldSquares(),
+        *((JoinModels(),) if ensemble else ()),
         ComposeLinear(),
         ScaleInputs(),
         NormalizeUnits(),

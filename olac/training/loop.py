@@ -60,7 +60,7 @@ class TrainingOptions:
         features: weight of the same errors of the polynomials' results, against the original activations', at the
             beginning; it falls to 0 in proportion to the steps.
         penalty: weight of the range penalty.
-        stressed: share of images that are moved out of the calibrated ranges.
+        stressed: share of images that are moved out of the calibrated ranges; their labels are not used.
         averaged: share of an epoch over which parameters are averaged.
     """
 
@@ -78,7 +78,7 @@ class TrainingOptions:
         for name in ("labels", "distillation", "features", "penalty"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)} is not a weight of at least 0")
-        if not 0 <= self.stressed <= 1 or not 0 < self.averaged <= 1:
+        if not 0 <= self.stressed < 1 or not 0 < self.averaged <= 1:
             raise ValueError(f"stressed {self.stressed} or averaged {self.averaged} is not a share")
 
 
@@ -251,7 +251,10 @@ class Trainer:
 
     def _step(self, x: Tensor, labels: Tensor | None, steps: Steps, schedule: Schedule) -> tuple[float, float]:
         options = self._options
-        x = channels_last(stressed(x, self._random, options.stressed).to(self._device))
+        # Stressed images have no labels: a few that diverge would decide the loss by them.
+        order = torch.randperm(len(x), generator=self._random)
+        plain, others = order.tensor_split([len(x) - round(options.stressed * len(x))])
+        x = channels_last(torch.cat([x[plain], stressed(x[others], self._random)]).to(self._device))
         wanted = self._teacher(x)
         features = options.features * (1 - schedule.share)
         if features > 0:
@@ -267,8 +270,8 @@ class Trainer:
         if features > 0:
             errors = [wanted.error(name, module) for name, module in self._activations.items()]
             loss = loss + features * torch.stack(errors).mean()
-        if labels is not None and self._loss is not None:
-            loss = loss + options.labels * self._loss(made, labels.to(self._device))
+        if labels is not None and self._loss is not None and len(plain):
+            loss = loss + options.labels * self._loss(made[: len(plain)], labels[plain].to(self._device))
         penalty = self._penalty()
         steps.take(loss + options.penalty * penalty)
         return float(loss.detach()), float(penalty.detach())

@@ -49,6 +49,7 @@ def test_it_writes_a_row_a_module_and_a_program(folder: Path, capsys: pytest.Cap
     state = torch.load(folder / "module.pt", weights_only=True)
     assert {name.rpartition(".")[2] for name in state} >= {"weight", "bias", "coefficients"}
     assert CompiledProgram.load(folder / "program.olac").output_shape == (5,)
+    assert json.loads((folder / "program.olac.json").read_text())["strategy"] == "finetune:2"
     assert "epoch 2 of 2" in capsys.readouterr().out
 
 

@@ -157,7 +157,7 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
         ({"rate": 0.0}, "rate"),
         ({"labels": -1.0}, "labels"),
         ({"distillation": float("nan")}, "distillation"),
-        ({"stressed": 1.5}, "stressed"),
+        ({"stressed": 1.0}, "stressed"),
         ({"averaged": 0.0}, "averaged"),
     ],
 )

@@ -219,3 +219,6 @@ def test_the_callers_loss_and_options_are_used() -> None:
 
     tuned(loss=loss, epochs=1, training=TrainingOptions(features=0.0, stressed=0.0))
     assert seen == [(32, 4)] * 8
+    seen.clear()
+    tuned(loss=loss, epochs=1, training=TrainingOptions(stressed=0.25))
+    assert seen == [(24, 4)] * 8  # stressed images have no labels
