@@ -28,7 +28,7 @@ Tensor = torch.Tensor
 
 NOTHING = {"insecure": False, "log_ring": None, "rest": None, "digits": None, "max_memory": None}
 """What `encrypted` may pin, and nothing of it is pinned here."""
-BATCH, SHIFT, EVERY = 128, 4, 50
+BATCH, SHIFT, EVERY = 32, 4, 50
 """Images of a batch, pixels by which they are shifted at most, and of how many one is held out to choose the epoch."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from torch.nn import functional
 from olac.approximation.checkpoint import Checkpoint
 from olac.approximation.common import output_error
 from olac.approximation.criterion import Classification, Criterion, Multilabel, Regression
+from olac.approximation.steps import Steps
 from olac.approximation.tensors import outputs_of, tensors
 from olac.errors import ArtifactError, CalibrationError
 from olac.ir.graph import Graph
 from olac.ir.head import ArgMax, Elementwise, OutputHead, Softmax
 from olac.training.judge import Judge
 from olac.training.labels import loss_for
-from olac.training.loop import Epoch, Judgement, Trainer, TrainingOptions
+from olac.training.loop import FALLEN, Epoch, Judgement, Trainer, TrainingOptions
 from olac.training.measure import measured_ranges
 from tests.approximation.nets import activations, from_histograms, images, residual
 
@@ -109,12 +110,25 @@ def test_the_best_epoch_is_kept() -> None:
     assert best == seen[2]
 
 
-def test_an_epoch_that_ruins_the_network_is_undone() -> None:
-    """The next epoch begins at the best state: it can't be as bad as one that goes on from the ruins."""
-    made = trainer(TrainingOptions(rate=3.0))
-    best, history = made.train(Loader(), 8, 3)
-    assert judge()(best).worth >= judge()(START).worth
-    assert min(epoch.score for epoch in history) < judge()(START).score
+@pytest.mark.parametrize(
+    ("worth", "undone"), [(0.9 - 2 * FALLEN, True), (0.9 - FALLEN / 2, False), (float("nan"), True)]
+)
+def test_an_epoch_that_ruins_the_network_is_undone(monkeypatch: pytest.MonkeyPatch, worth: float, undone: bool) -> None:
+    restarts: list[Mapping[str, Tensor]] = []
+    real = Steps.restart
+
+    def restart(self: Steps, thetas: Mapping[str, Tensor]) -> None:
+        restarts.append(thetas)
+        real(self, thetas)
+
+    monkeypatch.setattr(Steps, "restart", restart)
+    worths = iter([0.9, worth, 0.95])
+    made = trainer()
+    made._judge = lambda graph: Judgement(0.5, 0, next(worths))
+    made.train(Loader(), 8, 2)
+    assert len(restarts) == undone
+    if undone:  # it goes on from the start, which was the best
+        assert all(not value.any() for value in restarts[0].values())
 
 
 @pytest.mark.parametrize("labels", [True, False])

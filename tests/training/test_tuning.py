@@ -196,7 +196,7 @@ def test_arguments_that_mean_nothing_are_refused(more: dict[str, Any], message: 
 
 
 def test_labels_that_fit_no_loss_are_named() -> None:
-    with pytest.raises(CalibrationError, match=r"shape \(32, 7\)"):
+    with pytest.raises(CalibrationError, match=r"shape \(\d+, 7\)"):
         olac.finetune(MODEL, loader(torch.zeros(len(X), 7)), epochs=1, effort="fast")
     with pytest.raises(CalibrationError, match="batch 0 of train_loader has labels"):
         olac.finetune(MODEL, [(X, "cats")], epochs=1, effort="fast")
