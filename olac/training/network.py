@@ -193,10 +193,10 @@ def _client_step(step: steps.Step) -> nn.Module:
         case steps.Reshape():
             return GraphOp(Reshape(step.shape), {})
         case _:
-            return _Last(step)
+            return ClientStep(step)
 
 
-class _Last(nn.Module):
+class ClientStep(nn.Module):
     """A step that only a client takes, computed by its definition in numpy, without gradients."""
 
     def __init__(self, step: steps.Step) -> None:
@@ -208,8 +208,8 @@ class _Last(nn.Module):
         return torch.from_numpy(np.asarray(self.step.apply(x.detach().cpu().double().numpy()))).to(x.device)
 
 
-@register_module(_Last)
-def _lifted_last(lifter: Lifter, module: _Last, x: Value) -> Value:
+@register_module(ClientStep)
+def _lifted_last(lifter: Lifter, module: ClientStep, x: Value) -> Value:
     return lifter.at_client(x, module.step)
 
 

@@ -16,6 +16,10 @@ from torch import nn
 
 import olac
 from olac.frontend.lifter import FUNCTIONS, MODULES
+from olac.ir.head import Normalize
+from olac.ir.ops import Square
+from olac.training import PolynomialActivation
+from olac.training.network import ClientStep, GraphOp
 
 VECTOR, IMAGE = (6,), (2, 4, 4)
 EXACT, FITTED, COMPARED = 1e-5, 0.35, 0.15
@@ -96,7 +100,7 @@ CASES: dict[str, Case] = {
 """By name of a function or method."""
 
 LAST = {*_LAST_ALONG_AN_AXIS.split(), *_LAST_ELEMENTWISE.split()}
-LAST_MODULES = {nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d}
+LAST_MODULES = {nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, ClientStep}
 """What the client computes, as a model's last step."""
 
 BY_MODULE: dict[type[nn.Module], tuple[tuple[int, ...], Callable[[], nn.Module], float]] = {
@@ -120,6 +124,9 @@ BY_MODULE: dict[type[nn.Module], tuple[tuple[int, ...], Callable[[], nn.Module],
     nn.FeatureAlphaDropout: (VECTOR, nn.FeatureAlphaDropout, EXACT),
     **{cls: (VECTOR, partial(cls, 1), EXACT) for cls in (nn.Softmax, nn.LogSoftmax, nn.Softmin)},
     nn.Softmax2d: (IMAGE, nn.Softmax2d, EXACT),
+    PolynomialActivation: (VECTOR, lambda: PolynomialActivation(np.array([[0.1, 0.5, 0.2, -0.05]]), 2.0), EXACT),
+    GraphOp: (VECTOR, lambda: GraphOp(Square("shift"), {"shift": np.array([0.5])}), EXACT),
+    ClientStep: (VECTOR, lambda: ClientStep(Normalize(0)), EXACT),
 }
 """By class, with the shape of the value; activations are made without arguments, on vectors."""
 
