@@ -1,8 +1,7 @@
 """The training loop: labels and the original model teach a network of polynomials.
 
 The steps are those of reconstruction (`olac.approximation.reconstruct`): Adam on whitened parameters, which are
-averaged. The loss has labels and the range penalty as well, and the errors of single activations count less and less:
-in the end the network need not follow the original model inside.
+averaged. The loss has labels and the range penalty as well.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ class TrainingOptions:
             depends on the error at the beginning and on the degrees.
         labels: weight of the loss by labels.
         distillation: weight of the error of the outputs against the original model's, log(1 + relative squared error).
-        features: weight of the same errors of the polynomials' results, against the original activations', at the
-            beginning; it falls to 0 in proportion to the steps.
+        features: weight of the same errors of the polynomials' results, against the original activations'.
         penalty: weight of the range penalty.
         stressed: share of images that are moved out of the calibrated ranges; their labels are not used.
         averaged: share of an epoch over which parameters are averaged.
@@ -66,10 +64,10 @@ class TrainingOptions:
 
     rate: float | None = None
     labels: float = 1.0
-    distillation: float = 2.0
+    distillation: float = 1.0
     features: float = 1.0
     penalty: float = 0.1
-    stressed: float = 0.2
+    stressed: float = 0.3
     averaged: float = 0.3
 
     def __post_init__(self) -> None:
@@ -199,7 +197,7 @@ class Trainer:
         for number in range(len(progress.history) + 1, epochs + 1):
             start, losses, penalties, images, batches = time.monotonic(), 0.0, 0.0, 0, 0
             for x, labels in _seeded(loader, self._seed + number):
-                found = self._step(x, labels, steps, schedule)
+                found = self._step(x, labels, steps)
                 losses, penalties, images, batches = (
                     losses + found[0],
                     penalties + found[1],
@@ -249,15 +247,14 @@ class Trainer:
         self._say(f"fine-tuning: goes on after epoch {len(history)}")
         return progress
 
-    def _step(self, x: Tensor, labels: Tensor | None, steps: Steps, schedule: Schedule) -> tuple[float, float]:
+    def _step(self, x: Tensor, labels: Tensor | None, steps: Steps) -> tuple[float, float]:
         options = self._options
         # Stressed images have no labels: a few that diverge would decide the loss by them.
         order = torch.randperm(len(x), generator=self._random)
         plain, others = order.tensor_split([len(x) - round(options.stressed * len(x))])
         x = channels_last(torch.cat([x[plain], stressed(x[others], self._random)]).to(self._device))
         wanted = self._teacher(x)
-        features = options.features * (1 - schedule.share)
-        if features > 0:
+        if options.features > 0:
             for name, module in self._activations.items():
                 module.target = wanted.values[name]
         current = self._whitened.current()
@@ -267,9 +264,9 @@ class Trainer:
             made = functional_call(self._module, parameters, (x,)).float()
         error = (made - wanted.outputs).square().flatten(1) / wanted.size
         loss = options.distillation * torch.log1p(error.mean(1)).mean() + TAIL * self._tails(current)
-        if features > 0:
+        if options.features > 0:
             errors = [wanted.error(name, module) for name, module in self._activations.items()]
-            loss = loss + features * torch.stack(errors).mean()
+            loss = loss + options.features * torch.stack(errors).mean()
         if labels is not None and self._loss is not None and len(plain):
             loss = loss + options.labels * self._loss(made[: len(plain)], labels[plain].to(self._device))
         penalty = self._penalty()
