@@ -185,11 +185,14 @@ def _finetune_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit-seconds", type=_positive, metavar="S", help="end the fit that training starts from after this time"
     )
-    parser.add_argument("--rate", type=float, metavar="R", help="largest rate of the weights")
+    parser.add_argument("--rate", type=_fraction, metavar="R", help="largest rate; default: by the error at the start")
     parser.add_argument("--save", type=Path, metavar="FILE", help="the state dict of the trained module, a .pt file")
     parser.add_argument("--program", type=Path, metavar="FILE", help="compile it, too, and write the program")
     parser.add_argument(
-        "--precision", type=float, metavar="P", help="of the program: largest error by noise, relative to the outputs"
+        "--precision",
+        type=_fraction,
+        metavar="P",
+        help="of the program: largest error by noise, relative",
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads of torch; default: torch's choice")
     _add_rows(parser)
@@ -285,6 +288,16 @@ def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return found
 
 
 def _positive(text: str) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from olac.analysis.noise import CHECK_IMAGES
 from olac.approximation import ImageFitter
@@ -218,6 +219,11 @@ class Prepared:
         """The passes from stage TRACED to POLYNOMIAL."""
         return approximation_pipeline(self.options.fit, self.ensemble)
 
+    def with_criterion(self, criterion: Criterion) -> Prepared:
+        """The same, judged otherwise."""
+        images = replace(self.images, criterion=criterion)
+        return replace(self, criterion=criterion, images=images, context=replace(self.context, images=images))
+
     def run(self, pipeline: Sequence[Pass], graph: Graph | None = None) -> Graph:
         """The bounded graph, or another one, after some passes."""
         manager = PassManager(pipeline, self.options.dump_after, self.options.dump, self.say)
@@ -254,9 +260,18 @@ class Prepared:
 
 
 def prepare(
-    model: Any, loader: Iterable[Any] | Calibration, options: CompileOptions, progress: Stages | None
+    model: Any,
+    loader: Iterable[Any] | Calibration,
+    options: CompileOptions,
+    progress: Stages | None,
+    held_out: torch.Tensor | None = None,
 ) -> Prepared:
-    """Trace and calibrate a model, as the passes of the approximation need it."""
+    """Trace and calibrate a model, as the passes of the approximation need it.
+
+    Args:
+        model, loader, options, progress: as in `approximate`.
+        held_out: images (n, *input shape) that take the place of those that the calibration of a loader holds out.
+    """
     say = telling(progress)
     folder = None if options.checkpoint is None else Path(options.checkpoint)
     if folder is not None:
@@ -277,6 +292,8 @@ def prepare(
         whole = lift(traced, options.client_head)
         kept = EFFORTS[options.fit.effort].images
         calibration = _calibrate(traced, whole, batches, say, kept, sample_bytes(kept))
+        if held_out is not None:
+            calibration = calibrations.with_held_out(traced, calibration, held_out)
     graph, head = split_head(whole, options.client_head)
     checked = PassContext(calibration=calibration)
     bounded = PassManager([ClampFunctions()]).run(_with_bounds(graph, calibration), checked)

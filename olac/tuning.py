@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import fx
 
 from olac.approximation.checkpoint import Checkpoint
-from olac.approximation.common import spread_out
+from olac.approximation.common import SWEPT
+from olac.approximation.criterion import Classification
 from olac.calibration.collect import as_images
 from olac.calibration.statistics import Calibration
 from olac.compiler import Prepared, prepare
@@ -19,18 +25,19 @@ from olac.errors import CalibrationError
 from olac.ir.graph import Graph
 from olac.ir.ops import Activation
 from olac.options import CompileOptions, Keywords, Stages, telling, with_choices
+from olac.passes.expand_max_pool import WidenMaxPool
 from olac.passes.fit_activations import FitActivations
 from olac.polynomials.modes import FitOptions
 from olac.program.program import ApproximatedModel, CompiledProgram
 from olac.selection.lower import lower
 from olac.system.choices import require_one_of
-from olac.system.internal import callers_items, callers_own, guard
+from olac.system.internal import callers, callers_items, callers_own, guard
 from olac.system.memory import memory_for
 from olac.training.judge import Judge
 from olac.training.labels import loss_for
-from olac.training.loop import Epoch, Trainer, TrainingOptions
+from olac.training.loop import Batch, Epoch, Loss, Trainer, TrainingOptions, seeded
 from olac.training.measure import measured_ranges
-from olac.training.network import plain_module
+from olac.training.network import Range, plain_module
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,6 +45,8 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 Target = Literal["squares", "options"]
 TARGETS: tuple[Target, ...] = ("squares", "options")
+SEEN = "the agreement was measured on images that training saw as well: give a val_loader to measure it on others"
+CHOSEN = "the agreement was measured on images of val_loader, by which the best epoch was chosen"
 
 
 @dataclass(frozen=True)
@@ -77,34 +86,82 @@ class FineTuned:
 
 
 class _Loader:
-    """A caller's loader, which is read once an epoch."""
+    """A caller's loader, which is read several times.
 
-    def __init__(self, given: Iterable[Any], name: str) -> None:
+    Attributes:
+        batches: in the last pass.
+        digest: of the labels of the first pass.
+        classes: whether all labels so far are class numbers.
+    """
+
+    def __init__(self, given: Any, name: str) -> None:
         if isinstance(given, Iterator):
             raise CalibrationError(f"{name} can be read only once. Give a DataLoader or a list of batches.")
-        self._given, self._name = given, name
-        self.batches = 0
+        self._given = [given] if isinstance(given, torch.Tensor | np.ndarray) else given
+        self._name, self._shape = name, None
+        self.batches, self.digest, self.classes = 0, "", True
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        count = 0
+    def __iter__(self) -> Iterator[Batch]:
+        count, digest = 0, hashlib.sha256()
         for index, item in enumerate(callers_items(self._given)):
-            count += 1
             where = f"batch {index} of {self._name}"
-            yield as_images(item, where), _labels(item, where)
-        self.batches = count
+            images, labels = as_images(item, where), _labels(item, where)
+            self.classes &= labels is not None and labels.ndim == 1 and not labels.is_floating_point()
+            if labels is not None and (not labels.ndim or len(labels) != len(images)):
+                raise CalibrationError(f"{where} has {len(images)} images and labels of shape {tuple(labels.shape)}")
+            self._shape = self._shape or images.shape[1:]
+            if images.shape[1:] != self._shape:
+                raise CalibrationError(
+                    f"{where} has images of shape {tuple(images.shape[1:])}, not {tuple(self._shape)}"
+                )
+            if not len(images):
+                continue
+            count += 1
+            digest.update(b"none" if labels is None else np.ascontiguousarray(labels.numpy()).tobytes())
+            yield images, labels
+        self.batches, self.digest = count, self.digest or digest.hexdigest()
+
+    _shape: torch.Size | None
 
 
 def _labels(item: Any, where: str) -> Tensor | None:
-    """The second part of a loader's item, or its "labels"."""
-    found = item.get("labels") if isinstance(item, dict) else None
-    if isinstance(item, (tuple, list)) and len(item) > 1:
+    """The second part of a loader's item, or its "labels" or "label"."""
+    found = None
+    if isinstance(item, Mapping):
+        found = item.get("labels", item.get("label"))
+    elif isinstance(item, (tuple, list)) and len(item) > 1:
         found = item[1]
     if found is None:
         return None
     try:
-        return torch.as_tensor(found).detach()
+        return torch.as_tensor(found).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise CalibrationError(f"{where} has labels that are no tensor: {type(found).__name__}") from error
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """The images of `val_loader`, and their classes if they have labels."""
+
+    images: Tensor
+    classes: Tensor | None
+    digest: str
+
+    @staticmethod
+    def of(given: Any) -> _Validation:
+        loader = _Loader(given, "val_loader")
+        batches = list(loader)
+        if not batches:
+            raise CalibrationError("val_loader is empty")
+        labels = [y for _, y in batches if y is not None]
+        if labels and len(labels) < len(batches):
+            raise CalibrationError("some batches of val_loader have labels and some do not")
+        classes = torch.cat([y.reshape(len(y), -1) for y in labels]) if labels else None
+        if classes is not None and (classes.shape[1] != 1 or classes.is_floating_point()):
+            classes = None  # targets, not classes: the agreement with the model counts
+        return _Validation(
+            torch.cat([x for x, _ in batches]), None if classes is None else classes[:, 0].long(), loader.digest
+        )
 
 
 @memory_for("fine-tuning the model")
@@ -126,10 +183,12 @@ def finetune(
 
     Args:
         model: a trained torch.nn.Module; it is not changed.
-        train_loader: yields images, or images and labels, anew each time that it is iterated. It may augment and
-            shuffle; if it does so by torch's random numbers, the result depends on `seed` alone.
-        val_loader: images, or images and classes, by which the best epoch is chosen. None for calibration images that
-            no step sees, by their agreement with the model.
+        train_loader: yields images, or images and labels (tuples, or dicts with "images" and "labels"), anew each time
+            that it is iterated: once for calibration and once an epoch. It may augment and shuffle; if it does so by
+            torch's random numbers, the result depends on `seed` alone.
+        val_loader: images, or images and classes, by which the best epoch is chosen and the agreement is measured: by
+            the share of right classes if there are labels, else by the agreement with the model. None for every eighth
+            calibration image, which training sees as well.
         epochs: passes over `train_loader`; 0 for none.
         target: "squares" for a polynomial of degree 2 in place of each activation, which takes one level; "options" for
             the degrees that `options` and `choices` ask for.
@@ -138,29 +197,40 @@ def finetune(
             and the labels are; labels that fit none of these are an error.
         training: how the network is trained.
         device: where it is trained, "cpu" or "cuda".
-        options, progress, choices: as in `olac.approximate`; `checkpoint` keeps the state of training as well.
+        options, progress, choices: as in `olac.approximate`. `checkpoint` keeps the state of training as well; the
+            functions of `loss`, `augment` and `task` are not compared when training goes on from there.
 
     Raises:
         UnsupportedModelError, CalibrationError, InfeasibleError: as `olac.approximate`.
+        CalibrationError: also for loaders that can't be read again, and for labels that fit neither images nor a loss.
     """
     require_one_of("target", target, TARGETS)
-    if epochs < 0:
-        raise ValueError(f"epochs {epochs} is below 0")
+    if not isinstance(epochs, Integral) or epochs < 0:
+        raise ValueError(f"epochs {epochs} is not a whole number from 0 on")
     chosen = with_choices(options, choices)
     if target == "squares":
         chosen = replace(chosen, fit=_squares(chosen.fit))
+    if chosen.fit.method == "minimax":
+        raise ValueError('compositions (method="minimax") are not trained: give another method')
+    with callers():
+        torch.zeros(1, device=device)
     loader = _Loader(train_loader, "train_loader")
     own = None if loss is None else callers_own(loss)
-    validation = None if val_loader is None else list(_Loader(val_loader, "val_loader"))
-    prepared = prepare(model, (images for images, _ in loader), chosen, progress)
-    how = _How(epochs, training or TrainingOptions(), own, torch.device(device), telling(progress))
+    validation = None if val_loader is None else _Validation.of(val_loader)
+    how = _How(int(epochs), training or TrainingOptions(), own, torch.device(device), telling(progress), chosen)
+    with guard("approximating the model"), contextlib.closing(seeded(loader, chosen.seed)) as batches:
+        held_out = None if validation is None else validation.images
+        prepared = prepare(model, (images for images, _ in batches), chosen, progress, held_out)
+    if chosen.task == "auto" and loader.classes and prepared.criterion.task in ("regression", "multilabel"):
+        prepared = prepared.with_criterion(Classification())
     return _tuned(prepared, loader, validation, how)
 
 
 def _squares(fit: FitOptions) -> FitOptions:
     """The options with degree 2 for every activation; other choices of degrees are refused."""
-    choices = ("plan", "degree", "max_depth", "max_bootstraps", "max_latency", "tolerance", "max_degree")
-    asked = [name for name in choices if getattr(fit, name) not in (None, 2)]
+    others = ("plan", "max_depth", "max_bootstraps", "max_latency", "tolerance", "max_degree")
+    asked = [name for name in others if getattr(fit, name) is not None]
+    asked += ["degree"] if fit.degree not in (None, 2) else []
     if asked:
         raise ValueError(f'target="squares" has degree 2 everywhere: give target="options" with {" and ".join(asked)}')
     return replace(fit, degree=2)
@@ -169,67 +239,87 @@ def _squares(fit: FitOptions) -> FitOptions:
 @dataclass(frozen=True)
 class _How:
     epochs: int
-    options: TrainingOptions
-    loss: Callable[[Tensor, Tensor], Tensor] | None
+    training: TrainingOptions
+    loss: Loss | None
     device: torch.device
     say: Stages
+    options: CompileOptions
 
 
 @guard("fine-tuning the model")
-def _tuned(
-    prepared: Prepared, loader: _Loader, validation: list[tuple[Tensor, Tensor | None]] | None, how: _How
-) -> FineTuned:
-    passes, criterion = prepared.pipeline, prepared.criterion
+def _tuned(prepared: Prepared, loader: _Loader, validation: _Validation | None, how: _How) -> FineTuned:
+    passes, notes = prepared.pipeline, prepared.context.notes
     fits = next(i for i, one in enumerate(passes) if isinstance(one, FitActivations))
+    widens = next(i for i, one in enumerate(passes) if isinstance(one, WidenMaxPool))
+    fitting = passes[fits]
+    assert isinstance(fitting, FitActivations)
     original = prepared.run(passes[:fits])
-    start = prepared.run(passes[fits : fits + 1], original)
-    tuned, ranges = start, {}
+    tuned = start = prepared.run(passes[fits : fits + 1], original)
+    ranges: dict[str, Range | float] = {}
     history: tuple[Epoch, ...] = ()
     if any(isinstance(node.op, Activation) for node in original.nodes):
-        images = torch.from_numpy(prepared.images.images.copy()).float()
+        images = torch.from_numpy(_some(prepared.images.images, SWEPT))
         ranges = measured_ranges(original, start, images)
         trainer = Trainer(
             original,
             start,
             ranges,
             images,
-            how.options,
-            loss_for(how.loss, criterion, prepared.head),
+            how.training,
+            loss_for(how.loss, prepared.criterion, prepared.head),
             _judge(prepared, original, validation, images),
-            spread=criterion.spread,
+            spread=prepared.criterion.spread,
             device=how.device,
-            seed=prepared.options.seed,
+            seed=how.options.seed,
+            refit=getattr(fitting.method, "refit", True),
             say=how.say,
-            checkpoint=_checkpoint(prepared, (original, start), images, how),
+            checkpoint=_checkpoint(prepared, loader, validation, (original, start), images, how),
         )
         tuned, history = trainer.train(loader, loader.batches, how.epochs)
         tuned = prepared.images.with_bounds(tuned)
-    approximated = prepared.finished(prepared.run(passes[fits + 1 :], tuned))
-    module = plain_module(tuned, prepared.head, ranges)
-    return FineTuned(module, approximated, prepared.calibration, prepared.options, history)
+        fitting.report(original, tuned, prepared.context)
+        notes.append(CHOSEN if validation is not None else SEEN)
+    else:
+        notes.append("the model has no activations, so there was nothing to train")
+    widened = prepared.run(passes[fits + 1 : widens + 1], tuned)
+    approximated = prepared.finished(prepared.run(passes[widens + 1 :], widened))
+    module = plain_module(widened, prepared.head, ranges)
+    return FineTuned(module, approximated, prepared.calibration, how.options, history)
 
 
-def _judge(
-    prepared: Prepared,
-    original: Graph,
-    validation: list[tuple[Tensor, Tensor | None]] | None,
-    images: Tensor,
-) -> Judge:
-    held, labels = torch.from_numpy(prepared.images.held_out.copy()).float(), None
-    if validation:
-        held = torch.cat([x for x, _ in validation])
-        parts = [y for _, y in validation if y is not None and y.ndim == 1 and not y.is_floating_point()]
-        if len(parts) == len(validation) and prepared.criterion.task == "classification":
-            labels = torch.cat(parts)
+def _some(images: npt.NDArray[np.floating[Any]], most: int) -> npt.NDArray[np.float32]:
+    """At most so many images, evenly from all."""
+    chosen = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(np.int64)
+    return np.array(images[chosen], dtype=np.float32)
+
+
+def _judge(prepared: Prepared, original: Graph, validation: _Validation | None, images: Tensor) -> Judge:
     fits = prepared.images
-    return Judge.of(
-        original, held, labels, prepared.criterion, fits.finish, spread_out(images, 1024), fits.seed, fits.augment
-    )
+    held = torch.from_numpy(_some(fits.held_out, len(fits.held_out))) if validation is None else validation.images
+    classes = None
+    if validation is not None and prepared.criterion.task == "classification":
+        classes = validation.classes
+    return Judge.of(original, held, classes, prepared.criterion, fits.finish, images, fits.seed, fits.augment)
 
 
-def _checkpoint(prepared: Prepared, graphs: tuple[Graph, ...], images: Tensor, how: _How) -> Checkpoint | None:
-    folder = prepared.options.checkpoint
+def _checkpoint(
+    prepared: Prepared,
+    loader: _Loader,
+    validation: _Validation | None,
+    graphs: tuple[Graph, ...],
+    images: Tensor,
+    how: _How,
+) -> Checkpoint | None:
+    folder = how.options.checkpoint
     if folder is None:
         return None
-    settings = how.options.__dict__ | {"epochs": how.epochs, "seed": prepared.options.seed}
-    return Checkpoint.of(Path(folder), graphs, (images,), settings)
+    settings = how.training.__dict__ | {
+        "epochs": how.epochs,
+        "seed": how.options.seed,
+        "labels": loader.digest,
+        "validation": None if validation is None else validation.digest,
+        "task": prepared.criterion.task,
+        "loss": how.loss is not None,
+    }
+    held = images if validation is None else validation.images
+    return Checkpoint.of(Path(folder), graphs, (images, held), settings)

@@ -10,6 +10,9 @@ from olac.ir.ops import Conv2d, LinearMap, LinearOp, Pad, SparseLinear
 from olac.ir.types import Stage
 from olac.passes.base import Pass, PassContext
 
+MOST_ENTRIES = 20_000_000
+"""Most entries of a matrix that is made of several ops."""
+
 
 @dataclass(frozen=True)
 class ComposeLinear(Pass):
@@ -23,7 +26,7 @@ class ComposeLinear(Pass):
         max_entries: two ops stay apart if their composition may have more entries.
     """
 
-    max_entries: int = 20_000_000
+    max_entries: int = MOST_ENTRIES
     name: ClassVar[str] = "compose_linear"
     requires: ClassVar[Stage] = Stage.POLYNOMIAL
     ensures: ClassVar[Stage] = Stage.POLYNOMIAL

@@ -58,8 +58,17 @@ class FitActivations(Pass):
             fitted = context.need_images().compensate(graph, choice.degrees, method)
         else:
             fitted = fit_from_histograms(graph, calibration.histograms, choice.degrees, method)
-        context.fits.extend(_report(node, fitted, context, method) for node in nodes)
+        self.report(graph, fitted, context)
         return fitted
+
+    def report(self, graph: Graph, fitted: Graph, context: PassContext) -> None:
+        """Reports of the activations of a graph into the context, in place of earlier ones."""
+        if isinstance(self.method, Minimax):
+            return
+        nodes = [node for node in graph.nodes if isinstance(node.op, Activation)]
+        names = {node.id for node in nodes}
+        context.fits[:] = [fit for fit in context.fits if fit.node not in names]
+        context.fits.extend(_report(node, fitted, context, self.method) for node in nodes)
 
 
 def _report(node: Node, fitted: Graph, context: PassContext, method: FromHistograms) -> FitReport:

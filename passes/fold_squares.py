@@ -152,7 +152,7 @@ class _Plan:
     def _seen(self, node: Node, half_width: float) -> Array:
         """The largest calibrated magnitude in each channel; without a histogram, that of the layer."""
         channels, bound = node.type.shape[0], self._bound(node.inputs[0])
-        layer = half_width if bound is None or not bound.magnitude > 0 else min(bound.magnitude, half_width)
+        layer = half_width if bound is None or not bound.magnitude > 0 else bound.magnitude
         histogram = None if self._calibration is None else self._calibration.histograms.get(node.id)
         if histogram is None or histogram.channels != channels:
             return np.full(channels, layer)

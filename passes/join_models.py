@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -34,10 +35,15 @@ from olac.ir.ops.base import compact
 from olac.ir.ops.nonlinear import rescaled
 from olac.ir.types import Range, Stage, ValueType
 from olac.passes.base import Pass, PassContext
-from olac.passes.compose_linear import sparse_linear
+from olac.passes.compose_linear import MOST_ENTRIES, sparse_linear
 
 MODELS = "models"
 """The name of the list that holds an ensemble's models, with which the paths of their nodes begin."""
+
+
+MOST_GROWTH = 1e4
+"""Polynomials of one value share a half width. If the widest range would let coefficients of another model grow by more
+than this, the models are not joined."""
 
 
 class _Different(Exception):
@@ -209,7 +215,12 @@ class _Joining:
             return Square(self._new(first, "shift", np.concatenate(shifts)))
         if isinstance(op, Polynomial | PolynomialProduct):
             ops = [node.op for node in group if isinstance(node.op, Polynomial | PolynomialProduct)]
-            half = max(one.half_width for one in ops)
+            least, half = (choose(one.half_width for one in ops) for choose in (min, max))
+            if (
+                _growth(half / least, max(self._graph.constants[one.coefficients].shape[1] - 1 for one in ops))
+                > MOST_GROWTH
+            ):
+                raise _Different(f"the ranges of {first.id} and {group[-1].id} differ by too much")
             made = [rescaled(self._graph.constants[one.coefficients], one.half_width, half, 1.0) for one in ops]
             most = max(c.shape[1] for c in made)
             rows = [np.pad(np.broadcast_to(c, (channels, c.shape[1])), ((0, 0), (0, most - c.shape[1]))) for c in made]
@@ -253,8 +264,9 @@ class _Joining:
                 for field, found in ((f, self._constants(group, f)) for f in op.constant_fields)
             }
             return Affine(*(self._new(first, field, made[field]) for field in ("scale", "shift")))
-        if isinstance(op, Slice) and op.slices[0] == (0, first.type.shape[0], 1):
-            return Slice(((0, count * first.type.shape[0], 1), *op.slices[1:]))
+        channels = self._graph[first.inputs[0]].type.shape[0]
+        if isinstance(op, Slice) and op.slices[0] == (0, channels, 1):
+            return Slice(((0, count * channels, 1), *op.slices[1:]))
         if isinstance(op, Pad) and op.amounts[0] == (0, 0):
             return op
         return None
@@ -278,8 +290,13 @@ class _Joining:
             np.concatenate([m.bias for m in maps]),
             width if columns == 0 else self._count * width,
         )
+        self._check_entries(maps, group)
         shape = group[0].type.shape
         return sparse_linear(self._builder, group[0].id, whole, (self._count * shape[0], *shape[1:]))
+
+    def _check_entries(self, maps: Sequence[LinearMap], group: Sequence[Node]) -> None:
+        if sum(len(m.values) for m in maps) > MOST_ENTRIES:
+            raise _Different(f"the matrices of {group[0].id} and {group[-1].id} are large and have nothing in common")
 
     def _map(self, node: Node) -> LinearMap:
         return node.linear.linear_map(self._graph[node.inputs[0]].type.shape, self._graph.constants)
@@ -300,6 +317,7 @@ class _Joining:
             op = Linear(self._new(first, "weight", weights), bias)
         else:
             maps = [self._map(one) for one in group]
+            self._check_entries(maps, group)
             width = maps[0].columns_count
             whole = LinearMap(
                 np.concatenate([m.rows for m in maps]),
@@ -310,6 +328,11 @@ class _Joining:
             )
             op = sparse_linear(self._builder, first.id, whole, node.type.shape)
         return self._builder.add(op, [operand], name=node.id, origin=node.origin, type=node.type)
+
+
+def _growth(ratio: float, degree: int) -> float:
+    """The largest value of a Chebyshev polynomial of that degree on a range that is wider by a ratio."""
+    return math.cosh(degree * math.acosh(max(1.0, ratio)))
 
 
 def _without_constants(op: Op) -> Op:

@@ -60,7 +60,8 @@ def chebyshev(x: Tensor, degree: int) -> list[Tensor]:
 
 def polynomial(x: Tensor, coefficients: Tensor, half_width: float) -> Tensor:
     """sum_k c_k T_k(x / half_width) by Clenshaw's recurrence; coefficients (channels or 1, degree + 1)."""
-    if not torch.is_grad_enabled() and x.numel() >= LARGE and x.dtype == torch.float32 and compiled.compiler():
+    plain = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
+    if plain and x.numel() >= LARGE and compiled.compiler():
         return compiled.polynomial(x, coefficients, half_width)
     c = coefficients.T.reshape(coefficients.shape[1], coefficients.shape[0], *(1,) * (x.ndim - 2))
     if len(c) == 1:
@@ -186,11 +187,11 @@ def _pulled_back(op: Op, x: Array, constants: Mapping[str, Array], gradient: Arr
 
 
 def _array(x: Tensor) -> Array:
-    return np.asarray(x.detach().double().numpy())
+    return np.asarray(x.detach().cpu().double().numpy())
 
 
 def _tensor(values: Array, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like.dtype)
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like)
 
 
 def has_form(op: Op) -> bool:

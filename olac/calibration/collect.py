@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -333,6 +334,24 @@ def fingerprint(graph: Graph) -> str:
         digest.update(f"{name} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
     return digest.hexdigest()
+
+
+def with_held_out(traced: Traced, calibration: Calibration, images: torch.Tensor) -> Calibration:
+    """The calibration with other images held out: these, evenly from all if they are more than the limit.
+
+    Raises:
+        CalibrationError: they have another shape than the model takes.
+    """
+    if tuple(images.shape[1:]) != traced.input_shape:
+        shape = tuple(images.shape[1:])
+        raise CalibrationError(f"images that are held out have shape {shape}, and the model takes {traced.input_shape}")
+    most = min(len(images), held_out_limit(8 * max(1, images[0].numel())))
+    chosen = images[torch.linspace(0, len(images) - 1, most).round().long()]
+    with torch.no_grad():
+        outputs = torch.cat([traced.module(part) for part in chosen.split(64)])
+    if not torch.isfinite(outputs).all():
+        raise CalibrationError("the model's outputs for the images that are held out are NaN or infinite")
+    return replace(calibration, held_out=_array(chosen), held_out_outputs=_array(outputs))
 
 
 def check_calibration(calibration: Calibration, graph: Graph) -> None:

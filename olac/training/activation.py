@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class PolynomialActivation(nn.Module):
 
     Attributes:
         coefficients: (channels, degree + 1), or (1, degree + 1) for all channels alike; they are trained.
-        half_width: of the interval that the Chebyshev polynomials are for.
+        half_width: a number, of the interval that the Chebyshev polynomials are for.
         low, high: (channels,) or (1,), the range that inputs should stay in; `RangePenalty` asks for it.
         bound: see above; infinite for none.
         largest: magnitude of the results of a quadratic that must fold into a single square, and so take one level: its
@@ -45,6 +46,9 @@ class PolynomialActivation(nn.Module):
     """
 
     coefficients: nn.Parameter
+    half_width: Tensor
+    bound: Tensor
+    largest: Tensor
     low: Tensor
     high: Tensor
 
@@ -66,8 +70,8 @@ class PolynomialActivation(nn.Module):
         if not (math.isfinite(half_width) and half_width > 0):
             raise ValueError(f"half_width {half_width} is not a positive number")
         self.coefficients = nn.Parameter(given)
-        self.half_width = float(half_width)
-        self.bound, self.largest = float(bound), float(largest)
+        for name, number in (("half_width", half_width), ("bound", bound), ("largest", largest)):
+            self.register_buffer(name, torch.tensor(float(number), dtype=torch.float64))
         for name, value, default in (("low", low, -half_width), ("high", high, half_width)):
             end = torch.as_tensor(default if value is None else value, dtype=torch.float32)
             self.register_buffer(name, end.detach().clone().reshape(-1))
@@ -94,11 +98,16 @@ class PolynomialActivation(nn.Module):
 
     def current(self) -> Tensor:
         """The coefficients that are used: those of a quadratic that must fold have the curvature for it."""
-        return folding(self.coefficients, self.largest) if self.largest > 0 else self.coefficients
+        largest = float(self.largest)
+        return folding(self.coefficients, largest) if largest > 0 else self.coefficients
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and files do not hold what the last pass left."""
+        return self.__dict__ | {"excess": None, "target": None, "error": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, ...) to the same shape."""
-        coefficients, half = self.current(), self.half_width
+        coefficients, half, bound = self.current(), float(self.half_width), float(self.bound)
         if not self.training:
             return polynomial(x, coefficients, half)
         with torch.autocast(x.device.type, enabled=False):
@@ -107,12 +116,12 @@ class PolynomialActivation(nn.Module):
                 self.excess = self._excess(x)
             target, self.target = self.target, None
             if target is not None and x.device.type == "cpu":
-                value, self.error = bounded_polynomial(x, coefficients, half, self.bound, target)
+                value, self.error = bounded_polynomial(x, coefficients, half, bound, target)
                 return value
-            if x.device.type == "cpu" and math.isfinite(self.bound):
-                made = bounded_alone(x, coefficients, half, self.bound)
+            if x.device.type == "cpu" and math.isfinite(bound):
+                made = bounded_alone(x, coefficients, half, bound)
             else:
-                made = bounded(polynomial(x, coefficients, half), self.bound)
+                made = bounded(polynomial(x, coefficients, half), bound)
             if target is not None:
                 self.error = (made - target).square().flatten(1).sum(1)
             return made
@@ -134,7 +143,7 @@ class PolynomialActivation(nn.Module):
     def extra_repr(self) -> str:
         """Degree, channels and half width, for print(model)."""
         channels, count = self.coefficients.shape
-        return f"degree={count - 1}, channels={channels}, half_width={self.half_width:.4g}"
+        return f"degree={count - 1}, channels={channels}, half_width={float(self.half_width):.4g}"
 
 
 def _single(values: Array) -> Tensor:
@@ -148,7 +157,7 @@ class RangePenalty:
         for images, labels in loader:
             loss = F.cross_entropy(model(images), labels) + 0.1 * penalty()
 
-    Models may be copied, moved and wrapped; without a pass in training mode before the call, the penalty is 0.
+    Make it after the model was copied or moved. Without a pass in training mode before the call, the penalty is 0.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -169,4 +178,4 @@ class RangePenalty:
 
 @register_module(PolynomialActivation)
 def _lifted(lifter: Lifter, module: PolynomialActivation, x: Value) -> Value:
-    return lifter.add(Polynomial(lifter.constant("coefficients", module.current()), module.half_width), x)
+    return lifter.add(Polynomial(lifter.constant("coefficients", module.current()), float(module.half_width)), x)

@@ -1,4 +1,4 @@
-"""How good a network of polynomials is on images that no step has seen."""
+"""How good a network of polynomials is on some images."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ class Judge:
     """Scores graphs by labels if there are any, else by their agreement with the original, and counts what diverges.
 
     Attributes:
-        original: with its activations.
-        images: (n, *input shape), that no step sees.
+        images: (n, *input shape).
+        wanted: the original's raw outputs for them.
         labels: (n,), of classes; None for none.
         criterion: what agreement means.
         finish: makes the outputs that users see of the graph's.
-        copies: altered copies of images, which are checked for outputs that diverge.
+        copies, copies_wanted: altered copies of images, which are checked for outputs that diverge, and the original's
+            raw outputs for them.
     """
 
-    original: Graph
     images: Tensor
+    wanted: Tensor
     labels: Tensor | None
     criterion: Criterion
     finish: Callable[[Array], Array]
     copies: Tensor
+    copies_wanted: Tensor
 
     @staticmethod
     def of(
@@ -52,19 +54,22 @@ class Judge:
     ) -> Judge:
         """With copies of the images and, if these are few, of others."""
         pool = torch.cat([spread_out(images, JUDGED), spread_out(others, JUDGED)])
-        return Judge(original, images, labels, criterion, finish, altered(pool, JUDGED, seed + 1, augment))
+        copies = altered(pool, JUDGED, seed + 1, augment)
+        wanted, copies_wanted = (_outputs(original, x) for x in (images, copies))
+        return Judge(images, wanted, labels, criterion, finish, copies, copies_wanted)
 
     def __call__(self, graph: Graph) -> Judgement:
         """Of a graph that approximates the original."""
-        ours, theirs = _outputs(graph, self.images), _outputs(self.original, self.images)
+        ours, theirs = _outputs(graph, self.images), self.wanted
+        made = finished(self.finish, ours.double().numpy()).reshape(len(ours), -1)
         if self.labels is None:
-            made, wanted = (finished(self.finish, values.double().numpy()) for values in (ours, theirs))
+            wanted = finished(self.finish, theirs.double().numpy()).reshape(len(ours), -1)
             score = self.criterion.agreement(made, wanted)
         else:
-            right = ours.argmax(1) == self.labels
-            score = float((right & ours.flatten(1).isfinite().all(1)).double().mean())
+            classes = made[:, 0] if made.shape[1] == 1 else made.argmax(1)
+            score = float(np.mean((classes == self.labels.numpy()) & np.isfinite(made).all(1)))
         spread = self.criterion.spread
-        far = diverged(_outputs(graph, self.copies), _outputs(self.original, self.copies), spread)
+        far = diverged(_outputs(graph, self.copies), self.copies_wanted, spread)
         beyond = int(diverged(ours, theirs, spread).sum())
         worth = score - WORST / OFTENER * float(far.double().mean())
         return Judgement(score, beyond + int(far.sum()), worth if np.isfinite(worth) else -np.inf)

@@ -6,9 +6,10 @@ averaged. The loss has labels and the range penalty as well.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import astuple, dataclass, field
 
 import torch
@@ -89,7 +90,7 @@ class Epoch:
         images: of the pass.
         loss: its mean, of everything but the range penalty.
         penalty: the mean of the range penalty.
-        score: of the averaged weights on images that no step sees: the share of right classes, or the agreement.
+        score: of the averaged weights on the images that choose the epoch: share of right classes, or agreement.
         diverged: of these images and of altered copies.
         seconds: of the pass, with the judgement.
     """
@@ -126,6 +127,7 @@ class Trainer:
         spread: how errors of outputs are scaled.
         device: where it is trained.
         seed: of the order of images, if the loader shuffles by torch's random numbers, and of what is done to them.
+        refit: whether weights are trained, or polynomials alone.
         say: called with a line of text now and then.
         checkpoint: where the state is kept after each epoch and, if it is there, taken from.
 
@@ -137,7 +139,7 @@ class Trainer:
         self,
         original: Graph,
         start: Graph,
-        ranges: Mapping[str, Range],
+        ranges: Mapping[str, Range | float],
         images: Tensor,
         options: TrainingOptions,
         loss: Loss | None,
@@ -146,6 +148,7 @@ class Trainer:
         spread: Spread = "together",
         device: torch.device | None = None,
         seed: int = 0,
+        refit: bool = True,
         say: Callable[[str], None] | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> None:
@@ -159,10 +162,10 @@ class Trainer:
         self._teacher = _Teacher(original, frozenset(self._activations), images, self._device, spread)
         self._penalty = RangePenalty(self._module)
         self._random = torch.Generator().manual_seed(seed)
-        self._whitened, self._tails, self._rate = self._units(original, ranges, images, spread)
+        self._whitened, self._tails, self._rate = self._units(original, ranges, images, spread, refit)
 
     def _units(
-        self, original: Graph, ranges: Mapping[str, Range], images: Tensor, spread: Spread
+        self, original: Graph, ranges: Mapping[str, Range | float], images: Tensor, spread: Spread, refit: bool
     ) -> tuple[Whitened, Tails, float]:
         clean, weights = tensors(original), tensors(self._start)
         images = channels_last(spread_out(images, MOMENTS_IMAGES))
@@ -170,8 +173,9 @@ class Trainer:
             sound = sound_images(self._start, weights, original, clean, images)
             if not len(sound):
                 raise CalibrationError("the outputs of all images diverge. Begin with a higher degree.")
-            reached = {name: ((r.high + r.low) / 2, (r.high - r.low) / 2) for name, r in ranges.items()}
-            whitened = Whitened(self._start, weights, sound, reached, refit=True, spread=spread)
+            known = {name: r for name, r in ranges.items() if isinstance(r, Range)}
+            reached = {name: ((r.high + r.low) / 2, (r.high - r.low) / 2) for name, r in known.items()}
+            whitened = Whitened(self._start, weights, sound, reached, refit, spread)
             error = output_error(outputs_of(self._start, weights, images), outputs_of(original, clean, images), spread)
         polynomials = fitted_polynomials(original, self._start)
         sizes = {name: value.cpu() for name, value in self._teacher.sizes.items()}
@@ -195,36 +199,43 @@ class Trainer:
             self._say(f"fine-tuning: begins with {progress.best.score:.2%}, {progress.best.diverged} diverged")
         clock = _Clock(per_epoch * epochs, per_epoch * len(progress.history))
         for number in range(len(progress.history) + 1, epochs + 1):
-            start, losses, penalties, images, batches = time.monotonic(), 0.0, 0.0, 0, 0
-            for x, labels in _seeded(loader, self._seed + number):
-                found = self._step(x, labels, steps)
-                losses, penalties, images, batches = (
-                    losses + found[0],
-                    penalties + found[1],
-                    images + len(x),
-                    batches + 1,
-                )
+            begun, start = f"fine-tuning: epoch {number} of {epochs}", time.monotonic()
+
+            def told(batches: int, images: int, loss: float, number: int = number, begun: str = begun) -> None:
                 if not batches % max(1, per_epoch // LINES):
                     left = clock.left(per_epoch * (number - 1) + batches)
-                    self._say(
-                        f"fine-tuning: epoch {number} of {epochs}, {images} images, loss {losses / batches:.3f}, "
-                        f"{left} left"
-                    )
+                    self._say(f"{begun}, {images} images, loss {loss:.3f}, {left} left")
+
+            images, loss, penalty = self._epoch(seeded(loader, self._seed + number), steps, told)
             judged = self._judge(self._graph(steps.mean()))
             if judged.worth >= progress.best.worth:
                 progress.best, progress.kept = judged, steps.mean()
             elif not judged.worth >= progress.best.worth - FALLEN:
                 steps.restart(progress.kept)
-            count, seconds = max(1, batches), time.monotonic() - start
-            epoch = Epoch(number, images, losses / count, penalties / count, judged.score, judged.diverged, seconds)
-            progress.history.append(epoch)
+            seconds = time.monotonic() - start
+            progress.history.append(Epoch(number, images, loss, penalty, judged.score, judged.diverged, seconds))
             self._say(
-                f"fine-tuning: epoch {number} of {epochs}: loss {epoch.loss:.3f}, penalty {epoch.penalty:.3f}, "
-                f"{judged.score:.2%}, {judged.diverged} diverged, {_duration(seconds)}"
+                f"{begun}: loss {loss:.3f}, penalty {penalty:.3f}, {judged.score:.2%}, {judged.diverged} diverged, "
+                f"{_duration(seconds)}"
             )
             if self._checkpoint is not None:
                 self._checkpoint.save(_state(progress, schedule, steps, self._random))
         return self._graph(progress.kept), tuple(progress.history)
+
+    def _epoch(
+        self, batches: Generator[Batch], steps: Steps, told: Callable[[int, int, float], None]
+    ) -> tuple[int, float, float]:
+        """One pass: its images, and the means of the loss and of the penalty."""
+        count, images, losses, penalties = 0, 0, 0.0, 0.0
+        with contextlib.closing(batches):
+            for x, labels in batches:
+                loss, penalty = self._step(x, labels, steps)
+                count, images = count + 1, images + len(x)
+                losses, penalties = losses + loss, penalties + penalty
+                told(count, images, losses / count)
+        if not count:
+            raise CalibrationError("the training data is empty when it is read again. Give a loader that starts anew.")
+        return images, losses / count, penalties / count
 
     def _graph(self, theta: Mapping[str, Tensor]) -> Graph:
         made = {name: value.detach() for name, value in self._whitened.current(theta).items()}
@@ -267,7 +278,7 @@ class Trainer:
         if options.features > 0:
             errors = [wanted.error(name, module) for name, module in self._activations.items()]
             loss = loss + options.features * torch.stack(errors).mean()
-        if labels is not None and self._loss is not None and len(plain):
+        if labels is not None and self._loss is not None and options.labels > 0 and len(plain):
             loss = loss + options.labels * self._loss(made[: len(plain)], labels[plain].to(self._device))
         penalty = self._penalty()
         steps.take(loss + options.penalty * penalty)
@@ -355,11 +366,17 @@ class _Clock:
         return _duration(each * max(0, self._total - done))
 
 
-def _seeded(loader: Iterable[Batch], seed: int) -> Iterator[Batch]:
-    """The batches of a loader, whose shuffling by torch's random numbers depends on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+def seeded(loader: Iterable[Batch], seed: int) -> Generator[Batch]:
+    """The batches of a loader, whose shuffling by torch's random numbers depends on the seed alone.
+
+    Torch's generator is as it was before when the batches end, or when this is closed.
+    """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
         yield from loader
+    finally:
+        torch.set_rng_state(state)
 
 
 def _duration(seconds: float) -> str:

@@ -17,8 +17,10 @@ from olac.training.network import Range
 Tensor = torch.Tensor
 
 
-def measured_ranges(original: Graph, approximated: Graph, images: Tensor) -> dict[str, Range]:
+def measured_ranges(original: Graph, approximated: Graph, images: Tensor) -> dict[str, Range | float]:
     """The ranges of the fitted polynomials by node id: those that clean values are expected to reach.
+
+    For other polynomials, such as those of a max-pooling, only the bound of results in training.
 
     Args:
         original: with its activations; ids of activations are those of the polynomials.
@@ -43,8 +45,10 @@ def measured_ranges(original: Graph, approximated: Graph, images: Tensor) -> dic
             for name, value in run(approximated, ours, part, keep=names).items():
                 if name in names:
                     largest[name] = max(largest[name], float(value.abs().max()))
-        typical = run(original, clean, sound[:CHUNK], keep=names)
-    return {
+        fixed = [n.id for n in original.nodes if isinstance(n.op, Polynomial)]
+        typical = run(original, clean, sound[:CHUNK], keep=names | set(fixed))
+    bounds: dict[str, Range | float] = {name: BOUND * max(float(typical[name].std()), TINY) for name in fixed}
+    return bounds | {
         name: Range(middle - half, middle + half, BOUND * max(float(typical[name].std()), TINY), largest[name])
         for name, (middle, half) in reached.items()
     }

@@ -6,16 +6,20 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
+from olac.approximation.reconstruct import BOUND
 from olac.approximation.tensors import apply_op, has_form
 from olac.approximation.whitened import folds
 from olac.frontend.lifter import Lifter, Value, register_module
 from olac.ir import head as steps
+from olac.ir.functions import FUNCTIONS
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead
 from olac.ir.ops import (
@@ -36,6 +40,7 @@ from olac.ir.ops import (
 from olac.training.activation import PolynomialActivation
 
 Tensor = torch.Tensor
+Chebyshev: TypeAlias = Polynomial | PolynomialProduct
 
 
 class GraphOp(nn.Module):
@@ -92,11 +97,11 @@ class Network:
         activations: by node id, in order; those that replace no activation are not trained.
     """
 
-    def __init__(self, graph: Graph, ranges: Mapping[str, Range]) -> None:
+    def __init__(self, graph: Graph, ranges: Mapping[str, Range | float]) -> None:
         """
         Args:
             graph: at stage POLYNOMIAL, before squares are folded.
-            ranges: by node id; a polynomial without one stays as it is.
+            ranges: by node id. A polynomial that has only a bound of its results in training, or none, stays as it is.
         """
         self.places: dict[str, list[str]] = {}
         self.activations: dict[str, PolynomialActivation] = {}
@@ -129,7 +134,7 @@ class Network:
         made.output(values[graph.outputs[0]])
         self.module = fx.GraphModule(root, made, "PolynomialNetwork")
 
-    def _module(self, node: Node, constants: Mapping[str, Array], within: Range | None) -> nn.Module:
+    def _module(self, node: Node, constants: Mapping[str, Array], within: Range | float | None) -> nn.Module:
         op = node.op
         if isinstance(op, Polynomial | PolynomialProduct):
             made = _polynomial(op, within, constants[op.coefficients])
@@ -142,9 +147,9 @@ class Network:
         return GraphOp(op, constants)
 
 
-def _polynomial(op: Polynomial | PolynomialProduct, within: Range | None, coefficients: Array) -> PolynomialActivation:
-    if within is None:
-        fixed = PolynomialActivation(coefficients, op.half_width)
+def _polynomial(op: Chebyshev, within: Range | float | None, coefficients: Array) -> PolynomialActivation:
+    if not isinstance(within, Range):
+        fixed = PolynomialActivation(coefficients, op.half_width, bound=within or BOUND)
         fixed.requires_grad_(False)
         return fixed
     square = coefficients.shape[1] == 3 and bool(folds(torch.tensor(coefficients), within.largest).all())
@@ -158,7 +163,7 @@ def _polynomial(op: Polynomial | PolynomialProduct, within: Range | None, coeffi
     )
 
 
-def plain_module(graph: Graph, head: OutputHead, ranges: Mapping[str, Range]) -> fx.GraphModule:
+def plain_module(graph: Graph, head: OutputHead, ranges: Mapping[str, Range | float]) -> fx.GraphModule:
     """A graph and the client's steps after it as a torch module in evaluation mode.
 
     `olac.compile` takes it.
@@ -179,7 +184,7 @@ def plain_module(graph: Graph, head: OutputHead, ranges: Mapping[str, Range]) ->
 
 def _client_step(step: steps.Step) -> nn.Module:
     match step:
-        case steps.Elementwise():
+        case steps.Elementwise() if step.function in FUNCTIONS:
             return GraphOp(Activation(step.function, step.parameters), {})
         case steps.Affine():
             constants = {n: np.reshape(getattr(step, n), step.shape) for n in ("scale", "shift")}
@@ -233,7 +238,8 @@ def _conv2d(op: Conv2d, constants: Mapping[str, Array]) -> nn.Module:
     weight = constants[op.weight]
     out, inside, *kernel = weight.shape
     bias = None if op.bias is None else constants[op.bias]
-    made = nn.Conv2d(
+    made = skip_init(
+        nn.Conv2d,
         inside * op.groups,
         out,
         (kernel[0], kernel[1]),
@@ -250,7 +256,7 @@ def _conv2d(op: Conv2d, constants: Mapping[str, Array]) -> nn.Module:
 def _linear(op: Linear, constants: Mapping[str, Array]) -> nn.Module:
     weight = constants[op.weight]
     bias = None if op.bias is None else constants[op.bias]
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    made = skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
     _set(made, weight, bias)
     return made
 

@@ -61,6 +61,16 @@ def products() -> nn.Module:
     return Lambda(_products, **parts)
 
 
+def _sliced(x: Tensor, conv: nn.Module, head: nn.Module) -> Tensor:
+    first, second = F.relu(conv(x)).chunk(2, 1)
+    out: Tensor = head((first[:, :, ::2] + second[:, :, 1::2]).flatten(1))
+    return out
+
+
+def sliced() -> nn.Module:
+    return Lambda(_sliced, conv=nn.Conv2d(3, 8, 3, padding=1), head=nn.Linear(4 * 32, 3))
+
+
 def dense() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 10), nn.Tanh(), nn.Linear(10, 6), nn.Tanh(), nn.Linear(6, 3))
 
@@ -69,6 +79,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "residual": lambda: Residual(2),
     "option A": OptionA,
     "products": products,
+    "slices": sliced,
     "dense": dense,
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,35 @@ def test_it_has_gradients_of_inputs_and_coefficients() -> None:
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-4)
     assert module.coefficients.grad is not None
     torch.testing.assert_close(module.coefficients.grad, coefficients.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_copies_and_files_do_not_hold_what_the_last_pass_left() -> None:
+    module = PolynomialActivation(COEFFICIENTS, 2.0).train()
+    penalty = RangePenalty(module)
+    module(X)
+    again = copy.deepcopy(module)
+    assert again.excess is None and again.watched
+    assert penalty().item() > 0
+
+
+def test_its_state_dict_is_all_of_it() -> None:
+    module = PolynomialActivation(COEFFICIENTS, 2.0, -1.0, 3.0, bound=5.0)
+    other = PolynomialActivation(np.zeros((2, 4)), 1.0, -2.0, 2.0)
+    other.load_state_dict(module.state_dict())
+    for training in (False, True):
+        torch.testing.assert_close(other.train(training)(X), module.train(training)(X))
+    torch.testing.assert_close(other.high, module.high)
+
+
+def test_values_beyond_the_half_width_get_units_that_hold_them() -> None:
+    torch.manual_seed(0)
+    quadratic = PolynomialActivation(np.array([[0.2, 0.5, 0.25]]))
+    model = nn.Sequential(nn.Linear(4, 6), quadratic, nn.Linear(6, 2))
+    x = 8 * torch.randn(512, 4)
+    approximated = olac.approximate(model, x.split(64))
+    largest: list[float] = []
+    approximated.simulate(x, lambda node, slots: largest.append(float(np.abs(slots).max())))
+    assert max(largest) <= 1.5
 
 
 def test_the_quadratic_of_a_rectifier_is_the_papers() -> None:

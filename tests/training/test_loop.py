@@ -13,12 +13,14 @@ from torch.nn import functional
 
 from olac.approximation.checkpoint import Checkpoint
 from olac.approximation.common import output_error
-from olac.approximation.criterion import Classification, Criterion, Multilabel, Regression
+from olac.approximation.criterion import Classification, Criterion, Embedding, Multilabel, Regression
 from olac.approximation.steps import Steps
 from olac.approximation.tensors import outputs_of, tensors
 from olac.errors import ArtifactError, CalibrationError
 from olac.ir.graph import Graph
-from olac.ir.head import ArgMax, Elementwise, OutputHead, Softmax
+from olac.ir.head import Affine as HeadAffine
+from olac.ir.head import ArgMax, Elementwise, OutputHead, Reshape, Softmax
+from olac.ir.ops import Polynomial
 from olac.training.judge import Judge
 from olac.training.labels import loss_for
 from olac.training.loop import FALLEN, Epoch, Judgement, Trainer, TrainingOptions
@@ -198,9 +200,19 @@ def test_the_judge_scores_by_labels_or_by_agreement() -> None:
     assert judge(None)(NET).diverged == 0
 
 
+def test_the_judge_scores_what_users_see() -> None:
+    """Of outputs whose sign the head changes, and of outputs with axes of length 1."""
+    lowest = Judge.of(NET, HELD, outputs(NET, HELD).argmin(1), Classification(), lambda raw: -raw, TRAIN, 0)
+    assert lowest(NET).score == 1.0
+    spread = Judge.of(NET, HELD, HELD_LABELS, Classification(), lambda raw: raw[:, :, None, None], TRAIN, 0)
+    assert spread(START).score == pytest.approx(accuracy(START))
+    chosen = Judge.of(NET, HELD, HELD_LABELS, Classification(), lambda raw: raw.argmax(1), TRAIN, 0)
+    assert chosen(START).score == pytest.approx(accuracy(START))
+
+
 def test_images_that_diverge_count_against_a_network() -> None:
     found = judge(None)(START)
-    copies = Judge.of(NET, HELD, None, Classification(), lambda raw: raw, TRAIN, 0).copies
+    copies = judge(None).copies
     assert len(copies) == 1024
     assert found.worth <= found.score
     assert (found.worth < found.score) == (found.diverged > 0)
@@ -213,23 +225,26 @@ RAW = torch.tensor([[2.0, -1.0], [0.5, 1.0], [-1.0, 0.0]])
 
 
 @pytest.mark.parametrize(
-    ("criterion", "head", "labels", "expected"),
+    ("criterion", "head", "labels"),
     [
-        (Classification(), OutputHead(), torch.tensor([0, 1, 1]), functional.cross_entropy),
-        (Classification(), OutputHead((Softmax(0),)), torch.tensor([0, 1, 1]), functional.cross_entropy),
-        (Classification(), OutputHead((ArgMax(0),)), torch.tensor([0, 1, 1], dtype=torch.uint8), None),
-        (
-            Multilabel(),
-            OutputHead((Elementwise("sigmoid"),)),
-            torch.tensor([[1, 0], [0, 1], [1, 1]]),
-            lambda raw, labels: functional.binary_cross_entropy_with_logits(raw, labels.float()),
-        ),
-        (Regression(), OutputHead(), RAW + 1, functional.mse_loss),
+        (Classification(), OutputHead(), torch.tensor([0, 1, 1])),
+        (Classification(), OutputHead((Softmax(0),)), torch.tensor([0, 1, 1])),
+        (Classification(), OutputHead((ArgMax(0),)), torch.tensor([0, 1, 1], dtype=torch.uint8)),
+        (Multilabel(), OutputHead((Elementwise("sigmoid"),)), torch.tensor([[1, 0], [0, 1], [1, 1]])),
+        (Regression(), OutputHead(), RAW + 1),
+        (Regression(), OutputHead((Reshape((2, 1)),)), (RAW + 1)[:, :, None]),
+        (Classification(), OutputHead((HeadAffine((-0.5,), (1.0,)),)), torch.tensor([0, 1, 1])),
     ],
 )
-def test_the_usual_losses(criterion: Criterion, head: OutputHead, labels: Tensor, expected: object) -> None:
+def test_the_usual_losses(criterion: Criterion, head: OutputHead, labels: Tensor) -> None:
     found = loss_for(None, criterion, head)(RAW, labels)
-    wanted = (expected or functional.cross_entropy)(RAW, labels if expected else labels.long())  # type: ignore[operator]
+    if isinstance(criterion, Regression):
+        wanted = functional.mse_loss(RAW, labels.reshape(RAW.shape))
+    elif isinstance(criterion, Multilabel):
+        wanted = functional.binary_cross_entropy_with_logits(RAW, labels.float())
+    else:
+        logits = 1 - 0.5 * RAW if head.names == ("affine",) else RAW
+        wanted = functional.cross_entropy(logits, labels.long())
     torch.testing.assert_close(found, wanted)
 
 
@@ -239,6 +254,7 @@ def test_the_usual_losses(criterion: Criterion, head: OutputHead, labels: Tensor
         (Classification(), OutputHead(), torch.tensor([[0.5], [0.1], [0.2]])),
         (Regression(), OutputHead((Elementwise("exp"),)), RAW),
         (Classification(), OutputHead(), torch.tensor([0, 1])[:, None, None]),
+        (Embedding(), OutputHead(), torch.tensor([0, 1, 1])),
     ],
 )
 def test_labels_without_a_usual_loss_are_refused(criterion: Criterion, head: OutputHead, labels: Tensor) -> None:
@@ -246,6 +262,38 @@ def test_labels_without_a_usual_loss_are_refused(criterion: Criterion, head: Out
         loss_for(None, criterion, head)(RAW, labels)
 
 
-def test_a_callers_loss_is_taken() -> None:
-    own = nn.L1Loss()
-    assert loss_for(own, Classification(), OutputHead()) is own
+@pytest.mark.parametrize("labels", [[1, 2, 2], [-1, 0, 1]])
+def test_classes_that_the_outputs_do_not_have_are_refused(labels: list[int]) -> None:
+    with pytest.raises(CalibrationError, match="not among 2 classes"):
+        loss_for(None, Classification(), OutputHead())(RAW, torch.tensor(labels))
+
+
+def test_a_callers_loss_is_taken_and_must_give_one_number() -> None:
+    found = loss_for(nn.L1Loss(), Classification(), OutputHead())(RAW, RAW + 2)
+    assert found.item() == pytest.approx(2.0) and found.ndim == 0
+    with pytest.raises(CalibrationError, match=r"shape \(3, 2\)"):
+        loss_for(nn.L1Loss(reduction="none"), Classification(), OutputHead())(RAW, RAW)
+
+
+def test_random_numbers_are_given_back_even_if_a_step_fails() -> None:
+    def loss(raw: Tensor, labels: Tensor) -> Tensor:
+        raise RuntimeError("mine")
+
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    made = trainer()
+    made._loss = loss
+    with pytest.raises(RuntimeError, match="mine"):
+        made.train(Loader(), 8, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loader_that_ends_for_good_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="empty when it is read again"):
+        trainer().train(iter([(TRAIN, LABELS)]), 1, 2)
+
+
+def test_weights_may_stay_as_they_are() -> None:
+    made, _ = trainer(refit=False).train(Loader(), 8, 1)
+    changed = {type(a.op) for a, b in zip(made.nodes, START.nodes, strict=True) if a.op != b.op}
+    assert changed == {Polynomial}

@@ -23,7 +23,7 @@ from olac.ir.ops import Conv2d, Linear, Polynomial, Square
 from olac.passes.base import PassContext, PassManager
 from olac.passes.expand_max_pool import ExpandMaxPool
 from olac.training.measure import measured_ranges
-from olac.training.network import Network, plain_module
+from olac.training.network import Network, Range, plain_module
 from tests.approximation.nets import activations, folded, from_histograms, images, residual, values
 from tests.e2e.test_networks import Lambda
 from tests.networks import calibration_of
@@ -112,6 +112,7 @@ def test_what_a_max_pooling_became_is_not_trained() -> None:
     with torch.no_grad():
         torch.testing.assert_close(network.module.eval()(X), outputs(start), rtol=1e-3, atol=1e-3)
     fixed = [m for m in network.activations.values() if not m.coefficients.requires_grad]
+    assert all(float(m.bound) < 1e3 for m in network.activations.values()), "compositions grow fast beyond their range"
     trained = [m for m in network.activations.values() if m.coefficients.requires_grad]
     assert fixed and len(trained) == 2
 
@@ -133,6 +134,7 @@ def test_ranges_are_where_clean_values_are_expected() -> None:
     start = approximated(graph, 2)
     seen = values(graph, X)
     for name, within in measured_ranges(graph, start, X).items():
+        assert isinstance(within, Range)
         x = seen[graph[name].inputs[0]]
         low, high = x.min((0, 2, 3)), x.max((0, 2, 3))
         assert (within.low <= low + 1e-6).all() and (within.high >= high - 1e-6).all()
@@ -162,6 +164,7 @@ HEADS: dict[str, tuple[Step, ...]] = {
     "normalize": (Normalize(0),),
     "sigmoid of some": (Slice(((1, 4, 2),)), Elementwise("sigmoid")),
     "affine": (HeadAffine((2.0,), (1.0,)), Reshape((5, 1))),
+    "exp": (Elementwise("exp"),),
 }
 
 

@@ -85,14 +85,70 @@ def test_it_has_learnt_the_labels(made: FineTuned) -> None:
     assert len(made.history) == 2 and made.history[-1].score == pytest.approx(right[1], abs=0.05)
 
 
-def test_the_report_is_against_the_original_model(made: FineTuned) -> None:
+def test_the_report_is_against_the_original_model_on_validation_images(made: FineTuned) -> None:
     check = made.approximated.report.check
     assert check is not None and check.task == "classification"
     judged = torch.from_numpy(made.calibration.judged).float()
+    assert all(any(torch.equal(one, x) for x in HELD) for one in judged)
+    assert any("chosen" in note for note in made.approximated.report.notes)
     with torch.no_grad():
         same = float((MODEL(judged).argmax(1) == made.module(judged).argmax(1)).float().mean())
     assert check.agreement == pytest.approx(same)
     assert check.agreement < 1
+
+
+def test_without_validation_images_a_note_says_that_training_saw_them() -> None:
+    assert any("training saw" in note for note in tuned(epochs=1).approximated.report.notes)
+
+
+def test_reports_of_fits_are_of_the_trained_polynomials() -> None:
+    fits = [tuned(epochs=epochs).approximated.report.fits for epochs in (0, 2)]
+    assert [fit.node for fit in fits[0]] == [fit.node for fit in fits[1]]
+    assert all(a.rmse != b.rmse for a, b in zip(*fits, strict=True))
+
+
+def test_the_seed_decides_however_torch_was_seeded() -> None:
+    made = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        made.append(tuned(epochs=1).approximated.graph)
+    assert made[0] == made[1]
+    assert tuned(epochs=1, seed=5).approximated.graph != made[0]
+
+
+def test_a_max_pooling_keeps_its_compositions() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 3)
+    ).eval()
+    found = olac.finetune(model, [X], epochs=1, effort="fast")
+    with torch.no_grad():
+        theirs = found.module(HELD).double().numpy()
+    np.testing.assert_allclose(found.approximated.simulate(HELD), theirs, atol=1e-3 * np.abs(theirs).max())
+
+
+def test_a_list_of_models_is_trained_as_one() -> None:
+    found = olac.finetune([MODEL, small()], loader(), epochs=1, effort="fast")
+    assert found.approximated.output_shape == (4,)
+    assert len(found.history) == 1
+
+
+def test_integer_labels_make_a_classifier_of_small_outputs() -> None:
+    torch.manual_seed(3)
+    last = nn.Linear(96, 4)
+    with torch.no_grad():
+        last.weight *= 1e-3
+    model = nn.Sequential(*list(MODEL.children())[:-1], last)
+    found = olac.finetune(model, loader(), epochs=1, effort="fast")
+    check = found.approximated.report.check
+    assert check is not None and check.task == "classification"
+
+
+def test_a_state_dict_fits_the_module_of_no_epoch(made: FineTuned) -> None:
+    other = tuned(epochs=0).module
+    other.load_state_dict(made.module.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(other(HELD), made.module(HELD))
 
 
 def test_the_model_is_left_alone(made: FineTuned) -> None:
@@ -122,10 +178,9 @@ def test_its_module_can_be_trained_on(made: FineTuned) -> None:
 
 
 def test_no_epoch_gives_what_approximate_gives() -> None:
-    mine = tuned(epochs=0).approximated
-    theirs = olac.approximate(MODEL, loader(), degree=2, effort="fast")
-    # The loaders shuffle, so the calibrations differ.
-    assert [node.id for node in mine.graph.nodes] == [node.id for node in theirs.graph.nodes]
+    mine = olac.finetune(MODEL, [X], epochs=0, effort="fast").approximated
+    theirs = olac.approximate(MODEL, [X], degree=2, effort="fast")
+    np.testing.assert_allclose(mine.simulate(HELD), theirs.simulate(HELD), atol=1e-5)
 
 
 def test_images_alone_are_enough_and_may_come_in_dicts() -> None:
@@ -156,6 +211,7 @@ def test_a_model_without_activations_has_nothing_to_train() -> None:
     torch.manual_seed(0)
     found = olac.finetune(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), loader(), epochs=2)
     assert found.history == ()
+    assert any("nothing to train" in note for note in found.approximated.report.notes)
 
 
 def test_its_state_is_kept_and_the_end_is_not_trained_again(tmp_path: Path) -> None:
@@ -166,6 +222,10 @@ def test_its_state_is_kept_and_the_end_is_not_trained_again(tmp_path: Path) -> N
     assert any("goes on after epoch 2" in line for line in lines)
     assert again.history == first.history
     assert again.approximated.graph == first.approximated.graph
+    lines.clear()
+    others = [(x, 3 - y) for x, y in data]
+    olac.finetune(MODEL, others, epochs=1, effort="fast", checkpoint=tmp_path, progress=lines.append)
+    assert not any("goes on after" in line for line in lines), "other labels are another training"
 
 
 # What it refuses -----------------------------------------------------------------------------------------------------
@@ -188,6 +248,9 @@ def test_a_loader_that_is_read_only_once_is_refused() -> None:
         ({"target": "cubes"}, "target"),
         ({"max_depth": 10}, 'target="options" with max_depth'),
         ({"degree": 3}, 'target="options" with degree'),
+        ({"max_bootstraps": 2}, 'target="options" with max_bootstraps'),
+        ({"epochs": 1.5}, "epochs"),
+        ({"method": "minimax"}, "not trained"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(more: dict[str, Any], message: str) -> None:
@@ -198,8 +261,33 @@ def test_arguments_that_mean_nothing_are_refused(more: dict[str, Any], message: 
 def test_labels_that_fit_no_loss_are_named() -> None:
     with pytest.raises(CalibrationError, match=r"shape \(\d+, 7\)"):
         olac.finetune(MODEL, loader(torch.zeros(len(X), 7)), epochs=1, effort="fast")
+    with pytest.raises(CalibrationError, match="256 images and labels of shape"):
+        olac.finetune(MODEL, [(X, LABELS[:-1])], epochs=1, effort="fast")
+    with pytest.raises(CalibrationError, match="not among 4 classes"):
+        olac.finetune(MODEL, [(X, LABELS + 1)], epochs=1, effort="fast")
     with pytest.raises(CalibrationError, match="batch 0 of train_loader has labels"):
         olac.finetune(MODEL, [(X, "cats")], epochs=1, effort="fast")
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        ([], "val_loader is empty"),
+        ([(HELD, HELD_LABELS), HELD], "some batches of val_loader have labels"),
+        ([HELD[:, :, :4]], "held out have shape"),
+        ([HELD, HELD[:, :, :4]], "batch 1 of val_loader has images of shape"),
+    ],
+)
+def test_validation_images_that_can_not_be_used_are_refused(validation: list[Any], message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        tuned(val_loader=validation, epochs=1)
+
+
+def test_a_device_that_is_not_there_is_said_at_once() -> None:
+    lines: list[str] = []
+    with pytest.raises((RuntimeError, AssertionError)):
+        tuned(device="cuda:99", progress=lines.append)
+    assert lines == []
 
 
 def test_errors_of_the_callers_loss_are_the_callers_own() -> None:
