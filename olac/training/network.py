@@ -238,7 +238,7 @@ def _conv2d(op: Conv2d, constants: Mapping[str, Array]) -> nn.Module:
     weight = constants[op.weight]
     out, inside, *kernel = weight.shape
     bias = None if op.bias is None else constants[op.bias]
-    made = skip_init(
+    made: nn.Conv2d = skip_init(
         nn.Conv2d,
         inside * op.groups,
         out,
@@ -256,7 +256,7 @@ def _conv2d(op: Conv2d, constants: Mapping[str, Array]) -> nn.Module:
 def _linear(op: Linear, constants: Mapping[str, Array]) -> nn.Module:
     weight = constants[op.weight]
     bias = None if op.bias is None else constants[op.bias]
-    made = skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
+    made: nn.Linear = skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
     _set(made, weight, bias)
     return made
 
