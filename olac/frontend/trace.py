@@ -178,7 +178,11 @@ class _Copies(TorchFunctionMode):
 
 def _silence(module: fx.GraphModule) -> None:
     """Let a graph module raise its errors without printing them. Each graph module has a class of its own."""
-    type(module).__call__ = nn.Module.__call__  # type: ignore[method-assign]
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return nn.Module.__call__(self, *args, **kwargs)  # looked up at each call: a tracer may have replaced it
+
+    type(module).__call__ = call  # type: ignore[method-assign]
 
 
 def _parameters(model: nn.Module) -> dict[str, tuple[Any, ...]]:

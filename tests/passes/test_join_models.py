@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import olac
 from olac.analysis.levels import required_levels
@@ -114,6 +114,16 @@ def test_joined_models_give_the_same_outputs_at_the_same_levels(net: str, count:
     single = lifted(ensemble(NETS[net], count).models[0], degree)
     assert len(joined.nodes) <= len(single.nodes) + 2  # a scale of the mean
     assert levels(joined) <= levels(single) + 1
+
+
+def test_graph_modules_are_joined_as_well() -> None:
+    """Such as the modules that `olac.finetune` gives."""
+    torch.manual_seed(1)
+    models = [fx.symbolic_trace(Residual(1).eval()) for _ in range(2)]
+    apart, context = lifted(Ensemble(models).eval(), 2), PassContext()
+    assert {node.origin.path.split(".")[1] for node in apart.nodes if node.origin.path} == {"0", "1"}
+    joined = PassManager([JoinModels()]).run(apart, context)
+    assert context.notes == [] and len(joined.nodes) < len(apart.nodes)
 
 
 def test_convolutions_stay_convolutions_in_groups() -> None:
