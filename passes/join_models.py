@@ -31,11 +31,12 @@ from olac.ir.ops import (
     Slice,
     Square,
 )
-from olac.ir.ops.base import compact
+from olac.ir.ops.base import Shape, compact
 from olac.ir.ops.nonlinear import rescaled
 from olac.ir.types import Range, Stage, ValueType
 from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import MOST_ENTRIES, sparse_linear
+from olac.system.arrays import Index
 
 MODELS = "models"
 """The name of the list that holds an ensemble's models, with which the paths of their nodes begin."""
@@ -53,12 +54,12 @@ class _Different(Exception):
 @dataclass(frozen=True)
 class JoinModels(Pass):
     """Given: %a = conv2d(%x) V; %b = conv2d(%x) W; ...; %y = add(linear(%p) A, linear(%q) B).
-    Result: %ab = conv2d(%x) V over W; ...; %y = linear(%pq) A beside B.
+    Result: %ab = conv2d(%x) of the rows of V and W in turns; ...; %y = linear(%pq) of the columns of A and B in turns.
 
-    The values of models of the same structure lie beside each other in the channels of one value. Two models whose
-    values fill half of the slots take hardly more time than one: each diagonal holds the weights of both. Their outputs
-    must be linear ops that are summed, as in a mean of logits. If the models differ, or are read in another way, the
-    graph stays as it is, and a note says why.
+    The channels of models of the same structure lie in one value, in turns: the first channel of each, the second of
+    each, and so on. Two models whose values fill half of the slots take hardly more time than one, because each
+    diagonal holds the weights of both. Their outputs must be linear ops that are summed, as in a mean of logits. If the
+    models differ, or are read in another way, the graph stays as it is, and a note says why.
     """
 
     name: ClassVar[str] = "join_models"
@@ -93,6 +94,8 @@ class _Joining:
         self._place = {node.id: (i, k) for i, group in enumerate(self._groups) for k, node in enumerate(group)}
         self._made: dict[int | str, str] = {}
         """The new id of a group, by its number, and of every other node."""
+        self._blocks: dict[int, int] = {}
+        """By group: the elements of one model that lie together in its value, before those of the next model."""
         self._common: set[int] = set()
         """The groups whose value is the same for all models, because they only move elements of the input."""
         self._sums: dict[str, tuple[int, frozenset[int]]] = {}
@@ -172,18 +175,25 @@ class _Joining:
         )
 
     def _together(self, group: Sequence[Node]) -> str:
-        first = group[0]
+        first, number = group[0], self._place[group[0].id][0]
         shape = first.type.shape
         if any(type(node.op) is not type(first.op) or node.type.shape != shape for node in group):
             raise _Different(f"{first.id} and {group[-1].id} are different ops")
         operands = self._operands(group)
         shared = [of_all for _, of_all in operands]
         if all(shared) and self._moves_alike(group):
-            self._common.add(self._place[first.id][0])
+            self._common.add(number)
             return self._builder.keep(first, tuple(i for i, _ in operands))
-        op = self._joined_op(group, all(shared))
-        if op is None or (any(shared) and not isinstance(first.op, LinearOp)):
+        if any(shared) and not isinstance(first.op, LinearOp):
             raise _Different(f"{first.id} and {group[-1].id} can't be one {first.op.name}")
+        blocks = {self._blocks[self._place[i][0]] for i in first.inputs if i in self._place and not all(shared)}
+        if len(blocks) > 1:
+            raise _Different(f"the operands of {first.id} are in different orders")
+        block = blocks.pop() if blocks else 0
+        if isinstance(first.op, LinearOp):
+            op, self._blocks[number] = self._linear_op(group, block)
+        else:
+            op, self._blocks[number] = self._other_op(group, block), block
         return self._builder.add(
             op,
             [i for i, _ in operands],
@@ -192,114 +202,140 @@ class _Joining:
             type=ValueType((self._count * shape[0], *shape[1:]), bound=_union(group)),
         )
 
-    def _constants(self, group: Sequence[Node], field: str) -> list[Array | None]:
+    # Orders: models take turns, a block of elements each -------------------------------------------------------------
+
+    def _positions(self, model: int, size: int, block: int) -> Index:
+        """Where the elements of one model are among those of all; without a block models have the same elements."""
+        own = np.arange(size)
+        return own if not block else own // block * (self._count * block) + model * block + own % block
+
+    def _turns(self, arrays: Sequence[Array], block: int) -> Array:
+        """Arrays whose first axes lie in these blocks."""
+        made = np.empty((self._count * len(arrays[0]), *arrays[0].shape[1:]))
+        for model, array in enumerate(arrays):
+            made[self._positions(model, len(array), block)] = array
+        return made
+
+    def _channels(self, node: Node, shape: Shape, block: int) -> int:
+        """Channels in a block; `_Different` if a block is no number of whole channels."""
+        size = math.prod(shape[1:])
+        if block % size:
+            raise _Different(f"{node.id} reads a value whose channels are not together")
+        return block // size
+
+    # Ops -------------------------------------------------------------------------------------------------------------
+
+    def _constants(self, group: Sequence[Node], field: str) -> list[Array]:
+        """Those of each model that has one."""
         names = [getattr(node.op, field) for node in group]
-        return [None if name is None else self._graph.constants[name] for name in names]
+        return [self._graph.constants[name] for name in names if name is not None]
 
     def _new(self, node: Node, field: str, value: Array) -> str:
         return self._builder.constant(f"{node.id}.{field}.joined", value)
 
-    def _joined_op(self, group: Sequence[Node], shared: bool) -> Op | None:
-        """One op for all, on operands beside each other or on one that all read; None if there is none."""
+    def _other_op(self, group: Sequence[Node], block: int) -> Op:
+        """One op for ops that are not linear."""
         first = group[0]
-        op = first.op
-        if isinstance(op, LinearOp):
-            return self._plain(group, shared) or self._sparse(group, 0 if shared else None)
+        op, shape = first.op, first.type.shape
         if isinstance(op, Add | Multiply):
             return op
         if isinstance(op, Reshape):
             return Reshape((self._count * op.shape[0], *op.shape[1:]))
-        channels = first.type.shape[0]
+        channels = self._channels(first, shape, block)
         if isinstance(op, Square):
-            shifts = [np.broadcast_to(c, (channels,)) for c in self._constants(group, "shift") if c is not None]
-            return Square(self._new(first, "shift", np.concatenate(shifts)))
+            shifts = [np.broadcast_to(c, shape[:1]) for c in self._constants(group, "shift")]
+            return Square(self._new(first, "shift", self._turns(shifts, channels)))
         if isinstance(op, Polynomial | PolynomialProduct):
             ops = [node.op for node in group if isinstance(node.op, Polynomial | PolynomialProduct)]
+            given = [self._graph.constants[one.coefficients] for one in ops]
             least, half = (choose(one.half_width for one in ops) for choose in (min, max))
-            if (
-                _growth(half / least, max(self._graph.constants[one.coefficients].shape[1] - 1 for one in ops))
-                > MOST_GROWTH
-            ):
+            most = max(c.shape[1] for c in given)
+            if _growth(half / least, most - 1) > MOST_GROWTH:
                 raise _Different(f"the ranges of {first.id} and {group[-1].id} differ by too much")
-            made = [rescaled(self._graph.constants[one.coefficients], one.half_width, half, 1.0) for one in ops]
-            most = max(c.shape[1] for c in made)
-            rows = [np.pad(np.broadcast_to(c, (channels, c.shape[1])), ((0, 0), (0, most - c.shape[1]))) for c in made]
-            return replace(op, coefficients=self._new(first, "coefficients", np.concatenate(rows)), half_width=half)
-        return None
+            made = [rescaled(c, one.half_width, half, 1.0) for c, one in zip(given, ops, strict=True)]
+            rows = [np.pad(np.broadcast_to(c, (shape[0], c.shape[1])), ((0, 0), (0, most - c.shape[1]))) for c in made]
+            coefficients = self._new(first, "coefficients", self._turns(rows, channels))
+            return replace(op, coefficients=coefficients, half_width=half)
+        raise _Different(f"{first.id} and {group[-1].id} can't be one {op.name}")
 
-    def _plain(self, group: Sequence[Node], shared: bool) -> Op | None:
-        """An op of the same kind; None if only its matrix can be joined."""
+    def _linear_op(self, group: Sequence[Node], block: int) -> tuple[Op, int]:
+        """One linear op on operands in blocks, or on one that all read if that is 0; and the block of its result."""
+        first = group[0]
+        op, size = first.op, math.prod(first.type.shape[1:])
+        operand = self._graph[first.inputs[0]].type.shape
+        same = all(_without_constants(node.op) == _without_constants(op) for node in group)
+        if same and isinstance(op, Conv2d | Linear):
+            made = self._weighted(group, self._channels(first, operand, block))
+            if made is not None:
+                return made, size
+        if same and block and not isinstance(op, Conv2d | Linear) and block % math.prod(operand[1:]) == 0:
+            channels = block // math.prod(operand[1:])
+            plain = self._plain(group, channels)
+            if plain is not None:
+                return plain, channels * size
+        maps = self._maps(group)
+        rows, columns = len(maps[0].bias), maps[0].columns_count
+        whole = LinearMap(
+            np.concatenate([self._positions(k, rows, size)[m.rows] for k, m in enumerate(maps)]),
+            np.concatenate([self._positions(k, columns, block)[m.columns] for k, m in enumerate(maps)]),
+            np.concatenate([m.values for m in maps]),
+            self._turns([m.bias for m in maps], size),
+            self._count * columns if block else columns,
+        )
+        shape = (self._count * first.type.shape[0], *first.type.shape[1:])
+        return sparse_linear(self._builder, first.id, whole, shape), size
+
+    def _weighted(self, group: Sequence[Node], block: int) -> Op | None:
+        """One convolution or linear layer; its weights between different models are zeros.
+
+        Channels of the models take turns. Then a diagonal of one model is one of all, and holds the weights of all.
+        """
+        first, weights = group[0], self._constants(group, "weight")
+        groups = first.op.groups if isinstance(first.op, Conv2d) else 1
+        if len({w.shape for w in weights}) > 1 or (groups > 1 and block > 1):
+            return None
+        rows, columns, *kernel = weights[0].shape
+        whole = np.zeros((self._count * rows, self._count * columns if block else columns, *kernel))
+        for model, weight in enumerate(weights):
+            places = np.ix_(self._positions(model, rows, 1), self._positions(model, columns, block))
+            whole[places] = weight
+        biases = [np.zeros(rows) if b is None else self._graph.constants[b] for b in (one.op.bias for one in group)]  # type: ignore[attr-defined]
+        bias = self._new(first, "bias", self._turns(biases, 1)) if self._constants(group, "bias") else None
+        return replace(first.op, weight=self._new(first, "weight", whole), bias=bias)  # type: ignore[call-arg]
+
+    def _plain(self, group: Sequence[Node], channels: int) -> Op | None:
+        """An op of the same kind for operands of so many channels in a block; None if there is none."""
         first = group[0]
         op, count = first.op, self._count
-        same = all(_without_constants(node.op) == _without_constants(op) for node in group)
-        weights = (
-            [w for w in self._constants(group, "weight") if w is not None] if isinstance(op, Conv2d | Linear) else []
-        )
-        if not same or len({w.shape for w in weights}) > 1:
-            return None
-        if isinstance(op, Conv2d) and (op.groups == 1 or not shared):
-            groups = 1 if shared else count * op.groups
-            weight = self._new(first, "weight", np.concatenate(weights))
-            return replace(op, weight=weight, bias=self._bias(group, len(weights[0])), groups=groups)
-        if isinstance(op, Linear):
-            rows, columns = weights[0].shape
-            whole = np.concatenate(weights) if shared else np.zeros((count * rows, count * columns))
-            for k, weight_k in enumerate(weights if not shared else ()):
-                whole[k * rows : (k + 1) * rows, k * columns : (k + 1) * columns] = weight_k
-            return Linear(self._new(first, "weight", whole), self._bias(group, rows))
-        if shared:
-            return None
         if isinstance(op, AveragePool):
             alike = all(
-                np.array_equal(c, self._graph.constants[getattr(op, field)])
+                np.array_equal(c, self._constants(group, field)[0])
                 for field in op.constant_fields
                 for c in self._constants(group, field)
-                if c is not None
             )
             return op if alike else None
         if isinstance(op, Affine):
-            shape = first.type.shape
             made = {
-                field: compact(np.concatenate([np.broadcast_to(c, shape) for c in found if c is not None]))
+                field: compact(self._turns([np.broadcast_to(c, first.type.shape) for c in found], channels))
                 for field, found in ((f, self._constants(group, f)) for f in op.constant_fields)
             }
             return Affine(*(self._new(first, field, made[field]) for field in ("scale", "shift")))
-        channels = self._graph[first.inputs[0]].type.shape[0]
-        if isinstance(op, Slice) and op.slices[0] == (0, channels, 1):
-            return Slice(((0, count * channels, 1), *op.slices[1:]))
+        all_of_them = self._graph[first.inputs[0]].type.shape[0]
+        if isinstance(op, Slice) and op.slices[0] == (0, all_of_them, 1):
+            return Slice(((0, count * all_of_them, 1), *op.slices[1:]))
         if isinstance(op, Pad) and op.amounts[0] == (0, 0):
             return op
         return None
 
-    def _bias(self, group: Sequence[Node], rows: int) -> str | None:
-        biases = self._constants(group, "bias")
-        if all(b is None for b in biases):
-            return None
-        return self._new(group[0], "bias", np.concatenate([np.zeros(rows) if b is None else b for b in biases]))
-
-    def _sparse(self, group: Sequence[Node], columns: int | None) -> Op:
-        """The matrices of linear ops below each other; `columns` is 0 if they have the same, else they are apart."""
-        maps = [self._map(node) for node in group]
-        height, width = len(maps[0].bias), maps[0].columns_count
-        if any(len(m.bias) != height or m.columns_count != width for m in maps):
-            raise _Different(f"{group[0].id} and {group[-1].id} have matrices of different shapes")
-        whole = LinearMap(
-            np.concatenate([m.rows + k * height for k, m in enumerate(maps)]),
-            np.concatenate([m.columns + (k * width if columns is None else 0) for k, m in enumerate(maps)]),
-            np.concatenate([m.values for m in maps]),
-            np.concatenate([m.bias for m in maps]),
-            width if columns == 0 else self._count * width,
-        )
-        self._check_entries(maps, group)
-        shape = group[0].type.shape
-        return sparse_linear(self._builder, group[0].id, whole, (self._count * shape[0], *shape[1:]))
-
-    def _check_entries(self, maps: Sequence[LinearMap], group: Sequence[Node]) -> None:
+    def _maps(self, group: Sequence[Node]) -> list[LinearMap]:
+        """The matrix of each model."""
+        maps = [node.linear.linear_map(self._graph[node.inputs[0]].type.shape, self._graph.constants) for node in group]
+        named = f"the matrices of {group[0].id} and {group[-1].id}"
+        if len({(len(m.bias), m.columns_count) for m in maps}) > 1:
+            raise _Different(f"{named} have different shapes")
         if sum(len(m.values) for m in maps) > MOST_ENTRIES:
-            raise _Different(f"the matrices of {group[0].id} and {group[-1].id} are large and have nothing in common")
-
-    def _map(self, node: Node) -> LinearMap:
-        return node.linear.linear_map(self._graph[node.inputs[0]].type.shape, self._graph.constants)
+            raise _Different(f"{named} are large and have nothing in common")
+        return maps
 
     def _collapsed(self, node: Node, group: Sequence[Node]) -> str:
         """The sum of the results of linear ops as one op."""
@@ -309,24 +345,27 @@ class _Joining:
         ((operand, shared),) = self._operands(group)
         if shared:
             raise _Different(f"{first.id} reads the same value in each model")
+        block = self._blocks[self._place[first.inputs[0]][0]]
+        weights = self._constants(group, "weight") if isinstance(first.op, Linear) else []
         op: Op
-        if isinstance(first.op, Linear):
-            weights = np.concatenate([w for w in self._constants(group, "weight") if w is not None], axis=1)
-            biases = [b for b in self._constants(group, "bias") if b is not None]
+        if weights and len({w.shape for w in weights}) == 1:
+            whole = np.zeros((len(weights[0]), self._count * weights[0].shape[1]))
+            for model, weight in enumerate(weights):
+                whole[:, self._positions(model, weight.shape[1], block)] = weight
+            biases = self._constants(group, "bias")
             bias = self._new(first, "bias", np.sum(biases, axis=0)) if biases else None
-            op = Linear(self._new(first, "weight", weights), bias)
+            op = Linear(self._new(first, "weight", whole), bias)
         else:
-            maps = [self._map(one) for one in group]
-            self._check_entries(maps, group)
-            width = maps[0].columns_count
-            whole = LinearMap(
+            maps = self._maps(group)
+            columns = maps[0].columns_count
+            linear = LinearMap(
                 np.concatenate([m.rows for m in maps]),
-                np.concatenate([m.columns + k * width for k, m in enumerate(maps)]),
+                np.concatenate([self._positions(k, columns, block)[m.columns] for k, m in enumerate(maps)]),
                 np.concatenate([m.values for m in maps]),
                 np.sum([m.bias for m in maps], axis=0),
-                self._count * width,
+                self._count * columns,
             )
-            op = sparse_linear(self._builder, first.id, whole, node.type.shape)
+            op = sparse_linear(self._builder, first.id, linear, node.type.shape)
         return self._builder.add(op, [operand], name=node.id, origin=node.origin, type=node.type)
 
 
