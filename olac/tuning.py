@@ -98,7 +98,8 @@ class _Loader:
         if isinstance(given, Iterator):
             raise CalibrationError(f"{name} can be read only once. Give a DataLoader or a list of batches.")
         self._given = [given] if isinstance(given, torch.Tensor | np.ndarray) else given
-        self._name, self._shape = name, None
+        self._name = name
+        self._shape: torch.Size | None = None
         self.batches, self.digest, self.classes = 0, "", True
 
     def __iter__(self) -> Iterator[Batch]:
@@ -120,8 +121,6 @@ class _Loader:
             digest.update(b"none" if labels is None else np.ascontiguousarray(labels.numpy()).tobytes())
             yield images, labels
         self.batches, self.digest = count, self.digest or digest.hexdigest()
-
-    _shape: torch.Size | None
 
 
 def _labels(item: Any, where: str) -> Tensor | None:
