@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -23,6 +24,9 @@ from olac.errors import OlacError
 from olac.passes.choose_lowerings import kinds
 from olac.polynomials.modes import EFFORTS, KEYWORDS
 from olac.system.threads import set_threads
+
+if TYPE_CHECKING:
+    from benchmarks.accuracy import Measurement
 
 WIDEST = 300
 """Characters of a line that is not shown on a terminal."""
@@ -306,23 +310,17 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _accuracy(options: argparse.Namespace, command: str) -> int:
-    # Check the whole command before anything is computed.
-    strategies = parse_strategies(options.strategies)
+def _measurement(options: argparse.Namespace) -> Measurement:
+    """The model, its images and how it is fitted, as the command line names them."""
     folder = data_folder(options.data)
     training, test = training_set(folder, options.calibration), test_set(folder, options.images)
-    if options.plot is not None:
-        require_plot(options.plot)
-    results = ResultsFile.open(options.json, command, options.append)
     try:
-        from benchmarks.accuracy import Measurement, load_model, run
+        from benchmarks.accuracy import Measurement, load_model
     except ModuleNotFoundError as error:
         raise ResultsError(f"models need torch ({error}): pip install 'olac[torch]'") from error
     benchmark, model = load_model(options.model, options.weights)
-
     set_threads(options.threads)
-    console = Console()
-    measurement = Measurement(
+    return Measurement(
         options.model,
         benchmark,
         model,
@@ -333,6 +331,18 @@ def _accuracy(options: argparse.Namespace, command: str) -> int:
         options.effort,
         options.fit_seconds,
     )
+
+
+def _accuracy(options: argparse.Namespace, command: str) -> int:
+    # Check the whole command before anything is computed.
+    strategies = parse_strategies(options.strategies)
+    if options.plot is not None:
+        require_plot(options.plot)
+    measurement = _measurement(options)
+    results = ResultsFile.open(options.json, command, options.append)
+    from benchmarks.accuracy import run
+
+    console = Console()
     rows, failed = run(measurement, strategies, results, console)
     _print(rows, console)
     if rows and options.plot is not None:
@@ -341,46 +351,27 @@ def _accuracy(options: argparse.Namespace, command: str) -> int:
 
 
 def _finetune(options: argparse.Namespace, command: str) -> int:
-    folder = data_folder(options.data)
-    training, test = training_set(folder, options.calibration), test_set(folder, options.images)
     for path in (options.save, options.program):
         if path is not None and not path.parent.is_dir():
             raise ResultsError(f"the folder of {path} does not exist")
+    measurement = _measurement(options)
     results = ResultsFile.open(options.json, command, options.append)
-    try:
-        from benchmarks import finetuning
-        from benchmarks.accuracy import Measurement, load_model
-        from olac.training.loop import TrainingOptions
-    except ModuleNotFoundError as error:
-        raise ResultsError(f"models need torch ({error}): pip install 'olac[torch]'") from error
-    benchmark, model = load_model(options.model, options.weights)
-    set_threads(options.threads)
-    console = Console()
-    measurement = Measurement(
-        options.model,
-        benchmark,
-        model,
-        training,
-        test,
-        options.images,
-        options.calibration,
-        options.effort,
-        options.fit_seconds,
-    )
-    training_options = TrainingOptions(rate=options.rate)
+    from benchmarks import finetuning
+    from olac.training.loop import TrainingOptions
+
     row = finetuning.run(
         measurement,
         options.epochs,
-        training_options,
+        TrainingOptions(rate=options.rate),
         results,
-        console,
+        Console(),
         weights=options.weights,
         module=options.save,
         program=options.program,
         precision=options.precision,
         threads=options.threads,
     )
-    _print([row], console)
+    _print([row], Console())
     return 0
 
 

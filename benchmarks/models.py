@@ -85,29 +85,15 @@ class CifarResNet(nn.Module):
         return out
 
 
-class ConvBlock(nn.Module):
+class ConvBlock(BasicBlock):
     """The basic block of ResNet-18: the shortcut is a 1x1 convolution with batch norm if the shape changes."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.relu2 = nn.ReLU()
-        same = stride == 1 and channels_in == channels
-        self.shortcut: nn.Module = nn.Identity()
-        if not same:
+        super().__init__(channels_in, channels, stride)
+        if not isinstance(self.shortcut, nn.Identity):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, channels_in, h, w) to (n, channels, h / stride, w / stride)."""
-        y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-        out: torch.Tensor = self.relu2(y + self.shortcut(x))
-        return out
 
 
 class ResNet18(nn.Module):

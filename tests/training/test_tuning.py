@@ -64,6 +64,15 @@ def made() -> FineTuned:
     return tuned(val_loader=[(HELD, HELD_LABELS)])
 
 
+def test_defaults_make_and_train_squares() -> None:
+    found = olac.finetune(MODEL, loader())
+    assert [epoch.number for epoch in found.history] == list(range(1, 11))
+    assert [fit.depth for fit in found.approximated.report.fits] == [1, 1]
+    with torch.no_grad():
+        right = [float((model(HELD).argmax(1) == HELD_LABELS).float().mean()) for model in (MODEL, found.module)]
+    assert right[1] > right[0]
+
+
 def test_every_activation_is_a_square_of_one_level(made: FineTuned) -> None:
     nodes = made.approximated.graph.nodes
     assert sum(isinstance(node.op, Square) for node in nodes) == 2
