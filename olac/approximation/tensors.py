@@ -26,7 +26,9 @@ from olac.ir.ops import (
     Affine,
     Array,
     AveragePool,
+    Contract,
     Conv2d,
+    Gather,
     Input,
     Linear,
     LinearOp,
@@ -130,6 +132,18 @@ def _slice(op: Slice, x: Sequence[Tensor], weights: Weights) -> Tensor:
     return x[0][tuple(window)]
 
 
+def _gather(op: Gather, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    indices = weights[op.indices].long()
+    taken = x[0].reshape(len(x[0]), -1)[:, indices.clamp_min(0)]
+    return (taken if bool((indices >= 0).all()) else taken * (indices >= 0)).reshape(len(taken), *op.shape)
+
+
+def _contract(op: Contract, x: Sequence[Tensor], weights: Weights) -> Tensor:
+    moved = x[0].movedim(1 + op.axis, 1)
+    y = (weights[op.weight] @ moved.reshape(*moved.shape[:2], -1)).reshape(len(moved), -1, *moved.shape[2:])
+    return y if op.bias is None else y + weights[op.bias].reshape(-1, *(1,) * (y.ndim - 2))
+
+
 def _average_pool(op: AveragePool, x: Sequence[Tensor], weights: Weights) -> Tensor:
     return weights[op.rows] @ x[0] @ weights[op.columns].T
 
@@ -140,6 +154,8 @@ def _max_pool2d(op: MaxPool2d, x: Sequence[Tensor], weights: Weights) -> Tensor:
 
 TORCH_OPS: dict[type[Op], Callable[[Any, Sequence[Tensor], Weights], Tensor]] = {
     Conv2d: _conv2d,
+    Contract: _contract,
+    Gather: _gather,
     Linear: _linear,
     SparseLinear: _sparse_linear,
     Affine: lambda op, x, weights: x[0] * weights[op.scale] + weights[op.shift],

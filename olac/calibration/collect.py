@@ -24,6 +24,7 @@ from olac.calibration.statistics import (
     sample_limit,
 )
 from olac.errors import CalibrationError, VerificationError
+from olac.frontend.lifter import Place
 from olac.frontend.trace import Traced
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Activation, Array
@@ -144,14 +145,12 @@ class _Observer(fx.Interpreter):
                 self._observe(self._nodes[node_id], values)
         return result
 
-    def _collect(self, ids: Any, value: Any, values: dict[str, torch.Tensor]) -> None:
-        if isinstance(ids, tuple) and isinstance(value, (tuple, list)):
-            for one, part in zip(ids, value, strict=False):
+    def _collect(self, places: Any, value: Any, values: dict[str, torch.Tensor]) -> None:
+        if isinstance(places, tuple) and isinstance(value, (tuple, list)):
+            for one, part in zip(places, value, strict=False):
                 self._collect(one, part, values)
-        elif isinstance(ids, str) and isinstance(value, torch.Tensor):
-            # One number for each image has no axis in torch, and one of length 1 in the graph.
-            node = self._nodes.get(ids)
-            values[ids] = value if node is None or value.ndim > 1 else value.reshape(len(value), *node.type.shape)
+        elif isinstance(places, Place) and isinstance(value, torch.Tensor):
+            values[places.id] = places.laid(value)
 
     def _observe(self, node: Node, values: dict[str, torch.Tensor]) -> None:
         if node.id not in values:

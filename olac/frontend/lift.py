@@ -6,10 +6,11 @@ Each torch operation has a small handler, found by module class, function or met
 
 from __future__ import annotations
 
+import inspect
 import keyword
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,9 @@ from torch import fx, nn
 from olac.errors import UnsupportedModelError, UnsupportedNode, VerificationError
 from olac.frontend.advice import GENERIC_ADVICE, advice_for
 from olac.frontend.custom import NotElementwiseError, plain_name
-from olac.frontend.lifter import FUNCTIONS, MODULES, UNKNOWN, Lifter, ModuleHandler, Unknown, Unsupported, Value
+from olac.frontend.frames import Frame
+from olac.frontend.handlers.comparisons import COMPARISONS
+from olac.frontend.lifter import FUNCTIONS, MODULES, UNKNOWN, Absent, Lifter, ModuleHandler, Unknown, Unsupported, Value
 from olac.frontend.trace import Traced
 from olac.ir.functions import Definition
 from olac.ir.graph import Graph
@@ -62,10 +65,10 @@ def _handler_of(module: nn.Module) -> ModuleHandler | None:
 
 def _placeholder(lifter: Lifter, node: fx.Node) -> Any:
     """A stand-in for the value of what can't be compiled, so that the rest of the model is checked, too."""
-    shape = node.meta.get("shape")
-    if shape is None or len(shape) < 1 or shape[0] != lifter.batch or math.prod(shape) == 0:
+    shape = lifter.shape
+    if shape is None or math.prod(shape) == 0:
         return UNKNOWN
-    return Value(lifter.add(Input(tuple(shape[1:]) or (1,)), suffix="unsupported").id, tuple(shape[1:]))
+    return Value(lifter.add(Input(shape or (1,)), suffix="unsupported").id, shape)
 
 
 def _find(value: Any, kind: type) -> bool:
@@ -131,12 +134,13 @@ def _lift_node(lifter: Lifter, traced: Traced, node: fx.Node, args: Any, kwargs:
             if type(module).__module__.startswith("torch.ao."):
                 raise Unsupported(f"{name} is quantised", "Compile the model as it was before quantisation")
             raise Unsupported(f"{name} is not supported", advice_for(name))
-        operands = [*args, *kwargs.values()]
-        if len(operands) != 1 or not isinstance(operands[0], (Value, Unknown)):
+        if _find((args, kwargs), Unknown):
+            return UNKNOWN
+        if not _takes_more(handler) and (len(args) != 1 or kwargs or not isinstance(args[0], Value)):
             raise Unsupported(
                 f"{type(module).__name__} with more than its input", "Call the module with one tensor only"
             )
-        return UNKNOWN if isinstance(operands[0], Unknown) else handler(lifter, module, operands[0])
+        return handler(lifter, module, *_settled(lifter, handler, args), **_settled(lifter, handler, kwargs))
     function = FUNCTIONS.get(node.target)
     if function is None and node.op == "call_method" and str(node.target).startswith("__"):
         function = FUNCTIONS.get(operation)
@@ -144,14 +148,49 @@ def _lift_node(lifter: Lifter, traced: Traced, node: fx.Node, args: Any, kwargs:
         raise Unsupported(f"{operation} is not supported", advice_for(operation))
     if _find((args, kwargs), Unknown):
         return UNKNOWN
+    if operation != "getitem" and _find((args, kwargs), Absent):
+        raise Unsupported("uses where the largest elements are", "Use their values, or take argmax as the last step")
     if not _find((args, kwargs), Value):
         raise VerificationError(f"{node.format_node()} works on constants only")
     try:
-        return function(lifter, *args, **kwargs)
+        return function(lifter, *_settled(lifter, function, args), **_settled(lifter, function, kwargs))
     except TypeError as error:
         raise Unsupported(
             f"{operation} with arguments that aren't supported ({error})", advice_for(operation)
         ) from error
+
+
+def _takes_more(handler: ModuleHandler) -> bool:
+    """Whether a module's handler takes more operands than one."""
+    return len(inspect.signature(handler).parameters) > 3
+
+
+def _settled(lifter: Lifter, handler: Any, given: Any) -> Any:
+    """Arguments whose values have their axes in torch's order, unless the handler takes any order."""
+    if getattr(handler, "any_order", False):
+        return given
+    return _each(given, lifter.settle)
+
+
+def _each(value: Any, change: Callable[[Value], Value]) -> Any:
+    """Values in tuples, lists and dicts, each changed."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_each(v, change) for v in value)
+    if isinstance(value, dict):
+        return {k: _each(v, change) for k, v in value.items()}
+    return change(value) if isinstance(value, Value) else value
+
+
+def _framed(result: Any, frame: Any) -> Any:
+    """A result whose values know where the batch axis is."""
+    if isinstance(result, (tuple, list)):
+        frames = frame if isinstance(frame, tuple) and len(frame) == len(result) else [None] * len(result)
+        return type(result)(_framed(one, part) for one, part in zip(result, frames, strict=True))
+    if not isinstance(result, Value):
+        return result
+    if not isinstance(frame, Frame):
+        raise Unsupported("merges or moves the batch axis", "Keep the batch axis first, e.g. x.flatten(1)")
+    return Value(result.id, result.shape, result.order, frame)
 
 
 def _constant_value(traced: Traced, target: str) -> Any:
@@ -178,27 +217,28 @@ def _resolve(value: Any, environment: dict[fx.Node, Any]) -> Any:
 
 def _check_shape(lifter: Lifter, node: fx.Node, result: Any) -> None:
     shape = node.meta.get("shape")
-    if isinstance(result, Value) and shape is not None and (lifter.batch, *result.shape) != tuple(shape):
+    if isinstance(result, Value) and shape is not None and result.frame.dims(result.shape, lifter.batch) != shape:
         raise VerificationError(
             f"{node.format_node()}: lifted to {result.shape}, but torch gives {tuple(shape)} with the batch axis"
         )
 
 
-def _check_type(node: fx.Node, result: Any, classes: bool) -> None:
+def _check_type(node: fx.Node, result: Any, classes: bool, called: str) -> None:
     """Raise `Unsupported` if torch makes integers, booleans or complex numbers: encrypted values are real.
 
-    `classes` says that the client computes the value and that it is a class, an integer.
+    `classes` says that the client computes the value and that it is a class, an integer. Comparisons give numbers.
     """
     dtype = node.meta.get("dtype")
-    allowed = dtype is None or dtype.is_floating_point or (classes and dtype == torch.int64)
+    truth = dtype == torch.bool and called in COMPARISONS
+    allowed = dtype is None or dtype.is_floating_point or (classes and dtype == torch.int64) or truth
     if isinstance(result, Value) and not allowed:
         raise Unsupported(f"converts to {dtype}", "Leave conversions to anything but real numbers out")
 
 
-def _ids(value: Any) -> Any:
+def _places(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
-        return tuple(_ids(v) for v in value)
-    return value.id if isinstance(value, Value) else None
+        return tuple(_places(v) for v in value)
+    return value.place if isinstance(value, Value) else None
 
 
 def _values(value: Any) -> Iterator[Value]:
@@ -270,8 +310,24 @@ def lift(traced: Traced, client_head: bool = True) -> Graph:
         UnsupportedModelError: with every place that can't be compiled, including those that tracing found.
         VerificationError: if a shape in the IR differs from torch's.
     """
+    within: frozenset[str] = frozenset()
+    while True:
+        graph, misplaced = _lifted(traced, client_head, within)
+        if graph is not None:
+            return graph
+        # These are not the last steps, so they are computed on encrypted values.
+        within |= misplaced
+
+
+def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[Graph | None, frozenset[str]]:
+    """The graph, or None and the fx nodes that were left to the client although other operations read them.
+
+    Args:
+        within: names of fx nodes that the client does not compute.
+    """
     lifter = Lifter(traced, client_head)
     last = _LastSteps(lifter)
+    early: set[str] = set()
     problems = list(traced.problems)
     environment: dict[fx.Node, Any] = {}
     output: Any = None
@@ -287,12 +343,6 @@ def lift(traced: Traced, client_head: bool = True) -> Graph:
         if node.op == "placeholder":
             shape = traced.input_shape
             lifter.at(node, "x")
-            if len(shape) not in (1, 3):
-                report(
-                    node,
-                    f"inputs of shape {shape} for one image are not supported",
-                    "Give (features,) or (channels, height, width) for each image, e.g. images.unsqueeze(1)",
-                )
             environment[node] = lifter.add(Input(shape))
         elif node.op == "get_attr":
             environment[node] = _constant_value(traced, str(node.target))
@@ -311,6 +361,12 @@ def lift(traced: Traced, client_head: bool = True) -> Graph:
                 report(node, "the output does not depend on the input", "Return a tensor computed from the input")
             elif isinstance(output, Unknown) and not problems:
                 report(node, f"the output of shape {given} has no batch axis", "Return one row for each image")
+            elif isinstance(output, Value) and output.frame != Frame():
+                report(node, f"the output of shape {given} has its batch axis elsewhere", "Return one row for each image")
+            elif isinstance(output, Value) and output.order is not None:
+                lifter.at(node, "output")
+                output = environment[node] = lifter.settle(output)
+                lifted[node.name] = tuple(lifter.made)
             elif isinstance(output, Value) and not output.shape:
                 lifter.at(node, "output")
                 output = environment[node] = lifter.add(AtClient(LastReshape(())), output)
@@ -318,10 +374,12 @@ def lift(traced: Traced, client_head: bool = True) -> Graph:
             continue
         else:
             lifter.at(node, _identifier(path, "" if node.op == "call_module" else _operation(node)))
+            lifter.encrypted = not client_head or node.name in within
             args, kwargs = _resolve(node.args, environment), _resolve(dict(node.kwargs), environment)
             try:
-                result = _lift_node(lifter, traced, node, args, kwargs)
-                _check_type(node, result, last.decided([args, list(kwargs.values()), result]))
+                result = _framed(_lift_node(lifter, traced, node, args, kwargs), lifter.frame)
+                classes = last.decided([args, list(kwargs.values()), result])
+                _check_type(node, result, classes, lifter.called)
                 _check_shape(lifter, node, result)
             except (Unsupported, ShapeError) as error:
                 if isinstance(error, Unsupported):
@@ -331,6 +389,8 @@ def lift(traced: Traced, client_head: bool = True) -> Graph:
                 result = _placeholder(lifter, node)
             misplaced = last.follow(node, [args, list(kwargs.values())], result)
             if misplaced is not None:
+                if misplaced.node.name not in within:
+                    early.add(misplaced.node.name)
                 report(
                     misplaced.node,
                     f"{misplaced.called} is supported as one of the last steps only, which the client computes",
@@ -338,6 +398,8 @@ def lift(traced: Traced, client_head: bool = True) -> Graph:
                 )
             environment[node] = result
         lifted[node.name] = tuple(lifter.made)
+    if early:
+        return None, frozenset(early)
     if not problems and traced.batch_problem is not None:
         problems.append(traced.batch_problem)
     if problems:
@@ -345,5 +407,5 @@ def lift(traced: Traced, client_head: bool = True) -> Graph:
     placeholder = next(n for n in traced.module.graph.nodes if n.op == "placeholder")
     graph = lifter.builder.build([output.id], Stage.TRACED, inputs=[environment[placeholder].id])
     traced.lifted = lifted
-    traced.results = {node.name: _ids(value) for node, value in environment.items()}
-    return graph
+    traced.results = {node.name: _places(value) for node, value in environment.items()}
+    return graph, frozenset()

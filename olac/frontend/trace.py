@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from olac.errors import CalibrationError, UnsupportedModelError, UnsupportedNode
 from olac.frontend.custom import Activations, Custom
+from olac.frontend.frames import find_frames
 from olac.frontend.source import error_text, source_of_error
 from olac.frontend.tracer import Tracer
 from olac.system.internal import callers, guard
@@ -33,8 +34,9 @@ class Traced:
     """A traced model.
 
     Each fx node has in its meta: "path", the qualified name of the module that owns it; "source", the user's file and
-    line ("model.py:12", or ""); "shape", a tuple with the batch axis first, and "dtype" (both None for results that
-    aren't one tensor); "called", the name of the operation if the node has another one in its place.
+    line ("model.py:12", or ""); "shape", torch's, and "dtype" (both None for results that aren't one tensor); "frame",
+    where the batch axis is in that shape (see `olac.frontend.frames`); "called", the name of the operation if the node
+    has another one in its place.
 
     Attributes:
         module: the fx graph, in float32 on the CPU; runs on batches of any size.
@@ -43,7 +45,7 @@ class Traced:
         custom: the activations that the caller named; each of them is one node.
         batch_problem: evidence that images of a batch aren't independent; reported only if there are no other problems.
         lifted: by fx node name the ids of the IR nodes made for it, in order; filled by `lift`.
-        results: by fx node name the id of its value (a tuple of ids if it has several); filled by `lift`.
+        results: by fx node name the place of its value (a tuple of places if it has several); filled by `lift`.
     """
 
     module: fx.GraphModule
@@ -122,6 +124,7 @@ def trace(model: nn.Module, example: torch.Tensor, activations: Activations | No
         except SyntaxError as error:
             node = UnsupportedNode("", "", "a module's name is a Python keyword", "Rename it")
             raise UnsupportedModelError([*tracer.problems, node]) from error
+        find_frames(module, len(images))
         traced = Traced(module, images, tuple(tracer.problems), custom=custom)
         traced.batch_problem = _compare(traced, batches, expected)
         if whole is not None and not _same(_outputs(plain, example[:BATCH].cpu().float()), whole):

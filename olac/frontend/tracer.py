@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,8 @@ from olac.frontend.source import current_source
 
 LEAVES: set[type[nn.Module]] = set()
 """Module classes from outside torch.nn that have a lifting of their own, and so are not traced into."""
+WHOLE: set[Any] = set()
+"""Functions that have a lifting of their own, and so are not traced into."""
 
 # The results of these aren't tensors, and depend on the data rather than on shapes.
 _READS_DATA = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__bool__", "__int__", "__float__"} | {
@@ -49,9 +52,16 @@ _UNCHANGED = {"data", "real"}
 
 _EXPANDS = {"expand", "expand_as", "broadcast_to"}
 
+_JOINS = {"cat", "concat", "concatenate", "stack", "hstack"}
+
 _ARITHMETIC = {"add", "sub", "mul", "truediv", "div", "radd", "rsub", "rmul", "subtract", "multiply", "divide"}
 
 BRANCH_ADVICE = "Use shapes or constants to choose, or compute both sides and blend them"
+
+
+def for_each_image(constant: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A constant (1, ...) for each image of a batch; recorded for constants that were made for the example's batch."""
+    return constant.expand(len(like), *constant.shape[1:])
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -270,6 +280,8 @@ class Tracer(fx.Tracer):
             )
         args, kwargs = map_aggregate((args, kwargs), lambda a: torch.as_tensor(a) if isinstance(a, np.ndarray) else a)
         own = None if kind == "call_module" else self._custom.key_of(target)
+        if kind == "call_function" and own is None and _is_model_code(target):
+            return target(*args, **kwargs)
         in_place = False
         if kind == "call_function" and own is None:
             args, kwargs = _positional(args, kwargs)
@@ -303,6 +315,8 @@ class Tracer(fx.Tracer):
             args = (expanded, -1, *result.shape[1:])
         if called.strip("_") in _ARITHMETIC and len(args) == 2 and _has_value(args):
             args = (self._one_for_all(args[0], args[1]), self._one_for_all(args[1], args[0]))
+        if kind == "call_module" or called in _JOINS:
+            args = self._for_each_image(args)
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
         node.meta["called"] = named
         if isinstance(result, torch.Tensor):
@@ -344,6 +358,20 @@ class Tracer(fx.Tracer):
         made_for_batch = operand.ndim == other.value.ndim and len(operand) == len(self._images)
         return operand[:1] if made_for_batch and bool((operand == operand[:1]).all()) else operand
 
+    def _for_each_image(self, args: Any) -> Any:
+        """Arguments whose constants that were made for the example's batch follow the size of the batch."""
+        values: list[_Value] = []
+        map_aggregate(args, lambda a: values.append(a) if isinstance(a, _Value) else None)
+        like = next((v for v in values if v.value.shape[:1] == self._images.shape[:1]), None)
+
+        def follow(operand: Any) -> Any:
+            constant = isinstance(operand, torch.Tensor) and operand.shape[:1] == self._images.shape[:1]
+            if like is None or not constant or not bool((operand == operand[:1]).all()):
+                return operand
+            return self.create_proxy("call_function", for_each_image, (operand[:1], like), {})
+
+        return map_aggregate(args, follow)
+
     def _items(self, node: fx.Node, result: Any) -> Any:
         """The parts of a result that is a tuple or a list, each with a proxy of its own."""
         parts = []
@@ -371,7 +399,7 @@ class Tracer(fx.Tracer):
         called = _name_of(target)
         if called.startswith("__i") and hasattr(operator, called):
             return "call_function", getattr(operator, called.replace("__i", "__", 1)), kwargs, True
-        if called.endswith("_") and not called.endswith("__"):
+        if called.endswith("_") and not called.endswith("__") and getattr(operator, called, None) is not target:
             plain = called[:-1]
             if kind == "call_method" and hasattr(torch.Tensor, plain):
                 return kind, plain, kwargs, True
@@ -419,6 +447,13 @@ class Tracer(fx.Tracer):
             yield
         finally:
             self._running = before
+
+
+def _is_model_code(target: Any) -> bool:
+    """Whether a function that `torch.fx.wrap` keeps in one piece is Python code that can be traced into."""
+    if not isinstance(target, types.FunctionType) or target in WHOLE:
+        return False
+    return target.__module__.partition(".")[0] not in ("torch", "olac", "operator", "_operator", "builtins", "math")
 
 
 def _name_of(target: Any) -> str:

@@ -64,6 +64,16 @@ def _over_channels(values: Parameters, x: Array) -> Array:
     return np.asarray(values).reshape(-1, *(1,) * (x.ndim - 2))
 
 
+def _quiet(function: Function) -> Function:
+    """A function that is not defined everywhere; where it is not, it gives NaN or infinities without a warning."""
+
+    def quiet(x: Array) -> Array:
+        with np.errstate(all="ignore"):
+            return function(x)
+
+    return quiet
+
+
 def _elu(alpha: float) -> Function:
     return lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0.0)))
 
@@ -103,6 +113,21 @@ FUNCTIONS: dict[str, Callable[..., Function]] = {
     "tanhshrink": lambda: lambda x: x - np.tanh(x),
     "softshrink": lambda width: lambda x: x - np.clip(x, -width, width),
     "hardshrink": lambda width: lambda x: np.where(np.abs(x) > width, x, 0.0),
+    "exp": Family(lambda: np.exp),
+    "expm1": Family(lambda: np.expm1),
+    "log": Family(lambda: _quiet(np.log)),
+    "log1p": Family(lambda: _quiet(np.log1p)),
+    "sqrt": Family(lambda: _quiet(np.sqrt)),
+    "rsqrt": lambda least: _quiet(lambda x: 1 / np.sqrt(x + least)),
+    "reciprocal": Family(lambda: _quiet(np.reciprocal)),
+    "power": lambda exponent: _quiet(lambda x: np.power(x, exponent)),
+    "sin": Family(lambda: np.sin),
+    "cos": Family(lambda: np.cos),
+    "atan": Family(lambda: np.arctan),
+    "erf": Family(lambda: special.erf),
+    "abs": Family(lambda: np.abs),
+    "sign": Family(lambda: np.sign),
+    "positive": Family(lambda: lambda x: np.where(x > 0, 1.0, 0.0)),
     "threshold": lambda threshold, value: lambda x: np.where(x > threshold, x, value),
 }
 """By name: a function of the parameters that gives the function of x, or a `Family`."""

@@ -488,19 +488,20 @@ class Bad(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LPPool2d(2, 2), nn.GroupNorm(2, 4), nn.ReLU())
-        self.reflect = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LPPool2d(2, 2), nn.LocalResponseNorm(2), nn.ReLU())
+        self.random = nn.FractionalMaxPool2d(2, output_size=(3, 3))
         self.norm = nn.BatchNorm2d(4, track_running_stats=False)
         self.head = nn.Linear(4, 3)
 
     def forward(self, x: Any) -> Any:
         x = self.features(x)
-        x = self.norm(self.reflect(x))
+        x = self.norm(self.random(x))
         if x.sum() > 0:
             x = x * 2
-        x = torch.cat([x, x], 1)[:, :4]
-        x = self.head(x)
-        return F.softmax(x.amax((2, 3)), dim=1)
+        x = torch.sort(x, 1)[0]
+        x = self.head(x.transpose(1, 3))
+        x = x * (x == 1.0)
+        return x.amax((1, 2)).argmax(1)
 
 
 def test_all_problems_are_listed_at_once() -> None:
@@ -510,24 +511,22 @@ def test_all_problems_are_listed_at_once() -> None:
     assert found == {
         ("", "the"),
         ("features.1", "LPPool2d"),
-        ("features.2", "GroupNorm"),
-        ("reflect", "Conv2d"),
+        ("features.2", "LocalResponseNorm"),
+        ("random", "FractionalMaxPool2d"),
         ("norm", "batch"),
-        ("", "cat"),
-        ("head", "Linear"),
-        ("", "amax"),
-        ("", "softmax"),
+        ("", "sort"),
+        ("", "tests"),
+        ("", "argmax"),
     }
     by_path = {node.path: node for node in caught.value.nodes}
     assert "AvgPool2d" in by_path["features.1"].advice
     assert "BatchNorm" in by_path["features.2"].advice
-    assert "Flatten" in by_path["head"].advice or "flatten" in by_path["head"].advice
     lines = {node.problem.split(" ")[0]: node.source for node in caught.value.nodes}
     first = Bad.forward.__code__.co_firstlineno
     assert lines["the"] == f"test_lift.py:{first + 3}"
-    assert lines["cat"] == f"test_lift.py:{first + 5}"
-    assert lines["softmax"] == f"test_lift.py:{first + 7}"
-    assert "9 places" in str(caught.value)
+    assert lines["sort"] == f"test_lift.py:{first + 5}"
+    assert lines["argmax"] == f"test_lift.py:{first + 8}"
+    assert "8 places" in str(caught.value)
     assert check(Bad(), images(1, 10, 10), client_head=False) == list(caught.value.nodes)
 
 
@@ -539,13 +538,6 @@ def test_all_problems_are_listed_at_once() -> None:
     ("takes one image", lambda x: x[0]),
     ("takes some images", lambda x: x[:1]),
     ("iterates over images", lambda x: torch.stack([row * 2 for row in x])),
-    ("transposes", lambda x: x.transpose(1, 2)),
-    ("permutes", lambda x: x.permute(0, 2, 3, 1)),
-    ("maximum", lambda x: torch.maximum(x, x * 2)),
-    ("where", lambda x: torch.where(x > 0, x, 2 * x)),
-    ("divides", lambda x: 1 / (x * x + 1)),
-    ("fractional power", lambda x: x**0.5),
-    ("matmul", lambda x: x @ x.transpose(-1, -2)),
     ("item", lambda x: x * x.max().item()),
     ("float", lambda x: x * float(x.sum())),
     ("numpy", lambda x: x * float(np.asarray(x).max())),
@@ -554,20 +546,14 @@ def test_all_problems_are_listed_at_once() -> None:
     ("dropout always", lambda x: F.dropout(x, 0.5)),
     ("noise", lambda x: x + torch.randn(3, 5, 7)),
     ("size of batch", lambda x: x / x.size(0)),
-    ("reflection", lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")),
     ("tuple", lambda x: (x, x)),
     ("dict", lambda x: {"a": x}),
     ("constant", lambda x: torch.ones(x.shape[0], 3)),
-    ("index by list", lambda x: x[:, [0, 1]]),
     ("differs by image", lambda x: x + torch.arange(x.shape[0]).reshape(-1, 1, 1, 1)),
     ("view changed in place", lambda x: [y := x * 2, z := y[:, :1], y.relu_(), z + x][-1]),
-    ("linear on images", lambda x: F.linear(x, torch.ones(2, 7))),
-    ("softmax within", lambda x: x.softmax(1) ** 2),
     ("softmax of the batch", lambda x: x.softmax(0)),
-    ("softmax of two uses", lambda x: x.softmax(1) + x),
     ("argmax within", lambda x: 2 * x.argmax(1)),
     ("argmax of all", lambda x: x.argmax()),
-    ("exp within", lambda x: x.exp().mean((2, 3))),
     ("both of max", lambda x: x.max(1)),
     ("numbers of two ranks", lambda x: x.mean((1, 2, 3)) + x.mean((2, 3))[:, :1]),
     ("linear on numbers", lambda x: F.linear(x.mean((1, 2, 3)), torch.ones(2, 2))),
@@ -582,10 +568,9 @@ def test_refused(function: Callable[..., Any]) -> None:
         assert str(node) in str(caught.value)
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (1, 2, 3, 4)])
-def test_refused_inputs(shape: tuple[int, ...]) -> None:
-    (found,) = check(nn.ReLU(), images(*shape))
-    assert ("channels" in found.advice and found.path == "x") or found.path == ""
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (1, 5, 7), (1, 2, 3, 4)])
+def test_inputs_of_any_shape(shape: tuple[int, ...]) -> None:
+    agrees(nn.ReLU(), images(*shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
@@ -606,10 +591,10 @@ def test_several_inputs_are_refused() -> None:
 def test_registering_from_outside() -> None:
     class Cube(nn.Module):
         def forward(self, x: Any) -> Any:
-            return torch.where(x > 0, x, x) ** 3
+            return torch.sort(x)[0].sum(1, keepdim=True) - x.sum(1, keepdim=True) + x**3
 
     def twice(x: Any) -> Any:
-        return torch.abs(x)
+        return torch.special.i0(x)
 
     assert check(nn.Sequential(Cube()), images(3))
     try:
@@ -618,7 +603,7 @@ def test_registering_from_outside() -> None:
         def cube(lifter: Any, module: Any, x: Any) -> Any:
             return lifter.add(Multiply(), x, lifter.add(Multiply(), x, x, suffix="square"))
 
-        @register_function(torch.abs)
+        @register_function(torch.special.i0)
         def absolute(lifter: Any, x: Any) -> Any:
             return lifter.add(Activation("relu"), x)
 
@@ -628,5 +613,5 @@ def test_registering_from_outside() -> None:
     finally:
         MODULES.pop(Cube, None)
         LEAVES.discard(Cube)
-        FUNCTIONS.pop(torch.abs, None)
+        FUNCTIONS.pop(torch.special.i0, None)
     assert check(nn.Sequential(Cube()), images(3))

@@ -1,5 +1,31 @@
 """One small handler for each torch operation; importing this package registers them all."""
 
-from olac.frontend.handlers import activations, arithmetic, linear, pooling, shapes
+from olac.frontend.handlers import (
+    activations,
+    arithmetic,
+    attention,
+    comparisons,
+    linear,
+    moves,
+    norms,
+    pooling,
+    products,
+    recurrent,
+    resampling,
+    shapes,
+)
 
-__all__ = ["activations", "arithmetic", "linear", "pooling", "shapes"]
+__all__ = [
+    "activations",
+    "arithmetic",
+    "attention",
+    "comparisons",
+    "linear",
+    "moves",
+    "norms",
+    "pooling",
+    "products",
+    "recurrent",
+    "resampling",
+    "shapes",
+]

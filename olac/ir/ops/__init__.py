@@ -1,7 +1,7 @@
 """Every op of the IR, one small frozen dataclass each (`olac.ir.ops.base`)."""
 
 from olac.ir.ops.base import OPS, Array, Constants, Factors, LinearMap, LinearOp, Op, Shape, ShapeError, Units, register
-from olac.ir.ops.linear import Affine, AveragePool, Conv2d, Linear, Pad, Slice, SparseLinear
+from olac.ir.ops.linear import Affine, AveragePool, Contract, Conv2d, Gather, Linear, Pad, Slice, SparseLinear
 from olac.ir.ops.nonlinear import (
     Activation,
     Add,
@@ -27,8 +27,10 @@ __all__ = [
     "AveragePool",
     "Bootstrap",
     "Constants",
+    "Contract",
     "Conv2d",
     "Factors",
+    "Gather",
     "Input",
     "Linear",
     "LinearMap",

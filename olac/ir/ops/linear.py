@@ -426,3 +426,112 @@ class Slice(LinearOp):
         source = np.arange(math.prod(shape)).reshape(shape)[tuple(slice(*s) for s in self.slices)].reshape(-1)
         count = len(source)
         return LinearMap(np.arange(count), source.astype(np.int64), np.ones(count), np.zeros(count), math.prod(shape))
+
+
+@register
+@dataclass(frozen=True)
+class Gather(LinearOp):
+    """Element i of the result, in row-major order, is element indices[i] of the operand; 0 if the index is -1.
+
+    Permutations of axes, flips, repetitions, unfolding, and paddings by elements of the operand are all such.
+    """
+
+    indices: str
+    shape: Shape
+    name: ClassVar[str] = "gather"
+    structural: ClassVar[bool] = True
+    constant_fields: ClassVar[tuple[str, ...]] = ("indices",)
+    ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"indices": 1})
+
+    def check(self, shapes: Sequence[Shape], constants: Constants, stage: Stage) -> None:
+        super().check(shapes, constants, stage)
+        indices, size = constants[self.indices], math.prod(shapes[0])
+        inside = indices.min(initial=0) >= -1 and indices.max(initial=-1) < size
+        if not inside or not np.array_equal(indices, np.floor(indices)):
+            raise ShapeError(f"the indices of gather are not all indices of {size} elements, or -1")
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        if math.prod(self.shape) != len(constants[self.indices]) or min(self.shape, default=1) < 1:
+            raise ShapeError(f"gather of {len(constants[self.indices])} elements, not {self.shape}")
+        return self.shape
+
+    def _taken(self, flat: Array, constants: Constants, fill: float) -> Array:
+        """Elements of (images, elements), and `fill` where there is none."""
+        indices = constants[self.indices].astype(np.int64)
+        taken = np.take(flat, np.maximum(indices, 0), axis=1)
+        return np.where(indices < 0, fill, taken)
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        x = operands[0]
+        return self._taken(x.reshape(len(x), -1), constants, 0.0).reshape(len(x), *self.shape)
+
+    def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
+        indices = constants[self.indices].astype(np.int64)
+        rows = np.flatnonzero(indices >= 0)
+        return LinearMap(rows, indices[rows], np.ones(len(rows)), np.zeros(len(indices)), math.prod(shape))
+
+    def commuted(self, signs: Array, constants: Constants) -> Array | None:
+        return self._taken(signs.reshape(1, -1), constants, 1.0).reshape(self.shape)
+
+
+@register
+@dataclass(frozen=True)
+class Contract(_Weighted):
+    """y[o, ...] = sum_i W[o, i] x[..., i, ...] + b[o]: a matrix on one axis, which becomes the first axis.
+
+    weight: (out, in); bias: (out,) or None; axis: that of the operand which has `in` elements. The result's first axis
+    is that of `out`, and the operand's other axes follow in their order: features become channels.
+    """
+
+    axis: int = 0
+    name: ClassVar[str] = "contract"
+    ranks: ClassVar[Mapping[str, int]] = MappingProxyType({"weight": 2, "bias": 1})
+    takes: ClassVar[Factors] = Factors.BY_ELEMENT
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        out, size = constants[self.weight].shape
+        shape = shapes[0]
+        if not 0 <= self.axis < len(shape) or shape[self.axis] != size:
+            raise ShapeError(f"contract of {size} elements on axis {self.axis} of {shape}")
+        return (out, *shape[: self.axis], *shape[self.axis + 1 :])
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        x = np.moveaxis(operands[0], 1 + self.axis, 1)
+        y = (constants[self.weight] @ x.reshape(*x.shape[:2], -1)).reshape(len(x), -1, *x.shape[2:])
+        return np.asarray(y + self._bias(constants).reshape(-1, *(1,) * (y.ndim - 2)))
+
+    def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
+        weight = constants[self.weight]
+        before, after = math.prod(shape[: self.axis]), math.prod(shape[self.axis + 1 :])
+        outputs, inputs = np.nonzero(weight)
+        others = np.arange(before * after)
+        rows = outputs[:, None] * (before * after) + others
+        columns = (others // after * weight.shape[1] + inputs[:, None]) * after + others % after
+        values = np.repeat(weight[outputs, inputs], before * after)
+        bias = np.repeat(self._bias(constants), before * after)
+        return LinearMap(rows.reshape(-1), columns.reshape(-1), values, bias, math.prod(shape))
+
+    def with_factors(
+        self, shape: Shape, constants: Constants, rows: Scaling | None = None, columns: Scaling | None = None
+    ) -> dict[str, Array] | None:
+        weight, bias = constants[self.weight], self._bias(constants)
+        if columns is not None:
+            # Only numbers that are the same for all elements of a row of the matrix can go into the weight.
+            alike = [by_channel(np.moveaxis(part, self.axis, 0)) for part in columns]
+            if alike[0] is None or alike[1] is None:
+                return None
+            bias, weight = weight @ alike[1] + bias, weight * alike[0]
+        if rows is not None:
+            channels = _by_channel(rows)
+            if channels is None:
+                return None
+            weight, bias = weight * channels[0][:, None], channels[0] * bias + channels[1]
+        return self._made(weight, bias)
+
+    def gains(self, shape: Shape, constants: Constants, inputs: int) -> Array:
+        weight = np.abs(constants[self.weight])
+        if inputs == 1:
+            return np.asarray(weight.sum(axis=1, keepdims=True))
+        if self.axis == 0 and inputs == shape[0]:
+            return weight
+        return super().gains(shape, constants, inputs)

@@ -1,0 +1,231 @@
+"""Normalisations whose statistics are of the encrypted values themselves.
+
+Variances are exact, and 1 / sqrt(variance + eps) is an activation: its polynomial is fitted to the variances that
+calibration sees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from olac.frontend.algebra import activate, along_axes, centred, drop, multiply, square, times
+from olac.frontend.lifter import Lifter, Unsupported, Value, any_order, register_function, register_module
+
+
+def normalised(lifter: Lifter, x: Value, axes: Sequence[int], eps: float, centre: bool = True) -> Value:
+    """(x - mean) / sqrt(variance + eps) over axes of one image; with `centre` False x / sqrt(mean of squares + eps)."""
+    if centre:
+        x = centred(lifter, x, axes)
+    variance = along_axes(lifter, square(lifter, x), axes, None)
+    return multiply(lifter, x, activate(lifter, variance, "rsqrt", eps), "normalised")
+
+
+def _scaled(lifter: Lifter, x: Value, weight: Any, bias: Any, axes: Sequence[int]) -> Value:
+    """weight * x + bias, with numbers for each element of these axes of one image."""
+    made = []
+    for one, neutral in ((weight, 1.0), (bias, 0.0)):
+        if isinstance(one, Value):
+            raise Unsupported("a normalisation whose weights are encrypted", "Use constant weights")
+        full = [x.shape[a] if a in axes else 1 for a in range(len(x.shape))]
+        made.append(neutral if one is None else one.detach().double().cpu().numpy().reshape(full))
+    return lifter.affine(x, made[0], made[1], suffix="affine")
+
+
+@register_function(F.layer_norm, torch.layer_norm)
+@any_order
+def _layer_norm(
+    lifter: Lifter,
+    input: Value,
+    normalized_shape: Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Any:
+    axes = lifter.axes(range(-len(normalized_shape), 0), input)
+    return _scaled(lifter, normalised(lifter, input, axes, eps), weight, bias, axes)
+
+
+@register_module(nn.LayerNorm)
+@any_order
+def _module_layer_norm(lifter: Lifter, m: nn.LayerNorm, x: Value) -> Any:
+    return _layer_norm(lifter, x, m.normalized_shape, m.weight, m.bias, m.eps)
+
+
+@register_function(F.rms_norm, torch.rms_norm)
+@any_order
+def _rms_norm(
+    lifter: Lifter, input: Value, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None
+) -> Any:
+    axes = lifter.axes(range(-len(normalized_shape), 0), input)
+    least = torch.finfo(torch.float32).eps if eps is None else eps
+    return _scaled(lifter, normalised(lifter, input, axes, least, centre=False), weight, None, axes)
+
+
+@register_module(nn.RMSNorm)
+@any_order
+def _module_rms_norm(lifter: Lifter, m: nn.RMSNorm, x: Value) -> Any:
+    return _rms_norm(lifter, x, m.normalized_shape, m.weight, m.eps)
+
+
+@register_function(F.group_norm, torch.group_norm)
+@any_order
+def _group_norm(
+    lifter: Lifter,
+    input: Value,
+    num_groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Any:
+    split = lifter.reshape(input, (num_groups, math.prod(input.shape) // num_groups))
+    made = lifter.reshape(normalised(lifter, split, [1], eps), input.shape)
+    return _scaled(lifter, made, weight, bias, [0])
+
+
+@register_module(nn.GroupNorm)
+@any_order
+def _module_group_norm(lifter: Lifter, m: nn.GroupNorm, x: Value) -> Any:
+    return _group_norm(lifter, x, m.num_groups, m.weight, m.bias, m.eps)
+
+
+@register_function(F.instance_norm, torch.instance_norm)
+@any_order
+def _instance_norm(
+    lifter: Lifter,
+    input: Value,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Any:
+    if not use_input_stats:
+        scale = 1 / torch.sqrt(running_var.double() + eps)
+        x = _scaled(lifter, input, scale, -running_mean.double() * scale, [0])
+    else:
+        x = normalised(lifter, input, range(1, len(input.shape)), eps)
+    return _scaled(lifter, x, weight, bias, [0])
+
+
+@register_module(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+@any_order
+def _module_instance_norm(lifter: Lifter, m: nn.InstanceNorm2d, x: Value) -> Any:
+    own = not m.track_running_stats
+    return _instance_norm(lifter, x, m.running_mean, m.running_var, m.weight, m.bias, own, m.momentum or 0.1, m.eps)
+
+
+def _moments(lifter: Lifter, x: Value, dim: Any, correction: float) -> tuple[list[int], Value]:
+    """The axes and the variance over them, which keep a length of 1."""
+    if dim is None:
+        raise Unsupported("reduces over the whole batch", "Give the axes to reduce over, without the batch axis")
+    axes = lifter.axes(dim, x)
+    count = math.prod(x.shape[a] for a in axes)
+    if count <= correction:
+        raise Unsupported(f"a variance of {count} elements with correction {correction}", "Use correction=0")
+    return axes, along_axes(lifter, square(lifter, centred(lifter, x, axes)), axes, 1 / (count - correction))
+
+
+def _correction(unbiased: bool, correction: float | None) -> float:
+    return (1.0 if unbiased else 0.0) if correction is None else float(correction)
+
+
+@register_function(torch.var, "var")
+@any_order
+def _var(
+    lifter: Lifter,
+    input: Value,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Any:
+    axes, variance = _moments(lifter, input, dim, _correction(unbiased, correction))
+    return variance if keepdim else drop(lifter, variance, axes)
+
+
+@register_function(torch.std, "std")
+@any_order
+def _std(
+    lifter: Lifter,
+    input: Value,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Any:
+    axes, variance = _moments(lifter, input, dim, _correction(unbiased, correction))
+    root = activate(lifter, variance, "sqrt")
+    return root if keepdim else drop(lifter, root, axes)
+
+
+@register_function(torch.var_mean)
+@any_order
+def _var_mean(
+    lifter: Lifter,
+    input: Value,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Any:
+    axes, variance = _moments(lifter, input, dim, _correction(unbiased, correction))
+    mean = along_axes(lifter, input, axes, None)
+    return tuple(one if keepdim else drop(lifter, one, axes) for one in (variance, mean))
+
+
+@register_function(torch.norm, torch.linalg.norm, torch.linalg.vector_norm, "norm")
+@any_order
+def _norm(
+    lifter: Lifter, input: Value, p: Any = 2, dim: Any = None, keepdim: bool = False, *, ord: Any = None, dtype: Any = None
+) -> Any:
+    kind = p if ord is None else ord
+    if dim is None:
+        raise Unsupported("a norm over the whole batch", "Give the axes, without the batch axis")
+    axes = lifter.axes(dim, input)
+    made = sized(lifter, input, axes, kind)
+    return made if keepdim else drop(lifter, made, axes)
+
+
+def sized(lifter: Lifter, x: Value, axes: Sequence[int], kind: Any) -> Value:
+    """The norm over axes, which keep a length of 1."""
+    if kind in (2, "fro", None):
+        return activate(lifter, along_axes(lifter, square(lifter, x), axes, 1.0), "sqrt")
+    if kind == 1:
+        return along_axes(lifter, activate(lifter, x, "abs"), axes, 1.0)
+    raise Unsupported(f"a {kind}-norm", "Use the 2-norm or the 1-norm")
+
+
+@register_function(F.cosine_similarity)
+@any_order
+def _cosine_similarity(lifter: Lifter, x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Any:
+    made = []
+    axes = lifter.axes(dim, next(x for x in (x1, x2) if isinstance(x, Value)))
+    for one in (x1, x2):
+        if isinstance(one, Value):
+            inverse = activate(lifter, along_axes(lifter, square(lifter, one), axes, 1.0), "rsqrt", eps * eps)
+            made.append(multiply(lifter, one, inverse, "normalised"))
+        else:
+            made.append(F.normalize(one.double(), dim=dim, eps=eps))
+    if not all(isinstance(one, Value) for one in made):
+        value, constant = made if isinstance(made[0], Value) else made[::-1]
+        product = times(lifter, value, constant)
+    else:
+        product = multiply(lifter, made[0], made[1])
+    # A constant may have broadcast the value to more axes; the axis is counted from the end.
+    at = product.frame.axis((dim - next(x for x in (x1, x2) if isinstance(x, Value)).rank) % product.rank)
+    assert at is not None
+    return drop(lifter, along_axes(lifter, product, [at], 1.0), [at])
