@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.results import MODEL, Row
-from benchmarks.zoo.outcomes import AS_GIVEN, CLOSE, CRASH, NETS, OPS, REFUSED, RIGHT, UNCLEAR, WRONG, ZOO
+from benchmarks.zoo.outcomes import AS_GIVEN, CLOSE, CRASH, DEGREE, NETS, OPS, REFUSED, RIGHT, UNCLEAR, WRONG, ZOO
 
 REASONS = 4
 """Reasons that a cell names; the rest are counted."""
@@ -30,11 +30,11 @@ How to read the columns:
   *wrong* means that it gives something else, which is a bug. *refused* means that `olac.check` lists what it can't
   take, and the reasons follow with their number of places. *refused unclearly* means that a reason is the error of
   another library, and *crash* that `olac.check` raises; both are bugs.
-* **levels**: the multiplicative depth with polynomials of degree 3 for all activations, before bootstraps are placed;
-  empty where no polynomials were fitted. A max-pool takes more levels than an activation.
+* **levels**: the multiplicative depth with polynomials of degree {DEGREE} for all activations, before bootstraps are
+  placed. A max-pool takes more levels than an activation. For the networks they follow from the structure alone.
 * **polynomials**: the largest difference of `simulate()` from torch with the same polynomials in place of the
   activations, relative to the largest output. It says that olac computes the approximated model as torch does, not how
-  good polynomials of degree 3 are.
+  good polynomials of degree {DEGREE} are.
 """
 OF_KINDS = {
     OPS: """## Single operations
@@ -55,7 +55,7 @@ Made by their packages with `num_classes=10`, for pictures of the size given, in
 COLUMNS = {
     OPS: ("operation", "form", "result", "levels", "polynomials"),
     NETS: ("net", "input", "result", "levels", "polynomials"),
-    ZOO: ("network", "input", "parameters", "result"),
+    ZOO: ("network", "input", "parameters", "result", "levels"),
 }
 
 

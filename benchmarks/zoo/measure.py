@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -104,17 +105,28 @@ def problems_of(
     activations = dict(case.activations) or None
     try:
         return check(model, example(inputs), activations, client_head)
-    except TypeError:
-        if len(inputs) == 1:
+    except TypeError as error:
+        if len(inputs) == 1 or "is a torch.Tensor" not in str(error):
             raise
         # This olac takes one tensor only, and says for a model of several inputs what to do.
         return check(model, inputs[0], activations, client_head)
 
 
-def lifted(case: Case, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[Traced, Graph, OutputHead]:
-    """The traced model, and the lifted graph without the steps of the client, which are the head."""
+@dataclass(frozen=True)
+class Lifted:
+    """A traced model, all of it as a graph, and this graph without the steps of the client, which are the head."""
+
+    traced: Traced
+    whole: Graph
+    graph: Graph
+    head: OutputHead
+
+
+def lifted(case: Case, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Lifted:
+    """A model that `olac.check` found no problem in."""
     traced = trace(model, example(inputs), dict(case.activations) or None)
-    return traced, *split_head(lift(traced, case.client_head), case.client_head)
+    whole = lift(traced, case.client_head)
+    return Lifted(traced, whole, *split_head(whole, case.client_head))
 
 
 def exact_error(graph: Graph, head: OutputHead, inputs: tuple[torch.Tensor, ...], expected: Any) -> float:
@@ -122,21 +134,27 @@ def exact_error(graph: Graph, head: OutputHead, inputs: tuple[torch.Tensor, ...]
 
     The graph is evaluated in torch, in single precision; small ones also by the ops' own `evaluate`.
     """
-    images = inputs[0].double().numpy()
-    found = [tensors.real_outputs(graph, tensors.tensors(graph), inputs[0]).double().numpy()]
+    found = [tensors.real_outputs(graph, tensors.tensors(graph), example(inputs)).double().numpy()]
     if sum(constant.size for constant in graph.constants.values()) < EXACT_CONSTANTS:
-        found.append(graph.evaluate(images))
+        found.append(graph.evaluate(inputs[0].double().numpy()))
     return max(relative(head.apply(one), expected) for one in found)
 
 
-def relative(ours: Array, theirs: Any) -> float:
-    """The largest difference relative to the largest of the other's numbers; infinite for other shapes or NaN."""
-    (output,) = flat(theirs)
-    wanted = output.detach().double().numpy()
-    given = np.asarray(ours, dtype=np.float64)
-    if given.size != wanted.size:
+def relative(ours: Any, theirs: Any) -> float:
+    """The largest difference of outputs, each relative to the largest number of the other's.
+
+    It is infinite for another number of outputs, other shapes or NaN.
+    """
+    found = [ours] if isinstance(ours, np.ndarray) else list(ours.values() if isinstance(ours, Mapping) else ours)
+    wanted = [output.detach().double().numpy() for output in flat(theirs)]
+    if [one.size for one in found] != [one.size for one in wanted]:
         return float("inf")
-    error = float(np.max(np.abs(given.reshape(wanted.shape) - wanted))) / max(float(np.max(np.abs(wanted))), 1e-12)
+    return max(_relative(np.asarray(a, dtype=np.float64), b) for a, b in zip(found, wanted, strict=True))
+
+
+def _relative(ours: Array, theirs: Array) -> float:
+    difference = float(np.max(np.abs(ours.reshape(theirs.shape) - theirs)))
+    error = difference / max(float(np.max(np.abs(theirs))), 1e-12)
     return error if np.isfinite(error) else float("inf")
 
 
@@ -146,7 +164,12 @@ def outcome_of(nodes: Sequence[UnsupportedNode]) -> str:
 
 
 def measure(case: Case, approximate: bool = False, seconds: float | None = None) -> Row:
-    """The row of a case; see `benchmarks.results.MODEL`."""
+    """The row of a case; see `benchmarks.results.MODEL`.
+
+    Args:
+        approximate: whether the levels are found, with fits of polynomials where that is quick.
+        seconds: the limit of lifting, and again of what `approximate` adds.
+    """
     gc.collect()
     reset = reset_peak()
     start = time.monotonic()
@@ -158,8 +181,8 @@ def measure(case: Case, approximate: bool = False, seconds: float | None = None)
         "inputs": [list(shape) for shape in case.shapes],
     }
     try:
-        with time_limit(seconds), torch.no_grad():
-            row |= _measured(case, approximate)
+        with torch.no_grad():
+            row |= _measured(case, approximate, seconds)
     except OutOfTimeError:
         row["outcome"] = SLOW
     except Exception as error:
@@ -188,33 +211,48 @@ def _refusal(nodes: Sequence[UnsupportedNode]) -> Row:
     return {"outcome": outcome_of(nodes), "places": len(nodes), "problems": dict(counts.most_common())}
 
 
-def _measured(case: Case, approximate: bool) -> Row:
-    model = case.model()
-    row: Row = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-    inputs = case.inputs(TRACED)
-    model(*inputs)  # if this fails, the case is wrong, not olac
-    try:
-        problems = problems_of(case, model, inputs, case.client_head)
-        if problems:
-            row |= _refusal(problems)
-            if not case.client_head and not problems_of(case, model, inputs, True):
-                row["last_step"] = True
-            return row
-        gc.collect()  # what `check` lifted may be large, and its parts refer to one another
-        _, graph, head = lifted(case, model, inputs)
-        others = case.inputs(COMPARED, seed=2)
-        difference = exact_error(graph, head, others, model(*others))
-    except UnsupportedModelError as error:
-        return row | {"outcome": CRASH, "error": f"check finds nothing, then {text_of(error)}"}
-    except Exception as error:
-        return row | _failure(error)
-    row |= {
-        "outcome": RIGHT if difference <= CLOSE else WRONG,
-        "error_of_lifting": difference,
-        "steps_of_client": len(head.steps),
-    }
-    if approximate and case.approximates and difference <= CLOSE:
-        from benchmarks.zoo.polynomials import approximated
-
-        row |= approximated(case, model)
+def _measured(case: Case, approximate: bool, seconds: float | None) -> Row:
+    with time_limit(seconds):
+        model = case.model()
+        row: Row = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+        inputs = case.inputs(TRACED)
+        model(*inputs)  # if this fails, the case is wrong, not olac
+        try:
+            problems = problems_of(case, model, inputs, case.client_head)
+            if problems:
+                row |= _refusal(problems)
+                if not case.client_head and not problems_of(case, model, inputs, True):
+                    row["last_step"] = True
+                return row
+            gc.collect()  # what `check` lifted may be large, and its parts refer to one another
+            found = lifted(case, model, inputs)
+            others = case.inputs(COMPARED, seed=2)
+            difference = exact_error(found.graph, found.head, others, model(*others))
+        except UnsupportedModelError as error:
+            return row | {"outcome": CRASH, "error": f"check finds nothing, then {text_of(error)}"}
+        except Exception as error:
+            return row | _failure(error)
+        row |= {
+            "outcome": RIGHT if difference <= CLOSE else WRONG,
+            "error_of_lifting": difference,
+            "steps_of_client": len(found.head.steps),
+        }
+    if approximate and difference <= CLOSE:
+        row |= _approximated(case, model, found, seconds)
     return row
+
+
+def _approximated(case: Case, model: nn.Module, found: Lifted, seconds: float | None) -> Row:
+    """The parts of a row that come with polynomials. A failure is noted, and leaves the outcome of lifting."""
+    from benchmarks.zoo.levels import structural_levels
+    from benchmarks.zoo.polynomials import approximated
+
+    try:
+        with time_limit(seconds):
+            if case.approximates:
+                return approximated(case, model, found)
+            return {"levels": structural_levels(case, found)}
+    except OutOfTimeError:
+        return {"approximation": SLOW}
+    except Exception as error:
+        return {"approximation": text_of(error)}

@@ -9,6 +9,8 @@ OUTCOMES = (RIGHT, WRONG, REFUSED, UNCLEAR, CRASH, ABSENT, SLOW, MEMORY)
 another library's error; an exception that is no refusal; not measured for want of its package, time or memory."""
 CLOSE = 1e-4
 """Largest difference from torch, relative to the largest output."""
+DEGREE = 3
+"""Of the polynomials that replace activations."""
 OPS, NETS, ZOO = "ops", "nets", "zoo"
 """The kinds of models: modules of one operation, small nets of our own, networks of torchvision and timm."""
 KINDS = (OPS, NETS, ZOO)

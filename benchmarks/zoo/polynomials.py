@@ -14,17 +14,15 @@ from torch import fx, nn
 
 from benchmarks.results import Row
 from benchmarks.zoo.cases import Case
-from benchmarks.zoo.measure import COMPARED, TRACED, example, flat, relative, text_of
+from benchmarks.zoo.measure import COMPARED, Lifted, example, relative
+from benchmarks.zoo.outcomes import DEGREE
 from olac.analysis.levels import multiplicative_depth
 from olac.approximation import tensors
 from olac.compiler import approximate
-from olac.errors import CalibrationError, InfeasibleError
-from olac.frontend import Traced, lift, trace
+from olac.frontend import Traced
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Activation, Add, Input, LinearOp, Multiply, Op, Reshape
-from olac.ir.split import split_head
 
-DEGREE = 3
 CALIBRATION = 64
 """Inputs that ranges and polynomials are fitted on."""
 EXACT: tuple[type[Op], ...] = (Input, LinearOp, Add, Multiply, Reshape)
@@ -35,33 +33,27 @@ class NoReferenceError(Exception):
     """The approximated graph has no value that an operation of the model could be replaced by."""
 
 
-def approximated(case: Case, model: nn.Module) -> Row:
+def approximated(case: Case, model: nn.Module, found: Lifted) -> Row:
     """The levels of a case and the error of `simulate()`, as parts of its row.
 
     Polynomials are fitted on each layer's values alone, so that no weight changes and little time is taken.
     """
-    activations = dict(case.activations) or None
-    try:
-        found = approximate(
-            model,
-            [example(case.inputs(CALIBRATION, seed=1))],
-            method="empirical",
-            degree=DEGREE,
-            activations=activations,
-            client_head=case.client_head,
-        )
-    except (CalibrationError, InfeasibleError) as error:
-        return {"approximation": text_of(error)}
-    row: Row = {"levels": multiplicative_depth(found.graph)}
+    made = approximate(
+        model,
+        [example(case.inputs(CALIBRATION, seed=1))],
+        method="empirical",
+        degree=DEGREE,
+        activations=dict(case.activations) or None,
+        client_head=case.client_head,
+    )
+    row: Row = {"levels": multiplicative_depth(made.graph)}
     others = case.inputs(COMPARED, seed=2)
-    ours = found.simulate(example(others))
-    traced = trace(model, example(case.inputs(TRACED)), activations)
-    exact, _ = split_head(lift(traced, case.client_head), case.client_head)
+    ours = made.simulate(example(others))
     try:
-        theirs = _WithPolynomials(traced, exact, found.graph).run(*others)
+        theirs = _WithPolynomials(found.traced, found.graph, made.graph).run(*others)
     except NoReferenceError as error:
         return row | {"approximation": f"not compared: {error}"}
-    return row | {"error_of_polynomials": relative(ours, flat(theirs))}
+    return row | {"error_of_polynomials": relative(ours, theirs)}
 
 
 class _WithPolynomials(fx.Interpreter):
