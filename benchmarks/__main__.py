@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: accuracy by strategy, encrypted runs, bootstraps, engines, faults, and tables of results."""
+"""`python -m benchmarks`: accuracy, encrypted runs, bootstraps, engines, models that olac takes, faults, and tables."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from benchmarks.faults import command as faults_command
 from benchmarks.results import ResultsError, ResultsFile, Row, plot, read_rows, require_plot
 from benchmarks.strategies import StrategyError, parse_strategies
 from benchmarks.tables import markdown_table, rich_tables
+from benchmarks.zoo import command as models_command
 from olac.backends.session import DEFAULT
 from olac.ckks.parameters import OPENFHE_RECIPE, RECIPES
 from olac.errors import OlacError
@@ -92,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     faults = commands.add_parser("faults", help="cause faults of many kinds and show what each led to")
     faults_command.add_arguments(faults, _positive)
     faults.set_defaults(run=_faults)
+
+    taken = commands.add_parser("models", help="which operations, nets and networks olac takes as they come")
+    models_command.add_arguments(taken, _positive)
+    _add_rows(taken)
+    taken.set_defaults(run=_models)
 
     shapes = commands.add_parser("structure", help="levels of networks of quadratics, and what each rule saves")
     shapes.add_argument(
@@ -410,6 +416,11 @@ def _structure(options: argparse.Namespace, command: str) -> int:
 
 def _security(options: argparse.Namespace, command: str) -> int:
     return security.run(options)
+
+
+def _models(options: argparse.Namespace, command: str) -> int:
+    _print(models_command.run(options, command), Console())
+    return 0
 
 
 def _faults(options: argparse.Namespace, command: str) -> int:

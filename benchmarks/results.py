@@ -21,7 +21,9 @@ PACKAGES = ("olac", "numpy", "scipy", "torch", "openfhe", "numba")
 SAME = ("model", "strategy", "images", "calibration_images", "effort")
 """A new row replaces one that has the same values of these."""
 ENCRYPTED, PREDICTED, BOOTSTRAP, PRIMITIVES = "encrypted", "predicted", "bootstrap", "primitives"
-"""The `kind` of rows of encrypted runs, of predictions of them, of bootstraps, of primitives at one number of limbs.
+MODEL = "model"
+"""The `kind` of rows of encrypted runs, of predictions of them, of bootstraps, of primitives at one number of limbs,
+and of models that olac takes or refuses.
 
 Rows of accuracy have no kind.
 """
@@ -29,11 +31,13 @@ SAME_ENCRYPTED = ("model", "strategy", "images", "threads", "parameters", "engin
 SAME_PREDICTED = ("model", "strategy", "threads", "max_memory", "engine")
 SAME_BOOTSTRAP = ("parameters", "log_slots", "complex", "threads", "engine")
 SAME_PRIMITIVES = ("parameters", "limbs", "threads", "engine")
+SAME_MODEL = ("family", "model", "variant")
 SAME_OF: dict[str | None, tuple[str, ...]] = {
     ENCRYPTED: SAME_ENCRYPTED,
     PREDICTED: SAME_PREDICTED,
     BOOTSTRAP: SAME_BOOTSTRAP,
     PRIMITIVES: SAME_PRIMITIVES,
+    MODEL: SAME_MODEL,
 }
 USUAL = {"engine": DEFAULT, "planned_for": DEFAULT, "effort": KEYWORDS["effort"]}
 """What rows that were written before there were other engines leave out."""
@@ -43,6 +47,7 @@ NEEDED = {
     PREDICTED: (*SAME_PREDICTED, "infeasible"),
     BOOTSTRAP: (*SAME_BOOTSTRAP, "cpu_seconds", "noise", "setup_gb"),
     PRIMITIVES: (*SAME_PRIMITIVES, "log_ring", "cpu_seconds", "wall_seconds"),
+    MODEL: (*SAME_MODEL, "outcome"),
 }
 PLOTS = (".svg", ".png")
 MARKERS = "osD^v<>PX*"

@@ -10,9 +10,10 @@ from rich import box
 from rich.table import Table
 
 from benchmarks import side_by_side
-from benchmarks.results import BOOTSTRAP, ENCRYPTED, PREDICTED, PRIMITIVES, Row, engine_of, value
+from benchmarks.results import BOOTSTRAP, ENCRYPTED, MODEL, PREDICTED, PRIMITIVES, Row, engine_of, value
 from benchmarks.side_by_side import Cells
 from benchmarks.strategies import family_of, lowering_of
+from benchmarks.zoo.document import result
 from olac.system.memory import GB
 
 COLUMNS = ("model", "strategy", "total depth", "top-1", "agreement", "diverged", "effort", "fit seconds", "degrees")
@@ -63,7 +64,8 @@ COLUMNS_BOOTSTRAP = (
     "keys",
     "NTT ms",
 )
-TEXTS = ("model", "strategy", "effort", "degrees", "engine", "planned for", "program", "primitive")
+COLUMNS_MODEL = ("model", "form", "places", "levels", "seconds", "peak GB", "result")
+TEXTS = ("model", "form", "result", "strategy", "effort", "degrees", "engine", "planned for", "program", "primitive")
 
 
 def compressed(degrees: Sequence[int]) -> str:
@@ -142,6 +144,18 @@ def _bootstrap_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _model_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        str(row["model"]),
+        str(row["variant"]),
+        str(row.get("places", "")),
+        str(row.get("levels", "")),
+        f"{row['seconds']:.1f}",
+        "" if row["peak_gb"] is None else f"{row['peak_gb']:.2f}",
+        result(row),
+    )
+
+
 def _short(strategy: str) -> str:
     lowering = lowering_of(strategy)
     return strategy if len(strategy) - len(lowering) <= LONG_ITEM else f"{family_of(strategy)}:...{lowering}"
@@ -152,6 +166,7 @@ OF_A_ROW: dict[str | None, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], 
     ENCRYPTED: (COLUMNS_ENCRYPTED, _encrypted_cells),
     PREDICTED: (COLUMNS_PREDICTED, _predicted_cells),
     BOOTSTRAP: (COLUMNS_BOOTSTRAP, _bootstrap_cells),
+    MODEL: (COLUMNS_MODEL, _model_cells),
 }
 """By kind of row: the columns of tables that have a line for each row, and the cells of one."""
 COMPARED: dict[str | None, Callable[[Sequence[Row]], list[Cells]]] = {

@@ -1,0 +1,71 @@
+"""`python -m benchmarks models`: which operations, nets and networks olac takes as they come."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from benchmarks.results import ResultsError, ResultsFile, Row
+from benchmarks.zoo.outcomes import KINDS
+
+if TYPE_CHECKING:
+    from benchmarks.zoo.cases import Case
+
+
+def add_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
+    """Add the command's options."""
+    parser.add_argument("--kind", choices=KINDS, help="single operations, small nets, or networks; default: all")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="the cases of these names alone")
+    parser.add_argument("--approximate", action="store_true", help="fit polynomials, too, where that takes seconds")
+    parser.add_argument("--seconds", type=count, default=600, metavar="S", help="for each case at most; default 600")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write all rows of the file as docs/models.md")
+
+
+def chosen(kind: str | None, only: Sequence[str] | None) -> list[Case]:
+    """The cases of a kind, or all, and of those the ones with some names.
+
+    Raises:
+        ResultsError: for a name that no case has.
+    """
+    from benchmarks.zoo.catalogue import CASES
+
+    cases = [case for case in CASES if kind is None or case.kind == kind]
+    unknown = sorted(set(only or ()) - {case.name for case in cases})
+    if unknown:
+        raise ResultsError(f"there is no case {', '.join(unknown)}; there are {', '.join(c.name for c in cases)}")
+    return [case for case in cases if only is None or case.name in only]
+
+
+def run(options: argparse.Namespace, command: str) -> list[Row]:
+    """Measure the chosen cases, with progress on stderr; returns their rows."""
+    from benchmarks.zoo.document import document
+    from benchmarks.zoo.measure import measure
+
+    cases = chosen(options.kind, options.only)
+    results = ResultsFile.open(options.json, command, options.append)
+    console, rows = Console(stderr=True), []
+    shown = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*shown, console=console, transient=True) as progress:
+        task = progress.add_task("models", total=len(cases))
+        for case in cases:
+            progress.update(task, description=case.title)
+            row = measure(case, options.approximate, options.seconds)
+            results.add(row)
+            rows.append(row)
+            said = f"{case.kind} {case.title}: {row['outcome']}, {row['seconds']:.1f} s"
+            progress.console.print(said, highlight=False, markup=False)
+            progress.advance(task)
+    if options.markdown is not None:
+        options.markdown.write_text(document(results.rows), encoding="utf-8")
+    return rows

@@ -1,0 +1,142 @@
+"""docs/models.md: rows of `python -m benchmarks models` as tables, one for each kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.results import MODEL, Row
+from benchmarks.zoo.outcomes import AS_GIVEN, CLOSE, CRASH, DEGREE, NETS, OPS, REFUSED, RIGHT, UNCLEAR, WRONG, ZOO
+
+REASONS = 4
+"""Reasons that a cell names; the rest are counted."""
+COMMAND = "python -m benchmarks models --approximate --json models.json --markdown docs/models.md"
+INTRODUCTION = f"""# Models that olac takes
+
+This page lists what olac makes of 46 single operations, 30 small nets and 26 networks of torchvision and timm, each as
+its author wrote it. A script measures it, and nothing here is written by hand:
+
+    {COMMAND}
+
+The command takes some minutes. The networks need torchvision and timm, which olac itself does not need: without them
+their rows say "package missing". Weights are random, and nothing is downloaded. To measure a part, name it: `--kind
+ops`, `--kind nets` or `--kind zoo`, and `--only NAME ...`. With `--append`, rows of a file that are not measured again
+stay as they are. A test runs some operations and nets, and fails if this page says otherwise.
+
+How to read the columns:
+
+* **result**: *works* means that `olac.check` finds no problem and that the model, lifted to olac's own operations with
+  its activations exact, gives what torch gives on inputs that were not traced (within 1e-4 of the largest output).
+  *wrong* means that it gives something else, which is a bug. *refused* means that `olac.check` lists what it can't
+  take, and the reasons follow with their number of places. *refused unclearly* means that a reason is the error of
+  another library, and *crash* that `olac.check` raises; both are bugs.
+* **levels**: the multiplicative depth with polynomials of degree {DEGREE} for all activations, before bootstraps are
+  placed. A max-pool takes more levels than an activation. For the networks they follow from the structure alone.
+* **polynomials**: the largest difference of `simulate()` from torch with the same polynomials in place of the
+  activations, relative to the largest output. It says that olac computes the approximated model as torch does, not how
+  good polynomials of degree {DEGREE} are.
+"""
+OF_KINDS = {
+    OPS: """## Single operations
+
+Each is a module of one operation, computed on encrypted values: the client computes no last step. The names are those
+of HEIR's tests of operations; the shapes are ours. What takes two tensors comes in three forms: as given, with both
+encrypted; with the second as a constant of the model; and with both cut from one encrypted input.
+""",
+    NETS: """## Small nets
+
+Written as an ordinary user writes them (`benchmarks/zoo/nets_*.py`). The client may compute the last steps.
+""",
+    ZOO: """## Networks of torchvision and timm
+
+Made by their packages with `num_classes=10`, for pictures of the size given, in evaluation mode.
+""",
+}
+COLUMNS = {
+    OPS: ("operation", "form", "result", "levels", "polynomials"),
+    NETS: ("net", "input", "result", "levels", "polynomials"),
+    ZOO: ("network", "input", "parameters", "result", "levels"),
+}
+
+
+def document(rows: Sequence[Row]) -> str:
+    """The page for rows of models; other rows are left out."""
+    own = [row for row in rows if row.get("kind") == MODEL]
+    parts = [INTRODUCTION, _summary(own)]
+    for family, text in OF_KINDS.items():
+        lines = [line(row) for row in own if row["family"] == family]
+        if lines:
+            columns = COLUMNS[family]
+            parts.append(text)
+            parts.append("\n".join([_line(columns), "|" + "|".join(["---"] * len(columns)) + "|", *lines]) + "\n")
+    return "\n".join(parts)
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """The line of the page that a row gives; seconds and memory, which differ from run to run, are not in it."""
+    cells = {
+        **dict.fromkeys(("operation", "net", "network"), f"`{row['model']}`"),
+        "form": str(row["variant"]),
+        "input": ", ".join("x".join(map(str, shape)) for shape in row["inputs"]),
+        "parameters": f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else "",
+        "result": result(row),
+        "levels": str(row.get("levels", "")),
+        "polynomials": _close(row),
+    }
+    return _line([cells[name] for name in COLUMNS[row["family"]]])
+
+
+def result(row: Mapping[str, Any]) -> str:
+    """Whether olac takes the model, and why not."""
+    if row["outcome"] == RIGHT:
+        return "works"
+    said = str(row["outcome"])
+    if row.get("problems"):
+        said += f": {reasons(row['problems'])}"
+    elif row.get("error"):
+        said += f": {_plain(row['error'])}"
+    if row.get("last_step"):
+        said += " (works as the last step, which the client computes)"
+    return said
+
+
+def reasons(problems: Mapping[str, int]) -> str:
+    """The commonest problems with their numbers of places."""
+    named = [f"{_plain(text)}{f' ({count})' if count > 1 else ''}" for text, count in list(problems.items())[:REASONS]]
+    more = len(problems) - len(named)
+    return "; ".join(named) + (f"; and {more} more" if more else "")
+
+
+def _close(row: Mapping[str, Any]) -> str:
+    """Errors below the limit are not given, because their digits differ between machines."""
+    error = row.get("error_of_polynomials")
+    if error is None:
+        return _plain(str(row.get("approximation", "")))
+    return f"within {CLOSE:.0e}" if error <= CLOSE else f"**differ by {error:.1g}**"
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    lines = ["| kind | measured | work | refused | refused unclearly, or crash | wrong | not measured |"]
+    lines.append("|" + "---|" * 7)
+    names = {OPS: "single operations, as given", NETS: "small nets", ZOO: "networks of torchvision and timm"}
+    for family, name in names.items():
+        own = [row for row in rows if row["family"] == family and row["variant"] == AS_GIVEN]
+        if own:
+            lines.append(_line([name, str(len(own)), *(str(count) for count in counts(own))]))
+    return "\n".join(lines) + "\n"
+
+
+def counts(rows: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """How many rows are right, refused, refused unclearly or crashed, wrong, and not measured."""
+    groups = ((RIGHT,), (REFUSED,), (UNCLEAR, CRASH), (WRONG,))
+    found = tuple(sum(row["outcome"] in group for row in rows) for group in groups)
+    return (*found, len(rows) - sum(found))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    """Text for a cell of a table."""
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
