@@ -261,7 +261,7 @@ def einsum(lifter: Lifter, operands: Sequence[Any], subscripts: Sequence[str], r
     """
     terms = list(zip(operands, subscripts, strict=True))
     sizes = {letter: n for one, text in terms for letter, n in zip(text, one.shape, strict=True)}
-    for one, text in terms:
+    for _, text in terms:
         if len(set(text)) < len(text):
             raise Unsupported("takes a diagonal", "Multiply by a constant mask and sum")
     constants = [(one, text) for one, text in terms if not isinstance(one, Value)]
@@ -354,6 +354,6 @@ def _written_out(lifter: Lifter, x: Value, text: str, array: Array, letters: str
 
 def _numbers(text: str, every: str, sizes: dict[str, int]) -> npt.NDArray[np.int64]:
     """The number of the element with axes `text`, row-major, for each index over the axes `every`."""
-    numbers = np.arange(math.prod(sizes[c] for c in text), dtype=np.int64)
-    numbers = numbers.reshape([sizes[c] for c in text]).transpose([text.index(c) for c in every if c in text])
+    flat: npt.NDArray[np.int64] = np.arange(math.prod(sizes[c] for c in text), dtype=np.int64)
+    numbers = flat.reshape([sizes[c] for c in text]).transpose([text.index(c) for c in every if c in text])
     return numbers.reshape([sizes[c] if c in text else 1 for c in every])

@@ -62,12 +62,15 @@ class Frame:
 
     def images_first(self, value: torch.Tensor) -> torch.Tensor:
         """A tensor in this frame as one with the batch axis first and the image's axes after it."""
-        if self == Frame():
+        if self == FIRST:
             return value
         split = value.unflatten(self.at, (value.shape[self.at] // self.merged, self.merged))
-        first = split.movedim(self.at, 0)
+        first: torch.Tensor = split.movedim(self.at, 0)
         return first if self.merged > 1 else first.squeeze(self.at + 1)
 
+
+FIRST = Frame()
+"""The batch axis is the first one and holds no other."""
 
 Frames = Any
 """The frame of a node that gives a tensor; a tuple of them, with None for other parts, if it gives several."""
@@ -82,7 +85,7 @@ def find_frames(module: fx.GraphModule, batch: int) -> None:
     for node in module.graph.nodes:
         node.meta["frame"] = None
         if node.op == "placeholder":
-            node.meta["frame"] = Frame()
+            node.meta["frame"] = FIRST
         elif node.op in ("call_function", "call_method", "call_module"):
             source = next((n for n in node.all_input_nodes if n.meta.get("frame") is not None), None)
             if source is not None:
@@ -95,7 +98,7 @@ def _frame(module: fx.GraphModule, node: fx.Node, source: fx.Node, batch: int) -
     if isinstance(given, tuple):
         index = node.args[1] if len(node.args) > 1 else None
         return given[index] if name == "getitem" and isinstance(index, int) and index < len(given) else None
-    if given == Frame() and node.op == "call_module" and dims is not None and dims[:1] == (batch,):
+    if given == FIRST and node.op == "call_module" and dims is not None and dims[:1] == (batch,):
         return given
     if dims is not None and name in RESHAPES:
         return _reshaped(node, source, given, dims, batch)
@@ -167,7 +170,7 @@ def _results(module: fx.GraphModule, node: fx.Node, batch: int) -> Any:
         frame, dims = argument.meta["frame"], argument.meta["shape"]
         return torch.empty(frame.dims(frame.shape(dims), batch), dtype=argument.meta["dtype"], device="meta")
 
-    args, kwargs = map_aggregate((node.args, node.kwargs), stand_in)  # type: ignore[arg-type, misc]
+    args, kwargs = map_aggregate((node.args, node.kwargs), stand_in)
     with torch.no_grad():
         if node.op == "call_function":
             function: Callable[..., Any] = node.target  # type: ignore[assignment]

@@ -362,7 +362,9 @@ def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[
             elif isinstance(output, Unknown) and not problems:
                 report(node, f"the output of shape {given} has no batch axis", "Return one row for each image")
             elif isinstance(output, Value) and output.frame != Frame():
-                report(node, f"the output of shape {given} has its batch axis elsewhere", "Return one row for each image")
+                report(
+                    node, f"the output of shape {given} has its batch axis elsewhere", "Return one row for each image"
+                )
             elif isinstance(output, Value) and output.order is not None:
                 lifter.at(node, "output")
                 output = environment[node] = lifter.settle(output)

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from olac.frontend.advice import advice_for
-from olac.frontend.frames import Frame
+from olac.frontend.frames import FIRST, Frame
 from olac.frontend.trace import Traced
 from olac.frontend.tracer import LEAVES, WHOLE
 from olac.ir.graph import GraphBuilder, Origin
@@ -69,9 +69,7 @@ class Value:
         frame: where the batch axis is in torch.
     """
 
-    def __init__(
-        self, id: str, shape: Shape, order: tuple[int, ...] | None = None, frame: Frame = Frame()
-    ) -> None:
+    def __init__(self, id: str, shape: Shape, order: tuple[int, ...] | None = None, frame: Frame = FIRST) -> None:
         self.id, self.shape, self.frame = id, shape, frame
         self.order = None if order is None or order == tuple(range(len(shape))) else order
 
@@ -101,6 +99,7 @@ class Unknown:
 
 
 UNKNOWN = Unknown()
+
 
 class Absent:
     """A part of a result that is not computed, such as the places of largest elements."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.fx._symbolic_trace import _wrapped_fns_to_patch as _marked
 from torch.fx.node import map_aggregate
 
 from olac.errors import UnsupportedNode
@@ -182,7 +182,8 @@ class Tracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         self._make_functional(root)
-        return super().trace(root, concrete_args)
+        with _unwrapped():
+            return super().trace(root, concrete_args)
 
     def _make_functional(self, root: nn.Module, prefix: str = "") -> None:
         """Make modules that change their input in place return new tensors, and remember which modules they are."""
@@ -280,8 +281,6 @@ class Tracer(fx.Tracer):
             )
         args, kwargs = map_aggregate((args, kwargs), lambda a: torch.as_tensor(a) if isinstance(a, np.ndarray) else a)
         own = None if kind == "call_module" else self._custom.key_of(target)
-        if kind == "call_function" and own is None and _is_model_code(target):
-            return target(*args, **kwargs)
         in_place = False
         if kind == "call_function" and own is None:
             args, kwargs = _positional(args, kwargs)
@@ -449,11 +448,21 @@ class Tracer(fx.Tracer):
             self._running = before
 
 
-def _is_model_code(target: Any) -> bool:
-    """Whether a function that `torch.fx.wrap` keeps in one piece is Python code that can be traced into."""
-    if not isinstance(target, types.FunctionType) or target in WHOLE:
-        return False
-    return target.__module__.partition(".")[0] not in ("torch", "olac", "operator", "_operator", "builtins", "math")
+@contextlib.contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Within this, functions that a model's code marked by `torch.fx.wrap` are traced into, as any other code.
+
+    Those that have a lifting of their own stay one operation.
+    """
+    kept = {key: one for key, one in _marked.items() if one.get(key[1]) in WHOLE}
+    before = dict(_marked)
+    _marked.clear()
+    _marked.update(kept)
+    try:
+        yield
+    finally:
+        _marked.clear()
+        _marked.update(before)
 
 
 def _name_of(target: Any) -> str:

@@ -296,9 +296,19 @@ def test_what_is_no_constant_is_refused(name: str) -> None:
 # Outputs, types and errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compare", [operator.gt, operator.eq, operator.le, torch.ne], ids=lambda f: f.__name__)
-def test_boolean_outputs_are_refused(compare: Callable[[Any, Any], Any]) -> None:
-    assert "Comparisons are not polynomial" in problems(Apply(lambda m, x: compare(m.layer(x), 0.5)), torch.randn(3, 4))
+@pytest.mark.parametrize("compare", [operator.eq, torch.ne], ids=lambda f: f.__name__)
+def test_whether_numbers_are_equal_is_refused(compare: Callable[[Any, Any], Any]) -> None:
+    found = problems(Apply(lambda m, x: compare(m.layer(x), 0.5)), torch.randn(3, 4))
+    assert "equal" in found
+    assert "threshold" in found
+
+
+@pytest.mark.parametrize("compare", [operator.gt, operator.le, torch.lt], ids=lambda f: f.__name__)
+def test_comparisons_give_0_or_1(compare: Callable[[Any, Any], Any]) -> None:
+    model, x = Apply(lambda m, x: compare(m.layer(x), 0.5)), torch.randn(3, 4)
+    graph = lift(trace(model, x))
+    with torch.no_grad():
+        assert np.array_equal(graph.evaluate(x.double().numpy()), model(x).double().numpy())
 
 
 INTEGERS: dict[str, Callable[[Any], Any]] = {

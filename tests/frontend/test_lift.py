@@ -498,7 +498,7 @@ class Bad(nn.Module):
         x = self.norm(self.random(x))
         if x.sum() > 0:
             x = x * 2
-        x = torch.sort(x, 1)[0]
+        x = torch.cumprod(x, 1)
         x = self.head(x.transpose(1, 3))
         x = x * (x == 1.0)
         return x.amax((1, 2)).argmax(1)
@@ -514,7 +514,7 @@ def test_all_problems_are_listed_at_once() -> None:
         ("features.2", "LocalResponseNorm"),
         ("random", "FractionalMaxPool2d"),
         ("norm", "batch"),
-        ("", "sort"),
+        ("", "cumprod"),
         ("", "tests"),
         ("", "argmax"),
     }
@@ -524,7 +524,7 @@ def test_all_problems_are_listed_at_once() -> None:
     lines = {node.problem.split(" ")[0]: node.source for node in caught.value.nodes}
     first = Bad.forward.__code__.co_firstlineno
     assert lines["the"] == f"test_lift.py:{first + 3}"
-    assert lines["sort"] == f"test_lift.py:{first + 5}"
+    assert lines["cumprod"] == f"test_lift.py:{first + 5}"
     assert lines["argmax"] == f"test_lift.py:{first + 8}"
     assert "8 places" in str(caught.value)
     assert check(Bad(), images(1, 10, 10), client_head=False) == list(caught.value.nodes)

@@ -134,7 +134,7 @@ def _multihead_attention(
         if mask.ndim == 3:
             mask = _one_of_batch(lifter, mask, m.num_heads)
         mask = ~mask if mask.dtype == torch.bool else mask  # here True takes out
-    made, found = _attended(lifter, *heads, mask, 1 / math.sqrt(size // m.num_heads))
+    made, found = _attended(lifter, heads[0], heads[1], heads[2], mask, 1 / math.sqrt(size // m.num_heads))
     joined = lifter.reshape(lifter.permute(made, (1, 0, 2)), (made.shape[1], size))
     out = contract(lifter, joined, 1, m.out_proj.weight, m.out_proj.bias)
     if not need_weights:

@@ -38,6 +38,13 @@ def _conv2d(
 ) -> Any:
     if not isinstance(weight, torch.Tensor) or isinstance(bias, Value):
         raise Unsupported("a convolution whose weights are encrypted", "Use constant weights")
+    if len(x.shape) == 4 and x.frame.merged > 1:
+        # Several pictures of an image, which lie in the batch axis: each has a group of channels.
+        many, channels = x.shape[:2]
+        flat = lifter.reshape(x, (many * channels, *x.shape[2:]))
+        each = bias if bias is None else bias.repeat(many)
+        made = _conv2d(lifter, flat, weight.repeat(many, 1, 1, 1), each, stride, padding, dilation, many * groups)
+        return lifter.reshape(made, (many, made.shape[0] // many, *made.shape[1:]))
     if len(x.shape) != 3:
         raise Unsupported(f"a convolution of a value of shape {x.shape}", "Reshape to (channels, height, width)")
     dilation, stride = pair(dilation), pair(stride)
@@ -83,8 +90,10 @@ def _module_conv2d(lifter: Lifter, m: nn.Conv2d, x: Value) -> Any:
     return _conv2d(lifter, x, m.weight, m.bias, m.stride, padding, m.dilation, m.groups)
 
 
-def _over_channels(array: Array, x: Value) -> Array:
-    return array.reshape(-1, *(1,) * (len(x.shape) - 1))
+def _over_channels(lifter: Lifter, array: Array, x: Value) -> Array:
+    """Numbers for the channels, torch's axis 1, as an array that broadcasts to the value."""
+    (channels,) = lifter.axes(1, x)
+    return array.reshape([-1 if a == channels else 1 for a in range(len(x.shape))])
 
 
 def _normalise(lifter: Lifter, x: Value, mean: Any, variance: Any, weight: Any, bias: Any, eps: float) -> Any:
@@ -99,7 +108,8 @@ def _normalise(lifter: Lifter, x: Value, mean: Any, variance: Any, weight: Any, 
     shift = -mean.double() * scale
     if bias is not None:
         shift = shift + bias.double()
-    return lifter.affine(x, _over_channels(scale.detach().numpy(), x), _over_channels(shift.detach().numpy(), x))
+    factors, shifts = (_over_channels(lifter, one.detach().numpy(), x) for one in (scale, shift))
+    return lifter.affine(x, factors, shifts)
 
 
 @register_module(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -184,7 +194,7 @@ def _conv3d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    """A convolution of volumes as one of planes: each plane of the result has a matrix of all planes of its channels."""
+    """A convolution of volumes as one of planes: each plane of the result reads the planes of its taps."""
     _require_constant(weight, bias)
     if len(input.shape) != 4:
         raise Unsupported(f"a convolution of a value of shape {input.shape}", "Reshape to (channels, d, h, w)")
@@ -251,16 +261,14 @@ def _conv_transpose2d(
     x = input if strides == (1, 1) else lifter.gather(input, spread, "spread")
     per_group, kernel = weight.shape[1], weight.shape[2:]
     mirrored = weight.flip(2, 3).reshape(groups, c // groups, per_group, *kernel).transpose(1, 2)
-    sides = [
-        (a * (k - 1) - p, a * (k - 1) - p + e) for a, k, p, e in zip(apart, kernel, pads, extra, strict=True)
-    ]
+    sides = [(a * (k - 1) - p, a * (k - 1) - p + e) for a, k, p, e in zip(apart, kernel, pads, extra, strict=True)]
     if min(*sides[0], *sides[1]) < 0:
         x = lifter.add(Pad(((0, 0), *((min(a, 0), min(b, 0)) for a, b in sides))), x, suffix="cut")
     op = Conv2d(
         lifter.constant("weight", mirrored.reshape(groups * per_group, c // groups, *kernel)),
         None if bias is None else lifter.constant("bias", bias),
         (1, 1),
-        tuple(max(0, side) for one in sides for side in one),  # type: ignore[arg-type]
+        (max(0, sides[0][0]), max(0, sides[0][1]), max(0, sides[1][0]), max(0, sides[1][1])),
         apart,
         int(groups),
     )
@@ -269,9 +277,7 @@ def _conv_transpose2d(
 
 @register_module(nn.ConvTranspose2d)
 def _module_conv_transpose2d(lifter: Lifter, m: nn.ConvTranspose2d, x: Value) -> Any:
-    return _conv_transpose2d(
-        lifter, x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation
-    )
+    return _conv_transpose2d(lifter, x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)
 
 
 @register_function(F.conv_transpose1d, torch.conv_transpose1d)
@@ -303,6 +309,4 @@ def _conv_transpose1d(
 
 @register_module(nn.ConvTranspose1d)
 def _module_conv_transpose1d(lifter: Lifter, m: nn.ConvTranspose1d, x: Value) -> Any:
-    return _conv_transpose1d(
-        lifter, x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation
-    )
+    return _conv_transpose1d(lifter, x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)

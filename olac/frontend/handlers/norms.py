@@ -85,9 +85,11 @@ def _group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Any:
-    split = lifter.reshape(input, (num_groups, math.prod(input.shape) // num_groups))
-    made = lifter.reshape(normalised(lifter, split, [1], eps), input.shape)
-    return _scaled(lifter, made, weight, bias, [0])
+    (channels,) = lifter.axes(1, input)
+    before, rest = input.shape[:channels], input.shape[channels:]
+    split = lifter.reshape(input, (*before, num_groups, math.prod(rest) // num_groups))
+    made = lifter.reshape(normalised(lifter, split, [channels + 1], eps), input.shape)
+    return _scaled(lifter, made, weight, bias, [channels])
 
 
 @register_module(nn.GroupNorm)
@@ -110,12 +112,13 @@ def _instance_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Any:
+    channels = lifter.axes(1, input)
     if not use_input_stats:
         scale = 1 / torch.sqrt(running_var.double() + eps)
-        x = _scaled(lifter, input, scale, -running_mean.double() * scale, [0])
+        x = _scaled(lifter, input, scale, -running_mean.double() * scale, channels)
     else:
-        x = normalised(lifter, input, range(1, len(input.shape)), eps)
-    return _scaled(lifter, x, weight, bias, [0])
+        x = normalised(lifter, input, range(channels[0] + 1, len(input.shape)), eps)
+    return _scaled(lifter, x, weight, bias, channels)
 
 
 @register_module(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -187,16 +190,23 @@ def _var_mean(
     return tuple(one if keepdim else drop(lifter, one, axes) for one in (variance, mean))
 
 
-@register_function(torch.norm, torch.linalg.norm, torch.linalg.vector_norm, "norm")
+@register_function(torch.linalg.norm, torch.linalg.vector_norm)
+@any_order
+def _vector_norm(
+    lifter: Lifter, x: Value, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Any:
+    return _norm(lifter, x, ord, dim, keepdim)
+
+
+@register_function(torch.norm, "norm")
 @any_order
 def _norm(
-    lifter: Lifter, input: Value, p: Any = 2, dim: Any = None, keepdim: bool = False, *, ord: Any = None, dtype: Any = None
+    lifter: Lifter, input: Value, p: Any = 2, dim: Any = None, keepdim: bool = False, out: Any = None, dtype: Any = None
 ) -> Any:
-    kind = p if ord is None else ord
     if dim is None:
         raise Unsupported("a norm over the whole batch", "Give the axes, without the batch axis")
     axes = lifter.axes(dim, input)
-    made = sized(lifter, input, axes, kind)
+    made = sized(lifter, input, axes, p)
     return made if keepdim else drop(lifter, made, axes)
 
 
@@ -212,7 +222,7 @@ def sized(lifter: Lifter, x: Value, axes: Sequence[int], kind: Any) -> Value:
 @register_function(F.cosine_similarity)
 @any_order
 def _cosine_similarity(lifter: Lifter, x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Any:
-    made = []
+    made: list[Any] = []
     axes = lifter.axes(dim, next(x for x in (x1, x2) if isinstance(x, Value)))
     for one in (x1, x2):
         if isinstance(one, Value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 
 from olac.frontend.algebra import along_axes
 from olac.frontend.handlers.linear import pair
-from olac.frontend.lifter import Lifter, Unsupported, Value, any_order, register_function, register_module
+from olac.frontend.lifter import Handler, Lifter, Unsupported, Value, any_order, register_function, register_module
 from olac.ir.ops import (
     Array,
     AveragePool,
@@ -46,6 +47,20 @@ def _pool(lifter: Lifter, x: Value, rows: Array, columns: Array, stride: tuple[i
     return lifter.add(AveragePool(lifter.constant("rows", rows), lifter.constant("columns", columns), stride), x)
 
 
+def _in_batch(pool: Handler) -> Handler:
+    """A pooling that also takes several pictures of an image, which lie in the batch axis."""
+
+    @functools.wraps(pool)
+    def each(lifter: Lifter, input: Value, *args: Any, **kwargs: Any) -> Any:
+        if len(input.shape) != 4 or input.frame.merged == 1:
+            return pool(lifter, input, *args, **kwargs)
+        many, channels = input.shape[:2]
+        made = pool(lifter, lifter.reshape(input, (many * channels, *input.shape[2:])), *args, **kwargs)
+        return lifter.reshape(made, (many, channels, *made.shape[1:]))
+
+    return each  # type: ignore[return-value]
+
+
 def _planes(x: Value, what: str) -> tuple[int, int, int]:
     if len(x.shape) != 3:
         raise Unsupported(f"{what} of a value of shape {x.shape}", "Reshape to (channels, height, width)")
@@ -53,6 +68,7 @@ def _planes(x: Value, what: str) -> tuple[int, int, int]:
 
 
 @register_function(F.avg_pool2d)
+@_in_batch
 def _avg_pool2d(
     lifter: Lifter,
     input: Value,
@@ -107,7 +123,12 @@ def _avg_pool1d(
     kernel, pad = _each(kernel_size, 1), _each(padding, 1)
     step = kernel if stride in (None, (), []) else _each(stride, 1)
     made = _avg_pool2d(
-        lifter, lines(lifter, input, "average pooling"), (1, *kernel), (1, *step), (0, *pad), ceil_mode,
+        lifter,
+        lines(lifter, input, "average pooling"),
+        (1, *kernel),
+        (1, *step),
+        (0, *pad),
+        ceil_mode,
         count_include_pad,
     )
     return from_lines(lifter, made)
@@ -133,7 +154,7 @@ def _avg_pool3d(
         raise Unsupported(f"average pooling of a value of shape {input.shape}", "Reshape to (channels, d, h, w)")
     kernels, paddings = _each(kernel_size, 3), _each(padding, 3)
     strides = kernels if stride in (None, (), []) else _each(stride, 3)
-    c, *sizes = input.shape
+    sizes = input.shape[1:]
     matrices = [
         _windows(size, kernel, step, pad, ceil_mode, count_include_pad, divisor_override is None)
         for size, kernel, step, pad in zip(sizes, kernels, strides, paddings, strict=True)
@@ -178,6 +199,7 @@ def _adaptive(size: int, count: int) -> Array:
 
 
 @register_function(F.adaptive_avg_pool2d)
+@_in_batch
 def _adaptive_avg_pool2d(lifter: Lifter, input: Value, output_size: Any) -> Any:
     sizes = _planes(input, "adaptive pooling")[1:]
     counts = [s if n is None else int(n) for s, n in zip(sizes, _wanted(output_size, 2), strict=True)]
@@ -295,6 +317,7 @@ def _module_adaptive_max_pool1d(lifter: Lifter, m: nn.AdaptiveMaxPool1d, x: Valu
 
 
 @register_function(F.max_pool2d, torch.max_pool2d)
+@_in_batch
 def _max_pool2d(
     lifter: Lifter,
     input: Value,
@@ -320,6 +343,7 @@ def _module_max_pool2d(lifter: Lifter, m: nn.MaxPool2d, x: Value) -> Any:
 
 
 @register_function(F.adaptive_max_pool2d)
+@_in_batch
 def _adaptive_max_pool2d(lifter: Lifter, input: Value, output_size: Any, return_indices: bool = False) -> Any:
     sizes = _planes(input, "adaptive max-pooling")[1:]
     wanted = (output_size, output_size) if output_size is None or isinstance(output_size, int) else output_size
