@@ -199,9 +199,13 @@ def thinning_for(unknown: int, images: int, places: Sequence[int]) -> int:
     return max(thinning(places), min(enough, math.isqrt(math.ceil(images / CHUNK))))
 
 
-def offsets(every: int) -> Iterator[tuple[int, int]]:
-    """First row and column for one piece of the images after the other, so that all places are seen."""
-    return itertools.cycle([(i, j) for i in range(every) for j in range(every)])
+def offsets(every: int, places: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First row and column for one piece of the images after the other, so that all places are seen.
+
+    Pictures may have fewer rows or columns than are left out, such as the one column of a sequence.
+    """
+    rows, columns = (min(every, n) for n in places) if len(places) == 2 else (every, every)
+    return itertools.cycle([(i, j) for i in range(rows) for j in range(columns)])
 
 
 def _chunks(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -209,7 +213,8 @@ def _chunks(op: Conv2d | Linear, x: Tensor, target: Tensor, weight: Tensor) -> I
     groups = op.groups if isinstance(op, Conv2d) else 1
     out = len(weight) // groups
     every = thinning_for(weight[0].numel(), len(x), target.shape[2:])
-    for part, whole, (i, j) in zip(x.split(CHUNK), target.split(CHUNK), offsets(every), strict=False):
+    firsts = offsets(every, target.shape[2:])
+    for part, whole, (i, j) in zip(x.split(CHUNK), target.split(CHUNK), firsts, strict=False):
         wanted = whole[:, :, i::every, j::every] if every > 1 else whole
         y = wanted.reshape(len(part), groups, out, -1).permute(1, 2, 0, 3).reshape(groups, out, -1)
         yield patches(op, part, weight, every, (i, j)), y

@@ -46,7 +46,7 @@ def means(x: Tensor, y: Tensor, middle: Tensor, half: Tensor, degree: int) -> tu
     """
     channels, every = x.shape[1], thinning(x.shape[2:])
     count, tables = 0, []
-    for part, wanted, (i, j) in zip(x.split(TOGETHER), y.split(TOGETHER), offsets(every), strict=False):
+    for part, wanted, (i, j) in zip(x.split(TOGETHER), y.split(TOGETHER), offsets(every, x.shape[2:]), strict=False):
         if every > 1:
             part, wanted = part[:, :, i::every, j::every], wanted[:, :, i::every, j::every]
         count += part.numel() // channels

@@ -151,7 +151,18 @@ def test_moments_of_fewer_places_are_those_of_all(size: int, stride: int) -> Non
     assert torch.allclose(made, 1.1 * flat, atol=0.02) and torch.allclose(bias, torch.ones(1, 4).double(), atol=0.02)
     every = thinning(wanted.shape[2:])
     assert every == max(1, math.isqrt(math.prod(wanted.shape[2:]) // 128))
-    assert len(set(itertools.islice(offsets(every), every * every))) == every * every
+    assert len(set(itertools.islice(offsets(every, wanted.shape[2:]), every * every))) == every * every
+
+
+@pytest.mark.parametrize("places", [(700, 1), (1, 700), (2, 800)])
+def test_moments_of_sequences(places: tuple[int, int]) -> None:
+    """Pictures may have fewer columns than are left out."""
+    random = torch.Generator().manual_seed(1)
+    x, weight = torch.randn(3 * CHUNK, 3, *places, generator=random), torch.randn(4, 3, 1, 1, generator=random)
+    wanted = torch.nn.functional.conv2d(x, weight)
+    assert thinning(places) > min(places)
+    made, _ = ridge_regression(Conv2d("w", "b"), x, 1.1 * wanted, weight).solve(weight.double().reshape(1, 4, -1), 1e-4)
+    assert torch.allclose(made, 1.1 * weight.double().reshape(1, 4, -1), atol=0.02)
 
 
 def test_regressions_take_as_many_samples_as_they_need() -> None:

@@ -40,7 +40,7 @@ def test_means_are_those_of_dense_sums(shape: tuple[int, ...], degree: int) -> N
     for c in range(shape[1]):
         pairs = [
             (one[:, c], other[:, c]) if every == 1 else (one[:, c, i::every, j::every], other[:, c, i::every, j::every])
-            for one, other, (i, j) in zip(x.split(TOGETHER), y.split(TOGETHER), offsets(every), strict=False)
+            for one, other, (i, j) in zip(x.split(TOGETHER), y.split(TOGETHER), offsets(every, shape[2:]), strict=False)
         ]
         u, v = (torch.cat([pair[k].flatten() for pair in pairs]).double() for k in (0, 1))
         basis = torch.from_numpy(chebyshev.chebvander(((u - middle[c]) / half[c]).numpy(), degree))

@@ -56,6 +56,7 @@ _PRODUCTS = "matmul mm bmm mv dot inner __matmul__ __rmatmul__ addmm baddbmm"
 _LOGIC = (
     "logical_and logical_or logical_not and_ or_ invert bitwise_and bitwise_or bitwise_not __and__ __or__ __invert__"
 )
+_BITWISE = "bitwise_and bitwise_or bitwise_not __and__ __or__ __invert__"
 _COMPARED = "gt ge greater greater_equal __gt__ __ge__ lt le less less_equal __lt__ __le__"
 
 _LAST_ALONG_AN_AXIS = (
