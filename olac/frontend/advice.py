@@ -6,39 +6,28 @@ import re
 
 # Advice by a pattern that occurs in the name of the operation; the first that matches is given.
 _ADVICE: tuple[tuple[str, str], ...] = (
-    ("maxpool|max_pool", "Use MaxPool2d, with a kernel (1, k) for sequences"),
+    ("fractional|max_?unpool", "Use MaxPool2d"),
+    ("local_?response", "Use BatchNorm2d, GroupNorm or LayerNorm"),
+    ("softmax2d|softmin|softmax", "Give the axis, e.g. dim=1"),
+    ("decoder|^transformer$|nn.transformer", "Use TransformerEncoderLayer, MultiheadAttention and Linear"),
+    ("embedding|one_hot", "Look embeddings up before encryption, or give one-hot columns and multiply by the table"),
+    ("conv_?transpose3d", "Use ConvTranspose2d, or Upsample and Conv3d"),
+    ("topk|sort|argsort|median|mode|kthvalue|unique|argmax|argmin", "Take it on the decrypted outputs"),
+    ("cummax|cummin|cumprod|logcumsumexp", "Take it on the decrypted outputs, or write it out for a few elements"),
+    ("^(eq|ne|isnan|isinf|isclose)$", "Compare the size of the difference with a threshold"),
+    ("floor|ceil|round|trunc|frac|fmod|remainder", "Leave rounding out: its steps are not polynomial"),
+    ("lp_?pool", "Use AvgPool2d"),
     (
-        "instance_?norm|layer_?norm|group_?norm|rms_?norm|local_?response",
-        "Use BatchNorm2d or BatchNorm1d, whose statistics are constants in evaluation",
+        "tan|asin|acos|atan2|sinh|cosh|lgamma|digamma|erfinv|bessel|i0|i1",
+        "Name it in activations=, as it is a function of each element",
     ),
-    ("batch_?norm", "Use BatchNorm1d or BatchNorm2d"),
-    ("softmax|softmin", "End the model in it, so that the client computes it, or apply it to the decrypted outputs"),
-    ("attention|transformer", "Attention divides and exponentiates encrypted data; use a convolutional model"),
-    ("embedding|one_hot", "Look embeddings up before encryption and give the model their values"),
-    ("^cat$|concat|stack", "Use sums (residual connections), or convolutions that are added up"),
-    ("conv_?transpose|upsample|interpolate|pixel_?shuffle", "Upsample before encryption, or use Conv2d only"),
-    ("conv1d|conv3d", "Use Conv2d, with a kernel (1, k) for sequences"),
-    ("lstm|gru|rnn", "Recurrent layers are too deep for one ciphertext; use convolutions"),
-    ("max|min|topk|sort|argmax|argmin|median", "Comparisons are not polynomial; take it on the decrypted outputs"),
-    (
-        "^(gt|lt|ge|le|eq|ne|where|sign|heaviside|isnan)$",
-        "Comparisons are not polynomial; use ReLU or another smooth activation",
-    ),
-    ("matmul|bmm|einsum|^mm$|addmm|baddbmm", "Use Linear or Conv2d with constant weights, or elementwise products"),
-    ("transpose|permute|movedim|swapaxes|^t$|^mt$", "Keep the order of the axes; permute weights instead"),
-    ("avg_?pool1d|avg_?pool3d|lp_?pool", "Use AvgPool2d"),
-    ("reflect|replicat|circular", "Pad with zeros"),
-    (
-        "abs|exp|log|sqrt|norm|div|reciprocal|std|var",
-        "Only polynomials can be computed on encrypted data; compute it after decryption, use a supported activation, "
-        "or name the elementwise module or function that it is a part of in activations=",
-    ),
-    ("rand|bernoulli|dropout", "Remove randomness from the forward pass"),
-    ("copy_|fill_|zero_|index|scatter|gather", "Use operations that make new tensors, with constant slices"),
+    ("rand|bernoulli|dropout|multinomial|normal_", "Remove randomness from the forward pass"),
+    ("copy_|fill_|zero_|index_|scatter|gather|put", "Use operations that make new tensors, with constant indices"),
+    ("fft|stft", "Multiply by the constant matrix of the transform"),
 )
 GENERIC_ADVICE = (
-    "Express it by convolutions, linear layers, average pooling, sums, products and supported activations, or register "
-    "a lifting for it"
+    "Express it by layers, products, sums, moves of axes and activations that are supported, name it in activations= "
+    "if it is a function of each element, or register a lifting for it"
 )
 
 
