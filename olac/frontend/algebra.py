@@ -31,6 +31,8 @@ from olac.ir.ops import (
 
 DENSE = 256
 """Means over longer axes are subtracted; over shorter ones a matrix subtracts them at once."""
+SQUARINGS = 2
+"""How often softmax squares and divides. Each takes a level more than a reciprocal, and halves exponents."""
 MOST_ENTRIES = 50_000_000
 """Most entries of a matrix that is written out."""
 
@@ -223,12 +225,23 @@ def centred(lifter: Lifter, x: Value, axes: Sequence[int]) -> Value:
 
 
 def encrypted_softmax(lifter: Lifter, x: Value, axis: int, kept: Any = None) -> Value:
-    """exp(x) / sum(exp(x)) over an axis of one image, by two fitted functions; `kept` multiplies the exponentials."""
-    powers = activate(lifter, x, "exp")
+    """The softmax over an axis of one image; `kept`, a constant of zeros and ones, takes elements out.
+
+    softmax(x) = exp(x) / sum(exp(x)), and squares of softmax(x / 2), divided by their sum, are softmax(x) (Cho, Hanrot,
+    Kim, Park and Stehlé, "Fast and Accurate Homomorphic Softmax Evaluation", CCS 2024). So exponentials are taken of a
+    narrow range, and the sums of squares lie between 1 / n and 1 for all inputs, also unseen ones.
+    """
+    powers = activate(lifter, lifter.affine(x, scale=0.5**SQUARINGS, suffix="part"), "exp")
     if kept is not None:
         powers = times(lifter, powers, kept.double())
-    inverse = activate(lifter, along_axes(lifter, powers, [axis], 1.0), "reciprocal")
-    return multiply(lifter, powers, inverse, "softmax")
+    made = _over_sum(lifter, powers, axis)
+    for _ in range(SQUARINGS):
+        made = _over_sum(lifter, square(lifter, made), axis)
+    return made
+
+
+def _over_sum(lifter: Lifter, x: Value, axis: int) -> Value:
+    return multiply(lifter, x, activate(lifter, along_axes(lifter, x, [axis], 1.0), "reciprocal"), "softmax")
 
 
 def joined(lifter: Lifter, parts: Sequence[Any], axis: int) -> Value:
