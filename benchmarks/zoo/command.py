@@ -67,5 +67,14 @@ def run(options: argparse.Namespace, command: str) -> list[Row]:
             progress.console.print(said, highlight=False, markup=False)
             progress.advance(task)
     if options.markdown is not None:
-        options.markdown.write_text(document(results.rows), encoding="utf-8")
+        options.markdown.write_text(document(_ordered(results.rows)), encoding="utf-8")
     return rows
+
+
+def _ordered(rows: Sequence[Row]) -> list[Row]:
+    """Rows in the order of the cases; those of cases that there are no more are left out."""
+    from benchmarks.zoo.catalogue import CASES
+
+    places = {(case.kind, case.name, case.variant): place for place, case in enumerate(CASES)}
+    found = {places.get((row["family"], row["model"], row["variant"]), -1): row for row in rows if "family" in row}
+    return [found[place] for place in sorted(found) if place >= 0]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.results import MODEL, Row
 from benchmarks.zoo.outcomes import AS_GIVEN, CLOSE, CRASH, DEGREE, NETS, OPS, REFUSED, RIGHT, UNCLEAR, WRONG, ZOO
 
+WITHIN = f"{CLOSE:.0e}".replace("e-0", "e-")
+SHAPES = re.compile(r"\(\d+(, \d+)*,?\)")
+"""Shapes in the text of a problem: problems that differ by them alone are one reason."""
 REASONS = 4
 """Reasons that a cell names; the rest are counted."""
 COMMAND = "python -m benchmarks models --approximate --json models.json --markdown docs/models.md"
@@ -26,7 +31,7 @@ stay as they are. A test runs some operations and nets, and fails if this page s
 How to read the columns:
 
 * **result**: *works* means that `olac.check` finds no problem and that the model, lifted to olac's own operations with
-  its activations exact, gives what torch gives on inputs that were not traced (within 1e-4 of the largest output).
+  its activations exact, gives what torch gives on inputs that were not traced (within {WITHIN} of the largest output).
   *wrong* means that it gives something else, which is a bug. *refused* means that `olac.check` lists what it can't
   take, and the reasons follow with their number of places. *refused unclearly* means that a reason is the error of
   another library, and *crash* that `olac.check` raises; both are bugs.
@@ -101,9 +106,13 @@ def result(row: Mapping[str, Any]) -> str:
 
 
 def reasons(problems: Mapping[str, int]) -> str:
-    """The commonest problems with their numbers of places."""
-    named = [f"{_plain(text)}{f' ({count})' if count > 1 else ''}" for text, count in list(problems.items())[:REASONS]]
-    more = len(problems) - len(named)
+    """The commonest problems with their numbers of places, those of values of several shapes as one."""
+    alike: dict[str, list[str]] = {}
+    for text in problems:
+        alike.setdefault(SHAPES.sub("(...)", text), []).append(text)
+    found = Counter({k if len(v) > 1 else v[0]: sum(problems[text] for text in v) for k, v in alike.items()})
+    named = [f"{_plain(text)}{f' ({count})' if count > 1 else ''}" for text, count in found.most_common(REASONS)]
+    more = len(found) - len(named)
     return "; ".join(named) + (f"; and {more} more" if more else "")
 
 
@@ -112,7 +121,7 @@ def _close(row: Mapping[str, Any]) -> str:
     error = row.get("error_of_polynomials")
     if error is None:
         return _plain(str(row.get("approximation", "")))
-    return f"within {CLOSE:.0e}" if error <= CLOSE else f"**differ by {error:.1g}**"
+    return f"within {WITHIN}" if error <= CLOSE else f"**differ by {error:.1g}**"
 
 
 def _summary(rows: Sequence[Row]) -> str:
