@@ -36,10 +36,11 @@ How to read the columns:
   take, and the reasons follow with their number of places. *refused unclearly* means that a reason is the error of
   another library, and *crash* that `olac.check` raises; both are bugs.
 * **levels**: the multiplicative depth with polynomials of degree {DEGREE} for all activations, before bootstraps are
-  placed. A max-pool takes more levels than an activation. For the networks they follow from the structure alone.
-* **polynomials**: the largest difference of `simulate()` from torch with the same polynomials in place of the
-  activations, relative to the largest output. It says that olac computes the approximated model as torch does, not how
-  good polynomials of degree {DEGREE} are.
+  placed, or of a higher degree, which is named, if the outputs diverge. A max-pool takes more levels than an
+  activation. For the networks they follow from the structure alone.
+* **polynomials**: the largest difference of `simulate()` from the lifted model, computed by torch with the same
+  polynomials in place of its activations, relative to the largest output. It says that passes change nothing, not how
+  good polynomials of low degree are.
 """
 OF_KINDS = {
     OPS: """## Single operations
@@ -79,13 +80,14 @@ def document(rows: Sequence[Row]) -> str:
 
 def line(row: Mapping[str, Any]) -> str:
     """The line of the page that a row gives; seconds and memory, which differ from run to run, are not in it."""
+    degree = row.get("degree", DEGREE)
     cells = {
         **dict.fromkeys(("operation", "net", "network"), f"`{row['model']}`"),
         "form": str(row["variant"]),
         "input": ", ".join("x".join(map(str, shape)) for shape in row["inputs"]),
         "parameters": f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else "",
         "result": result(row),
-        "levels": str(row.get("levels", "")),
+        "levels": f"{row.get('levels', '')}{f' (degree {degree})' if degree != DEGREE else ''}",
         "polynomials": _close(row),
     }
     return _line([cells[name] for name in COLUMNS[row["family"]]])

@@ -23,7 +23,7 @@ from torch import nn
 
 from benchmarks.results import MODEL, Row
 from benchmarks.zoo.cases import Case
-from benchmarks.zoo.outcomes import ABSENT, CLOSE, CRASH, MEMORY, REFUSED, RIGHT, SLOW, UNCLEAR, WRONG
+from benchmarks.zoo.outcomes import ABSENT, CLOSE, CRASH, MEMORY, REFUSED, RIGHT, SLOW, UNCLEAR, WRONG, ZOO
 from olac.approximation import tensors
 from olac.errors import InfeasibleError, UnsupportedModelError, UnsupportedNode
 from olac.frontend import Traced, check, lift, trace
@@ -38,6 +38,8 @@ TRACED, COMPARED = 2, 3
 """Images that a case is traced with, and other images that the lifted graph is compared on."""
 EXACT_CONSTANTS = 200_000
 """Graphs with fewer constants are also evaluated by the reference semantics, in double precision."""
+LONGEST = 160
+"""Characters of an error that a row keeps."""
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -170,7 +172,7 @@ def measure(case: Case, approximate: bool = False, seconds: float | None = None)
         approximate: whether the levels are found, with fits of polynomials where that is quick.
         seconds: the limit of lifting, and again of what `approximate` adds.
     """
-    gc.collect()
+    _free(case)
     reset = reset_peak()
     start = time.monotonic()
     row: Row = {
@@ -192,6 +194,12 @@ def measure(case: Case, approximate: bool = False, seconds: float | None = None)
     return row
 
 
+def _free(case: Case) -> None:
+    """Give back the memory of what was lifted before, whose parts refer to one another; it counts for networks only."""
+    if case.kind == ZOO:
+        gc.collect()
+
+
 def _failure(error: Exception) -> Row:
     if isinstance(error, ImportError):
         return {"outcome": ABSENT, "error": f"{error}"}
@@ -201,9 +209,9 @@ def _failure(error: Exception) -> Row:
 
 
 def text_of(error: BaseException) -> str:
-    """The first line of an error, with its type."""
-    line = f"{type(error).__name__}: {error}".splitlines()[0]
-    return line[:300]
+    """An error in one line, with its type, cut if it is long."""
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
 def _refusal(nodes: Sequence[UnsupportedNode]) -> Row:
@@ -224,7 +232,7 @@ def _measured(case: Case, approximate: bool, seconds: float | None) -> Row:
                 if not case.client_head and not problems_of(case, model, inputs, True):
                     row["last_step"] = True
                 return row
-            gc.collect()  # what `check` lifted may be large, and its parts refer to one another
+            _free(case)
             found = lifted(case, model, inputs)
             others = case.inputs(COMPARED, seed=2)
             difference = exact_error(found.graph, found.head, others, model(*others))

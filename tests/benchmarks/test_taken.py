@@ -213,6 +213,37 @@ def test_polynomials_are_held_against_torch(monkeypatch: pytest.MonkeyPatch) -> 
     assert measure(case, approximate=True)["approximation"] == "ValueError: a bug"
 
 
+def test_the_degree_rises_if_polynomials_diverge(monkeypatch: pytest.MonkeyPatch) -> None:
+    degrees: list[int] = []
+
+    def diverging(*arguments: Any, degree: int, **options: Any) -> ApproximatedModel:
+        degrees.append(degree)
+        made = approximate(*arguments, degree=degree, **options)
+        return replace(made, graph=changed(made.graph, 1e4)) if degree == 3 or everywhere else made
+
+    everywhere = False
+    monkeypatch.setattr(polynomials, "approximate", diverging)
+    case = case_of(lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)))
+    row = measure(case, approximate=True)
+    assert degrees == [3, 7]
+    assert (row["degree"], row["levels"]) == (7, 5)
+    assert row["error_of_polynomials"] < 1e-4
+    assert "| 5 (degree 7) | within 1e-4 |" in line(row)
+    everywhere = True
+    row = measure(case, approximate=True)
+    assert row["approximation"] == "polynomials of degree 15 diverge"
+    assert "error_of_polynomials" not in row
+
+
+def test_an_operation_that_the_approximated_graph_lacks() -> None:
+    """Nothing is compared then, and the row says so."""
+    case = case_of(lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)))
+    exact = lifted(case, case.model(), case.inputs(2)).graph
+    other = lifted(case, nn.Sequential(nn.Linear(4, 3)), case.inputs(2)).graph
+    with pytest.raises(polynomials.NoReferenceError, match="activation m1"):
+        polynomials.with_polynomials(exact, other, case.inputs(2)[0])
+
+
 @pytest.mark.parametrize("name", ["keyword_spotting", "squeeze_excitation", "maxpool2d"])
 def test_levels_by_structure_are_those_of_fitted_polynomials(name: str) -> None:
     case = next(case for case in CASES if case.name == name)
