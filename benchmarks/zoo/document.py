@@ -35,6 +35,7 @@ How to read the columns:
   *wrong* means that it gives something else, which is a bug. *refused* means that `olac.check` lists what it can't
   take, and the reasons follow with their number of places. *refused unclearly* means that a reason is the error of
   another library, and *crash* that `olac.check` raises; both are bugs.
+  *by `olac.Joined`* means that several inputs or outputs were joined to one, as `olac.check` advises.
 * **levels**: the multiplicative depth with polynomials of degree {DEGREE} for all activations, before bootstraps are
   placed, or of a higher degree, which is named, if the outputs diverge. A max-pool takes more levels than an
   activation. For the networks they follow from the structure alone.
@@ -96,7 +97,7 @@ def line(row: Mapping[str, Any]) -> str:
 def result(row: Mapping[str, Any]) -> str:
     """Whether olac takes the model, and why not."""
     if row["outcome"] == RIGHT:
-        return "works"
+        return "works, by `olac.Joined`" if row.get("joined") else "works"
     said = str(row["outcome"])
     if row.get("problems"):
         said += f": {reasons(row['problems'])}"
@@ -127,8 +128,10 @@ def _close(row: Mapping[str, Any]) -> str:
 
 
 def _summary(rows: Sequence[Row]) -> str:
-    lines = ["| kind | measured | work | refused | refused unclearly, or crash | wrong | not measured |"]
-    lines.append("|" + "---|" * 7)
+    lines = [
+        "| kind | measured | work | of these joined | refused | refused unclearly, or crash | wrong | not measured |"
+    ]
+    lines.append("|" + "---|" * 8)
     names = {OPS: "single operations, as given", NETS: "small nets", ZOO: "networks of torchvision and timm"}
     for family, name in names.items():
         own = [row for row in rows if row["family"] == family and row["variant"] == AS_GIVEN]
@@ -138,10 +141,11 @@ def _summary(rows: Sequence[Row]) -> str:
 
 
 def counts(rows: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    """How many rows are right, refused, refused unclearly or crashed, wrong, and not measured."""
+    """How many rows are right, right by `olac.Joined`, refused, refused unclearly or crash, wrong, not measured."""
     groups = ((RIGHT,), (REFUSED,), (UNCLEAR, CRASH), (WRONG,))
     found = tuple(sum(row["outcome"] in group for row in rows) for group in groups)
-    return (*found, len(rows) - sum(found))
+    joined = sum(row["outcome"] == RIGHT and bool(row.get("joined")) for row in rows)
+    return (found[0], joined, *found[1:], len(rows) - sum(found))
 
 
 def _line(cells: Sequence[str]) -> str:

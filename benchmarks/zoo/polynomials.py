@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.results import Row
-from benchmarks.zoo.cases import Case
-from benchmarks.zoo.measure import COMPARED, Lifted, example, flat, relative
+from benchmarks.zoo.measure import COMPARED, relative
 from benchmarks.zoo.outcomes import DEGREE
+from benchmarks.zoo.subject import Lifted, Subject
 from olac.analysis.levels import multiplicative_depth
 from olac.approximation import tensors
 from olac.compiler import approximate
@@ -34,19 +33,19 @@ class NoReferenceError(Exception):
     """The approximated graph has no value that an operation of the model could be replaced by."""
 
 
-def approximated(case: Case, model: nn.Module, found: Lifted) -> Row:
-    """The levels of a case and the error of `simulate()`, as parts of its row.
+def approximated(subject: Subject, found: Lifted) -> Row:
+    """The levels of a subject and the error of `simulate()`, as parts of its row.
 
     Polynomials are fitted on each layer's values alone, so that no weight changes and little time is taken. Their
     degree is the lowest of `DEGREES` of which the outputs do not diverge.
     """
-    others = example(case.inputs(COMPARED, seed=2))
-    largest = max(float(output.abs().max()) for output in flat(model(*case.inputs(COMPARED, seed=2))))
+    case, others = subject.case, subject.images(COMPARED, seed=2)
+    largest = float(subject.expected(COMPARED, seed=2).detach().abs().max())
     row: Row = {}
     for degree in DEGREES:
         made = approximate(
-            model,
-            [example(case.inputs(CALIBRATION, seed=1))],
+            subject.model,
+            [subject.images(CALIBRATION, seed=1)],
             method="empirical",
             degree=degree,
             activations=dict(case.activations) or None,

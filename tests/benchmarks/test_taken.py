@@ -12,18 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+import olac
 from benchmarks.__main__ import main
 from benchmarks.results import Row
-from benchmarks.zoo import measure as measuring
 from benchmarks.zoo import nets_images, nets_sequences, nets_tables, networks, ops, polynomials
+from benchmarks.zoo import subject as subjects
 from benchmarks.zoo.cases import Case, normal
 from benchmarks.zoo.catalogue import CASES
 from benchmarks.zoo.document import counts, document, line, reasons, result
 from benchmarks.zoo.levels import structural_levels
-from benchmarks.zoo.measure import flat, lifted, measure, relative
+from benchmarks.zoo.measure import measure, relative
 from benchmarks.zoo.outcomes import AS_GIVEN, KINDS, NETS, OPS, OUTCOMES, ZOO
+from benchmarks.zoo.subject import flat, subject_of
 from olac.compiler import approximate
 from olac.errors import UnsupportedModelError, UnsupportedNode
 from olac.frontend import check, lift
@@ -147,13 +150,13 @@ def test_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure(case_of(slow), seconds=0.2)["outcome"] == "out of time"
     assert time.monotonic() - before < 4
 
-    monkeypatch.setattr(measuring, "check", fails(ValueError("a bug")))
+    monkeypatch.setattr(subjects, "check", fails(ValueError("a bug")))
     crashed = measure(case_of(lambda: nn.Linear(4, 2)))
     assert (crashed["outcome"], crashed["error"]) == ("crash", "ValueError: a bug")
     foreign = UnsupportedNode("", "", "can't be traced (TypeError: len() of a 0-d tensor)", "Do something")
-    monkeypatch.setattr(measuring, "check", lambda *arguments: [foreign])
+    monkeypatch.setattr(subjects, "check", lambda *arguments, **options: [foreign])
     assert measure(case_of(lambda: nn.Linear(4, 2)))["outcome"] == "refused unclearly"
-    monkeypatch.setattr(measuring, "check", lambda *arguments: [])
+    monkeypatch.setattr(subjects, "check", lambda *arguments, **options: [])
     assert measure(case_of(Sorted))["outcome"] == "crash", "refused although check finds nothing"
     found = {"right", "refused", "refused unclearly", "crash", "package missing", "out of memory", "out of time"}
     assert found | {"wrong"} == set(OUTCOMES)
@@ -167,7 +170,7 @@ def changed(graph: Graph, factor: float) -> Graph:
 
 
 def test_a_lifted_graph_that_differs_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "lift", lambda *arguments: changed(lift(*arguments), 1.001))
+    monkeypatch.setattr(subjects, "lift", lambda *arguments: changed(lift(*arguments), 1.001))
     row = measure(case_of(lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))), approximate=True)
     assert row["outcome"] == "wrong"
     assert 1e-4 < row["error_of_lifting"] < 1e-2
@@ -190,8 +193,6 @@ def test_differences_are_relative_to_the_largest_output() -> None:
     assert relative(np.array([10.0, 1.0]), theirs) == 0
     assert relative(np.array([[10.0, 1.0, 0.0]]), theirs) == np.inf
     assert relative(np.array([[10.0, np.nan]]), theirs) == np.inf
-    assert relative([np.array([[10.0, 1.0]])], (theirs, theirs)) == np.inf
-    assert relative((np.array([1.0]), np.array([0.5])), {"a": torch.tensor([1.0]), "b": torch.tensor([1.0])}) == 0.5
 
 
 def test_polynomials_are_held_against_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,8 +239,8 @@ def test_the_degree_rises_if_polynomials_diverge(monkeypatch: pytest.MonkeyPatch
 def test_an_operation_that_the_approximated_graph_lacks() -> None:
     """Nothing is compared then, and the row says so."""
     case = case_of(lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)))
-    exact = lifted(case, case.model(), case.inputs(2)).graph
-    other = lifted(case, nn.Sequential(nn.Linear(4, 3)), case.inputs(2)).graph
+    exact = subject_of(case).lifted().graph
+    other = subject_of(case_of(lambda: nn.Sequential(nn.Linear(4, 3)))).lifted().graph
     with pytest.raises(polynomials.NoReferenceError, match="activation m1"):
         polynomials.with_polynomials(exact, other, case.inputs(2)[0])
 
@@ -248,7 +249,7 @@ def test_an_operation_that_the_approximated_graph_lacks() -> None:
 def test_levels_by_structure_are_those_of_fitted_polynomials(name: str) -> None:
     case = next(case for case in CASES if case.name == name)
     row = measure(case, approximate=True)
-    assert row["levels"] == structural_levels(case, lifted(case, case.model(), case.inputs(2)))
+    assert row["levels"] == structural_levels(subject_of(case), subject_of(case).lifted())
 
 
 def test_the_page_says_what_is_measured() -> None:
@@ -288,12 +289,57 @@ def test_lines_of_the_page() -> None:
     assert reasons(shapes) == "linear on (...), last (4); no (4, 5)"
 
 
+class Parts(nn.Module):
+    """Two inputs and two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"sum": self.linear(x) + y, "other": self.linear(x[:, :4]) * 2}
+
+
+class Vector(nn.Module):
+    """`Parts` of one vector, as `olac.Joined` makes it."""
+
+    factor = 1.0
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def join(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return torch.cat(inputs, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self.model(x[:, :4], x[:, 4:])
+        joined: torch.Tensor = F.pad(parts["sum"], (0, 3)) + self.factor * F.pad(parts["other"], (3, 0))
+        return joined
+
+
+def test_several_inputs_and_outputs_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("own", NETS, Parts, ((4,), (3,)))
+    assert torch.equal(subject_of(case).expected(5)[:, :3], case.model()(*case.inputs(5))["sum"])
+    monkeypatch.setattr(olac, "Joined", Vector, raising=False)
+    row = measure(case, approximate=True)
+    assert (row["outcome"], row["joined"]) == ("right", True)
+    assert row["error_of_polynomials"] < 1e-5
+    assert result(row) == "works, by `olac.Joined`"
+    monkeypatch.setattr(Vector, "factor", 1.01)
+    assert measure(case)["outcome"] == "wrong", "compared with the module as given"
+    assert "joined" not in measure(case_of(Sorted)), "one input and one output"
+    monkeypatch.setattr(olac, "Joined", fails(TypeError("no real tensors")))
+    assert measure(case)["outcome"] == "refused"
+
+
 def test_summary_counts_what_is_as_given() -> None:
     outcomes = ("right", "refused", "refused unclearly", "crash", "wrong", "out of time")
     rows = [row_of(NETS, outcome) for outcome in outcomes]
-    assert counts(rows) == (1, 1, 2, 1, 1)
+    assert counts(rows) == (1, 0, 1, 2, 1, 1)
+    assert counts([*rows, row_of(NETS, "right", joined=True)]) == (2, 1, 1, 2, 1, 1)
     page = document([*rows, {**row_of(NETS, "right"), "variant": "other"}, {"kind": None}])
-    assert "| small nets | 6 | 1 | 1 | 2 | 1 | 1 |" in page
+    assert "| small nets | 6 | 1 | 0 | 1 | 2 | 1 | 1 |" in page
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,7 +361,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_check_refuses_what_lift_refuses() -> None:
     """What these rows take from `olac.check` is all that lifting reports."""
-    model = Sorted()
+    subject = subject_of(case_of(Sorted))
     with pytest.raises(UnsupportedModelError) as raised:
-        lifted(case_of(Sorted), model, case_of(Sorted).inputs(2))
-    assert list(raised.value.nodes) == check(model, case_of(Sorted).inputs(2)[0])
+        subject.lifted()
+    assert list(raised.value.nodes) == subject.problems(True) == check(Sorted(), subject.images(2))
