@@ -38,7 +38,7 @@ How to read the columns:
   *by `olac.Joined`* means that several inputs or outputs were joined to one, as `olac.check` advises.
 * **levels**: the multiplicative depth with polynomials of degree {DEGREE} for all activations, before bootstraps are
   placed, or of a higher degree, which is named, if the outputs diverge. A max-pool takes more levels than an
-  activation. For the networks they follow from the structure alone.
+  activation. For the networks they follow from the structure alone; finding them takes too much memory for some.
 * **polynomials**: the largest difference of `simulate()` from the lifted model, computed by torch with the same
   polynomials in place of its activations, relative to the largest output. It says that passes change nothing, not how
   good polynomials of low degree are.
@@ -81,14 +81,13 @@ def document(rows: Sequence[Row]) -> str:
 
 def line(row: Mapping[str, Any]) -> str:
     """The line of the page that a row gives; seconds and memory, which differ from run to run, are not in it."""
-    degree = row.get("degree", DEGREE)
     cells = {
         **dict.fromkeys(("operation", "net", "network"), f"`{row['model']}`"),
         "form": str(row["variant"]),
         "input": ", ".join("x".join(map(str, shape)) for shape in row["inputs"]),
         "parameters": f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else "",
         "result": result(row),
-        "levels": f"{row.get('levels', '')}{f' (degree {degree})' if degree != DEGREE else ''}",
+        "levels": _levels(row),
         "polynomials": _close(row),
     }
     return _line([cells[name] for name in COLUMNS[row["family"]]])
@@ -119,6 +118,13 @@ def reasons(problems: Mapping[str, int]) -> str:
     return "; ".join(named) + (f"; and {more} more" if more else "")
 
 
+def _levels(row: Mapping[str, Any]) -> str:
+    if "levels" not in row:  # networks have no other column that says why
+        return _plain(str(row.get("approximation", ""))) if row["family"] == ZOO else ""
+    degree = row.get("degree", DEGREE)
+    return f"{row['levels']}{f' (degree {degree})' if degree != DEGREE else ''}"
+
+
 def _close(row: Mapping[str, Any]) -> str:
     """Errors below the limit are not given, because their digits differ between machines."""
     error = row.get("error_of_polynomials")
@@ -128,10 +134,8 @@ def _close(row: Mapping[str, Any]) -> str:
 
 
 def _summary(rows: Sequence[Row]) -> str:
-    lines = [
-        "| kind | measured | work | of these joined | refused | refused unclearly, or crash | wrong | not measured |"
-    ]
-    lines.append("|" + "---|" * 8)
+    columns = ("kind", "measured", "work", "of these joined", "refused", "unclearly, or crash", "wrong", "not measured")
+    lines = [_line(columns), "|" + "---|" * len(columns)]
     names = {OPS: "single operations, as given", NETS: "small nets", ZOO: "networks of torchvision and timm"}
     for family, name in names.items():
         own = [row for row in rows if row["family"] == family and row["variant"] == AS_GIVEN]

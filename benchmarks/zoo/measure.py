@@ -6,6 +6,7 @@ A row never ends the run: every exception becomes an outcome, and so does a row 
 from __future__ import annotations
 
 import gc
+import resource
 import signal
 import threading
 import time
@@ -25,6 +26,7 @@ from benchmarks.zoo.outcomes import ABSENT, CLOSE, CRASH, MEMORY, REFUSED, RIGHT
 from benchmarks.zoo.subject import TRACED, Lifted, Subject, subject_of
 from olac.approximation import tensors
 from olac.errors import InfeasibleError, UnsupportedModelError, UnsupportedNode
+from olac.system.memory import ran_out
 
 FOREIGN = "can't be traced ("
 """Refusals with these words pass on the error of another library."""
@@ -58,6 +60,21 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def memory_limit(gigabytes: float | None) -> Iterator[None]:
+    """Within this, the process takes no more memory than that: allocations fail, and the machine is left alone."""
+    if gigabytes is None:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    lowest = min([int(gigabytes * 1e9), *(limit for limit in before if limit != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_DATA, (lowest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def reset_peak() -> bool:
@@ -104,12 +121,13 @@ def outcome_of(nodes: Sequence[UnsupportedNode]) -> str:
     return UNCLEAR if any(FOREIGN in node.problem for node in nodes) else REFUSED
 
 
-def measure(case: Case, approximate: bool = False, seconds: float | None = None) -> Row:
+def measure(case: Case, approximate: bool = False, seconds: float | None = None, gigabytes: float | None = None) -> Row:
     """The row of a case; see `benchmarks.results.MODEL`.
 
     Args:
         approximate: whether the levels are found, with fits of polynomials where that is quick.
         seconds: the limit of lifting, and again of what `approximate` adds.
+        gigabytes: the memory that the process may take.
     """
     _free(case)
     reset = reset_peak()
@@ -122,7 +140,7 @@ def measure(case: Case, approximate: bool = False, seconds: float | None = None)
         "inputs": [list(shape) for shape in case.shapes],
     }
     try:
-        with torch.no_grad():
+        with torch.no_grad(), memory_limit(gigabytes):
             row |= _measured(case, approximate, seconds)
     except OutOfTimeError:
         row["outcome"] = SLOW
@@ -142,8 +160,8 @@ def _free(case: Case) -> None:
 def _failure(error: Exception) -> Row:
     if isinstance(error, ImportError):
         return {"outcome": ABSENT, "error": f"{error}"}
-    if isinstance(error, (MemoryError, InfeasibleError)):
-        return {"outcome": MEMORY, "error": text_of(error)}
+    if isinstance(error, InfeasibleError) or ran_out(error):
+        return {"outcome": MEMORY}
     return {"outcome": CRASH, "error": text_of(error)}
 
 
@@ -204,4 +222,4 @@ def _approximated(subject: Subject, found: Lifted, seconds: float | None) -> Row
     except OutOfTimeError:
         return {"approximation": SLOW}
     except Exception as error:
-        return {"approximation": text_of(error)}
+        return {"approximation": MEMORY if ran_out(error) else text_of(error)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -162,6 +163,27 @@ def test_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found | {"wrong"} == set(OUTCOMES)
 
 
+def test_memory_has_a_limit() -> None:
+    """A case that takes too much ends as such, and leaves the limits of the process as they were."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    taken = next(int(line.split()[1]) for line in lines if line.startswith("VmData:")) * 1024 / 1e9
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = torch.zeros(750_000_000)  # 3 GB, never touched
+            self.linear = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.linear(x)
+            return result
+
+    assert measure(case_of(Large), gigabytes=taken + 1)["outcome"] == "out of memory"
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert measure(case_of(lambda: nn.Linear(4, 2)), gigabytes=taken + 1)["outcome"] == "right"
+
+
 def changed(graph: Graph, factor: float) -> Graph:
     """A graph with the constants of its first linear op scaled."""
     node = next(node for node in graph.nodes if isinstance(node.op, LinearOp) and node.op.constant_names())
@@ -281,6 +303,7 @@ def test_lines_of_the_page() -> None:
     assert line(refused) == "| `m` | 3x4x4 | refused: a\\|b (4); c; d; e; and 1 more |  |  |"
     right = row_of(ZOO, "right", parameters=11_170_000, levels=84)
     assert line(right) == "| `m` | 3x4x4 | 11.2 M | works | 84 |"
+    assert line(row_of(ZOO, "right", approximation="out of memory")).endswith("| works | out of memory |")
     both = row_of(OPS, "right", levels=2, error_of_polynomials=3e-7)
     assert line(both) == "| `m` | as given | works | 2 | within 1e-4 |"
     assert result(row_of(OPS, "crash", error="ValueError: a bug")) == "crash: ValueError: a bug"
