@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) 
     parser.add_argument("--only", nargs="+", metavar="NAME", help="the cases of these names alone")
     parser.add_argument("--approximate", action="store_true", help="fit polynomials, too, where that takes seconds")
     parser.add_argument("--seconds", type=count, default=600, metavar="S", help="for each case at most; default 600")
-    parser.add_argument(
-        "--memory", type=count, default=6, metavar="GB", help="that the process may take at most; default 6"
-    )
+    parser.add_argument("--memory", type=count, default=4, metavar="GB", help="for each case at most; default 4")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write all rows of the file as docs/models.md")
 
 

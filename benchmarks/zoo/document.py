@@ -38,7 +38,8 @@ How to read the columns:
   *by `olac.Joined`* means that several inputs or outputs were joined to one, as `olac.check` advises.
 * **levels**: the multiplicative depth with polynomials of degree {DEGREE} for all activations, before bootstraps are
   placed, or of a higher degree, which is named, if the outputs diverge. A max-pool takes more levels than an
-  activation. For the networks they follow from the structure alone; finding them takes too much memory for some.
+  activation. For the networks they follow from the structure alone; some take more than the 4 GB of memory that the
+  command allows for each (`--memory`).
 * **polynomials**: the largest difference of `simulate()` from the lifted model, computed by torch with the same
   polynomials in place of its activations, relative to the largest output. It says that passes change nothing, not how
   good polynomials of low degree are.

@@ -64,12 +64,16 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
 @contextmanager
 def memory_limit(gigabytes: float | None) -> Iterator[None]:
-    """Within this, the process takes no more memory than that: allocations fail, and the machine is left alone."""
-    if gigabytes is None:
+    """Within this, the process takes no more memory than it has and that: further allocations fail.
+
+    Without a number, or on a system that doesn't say what a process has, there is no limit.
+    """
+    taken = _of_status("VmData")
+    if gigabytes is None or taken is None:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    lowest = min([int(gigabytes * 1e9), *(limit for limit in before if limit != resource.RLIM_INFINITY)])
+    lowest = min([int((taken + gigabytes) * 1e9), *(limit for limit in before if limit != resource.RLIM_INFINITY)])
     resource.setrlimit(resource.RLIMIT_DATA, (lowest, before[1]))
     try:
         yield
@@ -88,11 +92,16 @@ def reset_peak() -> bool:
 
 def peak_gb() -> float | None:
     """The largest memory of this process since `reset_peak`, in GB; None if this system doesn't say."""
+    return _of_status("VmHWM")
+
+
+def _of_status(name: str) -> float | None:
+    """A line of the process's status, in GB."""
     try:
         lines = STATUS.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM:")), None)
+    return next((int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith(f"{name}:")), None)
 
 
 def exact_error(lifted: Lifted, images: torch.Tensor, expected: torch.Tensor) -> float:
@@ -127,7 +136,7 @@ def measure(case: Case, approximate: bool = False, seconds: float | None = None,
     Args:
         approximate: whether the levels are found, with fits of polynomials where that is quick.
         seconds: the limit of lifting, and again of what `approximate` adds.
-        gigabytes: the memory that the process may take.
+        gigabytes: the memory that the process may take beyond what it has.
     """
     _free(case)
     reset = reset_peak()
