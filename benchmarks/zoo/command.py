@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) 
     parser.add_argument("--only", nargs="+", metavar="NAME", help="the cases of these names alone")
     parser.add_argument("--approximate", action="store_true", help="fit polynomials, too, where that takes seconds")
     parser.add_argument("--seconds", type=count, default=600, metavar="S", help="for each case at most; default 600")
+    parser.add_argument("--memory", type=count, default=4, metavar="GB", help="for each case at most; default 4")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write all rows of the file as docs/models.md")
 
 
@@ -60,12 +61,21 @@ def run(options: argparse.Namespace, command: str) -> list[Row]:
         task = progress.add_task("models", total=len(cases))
         for case in cases:
             progress.update(task, description=case.title)
-            row = measure(case, options.approximate, options.seconds)
+            row = measure(case, options.approximate, options.seconds, options.memory)
             results.add(row)
             rows.append(row)
             said = f"{case.kind} {case.title}: {row['outcome']}, {row['seconds']:.1f} s"
             progress.console.print(said, highlight=False, markup=False)
             progress.advance(task)
     if options.markdown is not None:
-        options.markdown.write_text(document(results.rows), encoding="utf-8")
+        options.markdown.write_text(document(_ordered(results.rows)), encoding="utf-8")
     return rows
+
+
+def _ordered(rows: Sequence[Row]) -> list[Row]:
+    """Rows in the order of the cases; those of cases that there are no more are left out."""
+    from benchmarks.zoo.catalogue import CASES
+
+    places = {(case.kind, case.name, case.variant): place for place, case in enumerate(CASES)}
+    found = {places.get((row["family"], row["model"], row["variant"]), -1): row for row in rows if "family" in row}
+    return [found[place] for place in sorted(found) if place >= 0]

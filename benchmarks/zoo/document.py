@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.results import MODEL, Row
 from benchmarks.zoo.outcomes import AS_GIVEN, CLOSE, CRASH, DEGREE, NETS, OPS, REFUSED, RIGHT, UNCLEAR, WRONG, ZOO
 
+WITHIN = f"{CLOSE:.0e}".replace("e-0", "e-")
+SHAPES = re.compile(r"\(\d+(, \d+)*,?\)")
+"""Shapes in the text of a problem: problems that differ by them alone are one reason."""
 REASONS = 4
 """Reasons that a cell names; the rest are counted."""
 COMMAND = "python -m benchmarks models --approximate --json models.json --markdown docs/models.md"
@@ -26,15 +31,18 @@ stay as they are. A test runs some operations and nets, and fails if this page s
 How to read the columns:
 
 * **result**: *works* means that `olac.check` finds no problem and that the model, lifted to olac's own operations with
-  its activations exact, gives what torch gives on inputs that were not traced (within 1e-4 of the largest output).
+  its activations exact, gives what torch gives on inputs that were not traced (within {WITHIN} of the largest output).
   *wrong* means that it gives something else, which is a bug. *refused* means that `olac.check` lists what it can't
   take, and the reasons follow with their number of places. *refused unclearly* means that a reason is the error of
   another library, and *crash* that `olac.check` raises; both are bugs.
+  *by `olac.Joined`* means that several inputs or outputs were joined to one, as `olac.check` advises.
 * **levels**: the multiplicative depth with polynomials of degree {DEGREE} for all activations, before bootstraps are
-  placed. A max-pool takes more levels than an activation. For the networks they follow from the structure alone.
-* **polynomials**: the largest difference of `simulate()` from torch with the same polynomials in place of the
-  activations, relative to the largest output. It says that olac computes the approximated model as torch does, not how
-  good polynomials of degree {DEGREE} are.
+  placed, or of a higher degree, which is named, if the outputs diverge. A max-pool takes more levels than an
+  activation. For the networks they follow from the structure alone; some take more than the 4 GB of memory that the
+  command allows for each (`--memory`).
+* **polynomials**: the largest difference of `simulate()` from the lifted model, computed by torch with the same
+  polynomials in place of its activations, relative to the largest output. It says that passes change nothing, not how
+  good polynomials of low degree are.
 """
 OF_KINDS = {
     OPS: """## Single operations
@@ -80,7 +88,7 @@ def line(row: Mapping[str, Any]) -> str:
         "input": ", ".join("x".join(map(str, shape)) for shape in row["inputs"]),
         "parameters": f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else "",
         "result": result(row),
-        "levels": str(row.get("levels", "")),
+        "levels": _levels(row),
         "polynomials": _close(row),
     }
     return _line([cells[name] for name in COLUMNS[row["family"]]])
@@ -89,7 +97,7 @@ def line(row: Mapping[str, Any]) -> str:
 def result(row: Mapping[str, Any]) -> str:
     """Whether olac takes the model, and why not."""
     if row["outcome"] == RIGHT:
-        return "works"
+        return "works, by `olac.Joined`" if row.get("joined") else "works"
     said = str(row["outcome"])
     if row.get("problems"):
         said += f": {reasons(row['problems'])}"
@@ -101,10 +109,21 @@ def result(row: Mapping[str, Any]) -> str:
 
 
 def reasons(problems: Mapping[str, int]) -> str:
-    """The commonest problems with their numbers of places."""
-    named = [f"{_plain(text)}{f' ({count})' if count > 1 else ''}" for text, count in list(problems.items())[:REASONS]]
-    more = len(problems) - len(named)
+    """The commonest problems with their numbers of places, those of values of several shapes as one."""
+    alike: dict[str, list[str]] = {}
+    for text in problems:
+        alike.setdefault(SHAPES.sub("(...)", text), []).append(text)
+    found = Counter({k if len(v) > 1 else v[0]: sum(problems[text] for text in v) for k, v in alike.items()})
+    named = [f"{_plain(text)}{f' ({count})' if count > 1 else ''}" for text, count in found.most_common(REASONS)]
+    more = len(found) - len(named)
     return "; ".join(named) + (f"; and {more} more" if more else "")
+
+
+def _levels(row: Mapping[str, Any]) -> str:
+    if "levels" not in row:  # networks have no other column that says why
+        return _plain(str(row.get("approximation", ""))) if row["family"] == ZOO else ""
+    degree = row.get("degree", DEGREE)
+    return f"{row['levels']}{f' (degree {degree})' if degree != DEGREE else ''}"
 
 
 def _close(row: Mapping[str, Any]) -> str:
@@ -112,12 +131,12 @@ def _close(row: Mapping[str, Any]) -> str:
     error = row.get("error_of_polynomials")
     if error is None:
         return _plain(str(row.get("approximation", "")))
-    return f"within {CLOSE:.0e}" if error <= CLOSE else f"**differ by {error:.1g}**"
+    return f"within {WITHIN}" if error <= CLOSE else f"**differ by {error:.1g}**"
 
 
 def _summary(rows: Sequence[Row]) -> str:
-    lines = ["| kind | measured | work | refused | refused unclearly, or crash | wrong | not measured |"]
-    lines.append("|" + "---|" * 7)
+    columns = ("kind", "measured", "work", "of these joined", "refused", "unclearly, or crash", "wrong", "not measured")
+    lines = [_line(columns), "|" + "---|" * len(columns)]
     names = {OPS: "single operations, as given", NETS: "small nets", ZOO: "networks of torchvision and timm"}
     for family, name in names.items():
         own = [row for row in rows if row["family"] == family and row["variant"] == AS_GIVEN]
@@ -127,10 +146,11 @@ def _summary(rows: Sequence[Row]) -> str:
 
 
 def counts(rows: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    """How many rows are right, refused, refused unclearly or crashed, wrong, and not measured."""
+    """How many rows are right, right by `olac.Joined`, refused, refused unclearly or crash, wrong, not measured."""
     groups = ((RIGHT,), (REFUSED,), (UNCLEAR, CRASH), (WRONG,))
     found = tuple(sum(row["outcome"] in group for row in rows) for group in groups)
-    return (*found, len(rows) - sum(found))
+    joined = sum(row["outcome"] == RIGHT and bool(row.get("joined")) for row in rows)
+    return (found[0], joined, *found[1:], len(rows) - sum(found))
 
 
 def _line(cells: Sequence[str]) -> str:

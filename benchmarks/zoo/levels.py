@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.zoo.cases import Case
-from benchmarks.zoo.measure import Lifted, example
 from benchmarks.zoo.outcomes import DEGREE
+from benchmarks.zoo.subject import Lifted, Subject
 from olac.analysis.levels import multiplicative_depth
 from olac.calibration.collect import calibrate
 from olac.ir.graph import Graph
@@ -23,12 +22,12 @@ OF_VALUES = (WidenMaxPool, ScaleInputs, NormalizeUnits)
 """Passes that need fitted polynomials, and change no level."""
 
 
-def structural_levels(case: Case, lifted: Lifted) -> int:
+def structural_levels(subject: Subject, lifted: Lifted) -> int:
     """Levels with a polynomial of degree `DEGREE` for each activation, by the passes of the approximation.
 
     The passes are those of `olac.approximate`, but placeholders take the place of fitted polynomials.
     """
-    images = example(case.inputs(CALIBRATION, seed=1))
+    images = subject.images(CALIBRATION, seed=1)
     calibration = calibrate(lifted.traced, lifted.whole, [images], sample_images=1)
     context = PassContext(calibration=calibration)
     graph = lifted.graph

@@ -6,38 +6,36 @@ A row never ends the run: every exception becomes an outcome, and so does a row 
 from __future__ import annotations
 
 import gc
+import resource
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.results import MODEL, Row
 from benchmarks.zoo.cases import Case
-from benchmarks.zoo.outcomes import ABSENT, CLOSE, CRASH, MEMORY, REFUSED, RIGHT, SLOW, UNCLEAR, WRONG
+from benchmarks.zoo.outcomes import ABSENT, CLOSE, CRASH, MEMORY, REFUSED, RIGHT, SLOW, UNCLEAR, WRONG, ZOO
+from benchmarks.zoo.subject import TRACED, Lifted, Subject, subject_of
 from olac.approximation import tensors
 from olac.errors import InfeasibleError, UnsupportedModelError, UnsupportedNode
-from olac.frontend import Traced, check, lift, trace
-from olac.ir.graph import Graph
-from olac.ir.head import OutputHead
-from olac.ir.ops import Array
-from olac.ir.split import split_head
+from olac.system.memory import ran_out
 
 FOREIGN = "can't be traced ("
 """Refusals with these words pass on the error of another library."""
-TRACED, COMPARED = 2, 3
-"""Images that a case is traced with, and other images that the lifted graph is compared on."""
+COMPARED = 3
+"""Images, others than those that are traced, that the lifted graph is compared on."""
 EXACT_CONSTANTS = 200_000
 """Graphs with fewer constants are also evaluated by the reference semantics, in double precision."""
+LONGEST = 160
+"""Characters of an error that a row keeps."""
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -64,6 +62,25 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def memory_limit(gigabytes: float | None) -> Iterator[None]:
+    """Within this, the process takes no more memory than it has and that: further allocations fail.
+
+    Without a number, or on a system that doesn't say what a process has, there is no limit.
+    """
+    taken = _of_status("VmData")
+    if gigabytes is None or taken is None:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    lowest = min([int((taken + gigabytes) * 1e9), *(limit for limit in before if limit != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_DATA, (lowest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
 def reset_peak() -> bool:
     """Forget the largest memory of this process so far; False if this system can't."""
     try:
@@ -75,86 +92,36 @@ def reset_peak() -> bool:
 
 def peak_gb() -> float | None:
     """The largest memory of this process since `reset_peak`, in GB; None if this system doesn't say."""
+    return _of_status("VmHWM")
+
+
+def _of_status(name: str) -> float | None:
+    """A line of the process's status, in GB."""
     try:
         lines = STATUS.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM:")), None)
+    return next((int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith(f"{name}:")), None)
 
 
-def flat(outputs: Any) -> list[torch.Tensor]:
-    """All tensors of what a module returns, in order."""
-    if isinstance(outputs, torch.Tensor):
-        return [outputs]
-    if isinstance(outputs, Mapping):
-        return [tensor for value in outputs.values() for tensor in flat(value)]
-    if isinstance(outputs, Sequence) and not isinstance(outputs, str):
-        return [tensor for value in outputs for tensor in flat(value)]
-    return []
-
-
-def example(inputs: tuple[torch.Tensor, ...]) -> Any:
-    """Inputs as `olac.check` takes them: a tensor, or a tuple of several."""
-    return inputs[0] if len(inputs) == 1 else inputs
-
-
-def problems_of(
-    case: Case, model: nn.Module, inputs: tuple[torch.Tensor, ...], client_head: bool
-) -> list[UnsupportedNode]:
-    """What `olac.check` reports."""
-    activations = dict(case.activations) or None
-    try:
-        return check(model, example(inputs), activations, client_head)
-    except TypeError as error:
-        if len(inputs) == 1 or "is a torch.Tensor" not in str(error):
-            raise
-        # This olac takes one tensor only, and says for a model of several inputs what to do.
-        return check(model, inputs[0], activations, client_head)
-
-
-@dataclass(frozen=True)
-class Lifted:
-    """A traced model, all of it as a graph, and this graph without the steps of the client, which are the head."""
-
-    traced: Traced
-    whole: Graph
-    graph: Graph
-    head: OutputHead
-
-
-def lifted(case: Case, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Lifted:
-    """A model that `olac.check` found no problem in."""
-    traced = trace(model, example(inputs), dict(case.activations) or None)
-    whole = lift(traced, case.client_head)
-    return Lifted(traced, whole, *split_head(whole, case.client_head))
-
-
-def exact_error(graph: Graph, head: OutputHead, inputs: tuple[torch.Tensor, ...], expected: Any) -> float:
+def exact_error(lifted: Lifted, images: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference of a graph of exact activations from torch, relative to the largest output.
 
     The graph is evaluated in torch, in single precision; small ones also by the ops' own `evaluate`.
     """
-    found = [tensors.real_outputs(graph, tensors.tensors(graph), example(inputs)).double().numpy()]
+    graph = lifted.graph
+    found = [tensors.real_outputs(graph, tensors.tensors(graph), images).double().numpy()]
     if sum(constant.size for constant in graph.constants.values()) < EXACT_CONSTANTS:
-        found.append(graph.evaluate(inputs[0].double().numpy()))
-    return max(relative(head.apply(one), expected) for one in found)
+        found.append(graph.evaluate(images.double().numpy()))
+    return max(relative(lifted.head.apply(one), expected) for one in found)
 
 
-def relative(ours: Any, theirs: Any) -> float:
-    """The largest difference of outputs, each relative to the largest number of the other's.
-
-    It is infinite for another number of outputs, other shapes or NaN.
-    """
-    found = [ours] if isinstance(ours, np.ndarray) else list(ours.values() if isinstance(ours, Mapping) else ours)
-    wanted = [output.detach().double().numpy() for output in flat(theirs)]
-    if [one.size for one in found] != [one.size for one in wanted]:
+def relative(ours: Any, theirs: torch.Tensor) -> float:
+    """The largest difference relative to the largest of the other's numbers; infinite for other shapes or NaN."""
+    given, wanted = np.asarray(ours, dtype=np.float64), theirs.detach().double().numpy()
+    if given.size != wanted.size:
         return float("inf")
-    return max(_relative(np.asarray(a, dtype=np.float64), b) for a, b in zip(found, wanted, strict=True))
-
-
-def _relative(ours: Array, theirs: Array) -> float:
-    difference = float(np.max(np.abs(ours.reshape(theirs.shape) - theirs)))
-    error = difference / max(float(np.max(np.abs(theirs))), 1e-12)
+    error = float(np.max(np.abs(given.reshape(wanted.shape) - wanted))) / max(float(np.max(np.abs(wanted))), 1e-12)
     return error if np.isfinite(error) else float("inf")
 
 
@@ -163,14 +130,15 @@ def outcome_of(nodes: Sequence[UnsupportedNode]) -> str:
     return UNCLEAR if any(FOREIGN in node.problem for node in nodes) else REFUSED
 
 
-def measure(case: Case, approximate: bool = False, seconds: float | None = None) -> Row:
+def measure(case: Case, approximate: bool = False, seconds: float | None = None, gigabytes: float | None = None) -> Row:
     """The row of a case; see `benchmarks.results.MODEL`.
 
     Args:
         approximate: whether the levels are found, with fits of polynomials where that is quick.
         seconds: the limit of lifting, and again of what `approximate` adds.
+        gigabytes: the memory that the process may take beyond what it has.
     """
-    gc.collect()
+    _free(case)
     reset = reset_peak()
     start = time.monotonic()
     row: Row = {
@@ -181,7 +149,7 @@ def measure(case: Case, approximate: bool = False, seconds: float | None = None)
         "inputs": [list(shape) for shape in case.shapes],
     }
     try:
-        with torch.no_grad():
+        with torch.no_grad(), memory_limit(gigabytes):
             row |= _measured(case, approximate, seconds)
     except OutOfTimeError:
         row["outcome"] = SLOW
@@ -192,18 +160,24 @@ def measure(case: Case, approximate: bool = False, seconds: float | None = None)
     return row
 
 
+def _free(case: Case) -> None:
+    """Give back the memory of what was lifted before, whose parts refer to one another; it counts for networks only."""
+    if case.kind == ZOO:
+        gc.collect()
+
+
 def _failure(error: Exception) -> Row:
     if isinstance(error, ImportError):
         return {"outcome": ABSENT, "error": f"{error}"}
-    if isinstance(error, (MemoryError, InfeasibleError)):
-        return {"outcome": MEMORY, "error": text_of(error)}
+    if isinstance(error, InfeasibleError) or ran_out(error):
+        return {"outcome": MEMORY}
     return {"outcome": CRASH, "error": text_of(error)}
 
 
 def text_of(error: BaseException) -> str:
-    """The first line of an error, with its type."""
-    line = f"{type(error).__name__}: {error}".splitlines()[0]
-    return line[:300]
+    """An error in one line, with its type, cut if it is long."""
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
 def _refusal(nodes: Sequence[UnsupportedNode]) -> Row:
@@ -213,21 +187,23 @@ def _refusal(nodes: Sequence[UnsupportedNode]) -> Row:
 
 def _measured(case: Case, approximate: bool, seconds: float | None) -> Row:
     with time_limit(seconds):
-        model = case.model()
-        row: Row = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-        inputs = case.inputs(TRACED)
-        model(*inputs)  # if this fails, the case is wrong, not olac
+        subject = subject_of(case)
+        row: Row = {"parameters": sum(parameter.numel() for parameter in subject.given.parameters())}
+        subject.expected(TRACED)  # if this fails, the case is wrong, not olac
         try:
-            problems = problems_of(case, model, inputs, case.client_head)
+            problems = subject.problems(case.client_head)
+            joined = subject.joined() if problems else None
+            if joined is not None:
+                subject, problems = joined, joined.problems(case.client_head)
+                row["joined"] = True
             if problems:
                 row |= _refusal(problems)
-                if not case.client_head and not problems_of(case, model, inputs, True):
+                if not case.client_head and not subject.problems(True):
                     row["last_step"] = True
                 return row
-            gc.collect()  # what `check` lifted may be large, and its parts refer to one another
-            found = lifted(case, model, inputs)
-            others = case.inputs(COMPARED, seed=2)
-            difference = exact_error(found.graph, found.head, others, model(*others))
+            _free(case)
+            found = subject.lifted()
+            difference = exact_error(found, subject.images(COMPARED, seed=2), subject.expected(COMPARED, seed=2))
         except UnsupportedModelError as error:
             return row | {"outcome": CRASH, "error": f"check finds nothing, then {text_of(error)}"}
         except Exception as error:
@@ -238,21 +214,21 @@ def _measured(case: Case, approximate: bool, seconds: float | None) -> Row:
             "steps_of_client": len(found.head.steps),
         }
     if approximate and difference <= CLOSE:
-        row |= _approximated(case, model, found, seconds)
+        row |= _approximated(subject, found, seconds)
     return row
 
 
-def _approximated(case: Case, model: nn.Module, found: Lifted, seconds: float | None) -> Row:
+def _approximated(subject: Subject, found: Lifted, seconds: float | None) -> Row:
     """The parts of a row that come with polynomials. A failure is noted, and leaves the outcome of lifting."""
     from benchmarks.zoo.levels import structural_levels
     from benchmarks.zoo.polynomials import approximated
 
     try:
         with time_limit(seconds):
-            if case.approximates:
-                return approximated(case, model, found)
-            return {"levels": structural_levels(case, found)}
+            if subject.case.approximates:
+                return approximated(subject, found)
+            return {"levels": structural_levels(subject, found)}
     except OutOfTimeError:
         return {"approximation": SLOW}
     except Exception as error:
-        return {"approximation": text_of(error)}
+        return {"approximation": MEMORY if ran_out(error) else text_of(error)}

@@ -83,7 +83,9 @@ class Siamese(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(1, 4, 5, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 16))
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 4, 5, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 16), nn.ReLU()
+        )
         self.head = nn.Linear(16, 1)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

@@ -1,30 +1,30 @@
 """A case with polynomials for its activations: the levels that it takes, and whether olac computes it as torch does.
 
-Torch computes the reference: the model's own code, as it was traced and with its own weights, in which each operation
-that olac replaces by polynomials gives what these polynomials give for the values that torch has there. So the linear
-parts of the approximated graph, the units of its values and what its passes folded are held against torch.
+The reference is the lifted model, which gives what torch gives: evaluated by torch, with the weights and the order of
+operations that the model has, but each operation that olac replaces gives what its polynomials give for these values.
+So all that the passes fold, compose and scale is held against the model as it was written.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import torch
-from torch import fx, nn
 
 from benchmarks.results import Row
-from benchmarks.zoo.cases import Case
-from benchmarks.zoo.measure import COMPARED, Lifted, example, relative
+from benchmarks.zoo.measure import COMPARED, relative
 from benchmarks.zoo.outcomes import DEGREE
+from benchmarks.zoo.subject import Lifted, Subject
 from olac.analysis.levels import multiplicative_depth
 from olac.approximation import tensors
 from olac.compiler import approximate
-from olac.frontend import Traced
 from olac.ir.graph import Graph, Node
-from olac.ir.ops import Activation, Add, Input, LinearOp, Multiply, Op, Reshape
+from olac.ir.ops import Add, Input, LinearOp, Multiply, Op, Reshape
 
 CALIBRATION = 64
 """Inputs that ranges and polynomials are fitted on."""
+DEGREES = (DEGREE, 7, 15)
+DIVERGED = 100.0
+"""Outputs that are so many times as large as the model's have diverged."""
 EXACT: tuple[type[Op], ...] = (Input, LinearOp, Add, Multiply, Reshape)
 """Ops that no polynomial replaces."""
 
@@ -33,72 +33,88 @@ class NoReferenceError(Exception):
     """The approximated graph has no value that an operation of the model could be replaced by."""
 
 
-def approximated(case: Case, model: nn.Module, found: Lifted) -> Row:
-    """The levels of a case and the error of `simulate()`, as parts of its row.
+def approximated(subject: Subject, found: Lifted) -> Row:
+    """The levels of a subject and the error of `simulate()`, as parts of its row.
 
-    Polynomials are fitted on each layer's values alone, so that no weight changes and little time is taken.
+    Polynomials are fitted on each layer's values alone, so that no weight changes and little time is taken. Their
+    degree is the lowest of `DEGREES` of which the outputs do not diverge.
     """
-    made = approximate(
-        model,
-        [example(case.inputs(CALIBRATION, seed=1))],
-        method="empirical",
-        degree=DEGREE,
-        activations=dict(case.activations) or None,
-        client_head=case.client_head,
-    )
-    row: Row = {"levels": multiplicative_depth(made.graph)}
-    others = case.inputs(COMPARED, seed=2)
-    ours = made.simulate(example(others))
+    case, others = subject.case, subject.images(COMPARED, seed=2)
+    largest = float(subject.expected(COMPARED, seed=2).detach().abs().max())
+    row: Row = {}
+    for degree in DEGREES:
+        made = approximate(
+            subject.model,
+            [subject.images(CALIBRATION, seed=1)],
+            method="empirical",
+            degree=degree,
+            activations=dict(case.activations) or None,
+            client_head=case.client_head,
+        )
+        row = {"levels": multiplicative_depth(made.graph), "degree": degree}
+        with np.errstate(all="ignore"):
+            ours = made.simulate(others)
+        if float(np.max(np.abs(ours))) <= DIVERGED * largest:  # not if it is NaN
+            break
+    else:
+        return row | {"approximation": f"polynomials of degree {DEGREES[-1]} diverge"}
     try:
-        theirs = _WithPolynomials(found.traced, found.graph, made.graph).run(*others)
+        theirs = found.head.apply(with_polynomials(found.graph, made.graph, others).double().numpy())
     except NoReferenceError as error:
         return row | {"approximation": f"not compared: {error}"}
-    return row | {"error_of_polynomials": relative(ours, theirs)}
+    return row | {"error_of_polynomials": relative(ours, torch.as_tensor(theirs))}
 
 
-class _WithPolynomials(fx.Interpreter):
-    """Runs a traced model with polynomials in place of the operations that are not exact.
+def with_polynomials(exact: Graph, graph: Graph, images: torch.Tensor) -> torch.Tensor:
+    """The outputs of an exact graph in which polynomials take the place of all that is not linear, a sum or a product.
 
     Args:
         exact: the lifted graph, without the client's steps.
-        graph: the approximated graph, in which values keep their ids.
+        graph: the approximated graph, in which values keep their ids; its polynomials are taken.
+        images: (n, *input shape).
+
+    Raises:
+        NoReferenceError: the approximated graph lacks the result of an operation.
     """
-
-    def __init__(self, traced: Traced, exact: Graph, graph: Graph) -> None:
-        super().__init__(traced.module)
-        self._results, self._lifted = traced.results, traced.lifted
-        self._exact, self._graph = {node.id: node.op for node in exact.nodes}, {node.id: node for node in graph.nodes}
-        self._constants = graph.constants
-        self._weights = tensors.tensors(graph)
-        self._known: dict[str, torch.Tensor] = {}
-
-    def run_node(self, node: fx.Node) -> Any:
-        made = [self._exact[i] for i in self._lifted.get(node.name, ()) if i in self._exact]
-        result = self._results.get(node.name)
-        if all(isinstance(op, EXACT) for op in made):
-            value = super().run_node(node)
-        elif isinstance(result, str) and result in self._graph:
-            value = self._computed(result, {}) * self._graph[result].type.unit
+    weights, polynomials = tensors.tensors(exact), _Polynomials(graph)
+    values: dict[str, torch.Tensor] = {exact.inputs[0].id: images}
+    for node in exact.nodes:
+        if isinstance(node.op, Input):
+            continue
+        if isinstance(node.op, EXACT):
+            operands = [values[i] for i in node.inputs]
+            values[node.id] = tensors.apply(node, operands, weights, exact.constants)
         else:
-            replaced = ", ".join(op.function if isinstance(op, Activation) else op.name for op in made)
-            raise NoReferenceError(f"{replaced} is part of another operation")
-        if isinstance(result, str) and isinstance(value, torch.Tensor) and result in self._graph:
-            self._known.setdefault(result, value)
-        return value
+            values[node.id] = polynomials.value(node, values)
+    return values[exact.outputs[0]]
 
-    def _computed(self, name: str, done: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The value of a node of the approximated graph, in its unit, from the nearest values that torch has."""
+
+class _Polynomials:
+    """Values of an approximated graph, computed from those of the exact one with the same ids."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph, self._nodes = graph, {node.id: node for node in graph.nodes}
+        self._weights = tensors.tensors(graph)
+
+    def value(self, node: Node, known: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What takes the place of a node's result."""
+        if node.id not in self._nodes:
+            raise NoReferenceError(f"the result of {node.op.name} {node.id} is part of another operation")
+        return self._computed(node.id, known, {}) * self._nodes[node.id].type.unit
+
+    def _computed(self, name: str, known: dict[str, torch.Tensor], done: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The value of a node in its unit, from the nearest values that are known."""
         if name not in done:
-            node = self._graph[name]
-            if name in self._known:
-                done[name] = _encoded(node, self._known[name])
+            node = self._nodes[name]
+            if name in known:
+                done[name] = _in_unit(node, known[name])
             else:
-                operands = [self._computed(operand, done) for operand in node.inputs]
-                done[name] = tensors.apply(node, operands, self._weights, self._constants)
+                operands = [self._computed(operand, known, done) for operand in node.inputs]
+                done[name] = tensors.apply(node, operands, self._weights, self._graph.constants)
         return done[name]
 
 
-def _encoded(node: Node, value: torch.Tensor) -> torch.Tensor:
+def _in_unit(node: Node, value: torch.Tensor) -> torch.Tensor:
     if isinstance(node.op, Input):
         value = torch.from_numpy(node.op.encode(value.double().numpy())).float()
-    return value.reshape(len(value), *node.type.shape) / node.type.unit
+    return value / node.type.unit
