@@ -324,7 +324,7 @@ def prepare(
         criterion,
         images,
         structure,
-        tuple(checked.notes),
+        (*traced.notes, *checked.notes),
         say,
         context,
         isinstance(model, Ensemble),

@@ -7,7 +7,6 @@ is purely functional.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +18,19 @@ from torch.overrides import TorchFunctionMode
 
 from olac.errors import CalibrationError, UnsupportedModelError, UnsupportedNode
 from olac.frontend.custom import Activations, Custom
+from olac.frontend.forms import refused_forms
 from olac.frontend.source import error_text, source_of_error
 from olac.frontend.tracer import Tracer
+from olac.frontend.unwrap import one_output, plain_calls, unwrapped, unwrapped_copy, unwrapped_path
 from olac.system.internal import callers, guard
 from olac.system.memory import ran_out
 
 BATCH = 2
-"""Images that a model is traced with: more than one, so that a squeeze() does not drop the batch axis."""
+"""Images that a model is traced with: more than one, so that a squeeze() does not drop the batch axis. A model that
+takes batches of another size only is traced with that size.
+"""
+OTHER_SIZES = (3, 4, 5, 6, 7, 8, 16, 32)
+"""Sizes of a batch that are tried after two images, one, and as many as the example has."""
 
 
 @dataclass
@@ -38,10 +43,11 @@ class Traced:
 
     Attributes:
         module: the fx graph, in float32 on the CPU; runs on batches of any size.
-        example: (2, *input shape), the images that it was traced with.
+        example: (batch, *input shape), the images that it was traced with: two, or as many as the model allows.
         problems: places that can't be compiled, found while tracing; `lift` reports them with its own.
         custom: the activations that the caller named; each of them is one node.
         batch_problem: evidence that images of a batch aren't independent; reported only if there are no other problems.
+        notes: what a user should know of how the model was taken, for the report.
         lifted: by fx node name the ids of the IR nodes made for it, in order; filled by `lift`.
         results: by fx node name the id of its value (a tuple of ids if it has several); filled by `lift`.
     """
@@ -50,6 +56,7 @@ class Traced:
     example: torch.Tensor
     problems: tuple[UnsupportedNode, ...] = ()
     batch_problem: UnsupportedNode | None = None
+    notes: tuple[str, ...] = ()
     custom: Custom | None = None
     lifted: dict[str, tuple[str, ...]] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
@@ -81,57 +88,54 @@ def trace(model: nn.Module, example: torch.Tensor, activations: Activations | No
         _check_example(example)
         custom = Custom(activations, model)
     _check_model(model)
-    plain = evaluation_copy(model)
-    images = _distinct(example.detach().to("cpu", torch.float32), BATCH)
-    with torch.no_grad():
-        before = _parameters(plain)
-        try:
-            plain(images.clone())
-        except Exception as error:
-            if ran_out(error):
-                raise
-            raise CalibrationError(
-                f"the model fails on a batch of shape {tuple(images.shape)}: "
-                f"{type(error).__name__}: {error_text(error)}"
-            ) from error
-        _check_same_parameters(before, _parameters(plain))
-        # Batches of other sizes, and other numbers in a batch of the same size.
-        batches = [_distinct(images, 3), images[-1:], 0.75 * images.flip(0)]
-        expected = [_outputs(plain, batch) for batch in batches]
-        whole = None if example.dtype != torch.uint8 else _outputs(plain, example[:BATCH].cpu())
-        _drop_hooks(plain)
-        tracer = Tracer(images, custom)
-        try:
-            with custom.patched():
-                graph = tracer.trace(plain)
-        except UnsupportedModelError:
+    with torch.no_grad(), plain_calls():
+        return _trace(evaluation_copy(model), example, custom)
+
+
+def _trace(plain: nn.Module, example: torch.Tensor, custom: Custom) -> Traced:
+    """`trace` of an evaluation copy."""
+    before = _parameters(plain)
+    images = _images_for(plain, example.detach().to("cpu", torch.float32))
+    _check_same_parameters(before, _parameters(plain))
+    size = len(images)
+    note = one_output(plain(images.clone()))[1]
+    # Batches of other sizes, and other numbers in a batch of the same size.
+    batches = [_distinct(images, 3 * size if size != BATCH else 3), images[-1:], 0.75 * images.flip(0)]
+    expected = [_expected(plain, batch, size) for batch in batches]
+    whole = None if example.dtype != torch.uint8 else _outputs(plain, example[:size].cpu())
+    _drop_hooks(plain)
+    tracer = Tracer(images, custom)
+    try:
+        with custom.patched():
+            graph = tracer.trace(plain)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        if ran_out(error):
             raise
-        except Exception as error:
-            if ran_out(error):
-                raise
-            node = UnsupportedNode(
-                tracer.scope.module_path,
-                source_of_error(error.__traceback__),
-                f"can't be traced ({type(error).__name__}: {error_text(error)})",
-                "Keep forward to torch operations, with control flow on shapes and constants only",
-            )
-            raise UnsupportedModelError([*tracer.problems, node]) from error
-        _drop_dead(graph)
-        try:
-            module = fx.GraphModule(plain, graph)
-        except SyntaxError as error:
-            node = UnsupportedNode("", "", "a module's name is a Python keyword", "Rename it")
-            raise UnsupportedModelError([*tracer.problems, node]) from error
-        traced = Traced(module, images, tuple(tracer.problems), custom=custom)
-        traced.batch_problem = _compare(traced, batches, expected)
-        if whole is not None and not _same(_outputs(plain, example[:BATCH].cpu().float()), whole):
-            node = UnsupportedNode(
-                "",
-                "",
-                "the model gives other outputs for uint8 images than for the same numbers as floats",
-                "Convert the images before they go to the model, and calibrate with the converted images",
-            )
-            raise UnsupportedModelError([*tracer.problems, node])
+        node = UnsupportedNode(
+            tracer.scope.module_path,
+            source_of_error(error.__traceback__),
+            f"can't be traced ({type(error).__name__}: {error_text(error)})",
+            "Keep forward to torch operations, with control flow on shapes and constants only",
+        )
+        raise UnsupportedModelError([*tracer.problems, node]) from error
+    _drop_dead(graph)
+    try:
+        module = fx.GraphModule(plain, graph)
+    except SyntaxError as error:
+        node = UnsupportedNode("", "", "a module's name is a Python keyword", "Rename it")
+        raise UnsupportedModelError([*tracer.problems, node]) from error
+    traced = Traced(module, images, tuple(tracer.problems), custom=custom, notes=(note,) if note else ())
+    traced.batch_problem = _compare(traced, batches, expected)
+    if whole is not None and not _same(_outputs(plain, example[:size].cpu().float()), whole):
+        node = UnsupportedNode(
+            "",
+            "",
+            "the model gives other outputs for uint8 images than for the same numbers as floats",
+            "Convert the images before they go to the model, and calibrate with the converted images",
+        )
+        raise UnsupportedModelError([*tracer.problems, node])
     return traced
 
 
@@ -139,7 +143,7 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
     """A copy of a model in evaluation mode, in float32 on the CPU; the model itself isn't changed."""
     try:
         with _Copies():
-            plain = copy.deepcopy(model)
+            plain = unwrapped_copy(model)
     except Exception as error:
         if ran_out(error):
             raise
@@ -211,11 +215,54 @@ def _check_same_parameters(before: dict[str, Any], after: dict[str, Any]) -> Non
 
 
 def _outputs(model: nn.Module, batch: torch.Tensor) -> Any:
-    """The model's outputs for a batch; None if it fails."""
+    """The model's output tensor for a batch; None if it fails."""
     try:
-        return model(batch.clone())  # a copy, because the model may change it in place
+        return one_output(model(batch.clone()))[0]  # a copy, because the model may change it in place
     except Exception:
         return None
+
+
+def _expected(model: nn.Module, batch: torch.Tensor, size: int) -> Any:
+    """The model's output tensor for a batch, part by part if it takes batches of this size only; None if it fails."""
+    if size == BATCH:
+        return _outputs(model, batch)
+    if len(batch) % size:
+        return None
+    parts = [_outputs(model, part) for part in batch.split(size)]
+    return torch.cat(parts) if all(isinstance(part, torch.Tensor) and part.ndim for part in parts) else None
+
+
+def _images_for(model: nn.Module, example: torch.Tensor) -> torch.Tensor:
+    """The images that a model is traced with: two; or one, all of the example or another number if it takes no two.
+
+    A model may be written, or exported, for batches of one size. One that takes two images, but gives one row for them,
+    is traced with one image if it gives one row for that, too: there the first axis is the batch.
+
+    Raises CalibrationError if the model fails on all of these.
+    """
+    first: Exception | None = None
+    merged: torch.Tensor | None = None
+    for count in dict.fromkeys((BATCH, 1, len(example), *OTHER_SIZES)):
+        images = _distinct(example, count)
+        try:
+            output = one_output(model(images.clone()))[0]
+        except Exception as error:
+            if ran_out(error):
+                raise
+            first = first or error
+            continue
+        if count != BATCH or not isinstance(output, torch.Tensor) or output.shape[:1] != (1,):
+            if merged is None or output.shape[:1] == (count,):
+                return images
+        elif merged is None:
+            merged = images
+    if merged is not None:
+        return merged
+    assert first is not None
+    raise CalibrationError(
+        f"the model fails on a batch of shape {(BATCH, *example.shape[1:])}: "
+        f"{type(first).__name__}: {error_text(first)}"
+    ) from first
 
 
 def _values_missing(module: nn.Module) -> str:
@@ -232,7 +279,7 @@ def _check_model(model: nn.Module) -> None:
     missing = [(path, module, _values_missing(module)) for path, module in model.named_modules()]
     nodes = [
         UnsupportedNode(
-            path,
+            unwrapped_path(model, path),
             "",
             f"{type(module).__name__} {what}",
             "Run one batch through the model before it is trained and compiled: model(images)"
@@ -244,15 +291,10 @@ def _check_model(model: nn.Module) -> None:
     ]
     if nodes:
         raise UnsupportedModelError(nodes)
-    if isinstance(model, torch.jit.ScriptModule):
-        node = UnsupportedNode("", "", "the model is a TorchScript module", "Give the original nn.Module")
-        raise UnsupportedModelError([node])
-    if isinstance(model, nn.DataParallel) or hasattr(model, "_orig_mod"):
-        node = UnsupportedNode(
-            "", "", f"the model is wrapped in {type(model).__name__}", "Give the module inside the wrapper"
-        )
-        raise UnsupportedModelError([node])
-    parameters = list(inspect.signature(model.forward).parameters.values())
+    nodes = refused_forms(model)
+    if nodes:
+        raise UnsupportedModelError(nodes)
+    parameters = list(inspect.signature(unwrapped(model).forward).parameters.values())
     required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     positional = [p for p in parameters if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
     if len(required) > 1 or not positional:

@@ -17,6 +17,7 @@ from torch.fx.node import map_aggregate
 from olac.errors import UnsupportedNode
 from olac.frontend.custom import Custom, plain_name
 from olac.frontend.source import current_source
+from olac.frontend.unwrap import named_parts, one_output
 
 LEAVES: set[type[nn.Module]] = set()
 """Module classes from outside torch.nn that have a lifting of their own, and so are not traced into."""
@@ -211,7 +212,13 @@ class Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         node = self.create_node("placeholder", "x", (), {})
-        return root_fn, [self.root, self._wrap(node, self._images)]
+
+        def forward(root: nn.Module, x: _Value) -> Any:
+            output = one_output(root_fn(root, x))[0]
+            # Nodes hold tuples and dicts; a class would be a call of its own.
+            return output if type(output) in (tuple, list, dict) else named_parts(output) or output
+
+        return forward, [self.root, self._wrap(node, self._images)]
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
