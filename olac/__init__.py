@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from olac.calibration.statistics import Calibration
     from olac.compiler import approximate, calibrate, compile
     from olac.frontend import check
+    from olac.frontend.exported import load_exported
+    from olac.frontend.joined import Joined
     from olac.options import CompileOptions
     from olac.polynomials.modes import (
         Agreement,
@@ -61,6 +63,8 @@ _HOMES = {
     "Calibration": "olac.calibration.statistics",
     "CompileOptions": "olac.compiler",
     "check": "olac.frontend",
+    "Joined": "olac.frontend.joined",
+    "load_exported": "olac.frontend.exported",
     "ApproximatedModel": "olac.program",
     "CompiledProgram": "olac.program",
     "Client": "olac.runtime",
@@ -86,6 +90,7 @@ __all__ = [
     "FineTuned",
     "FitOptions",
     "Fixed",
+    "Joined",
     "Minimax",
     "Normal",
     "Plan",
@@ -102,6 +107,7 @@ __all__ = [
     "check",
     "compile",
     "finetune",
+    "load_exported",
 ]
 
 

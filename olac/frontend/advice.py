@@ -6,6 +6,7 @@ import re
 
 # Advice by a pattern that occurs in the name of the operation; the first that matches is given.
 _ADVICE: tuple[tuple[str, str], ...] = (
+    ("^torchscript", "Call the Python function, without torch.jit.script"),
     ("maxpool|max_pool", "Use MaxPool2d, with a kernel (1, k) for sequences"),
     (
         "instance_?norm|layer_?norm|group_?norm|rms_?norm|local_?response",

@@ -17,6 +17,7 @@ import torch
 import torch.utils.checkpoint
 from torch import fx, nn
 
+from olac.frontend.exported import Exported, is_exported
 from olac.frontend.replaced import replaced_functions
 
 _HELD_BY_NAME = ("_orig_mod", "_checkpoint_wrapped_module")
@@ -54,7 +55,10 @@ def unwrapped_path(model: nn.Module, path: str) -> str:
 
 
 def unwrapped_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of a model in which each wrapper gave way to the module inside, and each observer to the identity."""
+    """A deep copy of a model in which each wrapper gave way to the module inside.
+
+    Observers became the identity, and graphs of ATen operations modules that call torch's own functions.
+    """
     memo: dict[int, Any] = {}
     # From the inside outwards: the copy of a module holds the copies that are known for its parts.
     for module in reversed(list(model.modules())):
@@ -66,6 +70,8 @@ def unwrapped_copy(model: nn.Module) -> nn.Module:
             memo[id(module)] = inner
         elif _only_watches(module):
             memo[id(module)] = nn.Identity()
+        elif is_exported(module):
+            memo[id(module)] = Exported(module)
     plain = copy.deepcopy(model, memo)
     for module in plain.modules():
         _restore_forward(module)

@@ -140,7 +140,7 @@ def test_examples_without_images(shape: tuple[int, ...]) -> None:
 
 def test_wrong_types() -> None:
     with pytest.raises(TypeError, match=r"nn\.Module"):
-        trace(lambda x: x, images())  # type: ignore[arg-type]
+        trace(lambda x: x, images())
     with pytest.raises(TypeError, match=r"torch\.Tensor"):
         trace(Net(), images().numpy())  # type: ignore[arg-type]
 

@@ -340,6 +340,17 @@ def test_forms_that_are_refused(name: str) -> None:
         assert set(expected) >= {node.path for node in found} >= {"net.0", "net.4"}
 
 
+@torch.jit.script
+def scripted(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def test_scripted_functions_are_refused_by_name() -> None:
+    (node,) = check(Body(lambda net, x: net(scripted(x))), images())
+    assert node.problem == "TorchScript function scripted is not supported" and "Call the Python" in node.advice
+    assert node.source.startswith("test_unwrap.py:") and scripted(torch.ones(1)) == 2
+
+
 def test_observers_change_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
