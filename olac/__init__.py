@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from olac.compiler import approximate, calibrate, compile
     from olac.frontend import check
     from olac.frontend.exported import load_exported
+    from olac.frontend.from_sklearn import from_sklearn
     from olac.frontend.joined import Joined
     from olac.options import CompileOptions
     from olac.polynomials.modes import (
@@ -64,6 +65,7 @@ _HOMES = {
     "CompileOptions": "olac.compiler",
     "check": "olac.frontend",
     "Joined": "olac.frontend.joined",
+    "from_sklearn": "olac.frontend.from_sklearn",
     "load_exported": "olac.frontend.exported",
     "ApproximatedModel": "olac.program",
     "CompiledProgram": "olac.program",
@@ -107,6 +109,7 @@ __all__ = [
     "check",
     "compile",
     "finetune",
+    "from_sklearn",
     "load_exported",
 ]
 
