@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from olac.calibration.statistics import Calibration
     from olac.compiler import approximate, calibrate, compile
     from olac.frontend import check
+    from olac.frontend.exported import load_exported
+    from olac.frontend.from_sklearn import from_sklearn
+    from olac.frontend.joined import Joined
     from olac.options import CompileOptions
     from olac.polynomials.modes import (
         Agreement,
@@ -61,6 +64,9 @@ _HOMES = {
     "Calibration": "olac.calibration.statistics",
     "CompileOptions": "olac.compiler",
     "check": "olac.frontend",
+    "Joined": "olac.frontend.joined",
+    "from_sklearn": "olac.frontend.from_sklearn",
+    "load_exported": "olac.frontend.exported",
     "ApproximatedModel": "olac.program",
     "CompiledProgram": "olac.program",
     "Client": "olac.runtime",
@@ -86,6 +92,7 @@ __all__ = [
     "FineTuned",
     "FitOptions",
     "Fixed",
+    "Joined",
     "Minimax",
     "Normal",
     "Plan",
@@ -102,6 +109,8 @@ __all__ = [
     "check",
     "compile",
     "finetune",
+    "from_sklearn",
+    "load_exported",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +66,7 @@ def calibrate(
     calib_loader: Iterable[Any],
     *,
     activations: Activations | None = None,
+    constants: Mapping[str, Any] | None = None,
     sample_images: int = SAMPLE_IMAGES,
     sample_bytes: int = SAMPLE_BYTES,
     progress: Stages | None = None,
@@ -74,7 +75,7 @@ def calibrate(
 
     Args:
         model, calib_loader, progress: as in `approximate`.
-        activations: as in `CompileOptions`; give the same to `approximate` and `compile`.
+        activations, constants: as in `CompileOptions`; give the same to `approximate` and `compile`.
         sample_images, sample_bytes: limits of the sample of images that is kept for fits.
 
     Raises:
@@ -87,7 +88,7 @@ def calibrate(
     with callers():
         model = as_one(model)
     example, batches = first_batch(calib_loader)
-    traced = trace(model, example, activations)
+    traced = trace(model, example, activations, constants)
     return _calibrate(traced, lift(traced), batches, say, sample_images, sample_bytes)
 
 
@@ -119,8 +120,8 @@ def approximate(
     """Replace a model's activations by fitted polynomials; stops before any choice of CKKS parameters.
 
     Args:
-        model: a torch.nn.Module; it is not changed. Or a list of several that take the same images: the mean of their
-            outputs is computed, in the same ciphertexts if they have the same structure.
+        model: a torch.nn.Module or an ExportedProgram; it is not changed. Or a list of several that take the same
+            images: the mean of their outputs is computed, in the same ciphertexts if they have the same structure.
         calib_loader: yields tensors or tuples whose first item is a batch of images; labels are not needed. Or the
             result of `calibrate` for this model.
         options: see `CompileOptions`.
@@ -283,12 +284,13 @@ def prepare(
     say("tracing the model")
     if isinstance(loader, Calibration):
         calibration = loader
-        traced = trace(model, calibrations.as_images(calibration.held_out, "the calibration"), options.activations)
+        held = calibrations.as_images(calibration.held_out, "the calibration")
+        traced = trace(model, held, options.activations, options.constants)
         whole = lift(traced, options.client_head)
         calibrations.check_calibration(calibration, whole)
     else:
         example, batches = first_batch(loader)
-        traced = trace(model, example, options.activations)
+        traced = trace(model, example, options.activations, options.constants)
         whole = lift(traced, options.client_head)
         kept = EFFORTS[options.fit.effort].images
         calibration = _calibrate(traced, whole, batches, say, kept, sample_bytes(kept))
@@ -324,7 +326,7 @@ def prepare(
         criterion,
         images,
         structure,
-        tuple(checked.notes),
+        (*traced.notes, *checked.notes),
         say,
         context,
         isinstance(model, Ensemble),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -64,6 +64,8 @@ class CompileOptions:
         activations: own elementwise modules and functions that are to become polynomials, by module class, by a
             module's qualified name or by the function itself; as a function over numpy arrays or torch tensors, or None
             for what the model computes there.
+        constants: values of arguments of the model's forward that are no encrypted input, by name, e.g.
+            {"mask": mask}; tensors, arrays or anything else that forward takes. They become part of the program.
         dump_after, dump: passes after which `dump(name, text)` is called with the graph.
         task: what the outputs are for, which decides what agreement means: "classification", "binary", "multilabel",
             "regression", "embedding" or "map"; "auto" chooses by the outputs and the last function, and the report
@@ -98,6 +100,7 @@ class CompileOptions:
     engine: str = AUTO_ENGINE
     costs: CostTable | None = None
     activations: Activations | None = None
+    constants: Mapping[str, Any] | None = None
     dump_after: Sequence[str] = ()
     dump: Callable[[str, str], None] | None = None
     task: Asked = "auto"
@@ -202,6 +205,7 @@ class Keywords(FitKeywords, total=False):
     engine: str
     costs: CostTable | None
     activations: Activations | None
+    constants: Mapping[str, Any] | None
     dump_after: Sequence[str]
     dump: Callable[[str, str], None] | None
     task: Asked
@@ -226,7 +230,8 @@ def with_choices(options: CompileOptions | None, choices: Keywords) -> CompileOp
     require_known(choices, Keywords.__annotations__, ARGUMENTS)
     fitting = spelled_out({name: value for name, value in choices.items() if name in KEYWORDS})
     others: dict[str, Any] = {name: value for name, value in choices.items() if name not in KEYWORDS}
-    if others.get("activations") is None:  # those of the options stay
-        others.pop("activations", None)
+    for name in ("activations", "constants"):
+        if others.get(name) is None:  # those of the options stay
+            others.pop(name, None)
     made = replace(options or CompileOptions(), **others)
     return replace(made, fit=replace(made.fit, **fitting))

@@ -6,6 +6,7 @@ import re
 
 # Advice by a pattern that occurs in the name of the operation; the first that matches is given.
 _ADVICE: tuple[tuple[str, str], ...] = (
+    ("^torchscript", "Call the Python function, without torch.jit.script"),
     ("fractional|max_?unpool", "Use MaxPool2d"),
     ("local_?response", "Use BatchNorm2d, GroupNorm or LayerNorm"),
     ("softmax2d|softmin|softmax", "Give the axis, e.g. dim=1"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import gc
 import re
 import types
 import weakref
@@ -22,6 +21,8 @@ import torch
 from torch import nn
 
 from olac.errors import CalibrationError
+from olac.frontend.replaced import replaced_functions
+from olac.frontend.unwrap import unwrapped_path
 from olac.ir.functions import Array, Definition, Function, define
 from olac.ir.ops import Shape
 
@@ -57,15 +58,17 @@ class Custom:
             if isinstance(key, type) and issubclass(key, nn.Module):
                 self.classes[key] = given
             elif isinstance(key, str):
-                self.names[key] = given
+                self.names[unwrapped_path(model, key)] = given
             elif callable(key) and not isinstance(key, (type, nn.Module)):
                 self.functions[key] = given
             else:
                 raise TypeError(
                     f"activations has the key {key!r}, expected a module class, a module's qualified name or a function"
                 )
-        known = {name for name, _ in model.named_modules(remove_duplicate=False)} - {""}
-        unknown = sorted(set(self.names) - known)
+        known = {unwrapped_path(model, name) for name, _ in model.named_modules(remove_duplicate=False)} - {""}
+        unknown = sorted(
+            key for key in activations or {} if isinstance(key, str) and unwrapped_path(model, key) not in known
+        )
         if unknown:
             raise ValueError(f"activations names {', '.join(unknown)}, which the model has no module for")
         self.leaves = {key: _leaf(key) for key in self.functions}
@@ -117,32 +120,9 @@ class Custom:
         fx can wrap functions only if they are globals of modules; they may also be attributes or in closures.
         Everything that refers to such a function holds a leaf in the meantime, which does the same on plain tensors.
         """
-        undo: list[tuple[Any, Any, Any]] = []
-        try:
-            for key, leaf in self.leaves.items():
-                if not _of_torch(key):  # tracing sees torch's own functions
-                    _put(leaf, key, undo)
+        # Tracing sees torch's own functions.
+        with replaced_functions({key: leaf for key, leaf in self.leaves.items() if not _of_torch(key)}):
             yield
-        finally:
-            for holder, name, key in reversed(undo):
-                if name is None:
-                    holder.cell_contents = key
-                else:
-                    holder[name] = key
-
-
-def _put(leaf: Any, key: Any, undo: list[tuple[Any, Any, Any]]) -> None:
-    """Put a leaf in the place of a function in every namespace and closure, and note how to undo it."""
-    for holder in gc.get_referrers(key):
-        if isinstance(holder, types.CellType):
-            undo.append((holder, None, key))
-            holder.cell_contents = leaf
-        elif type(holder) is dict:
-            # A loop, because a comprehension would hold `key` in a cell of its own.
-            for name, value in list(holder.items()):
-                if value is key and isinstance(name, str):
-                    undo.append((holder, name, key))
-                    holder[name] = leaf
 
 
 def _of_torch(function: Any) -> bool:

@@ -127,7 +127,7 @@ def _reshaped(node: fx.Node, source: fx.Node, given: Frame, dims: Shape, batch: 
     left = math.prod(before[: given.at])
     for at, size in enumerate(dims):
         # The batch axis is the one that starts where it did; axes of length 1 may lie before it.
-        if math.prod(dims[:at]) == left and size > 1:
+        if math.prod(dims[:at]) == left and (size > 1 or batch == 1):
             if size % batch:
                 return None
             shape = tuple(-1 if i == at else one for i, one in enumerate(dims))

@@ -355,7 +355,7 @@ def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[
                 report(
                     node,
                     f"forward returns a {'dict' if isinstance(result, dict) else 'tuple'} of {len(result)} values",
-                    "Return one tensor; wrap the model in a module that picks it",
+                    "Return one tensor, or compile olac.Joined(model, example), which gives all in one vector",
                 )
             elif not isinstance(output, (Value, Unknown)):
                 report(node, "the output does not depend on the input", "Return a tensor computed from the input")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextvars import ContextVar
 from types import FrameType, TracebackType
 
 import torch
@@ -13,6 +17,31 @@ from torch import fx
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+_PLACE: ContextVar[tuple[str, str]] = ContextVar("place", default=("", ""))
+"""Module path and source line of the operation of an exported program that is running."""
+
+
+@contextlib.contextmanager
+def at_place(path: str, source: str) -> Iterator[None]:
+    """Within this, operations come from a module path and a source line that a graph has kept; "" if it has not."""
+    token = _PLACE.set((path, source))
+    try:
+        yield
+    finally:
+        _PLACE.reset(token)
+
+
+def current_path(module_path: str) -> str:
+    """The path of the module that is running: of the module that the tracer knows, and of what a graph has kept."""
+    return ".".join(part for part in (module_path, _PLACE.get()[0]) if part)
+
+
+def source_of_text(stack: str) -> str:
+    """The innermost line of the model's own code in the text of a stack; "" if there is none."""
+    lines = [(name, int(line)) for name, line in re.findall(r'File "(.*?)", line (\d+)', stack)]
+    return next((_where(name, line) for name, line in reversed(lines) if _is_user_file(name)), "")
 
 
 def error_text(error: BaseException) -> str:
@@ -45,6 +74,8 @@ def source_of_error(trace_back: TracebackType | None) -> str:
 
 def current_source() -> str:
     """File and line of the innermost frame of the model's own code, or "" if there is none."""
+    if _PLACE.get()[1]:
+        return _PLACE.get()[1]
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not fx.Tracer.trace.__code__:
         if _is_user_file(frame.f_code.co_filename):

@@ -7,11 +7,12 @@ is purely functional.
 
 from __future__ import annotations
 
-import copy
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
@@ -19,14 +20,24 @@ from torch.overrides import TorchFunctionMode
 
 from olac.errors import CalibrationError, UnsupportedModelError, UnsupportedNode
 from olac.frontend.custom import Activations, Custom
+from olac.frontend.exported import fixed_batch, is_program
+from olac.frontend.forms import refused_forms
 from olac.frontend.frames import find_frames
 from olac.frontend.source import error_text, source_of_error
 from olac.frontend.tracer import Tracer
+from olac.frontend.unwrap import one_output, plain_calls, unwrapped, unwrapped_copy, unwrapped_path
 from olac.system.internal import callers, guard
 from olac.system.memory import ran_out
 
 BATCH = 2
-"""Images that a model is traced with: more than one, so that a squeeze() does not drop the batch axis."""
+"""Images that a model is traced with: more than one, so that a squeeze() does not drop the batch axis. A model that
+takes batches of another size only is traced with that size.
+"""
+OTHER_SIZES = (3, 4, 5, 6, 7, 8, 16, 32)
+"""Sizes of a batch that are tried after two images, one, and as many as the example has."""
+
+Constants = Mapping[str, Any]
+"""Values of arguments of forward, by name."""
 
 
 @dataclass
@@ -40,10 +51,11 @@ class Traced:
 
     Attributes:
         module: the fx graph, in float32 on the CPU; runs on batches of any size.
-        example: (2, *input shape), the images that it was traced with.
+        example: (batch, *input shape), the images that it was traced with: two, or as many as the model allows.
         problems: places that can't be compiled, found while tracing; `lift` reports them with its own.
         custom: the activations that the caller named; each of them is one node.
         batch_problem: evidence that images of a batch aren't independent; reported only if there are no other problems.
+        notes: what a user should know of how the model was taken, for the report.
         lifted: by fx node name the ids of the IR nodes made for it, in order; filled by `lift`.
         results: by fx node name the place of its value (a tuple of places if it has several); filled by `lift`.
     """
@@ -52,6 +64,7 @@ class Traced:
     example: torch.Tensor
     problems: tuple[UnsupportedNode, ...] = ()
     batch_problem: UnsupportedNode | None = None
+    notes: tuple[str, ...] = ()
     custom: Custom | None = None
     lifted: dict[str, tuple[str, ...]] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
@@ -63,10 +76,13 @@ class Traced:
 
 
 @guard("tracing the model")
-def trace(model: nn.Module, example: torch.Tensor, activations: Activations | None = None) -> Traced:
-    """Trace a model on an example of shape (images, *image shape).
+def trace(
+    model: Any, example: torch.Tensor, activations: Activations | None = None, constants: Constants | None = None
+) -> Traced:
+    """Trace a model, an nn.Module or an ExportedProgram, on an example of shape (images, *image shape).
 
-    `activations` are modules and functions that become one operation each (see `olac.frontend.custom`).
+    `activations` are modules and functions that become one operation each (see `olac.frontend.custom`). `constants` are
+    values of other arguments of forward, by name.
 
     The model stays unchanged: the tracer works on a copy in evaluation mode, in float32 on the CPU. The model may be in
     training mode, in half precision or on a GPU.
@@ -75,66 +91,106 @@ def trace(model: nn.Module, example: torch.Tensor, activations: Activations | No
         UnsupportedModelError: for several inputs, complex or integer inputs, and code that can't be traced. `lift`
             finds single operations that can't be compiled.
         CalibrationError: if the model itself fails on the example.
-        TypeError, ValueError: if `activations` names something that is no part of the model.
+        TypeError, ValueError: if `activations` or `constants` names something that is no part of the model.
     """
     with callers():
+        if is_program(model):
+            model = model.module()
         if not isinstance(model, nn.Module):
             raise TypeError(f"a torch.nn.Module is compiled, not {type(model).__name__}")
         _check_example(example)
         custom = Custom(activations, model)
-    _check_model(model)
-    plain = evaluation_copy(model)
-    images = _distinct(example.detach().to("cpu", torch.float32), BATCH)
-    with torch.no_grad():
-        before = _parameters(plain)
-        try:
-            plain(images.clone())
-        except Exception as error:
-            if ran_out(error):
-                raise
-            raise CalibrationError(
-                f"the model fails on a batch of shape {tuple(images.shape)}: "
-                f"{type(error).__name__}: {error_text(error)}"
-            ) from error
-        _check_same_parameters(before, _parameters(plain))
-        # Batches of other sizes, and other numbers in a batch of the same size.
-        batches = [_distinct(images, 3), images[-1:], 0.75 * images.flip(0)]
-        expected = [_outputs(plain, batch) for batch in batches]
-        whole = None if example.dtype != torch.uint8 else _outputs(plain, example[:BATCH].cpu())
-        _drop_hooks(plain)
-        tracer = Tracer(images, custom)
-        try:
-            with custom.patched():
-                graph = tracer.trace(plain)
-        except UnsupportedModelError:
+        inputs = _Inputs.of(unwrapped(model), constants or {})
+    _check_model(model, inputs.constants)
+    with torch.no_grad(), plain_calls():
+        return _trace(evaluation_copy(model), example, custom, inputs)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """How a model is called: with the encrypted input, and with constants by the names that forward has for them."""
+
+    name: str
+    constants: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: nn.Module, constants: Constants) -> _Inputs:
+        """ValueError for a constant that forward does not take."""
+        if not constants:
+            return cls("", {})
+        parameters = inspect.signature(model.forward).parameters
+        names = [name for name, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+        any_name = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        unknown = [] if any_name else sorted(set(constants) - set(names))
+        if unknown:
+            raise ValueError(f"constants names {', '.join(unknown)}; forward takes {', '.join(names)}")
+        free = [name for name in names if name not in constants]
+        if not free:
+            raise ValueError(f"constants names all arguments of forward ({', '.join(names)}): leave the input out")
+        return cls(free[0], {name: _as_constant(one) for name, one in constants.items()})
+
+    def call(self, function: Callable[..., Any], x: Any) -> Any:
+        """The function's result for the encrypted input and the constants."""
+        return function(**{self.name: x}, **self.constants) if self.constants else function(x)
+
+
+def _as_constant(value: Any) -> Any:
+    """A constant as evaluation has it: real tensors and arrays in float32 on the CPU; others as they are."""
+    if not isinstance(value, (torch.Tensor, np.ndarray)):
+        return value
+    tensor = torch.as_tensor(value).detach().to("cpu")
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _trace(root: nn.Module, example: torch.Tensor, custom: Custom, inputs: _Inputs) -> Traced:
+    """`trace` of an evaluation copy."""
+
+    def plain(batch: torch.Tensor) -> Any:
+        return inputs.call(root, batch)
+
+    before = _parameters(root)
+    images = _images_for(plain, fixed_batch(root), example.detach().to("cpu", torch.float32))
+    _check_same_parameters(before, _parameters(root))
+    size = len(images)
+    note = one_output(plain(images.clone()))[1]
+    # Batches of other sizes, and other numbers in a batch of the same size.
+    batches = [_distinct(images, 3 * size if size != BATCH else 3), images[-1:], 0.75 * images.flip(0)]
+    expected = [_expected(plain, batch, size) for batch in batches]
+    whole = None if example.dtype != torch.uint8 else _outputs(plain, example[:size].cpu())
+    _drop_hooks(root)
+    tracer = Tracer(images, custom, inputs.call)
+    try:
+        with custom.patched():
+            graph = tracer.trace(root)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        if ran_out(error):
             raise
-        except Exception as error:
-            if ran_out(error):
-                raise
-            node = UnsupportedNode(
-                tracer.scope.module_path,
-                source_of_error(error.__traceback__),
-                f"can't be traced ({type(error).__name__}: {error_text(error)})",
-                "Keep forward to torch operations, with control flow on shapes and constants only",
-            )
-            raise UnsupportedModelError([*tracer.problems, node]) from error
-        _drop_dead(graph)
-        try:
-            module = fx.GraphModule(plain, graph)
-        except SyntaxError as error:
-            node = UnsupportedNode("", "", "a module's name is a Python keyword", "Rename it")
-            raise UnsupportedModelError([*tracer.problems, node]) from error
-        find_frames(module, len(images))
-        traced = Traced(module, images, tuple(tracer.problems), custom=custom)
-        traced.batch_problem = _compare(traced, batches, expected)
-        if whole is not None and not _same(_outputs(plain, example[:BATCH].cpu().float()), whole):
-            node = UnsupportedNode(
-                "",
-                "",
-                "the model gives other outputs for uint8 images than for the same numbers as floats",
-                "Convert the images before they go to the model, and calibrate with the converted images",
-            )
-            raise UnsupportedModelError([*tracer.problems, node])
+        node = UnsupportedNode(
+            tracer.scope.module_path,
+            source_of_error(error.__traceback__),
+            f"can't be traced ({type(error).__name__}: {error_text(error)})",
+            "Keep forward to torch operations, with control flow on shapes and constants only",
+        )
+        raise UnsupportedModelError([*tracer.problems, node]) from error
+    _drop_dead(graph)
+    try:
+        module = fx.GraphModule(root, graph)
+    except SyntaxError as error:
+        node = UnsupportedNode("", "", "a module's name is a Python keyword", "Rename it")
+        raise UnsupportedModelError([*tracer.problems, node]) from error
+    find_frames(module, size)
+    traced = Traced(module, images, tuple(tracer.problems), custom=custom, notes=(note,) if note else ())
+    traced.batch_problem = _compare(traced, batches, expected)
+    if whole is not None and not _same(_outputs(plain, example[:size].cpu().float()), whole):
+        node = UnsupportedNode(
+            "",
+            "",
+            "the model gives other outputs for uint8 images than for the same numbers as floats",
+            "Convert the images before they go to the model, and calibrate with the converted images",
+        )
+        raise UnsupportedModelError([*tracer.problems, node])
     return traced
 
 
@@ -142,7 +198,9 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
     """A copy of a model in evaluation mode, in float32 on the CPU; the model itself isn't changed."""
     try:
         with _Copies():
-            plain = copy.deepcopy(model)
+            plain = unwrapped_copy(model)
+    except UnsupportedModelError:
+        raise
     except Exception as error:
         if ran_out(error):
             raise
@@ -213,12 +271,57 @@ def _check_same_parameters(before: dict[str, Any], after: dict[str, Any]) -> Non
         raise UnsupportedModelError([node])
 
 
-def _outputs(model: nn.Module, batch: torch.Tensor) -> Any:
-    """The model's outputs for a batch; None if it fails."""
+def _outputs(model: Callable[[torch.Tensor], Any], batch: torch.Tensor) -> Any:
+    """The model's output tensor for a batch; None if it fails."""
     try:
-        return model(batch.clone())  # a copy, because the model may change it in place
+        return one_output(model(batch.clone()))[0]  # a copy, because the model may change it in place
     except Exception:
         return None
+
+
+def _expected(model: Callable[[torch.Tensor], Any], batch: torch.Tensor, size: int) -> Any:
+    """The model's output tensor for a batch, part by part if it takes batches of this size only; None if it fails."""
+    if size == BATCH:
+        return _outputs(model, batch)
+    if len(batch) % size:
+        return None
+    parts = [_outputs(model, part) for part in batch.split(size)]
+    return torch.cat(parts) if all(isinstance(part, torch.Tensor) and part.ndim for part in parts) else None
+
+
+def _images_for(model: Callable[[torch.Tensor], Any], fixed: int | None, example: torch.Tensor) -> torch.Tensor:
+    """The images that a model is traced with: two; or one, all of the example or another number if it takes no two.
+
+    `fixed` is the number of images that it was exported for, or None.
+
+    A model may be written, or exported, for batches of one size. One that takes two images, but gives one row for them,
+    is traced with one image if it gives one row for that, too: there the first axis is the batch.
+
+    Raises CalibrationError if the model fails on all of these.
+    """
+    first: Exception | None = None
+    merged: torch.Tensor | None = None
+    for count in dict.fromkeys((BATCH if fixed is None else fixed, BATCH, 1, len(example), *OTHER_SIZES)):
+        images = _distinct(example, count)
+        try:
+            output = one_output(model(images.clone()))[0]
+        except Exception as error:
+            if ran_out(error):
+                raise
+            first = first or error
+            continue
+        if count != BATCH or fixed == BATCH or not isinstance(output, torch.Tensor) or output.shape[:1] != (1,):
+            if merged is None or output.shape[:1] == (count,):
+                return images
+        elif merged is None:
+            merged = images
+    if merged is not None:
+        return merged
+    assert first is not None
+    raise CalibrationError(
+        f"the model fails on a batch of shape {(BATCH, *example.shape[1:])}: "
+        f"{type(first).__name__}: {error_text(first)}"
+    ) from first
 
 
 def _values_missing(module: nn.Module) -> str:
@@ -231,11 +334,11 @@ def _values_missing(module: nn.Module) -> str:
     return ""
 
 
-def _check_model(model: nn.Module) -> None:
+def _check_model(model: nn.Module, constants: Constants) -> None:
     missing = [(path, module, _values_missing(module)) for path, module in model.named_modules()]
     nodes = [
         UnsupportedNode(
-            path,
+            unwrapped_path(model, path),
             "",
             f"{type(module).__name__} {what}",
             "Run one batch through the model before it is trained and compiled: model(images)"
@@ -247,24 +350,21 @@ def _check_model(model: nn.Module) -> None:
     ]
     if nodes:
         raise UnsupportedModelError(nodes)
-    if isinstance(model, torch.jit.ScriptModule):
-        node = UnsupportedNode("", "", "the model is a TorchScript module", "Give the original nn.Module")
-        raise UnsupportedModelError([node])
-    if isinstance(model, nn.DataParallel) or hasattr(model, "_orig_mod"):
-        node = UnsupportedNode(
-            "", "", f"the model is wrapped in {type(model).__name__}", "Give the module inside the wrapper"
-        )
-        raise UnsupportedModelError([node])
-    parameters = list(inspect.signature(model.forward).parameters.values())
+    nodes = refused_forms(model)
+    if nodes:
+        raise UnsupportedModelError(nodes)
+    parameters = list(inspect.signature(unwrapped(model).forward).parameters.values())
+    parameters = [p for p in parameters if p.name not in constants]
     required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     positional = [p for p in parameters if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
-    if len(required) > 1 or not positional:
+    if len(required) > 1 or not (positional or constants):
         names = ", ".join(required) or "none"
         node = UnsupportedNode(
             "",
             "",
             f"forward takes {len(required)} inputs ({names}), and a compiled model has exactly one",
-            "Wrap the model in a module that takes the encrypted input and holds the others as buffers",
+            "Name the values of inputs that are constants: constants={name: tensor}. If several are encrypted, compile "
+            "olac.Joined(model, example), which takes them in one vector",
         )
         raise UnsupportedModelError([node])
 

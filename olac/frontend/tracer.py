@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import operator
 import weakref
@@ -17,7 +18,8 @@ from torch.fx.node import map_aggregate
 
 from olac.errors import UnsupportedNode
 from olac.frontend.custom import Custom, plain_name
-from olac.frontend.source import current_source
+from olac.frontend.source import current_path, current_source
+from olac.frontend.unwrap import named_parts, one_output
 
 LEAVES: set[type[nn.Module]] = set()
 """Module classes from outside torch.nn that have a lifting of their own, and so are not traced into."""
@@ -161,11 +163,17 @@ _add_in_place_operators()
 
 
 class Tracer(fx.Tracer):
-    """Records what the model does with one input, and runs it on the example at the same time."""
+    """Records what the model does with one input, and runs it on the example at the same time.
 
-    def __init__(self, images: torch.Tensor, custom: Custom) -> None:
+    `call` gives the input, and constants beside it, to the function that is its first argument.
+    """
+
+    def __init__(
+        self, images: torch.Tensor, custom: Custom, call: Callable[[Callable[..., Any], Any], Any] | None = None
+    ) -> None:
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]
         self._custom = custom
+        self._call = call or (lambda forward, x: forward(x))
         self.problems: list[UnsupportedNode] = []
         self._images = images
         self._running = False
@@ -176,13 +184,13 @@ class Tracer(fx.Tracer):
 
     def problem(self, problem: str, advice: str) -> None:
         """Note a place that can't be compiled; tracing goes on with the example's value."""
-        node = UnsupportedNode(self.scope.module_path, current_source(), problem, advice)
+        node = UnsupportedNode(current_path(self.scope.module_path), current_source(), problem, advice)
         if node not in self.problems:
             self.problems.append(node)
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         self._make_functional(root)
-        with _unwrapped():
+        with _unwrapped(), _recording_scripted_functions():
             return super().trace(root, concrete_args)
 
     def _make_functional(self, root: nn.Module, prefix: str = "") -> None:
@@ -222,11 +230,17 @@ class Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         node = self.create_node("placeholder", "x", (), {})
-        return root_fn, [self.root, self._wrap(node, self._images)]
+
+        def forward(root: nn.Module, x: _Value) -> Any:
+            output = one_output(self._call(functools.partial(root_fn, root), x))[0]
+            # Nodes hold tuples and dicts; a class would be a call of its own.
+            return output if type(output) in (tuple, list, dict) else named_parts(output) or output
+
+        return forward, [self.root, self._wrap(node, self._images)]
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta["path"] = self.scope.module_path
+        node.meta["path"] = current_path(self.scope.module_path)
         node.meta["source"] = current_source()
         node.meta["shape"] = tuple(self._images.shape) if node.op == "placeholder" else None
         node.meta["dtype"] = None
@@ -463,6 +477,28 @@ def _unwrapped() -> Iterator[None]:
     finally:
         _marked.clear()
         _marked.update(before)
+
+
+@contextlib.contextmanager
+def _recording_scripted_functions() -> Iterator[None]:
+    """Within this, a function of TorchScript that is called with traced values is recorded, and refused by name."""
+    scripted: Any = torch.jit.ScriptFunction
+    original = scripted.__call__
+
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        found = next((a for a in (*args, *kwargs.values()) if isinstance(a, _Value)), None)
+        if found is None:
+            return original(function, *args, **kwargs)
+        result = found.tracer.create_proxy("call_function", function, args, kwargs)
+        if isinstance(result, _Value):
+            result.node.meta["called"] = f"TorchScript function {function.name}"
+        return result
+
+    scripted.__call__ = call
+    try:
+        yield
+    finally:
+        scripted.__call__ = original
 
 
 def _name_of(target: Any) -> str:
