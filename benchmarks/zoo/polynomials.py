@@ -40,7 +40,7 @@ def approximated(subject: Subject, found: Lifted) -> Row:
     degree is the lowest of `DEGREES` of which the outputs do not diverge.
     """
     case, others = subject.case, subject.images(COMPARED, seed=2)
-    largest = float(subject.expected(COMPARED, seed=2).detach().abs().max())
+    largest = float(subject.expected(COMPARED, seed=2).detach().double().abs().max())
     row: Row = {}
     for degree in DEGREES:
         made = approximate(
