@@ -38,6 +38,7 @@ from olac.ir.ops import (
     Pad,
     Polynomial,
     PolynomialProduct,
+    Repeat,
     Reshape,
     Slice,
     SparseLinear,
@@ -163,6 +164,7 @@ TORCH_OPS: dict[type[Op], Callable[[Any, Sequence[Tensor], Weights], Tensor]] = 
     MaxPool2d: _max_pool2d,
     Pad: _pad,
     Slice: _slice,
+    Repeat: lambda op, x, weights: x[0].expand(len(x[0]), *op.shape),
     Reshape: lambda op, x, weights: x[0].reshape(len(x[0]), *op.shape),
     Add: lambda op, x, weights: x[0] + x[1],
     Multiply: lambda op, x, weights: x[0] * x[1],
@@ -219,7 +221,9 @@ def has_form(op: Op) -> bool:
 def apply_op(op: Op, operands: Sequence[Tensor], weights: Weights, constants: Mapping[str, Any]) -> Tensor:
     """The value of an op; `weights` holds its constants as tensors, `constants` as arrays, for ops without a form."""
     if isinstance(op, Activation) and (family := registered(op.function)) is not None and family.torch is not None:
-        fast: Tensor = getattr(F, family.torch)(operands[0], *op.parameters, **family.options)
+        fast: Tensor = (getattr(F, family.torch, None) or getattr(torch, family.torch))(
+            operands[0], *op.parameters, **family.options
+        )
         return fast
     if type(op) in TORCH_OPS:
         return TORCH_OPS[type(op)](op, operands, weights)

@@ -26,6 +26,7 @@ from olac.ir.ops import (
     Gather,
     Linear,
     Op,
+    Repeat,
     Reshape,
     Shape,
 )
@@ -293,9 +294,9 @@ class Lifter:
             return self.settle(x, wanted)
         x = self.reshape(x, full)
         laid = tuple(shape[a] for a in wanted)
-        if len(laid) not in (1, 3):
-            return self._repeated(x, shape, wanted)
         x = self.settle(x, wanted)
+        if len(laid) not in (1, 3):
+            return Value(self._append(Repeat(laid), x.id, suffix="repeat"), shape, wanted)
         one, made = x.laid, x.id
         if len(laid) == 1:
             op: Op = Linear(self.constant("repeat", np.ones((laid[0], 1))))
@@ -308,12 +309,6 @@ class Lifter:
             op = Conv2d(self.constant("repeat", np.ones((laid[0], 1, 1, 1))))
             made = self._append(op, made, suffix="repeat")
         return Value(made, shape, wanted)
-
-    def _repeated(self, x: Value, shape: Shape, axes: tuple[int, ...]) -> Value:
-        numbers = np.arange(math.prod(x.shape)).reshape(x.laid).transpose([x.axes.index(a) for a in range(len(shape))])
-        repeated = np.broadcast_to(numbers, shape).transpose(axes)
-        op = Gather(self.constant("repeat", repeated.reshape(-1)), repeated.shape)
-        return Value(self._append(op, x.id, suffix="repeat"), shape, axes)
 
     def axes(self, dims: Any, x: Value) -> list[int]:
         """Axes of one image, from torch's dimensions. `Unsupported` for the batch axis."""

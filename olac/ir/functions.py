@@ -32,7 +32,7 @@ class Family:
     Attributes:
         make: gives the function of x for the parameters.
         per_channel: whether there is a parameter for each channel, or a single one for all channels.
-        torch: the name of the same function in `torch.nn.functional`, if it is faster there; it takes x and the
+        torch: the name of the same function in `torch.nn.functional` or `torch`, if it is faster there; it takes x and the
             parameters. Without it torch computes the definition here.
         options: further arguments of that function.
     """
@@ -113,20 +113,20 @@ FUNCTIONS: dict[str, Callable[..., Function]] = {
     "tanhshrink": lambda: lambda x: x - np.tanh(x),
     "softshrink": lambda width: lambda x: x - np.clip(x, -width, width),
     "hardshrink": lambda width: lambda x: np.where(np.abs(x) > width, x, 0.0),
-    "exp": Family(lambda: np.exp),
-    "expm1": Family(lambda: np.expm1),
-    "log": Family(lambda: _quiet(np.log)),
-    "log1p": Family(lambda: _quiet(np.log1p)),
-    "sqrt": Family(lambda: _quiet(np.sqrt)),
+    "exp": Family(lambda: np.exp, torch="exp"),
+    "expm1": Family(lambda: np.expm1, torch="expm1"),
+    "log": Family(lambda: _quiet(np.log), torch="log"),
+    "log1p": Family(lambda: _quiet(np.log1p), torch="log1p"),
+    "sqrt": Family(lambda: _quiet(np.sqrt), torch="sqrt"),
     "rsqrt": lambda least: _quiet(lambda x: 1 / np.sqrt(x + least)),
-    "reciprocal": Family(lambda: _quiet(np.reciprocal)),
-    "power": lambda exponent: _quiet(lambda x: np.power(x, exponent)),
-    "sin": Family(lambda: np.sin),
-    "cos": Family(lambda: np.cos),
-    "atan": Family(lambda: np.arctan),
-    "erf": Family(lambda: special.erf),
-    "abs": Family(lambda: np.abs),
-    "sign": Family(lambda: np.sign),
+    "reciprocal": Family(lambda: _quiet(np.reciprocal), torch="reciprocal"),
+    "power": Family(lambda exponent: _quiet(lambda x: np.power(x, exponent)), torch="pow"),
+    "sin": Family(lambda: np.sin, torch="sin"),
+    "cos": Family(lambda: np.cos, torch="cos"),
+    "atan": Family(lambda: np.arctan, torch="atan"),
+    "erf": Family(lambda: special.erf, torch="erf"),
+    "abs": Family(lambda: np.abs, torch="abs"),
+    "sign": Family(lambda: np.sign, torch="sign"),
     "positive": Family(lambda: lambda x: np.where(x > 0, 1.0, 0.0)),
     "threshold": lambda threshold, value: lambda x: np.where(x > threshold, x, value),
 }

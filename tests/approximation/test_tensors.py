@@ -34,6 +34,7 @@ from olac.ir.ops import (
     Pad,
     Polynomial,
     PolynomialProduct,
+    Repeat,
     Reshape,
     Shape,
     Slice,
@@ -77,6 +78,7 @@ OPS = [
     Gather("moved", (2, 3)),
     Contract("middle", "middle_bias", 1),
     Contract("middle", None, 1),
+    Repeat(SHAPE),
     Add(),
     Multiply(),
     Polynomial("p", 2.0),
@@ -156,7 +158,24 @@ ACTIVATIONS: dict[str, tuple[tuple[float, ...], Callable[..., Tensor]]] = {
     "softshrink": ((0.4,), F.softshrink),
     "hardshrink": ((0.4,), F.hardshrink),
     "threshold": ((0.3, 0.7), F.threshold),
+    "sin": ((), torch.sin),
+    "cos": ((), torch.cos),
+    "atan": ((), torch.atan),
+    "erf": ((), torch.erf),
+    "abs": ((), torch.abs),
 }
+STEPS: dict[str, Callable[[Tensor], Tensor]] = {"sign": torch.sign, "positive": lambda x: (x > 0).to(x.dtype)}
+POSITIVE: dict[str, tuple[tuple[float, ...], Callable[..., Tensor]]] = {
+    "exp": ((), torch.exp),
+    "expm1": ((), torch.expm1),
+    "log": ((), torch.log),
+    "log1p": ((), torch.log1p),
+    "sqrt": ((), torch.sqrt),
+    "rsqrt": ((0.1,), lambda x, least: torch.rsqrt(x + least)),
+    "reciprocal": ((), torch.reciprocal),
+    "power": ((1.5,), torch.pow),
+}
+"""Functions that are not defined everywhere, or that overflow."""
 
 
 def gradient(graph: Graph, x: Tensor) -> Tensor:
@@ -172,7 +191,27 @@ def weighting(outputs: Tensor) -> Tensor:
 
 
 def test_every_activation_is_tested() -> None:
-    assert set(ACTIVATIONS) == set(FUNCTIONS)
+    assert {*ACTIVATIONS, *STEPS, *POSITIVE} == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("function", POSITIVE)
+def test_functions_of_positive_numbers(function: str) -> None:
+    parameters, same = POSITIVE[function]
+    graph = one(Activation(function, parameters))
+    agree(graph, RANDOM.uniform(0.2, 3.0, size=(5, *SHAPE)))
+    x = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.2
+    exact = x.clone().requires_grad_()
+    outputs = same(exact, *parameters)
+    (expected,) = torch.autograd.grad((outputs * weighting(outputs)).sum(), exact)
+    assert torch.allclose(gradient(graph, x.float()).double(), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("function", STEPS)
+def test_steps(function: str) -> None:
+    x = RANDOM.normal(size=(5, *SHAPE))
+    graph = one(Activation(function))
+    assert np.array_equal(graph.evaluate(x), STEPS[function](torch.from_numpy(x)).numpy())
+    assert not gradient(graph, torch.from_numpy(x).float()).any()
 
 
 @pytest.mark.parametrize("function", ACTIVATIONS)

@@ -91,7 +91,7 @@ def activations_of(graph: Graph) -> list[Activation]:
 @pytest.mark.parametrize("key", [Snake, "1"])
 def test_modules(key: Any, given: Any) -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), Snake(), nn.Conv2d(3, 2, 1), nn.ReLU())
-    assert check(model, images()) and check(model, images(), {key: given}) == []
+    assert check(model, images(), {key: given}) == []
     graph = agrees(model, {key: given})
     assert [op.function for op in activations_of(graph)] == ["Snake", "relu"]
     assert [node.id for node in graph.nodes][2] == "m1"
@@ -123,7 +123,6 @@ def test_instances_differ_and_subclasses_count() -> None:
 def test_functions(how: str, given: Any) -> None:
     before = _snake
     model = Calls(how)
-    assert check(model, images())
     graph = agrees(model, {_snake: given})
     names = [op.function for op in activations_of(graph)]
     assert names == (["snake", "snake_2"] if how == "arguments" else ["snake"])

@@ -1,7 +1,7 @@
 """Every op of the IR, one small frozen dataclass each (`olac.ir.ops.base`)."""
 
 from olac.ir.ops.base import OPS, Array, Constants, Factors, LinearMap, LinearOp, Op, Shape, ShapeError, Units, register
-from olac.ir.ops.linear import Affine, AveragePool, Contract, Conv2d, Gather, Linear, Pad, Slice, SparseLinear
+from olac.ir.ops.linear import Affine, AveragePool, Contract, Conv2d, Gather, Linear, Pad, Repeat, Slice, SparseLinear
 from olac.ir.ops.nonlinear import (
     Activation,
     Add,
@@ -41,6 +41,7 @@ __all__ = [
     "Pad",
     "Polynomial",
     "PolynomialProduct",
+    "Repeat",
     "Reshape",
     "Shape",
     "ShapeError",

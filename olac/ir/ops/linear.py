@@ -476,6 +476,33 @@ class Gather(LinearOp):
 
 @register
 @dataclass(frozen=True)
+class Repeat(LinearOp):
+    """The operand repeated along its axes of length 1 to a shape with as many axes."""
+
+    shape: Shape
+    name: ClassVar[str] = "repeat"
+    structural: ClassVar[bool] = True
+
+    def infer(self, shapes: Sequence[Shape], constants: Constants) -> Shape:
+        fits = len(self.shape) == len(shapes[0]) and min(self.shape, default=1) > 0
+        if not fits or any(a not in (1, b) for a, b in zip(shapes[0], self.shape, strict=True)):
+            raise ShapeError(f"repeat of {shapes[0]} to {self.shape}")
+        return self.shape
+
+    def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
+        return np.array(np.broadcast_to(operands[0], (len(operands[0]), *self.shape)))
+
+    def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
+        columns = np.broadcast_to(np.arange(math.prod(shape)).reshape(shape), self.shape).reshape(-1)
+        count = len(columns)
+        return LinearMap(np.arange(count), columns.astype(np.int64), np.ones(count), np.zeros(count), math.prod(shape))
+
+    def commuted(self, signs: Array, constants: Constants) -> Array | None:
+        return np.broadcast_to(signs, self.shape)
+
+
+@register
+@dataclass(frozen=True)
 class Contract(_Weighted):
     """y[o, ...] = sum_i W[o, i] x[..., i, ...] + b[o]: a matrix on one axis, which becomes the first axis.
 
