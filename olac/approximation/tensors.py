@@ -221,9 +221,8 @@ def has_form(op: Op) -> bool:
 def apply_op(op: Op, operands: Sequence[Tensor], weights: Weights, constants: Mapping[str, Any]) -> Tensor:
     """The value of an op; `weights` holds its constants as tensors, `constants` as arrays, for ops without a form."""
     if isinstance(op, Activation) and (family := registered(op.function)) is not None and family.torch is not None:
-        fast: Tensor = (getattr(F, family.torch, None) or getattr(torch, family.torch))(
-            operands[0], *op.parameters, **family.options
-        )
+        function = getattr(F, family.torch, None) or getattr(torch, family.torch)
+        fast: Tensor = function(operands[0], *op.parameters, **family.options)
         return fast
     if type(op) in TORCH_OPS:
         return TORCH_OPS[type(op)](op, operands, weights)

@@ -357,6 +357,8 @@ def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[
                     f"forward returns a {'dict' if isinstance(result, dict) else 'tuple'} of {len(result)} values",
                     "Return one tensor, or compile olac.Joined(model, example), which gives all in one vector",
                 )
+            elif isinstance(output, Absent):
+                report(node, "where the largest elements are is not supported", "Take argmax as the last step")
             elif not isinstance(output, (Value, Unknown)):
                 report(node, "the output does not depend on the input", "Return a tensor computed from the input")
             elif isinstance(output, Unknown) and not problems:

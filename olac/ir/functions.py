@@ -32,8 +32,8 @@ class Family:
     Attributes:
         make: gives the function of x for the parameters.
         per_channel: whether there is a parameter for each channel, or a single one for all channels.
-        torch: the name of the same function in `torch.nn.functional` or `torch`, if it is faster there; it takes x and the
-            parameters. Without it torch computes the definition here.
+        torch: the name of the same function in `torch.nn.functional` or `torch`, if it is faster there; it takes x and
+            the parameters. Without it torch computes the definition here.
         options: further arguments of that function.
     """
 

@@ -134,7 +134,6 @@ def test_functions_of_torch() -> None:
         def forward(self, x: Any) -> Any:
             return torch.erf(x) + F.normalize(x[:, :1], dim=0) * 0 if x.shape[1] == 99 else torch.erf(x)
 
-    assert check(Uses(), images())
     agrees(Uses(), {torch.erf: None})
     from scipy import special
 

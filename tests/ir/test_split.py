@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from olac.errors import UnsupportedModelError
 from olac.frontend import check, lift, trace
+from olac.ir.ops import AtClient
 from olac.ir.split import split_head
 
 IMAGES = torch.randn(7, 6, generator=torch.Generator().manual_seed(1))
@@ -174,7 +175,7 @@ def test_without_a_head_only_shapes_go(end: Callable[[Any], Any], last: str, nam
     assert split(Ends(end), client_head=False)[:2] == (last, names)
 
 
-@pytest.mark.parametrize("end", [nn.Softmax(1), lambda x: x.argmax(1), lambda x: x.max(1).indices, torch.exp])
+@pytest.mark.parametrize("end", [lambda x: x.argmax(1), lambda x: x.max(1).indices])
 def test_what_only_clients_compute_needs_a_head(end: Callable[[Any], Any]) -> None:
     assert not check(Ends(end), IMAGES)
     (found,) = check(Ends(end), IMAGES, client_head=False)
@@ -183,14 +184,35 @@ def test_what_only_clients_compute_needs_a_head(end: Callable[[Any], Any]) -> No
         lift(trace(Ends(end), IMAGES), client_head=False)
 
 
+WITHIN: list[Callable[[Any], Any]] = [
+    lambda x: x.softmax(1) ** 2,
+    lambda x: F.linear(x.softmax(1), torch.ones(2, 4)),
+    lambda x: F.silu(x.exp()),
+    lambda x: F.normalize(x) ** 3,
+    lambda x: x.softmax(1) + x,
+    lambda x: x.max(1).values[:, None] * x,
+]
+
+
+@pytest.mark.parametrize("end", WITHIN)
+def test_what_clients_compute_at_the_end_is_computed_encrypted_elsewhere(end: Callable[[Any], Any]) -> None:
+    model = Ends(end)
+    graph, head = split_head(lift(trace(model, IMAGES)))
+    assert not any(isinstance(node.op, AtClient) for node in graph.nodes)
+    with torch.no_grad():
+        expected = model(IMAGES).double().numpy()
+    assert np.allclose(head.apply(graph.evaluate(IMAGES.double().numpy())), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(1), torch.exp])
+def test_softmax_needs_no_head(end: Callable[[Any], Any]) -> None:
+    graph = lift(trace(Ends(end), IMAGES), client_head=False)
+    assert not any(isinstance(node.op, AtClient) for node in graph.nodes)
+
+
 @pytest.mark.parametrize(
     "end",
     [
-        lambda x: x.softmax(1) ** 2,
-        lambda x: F.linear(x.softmax(1), torch.ones(2, 4)),
-        lambda x: F.silu(x.exp()),
-        lambda x: F.normalize(x) ** 3,
-        lambda x: x.softmax(1) + x,
         lambda x: [p := x.softmax(1), p.argmax(1) + p[:, 0]][1],
         lambda x: 2 * x.argmax(1),
         lambda x: torch.sigmoid(x.argmax(1, keepdim=True)),
