@@ -178,6 +178,11 @@ def test_check_lists_all_places_of_a_model_of_several_inputs() -> None:
     assert "takes 2 inputs (a, b)" in alone.problem and "constants=" in alone.advice
 
 
+def test_check_of_one_input_by_name_or_in_a_tuple() -> None:
+    model, (image, _) = Net(lambda scores, picture: scores), inputs()
+    assert not check(model, (image,)) and not check(model, [image]) and not check(model, {"image": image})
+
+
 def test_check_takes_activations_of_a_model_of_several_inputs() -> None:
     # Of one channel, this norm is elementwise.
     assert [node.path for node in check(Many(), inputs(), {"odd": None})] == ["", ""]
@@ -226,6 +231,18 @@ def test_check_of_comparisons(name: str, shape: tuple[int, ...]) -> None:
         check(model, x.int(), constants={"y": 0.5}),
     ):
         assert found and all(node.problem and node.advice for node in found)
+
+
+@pytest.mark.parametrize("make", [lambda x: x.to_sparse(), lambda x: torch.nested.nested_tensor([x[0], x[1]])])
+def test_check_of_tensors_that_are_not_dense(make: Callable[[Any], Any]) -> None:
+    class Makes(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return make(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = check(Makes(), torch.rand(2, 4))
+    assert any("sparse" in node.problem or "can't be traced" in node.problem for node in found)
 
 
 class Warns(nn.Module):

@@ -15,6 +15,8 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper, offload_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_module
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import olac
@@ -106,6 +108,10 @@ def test_distributed(tmp_path: Any) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         agrees(nn.parallel.DistributedDataParallel(network()))
+        sharded = network()
+        distribute_module(sharded[4], init_device_mesh("cpu", (1,)))
+        (node,) = check(sharded, images())
+        assert node.path == "4" and "sharded over processes" in node.problem and "Gather the weights" in node.advice
     finally:
         torch.distributed.destroy_process_group()
 
