@@ -556,7 +556,7 @@ def test_all_problems_are_listed_at_once() -> None:
     ("size of batch", lambda x: x / x.size(0)),
     ("reflection", lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")),
     ("tuple", lambda x: (x, x)),
-    ("dict", lambda x: {"a": x}),
+    ("dict", lambda x: {"a": x, "b": x}),
     ("constant", lambda x: torch.ones(x.shape[0], 3)),
     ("index by list", lambda x: x[:, [0, 1]]),
     ("differs by image", lambda x: x + torch.arange(x.shape[0]).reshape(-1, 1, 1, 1)),
