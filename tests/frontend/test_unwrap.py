@@ -119,7 +119,7 @@ def test_distributed(tmp_path: Any) -> None:
 def test_names_of_activations_are_those_without_or_with_wrappers() -> None:
     class Wave(nn.Module):
         def forward(self, x: Any) -> Any:
-            return torch.cos(x)
+            return torch.special.bessel_j0(x)
 
     net = network()
     net[1] = Wave()
@@ -252,10 +252,10 @@ def test_single_images_that_two_would_be_merged_into_one() -> None:
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
-        (lambda net, x: net[4](net[:3](x).squeeze(0).reshape(-1)), "merges or moves the batch axis"),
+        (lambda net, x: net[4](net[:3](x).squeeze(0).reshape(-1)), "(merges or moves|works along) the batch axis"),
         (lambda net, x: net(x).sum(0, keepdim=True), "works along the batch axis"),
         (lambda net, x: net(x)[:1], "takes single images"),
-        (lambda net, x: net[4](net[:3](x).reshape(1, -1)).T, "transpose|not supported"),
+        (lambda net, x: net[4](net[:3](x).reshape(1, -1)).T, "its batch axis elsewhere|T is not supported"),
     ],
 )
 def test_a_batch_axis_that_cannot_be_told_apart(function: Callable[[Any, Any], Any], problem: str) -> None:
