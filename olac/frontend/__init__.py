@@ -56,6 +56,8 @@ def check(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about the model
+        if isinstance(example, (tuple, list)) and len(example) == 1:
+            (example,) = example
         if is_several(example):
             return _check_several(model, example, activations, client_head, constants)
         try:
@@ -85,14 +87,18 @@ def _check_several(
     model: Any, example: Any, activations: Activations | None, client_head: bool, constants: Constants | None
 ) -> list[UnsupportedNode]:
     """`check` for an example of several inputs."""
-    found = [
-        UnsupportedNode(
-            "",
-            "",
-            f"the example has {len(example)} inputs, and a program has one",
-            "Compile olac.Joined(model, example), which takes them in one vector",
-        )
-    ]
+    found = (
+        []
+        if len(example) == 1
+        else [
+            UnsupportedNode(
+                "",
+                "",
+                f"the example has {len(example)} inputs, and a program has one",
+                "Compile olac.Joined(model, example), which takes them in one vector",
+            )
+        ]
+    )
     try:
         joined = Joined(model, example, constants)
     except (TypeError, ValueError) as error:

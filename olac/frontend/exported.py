@@ -188,9 +188,12 @@ def _run(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     plain = name.removesuffix("_copy") if not hasattr(torch, name) else name
     if not plain.endswith("_"):
         # Functions of torch._C._nn have ATen's own arguments, and so have those of torch.nn.functional of that name.
-        for place in (F,) if hasattr(torch._C._nn, plain) else (torch, F, torch.special):
+        for place in (F,) if hasattr(torch._C._nn, plain) else (torch, F):
             if callable(function := getattr(place, plain, None)):
                 return _recorded(function, args, kwargs)
+    for prefix, home in (("special_", torch.special), ("linalg_", torch.linalg), ("fft_", torch.fft)):
+        if plain.startswith(prefix) and callable(function := getattr(home, plain.removeprefix(prefix), None)):
+            return _recorded(function, args, kwargs)
     if args and hasattr(torch.Tensor, plain):
         return getattr(args[0], plain)(*args[1:], **kwargs)
     return _recorded(target, args, kwargs)

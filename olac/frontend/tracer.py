@@ -19,7 +19,7 @@ from torch.fx.node import map_aggregate
 from olac.errors import UnsupportedNode
 from olac.frontend.custom import Custom, plain_name
 from olac.frontend.source import current_path, current_source
-from olac.frontend.unwrap import named_parts, one_output
+from olac.frontend.unwrap import dense, named_parts, one_output
 
 LEAVES: set[type[nn.Module]] = set()
 """Module classes from outside torch.nn that have a lifting of their own, and so are not traced into."""
@@ -308,6 +308,9 @@ class Tracer(fx.Tracer):
             name = None
         values = map_aggregate((args, kwargs), lambda a: a.value if isinstance(a, _Value) else a)
         result = self._run(kind, target, *values)
+        if isinstance(result, torch.Tensor) and (result.is_nested or result.layout is not torch.strided):
+            self.problem("makes a sparse or nested tensor", "Compute with dense tensors of one shape")
+            result = dense(result)
         called = _name_of(target)
         named = ""
         if own is not None:

@@ -141,6 +141,14 @@ def named_parts(output: Any) -> dict[str, Any] | None:
     return {name: part for name, part in parts.items() if part is not None}
 
 
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """A sparse or nested tensor as one that has all its numbers in memory; others unchanged."""
+    if tensor.is_nested:
+        padded: torch.Tensor = torch.nested.to_padded_tensor(tensor, 0.0)
+        return padded
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
 def one_output(output: Any) -> tuple[Any, str]:
     """The tensor of an output that has only one, or that has logits, and a note if other parts were left out.
 
@@ -148,7 +156,7 @@ def one_output(output: Any) -> tuple[Any, str]:
     """
     parts = named_parts(output)
     if parts is None:
-        return output, ""
+        return dense(output) if isinstance(output, torch.Tensor) else output, ""
     if len(parts) == 1:
         return one_output(next(iter(parts.values())))
     logits = parts.get("logits")

@@ -547,7 +547,7 @@ def test_all_problems_are_listed_at_once() -> None:
     ("noise", lambda x: x + torch.randn(3, 5, 7)),
     ("size of batch", lambda x: x / x.size(0)),
     ("tuple", lambda x: (x, x)),
-    ("dict", lambda x: {"a": x}),
+    ("dict", lambda x: {"a": x, "b": x}),
     ("constant", lambda x: torch.ones(x.shape[0], 3)),
     ("differs by image", lambda x: x + torch.arange(x.shape[0]).reshape(-1, 1, 1, 1)),
     ("view changed in place", lambda x: [y := x * 2, z := y[:, :1], y.relu_(), z + x][-1]),
