@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from olac.system.arrays import Array, Index
+from olac.system.arrays import Array, Index, Order
 
 
 def next_power_of_two(n: int) -> int:
@@ -133,17 +133,34 @@ class TensorLayout:
         """Slots after which the content of a ciphertext repeats; `slots` if it does not."""
         return self.period * self.distinct_copies
 
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Slots from one row of a channel to the next, and from one column to the next."""
+        return self.gap * self.padded[1], self.gap
+
+    @property
+    def channel_addresses(self) -> Index:
+        """For each channel of the grid: ciphertext * slots + slot of its first element, for the first image."""
+        channel, k = np.arange(self.grid[0]), self.gap
+        page, inner = channel // (k * k), channel % (k * k)
+        first: Index = page * self.plane + inner // k * self.padded[1] + inner % k
+        return first
+
     @cached_property
     def addresses(self) -> Index:
         """For each element in row-major order: ciphertext * slots + slot, for the first image of the batch."""
-        c, h, w = self.grid
-        k = self.gap
-        channel = np.arange(c)[:, None, None]
-        page, inner = channel // (k * k), channel % (k * k)
-        row = k * np.arange(h)[None, :, None] + inner // k
-        column = k * np.arange(w)[None, None, :] + inner % k
-        flat: Index = (page * self.plane + row * self.padded[1] + column).reshape(-1).astype(np.int64)
+        _, h, w = self.grid
+        down, right = self.steps
+        channels = self.channel_addresses[:, None, None]
+        flat: Index = (channels + down * np.arange(h)[:, None] + right * np.arange(w)).reshape(-1).astype(np.int64)
         return flat
+
+    def owners(self) -> Order:
+        """The element in each slot of one period, shape (ciphertexts, period): image * size + element, -1 for none."""
+        size, found = math.prod(self.grid), np.full(self.ciphertexts * self.slots, -1, dtype=np.int32)
+        for image in range(self.batch):
+            found[self.addresses + image * self.image_stride] = image * size + np.arange(size)
+        return found.reshape(self.ciphertexts, self.slots)[:, : self.period]
 
     def expand(self, values: Array) -> Array:
         """Put one number per element, shape `self.shape`, into slots: shape (ciphertexts, slots), zero elsewhere.
