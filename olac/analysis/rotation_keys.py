@@ -6,6 +6,7 @@ holds those of bootstraps and as many others as fit, and reads one when it is ne
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -88,10 +89,14 @@ def fewer_keys(
     composed: set[int] = set()
     parts: set[int] = set()
 
+    @functools.cache
+    def key_bytes(level: int) -> int:
+        return engine.key_bytes(parameters, level)
+
     def growth(step: int, level: int) -> int:
         """Bytes that a key takes more if it has to reach a level as well."""
         reach = levels[step]
-        return engine.key_bytes(parameters, max(reach, level)) - engine.key_bytes(parameters, reach)
+        return key_bytes(max(reach, level)) - key_bytes(reach)
 
     def pays(slower: float, smaller: Sizes) -> bool:
         return cost(slower, smaller.server_bytes) < cost(seconds, sizes.server_bytes)
@@ -102,7 +107,7 @@ def fewer_keys(
             if step in composed or step in parts:
                 continue
             slower, level = seconds + (most - 1) * one_rotation, levels[step]
-            smaller = replace(sizes, key_bytes=sizes.key_bytes - engine.key_bytes(parameters, level))
+            smaller = replace(sizes, key_bytes=sizes.key_bytes - key_bytes(level))
             if not pays(slower, smaller):
                 continue
             path = composition(step, frozenset(held - {step}), parameters.slots)

@@ -546,6 +546,8 @@ class DiagonalKernel(Kernel):
         self._imaginary = lowering.imaginary
         self._folds = fold_steps(operand, lowering.modulus)
         self._plan, self._weights = plan, weights
+        babies = {(p.source, p.baby) for page in plan for giants in page.values() for p in giants}
+        self._held = len(babies) + max(len(page) for page in plan)
 
     @staticmethod
     def listed(linear: LinearMap, operand: TensorLayout, result: TensorLayout, lowering: Diagonals) -> DiagonalKernel:
@@ -566,8 +568,7 @@ class DiagonalKernel(Kernel):
     @property
     def held(self) -> int:
         """Rotations of the operand, and sums to rotate."""
-        babies = {(p.source, p.baby) for page in self._plan for giants in page.values() for p in giants}
-        return len(babies) + max(len(page) for page in self._plan)
+        return self._held
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         (x,) = operands
