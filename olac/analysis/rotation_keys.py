@@ -68,6 +68,8 @@ def fewer_keys(
     sizes: Sizes,
     cost: Callable[[float, float], float],
     engine: EngineModel = OPENFHE,
+    *,
+    last_only: bool = False,
 ) -> Iterator[KeyChoice]:
     """Keys for all steps, and then one key less each time: the one that is missed least is given up first.
 
@@ -79,6 +81,7 @@ def fewer_keys(
         price: seconds of a primitive at a level.
         seconds, sizes: of the program with a key for every step.
         cost: by seconds and bytes of a server; every key that is given up has to lower it.
+        last_only: leave out all choices but the last.
     """
     bootstraps = engine.bootstraps(parameters)
     steps = bootstraps.keys_for(step for step, _ in uses)
@@ -101,7 +104,12 @@ def fewer_keys(
     def pays(slower: float, smaller: Sizes) -> bool:
         return cost(slower, smaller.server_bytes) < cost(seconds, sizes.server_bytes)
 
-    yield KeyChoice(tuple(sorted(steps)), seconds, sizes, len(pool), len(pool), levels=dict(levels))
+    def choice() -> KeyChoice:
+        left = len(pool) - len(composed)
+        return KeyChoice(tuple(sorted(steps - composed)), seconds, sizes, left, left, levels=dict(levels))
+
+    if not last_only:
+        yield choice()
     for most in (2, 3):  # steps that two rotations compose come before those that take three
         for step, one_rotation in missed:
             if step in composed or step in parts:
@@ -123,8 +131,10 @@ def fewer_keys(
             composed.add(step)
             parts.update(path)
             levels |= {part: max(level, levels[part]) for part in path}
-            left = len(pool) - len(composed)
-            yield KeyChoice(tuple(sorted(steps - composed)), seconds, sizes, left, left, levels=dict(levels))
+            if not last_only:
+                yield choice()
+    if last_only:
+        yield choice()
 
 
 def within(

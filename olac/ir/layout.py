@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 
 import numpy as np
 
@@ -146,13 +146,17 @@ class TensorLayout:
         first: Index = page * self.plane + inner // k * self.padded[1] + inner % k
         return first
 
-    @cached_property
+    @property
     def addresses(self) -> Index:
         """For each element in row-major order: ciphertext * slots + slot, for the first image of the batch."""
+        return _addresses(replace(self, shape=(math.prod(self.grid),), batch=1, step=0))
+
+    def _made_addresses(self) -> Index:
         _, h, w = self.grid
         down, right = self.steps
         channels = self.channel_addresses[:, None, None]
         flat: Index = (channels + down * np.arange(h)[:, None] + right * np.arange(w)).reshape(-1).astype(np.int64)
+        flat.setflags(write=False)
         return flat
 
     def owners(self) -> Order:
@@ -197,3 +201,9 @@ class TensorLayout:
             + (f" shifted by {self.step}" if self.step else "")
             + (f", batch {self.batch}" if self.batch > 1 else "")
         )
+
+
+@lru_cache(maxsize=16)
+def _addresses(layout: TensorLayout) -> Index:
+    """Layouts that differ in less than their addresses share these; of large tensors, not all can be kept."""
+    return layout._made_addresses()

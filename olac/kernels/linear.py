@@ -51,6 +51,9 @@ TOGETHER = 4
 ENTRIES = 1 << 20
 """Entries of a map that are processed together."""
 
+FLAGS_FOR_EACH = 256
+"""Numbers are sorted if there are fewer: a flag for each possible number takes less time otherwise."""
+
 PATTERN_BYTES = 1 << 26
 """Bytes of a table of diagonals."""
 
@@ -195,13 +198,15 @@ def _spread(table: npt.NDArray[np.bool_], count: int, step: int) -> npt.NDArray[
     return table
 
 
-def counted_modulo(found: Distinct, result: TensorLayout, modulus: int) -> Distinct:
+def counted_modulo(found: Distinct, operand: TensorLayout, result: TensorLayout, modulus: int) -> Distinct:
     """Distinct diagonals modulo a divisor of the operand's period, computed from those modulo the period.
 
     If the modulus is larger than the result's period, the result is repeated to fill it.
     """
     target, source, diagonal = found
     repeats = max(1, modulus // result.period)
+    if modulus == operand.period and repeats == 1:
+        return found
     shifts = np.arange(repeats) * result.period
     return _as_distinct(
         np.tile(target, repeats),
@@ -211,10 +216,20 @@ def counted_modulo(found: Distinct, result: TensorLayout, modulus: int) -> Disti
     )
 
 
+def distinct_numbers(numbers: Index) -> Index:
+    """Distinct non-negative numbers, sorted."""
+    bound = int(numbers.max(initial=-1)) + 1
+    if bound > FLAGS_FOR_EACH * len(numbers):
+        return np.unique(numbers)
+    found = np.zeros(bound, dtype=bool)
+    found[numbers] = True
+    return np.flatnonzero(found)
+
+
 def _as_distinct(target: Index, source: Index, diagonal: Index, modulus: int) -> Distinct:
     """Distinct diagonals without duplicates, in the order of targets, sources and diagonals."""
     sources = int(source.max(initial=0)) + 1
-    keys = np.unique((target * sources + source) * modulus + (diagonal & (modulus - 1)))
+    keys = distinct_numbers((target * sources + source) * modulus + (diagonal & (modulus - 1)))
     pair, diagonal = np.divmod(keys, modulus)
     target, source = np.divmod(pair, sources)
     return target, source, diagonal
@@ -341,10 +356,10 @@ class StepCounts:
 def count(target: Index, source: Index, d: Index, baby: int, folds: int) -> StepCounts:
     """Products, rotations and sources of distinct diagonals d, each with its target and source, for a baby step."""
     giant, j = np.divmod(d, baby)
-    babies = len(np.unique((source * baby + j)[j != 0]))
-    giants = len(np.unique((target * (giant.max(initial=0) + 1) + giant)[giant != 0]))
-    steps = frozenset({*np.unique(j).tolist(), *(np.unique(giant) * baby).tolist()} - {0})
-    return StepCounts(len(d), babies, giants, folds, len(np.unique(source)), steps)
+    babies = len(distinct_numbers((source * baby + j)[j != 0]))
+    giants = len(distinct_numbers((target * (giant.max(initial=0) + 1) + giant)[giant != 0]))
+    steps = frozenset({*distinct_numbers(j).tolist(), *(distinct_numbers(giant) * baby).tolist()} - {0})
+    return StepCounts(len(d), babies, giants, folds, len(distinct_numbers(source)), steps)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def diagonals_of(
     if operand.step:
         raise ValueError(f"diagonals of shifted copies ({operand}) follow from those of plain ones")
     key = (entries_key(op, shape, constants), operand, result)
-    return counted_modulo(_DIAGONALS.get(key, find), result, modulus)
+    return counted_modulo(_DIAGONALS.get(key, find), operand, result, modulus)
 
 
 def diagonal_kernel(

@@ -21,6 +21,7 @@ from olac.kernels.linear import (
     counted_modulo,
     diagonals_of_taps,
     distinct_diagonals,
+    distinct_numbers,
     modulus_choices,
     place,
 )
@@ -150,7 +151,7 @@ def test_diagonals_of_taps(data: st.DataObject) -> None:
         np.testing.assert_array_equal(one, other)
     for modulus in modulus_choices(operand, result):
         expected = distinct(place(op.linear_map(shape, constants), operand, result, modulus))
-        for one, other in zip(counted_modulo(found, result, modulus), expected, strict=True):
+        for one, other in zip(counted_modulo(found, operand, result, modulus), expected, strict=True):
             np.testing.assert_array_equal(one, other)
 
 
@@ -196,3 +197,11 @@ def test_an_op_without_a_closed_form_is_listed() -> None:
     layout = TensorLayout.dense(shape, 128)
     result = TensorLayout.dense((3, 2, 1), 128)
     assert same(op, shape, constants, layout, result, Diagonals(128, 8)) > 10
+
+
+@pytest.mark.parametrize("largest", [1, 40, 10**9])
+def test_distinct_numbers(largest: int) -> None:
+    """By flags or by sorting."""
+    numbers = np.random.default_rng(largest).integers(0, largest, 30)
+    np.testing.assert_array_equal(distinct_numbers(numbers), np.unique(numbers))
+    assert len(distinct_numbers(numbers[:0])) == 0
