@@ -159,12 +159,36 @@ class TensorLayout:
         flat.setflags(write=False)
         return flat
 
+    @property
     def owners(self) -> Order:
-        """The element in each slot of one period, shape (ciphertexts, period): image * size + element, -1 for none."""
+        """The element in each slot of one period, shape (ciphertexts, period): image * size + element, -1 for none.
+
+        Of the first copy, if copies are shifted.
+        """
+        return _owners(replace(self, shape=(math.prod(self.grid),), step=0))
+
+    def _made_owners(self) -> Order:
         size, found = math.prod(self.grid), np.full(self.ciphertexts * self.slots, -1, dtype=np.int32)
         for image in range(self.batch):
             found[self.addresses + image * self.image_stride] = image * size + np.arange(size)
-        return found.reshape(self.ciphertexts, self.slots)[:, : self.period]
+        owners: Order = found.reshape(self.ciphertexts, self.slots)[:, : self.period].copy()
+        owners.setflags(write=False)
+        return owners
+
+    def expand_channels(self, values: Array, page: int) -> Array:
+        """Numbers of each channel, shape (channels or 1, n), in the slots of one ciphertext: shape (n, slots).
+
+        They are those that `expand` gives for all elements of a channel, without the other ciphertexts.
+        """
+        owners = self.owners[page]
+        held = owners >= 0
+        size = math.prod(self.shape)
+        channels = owners[held] % size // (size // self.shape[0]) if len(values) > 1 else np.zeros(1, dtype=np.int64)
+        out: Array = np.zeros((values.shape[1], len(owners)))
+        out[:, held] = values[channels].T
+        if self.step:
+            out = np.concatenate([np.roll(out, -c * self.step, axis=1) for c in range(self.distinct_copies)], axis=1)
+        return np.tile(out, self.slots // out.shape[1])
 
     def expand(self, values: Array) -> Array:
         """Put one number per element, shape `self.shape`, into slots: shape (ciphertexts, slots), zero elsewhere.
@@ -207,3 +231,8 @@ class TensorLayout:
 def _addresses(layout: TensorLayout) -> Index:
     """Layouts that differ in less than their addresses share these; of large tensors, not all can be kept."""
     return layout._made_addresses()
+
+
+@lru_cache(maxsize=16)
+def _owners(layout: TensorLayout) -> Order:
+    return layout._made_owners()

@@ -38,7 +38,7 @@ from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals
 from olac.ir.ops import ComputedMap, LinearMap, Tap
 from olac.kernels.base import Kernel, Value, fold, sum_of_products
-from olac.system.arrays import Index, Order
+from olac.system.arrays import Index
 
 Distinct = tuple[Index, Index, Index]
 """For each diagonal that is not zero: its target, its source and its number."""
@@ -501,7 +501,7 @@ class ComputedWeights(Weights):
         return np.tile(np.roll(diagonal, giant), self._operand.slots // len(diagonal))
 
     def bias(self, page: int) -> Slots:
-        owners = _owners(self._result.with_step(0))[page]
+        owners = self._result.owners[page]
         held, slots = owners >= 0, np.zeros(len(owners))
         slots[held] = self._linear.shifts(owners[held] % math.prod(self._result.grid))
         return np.tile(slots, self._result.slots // len(slots))
@@ -524,7 +524,7 @@ class ComputedWeights(Weights):
 
     def _values(self, target: int, source: int, b: Index, a: Index) -> Array:
         """The entries between slots of the result and slots of the operand; 0 where b is negative."""
-        rows, columns = _owners(self._result.with_step(0))[target], _owners(self._operand.with_step(0))[source]
+        rows, columns = self._result.owners[target], self._operand.owners[source]
         rows, columns = np.where(b >= 0, rows[b], -1), columns[a]
         held = (rows >= 0) & (columns >= 0)
         rows, columns = rows[held], columns[held]
@@ -537,11 +537,6 @@ class ComputedWeights(Weights):
         found: Array = np.zeros(len(b))
         found[held] = entries
         return found
-
-
-@functools.lru_cache(maxsize=64)
-def _owners(layout: TensorLayout) -> Order:
-    return layout.owners()
 
 
 class DiagonalKernel(Kernel):
