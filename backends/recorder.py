@@ -30,6 +30,8 @@ class RecorderEvaluator(Evaluator[None, None]):
     def __init__(self, parameters: Parameters, rotations: Iterable[int] | None = None) -> None:
         super().__init__(parameters, rotations)
         self.events: list[Event] = []
+        self._kinds: dict[tuple[str, int, int], Event] = {}
+        """Runs of large networks have millions of events, of a few kinds."""
 
     def fresh(self, level: int) -> Ciphertext[None]:
         """A ciphertext as the client sends it."""
@@ -49,7 +51,11 @@ class RecorderEvaluator(Evaluator[None, None]):
         return Counter((event.step, event.level) for event in self.events if event.step)
 
     def _record(self, primitive: str, level: int, step: int = 0) -> None:
-        self.events.append(Event(primitive, level, step))
+        what = (primitive, level, step)
+        event = self._kinds.get(what)
+        if event is None:
+            event = self._kinds[what] = Event(primitive, level, step)
+        self.events.append(event)
 
     def _encode(self, values: Callable[[], Slots], level: int, scale: float) -> None:
         self._record("encode", level)

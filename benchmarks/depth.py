@@ -104,7 +104,7 @@ def _of_linear() -> int:
     """All linear ops are sums of diagonals, so one diagonal stands for them."""
     index, layout = np.zeros(1, dtype=np.int64), _layout((1,))
     one = LinearMap(index, index, np.ones(1), np.ones(1), 1)
-    return _measured(DiagonalKernel(one, layout, layout, Diagonals(1, 1)), [layout])
+    return _measured(DiagonalKernel.listed(one, layout, layout, Diagonals(1, 1)), [layout])
 
 
 @functools.lru_cache(maxsize=1024)

@@ -23,9 +23,10 @@ from olac.kernels.linear import (
     baby_choices,
     can_shift,
     count,
+    distinct_numbers,
     fold_steps,
     modulus_choices,
-    shift_of,
+    products_of,
 )
 from olac.kernels.patterns import diagonals_of
 from olac.kernels.record import record_kernel
@@ -337,7 +338,7 @@ class _Chooser:
             target, source, diagonal = whole
             pairs = (target * (int(source.max(initial=0)) + 1) + source) * modulus
             for bit in range(modulus.bit_length() - 1):
-                left = np.unique(pairs + (diagonal & ~(1 << bit)))
+                left = distinct_numbers(pairs + (diagonal & ~(1 << bit)))
                 if len(left) < len(diagonal):
                     pair, rest = np.divmod(left, modulus)
                     fewer.append((1 << bit, (*np.divmod(pair, int(source.max(initial=0)) + 1), rest)))
@@ -351,11 +352,7 @@ class _Chooser:
         if key not in self._distinct:
             shape, plain = self._graph[node.inputs[0]].type.shape, operand.with_step(0)
             self._distinct[key] = diagonals_of(node.linear, shape, self._graph.constants, plain, node.layout, modulus)
-        target, source, diagonal = self._distinct[key]
-        if not operand.step:
-            return target, source, diagonal
-        diagonal = np.unique(diagonal - operand.step * shift_of(diagonal, modulus, operand))
-        return np.zeros_like(diagonal), np.zeros_like(diagonal), diagonal
+        return products_of(self._distinct[key], operand, modulus)
 
     # Prices ----------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -48,11 +49,12 @@ class ComposeLinear(Pass):
             padded = _pad_into_convolution(first, node) if old == node.inputs[0] else None
             if padded is not None:
                 return builder.add(padded, first.inputs, name=node.id, origin=node.origin, type=node.type)
-            shape = builder[first.inputs[0]].type.shape
-            one = first.op.linear_map(shape, builder.constants)
-            two = node.op.linear_map(graph[node.inputs[0]].type.shape, graph.constants)
-            if len(two.values) * max(1, len(one.values) // max(1, len(one.bias))) > self.max_entries:
+            shape, between = builder[first.inputs[0]].type.shape, graph[node.inputs[0]].type.shape
+            each = first.op.entry_count(shape, builder.constants) // math.prod(between)
+            if node.op.entry_count(between, graph.constants) * max(1, each) > self.max_entries:
                 return None
+            one = first.op.linear_map(shape, builder.constants)
+            two = node.op.linear_map(between, graph.constants)
             op = sparse_linear(builder, node.id, two.after(one), node.type.shape)
             return builder.add(op, first.inputs, name=node.id, origin=node.origin, type=node.type)
 

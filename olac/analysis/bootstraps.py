@@ -7,7 +7,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from olac.analysis.bootstrap_beam import beam
 from olac.analysis.bootstrap_problem import BootstrapPlan, PlacementProblem
@@ -24,6 +24,10 @@ MOST_STATES = 64
 Networks with few values alive at once have far fewer. A graph with more is left to `olac.analysis.bootstrap_beam`."""
 
 
+_Record: TypeAlias = tuple[tuple[tuple[str, int, int], ...], tuple[tuple[int, int, int], ...], list[int]]
+"""Of one kernel: its primitives, its rotations, and the steps of these in their order."""
+
+
 class Profiles:
     """What each node's kernel takes, at any level of its operand: each kernel runs once, on no data.
 
@@ -38,12 +42,20 @@ class Profiles:
         self._uses: dict[str, tuple[tuple[int, int, int], ...]] = {}
         order: list[int] = []
         self.kernels = build_weightless_kernels(graph)
+        found: dict[tuple[int, tuple[int, ...]], _Record] = {}  # layers that are alike share a kernel
         for node in graph.nodes:
             if not isinstance(node.op, Input | Bootstrap):
-                recorder = record_kernel(self.kernels[node.id], parameters, [graph[i].layout for i in node.inputs])
-                self._events[node.id] = _below(parameters.depth, recorder.counts())
-                self._uses[node.id] = _below(parameters.depth, recorder.uses())
-                order += [event.step for event in recorder.events if event.step]
+                kernel, layouts = self.kernels[node.id], [graph[i].layout for i in node.inputs]
+                key = id(kernel), tuple(layout.ciphertexts for layout in layouts)
+                if key not in found:
+                    recorder = record_kernel(kernel, parameters, layouts)
+                    found[key] = (
+                        _below(parameters.depth, recorder.counts()),
+                        _below(parameters.depth, recorder.uses()),
+                        [event.step for event in recorder.events if event.step],
+                    )
+                self._events[node.id], self._uses[node.id], steps = found[key]
+                order += steps
         self.order = tuple(order)
         self.steps = frozenset(order)
 
@@ -54,6 +66,10 @@ class Profiles:
     def counts(self, levels: Mapping[str, int]) -> Counter[tuple[str, int]]:
         """How often each (primitive, level) is taken, by the same levels."""
         return _at(self._events, levels)
+
+    def kind(self, node: Node) -> int:
+        """A number that is the same for nodes that take the same."""
+        return id(self._events.get(node.id))
 
     def seconds(self, node: Node, level: int, price: Callable[[str, int], float]) -> float:
         """Predicted seconds with operands at a level."""
@@ -88,9 +104,15 @@ def place_bootstraps(graph: Graph, profiles: Profiles, pricer: CostEvaluator, mo
     parameters = pricer.parameters
     bootstraps = pricer.engine.bootstraps(parameters)
     one_bootstrap = pricer.price("bootstrap", bootstraps.input_level)
-    problem = PlacementProblem(
-        graph, bootstraps, parameters.depth, lambda node, level: profiles.seconds(node, level, pricer.price)
-    )
+    alike: dict[tuple[int, int], float] = {}
+
+    def seconds(node: Node, level: int) -> float:
+        key = profiles.kind(node), level
+        if key not in alike:
+            alike[key] = profiles.seconds(node, level, pricer.price)
+        return alike[key]
+
+    problem = PlacementProblem(graph, bootstraps, parameters.depth, seconds)
     return solve(problem, one_bootstrap, most)
 
 

@@ -17,6 +17,11 @@ from olac.ir.ops import Array, Bootstrap, Input, Polynomial, PolynomialProduct
 MAX_SCALE_BITS = 50
 CHECK_IMAGES = 64
 """Held-out images on which noise is simulated."""
+FEWEST_IMAGES = 8
+MOST_VALUES = 1 << 28
+"""Most elements of all values of these images; of large networks fewer images are taken."""
+VALUES_TOGETHER = 1 << 23
+"""Most elements of one value that are computed together."""
 PROBE_SCALE_BITS, PROBE_STEP_BITS = 30, 10
 PROBE_LOG_RING = 14
 TINY_OUTPUT = 1e-9
@@ -37,13 +42,17 @@ class OutputNoise:
 
     def __init__(self, graph: Graph, calibration: Calibration, head: OutputHead | None = None, seed: int = 0) -> None:
         self._graph, self._seed = graph, seed
-        images = calibration.held_out[:CHECK_IMAGES]
-        clean = graph.evaluate(images)
+        sizes = [math.prod(node.type.shape) for node in graph.nodes]
+        count = min(CHECK_IMAGES, max(FEWEST_IMAGES, MOST_VALUES // sum(sizes)))
+        self._together = max(1, VALUES_TOGETHER // max(sizes))
+        """Images that are evaluated at once."""
+        images = calibration.held_out[:count]
+        clean = np.concatenate([graph.evaluate(part) for part in self._parts(images)])
         sound = np.isfinite(clean.reshape(len(clean), -1)).all(1)  # the agreement counts the others
         if not sound.any():
             raise InfeasibleError("all held-out calibration images diverge. Raise the degrees of the activations.")
         # The largest of a few draws would be a matter of luck, so few images are taken several times.
-        taken = np.arange(max(len(images), CHECK_IMAGES)) % int(sound.sum())
+        taken = np.arange(max(len(images), count)) % int(sound.sum())
         self._images, self._clean = images[sound][taken], clean[sound][taken]
         size = float(np.max(np.abs(self._clean)))
         unit = graph[graph.outputs[0]].type.unit
@@ -56,6 +65,10 @@ class OutputNoise:
             if size >= TINY_OUTPUT:
                 self._views.append((seen, size))
         self._probe: tuple[float, int] | None = None
+
+    def _parts(self, images: Array) -> list[Array]:
+        """Images in parts of which the values of all nodes fit in memory."""
+        return [images[first : first + self._together] for first in range(0, len(images), self._together)]
 
     def scale_bits(self, log_ring: int, precision: float) -> int:
         """Fewest bits of scale that keep the change of the outputs below `precision`, relative to their range.
@@ -100,7 +113,8 @@ class OutputNoise:
             engine: that runs it.
         """
         rescale = _rescale_noise(parameters.log_ring) * 2.0**-parameters.scale_bits
-        return self._error(graph, graph.evaluate(self._images), rescale, engine.bootstraps(parameters).noise)
+        clean = np.concatenate([graph.evaluate(part) for part in self._parts(self._images)])
+        return self._error(graph, clean, rescale, engine.bootstraps(parameters).noise)
 
     def _error(self, graph: Graph, clean: Array, sigma: float, bootstrap: float = 0.0, only: str = "") -> float:
         """Largest change of the outputs, relative to their range; infinite if values diverge.
@@ -124,7 +138,8 @@ class OutputNoise:
             return None
 
         with np.errstate(over="ignore", invalid="ignore"):
-            noisy = decoded(graph.evaluate(self._images, disturb), clean)
+            made = np.concatenate([graph.evaluate(part, disturb) for part in self._parts(self._images)])
+            noisy = decoded(made, clean)
             error = max(
                 float(np.max(np.abs(head.apply(noisy) - head.apply(clean)))) / size for head, size in self._views
             )

@@ -6,6 +6,7 @@ holds those of bootstraps and as many others as fit, and reads one when it is ne
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,6 +68,8 @@ def fewer_keys(
     sizes: Sizes,
     cost: Callable[[float, float], float],
     engine: EngineModel = OPENFHE,
+    *,
+    last_only: bool = False,
 ) -> Iterator[KeyChoice]:
     """Keys for all steps, and then one key less each time: the one that is missed least is given up first.
 
@@ -78,6 +81,7 @@ def fewer_keys(
         price: seconds of a primitive at a level.
         seconds, sizes: of the program with a key for every step.
         cost: by seconds and bytes of a server; every key that is given up has to lower it.
+        last_only: leave out all choices but the last.
     """
     bootstraps = engine.bootstraps(parameters)
     steps = bootstraps.keys_for(step for step, _ in uses)
@@ -88,21 +92,30 @@ def fewer_keys(
     composed: set[int] = set()
     parts: set[int] = set()
 
+    @functools.cache
+    def key_bytes(level: int) -> int:
+        return engine.key_bytes(parameters, level)
+
     def growth(step: int, level: int) -> int:
         """Bytes that a key takes more if it has to reach a level as well."""
         reach = levels[step]
-        return engine.key_bytes(parameters, max(reach, level)) - engine.key_bytes(parameters, reach)
+        return key_bytes(max(reach, level)) - key_bytes(reach)
 
     def pays(slower: float, smaller: Sizes) -> bool:
         return cost(slower, smaller.server_bytes) < cost(seconds, sizes.server_bytes)
 
-    yield KeyChoice(tuple(sorted(steps)), seconds, sizes, len(pool), len(pool), levels=dict(levels))
+    def choice() -> KeyChoice:
+        left = len(pool) - len(composed)
+        return KeyChoice(tuple(sorted(steps - composed)), seconds, sizes, left, left, levels=dict(levels))
+
+    if not last_only:
+        yield choice()
     for most in (2, 3):  # steps that two rotations compose come before those that take three
         for step, one_rotation in missed:
             if step in composed or step in parts:
                 continue
             slower, level = seconds + (most - 1) * one_rotation, levels[step]
-            smaller = replace(sizes, key_bytes=sizes.key_bytes - engine.key_bytes(parameters, level))
+            smaller = replace(sizes, key_bytes=sizes.key_bytes - key_bytes(level))
             if not pays(slower, smaller):
                 continue
             path = composition(step, frozenset(held - {step}), parameters.slots)
@@ -118,8 +131,10 @@ def fewer_keys(
             composed.add(step)
             parts.update(path)
             levels |= {part: max(level, levels[part]) for part in path}
-            left = len(pool) - len(composed)
-            yield KeyChoice(tuple(sorted(steps - composed)), seconds, sizes, left, left, levels=dict(levels))
+            if not last_only:
+                yield choice()
+    if last_only:
+        yield choice()
 
 
 def within(

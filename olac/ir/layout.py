@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 
 import numpy as np
 
-from olac.system.arrays import Array, Index
+from olac.system.arrays import Array, Index, Order
 
 
 def next_power_of_two(n: int) -> int:
@@ -133,17 +133,62 @@ class TensorLayout:
         """Slots after which the content of a ciphertext repeats; `slots` if it does not."""
         return self.period * self.distinct_copies
 
-    @cached_property
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Slots from one row of a channel to the next, and from one column to the next."""
+        return self.gap * self.padded[1], self.gap
+
+    @property
+    def channel_addresses(self) -> Index:
+        """For each channel of the grid: ciphertext * slots + slot of its first element, for the first image."""
+        channel, k = np.arange(self.grid[0]), self.gap
+        page, inner = channel // (k * k), channel % (k * k)
+        first: Index = page * self.plane + inner // k * self.padded[1] + inner % k
+        return first
+
+    @property
     def addresses(self) -> Index:
         """For each element in row-major order: ciphertext * slots + slot, for the first image of the batch."""
-        c, h, w = self.grid
-        k = self.gap
-        channel = np.arange(c)[:, None, None]
-        page, inner = channel // (k * k), channel % (k * k)
-        row = k * np.arange(h)[None, :, None] + inner // k
-        column = k * np.arange(w)[None, None, :] + inner % k
-        flat: Index = (page * self.plane + row * self.padded[1] + column).reshape(-1).astype(np.int64)
+        return _addresses(replace(self, shape=(math.prod(self.grid),), batch=1, step=0))
+
+    def _made_addresses(self) -> Index:
+        _, h, w = self.grid
+        down, right = self.steps
+        channels = self.channel_addresses[:, None, None]
+        flat: Index = (channels + down * np.arange(h)[:, None] + right * np.arange(w)).reshape(-1).astype(np.int64)
+        flat.setflags(write=False)
         return flat
+
+    @property
+    def owners(self) -> Order:
+        """The element in each slot of one period, shape (ciphertexts, period): image * size + element, -1 for none.
+
+        Of the first copy, if copies are shifted.
+        """
+        return _owners(replace(self, shape=(math.prod(self.grid),), step=0))
+
+    def _made_owners(self) -> Order:
+        size, found = math.prod(self.grid), np.full(self.ciphertexts * self.slots, -1, dtype=np.int32)
+        for image in range(self.batch):
+            found[self.addresses + image * self.image_stride] = image * size + np.arange(size)
+        owners: Order = found.reshape(self.ciphertexts, self.slots)[:, : self.period].copy()
+        owners.setflags(write=False)
+        return owners
+
+    def expand_channels(self, values: Array, page: int) -> Array:
+        """Numbers of each channel, shape (channels or 1, n), in the slots of one ciphertext: shape (n, slots).
+
+        They are those that `expand` gives for all elements of a channel, without the other ciphertexts.
+        """
+        owners = self.owners[page]
+        held = owners >= 0
+        size = math.prod(self.shape)
+        channels = owners[held] % size // (size // self.shape[0]) if len(values) > 1 else np.zeros(1, dtype=np.int64)
+        out: Array = np.zeros((values.shape[1], len(owners)))
+        out[:, held] = values[channels].T
+        if self.step:
+            out = np.concatenate([np.roll(out, -c * self.step, axis=1) for c in range(self.distinct_copies)], axis=1)
+        return np.tile(out, self.slots // out.shape[1])
 
     def expand(self, values: Array) -> Array:
         """Put one number per element, shape `self.shape`, into slots: shape (ciphertexts, slots), zero elsewhere.
@@ -180,3 +225,14 @@ class TensorLayout:
             + (f" shifted by {self.step}" if self.step else "")
             + (f", batch {self.batch}" if self.batch > 1 else "")
         )
+
+
+@lru_cache(maxsize=16)
+def _addresses(layout: TensorLayout) -> Index:
+    """Layouts that differ in less than their addresses share these; of large tensors, not all can be kept."""
+    return layout._made_addresses()
+
+
+@lru_cache(maxsize=16)
+def _owners(layout: TensorLayout) -> Order:
+    return layout._made_owners()

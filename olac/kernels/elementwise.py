@@ -41,11 +41,11 @@ class SquareKernel(Kernel):
     depth = 1
 
     def __init__(self, shift: Array, layout: TensorLayout) -> None:
-        column = shift.reshape(-1, *(1,) * (len(layout.shape) - 1))
-        self._shift = layout.expand(np.broadcast_to(column, layout.shape))
+        self._shift, self._layout = shift.reshape(-1, 1), layout
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
-        return tuple(_square(evaluator, x, shift) for x, shift in zip(operands[0], self._shift, strict=True))
+        pages = (self._layout.expand_channels(self._shift, page)[0] for page in range(len(operands[0])))
+        return tuple(_square(evaluator, x, shift) for x, shift in zip(operands[0], pages, strict=True))
 
 
 def _square(evaluator: Evaluator[Any, Any], x: Ciphertext[Any], shift: Array) -> Ciphertext[Any]:

@@ -24,9 +24,8 @@ from olac.ir.ops import (
 )
 from olac.kernels.base import Kernel, Value
 from olac.kernels.elementwise import AddKernel, BootstrapKernel, MultiplyKernel, ReshapeKernel, SquareKernel
-from olac.kernels.linear import DiagonalKernel
 from olac.kernels.multiplexed import MultiplexedKernel
-from olac.kernels.patterns import weightless_kernel
+from olac.kernels.patterns import diagonal_kernel, weightless_kernel
 from olac.kernels.polynomial import PolynomialKernel, PolynomialProductKernel
 
 KernelFactory = Callable[[Graph, Node], Kernel]
@@ -43,8 +42,7 @@ def _linear(graph: Graph, node: Node) -> Kernel:
 def _diagonals(graph: Graph, node: Node) -> Kernel:
     assert isinstance(node.lowering, Diagonals)
     operand = graph[node.inputs[0]]
-    linear = node.linear.linear_map(operand.type.shape, graph.constants)
-    return DiagonalKernel(linear, operand.layout, node.layout, node.lowering)
+    return diagonal_kernel(node.linear, operand.type.shape, graph.constants, operand.layout, node.layout, node.lowering)
 
 
 def _weightless_diagonals(graph: Graph, node: Node) -> Kernel:

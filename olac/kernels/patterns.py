@@ -17,7 +17,16 @@ import numpy as np
 from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals
 from olac.ir.ops import Affine, Array, AveragePool, Constants, Conv2d, Linear, LinearOp, Shape
-from olac.kernels.linear import DiagonalKernel, Distinct, counted_modulo, distinct_diagonals
+from olac.kernels.linear import (
+    ComputedWeights,
+    DiagonalKernel,
+    Distinct,
+    counted_modulo,
+    diagonals_of_taps,
+    distinct_diagonals,
+    plan_of,
+    products_of,
+)
 
 MOST_KEPT = 256
 BY_ZEROS = (Affine, AveragePool, Conv2d, Linear)
@@ -83,12 +92,29 @@ def diagonals_of(
     """The nonzero diagonals between two layouts, counted modulo `modulus`."""
 
     def find() -> Distinct:
-        return distinct_diagonals(op.linear_map(shape, constants), operand, result)
+        taps = op.taps(shape, constants)
+        images = operand.grid == operand.shape == shape and result.grid == result.shape
+        if taps is None or not images:
+            return distinct_diagonals(op.entries(shape, constants), operand, result)
+        return diagonals_of_taps(taps, operand, result)
 
     if operand.step:
         raise ValueError(f"diagonals of shifted copies ({operand}) follow from those of plain ones")
     key = (entries_key(op, shape, constants), operand, result)
-    return counted_modulo(_DIAGONALS.get(key, find), result, modulus)
+    return counted_modulo(_DIAGONALS.get(key, find), operand, result, modulus)
+
+
+def diagonal_kernel(
+    op: LinearOp, shape: Shape, constants: Constants, operand: TensorLayout, result: TensorLayout, lowering: Diagonals
+) -> DiagonalKernel:
+    """The kernel of a linear op on operands of `shape`, between two layouts."""
+    computed = op.computed_map(shape, constants)
+    if computed is None or not ComputedWeights.can_count(operand, result, lowering.modulus):
+        return DiagonalKernel.listed(op.linear_map(shape, constants), operand, result, lowering)
+    weights = ComputedWeights(computed, operand, result, lowering)
+    found = diagonals_of(op, shape, constants, operand.with_step(0), result, lowering.modulus)
+    products = products_of(found, operand, lowering.modulus, lowering.imaginary)
+    return DiagonalKernel(operand, lowering, plan_of(products, lowering.baby, result.ciphertexts), weights)
 
 
 def weightless_kernel(
@@ -97,6 +123,6 @@ def weightless_kernel(
     """A kernel for runs on no data: with the products of this op, but without its weights."""
 
     def make() -> DiagonalKernel:
-        return DiagonalKernel(op.linear_map(shape, constants), operand, result, lowering).weightless()
+        return diagonal_kernel(op, shape, constants, operand, result, lowering).weightless()
 
     return _KERNELS.get((entries_key(op, shape, constants), operand, result, lowering), make)

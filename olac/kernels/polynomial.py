@@ -46,13 +46,17 @@ class _Evaluation(Kernel):
     """
 
     def __init__(self, coefficients: Array, layout: TensorLayout) -> None:
-        self._coefficients = _in_slots(coefficients, layout)
+        self._coefficients = _trimmed(coefficients)
         self._layout = layout
         self.depth = depth_of(self._coefficients.shape[1] - 1)
 
     @property
     def table_bytes(self) -> int:
         return self._coefficients.nbytes
+
+    def _in_slots(self, page: int) -> Array:
+        """The coefficients of one ciphertext, shape (degree + 1, slots)."""
+        return self._layout.expand_channels(self._coefficients, page)
 
 
 class PolynomialKernel(_Evaluation):
@@ -71,8 +75,10 @@ class PolynomialKernel(_Evaluation):
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         (x,) = operands
         return tuple(
-            _evaluate(evaluator, part, coefficients, level, evaluator.parameters.scale(max(0, level)), self._layout)
-            for part, coefficients in zip(x, self._coefficients, strict=True)
+            _evaluate(
+                evaluator, part, self._in_slots(page), level, evaluator.parameters.scale(max(0, level)), self._layout
+            )
+            for page, part in enumerate(x)
             for level in (part.state.level - self.depth,)
         )
 
@@ -86,8 +92,8 @@ class PolynomialProductKernel(_Evaluation):
 
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         return tuple(
-            self._product(evaluator, x, z, coefficients)
-            for x, z, coefficients in zip(*operands, self._coefficients, strict=True)
+            self._product(evaluator, x, z, self._in_slots(page))
+            for page, (x, z) in enumerate(zip(*operands, strict=True))
         )
 
     def _product(
@@ -105,16 +111,14 @@ class PolynomialProductKernel(_Evaluation):
         return evaluator.rescale(evaluator.multiply(factor, value))
 
 
-def _in_slots(coefficients: Array, layout: TensorLayout) -> Array:
-    """Coefficients (channels or 1, degree + 1) as (ciphertexts, true degree + 1, slots); the degree is at least 1."""
+def _trimmed(coefficients: Array) -> Array:
+    """Coefficients (channels or 1, degree + 1) up to the true degree, at least 1."""
     if coefficients.shape[1] == 1:
         coefficients = np.pad(coefficients, ((0, 0), (0, 1)))
     degree = coefficients.shape[1] - 1
     while degree > 1 and not np.any(coefficients[:, degree]):
         degree -= 1
-    shape = layout.shape
-    columns = coefficients[:, : degree + 1].T.reshape(degree + 1, -1, *(1,) * (len(shape) - 1))
-    return np.stack([layout.expand(np.broadcast_to(column, shape)) for column in columns], axis=1)
+    return coefficients[:, : degree + 1]
 
 
 class _Powers:

@@ -225,5 +225,5 @@ def with_keys(
     without = seconds + encoding, replace(size, keeps_plaintexts=False)
     if _occupied(without[0], without[1].server_bytes) < _occupied(seconds, size.server_bytes):
         seconds, size = without
-    *_, last = fewer_keys(uses, pricer.parameters, pricer.price, seconds, size, _occupied, pricer.engine)
+    (last,) = fewer_keys(uses, pricer.parameters, pricer.price, seconds, size, _occupied, pricer.engine, last_only=True)
     return last

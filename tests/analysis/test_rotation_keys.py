@@ -30,7 +30,10 @@ def by_bytes(uses: Uses) -> list[tuple[tuple[int, ...], int]]:
         highest[step] = max(level, highest.get(step, 0))
     size = sized(*highest.values())
     choices = fewer_keys(uses, PARAMETERS, PRICER.price, 1.0, size, lambda _, held: held, PICKY)
-    return [(one.steps, one.sizes.key_bytes) for one in choices]
+    found = list(choices)
+    only = fewer_keys(uses, PARAMETERS, PRICER.price, 1.0, size, lambda _, held: held, PICKY, last_only=True)
+    assert list(only) == found[-1:]
+    return [(one.steps, one.sizes.key_bytes) for one in found]
 
 
 def test_the_parts_of_a_composed_step_reach_as_far_as_it_is_taken() -> None:

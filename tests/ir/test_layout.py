@@ -54,6 +54,34 @@ def test_each_copy_is_rotated_by_one_step_more(layout: TensorLayout, seed: int) 
         assert np.array_equal(layout.with_step(0).pack(images)[0, : layout.period], copies[0])
 
 
+@settings(max_examples=200, deadline=None)
+@given(layouts(), st.integers(0, 2**31), st.booleans())
+def test_numbers_of_channels_in_one_ciphertext(layout: TensorLayout, seed: int, one: bool) -> None:
+    values = np.random.default_rng(seed).normal(size=(1 if one else layout.shape[0], 3))
+    columns = [column.reshape(-1, *(1,) * (len(layout.shape) - 1)) for column in values.T]
+    expected = np.stack([layout.expand(np.broadcast_to(column, layout.shape)) for column in columns], axis=1)
+    for page in range(layout.ciphertexts):
+        assert np.array_equal(layout.expand_channels(values, page), expected[page])
+
+
+@settings(max_examples=100, deadline=None)
+@given(layouts())
+def test_owners_are_the_elements_of_slots(layout: TensorLayout) -> None:
+    numbers = np.arange(layout.batch * np.prod(layout.shape), dtype=np.float64).reshape(layout.batch, *layout.shape)
+    plain = layout.with_step(0)
+    assert layout.owners.shape == (layout.ciphertexts, layout.period)
+    assert np.array_equal(layout.owners + 1, plain.pack(numbers + 1.0)[:, : layout.period])
+
+
+def test_what_layouts_share_can_not_be_changed() -> None:
+    layout = TensorLayout.dense((2, 3, 3), 64)
+    assert layout.reshaped((18,)).with_step(1).addresses is layout.addresses
+    assert layout.with_step(1).owners is layout.owners
+    for shared in (layout.addresses, layout.owners):
+        with pytest.raises(ValueError, match="read-only"):
+            shared[...] = 0
+
+
 def test_a_reshape_moves_nothing() -> None:
     layout = TensorLayout.multiplexed((4, 3, 2), (8, 8), 2, 256)
     assert np.array_equal(layout.reshaped((24,)).addresses, layout.addresses)

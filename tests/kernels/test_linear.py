@@ -66,7 +66,7 @@ def test_convolutions_match_torch(data: st.DataObject) -> None:
     baby = data.draw(st.sampled_from(baby_choices(operand, modulus)))
     images = random.normal(size=(batch, c, h, w))
     lowering = Diagonals(modulus, baby, data.draw(imaginary_choices(modulus)))
-    kernel = DiagonalKernel(op.linear_map((c, h, w), constants), operand, result, lowering)
+    kernel = DiagonalKernel.listed(op.linear_map((c, h, w), constants), operand, result, lowering)
     slots = run(kernel, operand, images, data.draw(st.sampled_from([FIXED, FLEXIBLE])))
     padded = np.pad(images, ((0, 0), (0, 0), padding[:2], padding[2:]))
     x, w_, b_ = (torch.tensor(a) for a in (padded, weight, bias))
@@ -98,7 +98,7 @@ def test_convolutions_of_shifted_copies_match_torch(data: st.DataObject) -> None
     baby = data.draw(st.sampled_from(baby_choices(operand, modulus)))
     images = random.normal(size=(1, c, h, w))
     lowering = Diagonals(modulus, baby, data.draw(imaginary_choices(modulus)))
-    made = DiagonalKernel(op.linear_map((c, h, w), constants), operand, result, lowering)
+    made = DiagonalKernel.listed(op.linear_map((c, h, w), constants), operand, result, lowering)
     slots = run(made, operand, images, data.draw(st.sampled_from([FIXED, FLEXIBLE])))
     padded = np.pad(images, ((0, 0), (0, 0), padding[:2], padding[2:]))
     x, w_, b_ = (torch.tensor(a) for a in (padded, weight, bias))
@@ -117,7 +117,7 @@ def test_a_product_serves_as_many_diagonals_as_there_are_copies(columns: int, st
     copies = min(SLOTS // columns, columns // step)
     assert operand.distinct_copies == copies
     assert count(*distinct(place(linear, operand, result, columns)), 4, 0).products == columns // copies
-    kernel = DiagonalKernel(linear, operand, result, Diagonals(columns, 4))
+    kernel = DiagonalKernel.listed(linear, operand, result, Diagonals(columns, 4))
     assert np.allclose(run(kernel, operand, x, FLEXIBLE), result.pack(x @ matrix.T), atol=1e-9)
     recorder = RecorderEvaluator(PARAMETERS[FIXED])
     kernel.run(recorder, [(recorder.fresh(2),)])
@@ -129,7 +129,7 @@ def test_shifted_copies_of_one_large_result_are_refused() -> None:
     operand, result = TensorLayout.dense((16,), SLOTS).with_step(2), TensorLayout.dense((40,), SLOTS)
     linear = LinearMap.from_sparse(np.ones((40, 16)), np.zeros(40))
     with pytest.raises(ValueError, match="shifted copies"):
-        DiagonalKernel(linear, operand, result, Diagonals(16, 4))
+        DiagonalKernel.listed(linear, operand, result, Diagonals(16, 4))
 
 
 def imaginary_choices(modulus: int) -> st.SearchStrategy[int]:
@@ -144,7 +144,7 @@ def test_complex_halving_halves_the_products(imaginary: int, step: int) -> None:
     matrix, x = random.normal(size=(64, 64)), random.normal(size=(1, 64))
     linear, result = LinearMap.from_sparse(matrix, np.ones(64)), TensorLayout.dense((64,), SLOTS)
     operand = result.with_step(step)
-    kernel = DiagonalKernel(linear, operand, result, Diagonals(64, 4, imaginary))
+    kernel = DiagonalKernel.listed(linear, operand, result, Diagonals(64, 4, imaginary))
     assert np.allclose(run(kernel, operand, x, FLEXIBLE), result.pack(x @ matrix.T + 1), atol=1e-9)
     recorder = RecorderEvaluator(PARAMETERS[FIXED])
     kernel.run(recorder, [(recorder.fresh(2),)])
@@ -160,7 +160,7 @@ def test_complex_halving_halves_the_products(imaginary: int, step: int) -> None:
 def test_imaginary_parts_of_no_diagonal_are_refused(imaginary: int) -> None:
     layout = TensorLayout.dense((64,), SLOTS)
     with pytest.raises(ValueError, match=f"imaginary {imaginary}"):
-        DiagonalKernel(
+        DiagonalKernel.listed(
             LinearMap.from_sparse(np.ones((64, 64)), np.zeros(64)), layout, layout, Diagonals(64, 4, imaginary)
         )
 
@@ -172,7 +172,7 @@ def test_dense_matrices_match_numpy(rows: int, columns: int, seed: int, folded: 
     matrix, x = random.normal(size=(rows, columns)), random.normal(size=(1, columns))
     operand, result = TensorLayout.dense((columns,), SLOTS), TensorLayout.dense((rows,), SLOTS)
     modulus = modulus_choices(operand, result)[-1 if folded else 0]
-    kernel = DiagonalKernel(
+    kernel = DiagonalKernel.listed(
         LinearMap.from_sparse(matrix, np.zeros(rows)), operand, result, Diagonals(modulus, max(1, modulus // 4))
     )
     assert np.allclose(run(kernel, operand, x, FIXED), result.pack(x @ matrix.T), atol=1e-9)
@@ -182,7 +182,7 @@ def test_dense_matrices_match_numpy(rows: int, columns: int, seed: int, folded: 
 def test_what_a_kernel_keeps_and_holds(size: int, position_bytes: int) -> None:
     operand = result = TensorLayout.dense((size,), SLOTS)
     linear = LinearMap.from_sparse(np.ones((size, size)), np.zeros(size))
-    kernel = DiagonalKernel(linear, operand, result, Diagonals(size, 4))
+    kernel = DiagonalKernel.listed(linear, operand, result, Diagonals(size, 4))
     assert kernel.table_bytes == size * size * (8 + position_bytes)
     recorder = RecorderEvaluator(PARAMETERS[FIXED])
     kernel.run(recorder, [(recorder.fresh(3),)])
@@ -199,7 +199,9 @@ def test_folding_an_operand_of_several_ciphertexts(rows: int) -> None:
     assert operand.ciphertexts == 3
     assert choices[-1] == result.period
     for modulus in choices[-2:]:
-        kernel = DiagonalKernel(LinearMap.from_sparse(matrix, np.ones(rows)), operand, result, Diagonals(modulus, 4))
+        kernel = DiagonalKernel.listed(
+            LinearMap.from_sparse(matrix, np.ones(rows)), operand, result, Diagonals(modulus, 4)
+        )
         assert np.allclose(run(kernel, operand, x, FIXED), result.pack(x @ matrix.T + 1), atol=1e-9)
 
 
@@ -221,7 +223,7 @@ def test_counted_steps_are_the_recorded_ones() -> None:
     linear = op.linear_map((16, 8, 8), {"w": weight})
     counts = count(*distinct(place(linear, operand, operand, 1024)), 64, 0)
     recorder = RecorderEvaluator(Parameters(11, 2, 30, 36, 3, security=0))
-    DiagonalKernel(linear, operand, operand, Diagonals(1024, 64)).run(recorder, [(recorder.fresh(2),)])
+    DiagonalKernel.listed(linear, operand, operand, Diagonals(1024, 64)).run(recorder, [(recorder.fresh(2),)])
     names = [event.primitive for event in recorder.events]
     assert (counts.products, counts.babies, counts.giants) == (144, 8, 15)
     assert names.count("multiply_plain") == counts.products

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pytest
 
 from olac.backends.recorder import RecorderEvaluator
+from olac.backends.simulator import SimulatorEvaluator
 from olac.ckks.parameters import Parameters
+from olac.errors import VerificationError
 from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals
-from olac.ir.ops import Conv2d, Linear, LinearMap, LinearOp, SparseLinear
+from olac.ir.ops import Conv2d, Linear, LinearOp, SparseLinear
 from olac.kernels import linear as linear_module
 from olac.kernels import patterns
 from olac.kernels.linear import DiagonalKernel, Distinct, modulus_choices, place
 from olac.kernels.patterns import Kept, diagonals_of, entries_key, weightless_kernel
-from olac.system.arrays import Array
+from olac.system.arrays import Array, Index
 from tests.kernels.diagonals import distinct
 
+Entries = Iterable[tuple[Index, Index, Array]]
 PARAMETERS = Parameters(11, 3, 30, 36, 2, security=0)
 SHAPE = (2, 6, 6)
 CONV = Conv2d("w", "b", padding=(1, 1, 1, 1))
@@ -77,7 +80,7 @@ def test_diagonals_and_primitives_are_those_of_the_op_itself(zeros: tuple[int, .
         events = []
         for kernel in (
             weightless_kernel(CONV, SHAPE, mine, operand, result, lowering),
-            DiagonalKernel(linear, operand, result, lowering),
+            DiagonalKernel.listed(linear, operand, result, lowering),
         ):
             recorder = RecorderEvaluator(PARAMETERS)
             kernel.run(recorder, [(recorder.fresh(3),)])
@@ -120,9 +123,10 @@ def test_a_wide_layer_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     seen: list[int] = []
     placed = linear_module.distinct_diagonals
 
-    def watched(linear: LinearMap, operand: TensorLayout, result: TensorLayout) -> Distinct:
-        seen.append(len(linear.rows))
-        return placed(linear, operand, result)
+    def watched(entries: Entries, operand: TensorLayout, result: TensorLayout) -> Distinct:
+        listed = list(entries)
+        seen.append(sum(len(rows) for rows, _, _ in listed))
+        return placed(listed, operand, result)
 
     monkeypatch.setattr("olac.kernels.patterns.distinct_diagonals", watched)
     monkeypatch.setattr("olac.kernels.patterns._DIAGONALS", Kept())
@@ -138,13 +142,14 @@ def test_a_wide_layer_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_kernel_without_weights_leaves_the_other_as_it_is() -> None:
     layout = TensorLayout.dense(SHAPE, PARAMETERS.slots)
     result = TensorLayout.dense((3, 6, 6), PARAMETERS.slots)
-    kernel = DiagonalKernel(CONV.linear_map(SHAPE, constants(4)), layout, result, Diagonals(result.period, 8))
+    kernel = DiagonalKernel.listed(CONV.linear_map(SHAPE, constants(4)), layout, result, Diagonals(result.period, 8))
     weightless = kernel.weightless()
-
-    def entries(one: DiagonalKernel) -> int:
-        return sum(len(p.values) for page in one._plan for products in page.values() for p in products)
-
-    assert entries(weightless) == 0 < entries(kernel)
+    evaluator = SimulatorEvaluator(PARAMETERS)
+    value = [tuple(evaluator.encrypt(page, 3) for page in layout.pack(np.ones((1, *SHAPE))))]
+    assert weightless.table_bytes == kernel.table_bytes > 0
+    with pytest.raises(VerificationError, match="without weights"):
+        weightless.run(evaluator, value)
+    kernel.run(evaluator, value)
 
 
 def test_only_the_last_results_are_kept() -> None:

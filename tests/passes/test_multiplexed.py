@@ -182,7 +182,7 @@ def test_why_auto_takes_diagonals(size: int, channels: int, step: int, baby: int
     linear = op.linear_map(layout.shape, {"w": weight})
 
     def diagonals(step: int, baby: int) -> float:
-        return seconds(DiagonalKernel(linear, layout.with_step(step), layout, Diagonals(layout.period, baby)))
+        return seconds(DiagonalKernel.listed(linear, layout.with_step(step), layout, Diagonals(layout.period, baby)))
 
     multiplexed = seconds(MultiplexedKernel(op, {"w": weight}, layout, layout))
     assert 1.5 * diagonals(step, baby) < multiplexed

@@ -120,6 +120,20 @@ def test_compose_pool_reshape_and_linear() -> None:
     assert multiplicative_depth(result) == 1
 
 
+def test_a_composition_that_is_too_large_is_refused_before_it_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    b = GraphBuilder()
+    x = b.add(Input((2, 6, 6)), name="x")
+    y = b.add(Conv2d(b.constant("w", random.normal(size=(3, 2, 3, 3)))), [x], name="conv")
+    halves = np.kron(np.eye(2), np.full((1, 2), 0.5))
+    y = b.add(AveragePool(b.constant("r", halves), b.constant("c", halves)), [y], name="pool")
+    graph = b.build([y], Stage.POLYNOMIAL)
+    # 3 * 2 * 9 * 16 entries of the convolution, 18 for each of its results, and 48 of the pool.
+    assert kinds(apply(ComposeLinear(max_entries=48 * 18), graph)) == ["input", "sparse_linear"]
+    monkeypatch.setattr(Conv2d, "linear_map", None)
+    assert kinds(apply(ComposeLinear(max_entries=48 * 18 - 1), graph)) == ["input", "conv2d", "average_pool"]
+
+
 def test_compose_padding_into_the_convolution() -> None:
     graph = chain(
         (2, 4, 5), ("pad", Pad(((0, 0), (1, 0), (2, 1)))), ("conv", Conv2d("w", None, (2, 1))), constants=CONV

@@ -1,6 +1,21 @@
 """Every op of the IR, one small frozen dataclass each (`olac.ir.ops.base`)."""
 
-from olac.ir.ops.base import OPS, Array, Constants, Factors, LinearMap, LinearOp, Op, Shape, ShapeError, Units, register
+from olac.ir.ops.base import (
+    OPS,
+    Array,
+    ComputedMap,
+    Constants,
+    Factors,
+    LinearMap,
+    LinearOp,
+    Op,
+    Shape,
+    ShapeError,
+    Span,
+    Tap,
+    Units,
+    register,
+)
 from olac.ir.ops.linear import Affine, AveragePool, Contract, Conv2d, Gather, Linear, Pad, Repeat, Slice, SparseLinear
 from olac.ir.ops.nonlinear import (
     Activation,
@@ -26,6 +41,7 @@ __all__ = [
     "AtClient",
     "AveragePool",
     "Bootstrap",
+    "ComputedMap",
     "Constants",
     "Contract",
     "Conv2d",
@@ -46,8 +62,10 @@ __all__ = [
     "Shape",
     "ShapeError",
     "Slice",
+    "Span",
     "SparseLinear",
     "Square",
+    "Tap",
     "Units",
     "register",
     "scaled_sine",

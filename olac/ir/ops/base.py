@@ -8,7 +8,7 @@ op can be compiled as soon as it has that method. Arrays are constants of the gr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from scipy import sparse
 
 from olac.ir.types import Stage
 from olac.system.arrays import Array as Array
+from olac.system.arrays import Index
 
 Shape = tuple[int, ...]
 Constants = Mapping[str, Array]
@@ -74,6 +75,49 @@ class LinearMap:
         """The map that applies `first`, then this one."""
         m = self.matrix()
         return LinearMap.from_sparse(m @ first.matrix(), self.bias + m @ first.bias)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbours along an axis of the result, and what each of them reads along the same axis of the operand.
+
+    Result first + i reads operand source + i * step, for 0 <= i < count.
+    """
+
+    first: int
+    count: int
+    source: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Places of a map between images (c, h, w) where M is not zero.
+
+    Channel outputs[n] of the result reads channel inputs[n] of the operand, at all rows and columns of the spans.
+    """
+
+    outputs: Index
+    inputs: Index
+    rows: Span
+    columns: Span
+
+
+@dataclass(frozen=True)
+class ComputedMap:
+    """y = M x + b over flattened elements, with M and b computed only where they are asked for.
+
+    Attributes:
+        values: for rows and columns, two arrays of indices of the same shape, the entries of M there.
+        shifts: for rows, the elements of b there.
+        shifted: whether b is not zero.
+        bytes: of the arrays that both are computed from.
+    """
+
+    values: Callable[[Index, Index], Array]
+    shifts: Callable[[Index], Array]
+    shifted: bool
+    bytes: int
 
 
 class Units(Enum):
@@ -192,6 +236,28 @@ class LinearOp(Op):
     @abstractmethod
     def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
         """The op as a sparse affine map over the flattened elements of one image."""
+
+    # A large op should not write down all of its entries. With the next three methods it does without.
+
+    def entries(self, shape: Shape, constants: Constants) -> Iterator[tuple[Index, Index, Array]]:
+        """Rows, columns and values of the entries of M, as in `linear_map`, in parts of a bounded size."""
+        linear = self.linear_map(shape, constants)
+        yield linear.rows, linear.columns, linear.values
+
+    def taps(self, shape: Shape, constants: Constants) -> Iterator[Tap] | None:
+        """The places of all entries of `linear_map`, each once; None if they are not known without the entries."""
+        return None
+
+    def computed_map(self, shape: Shape, constants: Constants) -> ComputedMap | None:
+        """The same map as `linear_map`, computed where it is asked for; None if only `linear_map` gives it."""
+        return None
+
+    def entry_count(self, shape: Shape, constants: Constants) -> int:
+        """The number of entries of `linear_map`."""
+        taps = self.taps(shape, constants)
+        if taps is None:
+            return sum(len(rows) for rows, _, _ in self.entries(shape, constants))
+        return sum(len(tap.outputs) * tap.rows.count * tap.columns.count for tap in taps)
 
     def evaluate(self, operands: Sequence[Array], constants: Constants) -> Array:
         x = operands[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
@@ -13,6 +13,7 @@ from scipy import sparse
 
 from olac.ir.ops.base import (
     Array,
+    ComputedMap,
     Constants,
     Factors,
     LinearMap,
@@ -20,6 +21,8 @@ from olac.ir.ops.base import (
     Scaling,
     Shape,
     ShapeError,
+    Span,
+    Tap,
     by_channel,
     compact,
     image_shape,
@@ -27,6 +30,10 @@ from olac.ir.ops.base import (
     register,
 )
 from olac.ir.types import Stage
+from olac.system.arrays import Index
+
+ENTRIES = 1 << 22
+"""Entries of a map that are listed together."""
 
 
 @dataclass(frozen=True)
@@ -120,24 +127,76 @@ class Conv2d(_Weighted):
         return result + self._bias(constants)[None, :, None, None]
 
     def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
+        out, rows, columns = self.infer([shape], constants)
+        entries = self._entries(shape, constants, slice(0, out))
+        return LinearMap(*entries, np.repeat(self._bias(constants), rows * columns), math.prod(shape))
+
+    def entries(self, shape: Shape, constants: Constants) -> Iterator[tuple[Index, Index, Array]]:
+        out, rows, columns = self.infer([shape], constants)
+        together = max(1, ENTRIES // (math.prod(constants[self.weight].shape[1:]) * rows * columns))
+        for first in range(0, out, together):
+            yield self._entries(shape, constants, slice(first, min(first + together, out)))
+
+    def _entries(self, shape: Shape, constants: Constants, channels: slice) -> tuple[Index, Index, Array]:
+        """Rows, columns and values of the entries in the rows of some output channels."""
         weight = constants[self.weight]
-        c, h, w = shape
+        _, h, w = shape
         out, rows, columns = self.infer([shape], constants)
         per_group, kh, kw = weight.shape[1:]
         per_out = out // self.groups
-        o, i, ky, kx, y, x = np.ogrid[:out, :per_group, :kh, :kw, :rows, :columns]
+        o, i, ky, kx, y, x = np.ogrid[channels, :per_group, :kh, :kw, :rows, :columns]
         source_y = y * self.stride[0] + ky * self.dilation[0] - self.padding[0]
         source_x = x * self.stride[1] + kx * self.dilation[1] - self.padding[2]
         source_c = (o // per_out) * per_group + i
         full = np.broadcast_shapes(o.shape, i.shape, ky.shape, kx.shape, y.shape, x.shape)
-        values = np.broadcast_to(weight[..., None, None], full)
+        values = np.broadcast_to(weight[channels, ..., None, None], full)
         keep = np.broadcast_to((source_y >= 0) & (source_y < h) & (source_x >= 0) & (source_x < w), full) & (
             values != 0
         )
         target = np.broadcast_to((o * rows + y) * columns + x, full)[keep]
         source = np.broadcast_to((source_c * h + source_y) * w + source_x, full)[keep]
-        bias = np.repeat(self._bias(constants), rows * columns)
-        return LinearMap(target.astype(np.int64), source.astype(np.int64), values[keep], bias, c * h * w)
+        return target.astype(np.int64), source.astype(np.int64), values[keep]
+
+    def taps(self, shape: Shape, constants: Constants) -> Iterator[Tap]:
+        weight = constants[self.weight]
+        out, *size = self.infer([shape], constants)
+        per_group, kh, kw = weight.shape[1:]
+        down, right = (
+            [
+                _inside(size[axis], self.stride[axis], k * self.dilation[axis] - before, shape[1 + axis])
+                for k in range((kh, kw)[axis])
+            ]
+            for axis, before in ((0, self.padding[0]), (1, self.padding[2]))
+        )
+        for ky, rows in enumerate(down):
+            for kx, columns in enumerate(right):
+                if rows.count and columns.count:
+                    outputs, inputs = np.nonzero(weight[:, :, ky, kx])
+                    yield Tap(outputs, outputs // (out // self.groups) * per_group + inputs, rows, columns)
+
+    def computed_map(self, shape: Shape, constants: Constants) -> ComputedMap:
+        weight, bias = constants[self.weight], self._bias(constants)
+        (_, h, w), (out, rows, columns) = shape, self.infer([shape], constants)
+        per_group, kh, kw = weight.shape[1:]
+        per_out, flat = out // self.groups, weight.reshape(-1)
+
+        def values(targets: Index, sources: Index) -> Array:
+            line, target_x = np.divmod(targets, columns)
+            target_c, target_y = np.divmod(line, rows)
+            line, source_x = np.divmod(sources, w)
+            source_c, source_y = np.divmod(line, h)
+            channel = source_c - target_c // per_out * per_group
+            ky, y_left = np.divmod(source_y + self.padding[0] - target_y * self.stride[0], self.dilation[0])
+            kx, x_left = np.divmod(source_x + self.padding[2] - target_x * self.stride[1], self.dilation[1])
+            inside = (channel >= 0) & (channel < per_group) & (y_left == 0) & (x_left == 0)
+            inside &= (ky >= 0) & (ky < kh) & (kx >= 0) & (kx < kw)
+            place = ((target_c * per_group + channel) * kh + ky) * kw + kx
+            return np.where(inside, flat[np.where(inside, place, 0)], 0.0)
+
+        def shifts(targets: Index) -> Array:
+            return bias[targets // (rows * columns)]
+
+        return ComputedMap(values, shifts, bool(np.any(bias)), weight.nbytes + bias.nbytes)
 
     def with_factors(
         self, shape: Shape, constants: Constants, rows: Scaling | None = None, columns: Scaling | None = None
@@ -176,6 +235,13 @@ class Conv2d(_Weighted):
         return super().gains(shape, constants, inputs)
 
 
+def _inside(count: int, stride: int, offset: int, size: int) -> Span:
+    """The outputs along one axis for which the pixel at an offset is not padding."""
+    first = max(0, -(offset // stride))
+    last = min(count, (size - 1 - offset) // stride + 1)
+    return Span(first, max(0, last - first), first * stride + offset, stride)
+
+
 def _by_channel(pair: Scaling) -> Scaling | None:
     first, second = by_channel(pair[0]), by_channel(pair[1])
     return None if first is None or second is None else (first, second)
@@ -202,6 +268,26 @@ class Linear(_Weighted):
 
     def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
         return LinearMap.from_sparse(sparse.csr_array(constants[self.weight]), self._bias(constants))
+
+    def entries(self, shape: Shape, constants: Constants) -> Iterator[tuple[Index, Index, Array]]:
+        weight = constants[self.weight]
+        together = max(1, ENTRIES // weight.shape[1])
+        for first in range(0, len(weight), together):
+            part = weight[first : first + together]
+            rows, columns = np.nonzero(part)
+            yield rows + first, columns, part[rows, columns]
+
+    def entry_count(self, shape: Shape, constants: Constants) -> int:
+        return int(np.count_nonzero(constants[self.weight]))
+
+    def computed_map(self, shape: Shape, constants: Constants) -> ComputedMap:
+        weight, bias = constants[self.weight], self._bias(constants)
+        return ComputedMap(
+            lambda rows, columns: weight[rows, columns],
+            lambda rows: bias[rows],
+            bool(np.any(bias)),
+            weight.nbytes + bias.nbytes,
+        )
 
     def with_factors(
         self, shape: Shape, constants: Constants, rows: Scaling | None = None, columns: Scaling | None = None
