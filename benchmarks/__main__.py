@@ -196,6 +196,10 @@ def _finetune_parser(parser: argparse.ArgumentParser) -> None:
         "--fit-seconds", type=_positive, metavar="S", help="end the fit that training starts from after this time"
     )
     parser.add_argument("--rate", type=_fraction, metavar="R", help="largest rate; default: by the error at the start")
+    parser.add_argument(
+        "--mixed", type=_share, default=0.0, metavar="S", help="share of batches whose images are mixed; default 0"
+    )
+    parser.add_argument("--labels", type=_share, default=1.0, metavar="W", help="weight of the labels; default 1")
     parser.add_argument("--save", type=Path, metavar="FILE", help="the state dict of the trained module, a .pt file")
     parser.add_argument("--program", type=Path, metavar="FILE", help="compile it, too, and write the program")
     parser.add_argument(
@@ -300,6 +304,10 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    return float(text) if text in ("0", "1") else _fraction(text)
+
+
 def _fraction(text: str) -> float:
     try:
         found = float(text)
@@ -368,7 +376,7 @@ def _finetune(options: argparse.Namespace, command: str) -> int:
     row = finetuning.run(
         measurement,
         options.epochs,
-        TrainingOptions(rate=options.rate),
+        TrainingOptions(rate=options.rate, mixed=options.mixed, labels=options.labels),
         results,
         Console(),
         weights=options.weights,

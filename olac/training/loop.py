@@ -60,6 +60,8 @@ class TrainingOptions:
         features: weight of the same errors of the polynomials' results, against the original activations'.
         penalty: weight of the range penalty.
         stressed: share of images that are moved out of the calibrated ranges; their labels are not used.
+        mixed: share of batches whose images are each mixed with another one of the batch (Zhang et al., "mixup:
+            beyond empirical risk minimization", arXiv 1710.09412), by a part from 0 to 1 that the batch shares.
         averaged: share of an epoch over which parameters are averaged.
     """
 
@@ -69,6 +71,7 @@ class TrainingOptions:
     features: float = 1.0
     penalty: float = 0.1
     stressed: float = 0.3
+    mixed: float = 0.0
     averaged: float = 0.3
 
     def __post_init__(self) -> None:
@@ -77,8 +80,9 @@ class TrainingOptions:
         for name in ("labels", "distillation", "features", "penalty"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)} is not a weight of at least 0")
-        if not 0 <= self.stressed < 1 or not 0 < self.averaged <= 1:
-            raise ValueError(f"stressed {self.stressed} or averaged {self.averaged} is not a share")
+        if not 0 <= self.stressed < 1 or not 0 < self.averaged <= 1 or not 0 <= self.mixed <= 1:
+            shares = f"stressed {self.stressed}, mixed {self.mixed} or averaged {self.averaged}"
+            raise ValueError(f"{shares} is not a share")
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,9 @@ class Trainer:
         # Stressed images have no labels: a few that diverge would decide the loss by them.
         order = torch.randperm(len(x), generator=self._random)
         plain, others = order.tensor_split([len(x) - round(options.stressed * len(x))])
-        x = channels_last(torch.cat([x[plain], stressed(x[others], self._random)]).to(self._device))
+        part, pairs = self._mixture(plain)
+        clean = x[plain] if part == 1 else part * x[plain] + (1 - part) * x[pairs]
+        x = channels_last(torch.cat([clean, stressed(x[others], self._random)]).to(self._device))
         wanted = self._teacher(x)
         if options.features > 0:
             for name, module in self._activations.items():
@@ -279,10 +285,22 @@ class Trainer:
             errors = [wanted.error(name, module) for name, module in self._activations.items()]
             loss = loss + options.features * torch.stack(errors).mean()
         if labels is not None and self._loss is not None and options.labels > 0 and len(plain):
-            loss = loss + options.labels * self._loss(made[: len(plain)], labels[plain].to(self._device))
+            by_labels = self._loss(made[: len(plain)], labels[plain].to(self._device))
+            if part < 1:
+                others_loss = self._loss(made[: len(plain)], labels[pairs].to(self._device))
+                by_labels = part * by_labels + (1 - part) * others_loss
+            loss = loss + options.labels * by_labels
         penalty = self._penalty()
         steps.take(loss + options.penalty * penalty)
         return float(loss.detach()), float(penalty.detach())
+
+    def _mixture(self, plain: Tensor) -> tuple[float, Tensor]:
+        """The part that images keep of themselves, and the numbers of those that they are mixed with."""
+        if not self._options.mixed:
+            return 1.0, plain
+        chance, part = torch.rand(2, generator=self._random).tolist()
+        pairs = plain[torch.randperm(len(plain), generator=self._random)]
+        return (part if chance < self._options.mixed else 1.0), pairs
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,33 @@ def test_without_labels_the_original_teaches() -> None:
     assert after < before
 
 
+def test_mixed_images_teach_as_well() -> None:
+    mixed = replace(TrainingOptions(), mixed=1.0)
+    made, _ = trainer(mixed).train(Loader(), 8, 6)
+    assert accuracy(made) > accuracy(START) + 0.05
+    assert made != trainer().train(Loader(), 8, 6)[0]
+    by_original, _ = trainer(mixed, labelled=False).train(Loader(None), 8, 6)
+    before, after = (output_error(outputs(g, HELD), outputs(NET, HELD)) for g in (START, by_original))
+    assert after < before
+
+
+def test_a_mixture_has_the_labels_of_both_images() -> None:
+    """The loss by labels is that of both images, weighted by their parts."""
+    seen: list[torch.Tensor] = []
+
+    def loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(labels)
+        return functional.cross_entropy(outputs, labels)
+
+    made = trainer(replace(TrainingOptions(), mixed=1.0))
+    made._loss = loss
+    made.train(Loader(), 8, 1)
+    pairs = list(zip(seen[::2], seen[1::2], strict=True))
+    assert len(pairs) == 8
+    assert all(torch.equal(a.sort().values, b.sort().values) for a, b in pairs)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
 def test_only_numbers_change() -> None:
     made, _ = trainer().train(Loader(), 8, 1)
     assert [(n.id, n.inputs, type(n.op)) for n in made.nodes] == [(n.id, n.inputs, type(n.op)) for n in START.nodes]
@@ -175,6 +202,7 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
         ({"distillation": float("nan")}, "distillation"),
         ({"stressed": 1.0}, "stressed"),
         ({"averaged": 0.0}, "averaged"),
+        ({"mixed": 1.5}, "mixed"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, float], message: str) -> None:
