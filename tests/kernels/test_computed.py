@@ -10,12 +10,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from olac.backends.recorder import RecorderEvaluator
+from olac.ckks.parameters import Parameters
 from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals
 from olac.ir.ops import AveragePool, Constants, Conv2d, Linear, LinearOp, ShapeError
 from olac.kernels.linear import (
     DiagonalKernel,
     Plan,
+    Product,
     baby_choices,
     can_shift,
     counted_modulo,
@@ -187,6 +190,29 @@ def test_entries_are_those_of_the_map(given_op: tuple[Conv2d, tuple[int, int, in
     places = np.divmod(np.arange(size_out * size_in), size_in)
     np.testing.assert_array_equal(computed.values(*places).reshape(size_out, size_in), linear.matrix().toarray())
     np.testing.assert_array_equal(computed.shifts(np.arange(size_out)), linear.bias)
+
+
+def test_a_large_layer_is_never_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer of ResNet-18 at 224 x 224 pixels, of 113 million entries: its plan, its price and one plaintext."""
+    monkeypatch.setattr(Conv2d, "_entries", None)
+    op, shape = Conv2d("w", None, (1, 1), (1, 1, 1, 1)), (64, 56, 56)
+    weight = np.random.default_rng(0).normal(size=(64, 64, 3, 3))
+    layout = TensorLayout.dense(shape, 1 << 15)
+    assert op.entry_count(shape, {"w": weight}) == 64 * 64 * (3 * 56 - 2) ** 2 == 112_869_376
+    assert layout.plane == 56 * 56 and layout.ciphertexts == 7
+    kernel = diagonal_kernel(op, shape, {"w": weight}, layout, layout, Diagonals(layout.period, 64))
+    recorder = RecorderEvaluator(Parameters(16, 2, 30, 36, 3, security=0))
+    kernel.run(recorder, [(recorder.fresh(2),) * 7])
+    products = recorder.counts()["multiply_plain", 2]
+    assert products == sum(len(some) for page in kernel._plan for some in page.values()) > 64 * 9
+    assert kernel.table_bytes == weight.nbytes + 64 * 8 + 2 * 7 * (4 << 15)  # weights, zero biases, elements of slots
+    # The last 1408 slots of the first ciphertext are of channel 10. Its first rows read those of channel 0 beside them.
+    number = -10 * 3136 % layout.period
+    giant, product = number // 64 * 64, Product(0, number % 64)
+    assert product in kernel._plan[0][giant]
+    slots = np.roll(kernel._weights.slots(0, giant, product), -giant)
+    np.testing.assert_array_equal(slots[10 * 3136 :], weight[10, 0, 1, 1])
+    assert np.count_nonzero(slots[: 10 * 3136]) == 0
 
 
 def test_an_op_without_a_closed_form_is_listed() -> None:
