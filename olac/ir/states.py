@@ -42,9 +42,10 @@ def scale_at(node: Node, operands: Sequence[CipherState], level: int, parameters
     """The scale of a node's value at a level from 0 to `highest_level`.
 
     It is the canonical scale of the level, but for two cases: with fixed scaling, a product has the scale that its
-    rescale leaves; and a node whose result is the ciphertexts of its operand has the scale of the operand.
+    rescale leaves; and a node whose result is the ciphertexts of its operand has the scale of the operand. Only with
+    fixed scaling is that the scale at a lower level as well.
     """
-    if node.op.same_ciphertexts:
+    if node.op.same_ciphertexts and (parameters.technique == FIXED or level == operands[0].level):
         return operands[0].scale
     if node.op.units is Units.PRODUCT and parameters.technique == FIXED:
         return operands[0].scale * operands[-1].scale / parameters.primes[level + 1]

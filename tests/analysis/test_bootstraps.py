@@ -23,7 +23,7 @@ from olac.ckks.primes import FLEXIBLE
 from olac.errors import InfeasibleError, VerificationError
 from olac.ir import Graph, GraphBuilder, Range, Stage
 from olac.ir.graph import Node
-from olac.ir.ops import Add, Affine, Array, Bootstrap, Input, Polynomial
+from olac.ir.ops import Add, Affine, Array, Bootstrap, Input, Polynomial, Reshape
 from olac.ir.types import ValueType
 from olac.ir.verify import verify
 from olac.kernels.record import record
@@ -446,6 +446,23 @@ def test_a_value_above_what_bootstraps_give_is_dropped_before_one() -> None:
     assert DEEP.bootstrapping is not None
     assert state is not None
     assert state.level > DEEP.bootstrapping.output_level
+
+
+def test_a_reshape_below_its_operand_has_the_scale_of_its_own_level() -> None:
+    """One reader needs the value high in the chain, and the other, after a reshape, at its end."""
+    g = Growing(1, (2, 2, 2))
+    p = np.array([[0.1, 0.5, 0.15, 0.03]])
+    y = z = g.conv(g.input, 2)
+    for _ in range(3):
+        z = g.conv(g.polynomial(z, p), 2)
+    flat, deep = (g.linear(g.add(Reshape((8,)), one), 3) for one in (y, z))
+    graph, calibration = normalized(g.graph(g.add(Add(), flat, deep)), g.images)
+    context = PassContext(calibration=calibration, parameters=DEEP)
+    packed = PassManager([AssignLayouts(), ChooseLowerings(), PlaceBootstraps(placements=())]).run(graph, context)
+    made = AssignLevels().run(packed, context)
+    reshape = next(node for node in made.nodes if node.inputs == (y,) and isinstance(node.op, Reshape))
+    assert reshape.state.level < made[y].state.level
+    assert reshape.state.scale == DEEP.scale(reshape.state.level)
 
 
 # The checker ---------------------------------------------------------------------------------------------------------
