@@ -97,8 +97,18 @@ def least_fit(
     return made
 
 
+def _density(histogram: Histogram, channel: int | None) -> tuple[Array, Array]:
+    """The centres of the bins that hold values, within the calibrated range, and their shares.
+
+    Functions need not be defined anywhere else.
+    """
+    centres, masses = histogram.density(channel)
+    seen = histogram.range(channel)
+    return np.clip(centres[masses > 0], seen.low, seen.high), masses[masses > 0]
+
+
 def _one_for_all(function: Function, histogram: Histogram, method: Empirical | Normal, degree: int) -> Fit:
-    centres, masses = histogram.density(None)
+    centres, masses = _density(histogram, None)
     seen = histogram.range(None)
     floor, padding = method.tails(degree)
     middle, half = (seen.low + seen.high) / 2, max((seen.high - seen.low) / 2, 1e-6)
@@ -135,9 +145,9 @@ def _per_channel(functions: Sequence[Function], histogram: Histogram, method: Fr
     rows = []
     for channel in range(channels):
         function = functions[channel if len(functions) > 1 else 0]
-        centres, masses = histogram.density(channel)
-        t = np.concatenate([(centres[masses > 0] - middle[channel]) / half[channel], spread])
-        weights = np.concatenate([(1 - floor) * masses[masses > 0], np.full(FLOOR_POINTS, floor / FLOOR_POINTS)])
+        centres, masses = _density(histogram, channel)
+        t = np.concatenate([(centres - middle[channel]) / half[channel], spread])
+        weights = np.concatenate([(1 - floor) * masses, np.full(FLOOR_POINTS, floor / FLOOR_POINTS)])
         basis = chebyshev.chebvander(t, degree) * np.sqrt(weights)[:, None]
         target = function(middle[channel] + half[channel] * t) * np.sqrt(weights)
         if degree == 2:
@@ -211,7 +221,7 @@ def widening(middle: Array, half: Array, half_width: float, degree: int) -> Arra
 def _root_mean_square(functions: Sequence[Function], histogram: Histogram) -> float:
     sizes = []
     for channel in range(histogram.channels):
-        centres, masses = histogram.density(channel)
+        centres, masses = _density(histogram, channel)
         sizes.append(float(np.sum(masses * functions[channel if len(functions) > 1 else 0](centres) ** 2)))
     return max(math.sqrt(float(np.mean(sizes))), TINY)
 
@@ -238,7 +248,7 @@ def measured(
     for channel in [None] if alike else range(histogram.channels):
         function = functions[0 if channel is None or len(functions) == 1 else channel]
         row = coefficients[0 if channel is None or len(coefficients) == 1 else channel]
-        centres, masses = histogram.density(channel)
+        centres, masses = _density(histogram, channel)
         exact = function(centres)
         squared += float(np.sum(masses * (chebyshev.chebval(centres / half_width, row) - exact) ** 2))
         size += float(np.sum(masses * exact**2))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.polynomial import chebyshev
 
 from olac.calibration.histogram import Histogram
-from olac.ir.functions import Function, channel_functions
+from olac.ir.functions import Function, activation, channel_functions
 from olac.polynomials.fit import (
     CHANNEL_RIDGE,
     FLOOR_POINTS,
@@ -26,7 +26,16 @@ from olac.polynomials.fit import (
     least_fit,
     quadratic,
 )
-from olac.polynomials.modes import Channel, FitOptions, FromHistograms, MethodName, Minimax
+from olac.polynomials.modes import (
+    Channel,
+    Compensated,
+    Empirical,
+    FitOptions,
+    FromHistograms,
+    MethodName,
+    Minimax,
+    Normal,
+)
 from olac.system.arrays import Array
 
 RANDOM = np.random.default_rng(11)
@@ -312,3 +321,13 @@ def test_channels_of_degree_two_keep_the_bound(mean: float) -> None:
     largest = max(float(np.maximum(values, 0).max()), 1e-6)
     assert c1**2 / (8 * abs(c2)) <= SQUARE * largest * (1 + 1e-5)
     assert made.rmse < 0.5 or mean < 0
+
+
+@pytest.mark.parametrize("method", [Empirical(), Normal(), Compensated()], ids=lambda m: type(m).__name__)
+def test_functions_need_no_values_where_nothing_was_seen(method: FromHistograms) -> None:
+    """Bins of a histogram lie on both sides of 0; the logarithm is not defined on one of them."""
+    histogram = Histogram(1)
+    histogram.add(np.full((9, 1), 1.0))
+    made = fit([activation("log")], histogram, method, 3)
+    assert np.isfinite(made.coefficients).all()
+    assert abs(float(np.polynomial.chebyshev.chebval(1.0 / made.half_width, made.coefficients[0]))) < 0.1
