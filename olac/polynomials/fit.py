@@ -98,13 +98,9 @@ def least_fit(
 
 
 def _density(histogram: Histogram, channel: int | None) -> tuple[Array, Array]:
-    """The centres of the bins that hold values, within the calibrated range, and their shares.
-
-    Functions need not be defined anywhere else.
-    """
+    """The centres of the bins that hold values, and their shares. Functions need not be defined anywhere else."""
     centres, masses = histogram.density(channel)
-    seen = histogram.range(channel)
-    return np.clip(centres[masses > 0], seen.low, seen.high), masses[masses > 0]
+    return centres[masses > 0], masses[masses > 0]
 
 
 def _one_for_all(function: Function, histogram: Histogram, method: Empirical | Normal, degree: int) -> Fit:
