@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from olac.frontend.unwrap import named_parts, unwrapped
@@ -129,17 +128,10 @@ class Joined(nn.Module):
                 at += size
             output = self._call(pieces)
         if issubclass(self._kind, torch.Tensor):
-            return output
+            return output.float()  # comparisons give truth values
         parts = named_parts(output) or {}
-        total = sum(math.prod(shape) for shape in self._parts.values())
-        joined: Any = 0
-        at = 0
-        for name, shape in self._parts.items():
-            size = math.prod(shape)
-            # Each part in its place among zeros: a sum of these is a concatenation.
-            joined = joined + F.pad(parts[name].reshape(-1, size), (at, total - at - size))
-            at += size
-        return joined
+        rows = [parts[name].float().reshape(-1, math.prod(shape)) for name, shape in self._parts.items()]
+        return torch.cat(rows, 1)
 
 
 def is_several(example: Any) -> bool:
@@ -163,8 +155,13 @@ def _named(model: nn.Module, example: Inputs) -> tuple[list[str], list[torch.Ten
     return names[: len(example)], list(example)
 
 
+def _is_real(part: Any) -> bool:
+    """Whether a part is a tensor of numbers, or of truth values, which are 0 and 1."""
+    return isinstance(part, torch.Tensor) and (part.is_floating_point() or part.dtype == torch.bool)
+
+
 def _shapes_of(parts: Mapping[str, Any] | None, images: int) -> dict[str, tuple[int, ...]]:
-    if not parts or not all(isinstance(one, torch.Tensor) and one.is_floating_point() for one in parts.values()):
+    if not parts or not all(_is_real(one) for one in parts.values()):
         kinds = ", ".join(type(one).__name__ for one in (parts or {}).values()) or "nothing"
         raise TypeError(f"the model gives {kinds}: a tensor, or a tuple, dict or dataclass of real tensors is expected")
     wrong = [name for name, one in parts.items() if one.shape[:1] != (images,)]

@@ -272,3 +272,16 @@ def test_check_of_examples_that_compile_cannot_take(example: torch.Tensor) -> No
 def test_several_outputs_are_refused_with_the_way_to_compile_them() -> None:
     with pytest.raises(UnsupportedModelError, match=r"olac\.Joined"):
         olac.approximate(Net(), inputs()[0])
+
+
+def test_a_comparison_of_two_inputs() -> None:
+    """Its results are truth values in torch, and 0 or 1 in a program."""
+
+    class Larger(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return a > b
+
+    a, b = torch.randn(8, 3), torch.randn(8, 3)
+    joined = olac.Joined(Larger(), (a, b))
+    assert olac.check(joined, joined.join(a, b)) == []
+    assert torch.equal(joined(joined.join(a, b)), (a > b).float())
