@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
@@ -28,7 +28,7 @@ from olac.kernels.linear import (
     modulus_choices,
     products_of,
 )
-from olac.kernels.patterns import diagonals_of
+from olac.kernels.patterns import diagonals_of, entries_key
 from olac.kernels.record import record_kernel
 from olac.passes.base import Pass, PassContext
 from olac.system.choices import require_one_of
@@ -209,6 +209,7 @@ class _Chooser:
         self._prices: dict[str, float] = {}
         self._distinct: dict[tuple[str, int], Distinct] = {}
         self._candidates: dict[tuple[str, int], list[_Candidate]] = {}
+        self._alike: dict[Hashable, list[_Candidate]] = {}
         self._polynomials: dict[str, float] = {}
         self.given: dict[str, _Candidate] = {}
         if convolutions != AUTO:
@@ -296,20 +297,28 @@ class _Chooser:
     def _best(self, node: Node, step: int, known: frozenset[int]) -> _Candidate:
         key = (node.id, step)
         if key not in self._candidates:
-            plain, result = self._graph[node.inputs[0]].layout, node.layout
-            operand = plain.with_step(step)
-            found = self._candidates[key] = []
-            for modulus in modulus_choices(plain, result):
-                whole, folds = self._products(node, modulus, operand), fold_steps(operand, modulus)
-                for imaginary, distinct in self._halved(node, whole, modulus):
-                    halved = {imaginary, self._conjugation} if imaginary else set()
-                    for baby in baby_choices(plain, modulus):
-                        counts = count(*distinct, baby, len(folds))
-                        seconds = self._seconds(counts) + self._halving_seconds(counts) * bool(imaginary)
-                        lowering = Diagonals(modulus, baby, imaginary)
-                        found.append(_Candidate(seconds, lowering, counts.steps.union(folds, halved)))
-            found += self._recorded(node, step)
+            self._candidates[key] = [*self._by_diagonals(node, step), *self._recorded(node, step)]
         return min(self._candidates[key], key=lambda made: self._total(made.seconds, made.steps - known))
+
+    def _by_diagonals(self, node: Node, step: int) -> list[_Candidate]:
+        """The choices of diagonals; they are the same for layers that are alike."""
+        before, result = self._graph[node.inputs[0]], node.layout
+        plain, operand = before.layout, before.layout.with_step(step)
+        entries = entries_key(node.linear, before.type.shape, self._graph.constants)
+        key = (entries, operand, result, node.id in self._last)
+        if key in self._alike:
+            return self._alike[key]
+        found = self._alike[key] = []
+        for modulus in modulus_choices(plain, result):
+            whole, folds = self._products(node, modulus, operand), fold_steps(operand, modulus)
+            for imaginary, distinct in self._halved(node, whole, modulus):
+                halved = {imaginary, self._conjugation} if imaginary else set()
+                for baby in baby_choices(plain, modulus):
+                    counts = count(*distinct, baby, len(folds))
+                    seconds = self._seconds(counts) + self._halving_seconds(counts) * bool(imaginary)
+                    lowering = Diagonals(modulus, baby, imaginary)
+                    found.append(_Candidate(seconds, lowering, counts.steps.union(folds, halved)))
+        return found
 
     def _recorded(self, node: Node, step: int) -> Iterator[_Candidate]:
         """The choices of kinds other than diagonals that the chain has levels for, priced by runs of their kernels."""
