@@ -32,7 +32,8 @@ MARGIN = 4.0
 class ClampFunctions(Pass):
     """Given: %r = activation(%x) f.  Result: the same with f constant beyond the calibrated range of %x.
 
-    This is done, with a note, if f isn't finite or has a pole beyond that range but where fits may evaluate it.
+    This is done if f isn't finite or has a pole beyond that range but where fits may evaluate it, with a note if the
+    caller gave f.
     CalibrationError if f isn't finite or has a pole within the range.
     """
 
@@ -63,10 +64,11 @@ class ClampFunctions(Pass):
                     outside = singularity(function, Range(seen.low - reach, seen.high + reach))
             if outside is None:
                 return None
-            context.notes.append(
-                f"{where}: the function {label} isn't finite or has a pole at {outside:.6g}; beyond the "
-                "calibrated range of its input it is taken as constant"
-            )
+            if op.definition is not None:  # of its own functions, such as 1 / x, olac knows that they have poles
+                context.notes.append(
+                    f"{where}: the function {label} isn't finite or has a pole at {outside:.6g}; beyond the "
+                    "calibrated range of its input it is taken as constant"
+                )
             definition = _clamped(op, label, histogram, len(node.type.shape) - 1)
             made = replace(op, function=definition.name, parameters=(), definition=definition)
             return builder.add(made, inputs, name=node.id, origin=node.origin, type=node.type)

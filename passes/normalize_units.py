@@ -18,6 +18,8 @@ from olac.passes.compose_linear import sparse_linear
 
 NOISE = 1e-6
 """If a sum is smaller than this share of its summands, it is noise: models compute in single precision."""
+WASTE = 8.0
+"""Three bits of precision may be lost by a product's unit before a level is spent on a better one."""
 SMALLEST = 1e-30
 """Smaller values are zero."""
 
@@ -101,11 +103,19 @@ def free_products(graph: Graph, ranges: Mapping[str, Range], by: str) -> Graph:
 
     A product's unit is the product of its operands' units, and its scale is not the canonical one, on which sums and
     the client rely. Linear ops, polynomials and other products take any unit and scale.
+
+    A product that a further product reads gets one as well if its unit is more than `WASTE` times its size: the units
+    of several factors multiply, and the value would be lost in the noise of encryption.
     """
     builder = GraphBuilder(graph.constants, by=by)
     new: dict[str, str] = {}
     products: set[str] = set()
     freed: dict[str, str] = {}
+    sizes = {node.id: _magnitude(node, ranges) for node in graph.nodes}
+    units: dict[str, float] = {}
+
+    def wasteful(value: str) -> bool:
+        return value in products and 0 < WASTE * sizes[value] < units[value]
 
     def free(value: str) -> str:
         if value not in products:
@@ -118,9 +128,16 @@ def free_products(graph: Graph, ranges: Mapping[str, Range], by: str) -> Graph:
         return freed[value]
 
     for node in graph.nodes:
+        own = node.op.units is Units.PRODUCT
+        taken = [node.op.takes_products and not (own and wasteful(i)) for i in node.inputs]
+        units[node.id] = sizes[node.id]
         if node.op.is_product(any(i in products for i in node.inputs)):
             products.add(node.id)
-        new[node.id] = builder.keep(node, tuple(new[i] if node.op.takes_products else free(i) for i in node.inputs))
+            factors = [units[i] if kept else sizes[i] for i, kept in zip(node.inputs, taken, strict=True)]
+            units[node.id] = factors[0] * factors[-1] if own else factors[0]
+        new[node.id] = builder.keep(
+            node, tuple(new[i] if kept else free(i) for i, kept in zip(node.inputs, taken, strict=True))
+        )
     return builder.build(
         [free(output) for output in graph.outputs], stage=graph.stage, inputs=[new[i.id] for i in graph.inputs]
     )

@@ -19,7 +19,7 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     ("floor|ceil|round|trunc|frac|fmod|remainder", "Leave rounding out: its steps are not polynomial"),
     ("lp_?pool", "Use AvgPool2d"),
     (
-        "tan|asin|acos|atan2|sinh|cosh|lgamma|digamma|erfinv|bessel|i0|i1",
+        "^(arc)?tan|asin|acos|atan2|sinh|cosh|lgamma|digamma|erfinv|bessel|i0|i1",
         "Name it in activations=, as it is a function of each element",
     ),
     ("rand|bernoulli|dropout|multinomial|normal_", "Remove randomness from the forward pass"),

@@ -6,6 +6,7 @@ that costs no move.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from olac.frontend.lifter import Lifter, Unsupported, Value
+from olac.frontend.lifter import Handler, Lifter, Unsupported, Value
 from olac.ir.ops import (
     Activation,
     Add,
@@ -63,7 +64,8 @@ def constant_array(lifter: Lifter, constant: Any, x: Value) -> Array:
 
 def common(lifter: Lifter, a: Value, b: Value) -> tuple[Value, Value]:
     """Two values with the shape to which both broadcast, and with one order of axes."""
-    if a.rank - a.frame.at != b.rank - b.frame.at or a.frame.merged != b.frame.merged:
+    known = a.placed and b.placed
+    if known and (a.rank - a.frame.at != b.rank - b.frame.at or a.frame.merged != b.frame.merged):
         # Torch would align one operand's batch axis with another axis of the other.
         raise Unsupported(
             f"combines values of shapes {a.shape} and {b.shape}", "Give both operands the same number of axes"
@@ -110,9 +112,33 @@ def take(lifter: Lifter, x: Value, axis: int, numbers: Sequence[int]) -> Value:
 
 def pad_by_elements(lifter: Lifter, x: Value, pad: Sequence[int], mode: str) -> Value:
     """Padding of the last axes by elements of the value: mode "reflect", "replicate" or "circular", as `F.pad`."""
-    numbers = torch.arange(math.prod(x.shape), dtype=torch.float64).reshape(1, *x.shape)
+    rest = len(x.shape) - len(pad) // 2
+    numbers = torch.arange(math.prod(x.shape), dtype=torch.float64).reshape(1, -1, *x.shape[rest:])
     made = torch.nn.functional.pad(numbers, list(pad), mode=mode)[0]
-    return lifter.gather(x, made.numpy().round().astype(np.int64), "pad")
+    shape = (*x.shape[:rest], *made.shape[1:])
+    return lifter.gather(x, made.numpy().round().astype(np.int64).reshape(shape), "pad")
+
+
+def in_batch(operation: Handler) -> Handler:
+    """An operation on pictures (channels, height, width) that also takes several pictures of an image.
+
+    They lie in the batch axis, and each has channels of its own.
+    """
+
+    @functools.wraps(operation)
+    def each(lifter: Lifter, input: Value, *args: Any, **kwargs: Any) -> Any:
+        if len(input.shape) != 4 or input.frame.merged == 1:
+            return operation(lifter, input, *args, **kwargs)
+        many, channels = input.shape[:2]
+        made = operation(lifter, lifter.reshape(input, (many * channels, *input.shape[2:])), *args, **kwargs)
+        return lifter.reshape(made, (many, made.shape[0] // many, *made.shape[1:]))
+
+    return each  # type: ignore[return-value]
+
+
+def number(constant: Any) -> Any:
+    """A constant operand in double precision; small integers would wrap around when they are negated."""
+    return constant.double() if isinstance(constant, torch.Tensor) else constant
 
 
 def contract(lifter: Lifter, x: Value, axis: int, weight: Any, bias: Any = None, suffix: str = "") -> Value:

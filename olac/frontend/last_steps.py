@@ -23,6 +23,7 @@ from olac.frontend.algebra import (
     larger,
     multiply,
     negative,
+    number,
     plus,
     square,
     take_slices,
@@ -40,7 +41,7 @@ def _axis(lifter: Lifter, x: Value, dim: Any) -> int:
 
 def _class_axis(lifter: Lifter, x: Value, dim: Any) -> int:
     """The axis of a softmax; if it is not given, torch has a rule of its own."""
-    return _axis(lifter, x, (0 if len(x.shape) in (0, 2) else 1) if dim is None else dim)
+    return _axis(lifter, x, (0 if x.rank in (1, 3) else 1) if dim is None else dim)
 
 
 def _reduced(
@@ -105,7 +106,7 @@ def _argmin(lifter: Lifter, input: Value, dim: Any = None, keepdim: bool = False
 @register_function(torch.amax, "amax")
 def _amax(lifter: Lifter, input: Value, dim: Any = (), keepdim: bool = False) -> Any:
     dims = [dim] if isinstance(dim, int) else list(dim)
-    if lifter.encrypted and dims:
+    if dims and (lifter.encrypted or len(dims) > 1):
         return _largest(lifter, input, lifter.axes(dims, input), keepdim)
     if len(dims) != 1:
         raise Unsupported(f"{lifter.called} over {len(dims)} axes", "Take it over one axis, or use MaxPool2d")
@@ -145,14 +146,16 @@ def _amin(lifter: Lifter, input: Value, dim: Any = (), keepdim: bool = False) ->
 def _maximum(lifter: Lifter, a: Any, b: Any) -> Any:
     if isinstance(a, Value) and isinstance(b, Value):
         return larger(lifter, a, b)
-    x, constant = (a, b) if isinstance(a, Value) else (b, a)
+    x, constant = (a, number(b)) if isinstance(a, Value) else (b, number(a))
     return plus(lifter, activate(lifter, plus(lifter, x, -constant), "relu"), constant)
 
 
 @register_function(torch.minimum, torch.fmin, "minimum", "fmin")
 @any_order
 def _minimum(lifter: Lifter, a: Any, b: Any) -> Any:
-    return negative(lifter, _maximum(lifter, *(negative(lifter, x) if isinstance(x, Value) else -x for x in (a, b))))
+    return negative(
+        lifter, _maximum(lifter, *(negative(lifter, x) if isinstance(x, Value) else -number(x) for x in (a, b)))
+    )
 
 
 @register_function(torch.min, "min")

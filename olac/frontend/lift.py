@@ -20,7 +20,7 @@ from torch import fx, nn
 from olac.errors import UnsupportedModelError, UnsupportedNode, VerificationError
 from olac.frontend.advice import GENERIC_ADVICE, advice_for
 from olac.frontend.custom import NotElementwiseError, plain_name
-from olac.frontend.frames import Frame
+from olac.frontend.frames import FIRST, Frame
 from olac.frontend.handlers.comparisons import COMPARISONS
 from olac.frontend.lifter import FUNCTIONS, MODULES, UNKNOWN, Absent, Lifter, ModuleHandler, Unknown, Unsupported, Value
 from olac.frontend.trace import Traced
@@ -68,7 +68,7 @@ def _placeholder(lifter: Lifter, node: fx.Node) -> Any:
     shape = lifter.shape
     if shape is None or math.prod(shape) == 0:
         return UNKNOWN
-    return Value(lifter.add(Input(shape or (1,)), suffix="unsupported").id, shape)
+    return Value(lifter.add(Input(shape or (1,)), suffix="unsupported").id, shape, frame=lifter.frame)
 
 
 def _find(value: Any, kind: type) -> bool:
@@ -79,6 +79,8 @@ def _find(value: Any, kind: type) -> bool:
     return isinstance(value, kind)
 
 
+REFUSING = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, NotImplementedError)
+"""What handlers raise for arguments that they do not know; `check` lists them with everything else."""
 _ELEMENTWISE = "The result for an element may depend on this element and its channel only; see activations="
 
 
@@ -136,11 +138,17 @@ def _lift_node(lifter: Lifter, traced: Traced, node: fx.Node, args: Any, kwargs:
             raise Unsupported(f"{name} is not supported", advice_for(name))
         if _find((args, kwargs), Unknown):
             return UNKNOWN
+        if not args and len(kwargs) == 1:
+            args, kwargs = tuple(kwargs.values()), {}
         if not _takes_more(handler) and (len(args) != 1 or kwargs or not isinstance(args[0], Value)):
             raise Unsupported(
                 f"{type(module).__name__} with more than its input", "Call the module with one tensor only"
             )
-        return handler(lifter, module, *_settled(lifter, handler, args), **_settled(lifter, handler, kwargs))
+        try:
+            return handler(lifter, module, *_settled(lifter, handler, args), **_settled(lifter, handler, kwargs))
+        except REFUSING as error:
+            name = type(module).__name__
+            raise Unsupported(f"{name} in a form that isn't supported ({error})", advice_for(name)) from error
     function = FUNCTIONS.get(node.target)
     if function is None and node.op == "call_method" and str(node.target).startswith("__"):
         function = FUNCTIONS.get(operation)
@@ -154,7 +162,7 @@ def _lift_node(lifter: Lifter, traced: Traced, node: fx.Node, args: Any, kwargs:
         raise VerificationError(f"{node.format_node()} works on constants only")
     try:
         return function(lifter, *_settled(lifter, function, args), **_settled(lifter, function, kwargs))
-    except TypeError as error:
+    except REFUSING as error:
         raise Unsupported(
             f"{operation} with arguments that aren't supported ({error})", advice_for(operation)
         ) from error
@@ -181,8 +189,8 @@ def _each(value: Any, change: Callable[[Value], Value]) -> Any:
     return change(value) if isinstance(value, Value) else value
 
 
-def _framed(result: Any, frame: Any) -> Any:
-    """A result whose values know where the batch axis is."""
+def _framed(result: Any, frame: Any, truth: bool = False) -> Any:
+    """A result whose values know where the batch axis is, and whether they are truth values."""
     if isinstance(result, (tuple, list)):
         frames = frame if isinstance(frame, tuple) and len(frame) == len(result) else [None] * len(result)
         return type(result)(_framed(one, part) for one, part in zip(result, frames, strict=True))
@@ -190,7 +198,7 @@ def _framed(result: Any, frame: Any) -> Any:
         return result
     if not isinstance(frame, Frame):
         raise Unsupported("merges or moves the batch axis", "Keep the batch axis first, e.g. x.flatten(1)")
-    return Value(result.id, result.shape, result.order, frame)
+    return Value(result.id, result.shape, result.order, frame, truth)
 
 
 def _constant_value(traced: Traced, target: str) -> Any:
@@ -343,7 +351,7 @@ def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[
         if node.op == "placeholder":
             shape = traced.input_shape
             lifter.at(node, "x")
-            environment[node] = lifter.add(Input(shape))
+            environment[node] = _framed(lifter.add(Input(shape)), FIRST)
         elif node.op == "get_attr":
             environment[node] = _constant_value(traced, str(node.target))
             continue
@@ -363,7 +371,7 @@ def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[
                 report(node, "the output does not depend on the input", "Return a tensor computed from the input")
             elif isinstance(output, Unknown) and not problems:
                 report(node, f"the output of shape {given} has no batch axis", "Return one row for each image")
-            elif isinstance(output, Value) and output.frame != Frame():
+            elif isinstance(output, Value) and output.frame != FIRST:
                 report(
                     node, f"the output of shape {given} has its batch axis elsewhere", "Return one row for each image"
                 )
@@ -381,7 +389,8 @@ def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[
             lifter.encrypted = not client_head or node.name in within
             args, kwargs = _resolve(node.args, environment), _resolve(dict(node.kwargs), environment)
             try:
-                result = _framed(_lift_node(lifter, traced, node, args, kwargs), lifter.frame)
+                made = _lift_node(lifter, traced, node, args, kwargs)
+                result = _framed(made, lifter.frame, node.meta.get("dtype") == torch.bool)
                 classes = last.decided([args, list(kwargs.values()), result])
                 _check_type(node, result, classes, lifter.called)
                 _check_shape(lifter, node, result)

@@ -67,11 +67,21 @@ class Value:
         shape: of one image, as torch has it: () for one number per image, for which the IR node has an axis of
             length 1.
         order: axis k of the IR node is axis order[k] of `shape`; None if the order is the same.
-        frame: where the batch axis is in torch.
+        frame: where the batch axis is in torch; the first one for values that a handler made within.
+        placed: whether that is known, because the value is an operand or a result of an operation of the model.
+        truth: whether torch has truth values, which are 0 and 1 here.
     """
 
-    def __init__(self, id: str, shape: Shape, order: tuple[int, ...] | None = None, frame: Frame = FIRST) -> None:
-        self.id, self.shape, self.frame = id, shape, frame
+    def __init__(
+        self,
+        id: str,
+        shape: Shape,
+        order: tuple[int, ...] | None = None,
+        frame: Frame | None = None,
+        truth: bool = False,
+    ) -> None:
+        self.id, self.shape, self.truth = id, shape, truth
+        self.frame, self.placed = frame or FIRST, frame is not None
         self.order = None if order is None or order == tuple(range(len(shape))) else order
 
     @property
@@ -249,7 +259,7 @@ class Lifter:
             numbers = np.arange(math.prod(laid)).reshape(laid).transpose(moved)
             op = Gather(self.constant("moved", numbers.reshape(-1)), shape)
         made = self._append(op, x.id, suffix="moved" if self.made else "")
-        return Value(made, x.shape, wanted, x.frame)
+        return Value(made, x.shape, wanted, x.frame if x.placed else None, x.truth)
 
     def permute(self, x: Value, axes: Sequence[int]) -> Value:
         """The value with axis k of its shape being axis axes[k] of the old one. Nothing moves in the IR."""

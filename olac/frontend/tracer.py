@@ -296,8 +296,8 @@ class Tracer(fx.Tracer):
         args, kwargs = map_aggregate((args, kwargs), lambda a: torch.as_tensor(a) if isinstance(a, np.ndarray) else a)
         own = None if kind == "call_module" else self._custom.key_of(target)
         in_place = False
-        if kind == "call_function" and own is None:
-            args, kwargs = _positional(args, kwargs)
+        if kind != "call_module" and own is None:
+            args, kwargs = _positional(target, args, kwargs)
         if own is None:
             if kind != "call_module" and _is_constant(_name_of(target), args, kwargs):
                 return self._constant(kind, target, args, kwargs)
@@ -331,6 +331,8 @@ class Tracer(fx.Tracer):
             args = (expanded, -1, *result.shape[1:])
         if called.strip("_") in _ARITHMETIC and len(args) == 2 and _has_value(args):
             args = (self._one_for_all(args[0], args[1]), self._one_for_all(args[1], args[0]))
+        if kind == "call_module" and isinstance(self.root.get_submodule(str(target)), nn.RNNBase):
+            args, kwargs = _without_zero_states(args, kwargs)
         if kind == "call_module" or called in _JOINS:
             args = self._for_each_image(args)
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
@@ -371,7 +373,8 @@ class Tracer(fx.Tracer):
         """
         if not isinstance(operand, torch.Tensor) or not isinstance(other, _Value) or operand.ndim < 1:
             return operand
-        made_for_batch = operand.ndim == other.value.ndim and len(operand) == len(self._images)
+        images = len(self._images)
+        made_for_batch = operand.ndim == other.value.ndim and len(operand) == len(other.value) == images
         return operand[:1] if made_for_batch and bool((operand == operand[:1]).all()) else operand
 
     def _for_each_image(self, args: Any) -> Any:
@@ -504,15 +507,35 @@ def _recording_scripted_functions() -> Iterator[None]:
         scripted.__call__ = original
 
 
+def _without_zero_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call of a recurrent layer without initial states of zeros, which it has anyway."""
+    given = args[1] if len(args) > 1 else kwargs.get("hx")
+    states = given if isinstance(given, tuple) else (given,)
+    if all(isinstance(one, torch.Tensor) and not bool(one.any()) for one in states):
+        return args[:1], {name: one for name, one in kwargs.items() if name != "hx"}
+    return args, kwargs
+
+
 def _name_of(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
-def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a torch function, with operands given by name moved to their positions."""
+_NUMPY = {"axis": "dim", "keepdims": "keepdim"}
+"""Names of arguments that torch takes in numpy's spelling as well."""
+
+
+def _positional(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a torch function, with operands given by name moved to their positions, and in torch's spelling."""
+    called = _name_of(target)
+    if called == "where":
+        names = [name for name in ("condition", "input", "other") if name in kwargs]
+        return (*args, *(kwargs[name] for name in names)), {k: v for k, v in kwargs.items() if k not in names}
     for place, name in enumerate(("input", "other")):
         if len(args) == place and name in kwargs:
             args, kwargs = (*args, kwargs[name]), {k: v for k, v in kwargs.items() if k != name}
+    known = isinstance(target, str) or getattr(target, "__module__", "") in ("torch", None)
+    if known and not kwargs.keys().isdisjoint(_NUMPY) and called not in ("normalize", "softmax"):
+        kwargs = {_NUMPY.get(name, name): value for name, value in kwargs.items()}
     return args, kwargs
 
 

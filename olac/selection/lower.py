@@ -56,6 +56,8 @@ def lower(
     )
 
 
+UNUSABLE = 0.1
+"""The largest error of outputs by noise, relative to their range, of a program that is made without a precision."""
 Choice: TypeAlias = tuple[Candidate, float | None]
 
 
@@ -88,10 +90,11 @@ def choose(job: Job) -> Choice:
     check_pinned(job)
     tried = Tried(without_bootstraps(job))
     best = job.best(tried.too_large)
-    precision = job.options.precision if best is None else job.precision
+    # Without a precision to meet, the outputs must at least not be noise.
+    precision = job.options.precision or (UNUSABLE if best is None else job.precision)
     coarser: Graph | None = None
     for chains in chains_with_bootstraps(job, tuple(tried.too_large)):
-        if precision is not None and coarser is not None:
+        if coarser is not None:
             error = job.noise.of_program(coarser, chains[0], job.engine)
             if error > precision:
                 tried.error = min(tried.error, error)
@@ -105,7 +108,7 @@ def choose(job: Job) -> Choice:
         else:
             finished = job.finished(first)
             error = job.noise.of_program(finished.graph, finished.parameters, job.engine)
-            if precision is None or error <= precision:
+            if error <= precision:
                 return finished, error
             tried.error, coarser = min(tried.error, error), finished.graph
     if best is None:

@@ -159,6 +159,42 @@ FUNCTIONS: dict[str, tuple[tuple[int, ...], Callable[[Any], Any]]] = {
     "greater": (TOKENS, lambda x: (x > x.flip(1)) * x),
     "less, and, or": (TOKENS, lambda x: torch.where((x < 1) & (x > -1) | (x > 2), x, 0.0)),
     "masked_fill": (TOKENS, lambda x: x.masked_fill(weight(5, 6) > 0, -2.0)),
+    "steps first, encoded": (TOKENS, lambda x: F.rms_norm(x.transpose(0, 1), (6,)).transpose(0, 1) * 1),
+    "steps first, where": (
+        TOKENS,
+        lambda x: torch.where(x.transpose(0, 1) > 0, x.transpose(0, 1), 0.0).transpose(0, 1),
+    ),
+    "tokens in the batch, divided": (
+        TOKENS,
+        lambda x: (x.reshape(-1, 6) / x.reshape(-1, 6).abs().sum(1, keepdim=True)).reshape(-1, 5, 6),
+    ),
+    "pictures in the batch, shuffled": (
+        (2, 4, 3, 3),
+        lambda x: F.pixel_shuffle(F.pad(x.flatten(0, 1), (1, 1, 1, 1), mode="reflect"), 2).reshape(-1, 2, 1, 10, 10),
+    ),
+    "pictures in the batch, larger": (
+        (5, 3, 4),
+        lambda x: F.interpolate(x.reshape(-1, 1, 3, 4), scale_factor=2).reshape(-1, 5, 6, 8),
+    ),
+    "slopes of merged channels": (
+        (2, 3, 4),
+        lambda x: F.prelu(x.reshape(-1, 3, 4), torch.tensor([0.5, -1.0, 0.1])).reshape(-1, 2, 3, 4),
+    ),
+    "small integers": (TOKENS, lambda x: x - torch.arange(6).to(torch.uint8)),
+    "larger than small integers": (
+        TOKENS,
+        lambda x: torch.maximum(x, torch.tensor([200, 1, 0, 2, 3, 4]).to(torch.uint8)),
+    ),
+    "where, of small integers": (TOKENS, lambda x: torch.where(x > 0, x, torch.tensor(3, dtype=torch.uint8))),
+    "and, with numbers": (TOKENS, lambda x: torch.logical_and(x > 0, torch.tensor([0, 2, 1, 0, 1, 3])) * x),
+    "or, with numbers": (TOKENS, lambda x: torch.logical_or(x > 0, torch.tensor([0, 2, 1, 0, 1, 3])) * x),
+    "not": (TOKENS, lambda x: torch.logical_not(x > 0) * x),
+    "a constant before the batch": (TOKENS, lambda x: (x.unsqueeze(0) + torch.ones(2, 1, 1, 6)).sum(0)),
+    "numpy's names": (TOKENS, lambda x: x.mean(axis=1, keepdims=True) + x.sum(axis=2, keepdims=True)),
+    "operands by name": (TOKENS, lambda x: torch.where(condition=x > 0, input=x, other=x * 0)),
+    "amax of two axes": (PLANES, lambda x: x.amax((1, 2)) * 2),
+    "index_select of one": (TOKENS, lambda x: torch.index_select(x, 1, torch.tensor(2))),
+    "einsum that repeats": (TOKENS, lambda x: torch.einsum("bij,bj->bi", x, x[:, 0, :1])),
     "bilinear": ((6,), lambda x: F.bilinear(x[:, :2], x[:, 2:], weight(3, 2, 4))),
     "interpolate": (PLANES, lambda x: F.interpolate(x, scale_factor=2)),
     "interpolate to a size": (PLANES, lambda x: F.interpolate(x, size=(9, 4), mode="bilinear", align_corners=False)),
@@ -351,6 +387,23 @@ REFUSED: dict[str, tuple[tuple[int, ...], Callable[[Any], Any], str]] = {
     "whole batch": (TOKENS, lambda x: x - x.mean(), "whole batch"),
     "norm of the batch": (TOKENS, lambda x: x / x.norm(), "whole batch"),
     "sort": (TOKENS, lambda x: x.sort(1).values, "sort"),
+    "attention over the batch": (
+        TOKENS,
+        lambda x: F.scaled_dot_product_attention(*[x.reshape(-1, 6)] * 3).reshape(-1, 5, 6),
+        "batch axis",
+    ),
+    "attention to nothing": (
+        TOKENS,
+        lambda x: F.scaled_dot_product_attention(x, x, x, attn_mask=torch.zeros(5, 5, dtype=torch.bool)),
+        "nothing to attend",
+    ),
+    "attention of other heads": (TOKENS, lambda x: F.scaled_dot_product_attention(x[:, None], x, x), "heads"),
+    "softmax that mixes images": ((2, 3, 4), lambda x: F.softmax(x.reshape(-1, 3, 4)) * 1, "batch axis"),
+    "groups over the batch": (TOKENS, lambda x: F.group_norm(x.permute(1, 2, 0), 2).permute(2, 0, 1), "batch axis"),
+    "the truth of numbers": (TOKENS, lambda x: torch.logical_and(x, x.flip(1)).float(), "are 0"),
+    "the matrix norm": (PLANES, lambda x: torch.linalg.norm(x, ord=1, dim=(2, 3)) * 1, "matrix norm"),
+    "a low threshold": (TOKENS, lambda x: F.softplus(2 * x, threshold=1), "threshold"),
+    "einsum by lists": (TOKENS, lambda x: torch.einsum(x, [0, 1, 2], x, [0, 3, 2], [0, 1, 3]), "lists"),
 }
 
 
@@ -361,6 +414,60 @@ def test_refused(name: str) -> None:
         lift(trace(Apply(function), images(*shape)))
     assert what in str(caught.value)
     assert all(node.advice for node in caught.value.nodes)
+
+
+BATCH_SECOND = [nn.TransformerEncoderLayer(6, 2, 8), nn.LSTM(6, 3), nn.GRU(6, 3)]
+
+
+@pytest.mark.parametrize("module", BATCH_SECOND, ids=lambda m: type(m).__name__)
+def test_sequences_whose_batch_axis_is_elsewhere_are_refused(module: nn.Module) -> None:
+    """Without batch_first torch would take tokens for images."""
+    with pytest.raises(UnsupportedModelError, match="batch_first"):
+        lift(trace(nn.Sequential(module).eval(), images(*TOKENS)))
+
+
+def test_instance_norms_without_a_batch_axis_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="axes"):
+        lift(trace(nn.Sequential(nn.InstanceNorm1d(6)), images(6)))
+
+
+def test_an_encoder_with_steps_first() -> None:
+    encoder = layer(nn.TransformerEncoderLayer, 6, 2, 8)
+    agrees(Apply(lambda x: encoder(x.transpose(0, 1)).transpose(0, 1)), images(*TOKENS))
+
+
+class Begun(nn.Module):
+    """A recurrent layer with initial states of zeros, as tutorials write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = layer(nn.LSTM, 6, 3, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = torch.zeros(1, x.size(0), 3)
+        found: torch.Tensor = self.cells(input=x, hx=(state, state))[0][:, -1]
+        return found
+
+
+def test_states_of_zeros() -> None:
+    agrees(Begun(), images(*TOKENS))
+
+
+class Own(nn.TransformerEncoderLayer):
+    """An encoder layer that does something else."""
+
+    def forward(self, src: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return 2 * src
+
+
+def test_encoders_of_other_layers() -> None:
+    encoder = nn.TransformerEncoder(Own(6, 2, 8, batch_first=True), 1, enable_nested_tensor=False)
+    with pytest.raises(UnsupportedModelError, match="forward of their own"):
+        lift(trace(nn.Sequential(encoder).eval(), images(*TOKENS)))
+    normed = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), 1, nn.RMSNorm(6), enable_nested_tensor=False
+    )
+    agrees(nn.Sequential(normed), images(*TOKENS))
 
 
 def test_a_mask_may_hold_infinities() -> None:

@@ -16,11 +16,15 @@ from olac.ir.ops import (
     Activation,
 )
 
+LEAST_THRESHOLD = 10.0
+"""Beyond it softplus is linear in torch, which differs from the function by 5e-5 there."""
+
 
 def activate(lifter: Lifter, x: Value, function: str, *parameters: float) -> Any:
     op = Activation(function, tuple(float(p) for p in parameters))
-    if function == "prelu" and len(parameters) > 1 and x.axes[:1] != (0,):
-        x = lifter.settle(x)  # its channels are the first axis
+    if function == "prelu" and len(parameters) > 1:
+        (channels,) = lifter.axes(1, x)  # these must be the first axis
+        x = lifter.settle(x, (channels, *(a for a in x.axes if a != channels)))
     return lifter.elementwise(op, x)
 
 
@@ -169,13 +173,15 @@ def _module_elu(lifter: Lifter, m: nn.ELU, x: Value) -> Any:
 @register_function(F.softplus)
 @any_order
 def _softplus(lifter: Lifter, input: Value, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    if threshold < LEAST_THRESHOLD:
+        raise Unsupported(f"softplus with a threshold of {threshold}", "Use the default threshold, 20")
     return activate(lifter, input, "softplus", beta)
 
 
 @register_module(nn.Softplus)
 @any_order
 def _module_softplus(lifter: Lifter, m: nn.Softplus, x: Value) -> Any:
-    return activate(lifter, x, "softplus", m.beta)
+    return _softplus(lifter, x, m.beta, m.threshold)
 
 
 @register_function(F.leaky_relu)

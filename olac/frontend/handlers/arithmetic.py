@@ -15,6 +15,7 @@ from olac.frontend.algebra import (
     contract,
     drop,
     multiply,
+    number,
     plus,
     take_slices,
     times,
@@ -37,6 +38,7 @@ def _with_constant(lifter: Lifter, x: Value, constant: Any, scale: bool) -> Valu
 @register_function(operator.add, torch.add, "add", "__add__", "__radd__")
 @any_order
 def _add(lifter: Lifter, a: Any, b: Any, *, alpha: float = 1) -> Any:
+    a, b = number(a), number(b)
     if isinstance(a, Value) and isinstance(b, Value):
         a, b = common(lifter, a, b)
         return lifter.elementwise(Add(), a, lifter.affine(b, scale=alpha, suffix="alpha"))
@@ -48,6 +50,7 @@ def _add(lifter: Lifter, a: Any, b: Any, *, alpha: float = 1) -> Any:
 @register_function(operator.sub, torch.sub, torch.subtract, "sub", "subtract", "__sub__")
 @any_order
 def _sub(lifter: Lifter, a: Any, b: Any, *, alpha: float = 1) -> Any:
+    a, b = number(a), number(b)
     if isinstance(b, Value):
         if not isinstance(a, Value):
             array = constant_array(lifter, a, b)

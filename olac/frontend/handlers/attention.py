@@ -60,8 +60,22 @@ def _masked_softmax(lifter: Lifter, scores: Value, mask: Any) -> Value:
             finite = torch.where(kept, given.double(), torch.zeros(()).double())
             if bool(finite.any()):
                 scores = plus(lifter, scores, finite)
+        if not bool(kept.expand(torch.broadcast_shapes(kept.shape, scores.shape)).any(-1).all()):
+            raise Unsupported(
+                "a mask that leaves a token nothing to attend to", "Leave at least one element in each row"
+            )
         kept = None if bool(kept.all()) else kept
     return encrypted_softmax(lifter, scores, len(scores.shape) - 1, kept)
+
+
+def require_order(m: Any, *values: Value) -> None:
+    """Refuse a module over sequences whose batch axis is not where its `batch_first` says."""
+    at = 0 if m.batch_first else 1
+    if any(x.placed and (x.frame.at, x.frame.merged) != (at, 1) for x in values):
+        raise Unsupported(
+            f"{type(m).__name__} with the batch axis elsewhere than batch_first={m.batch_first} says",
+            "Make it with batch_first=True, or give it (steps, batch, features)",
+        )
 
 
 @register_function(F.scaled_dot_product_attention)
@@ -79,10 +93,13 @@ def _scaled_dot_product_attention(
 ) -> Any:
     if not all(isinstance(one, Value) for one in (query, key, value)):
         raise Unsupported("attention with constants", "Write it as products of matrices and a softmax")
-    if any(one.frame.at > len(one.shape) - 2 for one in (query, key, value)) or len(query.shape) < 2:
+    given = (query, key, value)
+    if any(one.frame.at >= one.rank - 2 for one in given):
         raise Unsupported("attention over the batch axis", "Keep the batch axis before tokens and features")
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         raise Unsupported("attention with groups of heads", "Repeat keys and values by repeat_interleave")
+    if len({one.shape[:-2] for one in given}) > 1:
+        raise Unsupported("attention over tensors with different heads", "Repeat keys and values to all heads")
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     mask = _without_batch(lifter, attn_mask, query)
     return _attended(lifter, query, key, value, mask, factor, is_causal)[0]
@@ -90,11 +107,14 @@ def _scaled_dot_product_attention(
 
 def _without_batch(lifter: Lifter, mask: Any, like: Value) -> Any:
     """A constant mask for one image."""
-    if not isinstance(mask, torch.Tensor) or mask.ndim < like.rank:
+    if not isinstance(mask, torch.Tensor):
         return mask
-    if not bool((mask == mask[:1]).all()):
+    at = mask.ndim - (like.rank - like.frame.at)
+    if at < 0 or like.frame.merged > 1:
+        return mask
+    if not bool((mask == mask.narrow(at, 0, 1)).all()):
         raise Unsupported("a mask differs between the images of a batch", "Use one mask for all images")
-    return mask[0]
+    return mask.select(at, 0)
 
 
 @register_module(nn.MultiheadAttention)
@@ -118,6 +138,7 @@ def _multihead_attention(
     given = (query, key, value)
     if not all(isinstance(one, Value) for one in given) or any(len(one.shape) != 2 for one in given):
         raise Unsupported("attention with constants, or without a batch axis", "Give (batch, tokens, features)")
+    require_order(m, *given)
     size = m.embed_dim
     if m._qkv_same_embed_dim:
         weights = m.in_proj_weight.split(size)
@@ -161,6 +182,8 @@ def _encoder_layer(
     src_key_padding_mask: Any = None,
     is_causal: bool = False,
 ) -> Any:
+    require_order(m.self_attn, src)
+
     def attended(x: Value) -> Value:
         made: Value = _multihead_attention(
             lifter, m.self_attn, x, x, x, src_key_padding_mask, need_weights=False, attn_mask=src_mask
@@ -173,8 +196,7 @@ def _encoder_layer(
         return contract(lifter, hidden, 1, m.linear2.weight, m.linear2.bias)
 
     def norm(module: nn.Module, x: Value) -> Value:
-        made: Value = MODULES[nn.LayerNorm](lifter, module, x)
-        return made
+        return _activated(lifter, module, x)
 
     if m.norm_first:
         x = add(lifter, src, attended(norm(m.norm1, src)))
@@ -184,7 +206,7 @@ def _encoder_layer(
 
 
 def _activated(lifter: Lifter, activation: Any, x: Value) -> Value:
-    """An activation that a layer holds, as a function or as a module."""
+    """An activation or a norm that a layer holds, as a function or as a module."""
     if isinstance(activation, nn.Module):
         handler = next((MODULES[base] for base in type(activation).__mro__ if base in MODULES), None)
         if handler is None:
@@ -208,5 +230,7 @@ def _encoder(
     is_causal: bool | None = None,
 ) -> Any:
     for layer in m.layers:
+        if type(layer).forward is not nn.TransformerEncoderLayer.forward:
+            raise Unsupported("a TransformerEncoder of layers with a forward of their own", "Call the layers in a loop")
         src = _encoder_layer(lifter, layer, src, mask, src_key_padding_mask)
-    return src if m.norm is None else MODULES[nn.LayerNorm](lifter, m.norm, src)
+    return src if m.norm is None else _activated(lifter, m.norm, src)

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from olac.frontend.algebra import activate, add, multiply, negative, plus, times
+from olac.frontend.algebra import activate, add, multiply, negative, number, plus, times
 from olac.frontend.lifter import Lifter, Unsupported, Value, any_order, register_function
 
 
 def _less(lifter: Lifter, a: Any, b: Any) -> Any:
     """a - b, of which one may be a constant."""
+    a, b = number(a), number(b)
     if isinstance(a, Value) and isinstance(b, Value):
         return add(lifter, a, negative(lifter, b), "difference")
     return plus(lifter, a, -b) if isinstance(a, Value) else plus(lifter, negative(lifter, b), a)
@@ -47,29 +48,47 @@ def _equal(lifter: Lifter, a: Any, b: Any) -> Any:
 @register_function(torch.logical_and, operator.and_, torch.bitwise_and, "logical_and", "__and__", "bitwise_and")
 @any_order
 def _and(lifter: Lifter, a: Any, b: Any) -> Any:
+    _require_truth(a, b)
     if isinstance(a, Value) and isinstance(b, Value):
         return multiply(lifter, a, b)
     x, constant = (a, b) if isinstance(a, Value) else (b, a)
-    return times(lifter, x, torch.as_tensor(constant).double())
+    return times(lifter, x, (torch.as_tensor(constant) != 0).double())
 
 
 @register_function(torch.logical_not, operator.invert, torch.bitwise_not, "logical_not", "__invert__", "bitwise_not")
 @any_order
 def _not(lifter: Lifter, x: Value) -> Any:
+    _require_truth(x)
+    return _inverted(lifter, x)
+
+
+def _inverted(lifter: Lifter, x: Value) -> Value:
     return lifter.affine(x, scale=-1.0, shift=1.0)
 
 
 @register_function(torch.logical_or, operator.or_, torch.bitwise_or, "logical_or", "__or__", "bitwise_or")
 @any_order
 def _or(lifter: Lifter, a: Any, b: Any) -> Any:
-    inverted = (_not(lifter, x) if isinstance(x, Value) else ~torch.as_tensor(x) for x in (a, b))
-    return _not(lifter, _and(lifter, *inverted))
+    _require_truth(a, b)
+    if isinstance(a, Value) and isinstance(b, Value):
+        return _inverted(lifter, multiply(lifter, _inverted(lifter, a), _inverted(lifter, b)))
+    x, constant = (a, b) if isinstance(a, Value) else (b, a)
+    return _inverted(lifter, times(lifter, _inverted(lifter, x), (torch.as_tensor(constant) == 0).double()))
+
+
+def _require_truth(*operands: Any) -> None:
+    """Refuse encrypted numbers that are no truth values: torch would ask which of them are 0."""
+    if any(isinstance(x, Value) and not x.truth for x in operands):
+        raise Unsupported("asks which encrypted numbers are 0", "Compare their size with a threshold first")
 
 
 @register_function(torch.where)
 @any_order
 def _where(lifter: Lifter, condition: Any, input: Any, other: Any) -> Any:
     """other + condition * (input - other)."""
+    input, other = number(input), number(other)
+    if isinstance(condition, Value):
+        _require_truth(condition)
     chosen = _difference(lifter, input, other)
     if isinstance(condition, Value):
         part = multiply(lifter, condition, chosen) if isinstance(chosen, Value) else times(lifter, condition, chosen)

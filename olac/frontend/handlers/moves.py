@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from olac.frontend.algebra import constant_array, joined, take, take_slices
+from olac.frontend.algebra import constant_array, in_batch, joined, take, take_slices
 from olac.frontend.lifter import Lifter, Unsupported, Value, any_order, register_function, register_module
 from olac.frontend.tracer import for_each_image
 
@@ -155,7 +155,7 @@ def _roll(lifter: Lifter, input: Value, shifts: Any, dims: Any = None) -> Any:
 def _index_select(lifter: Lifter, input: Value, dim: int, index: Any) -> Any:
     if isinstance(index, Value):
         raise Unsupported("indexes by encrypted values", "Use constant indices")
-    return take(lifter, input, lifter.axes(dim, input)[0], index.tolist())
+    return take(lifter, input, lifter.axes(dim, input)[0], index.reshape(-1).tolist())
 
 
 @register_function("repeat", torch.tile, "tile")
@@ -184,6 +184,7 @@ def _repeat_interleave(lifter: Lifter, input: Value, repeats: Any, dim: int | No
 
 
 @register_function(F.unfold)
+@in_batch
 def _unfold(
     lifter: Lifter, input: Value, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
 ) -> Any:
@@ -199,6 +200,7 @@ def _module_unfold(lifter: Lifter, m: nn.Unfold, x: Value) -> Any:
 
 @register_function(F.pixel_shuffle, torch.pixel_shuffle)
 @any_order
+@in_batch
 def _pixel_shuffle(lifter: Lifter, input: Value, upscale_factor: int) -> Any:
     r = upscale_factor
     c, h, w = input.shape
@@ -214,6 +216,7 @@ def _module_pixel_shuffle(lifter: Lifter, m: nn.PixelShuffle, x: Value) -> Any:
 
 @register_function(F.pixel_unshuffle, torch.pixel_unshuffle)
 @any_order
+@in_batch
 def _pixel_unshuffle(lifter: Lifter, input: Value, downscale_factor: int) -> Any:
     r = downscale_factor
     c, h, w = input.shape
@@ -229,6 +232,7 @@ def _module_pixel_unshuffle(lifter: Lifter, m: nn.PixelUnshuffle, x: Value) -> A
 
 @register_function(torch.channel_shuffle, F.channel_shuffle)
 @any_order
+@in_batch
 def _channel_shuffle(lifter: Lifter, input: Value, groups: int) -> Any:
     c, *rest = input.shape
     split = lifter.permute(lifter.reshape(input, (groups, c // groups, *rest)), (1, 0, *range(2, 2 + len(rest))))

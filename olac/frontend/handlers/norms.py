@@ -85,6 +85,7 @@ def _group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Any:
+    _require_batch_first(input)
     (channels,) = lifter.axes(1, input)
     before, rest = input.shape[:channels], input.shape[channels:]
     split = lifter.reshape(input, (*before, num_groups, math.prod(rest) // num_groups))
@@ -112,6 +113,7 @@ def _instance_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Any:
+    _require_batch_first(input)
     channels = lifter.axes(1, input)
     if not use_input_stats:
         scale = 1 / torch.sqrt(running_var.double() + eps)
@@ -124,8 +126,20 @@ def _instance_norm(
 @register_module(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 @any_order
 def _module_instance_norm(lifter: Lifter, m: nn.InstanceNorm2d, x: Value) -> Any:
+    if x.rank != {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}[_kind(m)]:
+        raise Unsupported(f"{type(m).__name__} on values of {x.rank} axes", "Give (batch, channels, ...)")
     own = not m.track_running_stats
     return _instance_norm(lifter, x, m.running_mean, m.running_var, m.weight, m.bias, own, m.momentum or 0.1, m.eps)
+
+
+def _kind(m: nn.Module) -> Any:
+    """The class of torch that an instance norm is of."""
+    return next(cls for cls in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d) if isinstance(m, cls))
+
+
+def _require_batch_first(x: Value) -> None:
+    if x.frame.at:
+        raise Unsupported("normalises with the batch axis elsewhere", "Keep the batch axis first")
 
 
 def _moments(lifter: Lifter, x: Value, dim: Any, correction: float) -> tuple[list[int], Value]:
@@ -190,7 +204,17 @@ def _var_mean(
     return tuple(one if keepdim else drop(lifter, one, axes) for one in (variance, mean))
 
 
-@register_function(torch.linalg.norm, torch.linalg.vector_norm)
+@register_function(torch.linalg.norm)
+@any_order
+def _linalg_norm(
+    lifter: Lifter, x: Value, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Any:
+    if isinstance(dim, (tuple, list)) and len(dim) == 2 and ord not in (None, "fro"):
+        raise Unsupported(f"the matrix norm of order {ord}", "Use torch.linalg.vector_norm, or the Frobenius norm")
+    return _norm(lifter, x, 2 if ord is None else ord, dim, keepdim)
+
+
+@register_function(torch.linalg.vector_norm)
 @any_order
 def _vector_norm(
     lifter: Lifter, x: Value, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from olac.frontend.algebra import along_axes
+from olac.frontend.algebra import along_axes, in_batch
 from olac.frontend.handlers.linear import pair
-from olac.frontend.lifter import Handler, Lifter, Unsupported, Value, any_order, register_function, register_module
+from olac.frontend.lifter import Lifter, Unsupported, Value, any_order, register_function, register_module
 from olac.ir.ops import (
     Array,
     AveragePool,
@@ -47,20 +46,6 @@ def _pool(lifter: Lifter, x: Value, rows: Array, columns: Array, stride: tuple[i
     return lifter.add(AveragePool(lifter.constant("rows", rows), lifter.constant("columns", columns), stride), x)
 
 
-def _in_batch(pool: Handler) -> Handler:
-    """A pooling that also takes several pictures of an image, which lie in the batch axis."""
-
-    @functools.wraps(pool)
-    def each(lifter: Lifter, input: Value, *args: Any, **kwargs: Any) -> Any:
-        if len(input.shape) != 4 or input.frame.merged == 1:
-            return pool(lifter, input, *args, **kwargs)
-        many, channels = input.shape[:2]
-        made = pool(lifter, lifter.reshape(input, (many * channels, *input.shape[2:])), *args, **kwargs)
-        return lifter.reshape(made, (many, channels, *made.shape[1:]))
-
-    return each  # type: ignore[return-value]
-
-
 def _planes(x: Value, what: str) -> tuple[int, int, int]:
     if len(x.shape) != 3:
         raise Unsupported(f"{what} of a value of shape {x.shape}", "Reshape to (channels, height, width)")
@@ -68,7 +53,7 @@ def _planes(x: Value, what: str) -> tuple[int, int, int]:
 
 
 @register_function(F.avg_pool2d)
-@_in_batch
+@in_batch
 def _avg_pool2d(
     lifter: Lifter,
     input: Value,
@@ -199,7 +184,7 @@ def _adaptive(size: int, count: int) -> Array:
 
 
 @register_function(F.adaptive_avg_pool2d)
-@_in_batch
+@in_batch
 def _adaptive_avg_pool2d(lifter: Lifter, input: Value, output_size: Any) -> Any:
     sizes = _planes(input, "adaptive pooling")[1:]
     counts = [s if n is None else int(n) for s, n in zip(sizes, _wanted(output_size, 2), strict=True)]
@@ -317,7 +302,7 @@ def _module_adaptive_max_pool1d(lifter: Lifter, m: nn.AdaptiveMaxPool1d, x: Valu
 
 
 @register_function(F.max_pool2d, torch.max_pool2d)
-@_in_batch
+@in_batch
 def _max_pool2d(
     lifter: Lifter,
     input: Value,
@@ -343,7 +328,7 @@ def _module_max_pool2d(lifter: Lifter, m: nn.MaxPool2d, x: Value) -> Any:
 
 
 @register_function(F.adaptive_max_pool2d)
-@_in_batch
+@in_batch
 def _adaptive_max_pool2d(lifter: Lifter, input: Value, output_size: Any, return_indices: bool = False) -> Any:
     sizes = _planes(input, "adaptive max-pooling")[1:]
     wanted = (output_size, output_size) if output_size is None or isinstance(output_size, int) else output_size

@@ -67,7 +67,7 @@ def _matmul(lifter: Lifter, a: Any, b: Any) -> Any:
     left = text.get(ranks[0], before[len(before) - (ranks[0] - 2) :] + "xk")
     right = text.get(ranks[1], before[len(before) - (ranks[1] - 2) :] + "ky")
     result = before + ("x" if ranks[0] > 1 else "") + ("y" if ranks[1] > 1 else "")
-    return _einsum(lifter, f"{left},{right}->{result}", a, b, broadcast=True)
+    return _einsum(lifter, f"{left},{right}->{result}", a, b)
 
 
 @register_function(torch.addmm, "addmm", torch.baddbmm, "baddbmm")
@@ -82,12 +82,14 @@ def _addmm(lifter: Lifter, input: Any, mat1: Any, mat2: Any, *, beta: float = 1,
 @register_function(torch.einsum)
 @any_order
 def _torch_einsum(lifter: Lifter, equation: str, *operands: Any) -> Any:
+    if not isinstance(equation, str):
+        raise Unsupported("an einsum by lists of axes", 'Write it as an equation, such as "bij,bjk->bik"')
     given = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
     return _einsum(lifter, equation.replace(" ", ""), *given)
 
 
-def _einsum(lifter: Lifter, equation: str, *operands: Any, broadcast: bool = False) -> Value:
-    """An einsum whose subscripts name torch's axes; with `broadcast`, axes of length 1 are repeated."""
+def _einsum(lifter: Lifter, equation: str, *operands: Any) -> Value:
+    """An einsum whose subscripts name torch's axes; axes of length 1 are repeated."""
     inputs, _, result = equation.partition("->")
     texts = inputs.split(",")
     if "..." in equation:
@@ -114,8 +116,7 @@ def _einsum(lifter: Lifter, equation: str, *operands: Any, broadcast: bool = Fal
     ]
     names = [text.replace(images, "") if alone else text for text in texts]
     result = result.replace(images, "") if alone else result
-    if broadcast:
-        parts, names = _without_ones(lifter, parts, names)
+    parts, names = _without_ones(lifter, parts, names)
     return einsum(lifter, parts, names, result)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from olac.frontend.algebra import activate, add, joined, linear_of, multiply, negative, take_slices
+from olac.frontend.handlers.attention import require_order
 from olac.frontend.lifter import Lifter, Unsupported, Value, any_order, register_module
 
 State = tuple[Value | None, ...]
@@ -74,6 +75,7 @@ def _rnn_cell(function: str) -> Any:
 def _recurrent(lifter: Lifter, m: nn.RNNBase, x: Value, initial: Any, cell: Any, states: int) -> Any:
     if len(x.shape) != 2:
         raise Unsupported("a recurrent layer without a batch axis", "Give (batch, steps, features)")
+    require_order(m, x)
     if getattr(m, "proj_size", 0):
         raise Unsupported("a recurrent layer with projections", "Use proj_size=0")
     given = initial if isinstance(initial, tuple) else (initial,)
@@ -105,20 +107,20 @@ def _recurrent(lifter: Lifter, m: nn.RNNBase, x: Value, initial: Any, cell: Any,
 
 @register_module(nn.LSTM)
 @any_order
-def _lstm(lifter: Lifter, m: nn.LSTM, x: Value, hx: Any = None) -> Any:
-    return _recurrent(lifter, m, x, hx, _lstm_cell, 2)
+def _lstm(lifter: Lifter, m: nn.LSTM, input: Value, hx: Any = None) -> Any:
+    return _recurrent(lifter, m, input, hx, _lstm_cell, 2)
 
 
 @register_module(nn.GRU)
 @any_order
-def _gru(lifter: Lifter, m: nn.GRU, x: Value, hx: Any = None) -> Any:
-    return _recurrent(lifter, m, x, hx, _gru_cell, 1)
+def _gru(lifter: Lifter, m: nn.GRU, input: Value, hx: Any = None) -> Any:
+    return _recurrent(lifter, m, input, hx, _gru_cell, 1)
 
 
 @register_module(nn.RNN)
 @any_order
-def _rnn(lifter: Lifter, m: nn.RNN, x: Value, hx: Any = None) -> Any:
-    return _recurrent(lifter, m, x, hx, _rnn_cell(m.nonlinearity), 1)
+def _rnn(lifter: Lifter, m: nn.RNN, input: Value, hx: Any = None) -> Any:
+    return _recurrent(lifter, m, input, hx, _rnn_cell(m.nonlinearity), 1)
 
 
 @register_module(nn.LSTMCell)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from olac.frontend.algebra import in_batch
 from olac.frontend.handlers.pooling import from_lines, lines
 from olac.frontend.lifter import Lifter, Unsupported, Value, register_function, register_module
 from olac.ir.ops import Array, AveragePool
@@ -25,6 +26,7 @@ def _matrices(sizes: tuple[int, int], arguments: dict[str, Any]) -> list[Array]:
 
 
 @register_function(F.interpolate)
+@in_batch
 def _interpolate(
     lifter: Lifter,
     input: Value,
@@ -35,7 +37,7 @@ def _interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Any:
-    if len(input.shape) == 2 and mode in ("nearest", "nearest-exact", "linear", "area"):
+    if input.rank == 3 and mode in ("nearest", "nearest-exact", "linear", "area"):
         flat = lines(lifter, input, "an interpolation")
         wanted = None if size is None else (1, size if isinstance(size, int) else int(size[0]))
         factor = scale_factor[0] if isinstance(scale_factor, (tuple, list)) else scale_factor
@@ -43,7 +45,7 @@ def _interpolate(
         scales = None if factor is None else (1.0, float(factor))
         made = _interpolate(lifter, flat, wanted, scales, both, align_corners, recompute_scale_factor)
         return from_lines(lifter, made)
-    if len(input.shape) != 3:
+    if len(input.shape) != 3 or input.frame.merged > 1:
         raise Unsupported(f"an interpolation of a value of shape {input.shape}", "Reshape to (channels, height, width)")
     arguments = {
         "size": size,
