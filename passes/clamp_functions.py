@@ -16,6 +16,7 @@ from olac.ir.functions import (
     channel_function,
     define,
     derivative,
+    is_own,
     is_per_channel,
 )
 from olac.ir.graph import Graph, GraphBuilder, Node
@@ -32,8 +33,8 @@ MARGIN = 4.0
 class ClampFunctions(Pass):
     """Given: %r = activation(%x) f.  Result: the same with f constant beyond the calibrated range of %x.
 
-    This is done if f isn't finite or has a pole beyond that range but where fits may evaluate it, with a note if the
-    caller gave f.
+    This is done if f isn't finite or has a pole beyond that range but where fits may evaluate it, with a note unless
+    f is olac's own.
     CalibrationError if f isn't finite or has a pole within the range.
     """
 
@@ -64,7 +65,7 @@ class ClampFunctions(Pass):
                     outside = singularity(function, Range(seen.low - reach, seen.high + reach))
             if outside is None:
                 return None
-            if op.definition is not None:  # of its own functions, such as 1 / x, olac knows that they have poles
+            if op.definition is not None or not is_own(op.function):  # 1 / x and the like are known to have poles
                 context.notes.append(
                     f"{where}: the function {label} isn't finite or has a pole at {outside:.6g}; beyond the "
                     "calibrated range of its input it is taken as constant"

@@ -132,6 +132,14 @@ FUNCTIONS: dict[str, Callable[..., Function]] = {
 }
 """By name: a function of the parameters that gives the function of x, or a `Family`."""
 
+_OWN = dict(FUNCTIONS)
+
+
+def is_own(name: str) -> bool:
+    """Whether the function of that name is olac's, and not one that was registered from outside."""
+    return name in _OWN and FUNCTIONS.get(name) is _OWN[name]
+
+
 CLIENT_FUNCTIONS: dict[str, Callable[..., Function]] = {
     "exp": lambda: np.exp,
     "expm1": lambda: np.expm1,

@@ -29,6 +29,8 @@ INTEGER_BITS = 7
 """Bits of the first prime above those of the scale: slots up to 2^6 decrypt, and calibrated ones stay within 1."""
 
 DEFAULT_PRECISION = 1e-3
+UNUSABLE = 0.1
+"""The largest error of outputs by noise, relative to their range, if there are bootstraps and no precision to meet."""
 """The precision of programs without bootstraps, if none is asked for."""
 
 RINGS = (12, 13, 14, 15, 16)

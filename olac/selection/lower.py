@@ -15,7 +15,7 @@ from olac.passes.base import Pass, PassManager
 from olac.passes.pipeline import lowering_pipeline
 from olac.program.program import ApproximatedModel, CompiledProgram
 from olac.selection.generate import chains_with_bootstraps, with_bootstraps, without_bootstraps
-from olac.selection.job import Job
+from olac.selection.job import UNUSABLE, Job
 from olac.selection.notes import notes, say_memory
 from olac.selection.open_engine import for_this_machine
 from olac.selection.price import Candidate
@@ -56,8 +56,6 @@ def lower(
     )
 
 
-UNUSABLE = 0.1
-"""The largest error of outputs by noise, relative to their range, of a program that is made without a precision."""
 Choice: TypeAlias = tuple[Candidate, float | None]
 
 

@@ -14,7 +14,7 @@ from olac.ir.graph import Graph, Node
 from olac.ir.ops import LinearOp, Polynomial, PolynomialProduct, Square
 from olac.passes.scale_inputs import UNEVEN, first_readers
 from olac.selection.generate import MAX_DEPTH
-from olac.selection.job import Job
+from olac.selection.job import UNUSABLE, Job
 from olac.selection.price import Candidate
 from olac.system.memory import GB
 
@@ -74,6 +74,11 @@ def _rounded_up(error: float) -> float:
 
 
 def _refusal(job: Job, tried: Tried) -> OlacError:
+    if tried.error < math.inf and job.options.precision is None:
+        return InfeasibleError(
+            f"the outputs would be noise: bootstraps change them by {tried.error:.2g} of their range at best, and "
+            f"{UNUSABLE:g} is the most. {why_so_fine(job.graph, job.noise.loudest())}"
+        )
     if tried.error < math.inf:
         return InfeasibleError(
             f"bootstraps do not keep a precision of {job.options.precision:g}: they change outputs by "
