@@ -32,8 +32,10 @@ from olac.ir.ops import (
 
 DENSE = 256
 """Means over longer axes are subtracted; over shorter ones a matrix subtracts them at once."""
-SQUARINGS = 2
-"""How often softmax squares and divides. Each takes a level more than a reciprocal, and halves exponents."""
+SQUARINGS = 1
+"""How often softmax squares and divides. Each halves exponents, takes a level more than a reciprocal, and multiplies
+noise by up to as many as there are elements.
+"""
 MOST_ENTRIES = 50_000_000
 """Most entries of a matrix that is written out."""
 
