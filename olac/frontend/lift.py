@@ -80,7 +80,7 @@ def _find(value: Any, kind: type) -> bool:
 
 
 REFUSING = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, NotImplementedError)
-"""What handlers raise for arguments that they do not know; `check` lists them with everything else."""
+"""What olac's handlers raise for arguments that they do not know; `check` lists them with everything else."""
 _ELEMENTWISE = "The result for an element may depend on this element and its channel only; see activations="
 
 
@@ -146,7 +146,7 @@ def _lift_node(lifter: Lifter, traced: Traced, node: fx.Node, args: Any, kwargs:
             )
         try:
             return handler(lifter, module, *_settled(lifter, handler, args), **_settled(lifter, handler, kwargs))
-        except REFUSING as error:
+        except _refusing(handler) as error:
             name = type(module).__name__
             raise Unsupported(f"{name} in a form that isn't supported ({error})", advice_for(name)) from error
     function = FUNCTIONS.get(node.target)
@@ -162,10 +162,15 @@ def _lift_node(lifter: Lifter, traced: Traced, node: fx.Node, args: Any, kwargs:
         raise VerificationError(f"{node.format_node()} works on constants only")
     try:
         return function(lifter, *_settled(lifter, function, args), **_settled(lifter, function, kwargs))
-    except REFUSING as error:
+    except _refusing(function) as error:
         raise Unsupported(
             f"{operation} with arguments that aren't supported ({error})", advice_for(operation)
         ) from error
+
+
+def _refusing(handler: Any) -> tuple[type[Exception], ...]:
+    """The errors by which a handler refuses arguments. Other errors of a handler from outside are faults of it."""
+    return REFUSING if handler.__module__.startswith("olac.frontend.") else (TypeError,)
 
 
 def _takes_more(handler: ModuleHandler) -> bool:

@@ -19,7 +19,7 @@ from olac.approximation.tensors import apply_op, has_form
 from olac.approximation.whitened import folds
 from olac.frontend.lifter import Lifter, Value, register_module
 from olac.ir import head as steps
-from olac.ir.functions import FUNCTIONS
+from olac.ir.functions import CLIENT_FUNCTIONS, FUNCTIONS
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead
 from olac.ir.ops import (
@@ -184,7 +184,7 @@ def plain_module(graph: Graph, head: OutputHead, ranges: Mapping[str, Range | fl
 
 def _client_step(step: steps.Step) -> nn.Module:
     match step:
-        case steps.Elementwise() if step.function in FUNCTIONS:
+        case steps.Elementwise() if step.function in FUNCTIONS.keys() - CLIENT_FUNCTIONS:
             return GraphOp(Activation(step.function, step.parameters), {})
         case steps.Affine():
             constants = {n: np.reshape(getattr(step, n), step.shape) for n in ("scale", "shift")}
