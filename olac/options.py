@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 from olac.analysis.noise import MAX_SCALE_BITS
 from olac.approximation.criterion import TASKS, Criterion, Task
@@ -24,6 +24,8 @@ from olac.system.internal import callers_own
 from olac.system.memory import bytes_of
 
 AUTO_ENGINE = "auto"
+Objective: TypeAlias = Literal["latency", "throughput"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 Stages = Callable[[str], None]
 Asked: TypeAlias = Task | Criterion | Callable[[Array, Array], Array]
 
@@ -50,7 +52,10 @@ class CompileOptions:
         parameters: all parameters; without security they need `insecure` as well.
         max_memory: bytes that the server process may take, or text such as "8GB" or "1.5GiB"; None for no limit. It is
             also the default limit of servers that run the program.
-        batch: images in one set of ciphertexts.
+        batch: images in a run, for which the program is planned. As many as there is room for share a ciphertext; the
+            others are computed beside it, with the same encoded weights. A run may have fewer images or more.
+        objective: "latency" for the least time of a run of `batch` images, or "throughput" for the least time an image
+            with as many images in a run as a ciphertext has room for, at least `batch`.
         convolutions: a registered kind of lowering, which computes what it can (see `olac.ir.lowerings`): "diagonals",
             or "multiplexed" for convolutions as MPCNN does them, for comparison. "auto" takes diagonals, and a
             kind of the caller's own if it is predicted to be faster. Plans of degrees within levels, bootstraps or
@@ -95,6 +100,7 @@ class CompileOptions:
     parameters: Parameters | None = None
     max_memory: float | str | None = None
     batch: int = 1
+    objective: Objective = "latency"
     convolutions: Convolutions = "auto"
     threads: int | None = None
     engine: str = AUTO_ENGINE
@@ -119,6 +125,7 @@ class CompileOptions:
             bytes_of(self.max_memory, "max_memory")
         if self.batch < 1:
             raise ValueError(f"batch {self.batch} is below 1")
+        require_one_of("objective", self.objective, OBJECTIVES)
         require_one_of("convolutions", self.convolutions, kinds())
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads {self.threads} is below 1")
@@ -200,6 +207,7 @@ class Keywords(FitKeywords, total=False):
     parameters: Parameters | None
     max_memory: float | str | None
     batch: int
+    objective: Objective
     convolutions: Convolutions
     threads: int | None
     engine: str

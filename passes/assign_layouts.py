@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from olac.errors import InfeasibleError
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import LOWERINGS, Diagonals
@@ -34,7 +33,7 @@ class AssignLayouts(Pass):
     ensures: ClassVar[Stage] = Stage.POLYNOMIAL
 
     def run(self, graph: Graph, context: PassContext) -> Graph:
-        slots, batch = context.need_parameters().slots, context.batch
+        slots, batch = context.need_parameters().slots // context.batch, context.batch
         groups = graph.groups(lambda op: not op.chooses_layout)
         chosen: dict[frozenset[str], TensorLayout] = {}
         layouts: dict[str, TensorLayout] = {}
@@ -55,13 +54,7 @@ class AssignLayouts(Pass):
 
 
 def _dense(node: Node, slots: int, batch: int) -> TensorLayout:
-    one = TensorLayout.dense(node.type.shape, slots)
-    if batch > 1 and batch * one.image_stride > slots:
-        raise InfeasibleError(
-            f"{batch} images do not fit in one ciphertext: {node.id} takes {one.image_stride} of {slots} slots for "
-            "each. Take a smaller batch or a larger ring."
-        )
-    return replace(one, batch=batch)
+    return TensorLayout.dense(node.type.shape, slots, batch)
 
 
 def _best(graph: Graph, node: Node, operand: TensorLayout, prefer: str) -> TensorLayout:
@@ -77,9 +70,7 @@ def _best(graph: Graph, node: Node, operand: TensorLayout, prefer: str) -> Tenso
         strides = {max(1, round(operand.grid[axis] / shape[axis])) for axis in (1, 2)}
         for stride in sorted(strides):
             gap = operand.gap * stride
-            one = TensorLayout.multiplexed(shape, operand.padded, gap, operand.slots)
-            if operand.batch == 1 or operand.batch * one.image_stride <= operand.slots:
-                candidates.append(replace(one, batch=operand.batch))
+            candidates.append(TensorLayout.multiplexed(shape, operand.padded, gap, operand.slots, operand.batch))
 
     def cost(layout: TensorLayout) -> tuple[int, bool, int]:
         counts = min(

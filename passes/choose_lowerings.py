@@ -177,7 +177,7 @@ def _after_activations(graph: Graph) -> set[str]:
     return found
 
 
-def lowered_depth(graph: Graph, passes: Sequence[Pass], batch: int = 1) -> int:
+def lowered_depth(graph: Graph, passes: Sequence[Pass]) -> int:
     """The most levels that a fresh input can need after these passes have lowered a graph at stage POLYNOMIAL.
 
     Parameters are chosen by it before there are layouts. So an op for which a lowering with extra levels is considered
@@ -186,7 +186,7 @@ def lowered_depth(graph: Graph, passes: Sequence[Pass], batch: int = 1) -> int:
     kinds = {kind for one in passes if isinstance(one, ChooseLowerings) for kind in considered(one.convolutions)}
 
     def extra(op: Op) -> int:
-        return max((kind.extra_levels for kind in kinds if kind.may_lower(op, batch)), default=0)
+        return max((kind.extra_levels for kind in kinds if kind.may_lower(op)), default=0)
 
     levels = required_levels(graph, levels=lambda node: node.levels(graph.constants) + extra(node.op))
     return levels[graph.inputs[0].id]
@@ -261,7 +261,8 @@ class _Chooser:
         if self._copies == "auto":
             yield self._choice([(reader, 0) for reader in readers], known, plain)
         for step in _steps(node.layout):
-            shifts = frozenset(c * step for c in range(1, node.layout.with_step(step).distinct_copies))
+            copies = range(1, node.layout.with_step(step).distinct_copies)
+            shifts = frozenset(copy * step * node.layout.batch for copy in copies)
             shifts = frozenset() if isinstance(node.op, Input) else shifts
             parts = [(reader, step) for reader in readers]
             choice = self._choice(parts, known, plain + plain * plain_too, shifts)
@@ -317,7 +318,8 @@ class _Chooser:
                     counts = count(*distinct, baby, len(folds))
                     seconds = self._seconds(counts) + self._halving_seconds(counts) * bool(imaginary)
                     lowering = Diagonals(modulus, baby, imaginary)
-                    found.append(_Candidate(seconds, lowering, counts.steps.union(folds, halved)))
+                    steps = {step * result.batch for step in counts.steps.union(folds)}
+                    found.append(_Candidate(seconds, lowering, frozenset(steps | halved)))
         return found
 
     def _recorded(self, node: Node, step: int) -> Iterator[_Candidate]:

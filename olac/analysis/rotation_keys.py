@@ -32,8 +32,9 @@ from olac.kernels.record import record
 from olac.system.memory import GB
 from olac.system.threads import usable_threads
 
-Uses = Mapping[tuple[int, int], int]
-"""How often each (step, level) is taken in one run, if there is a key for every step."""
+Uses = Mapping[tuple[int, int], float]
+"""How often each (step, level) is taken in one run, if there is a key for every step. For runs of several images it may
+be the share of one."""
 
 
 @dataclass(frozen=True)

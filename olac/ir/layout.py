@@ -32,8 +32,11 @@ class TensorLayout:
         padded: height and width of a plane in slots, at least gap*h and gap*w.
         gap: k; neighbours in space lie k slots apart and k^2 channels share a plane.
         plane: slots from one plane to the next, at least padded[0] * padded[1].
-        slots: slots of one ciphertext, a power of two.
-        batch: images that share the slots; image b lies `image_stride` slots after image b - 1.
+        slots: slots that one image has in a ciphertext, a power of two.
+        batch: images that share a ciphertext, a power of two; each has a *lane*: its slot s is the ciphertext's slot
+            s * batch + b for image b. So a rotation of the ciphertext by k * batch rotates each image by k within its
+            own slots, and what is computed does not depend on the batch (see `olac.kernels.lanes`). All other
+            attributes and properties are of one image.
         step: 0 if the copies of a small tensor are all the same. Otherwise a power of two: copy c is rotated by
             c * step, so its slot i holds the same as slot (i + c * step) mod period of copy 0.
     """
@@ -59,11 +62,11 @@ class TensorLayout:
             raise ValueError(f"planes of {self.padded} overlap at a distance of {self.plane}")
         if self.slots < 1 or self.slots & (self.slots - 1):
             raise ValueError(f"{self.slots} slots is not a power of two")
-        if self.batch > 1 and self.batch * self.image_stride > self.slots:
-            raise ValueError(f"{self.batch} images of {self.image_stride} slots do not fit in {self.slots} slots")
+        if self.batch < 1 or self.batch & (self.batch - 1):
+            raise ValueError(f"a batch of {self.batch} images is not a power of two")
         if self.step:
-            if self.batch > 1 or self.ciphertexts > 1 or 2 * self.period > self.slots:
-                raise ValueError(f"only copies can be shifted: {self.period} slots of {self.slots}, batch {self.batch}")
+            if self.ciphertexts > 1 or 2 * self.period > self.slots:
+                raise ValueError(f"only copies can be shifted: {self.period} slots of {self.slots}")
             if not 0 < self.step < self.period or self.step & (self.step - 1):
                 raise ValueError(f"a step of {self.step} is not a power of two below the period {self.period}")
 
@@ -109,9 +112,9 @@ class TensorLayout:
         return (self.pages - 1) * self.plane + self.padded[0] * self.padded[1]
 
     @property
-    def image_stride(self) -> int:
-        """Slots from one image of a batch to the next; a power of two."""
-        return next_power_of_two(self.extent)
+    def ciphertext_slots(self) -> int:
+        """Slots of a ciphertext, over all images of a batch."""
+        return self.slots * self.batch
 
     @property
     def ciphertexts(self) -> int:
@@ -121,7 +124,7 @@ class TensorLayout:
     @property
     def period(self) -> int:
         """Slots from one copy to the next; `slots` if there is only one."""
-        return self.slots if self.batch > 1 else min(self.slots, self.image_stride)
+        return min(self.slots, next_power_of_two(self.extent))
 
     @property
     def distinct_copies(self) -> int:
@@ -130,8 +133,13 @@ class TensorLayout:
 
     @property
     def repeats_after(self) -> int:
-        """Slots after which the content of a ciphertext repeats; `slots` if it does not."""
+        """Slots of an image after which its content repeats; `slots` if it does not."""
         return self.period * self.distinct_copies
+
+    @property
+    def ciphertext_repeats_after(self) -> int:
+        """Slots after which the content of a ciphertext repeats, with all images; `ciphertext_slots` if it does not."""
+        return self.repeats_after * self.batch
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -140,7 +148,7 @@ class TensorLayout:
 
     @property
     def channel_addresses(self) -> Index:
-        """For each channel of the grid: ciphertext * slots + slot of its first element, for the first image."""
+        """For each channel of the grid: ciphertext * slots + slot of its first element."""
         channel, k = np.arange(self.grid[0]), self.gap
         page, inner = channel // (k * k), channel % (k * k)
         first: Index = page * self.plane + inner // k * self.padded[1] + inner % k
@@ -148,7 +156,7 @@ class TensorLayout:
 
     @property
     def addresses(self) -> Index:
-        """For each element in row-major order: ciphertext * slots + slot, for the first image of the batch."""
+        """For each element in row-major order: ciphertext * slots + slot."""
         return _addresses(replace(self, shape=(math.prod(self.grid),), batch=1, step=0))
 
     def _made_addresses(self) -> Index:
@@ -161,22 +169,21 @@ class TensorLayout:
 
     @property
     def owners(self) -> Order:
-        """The element in each slot of one period, shape (ciphertexts, period): image * size + element, -1 for none.
+        """The element in each slot of one period, shape (ciphertexts, period), -1 for none.
 
         Of the first copy, if copies are shifted.
         """
-        return _owners(replace(self, shape=(math.prod(self.grid),), step=0))
+        return _owners(replace(self, shape=(math.prod(self.grid),), batch=1, step=0))
 
     def _made_owners(self) -> Order:
         size, found = math.prod(self.grid), np.full(self.ciphertexts * self.slots, -1, dtype=np.int32)
-        for image in range(self.batch):
-            found[self.addresses + image * self.image_stride] = image * size + np.arange(size)
+        found[self.addresses] = np.arange(size)
         owners: Order = found.reshape(self.ciphertexts, self.slots)[:, : self.period].copy()
         owners.setflags(write=False)
         return owners
 
     def expand_channels(self, values: Array, page: int) -> Array:
-        """Numbers of each channel, shape (channels or 1, n), in the slots of one ciphertext: shape (n, slots).
+        """Numbers of each channel, shape (channels or 1, n), in an image's slots of one ciphertext: shape (n, slots).
 
         They are those that `expand` gives for all elements of a channel, without the other ciphertexts.
         """
@@ -191,30 +198,29 @@ class TensorLayout:
         return np.tile(out, self.slots // out.shape[1])
 
     def expand(self, values: Array) -> Array:
-        """Put one number per element, shape `self.shape`, into slots: shape (ciphertexts, slots), zero elsewhere.
+        """Put one number per element, shape `self.shape`, into an image's slots: (ciphertexts, slots), zero elsewhere.
 
-        All images of a batch and all copies get the same numbers.
+        All copies get the same numbers.
         """
-        return self.pack(np.broadcast_to(values, (self.batch, *self.shape)))
-
-    def pack(self, images: Array) -> Array:
-        """Slots of shape (ciphertexts, slots) for images of shape (batch, *shape); copies fill the ciphertext."""
-        if images.shape != (self.batch, *self.shape):
-            raise ValueError(f"expected images of shape {(self.batch, *self.shape)}, got {images.shape}")
         out: Array = np.zeros(self.ciphertexts * self.slots)
-        for b in range(self.batch):
-            out[self.addresses + b * self.image_stride] = images[b].reshape(-1)
+        out[self.addresses] = np.broadcast_to(values, self.shape).reshape(-1)
         if self.period < self.slots:
             copy = out[: self.period]
             shifted = np.concatenate([np.roll(copy, -c * self.step) for c in range(self.distinct_copies)])
             out = np.tile(shifted, self.slots // len(shifted))
         return out.reshape(self.ciphertexts, self.slots)
 
+    def pack(self, images: Array) -> Array:
+        """The slots of all ciphertexts, shape (ciphertexts, ciphertext slots), for images of shape (batch, *shape)."""
+        if images.shape != (self.batch, *self.shape):
+            raise ValueError(f"expected images of shape {(self.batch, *self.shape)}, got {images.shape}")
+        lanes: Array = np.stack([self.expand(image) for image in images], axis=-1)
+        return lanes.reshape(self.ciphertexts, self.ciphertext_slots)
+
     def unpack(self, slots: Array) -> Array:
-        """The inverse of `pack`: images of shape (batch, *shape) from slots of shape (ciphertexts, slots)."""
-        flat = np.asarray(slots).reshape(-1)
-        images = [flat[self.addresses + b * self.image_stride] for b in range(self.batch)]
-        return np.stack(images).reshape(self.batch, *self.shape)
+        """The inverse of `pack`: images of shape (batch, *shape)."""
+        lanes = np.asarray(slots).reshape(self.ciphertexts * self.slots, self.batch)
+        return np.ascontiguousarray(lanes[self.addresses].T).reshape(self.batch, *self.shape)
 
     def __str__(self) -> str:
         copies = self.slots // self.period

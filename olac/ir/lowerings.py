@@ -36,8 +36,8 @@ class Lowering(ABC):
         """Whether it can compute an op from one layout to another. This also checks programs from files."""
 
     @classmethod
-    def may_lower(cls, op: Op, batch: int) -> bool:
-        """Whether it can lower an op between some layouts of `batch` images.
+    def may_lower(cls, op: Op) -> bool:
+        """Whether it can lower an op between some layouts.
 
         Parameters are chosen before layouts: they have `extra_levels` for every op for which this is true.
         """
@@ -125,23 +125,23 @@ class Multiplexed(Lowering):
     automatic: ClassVar[bool] = False
 
     @classmethod
-    def may_lower(cls, op: Op, batch: int) -> bool:
-        """Each output channel reads all input channels; in batches no convolution is multiplexed."""
-        return type(op) is Conv2d and op.groups == 1 and batch == 1
+    def may_lower(cls, op: Op) -> bool:
+        """Each output channel reads all input channels."""
+        return type(op) is Conv2d and op.groups == 1
 
     def can_lower(self, op: Op, operand: TensorLayout, result: TensorLayout) -> bool:
         """Whether an op between two layouts can be a multiplexed parallel convolution.
 
         An output is summed in the slots of its own pixel, in the first plane of a copy of the operand, and one
-        rotation moves a whole output channel from there to its place. So operand and result must be single ciphertexts
-        of one image, laid out as images and without shifted copies; the result's rows and columns must be as far apart
+        rotation moves a whole output channel from there to its place. So operand and result must be single ciphertexts,
+        laid out as images and without shifted copies; the result's rows and columns must be as far apart
         as the operand's at the op's strides; and every output must have a pixel (a cell of gap x gap slots) in the
         operand's planes.
         """
-        if not isinstance(op, Conv2d) or not self.may_lower(op, operand.batch):
+        if not isinstance(op, Conv2d) or not self.may_lower(op):
             return False
         for layout in (operand, result):
-            single = layout.batch == 1 and layout.ciphertexts == 1 and layout.step == 0
+            single = layout.ciphertexts == 1 and layout.step == 0
             if not single or layout.shape != layout.grid:
                 return False
         (_, rows, columns), gap = result.grid, operand.gap

@@ -56,7 +56,7 @@ def bootstrap_fault(kind: ValueType, log_slots: int | None) -> str | None:
     """Why a value can't be bootstrapped, or None: its slots must stay within [-1, 1] and repeat after 2^log_slots."""
     if kind.bound is not None and not kind.bound.magnitude <= kind.unit * WIDEST:
         return f"bootstraps values up to {kind.bound.magnitude / kind.unit:.3g}, beyond [-1, 1]"
-    if log_slots is not None and kind.layout is not None and kind.layout.repeats_after > 1 << log_slots:
+    if log_slots is not None and kind.layout is not None and kind.layout.ciphertext_repeats_after > 1 << log_slots:
         return f"bootstraps a value that does not repeat after 2^{log_slots} slots"
     return None
 

@@ -80,7 +80,7 @@ def _structure(graph: Graph) -> Iterator[Problem]:
 
 def _packed(graph: Graph, parameters: Parameters | None) -> Iterator[Problem]:
     layouts = [node.type.layout for node in graph.nodes if node.type.layout is not None]
-    slots, batches = {layout.slots for layout in layouts}, {layout.batch for layout in layouts}
+    slots, batches = {layout.ciphertext_slots for layout in layouts}, {layout.batch for layout in layouts}
     if len(slots) > 1:
         yield None, f"ciphertexts of different slot counts {sorted(slots)}"
     elif parameters is not None and slots - {parameters.slots}:

@@ -24,6 +24,7 @@ from olac.ir.ops import (
 )
 from olac.kernels.base import Kernel, Value
 from olac.kernels.elementwise import AddKernel, BootstrapKernel, MultiplyKernel, ReshapeKernel, SquareKernel
+from olac.kernels.lanes import in_lanes
 from olac.kernels.multiplexed import MultiplexedKernel
 from olac.kernels.patterns import diagonal_kernel, weightless_kernel
 from olac.kernels.polynomial import PolynomialKernel, PolynomialProductKernel
@@ -146,13 +147,17 @@ def execute(
 ) -> tuple[Value, ...]:
     """Run a graph; each value is dropped after its last use.
 
+    If the layouts have several images in a ciphertext, kernels compute in lanes (see `olac.kernels.lanes`).
+
     Args:
+        evaluator: of ciphertexts.
         inputs: those of the graph; with `start_after`, all values that are alive after that node.
         after: called as after(node, value) after every node.
         start_after: the last node that an earlier run finished; None for a whole run.
         keep: called as keep(node, values) after every node, with all values that are held then.
     """
     done = last_reads(graph.nodes)
+    evaluator = in_lanes(evaluator, graph.inputs[0].layout.batch)
     values: dict[str, Value] = {} if start_after is None else dict(inputs)
     nodes = graph.nodes
     if start_after is not None:

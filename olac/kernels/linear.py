@@ -23,7 +23,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -95,21 +94,14 @@ def distinct_diagonals(
             a, b = operand.addresses[columns[part]], result.addresses[rows[part]]
             pair = (b >> bits) * operand.ciphertexts + (a >> bits)
             found[pair, ((a & mask) - (b & mask)) & mask] = True
-    return _of_all_images(np.flatnonzero(found), operand, result)
+    return _distinct(np.flatnonzero(found), operand)
 
 
-def _of_all_images(places: Index, operand: TensorLayout, result: TensorLayout) -> Distinct:
-    """Distinct diagonals of a whole batch from those of one image: (target * sources + source) * slots + diagonal."""
+def _distinct(places: Index, operand: TensorLayout) -> Distinct:
+    """Distinct diagonals from their places: (target * sources + source) * slots + diagonal."""
     pair, diagonal = np.divmod(places, operand.slots)
     target, source = np.divmod(pair, operand.ciphertexts)
-    # Each image of a batch lies one stride further, in the operand and in the result.
-    shifts = np.arange(operand.batch) * (operand.image_stride - result.image_stride)
-    return _as_distinct(
-        np.tile(target, len(shifts)),
-        np.tile(source, len(shifts)),
-        (diagonal[None, :] + shifts[:, None]).reshape(-1),
-        operand.period,
-    )
+    return _as_distinct(target, source, diagonal, operand.period)
 
 
 def diagonals_of_taps(taps: Iterable[Tap], operand: TensorLayout, result: TensorLayout) -> Distinct:
@@ -145,7 +137,7 @@ def diagonals_of_taps(taps: Iterable[Tap], operand: TensorLayout, result: Tensor
                 table = _spread(table, count, step)
             whole |= table
         found.append(np.flatnonzero(whole) + first * sources * slots)
-    return _of_all_images(np.concatenate(found), operand, result)
+    return _distinct(np.concatenate(found), operand)
 
 
 _Axes: TypeAlias = tuple[tuple[int, int, int], ...]
@@ -262,10 +254,7 @@ def place(
     """Entries of `linear` between two layouts, with diagonals counted modulo `modulus` (see `Diagonals`)."""
     check_diagonals(operand, result, modulus, imaginary)
     slots, period_in, period_out = operand.slots, operand.period, result.period
-    images = np.arange(operand.batch)[:, None]
-    a: Index = (operand.addresses[linear.columns][None, :] + images * operand.image_stride).reshape(-1)
-    b: Index = (result.addresses[linear.rows][None, :] + images * result.image_stride).reshape(-1)
-    value: Array = np.tile(linear.values, operand.batch)
+    a, b, value = operand.addresses[linear.columns], result.addresses[linear.rows], linear.values
     # All of these are powers of two, and divisions would take most of the time.
     bits, mask = slots.bit_length() - 1, slots - 1
     source, a = a >> bits, a & mask
@@ -307,7 +296,7 @@ def _copies(operand: TensorLayout, modulus: int) -> int:
 
 def can_shift(operand: TensorLayout, result: TensorLayout) -> bool:
     """Whether a linear op between these layouts can read shifted copies of its operand."""
-    single = operand.batch == 1 and operand.ciphertexts == result.ciphertexts == 1
+    single = operand.ciphertexts == result.ciphertexts == 1
     return single and 2 * operand.period <= operand.slots and result.period <= operand.period
 
 
@@ -327,7 +316,7 @@ def modulus_choices(operand: TensorLayout, result: TensorLayout) -> list[int]:
     Moduli far above the result's period only repeat the same entries and are left out.
     """
     choices = [operand.period]
-    if operand.batch == 1 and result.ciphertexts == 1:
+    if result.ciphertexts == 1:
         while choices[-1] > max(1, result.period):
             choices.append(choices[-1] // 2)
     return [modulus for modulus in choices if modulus <= MOST_REPEATS * result.period] or choices[-1:]
@@ -503,7 +492,7 @@ class ComputedWeights(Weights):
     def bias(self, page: int) -> Slots:
         owners = self._result.owners[page]
         held, slots = owners >= 0, np.zeros(len(owners))
-        slots[held] = self._linear.shifts(owners[held] % math.prod(self._result.grid))
+        slots[held] = self._linear.shifts(owners[held])
         return np.tile(slots, self._result.slots // len(slots))
 
     def _diagonal(self, target: int, source: int, number: int) -> Array:
@@ -528,14 +517,8 @@ class ComputedWeights(Weights):
         rows, columns = np.where(b >= 0, rows[b], -1), columns[a]
         held = (rows >= 0) & (columns >= 0)
         rows, columns = rows[held], columns[held]
-        if self._operand.batch == 1:
-            entries = self._linear.values(rows, columns)
-        else:
-            image, rows = np.divmod(rows, math.prod(self._result.grid))
-            other, columns = np.divmod(columns, math.prod(self._operand.grid))
-            entries = np.where(image == other, self._linear.values(rows, columns), 0.0)
         found: Array = np.zeros(len(b))
-        found[held] = entries
+        found[held] = self._linear.values(rows, columns)
         return found
 
 

@@ -10,6 +10,7 @@ from olac.ir.graph import Graph, Node
 from olac.ir.layout import TensorLayout
 from olac.kernels.base import Kernel, Value
 from olac.kernels.execute import build_weightless_kernels, execute
+from olac.kernels.lanes import in_lanes
 
 
 def record(
@@ -30,5 +31,6 @@ def record(
 def record_kernel(kernel: Kernel, parameters: Parameters, operands: Sequence[TensorLayout]) -> RecorderEvaluator:
     """The recorder after a run of a kernel on fresh operands of these layouts, at the top of the chain."""
     recorder = RecorderEvaluator(parameters)
-    kernel.run(recorder, [(recorder.fresh(parameters.depth),) * layout.ciphertexts for layout in operands])
+    evaluator = in_lanes(recorder, operands[0].batch)
+    kernel.run(evaluator, [(recorder.fresh(parameters.depth),) * layout.ciphertexts for layout in operands])
     return recorder

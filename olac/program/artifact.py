@@ -397,7 +397,9 @@ def _check_sizes(program: LoweredProgram, node: Node) -> None:
     layout, shape = node.layout, node.type.shape
     if not shape or min(shape) < 1 or min(layout.grid) < 1 or min(layout.padded) < 1 or node.type.batch < 1:
         raise ValueError(f"{node.id} has an empty shape")
-    if layout.slots != program.parameters.slots:
-        raise ValueError(f"{node.id} is laid out in {layout.slots} slots, the ring has {program.parameters.slots}")
+    if layout.ciphertext_slots != program.parameters.slots:
+        raise ValueError(
+            f"{node.id} is laid out in {layout.ciphertext_slots} slots, the ring has {program.parameters.slots}"
+        )
     if layout.ciphertexts > MAX_CIPHERTEXTS or math.prod(shape) > MAX_CIPHERTEXTS * layout.slots:
         raise ValueError(f"{node.id} takes {layout.ciphertexts} ciphertexts, more than {MAX_CIPHERTEXTS}")

@@ -17,7 +17,7 @@ from olac.ckks.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, Par
 from olac.ckks.primes import MOST_FIRST_BITS
 from olac.errors import InfeasibleError
 from olac.selection.job import INTEGER_BITS, Job
-from olac.selection.price import Candidate, Draft, Terms, price
+from olac.selection.price import Candidate, Draft, Terms
 
 MAX_DEPTH = 100
 
@@ -63,7 +63,7 @@ def chains_without_bootstraps(job: Job) -> list[list[Parameters]]:
         return []
     for log_ring in job.rings:
         bits = job.scale_bits(log_ring)
-        if bits > MAX_SCALE_BITS or job.with_primes(log_ring, bits) != bits or not job.holds_batch(log_ring):
+        if bits > MAX_SCALE_BITS or job.with_primes(log_ring, bits) != bits:
             continue
         chains = job.taken(
             candidates(
@@ -111,7 +111,7 @@ def _representative(chains: Sequence[Parameters], terms: Terms) -> Parameters:
 def chains_with_bootstraps(job: Job, without: Sequence[Candidate]) -> Iterator[list[Parameters]]:
     """Sets of parameters with bootstraps that the options allow: a list for each scale, the smallest scale first.
 
-    They are for one image. Pinned parameters are the only ones, and a pinned scale has none. If a precision is asked
+    Pinned parameters are the only ones, and a pinned scale has none. If a precision is asked
     for, the scales are all those that bootstraps were measured at. If only the best program without bootstraps has one
     to keep, they begin with the usual scale; if there is neither, the usual scale is the only one.
 
@@ -124,7 +124,7 @@ def chains_with_bootstraps(job: Job, without: Sequence[Candidate]) -> Iterator[l
         if options.parameters.bootstrapping is not None and job.places_bootstraps:
             yield [options.parameters]
         return
-    if not job.places_bootstraps or options.scale_bits is not None or options.insecure or options.batch > 1:
+    if not job.places_bootstraps or options.scale_bits is not None or options.insecure:
         return
     rings = (15, 16) if options.log_ring is None else (options.log_ring,)
     if without:
@@ -163,7 +163,7 @@ def _least(job: Job, log_rings: tuple[int, ...]) -> tuple[float, float]:
             engine.library_bytes(parameters),
         )
         seconds = job.terms.pricer(parameters).price("bootstrap", model.input_level)
-        least = min(least, job.terms.cost(seconds, size.server_bytes))
+        least = min(least, job.terms.cost(seconds * job.share(parameters).each, size.server_bytes))
         held = min(held, size.server_bytes)
     return least, held
 
@@ -256,7 +256,7 @@ def _with_plan(job: Job, draft: Draft, parameters: Parameters) -> Candidate:
             raise
         plan, exceeds = place_bootstraps(draft.graph, draft.profiles, pricer), True
     work = draft.planned(plan, parameters, job.engine)
-    return price(pricer, draft, work, job.terms.max_memory, plan.placements, exceeds)
+    return job.priced(parameters, draft, work, plan.placements, exceeds)
 
 
 def _on_fewer_slots(job: Job, found: Sequence[Candidate]) -> list[Candidate]:
@@ -276,7 +276,7 @@ def _on_fewer_slots(job: Job, found: Sequence[Candidate]) -> list[Candidate]:
 def _numbers_of_slots(one: Candidate) -> list[int]:
     """log2 of the numbers of slots after which values repeat and that the budget takes, without that of all slots."""
     _, budget, _ = _way(one.parameters)
-    found = {max(node.layout.repeats_after.bit_length() - 1, *budget) for node in one.graph.nodes}
+    found = {max(node.layout.ciphertext_repeats_after.bit_length() - 1, *budget) for node in one.graph.nodes}
     return sorted(found - {one.parameters.log_bootstrap_slots})
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from olac.analysis.bootstrap_problem import Placements
 from olac.analysis.noise import OutputNoise
 from olac.calibration.statistics import Calibration
 from olac.ckks.engines import EngineModel
@@ -14,14 +15,14 @@ from olac.ckks.primes import fewest_bits
 from olac.errors import VerificationError
 from olac.ir.graph import Graph
 from olac.ir.head import OutputHead
-from olac.ir.layout import TensorLayout
+from olac.ir.layout import TensorLayout, next_power_of_two
 from olac.ir.ops import Input, LinearOp
 from olac.ir.types import Stage
 from olac.options import CompileOptions, Stages, telling
 from olac.passes.base import Pass, PassContext, PassManager
 from olac.passes.choose_lowerings import lowered_depth
 from olac.passes.place_bootstraps import PlaceBootstraps
-from olac.selection.price import Candidate, Draft, Terms, preferred, price
+from olac.selection.price import Candidate, Draft, Share, Terms, Work, preferred, price
 from olac.system.internal import callers_own
 from olac.system.threads import usable_threads
 
@@ -88,7 +89,7 @@ class Job:
     @cached_property
     def depth(self) -> int:
         """Levels of a program without bootstraps, at least 1: the scale of a chain of one prime is that prime."""
-        return max(1, lowered_depth(self.graph, self.passes, self.options.batch))
+        return max(1, lowered_depth(self.graph, self.passes))
 
     @property
     def security(self) -> int:
@@ -119,14 +120,26 @@ class Job:
         """The fewest bits of scale, `least` or more, for which a ring has enough primes for a chain of this depth."""
         return fewest_bits(log_ring, self.depth, INTEGER_BITS, self.options.technique, least)
 
-    def holds_batch(self, log_ring: int) -> bool:
-        """Whether every value of a batch, in dense planes, fits in one ciphertext."""
-        slots, batch = 1 << (log_ring - 1), self.options.batch
-        return batch == 1 or all(
-            batch * TensorLayout.dense(node.type.shape, slots).image_stride <= slots
-            for node in self.graph.nodes
-            if isinstance(node.op, Input | LinearOp)
-        )
+    def lanes(self, log_ring: int) -> int:
+        """Images in one ciphertext at a ring: as many as are asked for, if the values of that many fit in one.
+
+        Values are taken to lie in dense planes. If not even one image fits, each has ciphertexts of its own.
+        """
+        slots = 1 << (log_ring - 1)
+        wanted = slots if self.options.objective == "throughput" else self.options.batch
+        return min(next_power_of_two(wanted), max(1, slots // self._largest))
+
+    def share(self, parameters: Parameters) -> Share:
+        """How the images of a batch share a run. Those that have no room in one ciphertext are computed beside it."""
+        lanes = self.lanes(parameters.log_ring)
+        images = max(self.options.batch, lanes if self.options.objective == "throughput" else 1)
+        return Share(images, -(-images // lanes))
+
+    @cached_property
+    def _largest(self) -> int:
+        """Slots of the largest value of one image, a power of two."""
+        shapes = {node.type.shape for node in self.graph.nodes if isinstance(node.op, Input | LinearOp)}
+        return max(next_power_of_two(TensorLayout.dense(shape, 1).extent) for shape in shapes)
 
     @cached_property
     def _place(self) -> int | None:
@@ -163,7 +176,14 @@ class Job:
 
     def price(self, parameters: Parameters, draft: Draft) -> Candidate:
         """A levelled draft under parameters."""
-        return price(self.terms.pricer(parameters), draft, draft.work, self.terms.max_memory)
+        return self.priced(parameters, draft, draft.work)
+
+    def priced(
+        self, parameters: Parameters, draft: Draft, work: Work, placements: Placements = (), exceeds: bool = False
+    ) -> Candidate:
+        """A draft under parameters, from the work of one set of ciphertexts."""
+        pricer, share = self.terms.pricer(parameters), self.share(parameters)
+        return price(pricer, draft, work, self.terms.max_memory, placements, exceeds, share)
 
     def cost(self, one: Candidate) -> float:
         """What candidates are compared by."""
@@ -187,7 +207,7 @@ class Job:
             parameters=parameters,
             costs=self.terms.table,
             threads=self.terms.threads,
-            batch=self.options.batch,
+            batch=self.lanes(parameters.log_ring),
         )
         try:
             made = manager.run(graph, context)

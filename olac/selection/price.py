@@ -52,8 +52,26 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Share:
+    """How the images of a batch share a run.
+
+    Attributes:
+        images: of a run.
+        sets: of ciphertexts that hold them. Each takes all primitives but the encoding of weights, which serves all.
+    """
+
+    images: int = 1
+    sets: int = 1
+
+    @property
+    def each(self) -> float:
+        """Sets of ciphertexts an image."""
+        return self.sets / self.images
+
+
+@dataclass(frozen=True)
 class Work:
-    """What one run takes, for any number of digits of key switching.
+    """What one set of ciphertexts takes, for any number of digits of key switching.
 
     Attributes:
         graph: at stage PACKED or LEVELLED, with its bootstraps.
@@ -138,7 +156,7 @@ class Candidate:
 
     @property
     def seconds(self) -> float:
-        """Predicted for one run, with the encoding of all weights that are not kept."""
+        """Predicted for one image, with its share of the encoding of all weights that are not kept."""
         return self.keys.seconds
 
     @property
@@ -154,19 +172,22 @@ def price(
     max_memory: float | None = None,
     placements: Placements = (),
     exceeds: bool = False,
+    share: Share | None = None,
 ) -> Candidate:
-    """A draft under the pricer's parameters."""
-    parameters = pricer.parameters
+    """A draft under the pricer's parameters; without `share`, for one image in a run."""
+    parameters, share = pricer.parameters, share or Share()
     encodes = {level: count for (primitive, level), count in work.counts.items() if primitive == "encode"}
-    encoding = sum(count * pricer.price("encode", level) for level, count in encodes.items())
+    encoding = sum(count * pricer.price("encode", level) for level, count in encodes.items()) / share.images
     seconds = sum(count * pricer.price(*what) for what, count in work.counts.items() if what[0] != "encode")
+    seconds *= share.each
+    uses = {what: count * share.each for what, count in work.uses.items()}
     engine, bootstraps = pricer.engine, pricer.engine.bootstraps(parameters)
     steps = bootstraps.keys_for(step for step, _ in work.uses)
     keys = key_levels(work.uses, work.counts, bootstraps).of(steps, parameters, bootstraps)
     size = sizes(work.graph, work.kernels, parameters, keys, encodes, work.levels, engine)
     if not size.keeps_plaintexts:
         seconds, encoding = seconds + encoding, 0.0
-    chosen = with_keys(work.uses, work.order, pricer, seconds, size, encoding, max_memory)
+    chosen = with_keys(uses, work.order, pricer, seconds, size, encoding, max_memory)
     return Candidate(parameters, draft, chosen, placements, exceeds)
 
 

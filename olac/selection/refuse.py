@@ -106,10 +106,6 @@ def check_pinned(job: Job) -> None:
             f"the program takes {job.depth} levels, the pinned parameters have {pinned.depth}. Lower the degrees of "
             "the activations, or pin more levels or bootstrapping."
         )
-    if not job.holds_batch(pinned.log_ring):
-        raise InfeasibleError(
-            f"a batch of {job.options.batch} images does not fit in the {pinned.slots} slots of the pinned parameters"
-        )
 
 
 def _too_much_memory(job: Job, found: Sequence[Candidate]) -> InfeasibleError:
@@ -134,11 +130,6 @@ def _no_chain(job: Job) -> OlacError:
         return InfeasibleError(
             f"the program takes {depth} levels, {MAX_DEPTH} at most are possible without bootstrapping. "
             "Lower the degrees of the activations, or take a model of fewer layers."
-        )
-    if not job.holds_batch(log_ring):
-        return InfeasibleError(
-            f"a batch of {options.batch} images does not fit in the {1 << (log_ring - 1)} slots of ring "
-            f"2^{log_ring}. Take a smaller batch" + ("." if options.log_ring is None else " or a larger ring.")
         )
     bits = job.scale_bits(log_ring)
     if bits > MAX_SCALE_BITS:

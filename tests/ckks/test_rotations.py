@@ -78,7 +78,7 @@ def seconds_at_which_a_key_pays(extra: float, keys: int) -> float:
 
 
 def chosen_keys(uses: Uses, seconds: float, keys: int, max_memory: float | None = None) -> KeyChoice:
-    order = [step for turn in range(max(uses.values())) for (step, _), times in uses.items() if turn < times]
+    order = [step for turn in range(int(max(uses.values()))) for (step, _), times in uses.items() if turn < times]
     return with_keys(uses, order, PRICER, seconds, sized(keys), 0.0, max_memory)
 
 

@@ -17,6 +17,7 @@ from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ir.layout import TensorLayout
 from olac.ir.lowerings import Diagonals
 from olac.ir.ops import Conv2d, LinearMap
+from olac.kernels.lanes import in_lanes
 from olac.kernels.linear import DiagonalKernel, baby_choices, can_shift, count, modulus_choices, place
 from tests.kernels.diagonals import distinct
 
@@ -27,7 +28,7 @@ SLOTS = 512
 def run(kernel: DiagonalKernel, operand: TensorLayout, images: np.ndarray, technique: str) -> np.ndarray:  # type: ignore[type-arg]
     evaluator = SimulatorEvaluator(PARAMETERS[technique])
     value = tuple(evaluator.encrypt(page, 3) for page in operand.pack(images))
-    result = kernel.run(evaluator, [value])
+    result = kernel.run(in_lanes(evaluator, operand.batch), [value])
     assert all(part.state.level == 2 and part.state.noise_degree == 1 for part in result)
     assert all(part.state.scale == PARAMETERS[technique].scale(2) for part in result) or technique == FLEXIBLE
     return np.stack([evaluator.decrypt(part) for part in result])
@@ -54,14 +55,10 @@ def test_convolutions_match_torch(data: st.DataObject) -> None:
     constants = {"w": weight, "b": bias}
     operand = TensorLayout.multiplexed((c, h, w), (draw(1, 9), draw(1, 9)), data.draw(st.sampled_from([1, 2])), SLOTS)
     shape = op.infer([(c, h, w)], constants)
-    room = min(2, SLOTS // operand.image_stride)
-    batch = draw(1, room) if room > 1 else 1
+    batch = data.draw(st.sampled_from([1, 1, 2, 4]))
     gap = data.draw(st.sampled_from([1, 2]))
-    result = TensorLayout.multiplexed(shape, operand.padded, gap, SLOTS)
-    if batch > 1 and batch * result.image_stride > SLOTS:
-        batch = 1
-    operand = TensorLayout.multiplexed((c, h, w), operand.padded, operand.gap, SLOTS, batch)
-    result = TensorLayout.multiplexed(shape, operand.padded, gap, SLOTS, batch)
+    operand = TensorLayout.multiplexed((c, h, w), operand.padded, operand.gap, SLOTS // batch, batch)
+    result = TensorLayout.multiplexed(shape, operand.padded, gap, SLOTS // batch, batch)
     modulus = data.draw(st.sampled_from(modulus_choices(operand, result)))
     baby = data.draw(st.sampled_from(baby_choices(operand, modulus)))
     images = random.normal(size=(batch, c, h, w))

@@ -160,7 +160,6 @@ REFUSED = {
     ),
     "several ciphertexts": (SAME, TensorLayout.dense((40, 4, 4), SLOTS), PLAIN),
     "a result of several": (SAME, PLAIN, TensorLayout.dense((40, 4, 4), SLOTS)),
-    "a batch": (SAME, TensorLayout.dense((4, 4, 4), SLOTS, 2), TensorLayout.dense((4, 4, 4), SLOTS, 2)),
     "shifted copies": (SAME, PLAIN.with_step(16), PLAIN),
     "another shape than it was packed as": (SAME, TensorLayout.dense((4, 16), SLOTS).reshaped((4, 4, 4)), PLAIN),
 }

@@ -14,6 +14,7 @@ from olac.ckks.primes import FIXED, FLEXIBLE
 from olac.ir.layout import TensorLayout
 from olac.ir.ops import ShapeError, Square
 from olac.kernels.elementwise import SquareKernel
+from olac.kernels.lanes import in_lanes
 
 
 @settings(max_examples=40, deadline=None)
@@ -22,14 +23,14 @@ def test_a_square_takes_one_level(per_channel: bool, technique: str, spare: int,
     random = np.random.default_rng(seed)
     parameters = Parameters(10, 1 + spare, 35, 41, 1, technique, security=0)
     layout = (
-        TensorLayout.dense((3, 11, 23), 512) if pages else TensorLayout.multiplexed((3, 2, 5), (4, 10), 2, 512, batch=2)
+        TensorLayout.dense((3, 11, 23), 512) if pages else TensorLayout.multiplexed((3, 2, 5), (4, 10), 2, 256, batch=2)
     )
     shift = random.normal(size=3 if per_channel else 1)
     x = random.uniform(-1, 1, size=(layout.batch, *layout.shape))
     evaluator = SimulatorEvaluator(parameters)
     kernel = SquareKernel(shift, layout)
     operand = tuple(evaluator.encrypt(page, 1 + spare) for page in layout.pack(x))
-    result = kernel.run(evaluator, [operand])
+    result = kernel.run(in_lanes(evaluator, layout.batch), [operand])
     assert kernel.depth == 1
     expected = Square("shift").evaluate([x], {"shift": shift})
     assert np.allclose(expected, x**2 + np.broadcast_to(shift, 3)[:, None, None])

@@ -24,12 +24,12 @@ class Gathered(Lowering):
     extra_levels: ClassVar[int] = 2
 
     @classmethod
-    def may_lower(cls, op: Op, batch: int) -> bool:
-        return type(op) is Conv2d and max(op.stride) > 1 and batch == 1
+    def may_lower(cls, op: Op) -> bool:
+        return type(op) is Conv2d and max(op.stride) > 1
 
     def can_lower(self, op: Op, operand: TensorLayout, result: TensorLayout) -> bool:
-        return self.may_lower(op, operand.batch) and all(
-            layout.batch == layout.ciphertexts == 1
+        return self.may_lower(op) and all(
+            layout.ciphertexts == 1
             and layout.step == 0
             and len(layout.shape) == 3
             and layout.shape[0] == 1

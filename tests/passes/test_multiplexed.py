@@ -200,7 +200,6 @@ def test_the_depth_of_what_will_be_lowered() -> None:
     assert deeper == depth + 4  # of the longest path; the grouped convolution takes one level as before
     result = lowered(blocks(), plain_parameters())
     assert multiplicative_depth(result) == deeper
-    assert lowered_depth(graph, lowering_pipeline(convolutions="multiplexed"), batch=2) == depth
 
 
 @settings(max_examples=25, deadline=None)

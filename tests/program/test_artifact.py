@@ -332,11 +332,17 @@ LATER: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "a scale a little off": ("the scale at level", lambda n: _scaled(n["conv"]["type"]["state"], "scale", 1.001)),
     "a wider interval": ("slots are for [-1, 1]", lambda n: n["act"]["attributes"].update(half_width=2.0)),
     "one value of two images": ("different numbers of images", lambda n: _of_two(n["fc"])),
+    "images apart, as before there were lanes": ("fc is laid out in 4096 slots", lambda n: _apart(n["fc"])),
     "levels that are not taken": ("conv2d takes a level", lambda n: n["conv"]["type"]["state"].update(level=5)),
 }
 
 
 def _of_two(node: dict[str, Any]) -> None:
+    node["type"].update(batch=2)
+    node["type"]["layout"].update(batch=2, slots=1024)
+
+
+def _apart(node: dict[str, Any]) -> None:
     node["type"].update(batch=2)
     node["type"]["layout"].update(batch=2)
 

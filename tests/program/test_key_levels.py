@@ -64,7 +64,7 @@ def brute_force(program: CompiledProgram, shape: tuple[int, ...]) -> tuple[dict[
 
 PROGRAMS: dict[str, tuple[Callable[[], CompiledProgram], tuple[int, ...]]] = {
     "fixed": (lambda: small_program(FIXED), SHAPE),
-    "flexible": (lambda: small_program(FLEXIBLE, batch=3), SHAPE),
+    "flexible": (lambda: small_program(FLEXIBLE, batch=4), SHAPE),
     "multiplexed": (lambda: small_program(lowering="multiplexed"), SHAPE),
     "shifted": (lambda: small_program(copies="shifted"), SHAPE),
     "bootstrapped": (deep_program, DEEP_SHAPE),

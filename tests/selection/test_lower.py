@@ -143,10 +143,9 @@ def test_bootstraps_are_not_looked_at_if_any_takes_more_than_there_is(
 @pytest.mark.parametrize(
     ("blocks", "choices", "error", "message"),
     [
-        (40, {"batch": 2}, InfeasibleError, "takes 244 levels, 100 at most are possible without bootstrapping"),
-        (12, {"batch": 2}, InfeasibleError, "no ring up to 2.16 holds 76 levels of .* bits at 128-bit security"),
+        (40, {"scale_bits": 40}, InfeasibleError, "takes 244 levels, 100 at most are possible without bootstrapping"),
+        (12, {"scale_bits": 40}, InfeasibleError, "no ring up to 2.16 holds 76 levels of .* bits at 128-bit security"),
         (12, {"security": 192}, InfeasibleError, "at 192-bit security without bootstrapping"),
-        (2, {"batch": 4096}, InfeasibleError, "a batch of 4096 images does not fit in the 32768 slots of ring 2.16"),
         (2, {"precision": 1e-13}, InfeasibleError, "a precision of 1e-13 takes a scale of .* bits, 50 at most"),
         (2, {"log_ring": 13}, SecurityError, "ring 2.13 does not hold 16 levels of .* bits at 128-bit security"),
         (2, {"max_memory": 2e8}, InfeasibleError, r"(?s)no parameters fit in max_memory = 0\.20 GB.*Allow at least"),
