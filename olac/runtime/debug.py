@@ -75,7 +75,7 @@ def debug(
     """Run images encrypted and simulated, and compare all values.
 
     Args:
-        client: with the secret key.
+        client: with the secret key; of the program, or of what clients need of it.
         server: of the same program, with this client's evaluation keys.
         images: shape (n, *input shape) or one image; at most a batch.
         progress: called after every node of the encrypted run.
@@ -83,7 +83,7 @@ def debug(
     Raises:
         InputError, ArtifactError, BackendError: as `Client.encrypt` and `Server.run`.
     """
-    program = client.program
+    program = server.program
     given = check_images(images, program.input_shape)
     simulated: dict[str, Array] = {}
 

@@ -34,7 +34,6 @@ from olac.runtime.messages import (
     EncryptedInput,
     EncryptedResult,
     EvaluationKeys,
-    needs_relinearisation,
 )
 from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
 from olac.system.files import check_writable, remove_file
@@ -47,6 +46,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 NAMED_STEPS = 12
+MORE_KEYS = (
+    "Make those that are missing with Client.load(program, secret_key).more_keys(keys), and join them with "
+    "keys.with_more(more); or make all anew with Client.generate_keys()."
+)
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -105,7 +108,7 @@ class Server:
         pages: which keys are read when they are needed, and how often they were; None if all are held.
 
     Raises:
-        ArtifactError: the keys belong to another program or are for another engine, or are damaged.
+        ArtifactError: the keys are for other parameters or for another engine, or are damaged.
         MissingKeyError: a key that the program needs is missing.
         InfeasibleError: the keys and ciphertexts need more memory than allowed, or the engine does not take the
             program's parameters.
@@ -146,6 +149,8 @@ class Server:
             raise BackendError(f"{self._engine.title} can't be used here: {reason}. {instead}")
         # They take memory themselves, so they are made before it is measured.
         self._kernels = program.kernels
+        needed = program.keys_for(self._engine.model)
+        evaluation_keys = evaluation_keys.some(needed)
         room, capacity = self._check_memory(evaluation_keys, limit)
         self._identity = evaluation_keys.identity
         self._pager: KeyPager | None = None
@@ -159,8 +164,10 @@ class Server:
         if kept is None:
             kept = max(0.0, room) if program.parameters.bootstrapping is None else 0.0
         self._cache = PlaintextCache(int(kept))
+        # Of keys that serve other programs as well, the program takes those that it was compiled for.
+        levels = {step: evaluation_keys.listed.by_step[step] for step in needed.steps}
         self._session: ServerSession | None = self._engine.server(
-            program.parameters, keys, evaluation_keys.wanted[0], self._cache, self._pager
+            program.parameters, keys, levels, self._cache, self._pager
         )
 
     def close(self) -> None:
@@ -206,22 +213,23 @@ class Server:
                 "Client.generate_keys(), or EvaluationKeys.load(program, path)"
             )
         keys.check_open()
-        if keys.program.fingerprint != program.fingerprint:
+        if keys.parameters != program.parameters:
             raise ArtifactError(
-                f"the evaluation keys belong to program {keys.program.fingerprint[:16]}..., this is program "
-                f"{program.fingerprint[:16]}.... Make keys for this program."
+                f"the evaluation keys are for other parameters ({keys.parameters.describe()}) than those of the "
+                f"program ({program.parameters.describe()}). Make keys for this program, or compile it with like= the "
+                "program that the keys were made for."
             )
-        missing = sorted(set(program.rotations) - set(keys.steps))
+        missing = program.keys_for(keys.choose_engine(None).model).lacking(keys.listed)
+        if missing.rotations:
+            steps = missing.steps
+            more = "" if len(steps) <= NAMED_STEPS else f" and {len(steps) - NAMED_STEPS} more"
+            raise MissingKeyError(
+                f"the evaluation keys lack those for the rotation steps {', '.join(map(str, steps[:NAMED_STEPS]))}"
+                f"{more}, or have them for too few levels. {MORE_KEYS}"
+            )
         if missing:
-            more = "" if len(missing) <= NAMED_STEPS else f" and {len(missing) - NAMED_STEPS} more"
-            raise MissingKeyError(
-                f"the evaluation keys lack those for the rotation steps {', '.join(map(str, missing[:NAMED_STEPS]))}"
-                f"{more}. Make the keys anew with Client.generate_keys()."
-            )
-        if needs_relinearisation(program) and not keys.relinearisation:
-            raise MissingKeyError(
-                "the evaluation keys lack the relinearisation key. Make the keys anew with Client.generate_keys()."
-            )
+            what = "the relinearisation key" if missing.relinearise is not None else "the keys of bootstraps"
+            raise MissingKeyError(f"the evaluation keys lack {what}, or have it for too few levels. {MORE_KEYS}")
 
     def _check_memory(self, keys: EvaluationKeys, max_memory: float | None) -> tuple[float, int | None]:
         """Bytes that are left for encoded weights, and how many keys that are not pinned are held; None for all."""
@@ -239,7 +247,7 @@ class Server:
         fewest = 1 + LOADING_KEYS
         least = library + (1 + UNUSED_SHARE) * (needed - sum(sizes) + fewest * one)
         check_threads(library + min(needed, least), "running the program")
-        may_wait = keys.header is not None and not keys.installed and away > fewest
+        may_wait = keys.outside and not keys.installed and away > fewest
         within = room
         if max_memory is not None:
             room = within = min(room, max_memory - held)

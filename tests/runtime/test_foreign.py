@@ -334,7 +334,7 @@ def test_errors_hold_no_control_characters() -> None:
 
 def test_pickles_go_through_own_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     client, keys = pair()
-    program = client.program
+    program = small_program()
     given = client.encrypt(images())
     result = Server(program, keys).run(given)
     expected = client.decrypt(result)
@@ -372,7 +372,7 @@ def test_a_secret_key_leaves_by_save_secret_key_alone() -> None:
         with pytest.raises(ArtifactError, match="save_secret_key, and load it"):
             leave(client)
         with pytest.raises(OlacError, match="make a Server of them"):
-            leave(Server(client.program, keys))
+            leave(Server(small_program(), keys))
 
 
 # The command line as a process ---------------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def test_output_that_nobody_reads(folder: Path) -> None:
     done = run(info, after="> /dev/full")
     assert done.returncode == 1 and done.stderr == "error: No space left on device\n"
     client, keys = pair()
-    Server(client.program, keys).run(client.encrypt(images())).save(folder / "out.enc")
+    Server(small_program(), keys).run(client.encrypt(images())).save(folder / "out.enc")
     decrypt = ["decrypt", *(folder / name for name in ("p.olac", "secret.key", "out.enc")), "/dev/stdout"]
     done = run(decrypt, after=f"> {folder / 'y.npy'}")
     assert done.returncode == 0 and "class" in done.stderr and np.load(folder / "y.npy").shape == (1, 5)
