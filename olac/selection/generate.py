@@ -256,7 +256,7 @@ def _with_plan(job: Job, draft: Draft, parameters: Parameters) -> Candidate:
             raise
         plan, exceeds = place_bootstraps(draft.graph, draft.profiles, pricer), True
     work = draft.planned(plan, parameters, job.engine)
-    return price(pricer, draft, work, job.terms.max_memory, plan.placements, exceeds)
+    return price(pricer, draft, work, job.terms.max_memory, plan.placements, exceeds, job.terms.kept)
 
 
 def _on_fewer_slots(job: Job, found: Sequence[Candidate]) -> list[Candidate]:

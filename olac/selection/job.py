@@ -62,7 +62,8 @@ class Job:
     def terms(self) -> Terms:
         """What prices depend on."""
         options = self.options
-        return Terms(options.table, options.threads or usable_threads(), options.memory_limit)
+        kept = None if options.like is None else options.like.keys_for(options.planned_for)
+        return Terms(options.table, options.threads or usable_threads(), options.memory_limit, kept)
 
     @property
     def engine(self) -> EngineModel:
@@ -163,7 +164,7 @@ class Job:
 
     def price(self, parameters: Parameters, draft: Draft) -> Candidate:
         """A levelled draft under parameters."""
-        return price(self.terms.pricer(parameters), draft, draft.work, self.terms.max_memory)
+        return price(self.terms.pricer(parameters), draft, draft.work, self.terms.max_memory, kept=self.terms.kept)
 
     def cost(self, one: Candidate) -> float:
         """What candidates are compared by."""

@@ -11,9 +11,10 @@ from olac.analysis.bootstraps import Profiles
 from olac.analysis.estimate import Sizes, sizes
 from olac.analysis.key_levels import key_levels
 from olac.analysis.levels import required_levels
-from olac.analysis.rotation_keys import KeyChoice, Uses, fewer_keys, within
+from olac.analysis.rotation_keys import KeyChoice, Uses, composed_of, fewer_keys, within
 from olac.backends.cost import CostEvaluator
 from olac.ckks.engines import EngineModel
+from olac.ckks.key_list import KeyList
 from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
 from olac.ir.graph import Graph
@@ -31,11 +32,15 @@ NEARLY = 1.02
 
 @dataclass(frozen=True)
 class Terms:
-    """What prices depend on beside the program: prices of primitives, threads, and the bytes that a server may take."""
+    """What prices depend on beside the program: prices of primitives, threads, and the bytes that a server may take.
+
+    If clients have keys already, `kept` lists them.
+    """
 
     table: CostTable
     threads: int
     max_memory: float | None = None
+    kept: KeyList | None = None
 
     @property
     def engine(self) -> EngineModel:
@@ -154,8 +159,13 @@ def price(
     max_memory: float | None = None,
     placements: Placements = (),
     exceeds: bool = False,
+    kept: KeyList | None = None,
 ) -> Candidate:
-    """A draft under the pricer's parameters."""
+    """A draft under the pricer's parameters.
+
+    Args:
+        kept: keys that clients have already.
+    """
     parameters = pricer.parameters
     encodes = {level: count for (primitive, level), count in work.counts.items() if primitive == "encode"}
     encoding = sum(count * pricer.price("encode", level) for level, count in encodes.items())
@@ -166,7 +176,7 @@ def price(
     size = sizes(work.graph, work.kernels, parameters, keys, encodes, work.levels, engine)
     if not size.keeps_plaintexts:
         seconds, encoding = seconds + encoding, 0.0
-    chosen = with_keys(work.uses, work.order, pricer, seconds, size, encoding, max_memory)
+    chosen = with_keys(work.uses, work.order, pricer, seconds, size, encoding, max_memory, kept)
     return Candidate(parameters, draft, chosen, placements, exceeds)
 
 
@@ -202,6 +212,7 @@ def with_keys(
     size: Sizes,
     encoding: float,
     max_memory: float | None,
+    kept: KeyList | None = None,
 ) -> KeyChoice:
     """The steps that get keys, and whether encoded weights are kept, by the rule of `preferred`.
 
@@ -215,7 +226,16 @@ def with_keys(
         pricer: for the parameters.
         seconds, size: with keys for all steps, and with all encoded weights if they are ever kept.
         encoding: seconds to encode all weights, if they are ever kept.
+        kept: keys that clients have already: steps without one are composed of those with one, where that is possible.
     """
+    if kept is not None:
+        alike = composed_of(kept, uses, pricer.parameters, pricer.price, seconds, size, pricer.engine)
+        if max_memory is not None:
+            return within([alike], order, pricer, encoding, max_memory)
+        without = alike.seconds + encoding, replace(alike.sizes, keeps_plaintexts=False)
+        if _occupied(without[0], without[1].server_bytes) < _occupied(alike.seconds, alike.sizes.server_bytes):
+            return replace(alike, seconds=without[0], sizes=without[1])
+        return alike
     if max_memory is not None:
         choices = fewer_keys(
             uses, pricer.parameters, pricer.price, seconds, size, lambda _, needed: needed, pricer.engine
