@@ -111,8 +111,9 @@ def test_models_that_the_parameters_do_not_hold() -> None:
 )
 def test_choices_that_contradict(choice: dict[str, Any], message: str) -> None:
     assert first().engine == "vector"
+    given: dict[str, Any] = {"like": first(), "insecure": True} | choice
     with pytest.raises(ValueError, match=message):
-        olac.compile(model(1), [DATA], **{"like": first(), "insecure": True} | choice)
+        olac.compile(model(1), [DATA], **given)
 
 
 def test_what_is_no_program() -> None:
