@@ -139,11 +139,18 @@ class ClientSession(Session):
         """The words of the secret key, shape (limbs, N)."""
 
     @abstractmethod
-    def make_keys(self, steps: Mapping[int, int], relinearise: int | None, progress: KeyProgress | None = None) -> Keys:
+    def make_keys(
+        self,
+        steps: Mapping[int, int],
+        relinearise: int | None,
+        progress: KeyProgress | None = None,
+        *,
+        bootstraps: bool = True,
+    ) -> Keys:
         """Evaluation keys for rotation steps and, if the parameters have bootstraps, for these.
 
         Args:
-            steps, relinearise: as in `Engine.key_sizes`.
+            steps, relinearise, bootstraps: as in `Engine.key_sizes`.
         """
 
     @abstractmethod
@@ -283,7 +290,9 @@ class Engine(ABC):
             BackendError: the engine does not have such secret keys, or can't have them on this machine.
         """
 
-    def key_sizes(self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[int]:
+    def key_sizes(
+        self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None, *, bootstraps: bool = True
+    ) -> list[int]:
         """Bytes of each key in a file, in the order of `Keys.blocks`. The default has the sizes of OpenFHE's keys.
 
         Args:
@@ -291,18 +300,21 @@ class Engine(ABC):
                 kernels take it; 0 for those that only bootstraps take.
             relinearise: the highest level at which the kernels multiply ciphertexts; 0 if only bootstraps do, None if
                 there is no relinearisation key.
+            bootstraps: whether the keys that only bootstraps take are there, if the parameters have bootstraps.
         """
         length, special = parameters.ring_dimension, len(parameters.special_primes)
         one = rotation_key_bytes(parameters.log_ring, parameters.limbs, parameters.digits, special)
         sizes = [one] * (len(steps) + (relinearise is not None))
-        if parameters.bootstrapping is not None:
+        if bootstraps and parameters.bootstrapping is not None:
             short = 2 * len(parameters.encapsulation_primes) * length * WORD_BYTES
             sizes += [short, *[one] * (SPECIAL_KEYS - 1)]
         return sizes
 
-    def held_key_sizes(self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[int]:
+    def held_key_sizes(
+        self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None, *, bootstraps: bool = True
+    ) -> list[int]:
         """Bytes of each key in memory while the engine holds it; the default: as many as in a file."""
-        return self.key_sizes(parameters, steps, relinearise)
+        return self.key_sizes(parameters, steps, relinearise, bootstraps=bootstraps)
 
     @abstractmethod
     def install_keys(
@@ -313,11 +325,13 @@ class Engine(ABC):
         blocks: Callable[[int], Iterator[Piece]],
         progress: KeyProgress | None = None,
         identity: str | None = None,
+        *,
+        bootstraps: bool = True,
     ) -> Keys:
         """Keys from bytes that came from outside.
 
         Args:
-            steps, relinearise: as in `key_sizes`.
+            steps, relinearise, bootstraps: as in `key_sizes`.
             blocks: the bytes of a key by its place in the order of `Keys.blocks`, in pieces of N words, the last one
                 maybe shorter. Several threads may call it, once for each key, in any order. A key must not be used
                 before the iteration over its bytes has ended.

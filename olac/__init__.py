@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Tolerance,
         Within,
     )
+    from olac.program.client_program import ClientProgram
     from olac.program.program import ApproximatedModel, CompiledProgram
     from olac.runtime import Client, Server
     from olac.training import PolynomialActivation, RangePenalty, TrainingOptions
@@ -68,6 +69,7 @@ _HOMES = {
     "from_sklearn": "olac.frontend.from_sklearn",
     "load_exported": "olac.frontend.exported",
     "ApproximatedModel": "olac.program",
+    "ClientProgram": "olac.program",
     "CompiledProgram": "olac.program",
     "Client": "olac.runtime",
     "Server": "olac.runtime",
@@ -85,6 +87,7 @@ __all__ = [
     "Calibration",
     "Channel",
     "Client",
+    "ClientProgram",
     "Compensated",
     "CompileOptions",
     "CompiledProgram",

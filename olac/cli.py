@@ -179,15 +179,39 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--quick", action="store_true", help="few settings and calls, for a rough table")
     calibrate.set_defaults(run=_calibrate_costs)
 
+    client = commands.add_parser(
+        "client", help="write what clients need of a program, without its weights: keygen, encrypt and decrypt take it"
+    )
+    client.add_argument("program", type=Path)
+    client.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write (JSON)")
+    client.set_defaults(run=_client)
+
     keygen = commands.add_parser(
         "keygen", help="client: make secret.key, which stays, and evaluation.keys, which the server gets"
     )
     keygen.add_argument("program", type=Path)
     keygen.add_argument("folder", type=Path)
     _add_engine(keygen, "make keys for this engine")
+    keygen.add_argument(
+        "--parts", action="store_true", help="write evaluation keys to a folder, one file a key, in place of one file"
+    )
     keygen.add_argument("--overwrite", action="store_true", help="replace an existing secret key")
     _add_threads(keygen)
     keygen.set_defaults(run=_keygen)
+
+    more = commands.add_parser(
+        "more-keys", help="client: make the keys that a new version of a program needs beside those that the server has"
+    )
+    for name, what in (
+        ("program", "the new version"),
+        ("secret_key", "of the keys that the server has"),
+        ("before", "a program whose keys the server has, or its client's description"),
+        ("output", "the folder to write the keys to, one file a key"),
+    ):
+        more.add_argument(name, type=Path, help=what)
+    _add_engine(more, "make keys for this engine, as before")
+    _add_threads(more)
+    more.set_defaults(run=_more_keys)
 
     encrypt = commands.add_parser("encrypt", help="client: encrypt images from a .npy file")
     for name in ("program", "secret_key", "images", "output"):
@@ -343,19 +367,29 @@ def _calibrate_costs(options: argparse.Namespace) -> None:
     print(f"a bootstrap takes {table.bootstrap_factor:.2f} times the primitives that it is made of")
 
 
-def _keygen(options: argparse.Namespace) -> None:
+def _client(options: argparse.Namespace) -> None:
     from olac.program.program import CompiledProgram
-    from olac.runtime import commands
+    from olac.system.files import check_apart
+
+    check_apart({"client's description": options.output}, {"program": options.program})
+    CompiledProgram.load(options.program).client().save(options.output)
+
+
+def _keygen(options: argparse.Namespace) -> None:
+    from olac.program.program import CompiledProgram, load_any_program
+    from olac.runtime import Client, commands
     from olac.runtime.estimates import forecast
 
-    found = forecast(CompiledProgram.load(options.program), options.engine)
-    estimate = found.estimate
-    console = _Console()
-    console.print(
-        f"keys of {estimate.key_file_bytes / GB:.3f} GB, about {estimate.keygen_seconds:.0f} s {plain(found.where)} "
-        f"and {estimate.client_gb:.2f} GB of memory",
-        markup=False,
-    )
+    program, console = load_any_program(options.program), _Console()
+    if isinstance(program, CompiledProgram):
+        found = forecast(program, options.engine)
+        estimate = found.estimate
+        size, memory = estimate.key_file_bytes, estimate.client_gb * GB
+        time_taken = f", about {estimate.keygen_seconds:.0f} s {plain(found.where)}"
+    else:
+        client = Client(program, options.engine)
+        size, memory, time_taken = client.key_file_bytes, client.memory_bytes, ""
+    console.print(f"keys of {size / GB:.3f} GB{time_taken} and {memory / GB:.2f} GB of memory", markup=False)
     with console.status("making keys") as status:
         secret, evaluation = commands.keygen(
             options.program,
@@ -363,9 +397,29 @@ def _keygen(options: argparse.Namespace) -> None:
             overwrite=options.overwrite,
             progress=lambda done, total: status.update(f"making keys: {done} of {total}"),
             engine=options.engine,
+            parts=options.parts,
         )
     console.print(f"{plain(secret)}: keep it to yourself, whoever has it can decrypt all", soft_wrap=True, markup=False)
     console.print(f"{plain(evaluation)}: for the server", soft_wrap=True, markup=False)
+
+
+def _more_keys(options: argparse.Namespace) -> None:
+    from olac.runtime import commands
+
+    console = _Console()
+    with console.status("making keys") as status:
+        made = commands.more_keys(
+            options.program,
+            options.secret_key,
+            options.before,
+            options.output,
+            progress=lambda done, total: status.update(f"making keys: {done} of {total}"),
+            engine=options.engine,
+        )
+    if made:
+        console.print(f"{plain(options.output)}: {len(made)} keys for the server", soft_wrap=True, markup=False)
+    else:
+        console.print("the server has all keys that the program needs", soft_wrap=True)
 
 
 def _encrypt(options: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from olac.approximation.criterion import Criterion, criterion_for
 from olac.calibration import collect as calibrations
 from olac.calibration.collect import first_batch
 from olac.calibration.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration, sample_bytes
-from olac.errors import CalibrationError, VerificationError
+from olac.errors import CalibrationError, InfeasibleError, VerificationError
 from olac.frontend import Activations, Traced, check, lift, trace
 from olac.frontend.ensemble import Ensemble, as_one
 from olac.ir.graph import Graph, Node
@@ -43,6 +43,7 @@ from olac.program.promises import (
     value_notes,
 )
 from olac.program.report import Report
+from olac.selection.like import unlike, with_like
 from olac.selection.lower import lower
 from olac.selection.open_engine import for_this_machine
 from olac.system.files import check_folder, make_folder
@@ -136,7 +137,8 @@ def approximate(
         CalibrationError: an empty loader, NaN, batches that don't fit the model, a calibration of another model, a
             function that isn't finite in its calibrated range.
     """
-    approximated, _ = _approximate(model, calib_loader, with_choices(options, choices), pipeline, progress)
+    chosen = with_like(with_choices(options, choices))
+    approximated, _ = _approximate(model, calib_loader, chosen, pipeline, progress)
     return approximated
 
 
@@ -157,16 +159,21 @@ def compile(
         model, calib_loader, pipeline, progress: as in `approximate`.
         options: see `CompileOptions`.
         lowering: other passes from stage POLYNOMIAL to LEVELLED.
-        choices: single fields of `CompileOptions` or `FitOptions`, e.g. max_depth=40, security=192.
+        choices: single fields of `CompileOptions` or `FitOptions`, e.g. max_depth=40, security=192, like=program.
 
     Raises:
         UnsupportedModelError, CalibrationError: as in `approximate`.
         InfeasibleError: no parameters meet depth, precision, security and max_memory; names the limit that fails.
         SecurityError: pinned parameters are below the security asked for.
     """
-    chosen = with_choices(options, choices)
-    approximated, calibration = _approximate(model, calib_loader, chosen, pipeline, progress)
-    return lower(approximated, calibration, chosen, lowering, progress)
+    chosen = with_like(with_choices(options, choices))
+    try:
+        approximated, calibration = _approximate(model, calib_loader, chosen, pipeline, progress)
+        return lower(approximated, calibration, chosen, lowering, progress)
+    except InfeasibleError as error:
+        if chosen.like is None:
+            raise
+        raise unlike(error) from error
 
 
 @guard("approximating the model")

@@ -19,6 +19,7 @@ from olac.frontend.custom import Activations
 from olac.ir.ops import Array
 from olac.passes.choose_lowerings import Convolutions, kinds
 from olac.polynomials.modes import KEYWORDS, Degrees, Effects, EffortName, FitOptions, Method, MethodName, spelled_out
+from olac.program.program import AnyProgram
 from olac.system.choices import require_known, require_one_of
 from olac.system.internal import callers_own
 from olac.system.memory import bytes_of
@@ -50,6 +51,10 @@ class CompileOptions:
         log_ring: log2 of the ring dimension; None for the smallest that fits.
         scale_bits: bits of the scale; None for the fewest that meet `precision`.
         parameters: all parameters; without security they need `insecure` as well.
+        like: an earlier program, or what clients know of it. Its parameters and engine are kept, and its keys as far as
+            possible: rotations by other steps are composed of its steps. If nothing is said of degrees, those of the
+            earlier program are kept as well. So clients need no new keys for new weights. A note of the report says
+            which keys are new if some are.
         max_memory: bytes that the server process may take, or text such as "8GB" or "1.5GiB"; None for no limit. It is
             also the default limit of servers that run the program.
         batch: images in a run, for which the program is planned. As many as there is room for share a ciphertext; the
@@ -98,6 +103,7 @@ class CompileOptions:
     log_ring: int | None = None
     scale_bits: int | None = None
     parameters: Parameters | None = None
+    like: AnyProgram | None = None
     max_memory: float | str | None = None
     batch: int = 1
     objective: Objective = "latency"
@@ -205,6 +211,7 @@ class Keywords(FitKeywords, total=False):
     log_ring: int | None
     scale_bits: int | None
     parameters: Parameters | None
+    like: AnyProgram | None
     max_memory: float | str | None
     batch: int
     objective: Objective

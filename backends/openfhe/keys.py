@@ -95,12 +95,18 @@ def make_keys(
     steps: Sequence[int],
     relinearise: bool,
     progress: Callable[[int, int], None] | None = None,
+    bootstraps: bool = True,
 ) -> KeySet:
-    """Evaluation keys of a secret key; `progress(done, total)` is called after each."""
+    """Evaluation keys of a secret key; `progress(done, total)` is called after each.
+
+    Args:
+        bootstraps: whether to make those that only bootstraps take, if the parameters have bootstraps.
+    """
+    bootstraps = bootstraps and parameters.bootstrapping is not None
     ready = wire(parameters)
     context = ready.context
     fhe = load()
-    total, done = len(steps) + int(relinearise) + (SPECIAL_KEYS if parameters.bootstrapping else 0), 0
+    total, done = len(steps) + int(relinearise) + (SPECIAL_KEYS if bootstraps else 0), 0
     tag = secret_key.GetKeyTag()
     made = KeySet(parameters, tag, tuple(steps))
 
@@ -112,7 +118,7 @@ def make_keys(
                 progress(done, total)
 
     try:
-        if parameters.bootstrapping is not None:
+        if bootstraps:
             _make_special(made, secret_key)
             report(SPECIAL_KEYS + len(made._maps))
         if relinearise:
@@ -135,7 +141,7 @@ def make_keys(
         if is_callers(error) or ran_out(error):
             raise
         raise BackendError(f"OpenFHE can't make the evaluation keys: {error}") from error
-    _check(made)
+    _check(made, bootstraps)
     return made
 
 
@@ -177,12 +183,14 @@ def install_keys(
     blocks: Callable[[int], Iterator[Piece]],
     progress: Callable[[int, int], None] | None = None,
     identity: str | None = None,
+    bootstraps: bool = True,
 ) -> KeySet:
     """See `olac.backends.session.Engine.install_keys`; the keys are under a new tag, all of them for every level."""
+    bootstraps = bootstraps and parameters.bootstrapping is not None
     ready = wire(parameters)
     made = KeySet(parameters, new_tag(identity), tuple(steps))
     first = int(relinearise)
-    special = ready.special_indices if parameters.bootstrapping is not None else ()
+    special = ready.special_indices if bootstraps else ()
     rotations = [(ready.automorphism_index(step), first + i) for i, step in enumerate(steps)]
     total, done = first + len(steps) + len(special), 0
 
@@ -221,15 +229,15 @@ def install_keys(
                 if progress is not None:
                     progress(done, total)
     put_all(keys, made.tag, made.relinearisation)
-    _check(made)
+    _check(made, bootstraps)
     return made
 
 
-def _check(made: KeySet) -> None:
-    """OpenFHE must hold the keys of the set under its tag, and with bootstraps the special ones."""
+def _check(made: KeySet, bootstraps: bool = True) -> None:
+    """OpenFHE must hold the keys of the set under its tag, and if it is for bootstraps the special ones."""
     ready = wire(made.parameters)
     wanted = {ready.automorphism_index(step) for step in made.steps}
-    if made.parameters.bootstrapping is not None:
+    if bootstraps and made.parameters.bootstrapping is not None:
         wanted |= set(ready.special_indices)
     with KEY_MAPS.using():
         held = set(load().CryptoContext.GetExistingEvalAutomorphismKeyIndices(made.tag)) if wanted else set()

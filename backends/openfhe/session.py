@@ -68,9 +68,15 @@ class OpenFHEClient(_Tagged, ClientSession):
         return self._ready.secret_key_words(self.secret_key)
 
     def make_keys(
-        self, steps: Mapping[int, int], relinearise: int | None, progress: KeyProgress | None = None
+        self,
+        steps: Mapping[int, int],
+        relinearise: int | None,
+        progress: KeyProgress | None = None,
+        *,
+        bootstraps: bool = True,
     ) -> KeySet:
-        return make_keys(self._ready.parameters, self.secret_key, tuple(steps), relinearise is not None, progress)
+        parameters = self._ready.parameters
+        return make_keys(parameters, self.secret_key, tuple(steps), relinearise is not None, progress, bootstraps)
 
     def encrypt(self, slots: Array, level: int) -> Any:
         return self._evaluator.encrypt(self.secret_key, slots, level).payload
@@ -191,8 +197,10 @@ class OpenFHE(Engine):
         blocks: Callable[[int], Iterator[Piece]],
         progress: KeyProgress | None = None,
         identity: str | None = None,
+        *,
+        bootstraps: bool = True,
     ) -> KeySet:
-        return install_keys(parameters, tuple(steps), relinearise is not None, blocks, progress, identity)
+        return install_keys(parameters, tuple(steps), relinearise is not None, blocks, progress, identity, bootstraps)
 
     def server(
         self,

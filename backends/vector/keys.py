@@ -99,20 +99,22 @@ def encapsulation_form(parameters: Parameters) -> KeyForm:
     return KeyForm(parameters.ring_dimension, primes, len(primes) - 1, 1)
 
 
-def key_forms(parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[KeyForm]:
+def key_forms(
+    parameters: Parameters, steps: Mapping[int, int], relinearise: int | None, bootstraps: bool = True
+) -> list[KeyForm]:
     """The form of each key of a program, in the order of `Keys.blocks`.
 
     A key reaches as far as kernels or bootstraps use it. Of the keys that only bootstraps use, that of conjugation is
     for the whole chain: kernels may conjugate at any level, and lists of steps leave conjugation out.
 
     Args:
-        steps, relinearise: as in `Engine.key_sizes`.
+        steps, relinearise, bootstraps: as in `Engine.key_sizes`.
     """
     model = vector_bootstrap_model(parameters)
     levels = [] if relinearise is None else [max(relinearise, model.product_level)]
     levels += [max(level, model.step_levels.get(step, 0)) for step, level in steps.items()]
     forms = [switching_form(parameters, level) for level in levels]
-    if parameters.bootstrapping is not None:
+    if bootstraps and parameters.bootstrapping is not None:
         back = [from_sparse_form(parameters, model.raised_level)] * len(model.from_sparse_steps)
         forms += [encapsulation_form(parameters), *back, switching_form(parameters, parameters.depth)]
     return forms

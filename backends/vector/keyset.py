@@ -39,10 +39,12 @@ Place = int | str | FromSparse
 """A rotation step, "relinearise", "into_sparse", or that."""
 
 
-def places(parameters: Parameters, steps: Iterable[int], relinearise: int | None) -> list[Place]:
+def places(
+    parameters: Parameters, steps: Iterable[int], relinearise: int | None, bootstraps: bool = True
+) -> list[Place]:
     """What each key of a program is for, in the order of `keys.key_forms`."""
     found: list[Place] = [*([] if relinearise is None else ["relinearise"]), *steps]
-    if parameters.bootstrapping is not None:
+    if bootstraps and parameters.bootstrapping is not None:
         back = map(FromSparse, vector_bootstrap_model(parameters).from_sparse_steps)
         found += ["into_sparse", *back, parameters.conjugation_step]
     return found

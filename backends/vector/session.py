@@ -108,16 +108,22 @@ class VectorClient(_Marked, ClientSession):
         return self.secret.words()
 
     def make_keys(
-        self, steps: Mapping[int, int], relinearise: int | None, progress: KeyProgress | None = None
+        self,
+        steps: Mapping[int, int],
+        relinearise: int | None,
+        progress: KeyProgress | None = None,
+        *,
+        bootstraps: bool = True,
     ) -> VectorKeys:
         check_security(self._parameters)
-        made, total = VectorKeys(self._parameters, self._own), len(key_forms(self._parameters, steps, relinearise))
+        made = VectorKeys(self._parameters, self._own)
+        total = len(key_forms(self._parameters, steps, relinearise, bootstraps))
 
         def packed(new: tuple[Place, NewKey]) -> tuple[Place, KeyForm, PackedKey]:
             place, key = new
             return place, key.form, packed_key(self._ring, key.form, key.limbs, key.seed)
 
-        found = in_threads(packed, self._new_keys(steps, relinearise), helpers(KEY_MAKERS))
+        found = in_threads(packed, self._new_keys(steps, relinearise, bootstraps), helpers(KEY_MAKERS))
         for done, one in enumerate(found, 1):
             made.add(*one)
             if progress is not None:
@@ -125,13 +131,15 @@ class VectorClient(_Marked, ClientSession):
                     progress(done, total)
         return made
 
-    def _new_keys(self, steps: Mapping[int, int], relinearise: int | None) -> Iterator[tuple[Place, NewKey]]:
+    def _new_keys(
+        self, steps: Mapping[int, int], relinearise: int | None, bootstraps: bool
+    ) -> Iterator[tuple[Place, NewKey]]:
         """Each key by its place in `VectorKeys`; one has to be used up before its memory is free for others."""
         parameters, model = self._parameters, ENGINE.model.bootstraps(self._parameters)
         maker = KeyMaker(self._ring, parameters, secret_coefficients(self._ring, self.secret_words()))
         encapsulation = maker.encapsulation(model.from_sparse_steps, model.raised_level)
-        forms = key_forms(parameters, steps, relinearise)
-        for place, form in zip(places(parameters, steps, relinearise), forms, strict=True):
+        forms = key_forms(parameters, steps, relinearise, bootstraps)
+        for place, form in zip(places(parameters, steps, relinearise, bootstraps), forms, strict=True):
             if isinstance(place, int):
                 yield place, maker.rotation(place, form.limbs - 1)
             elif place == "relinearise":
@@ -268,11 +276,15 @@ class Vector(Engine):
         prepare()
         return VectorClient(self, parameters, identity, chosen_secret(parameters, identity, words, secrets))
 
-    def key_sizes(self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[int]:
-        return [form.bytes for form in key_forms(parameters, steps, relinearise)]
+    def key_sizes(
+        self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None, *, bootstraps: bool = True
+    ) -> list[int]:
+        return [form.bytes for form in key_forms(parameters, steps, relinearise, bootstraps)]
 
-    def held_key_sizes(self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None) -> list[int]:
-        forms = key_forms(parameters, steps, relinearise)
+    def held_key_sizes(
+        self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None, *, bootstraps: bool = True
+    ) -> list[int]:
+        forms = key_forms(parameters, steps, relinearise, bootstraps)
         return [packed_bytes(form.primes, form.digits, form.length, parameters) for form in forms]
 
     def install_keys(
@@ -283,16 +295,18 @@ class Vector(Engine):
         blocks: Callable[[int], Iterator[Piece]],
         progress: KeyProgress | None = None,
         identity: str | None = None,
+        *,
+        bootstraps: bool = True,
     ) -> VectorKeys:
         prepare()
         own, made = ring(parameters), VectorKeys(parameters, "" if identity is None else _mark(identity))
-        forms = key_forms(parameters, steps, relinearise)
+        forms = key_forms(parameters, steps, relinearise, bootstraps)
 
         def read(number: int) -> PackedKey:
             return packed_key(own, forms[number], read_limbs(forms[number], blocks(number)))
 
         found = in_threads(read, range(len(forms)), helpers(KEY_MAKERS))
-        named = places(parameters, steps, relinearise)
+        named = places(parameters, steps, relinearise, bootstraps)
         for number, (place, form, key) in enumerate(zip(named, forms, found, strict=True)):
             made.add(place, form, key)
             if progress is not None:

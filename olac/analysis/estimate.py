@@ -229,8 +229,6 @@ def estimate(
     size = sizes(program.graph, build_weightless_kernels(program.graph), parameters, keys, encodes, levels, engine)
     set_up_seconds = bootstraps.precomputed_limbs / parameters.limbs * evaluator.price("encode", parameters.depth)
     held = current_rss_bytes()
-    one_key = engine.key_bytes(parameters, parameters.depth)
-    client = BARE_PROCESS_BYTES + engine.client_library_bytes(parameters) + size.key_bytes + 4 * one_key
     return Estimate(
         seconds_per_image=evaluator.seconds / program.batch,
         first_seconds=evaluator.seconds + (encoding if kept else 0.0),
@@ -244,11 +242,17 @@ def estimate(
         ciphertext_bytes=size.ciphertext_bytes,
         server_gb=size.server_bytes / GB,
         server_gb_without_kept_weights=size.least_server_bytes / GB,
-        client_gb=client / GB,
+        client_gb=client_bytes(engine, parameters, size.key_bytes) / GB,
         process_gb=(held + size.held_bytes) / GB,
         counts=dict(Counter(event.primitive for event in evaluator.events)),
         sizes=size,
     )
+
+
+def client_bytes(engine: EngineModel, parameters: Parameters, key_bytes: float) -> float:
+    """Peak memory of a client process that makes keys of so many bytes."""
+    one_key = engine.key_bytes(parameters, parameters.depth)
+    return BARE_PROCESS_BYTES + engine.client_library_bytes(parameters) + key_bytes + 4 * one_key
 
 
 def _keygen_seconds(evaluator: CostEvaluator, keys: Mapping[int, int], reach: KeyLevels) -> float:

@@ -24,6 +24,7 @@ from olac.analysis.estimate import (
 from olac.analysis.key_levels import key_levels
 from olac.backends.cost import CostEvaluator, Slowdown
 from olac.ckks.engines import OPENFHE, EngineModel
+from olac.ckks.key_list import KeyList
 from olac.ckks.key_pool import evictions
 from olac.ckks.parameters import Parameters
 from olac.ckks.rotations import composition
@@ -136,6 +137,50 @@ def fewer_keys(
                 yield choice()
     if last_only:
         yield choice()
+
+
+def composed_of(
+    kept: KeyList,
+    uses: Uses,
+    parameters: Parameters,
+    price: Callable[[str, int], float],
+    seconds: float,
+    sizes: Sizes,
+    engine: EngineModel = OPENFHE,
+) -> KeyChoice:
+    """Keys for a program whose clients have some already: of those what it takes, and new ones only where it must.
+
+    A step gets a new key if there is none for it and it can't be composed of those that reach as far as it is taken.
+
+    Args:
+        kept: the keys that clients have, those of bootstraps among them.
+        uses, parameters, price, seconds, sizes, engine: as in `fewer_keys`.
+    """
+    bootstraps, slots = engine.bootstraps(parameters), parameters.slots
+    steps = bootstraps.keys_for(step for step, _ in uses)
+    levels = dict(key_levels(uses, (), bootstraps).steps)
+    there = frozenset(kept.steps)
+
+    def composable(step: int) -> bool:
+        least = engine.key_level(parameters, levels[step])
+        reaching = frozenset(one for one, reach in kept.rotations if reach >= least) - {slots}
+        return step % slots != 0 and composition(step, reaching, slots) is not None
+
+    composed = set(filter(composable, steps - there))
+    held = frozenset(step % slots for step in (steps - composed) | there) - {0}
+    paths = {step: composition(step, held, slots) or () for step in composed}
+    size = sizes.key_bytes - sum(engine.key_bytes(parameters, levels[step]) for step in composed)
+    own = {step: levels[step] for step in steps - composed}
+    for step, path in paths.items():
+        for part in path:
+            before = engine.key_bytes(parameters, own[part]) if part in own else 0
+            own[part] = max(levels[step], own.get(part, 0))
+            size += engine.key_bytes(parameters, own[part]) - before
+        times = ((count, level) for (used, level), count in uses.items() if used == step)
+        seconds += (len(path) - 1) * sum(count * price("rotate", level) for count, level in times)
+    pool = len({step % slots for step in own} - {0} - bootstraps.steps)
+    chosen = tuple(sorted(own))
+    return KeyChoice(chosen, seconds, replace(sizes, key_bytes=size), pool, pool, levels=levels | own)
 
 
 def within(

@@ -15,12 +15,14 @@ Payloads = tuple[Any, ...]
 
 def together(values: Sequence[Value]) -> Value:
     """One value of a `SetsEvaluator` from those of the sets, which are all in the same state."""
-    return tuple(Ciphertext(tuple(part.payload for part in parts), parts[0].state) for parts in zip(*values))
+    return tuple(
+        Ciphertext(tuple(part.payload for part in parts), parts[0].state) for parts in zip(*values, strict=True)
+    )
 
 
 def apart(value: Value) -> list[Value]:
     """The inverse of `together`."""
-    sets = zip(*(part.payload for part in value))
+    sets = zip(*(part.payload for part in value), strict=True)
     return [tuple(Ciphertext(p, part.state) for p, part in zip(payloads, value, strict=True)) for payloads in sets]
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from olac.analysis.estimate import Estimate, estimate
 from olac.analysis.rotation_keys import estimate_within
 from olac.backends.cost import Slowdown
 from olac.backends.recorder import RecorderEvaluator
+from olac.ckks.engines import EngineModel
+from olac.ckks.key_list import KeyList, keys_for
 from olac.costs.table import CostTable
 from olac.errors import ArtifactError, InputError
 from olac.ir.graph import Graph, Node
@@ -26,6 +28,7 @@ from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
 from olac.kernels.record import record
 from olac.program import artifact
+from olac.program.client_program import ClientProgram, Port, is_client_file
 from olac.program.lowered import LoweredProgram
 from olac.program.report import Report
 from olac.system.internal import callers_own, guard
@@ -179,6 +182,25 @@ class CompiledProgram(_Simulated, LoweredProgram):
         taken = set(record(self.graph, self.parameters).rotations)
         return tuple(sorted(taken - {*self.rotations, self.parameters.conjugation_step}))
 
+    def client(self) -> ClientProgram:
+        """What a client needs of the program, without weights, layers and names of modules."""
+        op = self.input.op
+        assert isinstance(op, Input)
+        return ClientProgram(
+            self.fingerprint,
+            self.parameters,
+            tuple((step, self.rotation_levels.get(step, 0)) for step in self.rotations),
+            self.product_level,
+            Port(self.input.type, op.offsets, op.factors),
+            Port(self.output.type),
+            self.head,
+            self.engine,
+        )
+
+    def keys_for(self, engine: EngineModel) -> KeyList:
+        """The evaluation keys that the program needs on an engine."""
+        return keys_for(self.parameters, engine, self.rotations, self.rotation_levels, self.product_level)
+
     @property
     def max_memory(self) -> float | None:
         """Bytes that the program was compiled for, which are the default limit of servers; None without a limit."""
@@ -235,3 +257,18 @@ class CompiledProgram(_Simulated, LoweredProgram):
     def __reduce__(self) -> tuple[Callable[[bytes], CompiledProgram], tuple[bytes]]:
         """Pickles and copies are made with `to_bytes`, so that they are checked as files are."""
         return CompiledProgram.from_bytes, (self.to_bytes(),)
+
+
+AnyProgram: TypeAlias = CompiledProgram | ClientProgram
+"""A program, or what a client knows of it: clients work from either."""
+
+
+def check_any_program(given: object) -> None:
+    """Raise `ArtifactError` unless an object is a program or what a client knows of one."""
+    if not isinstance(given, ClientProgram):
+        CompiledProgram.check_kind(given)
+
+
+def load_any_program(path: str | Path) -> AnyProgram:
+    """Read the file of a program or of what a client knows of one; raises `ArtifactError` for anything else."""
+    return ClientProgram.load(path) if is_client_file(path) else CompiledProgram.load(path)

@@ -2,6 +2,7 @@
 
 from olac.runtime.client import Client
 from olac.runtime.estimates import Forecast, forecast
+from olac.runtime.key_parts import KeyFolder, load_keys, save_parts
 from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys
 from olac.runtime.server import Progress, Server
 
@@ -11,7 +12,10 @@ __all__ = [
     "EncryptedResult",
     "EvaluationKeys",
     "Forecast",
+    "KeyFolder",
     "Progress",
     "Server",
     "forecast",
+    "load_keys",
+    "save_parts",
 ]

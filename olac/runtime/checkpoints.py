@@ -6,9 +6,10 @@ at which levels, and every word is checked before the engine sees it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,11 +34,18 @@ class Checkpoint:
 
     Attributes:
         after: the id of the node.
-        values: by node id, all that the nodes after it need.
+        values: by node id, all that the nodes after it need: of each set of ciphertexts that is computed together.
+        outputs: of the sets that were finished before.
     """
 
     after: str
-    values: Mapping[str, Value]
+    values: Mapping[str, Sequence[Value]]
+    outputs: Sequence[Value] = ()
+
+    @property
+    def sets(self) -> int:
+        """Sets of ciphertexts that are computed together."""
+        return len(next(iter(self.values.values())))
 
     def save(self, program: CompiledProgram, given: EncryptedInput, path: str | Path, engine: Engine) -> None:
         """Write one frame; an earlier file is replaced when all is written.
@@ -47,12 +55,20 @@ class Checkpoint:
             BackendError: a ciphertext is not as its type says, or no encryption: it could not be read again.
         """
         parameters, names = program.parameters, alive(program.graph, self.after)
-        parts = [(name, part) for name in names for part in self.values[name]]
+        parts = [(program.output.id, part) for output in self.outputs for part in output]
+        parts += [(name, part) for name in names for value in self.values[name] for part in value]
         for name, part in parts:
             _check_canonical(program, name, part, engine.state(parameters, part.payload))
         payload = (as_bytes(engine.words(parameters, part.payload, part.state.level)) for _, part in parts)
-        fields = {"keys": given.identity, "input": given.digest, "behind": self.after, "values": list(names)}
-        size = _payload_bytes(program, names)
+        fields: dict[str, Any] = {
+            "keys": given.identity,
+            "input": given.digest,
+            "behind": self.after,
+            "values": list(names),
+        }
+        if self.sets > 1 or self.outputs:
+            fields |= {"sets": self.sets, "finished": len(self.outputs)}
+        size = _payload_bytes(program, names, self.sets, len(self.outputs))
         write_file(path, envelope.frame(envelope.CHECKPOINT, program, fields, payload, size), size=size)
 
     @staticmethod
@@ -80,10 +96,12 @@ class Checkpoint:
             names = alive(program.graph, after)
             if header.fields.get("values") != list(names):
                 raise header.error(f"it does not hold what is needed after {after}", DAMAGED)
-            header.expect_payload(_payload_bytes(program, names))
+            finished = header.integer("finished", 0, given.sets - 1) if "finished" in header.fields else 0
+            sets = header.integer("sets", 1, given.sets - finished) if "sets" in header.fields else 1
+            header.expect_payload(_payload_bytes(program, names, sets, finished))
             log_ring, primes = program.parameters.log_ring, program.parameters.primes
-            values: dict[str, Value] = {}
-            for name in names:
+
+            def value(name: str) -> Value:
                 node, parts = program.graph[name], []
                 limbs = node.state.level + 1
                 for _ in range(node.layout.ciphertexts):
@@ -92,14 +110,22 @@ class Checkpoint:
                     with header.named_in_errors():
                         check_words(words, primes[:limbs] * 2, 1 << log_ring)
                     parts.append(Ciphertext(session.ciphertext(words, limbs - 1), node.state))
-                values[name] = tuple(parts)
+                return tuple(parts)
+
+            outputs = tuple(value(program.output.id) for _ in range(finished))
+            values = {name: tuple(value(name) for _ in range(sets)) for name in names}
             payload.finish()
-        return Checkpoint(after, values)
+        return Checkpoint(after, values, outputs)
 
 
-def _payload_bytes(program: CompiledProgram, names: Iterable[str]) -> int:
-    nodes, log_ring = (program.graph[name] for name in names), program.parameters.log_ring
-    return sum(node.layout.ciphertexts * ciphertext_bytes(log_ring, node.state.level + 1) for node in nodes)
+def _payload_bytes(program: CompiledProgram, names: Iterable[str], sets: int, finished: int) -> int:
+    log_ring = program.parameters.log_ring
+
+    def size(name: str) -> int:
+        node = program.graph[name]
+        return node.layout.ciphertexts * ciphertext_bytes(log_ring, node.state.level + 1)
+
+    return sets * sum(map(size, names)) + finished * size(program.output.id)
 
 
 def _check_canonical(program: CompiledProgram, name: str, part: Ciphertext[object], held: CipherState) -> None:

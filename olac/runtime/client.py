@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from olac.analysis.estimate import LIBRARY_BYTES
+from olac.analysis.estimate import LIBRARY_BYTES, client_bytes
 from olac.backends.base import Ciphertext
 from olac.backends.session import ClientSession, Engine, available_engine, find_engine
+from olac.ckks.key_list import KeyList
 from olac.ckks.sizes import WORD_BYTES, ciphertext_bytes
 from olac.ckks.words import as_bytes
-from olac.costs.table import CostTable
 from olac.errors import (
     ArtifactError,
     BackendError,
@@ -28,17 +28,18 @@ from olac.errors import (
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.kernels.base import Value
-from olac.program.program import CompiledProgram, check_images
+from olac.program.program import AnyProgram, check_any_program, check_images
 from olac.runtime import envelope
 from olac.runtime.check_ranges import check_input, check_output
 from olac.runtime.envelope import open_frame
 from olac.runtime.messages import (
+    MOST_IMAGES,
     EncryptedInput,
     EncryptedResult,
     EvaluationKeys,
-    needs_relinearisation,
+    key_sizes,
     new_identity,
-    wanted_keys,
+    sets_of,
 )
 from olac.system.files import Output, Source, check_private, check_writable, write_files
 from olac.system.forks import check_fork
@@ -59,7 +60,7 @@ class Client:
     The secret key stays in this object unless `save_secret_key` writes it to a file.
 
     Args:
-        program: the program to encrypt for.
+        program: the program to encrypt for, or what clients need of it (`CompiledProgram.client()`).
         engine: the engine to make keys for, or the name of its folder in `olac/backends`; None for the one that the
             program was planned for, or for another, with a warning, if that one can't be used on this machine.
         secrets: who makes the secret key, encrypts and decrypts: "openfhe", or "olac" for the vector engine's own code,
@@ -72,10 +73,8 @@ class Client:
         InfeasibleError: the engine that was asked for does not take the program's parameters.
     """
 
-    def __init__(
-        self, program: CompiledProgram, engine: Engine | str | None = None, *, secrets: str | None = None
-    ) -> None:
-        CompiledProgram.check_kind(program)
+    def __init__(self, program: AnyProgram, engine: Engine | str | None = None, *, secrets: str | None = None) -> None:
+        check_any_program(program)
         self.program = program
         self._engine = available_engine(program.engine, program.parameters) if engine is None else find_engine(engine)
         self._engine.check_takes(program.parameters)
@@ -110,30 +109,103 @@ class Client:
             ClosedError: after `close`.
         """
         self._check_open()
-        self._check_memory()
-        program = self.program
+        keys = self.program.keys_for(self._engine.model)
+        self._check_memory(keys)
         identity = new_identity()
-        session = self._engine.client(program.parameters, identity, secrets=self._secrets)
-        relinearise = needs_relinearisation(program)
-        live = session.make_keys(*wanted_keys(program, program.rotations, relinearise), progress)
+        session = self._engine.client(self.program.parameters, identity, secrets=self._secrets)
+        made = self._make(session, identity, keys, progress)
         self._session, self._identity = session, identity
-        return EvaluationKeys(program, identity, program.rotations, relinearise, live=live, engine=self._engine)
+        return made
+
+    @memory_for("making the keys")
+    def more_keys(
+        self, held: AnyProgram | EvaluationKeys | KeyList, progress: Callable[[int, int], None] | None = None
+    ) -> EvaluationKeys:
+        """Make the evaluation keys that the program needs beside those that a server has, with the same secret key.
+
+        A secret key may have any number of evaluation keys under the same parameters. So if a program is compiled anew
+        with the same parameters (`olac.compile(..., like=)`), only the keys that are new have to be made and sent.
+
+        Args:
+            held: what the server has: the keys, a program whose keys it has, or what clients know of that program.
+            progress: called as progress(keys made, keys in all).
+
+        Raises:
+            ArtifactError: what is held is for other parameters, or of another key pair.
+            MissingKeyError: there is no secret key yet.
+            InfeasibleError: the keys need more memory than there is; nothing was made.
+        """
+        session, parameters = self._held(), self.program.parameters
+        listed = self._listed(held)
+        keys = self.program.keys_for(self._engine.model).lacking(listed)
+        self._check_memory(keys)
+        # Their own session, so that keys that were made before stay as they are.
+        other = self._engine.client(parameters, self._identity, session.secret_words(), self._secrets)
+        return self._make(other, self._identity, keys, progress)
+
+    def _listed(self, held: AnyProgram | EvaluationKeys | KeyList) -> KeyList:
+        if isinstance(held, KeyList):
+            return held
+        if isinstance(held, EvaluationKeys):
+            if held.identity != self._identity:
+                raise ArtifactError(
+                    "the evaluation keys are of another key pair. Load the secret key that they are of."
+                )
+            if held.for_engine != self._engine.key_files:
+                raise ArtifactError(
+                    f"the evaluation keys are for the engine {held.for_engine!r}, and this client makes keys for "
+                    f"{self._engine.title}. Give the client engine={held.for_engine!r}."
+                )
+            parameters, listed = held.parameters, held.listed
+        else:
+            check_any_program(held)
+            parameters, listed = held.parameters, held.keys_for(self._engine.model)
+        if parameters != self.program.parameters:
+            raise ArtifactError(
+                f"the keys that are held are for other parameters ({parameters.describe()}) than those of the program "
+                f"({self.program.parameters.describe()}). Make all keys anew with generate_keys()."
+            )
+        return listed
+
+    def _make(
+        self,
+        session: ClientSession,
+        identity: str,
+        keys: KeyList,
+        progress: Callable[[int, int], None] | None,
+    ) -> EvaluationKeys:
+        live = session.make_keys(keys.by_step, keys.relinearise, progress, bootstraps=keys.bootstraps)
+        return EvaluationKeys(self.program.parameters, identity, keys, self._engine, live=live)
+
+    @property
+    def identity(self) -> str:
+        """The name of the key pair, 32 hexadecimal digits; it is in all that is made with it. Empty without a key."""
+        return self._identity
 
     @property
     def key_file_bytes(self) -> int:
         """Bytes of the evaluation keys in a file, about."""
-        program, relinearise = self.program, needs_relinearisation(self.program)
-        return sum(self._engine.key_sizes(program.parameters, *wanted_keys(program, program.rotations, relinearise)))
+        return sum(key_sizes(self._engine, self.program.parameters, self.program.keys_for(self._engine.model)))
 
-    def _check_memory(self) -> None:
-        estimate = self.program.estimate(costs=CostTable.default(self._engine.model))
+    @property
+    def memory_bytes(self) -> float:
+        """Peak memory of a process that makes all keys, about."""
+        return self._memory_bytes(self.program.keys_for(self._engine.model))
+
+    def _memory_bytes(self, keys: KeyList) -> float:
+        parameters = self.program.parameters
+        held = self._engine.held_key_sizes(parameters, keys.by_step, keys.relinearise, bootstraps=keys.bootstraps)
+        return client_bytes(self._engine.model, parameters, sum(held))
+
+    def _check_memory(self, keys: KeyList) -> None:
         # The estimate is of a whole process, and this one holds a part of that already.
-        needed = estimate.client_gb * GB - current_rss_bytes()
+        needed = self._memory_bytes(keys) - current_rss_bytes()
         available = available_bytes()
         if needed > available:
+            size = sum(key_sizes(self._engine, self.program.parameters, keys))
             raise InfeasibleError(
                 f"making the keys takes {needed / GB:.2f} GB more than this process holds, {available / GB:.2f} GB are "
-                f"available ({len(self.program.rotations)} rotation keys, {estimate.key_bytes / GB:.2f} GB of keys). "
+                f"available ({len(keys.steps)} rotation keys, files of {size / GB:.2f} GB of keys). "
                 "Free memory, take a larger machine, or compile with max_memory for a program with fewer keys."
             )
 
@@ -155,7 +227,9 @@ class Client:
             MissingKeyError: there is no secret key yet.
         """
         data = as_bytes(self._held().secret_words())
-        pieces = envelope.frame(envelope.SECRET_KEY, self.program, {"keys": self._identity}, [data], len(data))
+        pieces = envelope.frame(
+            envelope.SECRET_KEY, self.program.parameters, {"keys": self._identity}, [data], len(data)
+        )
         return Output(Path(path), pieces, private=True, overwrite=overwrite, replaces_key=overwrite, size=len(data))
 
     def __reduce__(self) -> NoReturn:
@@ -168,21 +242,23 @@ class Client:
     @staticmethod
     @memory_for("loading the secret key")
     def load(
-        program: CompiledProgram, path: str | Path, engine: Engine | str | None = None, *, secrets: str | None = None
+        program: AnyProgram, path: str | Path, engine: Engine | str | None = None, *, secrets: str | None = None
     ) -> Client:
         """A client with the secret key from a file of `save_secret_key`, of the same or another engine.
 
         Args:
+            program: any with the parameters that the key was made for, or what clients need of it.
             engine, secrets: as of `Client`. The file may be of other `secrets`.
 
         Raises:
-            ArtifactError: the file is missing, damaged, or of another kind, version or program, or others may read it.
+            ArtifactError: the file is missing, damaged, or of another kind or version, for other parameters, or others
+                may read it.
             InfeasibleError: there is not enough memory.
         """
-        CompiledProgram.check_kind(program)
+        check_any_program(program)
         parameters = program.parameters
         size = parameters.limbs * parameters.ring_dimension * WORD_BYTES
-        with open_frame(Source.of_file(path), envelope.SECRET_KEY, program) as payload:
+        with open_frame(Source.of_file(path), envelope.SECRET_KEY, parameters) as payload:
             header = payload.header
             check_private(payload.stream, path)
             _check_room(program, "loading the secret key")
@@ -214,7 +290,9 @@ class Client:
 
     @memory_for("encrypting")
     def encrypt(self, images: Any, *, allow_out_of_range: bool = False) -> EncryptedInput:
-        """Encrypt images of shape (n, *input shape), or one of shape `input shape`, in true units, n <= batch.
+        """Encrypt images of shape (n, *input shape), or one of shape `input shape`, in true units.
+
+        `program.batch` images share a set of ciphertexts, so a multiple of that is best.
 
         Warns if values leave the range that their column or channel was calibrated for, because polynomials are only
         right within it.
@@ -223,27 +301,24 @@ class Client:
             allow_out_of_range: encrypt, with a warning, values that are refused otherwise because they are far outside.
 
         Raises:
-            InputError: another shape, no image or more than a batch, values that are not finite, or values further
-                from the middle of the calibrated range than `FAR` times its half width.
+            InputError: another shape, no image, values that are not finite, or values further from the middle of the
+                calibrated range than `FAR` times its half width.
         """
         session, program = self._held(), self.program
         layout, level, type_ = program.input.layout, program.input.state.level, program.input.type
         given = check_images(images, program.input_shape)
-        if not 1 <= len(given) <= program.batch:
-            most = "one image" if program.batch == 1 else f"1 to {program.batch} images"
-            raise InputError(
-                f"the program takes {most} at a time, not {len(given)}. Encrypt them one after another, or compile "
-                "with a larger batch."
-            )
-        _check_room(program, "encrypting", layout.ciphertexts)
+        if not 1 <= len(given) <= MOST_IMAGES:
+            raise InputError(f"{len(given)} images are given, 1 to {MOST_IMAGES} can be encrypted at a time")
+        sets = sets_of(program, len(given))
+        _check_room(program, f"encrypting {len(given)} inputs", sets * layout.ciphertexts)
         encoded = program.encode(given)
         message = check_input(encoded, type_, allow_out_of_range)
         if message:
             warnings.warn(message, stacklevel=3)  # after the decorator
-        batch = np.zeros((program.batch, *program.input_shape))
-        batch[: len(given)] = encoded / type_.unit
+        images = np.zeros((sets, program.batch, *program.input_shape))
+        images.reshape(-1, *program.input_shape)[: len(given)] = encoded / type_.unit
         try:
-            live = tuple(session.encrypt(slots, level) for slots in layout.pack(batch))
+            live = tuple(session.encrypt(slots, level) for batch in images for slots in layout.pack(batch))
         except VerificationError as error:
             raise InputError("the input holds values that are too large for any ciphertext of the program") from error
         return EncryptedInput(program, self._identity, len(given), live=live, engine=self._engine)
@@ -283,7 +358,7 @@ class Client:
         if of is not None:
             result.check_input(of)
         layout, state, type_ = program.output.layout, program.output.state, program.output.type
-        _check_room(program, "decrypting", layout.ciphertexts)
+        _check_room(program, "decrypting", result.sets * layout.ciphertexts)
         slots = []
         for payload in result.payloads(session):
             try:
@@ -294,7 +369,8 @@ class Client:
                     "ciphertexts are damaged or were made with another key, or the input lay far outside the "
                     f"calibrated range, so that values overflowed. ({error})"
                 ) from error
-        images = layout.unpack(np.stack(slots))[: result.images] * type_.unit
+        batches = np.stack(slots).reshape(result.sets, layout.ciphertexts, -1)
+        images = np.concatenate([layout.unpack(batch) for batch in batches])[: result.images] * type_.unit
         if not all(math.isfinite(v) for v in (float(images.min()), float(images.max()))):
             raise BackendError(f"{result.name} decrypts to values that are not finite")
         message = check_output(images, type_)
@@ -319,7 +395,7 @@ class Client:
         return np.stack(rows)
 
 
-def _check_room(program: CompiledProgram, what: str, ciphertexts: int = 0) -> None:
+def _check_room(program: AnyProgram, what: str, ciphertexts: int = 0) -> None:
     """Raise InfeasibleError if the engine's objects for n ciphertexts don't fit in memory."""
     parameters = program.parameters
     one = ciphertext_bytes(parameters.log_ring, parameters.limbs + len(parameters.special_primes))

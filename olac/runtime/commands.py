@@ -12,12 +12,13 @@ from olac.backends.session import Preparing
 from olac.errors import ArtifactError, InfeasibleError, InputError, plain
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
-from olac.program.program import CompiledProgram, check_images
+from olac.program.program import CompiledProgram, check_images, load_any_program
 from olac.runtime.client import Client
 from olac.runtime.debug import Row
 from olac.runtime.debug import debug as compare
 from olac.runtime.estimates import Forecast, forecast
-from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys
+from olac.runtime.key_parts import load_keys, save_parts
+from olac.runtime.messages import MOST_IMAGES, EncryptedInput, EncryptedResult
 from olac.runtime.server import CHECKPOINT_SECONDS, Progress, Server
 from olac.system.files import (
     Output,
@@ -34,6 +35,7 @@ from olac.system.memory import memory_for, ran_out
 
 SECRET_KEY_NAME = "secret.key"
 EVALUATION_KEYS_NAME = "evaluation.keys"
+PARTS_NAME = "evaluation"
 
 
 def keygen(
@@ -43,12 +45,16 @@ def keygen(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     engine: str | None = None,
+    parts: bool = False,
 ) -> tuple[Path, Path]:
     """Make keys: `secret.key`, which stays with the client, and `evaluation.keys`, which the server needs.
 
     Both are complete before either takes its name.
 
     Args:
+        program: the file of the program, or of what clients need of it, as for all commands of clients.
+        parts: write the evaluation keys to a folder, one file a key (`olac.runtime.key_parts`); its name ends with that
+            of the key pair.
         engine: that will run the program; None for the one that it was planned for.
 
     Raises:
@@ -59,7 +65,7 @@ def keygen(
     folder = Path(out_dir)
     secret, evaluation = folder / SECRET_KEY_NAME, folder / EVALUATION_KEYS_NAME
     check_apart({"secret key": secret, "file of evaluation keys": evaluation}, {"program": program})
-    client = Client(CompiledProgram.load(program), engine)
+    client = Client(load_any_program(program), engine)
     size = client.key_file_bytes
     if folder.exists():
         check_writable(secret, overwrite=overwrite, replaces_key=True, special=False)
@@ -68,12 +74,53 @@ def keygen(
         check_folder(folder, size)
     keys = client.generate_keys(progress)
     make_folder(folder)
+    if parts:
+        evaluation = folder / f"{PARTS_NAME}-{keys.identity}"
+        # A secret key that is replaced is written last, as below.
+        if not overwrite:
+            client.save_secret_key(secret)
+        save_parts(keys, evaluation)
+        if overwrite:
+            client.save_secret_key(secret, overwrite=True)
+        return secret, evaluation
     pair = [client.secret_key_output(secret, overwrite=overwrite), keys.output(evaluation)]
     # A secret key that is replaced is written last, because until then its results can be decrypted. A new one is
     # written first, because that fails if a secret key has appeared in the meantime.
     with memory_for("saving the keys"):
         write_files(pair[::-1] if overwrite else pair)
     return secret, evaluation
+
+
+def more_keys(
+    program: str | Path,
+    secret_key: str | Path,
+    held: str | Path,
+    output: str | Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    engine: str | None = None,
+) -> tuple[str, ...]:
+    """Make the evaluation keys that a program needs beside those of an earlier one, with the same secret key.
+
+    They are written to a folder, one file a key; if keys of the pair are there already, beside them.
+
+    Args:
+        held: the earlier program, or what clients need of it, whose keys the server has.
+        engine: as in `keygen`.
+
+    Returns:
+        the names of the parts that were made; none if the server has all.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, the programs have other parameters, or the keys can't be written.
+        InfeasibleError: there is not enough memory.
+    """
+    check_apart({"folder of keys": output}, {"program": program, "secret key": secret_key, "program before": held})
+    client = Client.load(load_any_program(program), secret_key, engine)
+    made = client.more_keys(load_any_program(held), progress)
+    if made.listed:
+        save_parts(made, output)
+    return made.listed.names
 
 
 def encrypt(
@@ -96,8 +143,8 @@ def encrypt(
     inputs = {"program": program, "secret key": secret_key, "file of images": images}
     check_apart({"encrypted input": output}, inputs)
     check_writable(output)
-    compiled = CompiledProgram.load(program)
-    array = read_npy(images, compiled.input_shape, compiled.batch)
+    compiled = load_any_program(program)
+    array = read_npy(images, compiled.input_shape)
     client = Client.load(compiled, secret_key)
     client.encrypt(array, allow_out_of_range=allow_out_of_range).save(output)
     return Path(output)
@@ -120,6 +167,7 @@ def run(
     """Run the program on an encrypted input; needs no secret key.
 
     Args:
+        evaluation_keys: a file, or a folder of parts.
         preparing: as in `Server`.
         engine: as in `Server`.
         announce: called with what the run will take, before it begins. With a limit of memory this machine is not
@@ -138,7 +186,7 @@ def run(
         check_writable(checkpoint, special=False)
     compiled = CompiledProgram.load(program)
     given = EncryptedInput.load(compiled, encrypted)
-    keys = EvaluationKeys.load(compiled, evaluation_keys)
+    keys = load_keys(compiled, evaluation_keys)
     if announce is not None:
         announce(forecast(compiled, keys.choose_engine(engine), measure=not (max_memory or compiled.max_memory)))
     # One run uses every weight once, so encoded weights are not kept.
@@ -180,7 +228,7 @@ def decrypt(
         {"output": output}, {"program": program, "secret key": secret_key, "result": result, "input": encrypted}
     )
     check_writable(output)
-    compiled = CompiledProgram.load(program)
+    compiled = load_any_program(program)
     client = Client.load(compiled, secret_key)
     given = None if encrypted is None else EncryptedInput.load(compiled, encrypted)
     values = client.decrypt(EncryptedResult.load(compiled, result), of=given, raw=raw, decimals=decimals)
@@ -210,18 +258,18 @@ def debug(
         InfeasibleError: there is not enough memory.
     """
     compiled = CompiledProgram.load(program)
-    given = read_npy(images, compiled.input_shape, compiled.batch, cut=True)
+    given = read_npy(images, compiled.input_shape, compiled.batch)
     client = Client.load(compiled, secret_key)
-    keys = EvaluationKeys.load(compiled, evaluation_keys)
+    keys = load_keys(compiled, evaluation_keys)
     server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0, preparing=preparing)
     return compare(client, server, given, progress)
 
 
-def read_npy(path: str | Path, shape: tuple[int, ...], batch: int, *, cut: bool = False) -> Array:
-    """Images from a .npy file of shape (n, *shape) or `shape`, as float64 of shape (n, *shape), n <= batch.
+def read_npy(path: str | Path, shape: tuple[int, ...], most: int | None = None) -> Array:
+    """Images from a .npy file of shape (n, *shape) or `shape`, as float64 of shape (n, *shape).
 
     Args:
-        cut: of a file with more than a batch take the first images; without it such a file is an error.
+        most: images to take, the first of the file; None for all.
 
     Raises:
         ArtifactError: the file is missing or no .npy file.
@@ -248,10 +296,10 @@ def read_npy(path: str | Path, shape: tuple[int, ...], batch: int, *, cut: bool 
     if array.shape != shape and array.shape[1:] != shape:
         raise InputError(f"{source.name}: an array of shape {array.shape}, expected {shape} or (n, *{shape})")
     images = array[None] if array.shape == shape else array
-    if len(images) > batch and not cut:
-        raise InputError(f"{source.name}: {len(images)} images, the program takes {batch} at a time. Split the file.")
+    if len(images) > MOST_IMAGES:
+        raise InputError(f"{source.name}: {len(images)} images, at most {MOST_IMAGES} are possible. Split the file.")
     try:
-        return check_images(images[:batch], shape)
+        return check_images(images[:most], shape)
     except InputError as error:
         raise InputError(f"{source.name}: {error}") from error
 

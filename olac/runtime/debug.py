@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from olac.errors import InputError
 from olac.ir.graph import Node
 from olac.ir.ops import Array, Bootstrap, Input
 from olac.kernels.base import Value
@@ -75,7 +76,7 @@ def debug(
     """Run images encrypted and simulated, and compare all values.
 
     Args:
-        client: with the secret key.
+        client: with the secret key; of the program, or of what clients need of it.
         server: of the same program, with this client's evaluation keys.
         images: shape (n, *input shape) or one image; at most a batch.
         progress: called after every node of the encrypted run.
@@ -83,8 +84,10 @@ def debug(
     Raises:
         InputError, ArtifactError, BackendError: as `Client.encrypt` and `Server.run`.
     """
-    program = client.program
+    program = server.program
     given = check_images(images, program.input_shape)
+    if len(given) > program.batch:
+        raise InputError(f"{len(given)} images are given, at most {program.batch} share ciphertexts and are compared")
     simulated: dict[str, Array] = {}
 
     def simulate(node: Node, value: Array) -> None:

@@ -5,7 +5,7 @@
     16 bytes  kind, ASCII, padded with zeros
     4 bytes   length of the header
     8 bytes   length of the payload
-    header    JSON: fingerprints of the program and its parameters, and what the kind needs
+    header    JSON: the fingerprint of the parameters, for ciphertexts that of the program, and what the kind needs
     payload   coefficient words, little-endian uint64
     32 bytes  SHA-256 of all that comes before
 
@@ -22,11 +22,10 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from olac.ckks.parameters import Parameters
 from olac.errors import ArtifactError
-from olac.program.lowered import LoweredProgram
 from olac.system.files import MAGIC as MAGIC
 from olac.system.files import SECRET_KEY as SECRET_KEY
 from olac.system.files import Reader, Source
@@ -45,6 +44,24 @@ PREFIX = struct.Struct("<4sH16sIQ")
 DIGEST_BYTES = hashlib.sha256().digest_size
 MAX_HEADER_BYTES = 1 << 20
 CHUNK = 1 << 20
+WITHOUT_LEVELS = 2
+"""The last version in which keys belonged to one program, which decided up to which level they reach."""
+
+
+class Named(Protocol):
+    """A program, or what a client knows of it."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """Those that it runs with."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that it computes."""
+
+
+Owner = Named | Parameters
+"""What a frame belongs to: ciphertexts to a program, keys to parameters."""
 
 
 def parameter_fingerprint(parameters: Parameters) -> str:
@@ -59,6 +76,7 @@ class Header:
     Attributes:
         source: where it was read.
         kind: the kind of the frame.
+        version: of the format.
         fields: the fingerprints, and further fields of the kind.
         start: the bytes that it was read from, from the magic to the end of the JSON.
         payload_bytes: the bytes between it and the hash.
@@ -66,6 +84,7 @@ class Header:
 
     source: Source
     kind: str
+    version: int
     fields: dict[str, Any]
     start: bytes
     payload_bytes: int
@@ -74,12 +93,18 @@ class Header:
         """An error that names the source."""
         return ArtifactError(f"{self.source.name} ({self.kind}): {problem}. {advice}")
 
+    def names(self, error: ArtifactError) -> bool:
+        """Whether an error names the source already."""
+        return str(error).startswith(self.source.name)
+
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:
         """Errors that are raised within, by checks that do not know the source, name it."""
         try:
             yield
         except ArtifactError as error:
+            if self.names(error):
+                raise
             raise self.error(str(error), "Nothing of it was used: get it again from who made it.") from error
 
     def _expect(self, name: str, right: bool, expected: str) -> None:
@@ -92,16 +117,10 @@ class Header:
         self._expect(name, type(value) is int and low <= value <= high, f"an integer in {low} ... {high}")
         return int(value)
 
-    def integers(self, name: str, allowed: Iterable[int]) -> tuple[int, ...]:
-        """The field as increasing integers out of `allowed`."""
+    def integers(self, name: str) -> tuple[int, ...]:
+        """The field as integers."""
         value: Any = self.fields.get(name)
         self._expect(name, type(value) is list and all(type(v) is int for v in value), "a list of integers")
-        strange = sorted(set(value) - set(allowed))
-        if strange or value != sorted(set(value)):
-            raise self.error(
-                f"{name} holds {_short(strange)}, which the program does not use" if strange else f"{name} repeats",
-                "Make the keys anew for this program.",
-            )
         return tuple(value)
 
     def flag(self, name: str) -> bool:
@@ -116,6 +135,14 @@ class Header:
         right = type(value) is str and len(value) == 32 and not set(value) - set("0123456789abcdef")
         self._expect(name, right, "32 hexadecimal digits")
         return str(value)
+
+    def expect(self, name: str, fingerprint: str) -> None:
+        """Raise `ArtifactError` unless the field is that fingerprint, of what the frame belongs to."""
+        if self.fields.get(name) != fingerprint:
+            raise self.error(
+                f"it belongs to {name} {_short(self.fields.get(name))}, expected {fingerprint[:16]}...",
+                "Use the program file that it was made for, or make it anew.",
+            )
 
     def expect_payload(self, size: int) -> None:
         """Raise `ArtifactError` unless the payload has `size` bytes."""
@@ -214,20 +241,23 @@ class Payload:
 
 
 @contextmanager
-def open_frame(source: Source, kind: str, program: LoweredProgram) -> Iterator[Payload]:
+def open_frame(source: Source, kind: str, owner: Owner) -> Iterator[Payload]:
     """Parse the beginning of a frame and check all that can be checked without the payload, which is read next.
 
     The source is opened once: a file that replaces it in the meantime is not read at all. The hash of the whole frame
     is checked when all of the payload was read.
 
+    Args:
+        owner: what the frame has to belong to: a program, or for keys parameters.
+
     Raises:
-        ArtifactError: another kind of file, a newer version, another program, or a wrong length.
+        ArtifactError: another kind of file, a newer version, another owner, or a wrong length.
     """
     with source.open() as stream:
-        yield Payload(_read_header(source, stream, kind, program), stream)
+        yield Payload(_read_header(source, stream, kind, owner), stream)
 
 
-def _read_header(source: Source, stream: BinaryIO, kind: str, program: LoweredProgram) -> Header:
+def _read_header(source: Source, stream: BinaryIO, kind: str, owner: Owner) -> Header:
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     shortest = PREFIX.size + DIGEST_BYTES
@@ -257,26 +287,28 @@ def _read_header(source: Source, stream: BinaryIO, kind: str, program: LoweredPr
         raise ArtifactError(f"{source.name} ({kind}): its header is not JSON. {DAMAGED}") from error
     if not isinstance(fields, dict):
         raise ArtifactError(f"{source.name} ({kind}): its header is not an object. {DAMAGED}")
-    header = Header(source, kind, fields, prefix + raw, payload_bytes)
-    wanted = (("parameters", parameter_fingerprint(program.parameters)), ("program", program.fingerprint))
-    for name, fingerprint in wanted:
-        if fields.get(name) != fingerprint:
-            raise header.error(
-                f"it belongs to {name} {_short(fields.get(name))}, expected {fingerprint[:16]}...",
-                "Use the program file that it was made for, or make it anew.",
-            )
+    header = Header(source, kind, version, fields, prefix + raw, payload_bytes)
+    for name, fingerprint in _owner_fields(owner).items():
+        header.expect(name, fingerprint)
     return header
+
+
+def _owner_fields(owner: Owner) -> dict[str, str]:
+    """The fields of a header that name what the frame belongs to."""
+    if isinstance(owner, Parameters):
+        return {"parameters": parameter_fingerprint(owner)}
+    return {"parameters": parameter_fingerprint(owner.parameters), "program": owner.fingerprint}
 
 
 def frame(
     kind: str,
-    program: LoweredProgram,
+    owner: Owner,
     fields: dict[str, Any],
     payload: Iterable[bytes | memoryview],
     payload_bytes: int,
 ) -> Iterator[bytes | memoryview]:
     """The bytes of a frame, in pieces; `payload` must give `payload_bytes` bytes in all."""
-    full = {"program": program.fingerprint, "parameters": parameter_fingerprint(program.parameters), **fields}
+    full = {**_owner_fields(owner), **fields}
     header = json.dumps(full, sort_keys=True).encode()
     start = PREFIX.pack(MAGIC, FRAMES.current, kind.encode(), len(header), payload_bytes) + header
     digest = hashlib.sha256(start)

@@ -6,10 +6,11 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from olac.program.program import CompiledProgram
-from olac.runtime.envelope import Payload, open_frame
+from olac.ckks.parameters import Parameters
+from olac.program.program import AnyProgram, check_any_program
+from olac.runtime.envelope import Owner, Payload, open_frame
 from olac.system.files import Output, Source, check_writable, write_files
 from olac.system.memory import memory_for
 
@@ -23,12 +24,10 @@ class Framed(ABC):
     Attributes:
         kind: the kind of its frame.
         contents: what errors call the contents of the frame.
-        program: the program that it belongs to.
     """
 
     kind: ClassVar[str]
     contents: ClassVar[str]
-    program: CompiledProgram
 
     @property
     @abstractmethod
@@ -39,9 +38,20 @@ class Framed(ABC):
     def _pieces(self) -> Iterator[bytes | memoryview]:
         """The frame, in pieces, each valid until the next is asked for."""
 
+    @property
+    @abstractmethod
+    def _belongs_to(self) -> AnyProgram | Parameters:
+        """What it belongs to, from which `from_bytes` reads it again."""
+
+    @classmethod
+    def _owner(cls, given: AnyProgram | Parameters) -> Owner:
+        """What a frame has to belong to; raises `ArtifactError` for what is no program."""
+        check_any_program(given)
+        return given
+
     @classmethod
     @abstractmethod
-    def _of(cls, program: CompiledProgram, payload: Payload) -> Self:
+    def _of(cls, given: Any, payload: Payload) -> Self:
         """Read and check all that follows the header of a frame."""
 
     def to_bytes(self) -> bytes:
@@ -68,17 +78,17 @@ class Framed(ABC):
         """What `save` writes, for `olac.system.files.write_files`, which may write the secret key together with it."""
         return Output(Path(path), self._pieces(), size=self.payload_bytes)
 
-    def __reduce__(self) -> tuple[Callable[[CompiledProgram, bytes], Framed], tuple[CompiledProgram, bytes]]:
+    def __reduce__(self) -> tuple[Callable[[Any, bytes], Framed], tuple[AnyProgram | Parameters, bytes]]:
         """Pickles and copies are made with `to_bytes`, so that they are checked as files are."""
-        return type(self).from_bytes, (self.program, self.to_bytes())
+        return type(self).from_bytes, (self._belongs_to, self.to_bytes())
 
     @classmethod
-    def from_bytes(cls, program: CompiledProgram, data: bytes) -> Self:
+    def from_bytes(cls, program: AnyProgram, data: bytes) -> Self:
         """Check a frame; raises `ArtifactError` for anything that does not fit the program."""
         return cls._read(program, Source(data=data))
 
     @classmethod
-    def load(cls, program: CompiledProgram, path: str | Path) -> Self:
+    def load(cls, program: AnyProgram, path: str | Path) -> Self:
         """Read and check a file. The words of evaluation keys are read again when a server takes them.
 
         Raises:
@@ -87,8 +97,6 @@ class Framed(ABC):
         return cls._read(program, Source.of_file(path))
 
     @classmethod
-    def _read(cls, program: CompiledProgram, source: Source) -> Self:
-        with memory_for(f"reading {cls.contents}"):
-            CompiledProgram.check_kind(program)
-            with open_frame(source, cls.kind, program) as payload:
-                return cls._of(program, payload)
+    def _read(cls, given: AnyProgram | Parameters, source: Source) -> Self:
+        with memory_for(f"reading {cls.contents}"), open_frame(source, cls.kind, cls._owner(given)) as payload:
+            return cls._of(given, payload)

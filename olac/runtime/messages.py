@@ -10,23 +10,29 @@ import hashlib
 import secrets
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from olac.backends.session import DEFAULT, Engine, Keys, Piece, Session, find_engine
+from olac.ckks.key_list import BOOTSTRAPS, KeyList
+from olac.ckks.parameters import Parameters
 from olac.ckks.sizes import ciphertext_bytes
 from olac.ckks.words import WORD_BYTES, Words, as_bytes, check_words
 from olac.errors import ArtifactError, BackendError, ClosedError, plain
 from olac.ir.graph import Node
-from olac.program.program import CompiledProgram
+from olac.program.client_program import Port
+from olac.program.program import AnyProgram, check_any_program
 from olac.runtime import envelope
-from olac.runtime.envelope import Header, Part, Payload
+from olac.runtime.envelope import DAMAGED, WITHOUT_LEVELS, Header, Owner, Part, Payload
 from olac.runtime.framed import Framed
-from olac.system.files import Reader
+from olac.system.files import Source
 from olac.system.memory import check_room
 
 if TYPE_CHECKING:
@@ -38,30 +44,34 @@ def new_identity() -> str:
     return secrets.token_hex(16)
 
 
-def needs_relinearisation(program: CompiledProgram) -> bool:
-    """Whether the program multiplies ciphertexts, as bootstraps do."""
-    return program.multiplies_ciphertexts or program.parameters.bootstrapping is not None
+@dataclass(frozen=True)
+class StoredKey:
+    """A key that came from outside.
 
+    Attributes:
+        header: of the frame that it came in.
+        part: where it is in the frame.
+    """
 
-def wanted_keys(
-    program: CompiledProgram, steps: Iterable[int], relinearisation: bool
-) -> tuple[dict[int, int], int | None]:
-    """`steps` and `relinearise` as `Engine.key_sizes` takes them."""
-    levels = program.rotation_levels
-    return {step: levels.get(step, 0) for step in steps}, (program.product_level or 0) if relinearisation else None
+    header: Header
+    part: Part
 
 
 class EvaluationKeys(Framed):
     """The public keys that a server needs: for relinearisation, for each rotation step and for bootstraps.
 
+    They belong to a key pair and to parameters. They serve every program with these parameters that takes none but
+    these keys, so new weights need no new keys.
+
     Keys that were made in this process are held until this object and all servers with it are closed or deleted. Keys
     that came from outside are held by servers alone, and read again for the next server.
 
     Attributes:
+        parameters: those that they are for.
         identity: the name of their key pair.
-        steps: rotation steps that there are keys for.
-        relinearisation: whether there is a relinearisation key.
-        header: of the frame that they came in; None if they were made in this process.
+        listed: which keys there are, and up to which level each serves.
+        outside: whether they came from outside.
+        name: of the file or files that they came in, for messages.
     """
 
     kind = envelope.EVALUATION_KEYS
@@ -69,26 +79,26 @@ class EvaluationKeys(Framed):
 
     def __init__(
         self,
-        program: CompiledProgram,
+        parameters: Parameters,
         identity: str,
-        steps: tuple[int, ...],
-        relinearisation: bool,
+        listed: KeyList,
+        engine: Engine,
         *,
         live: Keys | None = None,
-        header: Header | None = None,
-        engine: Engine | None = None,
+        stored: tuple[StoredKey, ...] = (),
+        name: str = "",
     ) -> None:
-        self.program = program
+        self.parameters = parameters
         self.identity = identity
-        self.steps = steps
-        self.relinearisation = relinearisation
-        self.header = header
+        self.listed = listed
+        self.outside = live is None
         self._made = live
-        self._parts: tuple[Part, ...] = ()
-        self._engine = engine
+        self._stored = stored
+        self.name = name
+        self._maker = self._engine = engine
         self._installed: weakref.ref[Keys] | None = None
+        self._some: dict[KeyList, EvaluationKeys] = {}
         self._closed = False
-        self._maker = find_engine(engine) if header is None else _engine_of(header)
 
     @property
     def _live(self) -> Keys | None:
@@ -98,8 +108,9 @@ class EvaluationKeys(Framed):
     def close(self) -> None:
         """Delete the keys that no server holds. They can't be used or saved any more."""
         self._closed = True
-        self._made = self.header = self._installed = None
-        self._parts = ()
+        self._made = self._installed = None
+        self._stored = ()
+        self._some.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -113,24 +124,30 @@ class EvaluationKeys(Framed):
             raise ClosedError("the evaluation keys are closed. Load them again, or make others.")
 
     @property
+    def steps(self) -> tuple[int, ...]:
+        """The rotation steps that there are keys for."""
+        return self.listed.steps
+
+    @property
+    def relinearisation(self) -> bool:
+        """Whether there is a relinearisation key."""
+        return self.listed.relinearise is not None
+
+    @property
     def count(self) -> int:
         """Keys for relinearisation and rotations."""
-        return len(self.steps) + int(self.relinearisation)
+        return self.listed.count
 
     @cached_property
-    def wanted(self) -> tuple[dict[int, int], int | None]:
-        """See `wanted_keys`."""
-        return wanted_keys(self.program, self.steps, self.relinearisation)
-
-    @cached_property
-    def sizes(self) -> list[int]:
+    def sizes(self) -> Sequence[int]:
         """Bytes of each key in a file, in the order of `Keys.blocks`."""
-        return self._maker.key_sizes(self.program.parameters, *self.wanted)
+        return key_sizes(self._maker, self.parameters, self.listed)
 
     @cached_property
-    def held_sizes(self) -> list[int]:
+    def held_sizes(self) -> Sequence[int]:
         """Bytes of each key in the memory of a server."""
-        return self._maker.held_key_sizes(self.program.parameters, *self.wanted)
+        keys = self.listed
+        return self._maker.held_key_sizes(self.parameters, keys.by_step, keys.relinearise, bootstraps=keys.bootstraps)
 
     @property
     def for_engine(self) -> str:
@@ -171,7 +188,7 @@ class EvaluationKeys(Framed):
 
     @property
     def _source(self) -> str:
-        return "" if self.header is None else f" in {self.header.source.name}"
+        return f" in {self.name}" if self.name else ""
 
     def install(
         self, progress: Callable[[int, int], None] | None = None, *, engine: Engine | str | None = None
@@ -187,61 +204,138 @@ class EvaluationKeys(Framed):
         by = self.choose_engine(engine)
         live = self._live
         if live is None or by is not self._engine:
-            if self.header is None:
+            if not self.outside:
                 raise ArtifactError(
                     f"the evaluation keys were made in this process for another engine than {by.title}. Save them, and "
                     "load them for that engine."
                 )
-            with self.header.source.reader() as reader, self.header.named_in_errors():
+            keys = self.listed
+            with self.named_in_errors():
                 live = by.install_keys(
-                    self.program.parameters, *self.wanted, partial(self.blocks, reader), progress, self.identity
+                    self.parameters,
+                    keys.by_step,
+                    keys.relinearise,
+                    self.blocks,
+                    progress,
+                    self.identity,
+                    bootstraps=keys.bootstraps,
                 )
             self._engine, self._installed = by, weakref.ref(live)
         return live
 
+    # Some of them, and more ------------------------------------------------------------------------------------------
+
+    def some(self, wanted: KeyList) -> EvaluationKeys:
+        """Those of keys from outside that are in a list, each as far as it reaches; they stay if these are closed.
+
+        Servers of the same program share what they hold of them. Keys that were made in this process stay together.
+        """
+        part = self.listed.within(wanted.steps, wanted.relinearise is not None, wanted.bootstraps)
+        if not self.outside or part == self.listed:
+            return self
+        self.check_open()
+        if part not in self._some:
+            places = self._places
+            stored = tuple(one for each in part.parts for one in places[_key_of(each)])
+            self._some[part] = EvaluationKeys(
+                self.parameters, self.identity, part, self._maker, stored=stored, name=self.name
+            )
+        return self._some[part]
+
     def apart(self) -> EvaluationKeys:
         """The same keys that came from outside, which stay as they are when these are closed."""
-        assert self.header is not None
-        other = EvaluationKeys(self.program, self.identity, self.steps, self.relinearisation, header=self.header)
-        other._parts = self._parts
-        return other
+        return EvaluationKeys(
+            self.parameters, self.identity, self.listed, self._maker, stored=self._stored, name=self.name
+        )
 
-    def blocks(self, reader: Reader, place: int) -> Iterator[npt.NDArray[np.uint8]]:
+    @property
+    def _places(self) -> dict[Place, tuple[StoredKey, ...]]:
+        """The keys from outside by what they are for."""
+        parts, count = self.listed.parts, self.count
+        found = {_key_of(part): (one,) for part, one in zip(parts, self._stored[:count], strict=False)}
+        return found | ({BOOTSTRAPS: self._stored[count:]} if self.listed.bootstraps else {})
+
+    def with_more(self, *others: EvaluationKeys) -> EvaluationKeys:
+        """These keys and others of the same pair, such as those of `Client.more_keys`; none of them may be closed.
+
+        Of two keys for the same, the one that reaches further is taken. Keys that were made in this process are copied.
+
+        Raises:
+            ArtifactError: the others are of another pair, or for other parameters or another engine.
+            InfeasibleError: there is no memory for a copy.
+        """
+        everyone = [one if one.outside else one._copied() for one in (self, *others)]
+        whole, best = everyone[0].listed, dict(everyone[0]._places)
+        for one in everyone[1:]:
+            self._check_fits(one)
+            one.check_open()
+            ours = {_key_of(part): part for part in whole.parts}
+            for part in one.listed.parts:
+                what = _key_of(part)
+                if what not in ours or part.lacking(ours[what]):
+                    best[what] = one._places[what]
+            whole = whole.with_more(one.listed)
+        stored = tuple(key for part in whole.parts for key in best[_key_of(part)])
+        names = dict.fromkeys(one.name for one in everyone if one.name)
+        name = ", ".join(list(names)[:NAMED_SOURCES]) + (" and others" if len(names) > NAMED_SOURCES else "")
+        return EvaluationKeys(self.parameters, self.identity, whole, self._maker, stored=stored, name=name)
+
+    def _check_fits(self, other: EvaluationKeys) -> None:
+        for ours, theirs, what in (
+            (self.identity, other.identity, "of another key pair"),
+            (self.parameters, other.parameters, "for other parameters"),
+            (self.for_engine, other.for_engine, "for another engine"),
+        ):
+            if ours != theirs:
+                raise ArtifactError(
+                    f"the evaluation keys{other._source} are {what} than those{self._source}. Take keys that the same "
+                    "client made for the same parameters and engine."
+                )
+
+    def _copied(self) -> EvaluationKeys:
+        return EvaluationKeys.from_bytes(self.parameters, self.to_bytes())
+
+    # Bytes -----------------------------------------------------------------------------------------------------------
+
+    def blocks(self, place: int) -> Iterator[npt.NDArray[np.uint8]]:
         """The bytes of one key that came from outside, N words at a time, valid until the next are asked for.
 
         Any thread may read any key, in any order. Whether the key has changed is known at the end of the iteration.
 
         Args:
-            reader: of the source that the keys came from.
             place: of the key, in the order of `Keys.blocks`.
 
         Raises:
-            ArtifactError: the key changed after the first reading. The error names no file.
+            ArtifactError: the key changed after the first reading, or can't be read.
         """
-        room = bytearray(self.program.parameters.ring_dimension * WORD_BYTES)
-        for piece in self._parts[place].pieces(reader, memoryview(room)):
-            yield np.frombuffer(piece, dtype=np.uint8)
+        key, room = self._stored[place], bytearray(self.parameters.ring_dimension * WORD_BYTES)
+        with key.header.named_in_errors(), key.header.source.reader() as reader:
+            for piece in key.part.pieces(reader, memoryview(room)):
+                yield np.frombuffer(piece, dtype=np.uint8)
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Errors that are raised within, by checks of an engine that does not know where the keys are from, say it."""
+        try:
+            yield
+        except ArtifactError as error:
+            if not self.name or any(key.header.names(error) for key in self._stored):
+                raise
+            raise ArtifactError(
+                f"{self.name} ({self.kind}): {error}. Nothing of it was used: get it again from who made it."
+            ) from error
+
+    def payload(self) -> Iterator[memoryview]:
+        """The bytes of all keys, in the order of `Keys.blocks`; a piece is valid until the next is asked for."""
+        self.check_open()
+        if self._made is not None:
+            yield from map(_bytes_of, self._made.blocks())
+            return
+        for place in range(len(self._stored)):
+            yield from (block.data for block in self.blocks(place))
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
-        self.check_open()
-        if self.header is not None:
-            yield from self._received(self.header)
-            return
-        assert self._made is not None
-        fields = {"keys": self.identity, "steps": list(self.steps), "relinearisation": self.relinearisation}
-        if self.for_engine != DEFAULT:
-            fields[ENGINE_FIELD] = self.for_engine
-        payload = map(_bytes_of, self._made.blocks())
-        yield from envelope.frame(envelope.EVALUATION_KEYS, self.program, fields, payload, self.payload_bytes)
-
-    def _received(self, header: Header) -> Iterator[bytes | memoryview]:
-        """The frame that they came in, which must be what it was when it was checked."""
-        yield header.start
-        buffer = memoryview(bytearray(envelope.CHUNK))
-        with header.source.reader() as reader, header.named_in_errors():
-            for part in self._parts:
-                yield from part.pieces(reader, buffer)
-        yield self._parts[-1].after if self._parts else hashlib.sha256(header.start).digest()
+        yield from keys_frame(self.parameters, self.identity, self.listed, self._maker, self.payload())
 
     def to_bytes(self) -> bytes:
         """See `Framed.to_bytes`."""
@@ -249,13 +343,116 @@ class EvaluationKeys(Framed):
         return super().to_bytes()
 
     @classmethod
-    def _of(cls, program: CompiledProgram, payload: Payload) -> Self:
+    def from_bytes(cls, program: AnyProgram | Parameters, data: bytes) -> Self:
+        """Check a frame; raises `ArtifactError` for anything that is not for the parameters (of the program)."""
+        return cls._read(program, Source(data=data))
+
+    @classmethod
+    def load(cls, program: AnyProgram | Parameters, path: str | Path) -> Self:
+        """Read and check a file. The keys are read again when a server takes them.
+
+        Args:
+            program: with the parameters that the keys must be for, or these parameters. Files of olac 0.1 or older,
+                which belong to one program, take that program.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, or of another kind or version, or for other parameters.
+        """
+        return cls._read(program, Source.of_file(path))
+
+    @property
+    def _belongs_to(self) -> Parameters:
+        return self.parameters
+
+    @classmethod
+    def _owner(cls, given: AnyProgram | Parameters) -> Owner:
+        if isinstance(given, Parameters):
+            return given
+        check_any_program(given)
+        return given.parameters
+
+    @classmethod
+    def _of(cls, given: AnyProgram | Parameters, payload: Payload) -> Self:
         header = payload.header
-        steps = header.integers("steps", program.rotations)
-        keys = cls(program, header.identity("keys"), steps, header.flag("relinearisation"), header=header)
-        header.expect_payload(keys.payload_bytes)
-        keys._parts = payload.parts(keys.sizes)
-        return keys
+        engine = _engine_of(header)
+        parameters = given if isinstance(given, Parameters) else given.parameters
+        if header.version <= WITHOUT_LEVELS:
+            listed = _list_of_a_program(header, given, engine)
+        else:
+            listed = _list_of(header, parameters)
+        header.expect_payload(sum(key_sizes(engine, parameters, listed)))
+        parts = payload.parts(key_sizes(engine, parameters, listed))
+        stored = tuple(StoredKey(header, part) for part in parts)
+        name = header.source.name
+        return cls(parameters, header.identity("keys"), listed, engine, stored=stored, name=name)
+
+
+Place = int | str
+"""What a key is for: a rotation step, "relinearise" or "bootstraps"."""
+NAMED_SOURCES = 3
+
+
+def _key_of(part: KeyList) -> Place:
+    """What the only key of a list is for."""
+    if part.rotations:
+        return part.steps[0]
+    return BOOTSTRAPS if part.bootstraps else "relinearise"
+
+
+def key_sizes(engine: Engine, parameters: Parameters, keys: KeyList) -> Sequence[int]:
+    """Bytes of each key of a list in a file, in the order of `Keys.blocks`."""
+    return engine.key_sizes(parameters, keys.by_step, keys.relinearise, bootstraps=keys.bootstraps)
+
+
+def keys_frame(
+    parameters: Parameters,
+    identity: str,
+    keys: KeyList,
+    engine: Engine,
+    payload: Iterable[memoryview],
+) -> Iterator[bytes | memoryview]:
+    """The frame of evaluation keys with these bytes, in pieces."""
+    fields: dict[str, Any] = {
+        "keys": identity,
+        "steps": list(keys.by_step),
+        "levels": list(keys.by_step.values()),
+        "relinearisation": keys.relinearise,
+        "bootstraps": keys.bootstraps,
+    }
+    if engine.key_files != DEFAULT:
+        fields[ENGINE_FIELD] = engine.key_files
+    size = sum(key_sizes(engine, parameters, keys))
+    yield from envelope.frame(envelope.EVALUATION_KEYS, parameters, fields, payload, size)
+
+
+def _list_of(header: Header, parameters: Parameters) -> KeyList:
+    """The keys that a frame says it holds."""
+    steps, levels = header.integers("steps"), header.integers("levels")
+    relinearise = None
+    if header.fields.get("relinearisation") is not None:
+        relinearise = header.integer("relinearisation", 0, parameters.depth)
+    if len(steps) != len(levels):
+        raise header.error(f"{len(levels)} levels for {len(steps)} steps", DAMAGED)
+    try:
+        found = KeyList(tuple(zip(steps, levels, strict=True)), relinearise, header.flag("bootstraps"))
+        found.check(parameters)
+    except ValueError as error:
+        raise header.error(str(error), "Make the keys anew.") from error
+    return found
+
+
+def _list_of_a_program(header: Header, given: AnyProgram | Parameters, engine: Engine) -> KeyList:
+    """The keys of a frame of an older version, which belongs to one program."""
+    if isinstance(given, Parameters):
+        raise header.error(
+            f"format version {header.version} of keys belongs to one program", "Load it with that program."
+        )
+    header.expect("program", given.fingerprint)
+    steps = header.integers("steps")
+    if list(steps) != sorted(set(steps) & set(given.rotations)):
+        raise header.error("its steps repeat, or the program does not use them", "Make the keys anew for this program.")
+    needed = given.keys_for(engine.model)
+    return needed.within(steps, header.flag("relinearisation"), True)
 
 
 def _bytes_of(piece: Piece) -> memoryview:
@@ -283,8 +480,19 @@ def _engine_of(header: Header) -> Engine:
     )
 
 
+MOST_IMAGES = 1 << 24
+"""In one message."""
+
+
+def sets_of(program: AnyProgram, images: int) -> int:
+    """Sets of ciphertexts that this many images take."""
+    return -(-images // program.batch)
+
+
 class _Ciphertexts(Framed):
     """The ciphertexts of one value, as they are sent: noise degree 1, canonical scale, level as in its type.
+
+    Images beyond `program.batch` are in further sets of ciphertexts, one after the other.
 
     Attributes:
         called: what errors call an object of this kind.
@@ -296,7 +504,7 @@ class _Ciphertexts(Framed):
 
     def __init__(
         self,
-        program: CompiledProgram,
+        program: AnyProgram,
         identity: str,
         images: int,
         *,
@@ -322,24 +530,34 @@ class _Ciphertexts(Framed):
 
     @classmethod
     @abstractmethod
-    def _node(cls, program: CompiledProgram) -> Node:
+    def _node(cls, program: AnyProgram) -> Node | Port:
         """The node of the program whose value these ciphertexts hold."""
 
     @classmethod
-    def _shape(cls, program: CompiledProgram) -> tuple[int, int, int, int]:
-        """(ciphertexts, 2, limbs, N)."""
+    def _shape(cls, program: AnyProgram, images: int) -> tuple[int, int, int, int]:
+        """(ciphertexts of all sets, 2, limbs, N)."""
         node = cls._node(program)
-        return node.layout.ciphertexts, 2, node.state.level + 1, program.parameters.ring_dimension
+        count = sets_of(program, images) * node.layout.ciphertexts
+        return count, 2, node.state.level + 1, program.parameters.ring_dimension
 
     @classmethod
-    def _bytes(cls, program: CompiledProgram) -> int:
-        count, _, limbs, _ = cls._shape(program)
+    def _bytes(cls, program: AnyProgram, images: int) -> int:
+        count, _, limbs, _ = cls._shape(program, images)
         return count * ciphertext_bytes(program.parameters.log_ring, limbs)
+
+    @property
+    def sets(self) -> int:
+        """Sets of ciphertexts, each of `program.batch` images; the last may have fewer."""
+        return sets_of(self.program, self.images)
 
     @property
     def payload_bytes(self) -> int:
         """Bytes of the coefficients."""
-        return self._bytes(self.program)
+        return self._bytes(self.program, self.images)
+
+    @property
+    def _belongs_to(self) -> AnyProgram:
+        return self.program
 
     def payloads(self, session: Session) -> tuple[Any, ...]:
         """The ciphertexts as a session uses them.
@@ -349,8 +567,22 @@ class _Ciphertexts(Framed):
         """
         if self._words is None and self.engine is session.engine:
             return tuple(session.adopt(part) for part in self._checked())
-        level = self._shape(self.program)[2] - 1
+        level = self._shape(self.program, self.images)[2] - 1
         return tuple(session.ciphertext(words, level) for words in self._all_words())
+
+    def part(self, first: int, count: int) -> Self:
+        """Some sets of ciphertexts, from set number `first` on, as a message of their own; nothing is copied."""
+        one, batch = self._node(self.program).layout.ciphertexts, self.program.batch
+        some = slice(first * one, (first + count) * one)
+        return type(self)(
+            self.program,
+            self.identity,
+            min(self.images - first * batch, count * batch),
+            live=None if self._live is None else self._live[some],
+            words=None if self._words is None else self._words[some],
+            name=self.name,
+            engine=self._engine,
+        )
 
     @property
     def engine(self) -> Engine:
@@ -361,11 +593,11 @@ class _Ciphertexts(Framed):
         """The live ciphertexts, which must be such as a file may hold."""
         assert self._live is not None
         engine, parameters = self.engine, self.program.parameters
-        count, _, limbs, _ = self._shape(self.program)
+        count, _, limbs, _ = self._shape(self.program, self.images)
+        if not 1 <= self.images <= MOST_IMAGES:
+            raise ArtifactError(f"{self.name}: {self.images} images, 1 to {MOST_IMAGES} are possible")
         if len(self._live) != count:
             raise ArtifactError(f"{self.name}: {len(self._live)} ciphertexts, expected {count}. {REPLACED}")
-        if not 1 <= self.images <= self.program.batch:
-            raise ArtifactError(f"{self.name}: {self.images} images, the program takes 1 to {self.program.batch}")
         for part in self._live:
             found = engine.state(parameters, part)
             if found.level + 1 != limbs or found.noise_degree != 1:
@@ -381,7 +613,7 @@ class _Ciphertexts(Framed):
         """The words of one ciphertext after the other."""
         if self._words is not None:
             return iter(self._words)
-        engine, parameters, level = self.engine, self.program.parameters, self._shape(self.program)[2] - 1
+        engine, parameters, level = self.engine, self.program.parameters, self._shape(self.program, self.images)[2] - 1
         return (engine.words(parameters, part, level) for part in self._checked())
 
     @cached_property
@@ -393,19 +625,20 @@ class _Ciphertexts(Framed):
         return found.hexdigest()[:32]
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
-        shape, payload = self._shape(self.program), (as_bytes(words) for words in self._all_words())
+        shape, payload = self._shape(self.program, self.images), (as_bytes(words) for words in self._all_words())
         fields = {"keys": self.identity, "images": self.images, "ciphertexts": shape[0], "limbs": shape[2]}
         yield from envelope.frame(self.kind, self.program, fields | self._fields(), payload, self.payload_bytes)
 
     @classmethod
-    def _of(cls, program: CompiledProgram, payload: Payload) -> Self:
-        header, shape = payload.header, cls._shape(program)
-        size = cls._bytes(program)
+    def _of(cls, program: AnyProgram, payload: Payload) -> Self:
+        header = payload.header
+        images = header.integer("images", 1, MOST_IMAGES)
+        shape, size = cls._shape(program, images), cls._bytes(program, images)
         header.integer("ciphertexts", shape[0], shape[0])
         header.integer("limbs", shape[2], shape[2])
-        images = header.integer("images", 1, program.batch)
         identity, more = header.identity("keys"), cls._from_fields(header)
         header.expect_payload(size)
+        check_room(size, f"reading {header.source.name}")
         words = np.frombuffer(payload.read(size), "<u8").reshape(shape)
         payload.finish()
         with header.named_in_errors():
@@ -424,18 +657,18 @@ class _Ciphertexts(Framed):
 
 
 class EncryptedInput(_Ciphertexts):
-    """A batch of encrypted images; the first `images` are given, the others are zeros."""
+    """Encrypted images; where the last set of ciphertexts has room for more, the others are zeros."""
 
     kind = envelope.INPUT
     called = "an encrypted input"
 
     @classmethod
-    def _node(cls, program: CompiledProgram) -> Node:
+    def _node(cls, program: AnyProgram) -> Node | Port:
         return program.input
 
 
 class EncryptedResult(_Ciphertexts):
-    """The encrypted outputs of a batch; the first `images` count.
+    """The encrypted outputs of some images; the first `images` count.
 
     Attributes:
         input: the digest of the `EncryptedInput` that it is said to be of; None if an older olac wrote the file. It
@@ -447,7 +680,7 @@ class EncryptedResult(_Ciphertexts):
 
     def __init__(
         self,
-        program: CompiledProgram,
+        program: AnyProgram,
         identity: str,
         images: int,
         *,
@@ -479,7 +712,7 @@ class EncryptedResult(_Ciphertexts):
         return {"input": header.identity("input") if "input" in header.fields else None}
 
     @classmethod
-    def _node(cls, program: CompiledProgram) -> Node:
+    def _node(cls, program: AnyProgram) -> Node | Port:
         return program.output
 
 

@@ -22,8 +22,7 @@ class KeyFile:
     """Single rotation keys of a file, each checked to be what it was when the whole file was checked."""
 
     def __init__(self, keys: EvaluationKeys) -> None:
-        assert keys.header is not None
-        self._keys, self._header = keys.apart(), keys.header
+        self._keys = keys.apart()
         self._places = {step: int(keys.relinearisation) + i for i, step in enumerate(keys.steps)}
 
     def put(self, step: int, store: KeyStore) -> None:
@@ -33,12 +32,11 @@ class KeyFile:
             ArtifactError: the file is gone, or the key has changed.
         """
         try:
-            with self._header.source.reader() as reader:
-                store.put(step, self._keys.blocks(reader, self._places[step]))
+            store.put(step, self._keys.blocks(self._places[step]))
         except ArtifactError as error:
-            raise self._header.error(
-                f"the key for rotation step {step} can't be read again: {error}",
-                "Leave the file as it is while a server uses it.",
+            raise ArtifactError(
+                f"{self._keys.name}: the key for rotation step {step} can't be read again: {error}. Leave the file as "
+                "it is while a server uses it."
             ) from error
 
 
@@ -53,24 +51,30 @@ def install_pinned(
     engine: Engine,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Keys, KeyFile]:
-    """Install the keys of a frame, but leave those for rotations by other steps than `pinned` in their file.
+    """Install keys from outside, but leave those for rotations by other steps than `pinned` in their file.
 
     Raises:
         ArtifactError: as `EvaluationKeys.install`.
     """
-    header, first = keys.header, int(keys.relinearisation)
-    assert header is not None
-    levels, relinearise = keys.wanted
-    held = {step: level for step, level in levels.items() if step in pinned}
+    listed, first = keys.listed, int(keys.relinearisation)
+    held = {step: level for step, level in listed.rotations if step in pinned}
     special = first + len(keys.steps)
     places = [*range(first), *(first + i for i, step in enumerate(keys.steps) if step in pinned)]
     places += range(special, len(keys.sizes))
-    with header.source.reader() as reader, header.named_in_errors():
 
-        def blocks(place: int) -> Iterator[Piece]:
-            return keys.blocks(reader, places[place])
+    def blocks(place: int) -> Iterator[Piece]:
+        return keys.blocks(places[place])
 
-        live = engine.install_keys(keys.program.parameters, held, relinearise, blocks, progress, keys.identity)
+    with keys.named_in_errors():
+        live = engine.install_keys(
+            keys.parameters,
+            held,
+            listed.relinearise,
+            blocks,
+            progress,
+            keys.identity,
+            bootstraps=listed.bootstraps,
+        )
     return live, KeyFile(keys)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from olac.analysis.estimate import BARE_PROCESS_BYTES, LOADING_KEYS, UNUSED_SHARE, estimate
-from olac.backends.base import SCALE_TOLERANCE, Ciphertext
+from olac.backends.base import SCALE_TOLERANCE, Ciphertext, Evaluator
 from olac.backends.recorder import Encoder
 from olac.backends.session import Engine, PlaintextCache, Preparing, ServerSession, Session
 from olac.costs.table import CostTable
@@ -28,15 +28,17 @@ from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap
 from olac.kernels.base import Value
 from olac.kernels.execute import execute
+from olac.kernels.sets import SetsEvaluator, apart, together
 from olac.program.program import CompiledProgram
 from olac.runtime.checkpoints import Checkpoint
 from olac.runtime.messages import (
     EncryptedInput,
     EncryptedResult,
     EvaluationKeys,
-    needs_relinearisation,
 )
 from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
+from olac.runtime.progress import Progress as Progress
+from olac.runtime.progress import Steps
 from olac.system.files import check_writable, remove_file
 from olac.system.forks import check_fork, is_stale
 from olac.system.internal import callers, is_callers
@@ -47,31 +49,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 NAMED_STEPS = 12
+MORE_KEYS = (
+    "Make those that are missing with Client.load(program, secret_key).more_keys(keys), and join them with "
+    "keys.with_more(more); or make all anew with Client.generate_keys()."
+)
 CHECKPOINT_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One node of a run is done.
-
-    Attributes:
-        done, total: nodes so far and in all, the input included.
-        node: its id.
-        level: levels that its ciphertexts have left.
-        seconds: wall time of this node.
-        memory_gb: resident memory of this process.
-        eta_seconds: predicted seconds to the end of the run, scaled by how long the nodes so far took.
-        checkpoint: the node after which the last checkpoint was written; empty if there is none.
-    """
-
-    done: int
-    total: int
-    node: str
-    level: int
-    seconds: float
-    memory_gb: float = 0.0
-    eta_seconds: float = 0.0
-    checkpoint: str = ""
+MOST_SETS = 32
+"""Sets of ciphertexts are computed together to share the encoding of weights; more than these save hardly anything.
+"""
 
 
 class Server:
@@ -105,7 +90,7 @@ class Server:
         pages: which keys are read when they are needed, and how often they were; None if all are held.
 
     Raises:
-        ArtifactError: the keys belong to another program or are for another engine, or are damaged.
+        ArtifactError: the keys are for other parameters or for another engine, or are damaged.
         MissingKeyError: a key that the program needs is missing.
         InfeasibleError: the keys and ciphertexts need more memory than allowed, or the engine does not take the
             program's parameters.
@@ -146,6 +131,8 @@ class Server:
             raise BackendError(f"{self._engine.title} can't be used here: {reason}. {instead}")
         # They take memory themselves, so they are made before it is measured.
         self._kernels = program.kernels
+        needed = program.keys_for(self._engine.model)
+        evaluation_keys = evaluation_keys.some(needed)
         room, capacity = self._check_memory(evaluation_keys, limit)
         self._identity = evaluation_keys.identity
         self._pager: KeyPager | None = None
@@ -159,8 +146,10 @@ class Server:
         if kept is None:
             kept = max(0.0, room) if program.parameters.bootstrapping is None else 0.0
         self._cache = PlaintextCache(int(kept))
+        # Of keys that serve other programs as well, the program takes those that it was compiled for.
+        levels = {step: evaluation_keys.listed.by_step[step] for step in needed.steps}
         self._session: ServerSession | None = self._engine.server(
-            program.parameters, keys, evaluation_keys.wanted[0], self._cache, self._pager
+            program.parameters, keys, levels, self._cache, self._pager
         )
 
     def close(self) -> None:
@@ -206,29 +195,32 @@ class Server:
                 "Client.generate_keys(), or EvaluationKeys.load(program, path)"
             )
         keys.check_open()
-        if keys.program.fingerprint != program.fingerprint:
+        if keys.parameters != program.parameters:
             raise ArtifactError(
-                f"the evaluation keys belong to program {keys.program.fingerprint[:16]}..., this is program "
-                f"{program.fingerprint[:16]}.... Make keys for this program."
+                f"the evaluation keys are for other parameters ({keys.parameters.describe()}) than those of the "
+                f"program ({program.parameters.describe()}). Make keys for this program, or compile it with like= the "
+                "program that the keys were made for."
             )
-        missing = sorted(set(program.rotations) - set(keys.steps))
+        missing = program.keys_for(keys.choose_engine(None).model).lacking(keys.listed)
+        if missing.rotations:
+            steps = missing.steps
+            more = "" if len(steps) <= NAMED_STEPS else f" and {len(steps) - NAMED_STEPS} more"
+            raise MissingKeyError(
+                f"the evaluation keys lack those for the rotation steps {', '.join(map(str, steps[:NAMED_STEPS]))}"
+                f"{more}, or have them for too few levels. {MORE_KEYS}"
+            )
         if missing:
-            more = "" if len(missing) <= NAMED_STEPS else f" and {len(missing) - NAMED_STEPS} more"
-            raise MissingKeyError(
-                f"the evaluation keys lack those for the rotation steps {', '.join(map(str, missing[:NAMED_STEPS]))}"
-                f"{more}. Make the keys anew with Client.generate_keys()."
-            )
-        if needs_relinearisation(program) and not keys.relinearisation:
-            raise MissingKeyError(
-                "the evaluation keys lack the relinearisation key. Make the keys anew with Client.generate_keys()."
-            )
+            what = "the relinearisation key" if missing.relinearise is not None else "the keys of bootstraps"
+            raise MissingKeyError(f"the evaluation keys lack {what}, or have it for too few levels. {MORE_KEYS}")
 
     def _check_memory(self, keys: EvaluationKeys, max_memory: float | None) -> tuple[float, int | None]:
         """Bytes that are left for encoded weights, and how many keys that are not pinned are held; None for all."""
         model = self._engine.model
         library = model.library_bytes(self.program.parameters)
         found = estimate(self.program, costs=CostTable.default(model))
-        self._predicted = found.node_seconds
+        self._predicted, self._set_bytes, self._limit = found.node_seconds, found.ciphertext_bytes, max_memory
+        if max_memory is None:
+            self._limit = self.program.max_memory
         held = current_rss_bytes()
         room: float = available_bytes()
         needed = found.ciphertext_bytes + found.setup_bytes + (0 if keys.installed else keys.memory_bytes)
@@ -239,7 +231,7 @@ class Server:
         fewest = 1 + LOADING_KEYS
         least = library + (1 + UNUSED_SHARE) * (needed - sum(sizes) + fewest * one)
         check_threads(library + min(needed, least), "running the program")
-        may_wait = keys.header is not None and not keys.installed and away > fewest
+        may_wait = keys.outside and not keys.installed and away > fewest
         within = room
         if max_memory is not None:
             room = within = min(room, max_memory - held)
@@ -305,7 +297,9 @@ class Server:
         keep_checkpoint: bool = False,
         observe: Callable[[Node, Value], None] | None = None,
     ) -> EncryptedResult:
-        """Run the program on a batch; one run at a time, others wait.
+        """Run the program on any number of images; one run at a time, others wait.
+
+        Sets of ciphertexts are computed together, as many as memory allows, so that weights are encoded once for all.
 
         Args:
             encrypted: from the client whose keys this server has.
@@ -314,7 +308,7 @@ class Server:
                 also from time to time. If it exists, the run continues from it. It is deleted when the run is done.
             checkpoint_seconds: the least time between checkpoints, apart from those after bootstraps.
             keep_checkpoint: do not delete the file, for callers that want to save the result first.
-            observe: called with every node and its ciphertexts, before `progress`.
+            observe: called with every node and its ciphertexts, before `progress`; once for each set of ciphertexts.
 
         Raises:
             ArtifactError: the input is of another program or was encrypted under other keys; the checkpoint is
@@ -326,14 +320,7 @@ class Server:
         """
         check_fork()
         program = self.program
-        EncryptedInput.check_kind(encrypted)
-        if encrypted.program.fingerprint != program.fingerprint:
-            raise ArtifactError(f"{encrypted.name} is of another program. Encrypt it for the program of this server.")
-        if encrypted.identity != self._identity:
-            raise ArtifactError(
-                f"{encrypted.name} was encrypted under other keys than this server has. Send it with its own "
-                "evaluation keys."
-            )
+        self._check_input(encrypted)
         with self._turn(), self._open().running():
             if checkpoint is None:
                 return self._run(encrypted, progress, observe, None)
@@ -344,6 +331,48 @@ class Server:
                 remove_file(keeper.path)
             return result
 
+    def stream(
+        self, encrypted: Iterable[EncryptedInput], progress: Callable[[Progress], None] | None = None
+    ) -> Iterator[EncryptedResult]:
+        """The result of one input after the other, each as soon as it is there.
+
+        An input with more sets of ciphertexts than memory holds at a time is given in parts; each result says how many
+        images it is of, and results are in the order of the images.
+
+        Args:
+            encrypted: inputs, which may be made as they are asked for; `EncryptedInput.part` takes an input apart.
+            progress: as in `run`; each part is a run.
+
+        Raises:
+            ArtifactError, BackendError, ForkError, ClosedError: as `run`.
+        """
+        for one in encrypted:
+            self._check_input(one)
+            first = 0
+            while first < one.sets:
+                count = min(one.sets - first, self._together())
+                yield self.run(one if count == one.sets else one.part(first, count), progress)
+                first += count
+
+    def _check_input(self, encrypted: EncryptedInput) -> None:
+        program = self.program
+        EncryptedInput.check_kind(encrypted)
+        if encrypted.program.fingerprint != program.fingerprint:
+            raise ArtifactError(f"{encrypted.name} is of another program. Encrypt it for the program of this server.")
+        if encrypted.identity != self._identity:
+            raise ArtifactError(
+                f"{encrypted.name} was encrypted under other keys than this server has. Send it with its own "
+                "evaluation keys."
+            )
+
+    def _together(self) -> int:
+        """Sets of ciphertexts that memory allows to compute at a time."""
+        room = float(available_bytes())
+        if self._limit is not None:
+            room = min(room, self._limit - current_rss_bytes())
+        room -= self._cache.budget - self._cache.bytes
+        return int(min(MOST_SETS, max(1.0, room / ((1 + UNUSED_SHARE) * self._set_bytes))))
+
     def _run(
         self,
         encrypted: EncryptedInput,
@@ -352,69 +381,103 @@ class Server:
         keeper: _Keeper | None,
     ) -> EncryptedResult:
         session, program = self._open(), self.program
-        done = {node.id: i for i, node in enumerate(program.graph.nodes, 1)}
-        seconds: dict[str, float] = {}
-        evaluator, after = session.evaluator, None
+        wanted, one = program.output.state, program.input.layout.ciphertexts
         found = None if keeper is None else keeper.load(session)
-        if found is None:
-            state = program.input.state
-            inputs = tuple(Ciphertext(payload, state) for payload in encrypted.payloads(session))
-            values: Mapping[str, Value] = {program.input.id: inputs}
-            evaluator.restart()
-        else:
-            after, values = found.after, found.values
-            # Plaintexts are kept by their place in a whole run, so a run that starts in the middle encodes its own.
-            evaluator = session.uncached()
-        if self._pager is not None:
-            self._pager.restart(after)
-        start = time.perf_counter()
+        outputs: list[Value] = [] if found is None else list(found.outputs)
+        steps = Steps(program.graph, self._predicted, encrypted.sets)
+        while len(outputs) < encrypted.sets:
+            if found is None or not found.after:
+                count = min(encrypted.sets - len(outputs), self._together())
+                payloads = encrypted.part(len(outputs), count).payloads(session)
+                given = [Ciphertext(payload, program.input.state) for payload in payloads]
+                fresh = [tuple(given[at : at + one]) for at in range(0, len(given), one)]
+                after, values, evaluator = None, {program.input.id: fresh}, session.evaluator
+                evaluator.restart()
+            else:
+                after, values = found.after, {name: list(sets) for name, sets in found.values.items()}
+                # Plaintexts are kept by their place in a whole run: a run that starts in the middle encodes its own.
+                count, evaluator = found.sets, session.uncached()
+            found = None
+            if self._pager is not None:
+                self._pager.restart(after)
+            keep = self._keeping(steps, tuple(outputs), count, progress, observe, keeper)
+            outputs += self._computed(evaluator, values, after, keep)
+        self.last_run = steps.seconds
+        for part in itertools.chain.from_iterable(outputs):
+            if part.state.level != wanted.level or abs(part.state.scale / wanted.scale - 1) > SCALE_TOLERANCE:
+                raise VerificationError(f"the output is at {part.state}, its type says {wanted}")
+        live = tuple(part.payload for output in outputs for part in output)
+        return EncryptedResult(
+            program, self._identity, encrypted.images, live=live, engine=self._engine, input=encrypted.digest
+        )
+
+    def _computed(
+        self,
+        evaluator: Evaluator[Any, Any],
+        values: Mapping[str, Sequence[Value]],
+        after: str | None,
+        keep: Callable[[Node, Mapping[str, Value]], None],
+    ) -> list[Value]:
+        """The outputs of some sets of ciphertexts, from their values after a node or from their inputs."""
+        several = len(next(iter(values.values()))) > 1
+        given = {name: together(sets) if several else sets[0] for name, sets in values.items()}
+        try:
+            (output,) = execute(
+                self.program.graph,
+                self._kernels,
+                SetsEvaluator(evaluator) if several else evaluator,
+                given,
+                start_after=after,
+                keep=keep,
+            )
+        except RuntimeError as error:
+            if is_callers(error) or ran_out(error):
+                raise
+            raise BackendError(f"{self._engine.title} refused an operation of the program: {error}") from error
+        return apart(output) if several else [output]
+
+    def _keeping(
+        self,
+        steps: Steps,
+        finished: Sequence[Value],
+        sets: int,
+        progress: Callable[[Progress], None] | None,
+        observe: Callable[[Node, Value], None] | None,
+        keeper: _Keeper | None,
+    ) -> Callable[[Node, Mapping[str, Value]], None]:
+        """What is done after each node of a run of some sets of ciphertexts."""
+        session, start = self._open(), time.perf_counter()
+
+        def each_set(value: Value) -> list[Value]:
+            return apart(value) if sets > 1 else [value]
 
         def keep(node: Node, values: Mapping[str, Value]) -> None:
             nonlocal start
-            seconds[node.id] = time.perf_counter() - start
+            spent = time.perf_counter() - start
+            steps.add(node, spent, sets, len(finished))
             with session.resting():  # between two nodes no key is in use
                 if keeper is not None:
-                    keeper.keep(node, values)
+                    keeper.keep(node, {name: each_set(value) for name, value in values.items()}, finished)
                 if observe is not None:
                     with callers():
-                        observe(node, values[node.id])
+                        for value in each_set(values[node.id]):
+                            observe(node, value)
                 if progress is not None:
                     reached = Progress(
-                        done[node.id],
-                        len(done),
+                        steps.done,
+                        steps.total,
                         node.id,
                         values[node.id][0].state.level,
-                        seconds[node.id],
+                        spent,
                         current_rss_bytes() / GB,
-                        self._seconds_left(node, done, seconds),
+                        steps.eta_seconds,
                         "" if keeper is None else keeper.after,
                     )
                     with callers():
                         progress(reached)
             start = time.perf_counter()
 
-        try:
-            (output,) = execute(program.graph, self._kernels, evaluator, values, start_after=after, keep=keep)
-        except RuntimeError as error:
-            if is_callers(error) or ran_out(error):
-                raise
-            raise BackendError(f"{self._engine.title} refused an operation of the program: {error}") from error
-        self.last_run = seconds
-        wanted = program.output.state
-        for part in output:
-            if part.state.level != wanted.level or abs(part.state.scale / wanted.scale - 1) > SCALE_TOLERANCE:
-                raise VerificationError(f"the output is at {part.state}, its type says {wanted}")
-        live = tuple(part.payload for part in output)
-        return EncryptedResult(
-            program, self._identity, encrypted.images, live=live, engine=self._engine, input=encrypted.digest
-        )
-
-    def _seconds_left(self, node: Node, done: Mapping[str, int], seconds: Mapping[str, float]) -> float:
-        """Predicted seconds of the nodes after `node`, scaled by how long those that ran took."""
-        left = sum(spent for name, spent in self._predicted.items() if done[name] > done[node.id])
-        expected = sum(self._predicted[name] for name in seconds)
-        # One second is added to both, because the first nodes are short and say little.
-        return left * (sum(seconds.values()) + 1.0) / (expected + 1.0)
+        return keep
 
 
 class _Keeper:
@@ -436,12 +499,12 @@ class _Keeper:
         self.after = found.after
         return found
 
-    def keep(self, node: Node, values: Mapping[str, Value]) -> None:
+    def keep(self, node: Node, values: Mapping[str, Sequence[Value]], outputs: Sequence[Value]) -> None:
         """Write a checkpoint after a bootstrap, or if enough time has passed since the last one."""
         if not isinstance(node.op, Bootstrap) and time.monotonic() - self._last < self._every:
             return
         try:
-            Checkpoint(node.id, values).save(self._program, self._encrypted, self.path, self._engine)
+            Checkpoint(node.id, values, tuple(outputs)).save(self._program, self._encrypted, self.path, self._engine)
         except (ArtifactError, BackendError, MemoryError) as error:
             # A run of hours must not end because the disk is full.
             warnings.warn(f"no checkpoint after {node.id}: {error or 'memory ran out'}", stacklevel=2)

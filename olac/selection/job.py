@@ -63,7 +63,8 @@ class Job:
     def terms(self) -> Terms:
         """What prices depend on."""
         options = self.options
-        return Terms(options.table, options.threads or usable_threads(), options.memory_limit)
+        kept = None if options.like is None else options.like.keys_for(options.planned_for)
+        return Terms(options.table, options.threads or usable_threads(), options.memory_limit, kept)
 
     @property
     def engine(self) -> EngineModel:
@@ -183,7 +184,7 @@ class Job:
     ) -> Candidate:
         """A draft under parameters, from the work of one set of ciphertexts."""
         pricer, share = self.terms.pricer(parameters), self.share(parameters)
-        return price(pricer, draft, work, self.terms.max_memory, placements, exceeds, share)
+        return price(pricer, draft, work, self.terms.max_memory, placements, exceeds, share, self.terms.kept)
 
     def cost(self, one: Candidate) -> float:
         """What candidates are compared by."""

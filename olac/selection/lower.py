@@ -16,6 +16,7 @@ from olac.passes.pipeline import lowering_pipeline
 from olac.program.program import ApproximatedModel, CompiledProgram
 from olac.selection.generate import chains_with_bootstraps, with_bootstraps, without_bootstraps
 from olac.selection.job import UNUSABLE, Job
+from olac.selection.like import check_scale, key_notes
 from olac.selection.notes import notes, say_memory
 from olac.selection.open_engine import for_this_machine
 from olac.selection.price import Candidate
@@ -40,6 +41,7 @@ def lower(
     passes = tuple(pipeline or lowering_pipeline(convolutions=options.convolutions))
     PassManager(passes)  # refuses those that do not chain
     job = Job(approximated.graph, calibration, options, passes, approximated.head, say)
+    coarse = check_scale(job)
     job, (chosen, error), refusals = _for_an_engine(job)
     job.dump(chosen.draft.dumps)
     say_memory(job, chosen)
@@ -47,13 +49,15 @@ def lower(
     report = replace(
         report,
         pass_seconds=report.pass_seconds + tuple((one.name, one.seconds) for one in chosen.draft.timings),
-        notes=(*report.notes, *engine_notes, *refusals, *notes(job, chosen)),
+        notes=(*report.notes, *engine_notes, *refusals, *coarse, *notes(job, chosen)),
         max_memory=options.memory_limit,
         noise=error,
     )
-    return CompiledProgram(
+    program = CompiledProgram(
         chosen.graph, chosen.parameters, chosen.keys.steps, report, approximated.head, job.engine.name
     )
+    new = key_notes(program, options.like)
+    return replace(program, report=replace(report, notes=(*report.notes, *new))) if new else program
 
 
 Choice: TypeAlias = tuple[Candidate, float | None]

@@ -11,9 +11,10 @@ from olac.analysis.bootstraps import Profiles
 from olac.analysis.estimate import Sizes, sizes
 from olac.analysis.key_levels import key_levels
 from olac.analysis.levels import required_levels
-from olac.analysis.rotation_keys import KeyChoice, Uses, fewer_keys, within
+from olac.analysis.rotation_keys import KeyChoice, Uses, composed_of, fewer_keys, within
 from olac.backends.cost import CostEvaluator
 from olac.ckks.engines import EngineModel
+from olac.ckks.key_list import KeyList
 from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
 from olac.ir.graph import Graph
@@ -31,11 +32,15 @@ NEARLY = 1.02
 
 @dataclass(frozen=True)
 class Terms:
-    """What prices depend on beside the program: prices of primitives, threads, and the bytes that a server may take."""
+    """What prices depend on beside the program: prices of primitives, threads, and the bytes that a server may take.
+
+    If clients have keys already, `kept` lists them.
+    """
 
     table: CostTable
     threads: int
     max_memory: float | None = None
+    kept: KeyList | None = None
 
     @property
     def engine(self) -> EngineModel:
@@ -173,8 +178,14 @@ def price(
     placements: Placements = (),
     exceeds: bool = False,
     share: Share | None = None,
+    kept: KeyList | None = None,
 ) -> Candidate:
-    """A draft under the pricer's parameters; without `share`, for one image in a run."""
+    """A draft under the pricer's parameters.
+
+    Args:
+        share: of an image in a run; None for one image in a run.
+        kept: keys that clients have already.
+    """
     parameters, share = pricer.parameters, share or Share()
     encodes = {level: count for (primitive, level), count in work.counts.items() if primitive == "encode"}
     encoding = sum(count * pricer.price("encode", level) for level, count in encodes.items()) / share.images
@@ -187,7 +198,7 @@ def price(
     size = sizes(work.graph, work.kernels, parameters, keys, encodes, work.levels, engine)
     if not size.keeps_plaintexts:
         seconds, encoding = seconds + encoding, 0.0
-    chosen = with_keys(uses, work.order, pricer, seconds, size, encoding, max_memory)
+    chosen = with_keys(uses, work.order, pricer, seconds, size, encoding, max_memory, kept)
     return Candidate(parameters, draft, chosen, placements, exceeds)
 
 
@@ -223,6 +234,7 @@ def with_keys(
     size: Sizes,
     encoding: float,
     max_memory: float | None,
+    kept: KeyList | None = None,
 ) -> KeyChoice:
     """The steps that get keys, and whether encoded weights are kept, by the rule of `preferred`.
 
@@ -236,7 +248,16 @@ def with_keys(
         pricer: for the parameters.
         seconds, size: with keys for all steps, and with all encoded weights if they are ever kept.
         encoding: seconds to encode all weights, if they are ever kept.
+        kept: keys that clients have already: steps without one are composed of those with one, where that is possible.
     """
+    if kept is not None:
+        alike = composed_of(kept, uses, pricer.parameters, pricer.price, seconds, size, pricer.engine)
+        if max_memory is not None:
+            return within([alike], order, pricer, encoding, max_memory)
+        without = alike.seconds + encoding, replace(alike.sizes, keeps_plaintexts=False)
+        if _occupied(without[0], without[1].server_bytes) < _occupied(alike.seconds, alike.sizes.server_bytes):
+            return replace(alike, seconds=without[0], sizes=without[1])
+        return alike
     if max_memory is not None:
         choices = fewer_keys(
             uses, pricer.parameters, pricer.price, seconds, size, lambda _, needed: needed, pricer.engine

@@ -12,7 +12,7 @@ import secrets
 import shlex
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +128,7 @@ class Output:
         replaces_key: whether even a secret key may be replaced.
         size: its bytes, or 0 if unknown; if it is known, a disk or a limit that is too small is found before anything
             is written.
+        check: called with the path of the complete file before it takes its name; if it raises, the file is deleted.
     """
 
     path: Path
@@ -136,6 +137,7 @@ class Output:
     overwrite: bool = True
     replaces_key: bool = False
     size: int = 0
+    check: Callable[[Path], None] | None = None
 
 
 def check_apart(outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path | None]) -> None:
@@ -415,6 +417,8 @@ class _Pending:
                 os.fchmod(self._handle, stat.S_IMODE(status.st_mode))
             stream.flush()
             os.fsync(self._handle)
+        if self.output.check is not None:
+            self.output.check(self._temporary)
 
     def take_place(self, keep: bool) -> None:
         """Rename the temporary file to its own name; if `keep`, so that this can be undone."""

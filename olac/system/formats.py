@@ -63,8 +63,14 @@ class Versions:
 
 
 PROGRAMS = Versions(current=5, oldest=4, remake="Compile the model again and save it anew.")
-FRAMES = Versions(current=2, oldest=1)
+CLIENT_PROGRAMS = Versions(
+    current=1, oldest=1, remake="Make it anew of the program: CompiledProgram.client().save(path)."
+)
+"""What clients know of programs."""
+FRAMES = Versions(current=3, oldest=1)
 """Keys, ciphertexts and checkpoints."""
+KEY_MANIFESTS = Versions(current=1, oldest=1)
+"""Lists of evaluation keys in parts."""
 CALIBRATIONS = Versions(current=2, oldest=1, remake="Calibrate the model again and save it anew.")
 FITS = Versions(current=1, oldest=1, remake="Delete it: the fit then begins anew.")
 """The state of fits. Files of other releases are not kept readable."""
@@ -78,4 +84,13 @@ def without_unused(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in SINCE_VERSION_5 or value}
 
 
-__all__ = ["CALIBRATIONS", "FITS", "FRAMES", "PROGRAMS", "Versions", "without_unused"]
+__all__ = [
+    "CALIBRATIONS",
+    "CLIENT_PROGRAMS",
+    "FITS",
+    "FRAMES",
+    "KEY_MANIFESTS",
+    "PROGRAMS",
+    "Versions",
+    "without_unused",
+]

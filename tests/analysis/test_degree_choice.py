@@ -29,7 +29,7 @@ from olac.passes.fit_activations import FitActivations
 from olac.passes.insert_placeholders import circuit_pipeline
 from olac.polynomials.fit import Fit, fit
 from olac.polynomials.modes import Channel, Compensated, FitOptions, MethodName, Minimax
-from olac.program.artifact import _decode, _encode
+from olac.program.parts import decode, encode
 from olac.program.report import Report
 from tests.approximation.nets import Residual, activations, folded, histograms, images, residual
 
@@ -568,4 +568,4 @@ def test_the_front_is_sorted_and_has_one_chosen_plan_and_comes_back_from_json(op
     others = [p for p in context.front if not p.chosen]
     assert all(a.cost > b.cost for a, b in itertools.pairwise(others))
     report = Report(front=tuple(context.front))
-    assert _decode(json.loads(json.dumps(_encode(report))), Report, "report") == report
+    assert decode(json.loads(json.dumps(encode(report))), Report, "report") == report

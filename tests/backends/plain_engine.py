@@ -73,9 +73,14 @@ class PlainClient(ClientSession):
         return wire(self.parameters).secret_key_words(self.key)
 
     def make_keys(
-        self, steps: Mapping[int, int], relinearise: int | None, progress: KeyProgress | None = None
+        self,
+        steps: Mapping[int, int],
+        relinearise: int | None,
+        progress: KeyProgress | None = None,
+        *,
+        bootstraps: bool = True,
     ) -> KeySet:
-        return make_keys(self.parameters, self.key, tuple(steps), relinearise is not None, progress)
+        return make_keys(self.parameters, self.key, tuple(steps), relinearise is not None, progress, bootstraps)
 
     def encrypt(self, slots: Array, level: int) -> Any:
         return self.evaluator.encrypt(self.key, slots, level).payload
@@ -125,8 +130,10 @@ class PlainEngine(Engine):
         blocks: Callable[[int], Iterator[Piece]],
         progress: KeyProgress | None = None,
         identity: str | None = None,
+        *,
+        bootstraps: bool = True,
     ) -> KeySet:
-        return install_keys(parameters, tuple(steps), relinearise is not None, blocks, progress, identity)
+        return install_keys(parameters, tuple(steps), relinearise is not None, blocks, progress, identity, bootstraps)
 
     def server(
         self,

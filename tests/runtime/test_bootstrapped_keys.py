@@ -26,7 +26,6 @@ from olac.errors import ArtifactError, BackendError
 from olac.ir.ops import Array
 from olac.runtime import Client, EncryptedResult, EvaluationKeys, Server
 from olac.runtime.envelope import DIGEST_BYTES
-from olac.runtime.messages import needs_relinearisation
 from tests.runtime.bootstrapped_program import ERROR, ON_HALF, PARAMETERS, bootstrapped_program
 from tests.runtime.engines import OPENFHE_ALONE
 from tests.runtime.engines import engine as engine
@@ -66,7 +65,7 @@ def right(pair: Pair, answer: Array) -> bool:
 
 @OPENFHE_ALONE
 def test_the_keys_are_those_that_bootstraps_take(pair: Pair) -> None:
-    assert needs_relinearisation(pair.program)
+    assert pair.keys.relinearisation and pair.keys.listed.bootstraps
     assert set(pair.keys.steps) >= bootstrap_model(PARAMETERS).steps
     short, *others = special_key_bytes(pair.program)
     assert short < one_key_bytes(pair.program) == others[0] == others[1]

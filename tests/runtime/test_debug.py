@@ -43,10 +43,10 @@ def _image(seed: int = 0) -> Array:
 def test_a_run_with_bootstraps_that_is_right() -> None:
     client, server = deep()
     rows = {row.layer: row for row in debug(client, server, _image())}
-    assert list(rows) == [node.id for node in client.program.graph.nodes]
+    assert list(rows) == [node.id for node in server.program.graph.nodes]
     assert first_fault(tuple(rows.values())) is None
     for name, row in rows.items():
-        state = client.program.graph[name].type.state
+        state = server.program.graph[name].type.state
         assert state is not None and row.level == state.level
         assert row.seconds == server.last_run[name] > 0
         assert row.outside == 0 and row.largest <= 1
@@ -109,7 +109,7 @@ def test_what_does_not_decrypt_is_no_number() -> None:
     seen: list[Array] = []
     server.run(client.encrypt(_image()), observe=lambda node, value: seen.append(other.slots(value)))
     assert np.all(np.isnan(seen[0]))
-    assert len(seen) == len(client.program.graph.nodes)
+    assert len(seen) == len(server.program.graph.nodes)
 
 
 def test_faults_by_their_rows() -> None:

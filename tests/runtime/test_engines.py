@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,12 @@ pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compil
 @cache
 def program() -> CompiledProgram:
     return small_program()
+
+
+def header_fields(data: bytes) -> dict[str, Any]:
+    start = envelope.PREFIX.size
+    fields: dict[str, Any] = json.loads(data[start : start + envelope.PREFIX.unpack(data[:start])[3]])
+    return fields
 
 
 def right(client: Client, result: EncryptedResult) -> bool:
@@ -115,8 +122,8 @@ def test_keys_know_the_engine_that_they_are_for(tmp_path: Path, monkeypatch: pyt
     assert right(client, answer)
     keys.save(tmp_path / "evaluation.keys")
     loaded = EvaluationKeys.load(program(), tmp_path / "evaluation.keys")
-    assert loaded.for_engine == keys.for_engine == "vector" and loaded.header is not None
-    assert loaded.header.fields["engine"] == "vector" and loaded.to_bytes() == keys.to_bytes()
+    assert loaded.for_engine == keys.for_engine == "vector" and loaded.outside
+    assert header_fields(loaded.to_bytes())["engine"] == "vector" and loaded.to_bytes() == keys.to_bytes()
     assert len(set(loaded.sizes)) > 1 and loaded.payload_bytes == sum(loaded.sizes)
     assert (tmp_path / "evaluation.keys").stat().st_size < loaded.payload_bytes + 2000
     assert loaded.memory_bytes > 1.5 * loaded.payload_bytes
@@ -151,7 +158,7 @@ def test_keys_of_another_engine_are_refused(tmp_path: Path) -> None:
             with pytest.raises(ArtifactError, match="were made for the engine 'vector'"):
                 given.install(engine=engine)
     old = EvaluationKeys.from_bytes(program(), Client(program()).generate_keys().to_bytes())
-    assert old.for_engine == "openfhe" and old.header is not None and "engine" not in old.header.fields
+    assert old.for_engine == "openfhe" and "engine" not in header_fields(old.to_bytes())
     with pytest.raises(ArtifactError, match=r"were made for the engine 'openfhe', and .* engine='vector'"):
         Server(program(), old, engine="vector")
 
@@ -162,8 +169,7 @@ def test_keys_of_another_engine_are_refused(tmp_path: Path) -> None:
 def test_key_files_of_unknown_engines(name: object) -> None:
     data = Client(program()).generate_keys().to_bytes()
     _, _, _, size, payload = envelope.PREFIX.unpack(data[: envelope.PREFIX.size])
-    start = envelope.PREFIX.size + size
-    fields = json.loads(data[envelope.PREFIX.size : start])
+    start, fields = envelope.PREFIX.size + size, header_fields(data)
 
     def named(engine: object) -> bytes:
         parts = [data[start : start + payload]]

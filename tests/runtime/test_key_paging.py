@@ -24,6 +24,7 @@ from olac.errors import ArtifactError, InfeasibleError
 from olac.program.program import CompiledProgram
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Progress, Server
 from olac.runtime import server as server_module
+from olac.runtime.envelope import DIGEST_BYTES
 from olac.runtime.paging import KeyPager, install_pinned, needed_order, pinned_steps
 from tests.runtime.bootstrapped_program import bootstrapped_program
 from tests.runtime.key_sizes import one_key_bytes
@@ -148,8 +149,8 @@ def test_a_file_that_changes_is_refused_by_name(path: Path) -> None:
     data = bytearray(frames().keys)
     assert server._pager is not None
     step = sorted(set(program().rotations) - pinned_steps(program()))[-1]
-    header = server._pager._file._header
-    data[len(header.start) + server._pager._file._places[step] * one_key_bytes(program()) + 8] ^= 1
+    start = len(data) - DIGEST_BYTES - server._pager._file._keys.payload_bytes
+    data[start + server._pager._file._places[step] * one_key_bytes(program()) + 8] ^= 1
     path.write_bytes(data)
     with pytest.raises(ArtifactError, match=rf"evaluation.keys.*key for rotation step {step} can.t be read again"):
         server.run(given())

@@ -88,7 +88,6 @@ def main() -> None:
     import torch
 
     from olac.cli import main as command
-    from olac.program.program import CompiledProgram
     from olac.runtime import Client, Server
 
     os.chdir(folder)
@@ -113,8 +112,8 @@ def main() -> None:
         ]
         wanted = program.simulate(given[0].numpy())
         by_commands = float(np.max(np.abs(np.load("out.npy") - wanted)))
-        client = Client(CompiledProgram.load("model.olac"))
-        with Server(client.program, client.generate_keys()) as server:
+        client = Client(program)
+        with Server(program, client.generate_keys()) as server:
             answer = client.decrypt(server.run(client.encrypt(given[0].numpy())))
     print(
         json.dumps(
