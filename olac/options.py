@@ -50,6 +50,9 @@ class CompileOptions:
         parameters: all parameters; without security they need `insecure` as well.
         max_memory: bytes that the server process may take, or text such as "8GB" or "1.5GiB"; None for no limit. It is
             also the default limit of servers that run the program.
+        max_compile_memory: bytes that this process may take while it compiles, in the same form; None for what the
+            machine has available. If more is needed, the model is refused before it is calibrated; fits hold fewer
+            images at a time to keep to it (see `olac.approximation.own_needs`).
         batch: images in one set of ciphertexts.
         convolutions: a registered kind of lowering, which computes what it can (see `olac.ir.lowerings`): "diagonals",
             or "multiplexed" for convolutions as MPCNN does them, for comparison. "auto" takes diagonals, and a
@@ -94,6 +97,7 @@ class CompileOptions:
     scale_bits: int | None = None
     parameters: Parameters | None = None
     max_memory: float | str | None = None
+    max_compile_memory: float | str | None = None
     batch: int = 1
     convolutions: Convolutions = "auto"
     threads: int | None = None
@@ -115,8 +119,9 @@ class CompileOptions:
             raise ValueError(f"precision {self.precision} is outside 0 ... 1")
         if isinstance(self.task, str):
             require_one_of("task", self.task, TASKS)
-        if self.max_memory is not None:
-            bytes_of(self.max_memory, "max_memory")
+        for name in ("max_memory", "max_compile_memory"):
+            if getattr(self, name) is not None:
+                bytes_of(getattr(self, name), name)
         if self.batch < 1:
             raise ValueError(f"batch {self.batch} is below 1")
         require_one_of("convolutions", self.convolutions, kinds())
@@ -149,6 +154,12 @@ class CompileOptions:
     def memory_limit(self) -> float | None:
         """`max_memory` in bytes."""
         return None if self.max_memory is None else bytes_of(self.max_memory, "max_memory")
+
+    @property
+    def compile_memory_limit(self) -> float | None:
+        """`max_compile_memory` in bytes."""
+        asked = self.max_compile_memory
+        return None if asked is None else bytes_of(asked, "max_compile_memory")
 
     @property
     def planned_for(self) -> EngineModel:
@@ -199,6 +210,7 @@ class Keywords(FitKeywords, total=False):
     scale_bits: int | None
     parameters: Parameters | None
     max_memory: float | str | None
+    max_compile_memory: float | str | None
     batch: int
     convolutions: Convolutions
     threads: int | None
