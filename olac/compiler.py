@@ -30,6 +30,7 @@ from olac.ir.split import split_head
 from olac.options import CompileOptions, Keywords, Stages, telling, with_choices
 from olac.passes.base import Pass, PassContext, PassManager, PassTiming
 from olac.passes.clamp_functions import ClampFunctions
+from olac.passes.compose_linear import MOST_ENTRIES
 from olac.passes.pipeline import approximation_pipeline
 from olac.plugins import load_plugins
 from olac.polynomials.modes import EFFORTS
@@ -383,7 +384,7 @@ def _tell_needs(
         calibrated: whether that is done.
     """
     batch, limit = 0 if calibrated else len(images), options.compile_memory_limit
-    work = Work(graph, options.fit, count, batch, limit, calibrated, purpose.lowers, purpose.epochs)
+    work = Work(graph, options.fit, count, batch, limit, calibrated, purpose.lowers, purpose.epochs, MOST_ENTRIES)
     needs = work.needs(current_rss_bytes())
     check_fits(needs, limit, available_bytes(), purpose.doing)
     try:

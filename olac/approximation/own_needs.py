@@ -15,11 +15,13 @@ precision, 4 bytes each. A step that looks at n images at a time needs, for each
 | checks | 64 | what lives at a time and a layer's patches, in double precision |
 
 A layer's patches are the operands of its product of matrices: inputs to an output, times places. What every step needs
-are the libraries that are loaded on the way, the constants, the histograms (2,048 counts a channel), and the images
-that are kept for fits and held out.
+are the libraries that are loaded on the way, the constants of all graphs, the histograms (2,048 counts a channel), and
+the images that are kept for fits and held out. Steps also hold the constants in single precision, ten times, and what
+whitens them. Composing a pooling with the layer after it takes 48 bytes for each entry of the result.
 
 Time is counted in evaluations of the model for one image, whose seconds are measured (`Yardstick`), plus products of
-matrices for the systems, whose rate is measured as well, plus the lowering, by linear layer.
+matrices for the systems, whose rate is measured as well, plus the lowering, by layer. Not counted is what an engine
+does at its first use on a machine, up to a minute, which its own lines of progress tell.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import numpy as np
 import torch
 
 from olac.approximation.common import live_bytes, most_fitting, sweep_memory
-from olac.approximation.engine import BOUND_IMAGES, EFFECT_IMAGES, TRIAL_IMAGES
+from olac.approximation.engine import BOUND_IMAGES, COPIES, EFFECT_IMAGES, TRIAL_IMAGES
 from olac.approximation.least_squares import PER_UNKNOWN, thinning_for
 from olac.approximation.reconstruct import BATCH, INTERVAL, JUDGED, LEAST_IMAGES, MOMENTS_IMAGES
 from olac.approximation.sweep import MOST_UNKNOWNS, RIDGES, tails
@@ -50,16 +52,18 @@ from olac.calibration.statistics import (
 )
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
-from olac.ir.ops import Activation, Affine, Conv2d, Linear, MaxPool2d
+from olac.ir.ops import Activation, Affine, Conv2d, Linear, LinearOp, MaxPool2d, Reshape
 from olac.polynomials.modes import EFFORTS, Agreement, Compensated, FitOptions, Within
 from olac.system.memory import GB
 
 Tensor = torch.Tensor
 
+TOLD = "will take about"
+"""Words of the line that tells it."""
 LIBRARIES = 0.32e9
 """Bytes of the modules and the compiled kernels that are loaded after the model was traced."""
 START_SECONDS = 12.0
-"""Seconds for loading these, and for compiling kernels that were not kept from an earlier run of olac."""
+"""Seconds for loading these, and for compiling the kernels of fits."""
 ALLOCATOR = 1.15
 """What the allocators take for each byte that steps ask for: they keep some of what was freed."""
 SYSTEM = 5
@@ -68,22 +72,29 @@ ALTERED = 6
 """Arrays of altered copies of images that are held while they are made."""
 STATES = 10
 """Copies of the constants in single precision while weights are trained: steps, their moments, means and gradients."""
-GRAPHS = 3
-"""Graphs whose constants are held in double precision: the lifted one, the one that is fitted, and the result."""
+GRAPHS = 5
+"""Graphs whose constants are held in double precision: the lifted one, and those of later passes."""
+ENTRY_BYTES = 48
+"""Bytes of an entry of a linear layer that is composed with another: two numbers of slots and a weight, twice."""
 YARDSTICK_IMAGES, YARDSTICK_ROWS = 32, 512
+YARDSTICK_CALLS, YARDSTICK_SECONDS = 8, 0.5
 UNKNOWN_IMAGES = 1024
 """Images that a loader without a length is taken to have."""
 
-FORWARD_BACKWARD = 5.0
+FORWARD_BACKWARD = 4.0
 """Evaluations of the model that one image of a step takes: the original's, the approximation's, and its gradients."""
 CALIBRATED = 3.0
 """Evaluations that calibrating takes for each image: the model's, and the histograms of its values."""
+CHECKED = 4.0
+"""Evaluations in single precision that take as long as one in double precision by numpy."""
 CANDIDATES = 4
 """Degrees of each activation whose effect is measured."""
 TRIALS = 3
 """Quick sweeps by which a plan is found."""
 EIGEN = 40.0
 """Products of matrices of the same size that finding eigenvectors in double precision takes."""
+ENTRY = 150.0
+"""Multiplications in a product of matrices that take as long as one entry of a composed layer."""
 LOWERING_SECONDS = 1.0
 """Seconds of the lowering for each linear layer and activation, all sets of parameters together."""
 
@@ -175,6 +186,11 @@ class _Layer:
         """Elements of the patches of one image."""
         return self.groups * self.columns * math.prod(self.places)
 
+    @property
+    def map(self) -> int:
+        """Elements of what whitens steps of the weights."""
+        return self.groups * self.columns * min(self.columns, MOMENTS_IMAGES * math.prod(self.places))
+
     def system(self, samples: int) -> int:
         """Elements of a matrix of the unknowns, for so many samples of each place."""
         return self.groups * min(self.columns, samples * math.prod(self.places)) ** 2
@@ -198,6 +214,23 @@ def _values(graph: Graph) -> int:
     return total
 
 
+def _composed(graph: Graph, most: int) -> int:
+    """Most entries of two linear layers that become one, up to `most`; normalisations are folded before."""
+    found = 0
+    for node in graph.nodes:
+        if not isinstance(node.op, LinearOp) or isinstance(node.op, Affine):
+            continue
+        first = graph[node.inputs[0]]
+        while isinstance(first.op, Reshape | Affine):
+            first = graph[first.inputs[0]]
+        if isinstance(first.op, LinearOp) and (first.op.structural or node.op.structural):
+            shape, between = graph[first.inputs[0]].type.shape, graph[node.inputs[0]].type.shape
+            each = first.op.entry_count(shape, graph.constants) // math.prod(between)
+            entries = node.op.entry_count(between, graph.constants) * max(1, each)
+            found = max(found, entries if entries <= most else 0)
+    return found
+
+
 @dataclass(frozen=True)
 class Work:
     """A model and what is to be done with it.
@@ -211,6 +244,7 @@ class Work:
         calibrated: whether the calibration is done.
         lowers: whether a program is made.
         epochs: of fine-tuning, over the images of the loader.
+        entries: most entries of linear layers that are composed.
     """
 
     graph: Graph
@@ -221,6 +255,7 @@ class Work:
     calibrated: bool = False
     lowers: bool = True
     epochs: int = 0
+    entries: int = 0
     values: int = field(init=False)
     layers: tuple[_Layer, ...] = field(init=False)
 
@@ -276,19 +311,10 @@ class Work:
         graph = self.graph
         weights = sum(value.size for value in graph.constants.values())
         channels = sum(n.type.shape[0] for n in graph.nodes if isinstance(n.op, Activation))
-        trained = (self.passes > 0 or self.epochs > 0) * 4 * STATES
-        maps = (
-            sum(
-                layer.groups * layer.columns * min(layer.columns, MOMENTS_IMAGES * math.prod(layer.places))
-                for layer in self.layers
-            )
-            if trained
-            else 0
-        )
         images = self.size * (8 * self.held_out + 4 * self.kept + 4 * self.judging)
         return (
             Term("libraries", LIBRARIES),
-            Term("copies of the weights", (8 * GRAPHS + trained) * weights + 4 * maps, "reconstruct=0"),
+            Term("the weights of all graphs", 8 * GRAPHS * weights, "a narrower model"),
             Term("histograms", 8 * BINS * channels),
             Term(
                 f"{self.kept:,} images for fits and {self.held_out:,} that are held out",
@@ -305,6 +331,10 @@ class Work:
         patches = 4 * max((layer.patches for layer in self.layers), default=0)
         activations = sum(4 * n.type.size for n in self.graph.nodes if isinstance(n.op, Activation))
         smaller = "a smaller input, or a narrower model"
+        weights = 4 * sum(value.size for value in self.graph.constants.values())
+        composed = _composed(self.graph, self.entries)
+        if composed:
+            yield Term("composing linear layers", ENTRY_BYTES * composed, smaller)
         if not self.calibrated:
             at_once = max(1, min(64, RUN_ELEMENTS // self.size))
             yield Term("calibrating", at_once * (2 * live + patches), smaller)
@@ -329,20 +359,23 @@ class Work:
             refit = max((self._refit(layer, swept) for layer in self.layers), default=0.0)
             yield Term(
                 f"values of {swept:,} images in the sweep",
-                swept * (2 * live + largest) + rest + refit,
+                swept * (2 * live + largest) + rest + refit + 2 * weights,
                 f"fewer calibration images, or {smaller}",
             )
             yield Term(f"all values of {CHUNK} images, for their bounds", CHUNK * values, smaller)
         if self.passes or self.epochs:
-            units = max((self._units(layer) for layer in self.layers), default=0.0)
+            trained = STATES * weights + 4 * sum(layer.map for layer in self.layers)
+            units = max((self._units(layer) for layer in self.layers), default=0.0) + MOMENTS_IMAGES * 2 * live
             yield Term(
-                "the units of steps",
-                max(units + MOMENTS_IMAGES * 2 * live, MOMENTS_IMAGES * values),
+                f"the units of steps, from {MOMENTS_IMAGES} images",
+                trained + max(units, MOMENTS_IMAGES * values),
                 f"reconstruct=0, or {smaller}",
             )
             step = BATCH * (activations + 1.5 * values + 2 * live)
             yield Term(
-                f"steps of {BATCH} images", step + 4 * self.size * ALTERED * JUDGED, f"reconstruct=0, or {smaller}"
+                f"steps of {BATCH} images",
+                trained + step + 4 * self.size * ALTERED * JUDGED,
+                f"reconstruct=0, or {smaller}",
             )
 
     def _refit(self, layer: _Layer, swept: int) -> float:
@@ -380,12 +413,14 @@ class Work:
         total += visits * FORWARD_BACKWARD + self.epochs * self.images * FORWARD_BACKWARD
         if visits:
             total += (JUDGED + self.judging) * (2 + visits / INTERVAL)
-        return total + 3 * CHUNK
+        # The result, and plans that are judged by agreement, are tried on altered copies as well.
+        total += 2 * COPIES * (2 if isinstance(self.fit.choice, Agreement) else 1)
+        return total + CHECKED * (CHUNK + self.held_out - self.judging)
 
     def multiplications(self) -> float:
-        """Multiplications in single precision that systems take, in all."""
-        total = 0.0
+        """Multiplications in single precision that systems and composed layers take, in all."""
         method = self.fit.fitting
+        total = ENTRY * COPIES * _composed(self.graph, self.entries)
         for layer in self.layers if self.fits_on_images else ():
             places = math.prod(layer.places)
             if isinstance(method, Compensated) and method.refit:
@@ -424,11 +459,16 @@ def measured(run: Callable[[Tensor], Tensor], images: Tensor) -> Yardstick:
 
 
 def _least(run: Callable[[], object]) -> float:
-    """Seconds of the second call, because the first may load and choose kernels."""
+    """Least seconds of a few calls after the first, which may load and choose kernels."""
     run()
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    found, begun = math.inf, time.perf_counter()
+    for _ in range(YARDSTICK_CALLS):
+        start = time.perf_counter()
+        run()
+        found = min(found, time.perf_counter() - start)
+        if time.perf_counter() - begun > YARDSTICK_SECONDS:
+            break
+    return found
 
 
 def images_in(loader: Any, first: Tensor) -> int:

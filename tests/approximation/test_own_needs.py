@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -31,8 +32,8 @@ from olac.frontend import lift, trace
 from olac.ir.graph import Graph
 from olac.polynomials.modes import FitOptions
 
-WITHIN_MEMORY, WITHIN_SECONDS = 1.5, 4.0
-"""Factors between what is told and what is taken. That of time is 2 on a machine with nothing else to do."""
+WITHIN_MEMORY, WITHIN_SECONDS = 1.5, 2.5
+"""Factors between what is told and what is taken, in seconds of one thread."""
 
 
 def net(channels: int = 8, size: int = 16) -> nn.Sequential:
@@ -114,7 +115,7 @@ def test_the_yardstick_is_of_the_model() -> None:
 
     small = measured(lambda x: x, torch.zeros(3, 1, 4, 4))
     large = measured(slow, torch.zeros(3, 1, 4, 4))
-    assert calls == [32, 32], "few images are repeated"
+    assert set(calls) == {32} and len(calls) > 1, "few images are repeated"
     assert large.image > 10 * small.image > 0 and small.flop > 0
 
 
@@ -200,15 +201,17 @@ def test_a_limit_that_is_no_amount() -> None:
 # Told against taken --------------------------------------------------------------------------------------------------
 
 CHILD = """
-import re, sys, time
+import re, sys, time, types
 import torch
 import olac
+from olac.approximation import own_needs
 from torch import nn
 from olac.system.memory import peak_rss_bytes
 
 def conv(c, d, stride):
     return [nn.Conv2d(c, d, 3, stride, 1), nn.ReLU()]
 
+own_needs.time = types.SimpleNamespace(perf_counter=time.process_time)  # other processes may disturb the clock
 torch.manual_seed(0)
 nets = {
     "perceptron": (nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)), (1, 28, 28)),
@@ -224,19 +227,19 @@ def say(line):
     if "will take about" in line:
         told.append(line)
     if line == "calibrating":
-        start.append(time.perf_counter())
+        start.append(time.process_time())
 
 images = torch.randn(512, *shape)
 olac.approximate(model.eval(), images.split(64), effort="fast", progress=say)
-print(told[0], "|", peak_rss_bytes() / 1e9, time.perf_counter() - start[0])
+print(told[0], "|", peak_rss_bytes() / 1e9, time.process_time() - start[0])
 """
 
 
 @pytest.mark.parametrize("name", ["perceptron", "convolutions"])
 def test_told_against_taken(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(CHILD), name], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", textwrap.dedent(CHILD), name]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     told, taken = done.stdout.split("|")
     found = re.search(r"about (\d+) (s|min) and (\d+\.\d) GB", told)
     assert found is not None, told
