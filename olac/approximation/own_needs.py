@@ -62,7 +62,7 @@ TOLD = "will take about"
 """Words of the line that tells it."""
 LIBRARIES = 0.32e9
 """Bytes of the modules and the compiled kernels that are loaded after the model was traced."""
-START_SECONDS = 12.0
+START_SECONDS = 7.0
 """Seconds for loading these, and for compiling the kernels of fits."""
 ALLOCATOR = 1.15
 """What the allocators take for each byte that steps ask for: they keep some of what was freed."""
@@ -81,7 +81,7 @@ YARDSTICK_CALLS, YARDSTICK_SECONDS = 8, 0.5
 UNKNOWN_IMAGES = 1024
 """Images that a loader without a length is taken to have."""
 
-FORWARD_BACKWARD = 4.0
+FORWARD_BACKWARD = 5.0
 """Evaluations of the model that one image of a step takes: the original's, the approximation's, and its gradients."""
 CALIBRATED = 3.0
 """Evaluations that calibrating takes for each image: the model's, and the histograms of its values."""
@@ -412,7 +412,8 @@ class Work:
         visits = self.passes * self.kept
         total += visits * FORWARD_BACKWARD + self.epochs * self.images * FORWARD_BACKWARD
         if visits:
-            total += (JUDGED + self.judging) * (2 + visits / INTERVAL)
+            # Both networks at the beginning, and the weights after the first pass, at the end and in between.
+            total += (JUDGED + self.judging) * (4 + visits / INTERVAL)
         # The result, and plans that are judged by agreement, are tried on altered copies as well.
         total += 2 * COPIES * (2 if isinstance(self.fit.choice, Agreement) else 1)
         return total + CHECKED * (CHUNK + self.held_out - self.judging)

@@ -74,7 +74,8 @@ def test_it_grows_with_the_input_and_the_width() -> None:
 
 
 def test_less_work_takes_less() -> None:
-    whole = Work(graph(), FitOptions(degree=3), 1024)
+    wide = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 4)).eval()
+    whole = Work(lift(trace(wide, torch.zeros(2, 512))), FitOptions(degree=3), 1024)
     for less in (FitOptions(degree=3, reconstruct=0), FitOptions(degree=3, method="channel")):
         assert replace(whole, fit=less).seconds(SPEED) < whole.seconds(SPEED)
         assert total(replace(whole, fit=less)) < total(whole)
