@@ -157,6 +157,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--degree", type=int, default=None, help="degree of every activation (default: chosen for each)")
     demo.add_argument("--technique", choices=("FIXEDMANUAL", "FLEXIBLEAUTO"), default="FIXEDMANUAL")
     _add_engine(demo, "plan for this engine and run on it", ("auto", *ENGINES), "auto")
+    demo.add_argument(
+        "--max-compile-memory",
+        type=_memory,
+        metavar="GB",
+        help="memory that this process may take while it compiles; also with a unit, such as 512MB",
+    )
     demo.set_defaults(run=_demo)
 
     info = commands.add_parser("info", help="show what a compiled program is and what it will take")
@@ -310,6 +316,7 @@ def _demo(options: argparse.Namespace) -> None:
             degree=options.degree,
             technique=options.technique,
             engine=options.engine,
+            max_compile_memory=options.max_compile_memory,
             console=_Console(),
         )
     except ValueError as error:  # an impossible option

@@ -16,6 +16,7 @@ from olac.approximation import ImageFitter
 from olac.approximation.augment import callers_augment
 from olac.approximation.common import varied
 from olac.approximation.criterion import Criterion, criterion_for
+from olac.approximation.own_needs import Work, check_fits, images_in, measured
 from olac.calibration import collect as calibrations
 from olac.calibration.collect import first_batch
 from olac.calibration.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration, sample_bytes
@@ -29,6 +30,7 @@ from olac.ir.split import split_head
 from olac.options import CompileOptions, Keywords, Stages, telling, with_choices
 from olac.passes.base import Pass, PassContext, PassManager, PassTiming
 from olac.passes.clamp_functions import ClampFunctions
+from olac.passes.compose_linear import MOST_ENTRIES
 from olac.passes.pipeline import approximation_pipeline
 from olac.plugins import load_plugins
 from olac.polynomials.modes import EFFORTS
@@ -48,7 +50,7 @@ from olac.selection.lower import lower
 from olac.selection.open_engine import for_this_machine
 from olac.system.files import check_folder, make_folder
 from olac.system.internal import callers, guard
-from olac.system.memory import memory_for
+from olac.system.memory import available_bytes, current_rss_bytes, memory_for, ran_out
 from olac.system.threads import usable_threads
 
 if TYPE_CHECKING:
@@ -133,12 +135,13 @@ def approximate(
 
     Raises:
         UnsupportedModelError: names every node that can't be compiled.
-        InfeasibleError: no plan is within `max_depth` or `max_latency`, or has `min_agreement`.
+        InfeasibleError: no plan is within `max_depth` or `max_latency`, or has `min_agreement`; or this needs more
+            memory than `max_compile_memory`, or than the machine has, which is said before the calibration.
         CalibrationError: an empty loader, NaN, batches that don't fit the model, a calibration of another model, a
             function that isn't finite in its calibrated range.
     """
     chosen = with_like(with_choices(options, choices))
-    approximated, _ = _approximate(model, calib_loader, chosen, pipeline, progress)
+    approximated, _ = _approximate(model, calib_loader, chosen, pipeline, progress, Purpose("approximating"))
     return approximated
 
 
@@ -163,12 +166,14 @@ def compile(
 
     Raises:
         UnsupportedModelError, CalibrationError: as in `approximate`.
-        InfeasibleError: no parameters meet depth, precision, security and max_memory; names the limit that fails.
+        InfeasibleError: no parameters meet depth, precision, security and max_memory; names the limit that fails. Also
+            as in `approximate`.
         SecurityError: pinned parameters are below the security asked for.
     """
     chosen = with_like(with_choices(options, choices))
+    purpose = Purpose("compiling", lowers=True)
     try:
-        approximated, calibration = _approximate(model, calib_loader, chosen, pipeline, progress)
+        approximated, calibration = _approximate(model, calib_loader, chosen, pipeline, progress, purpose)
         return lower(approximated, calibration, chosen, lowering, progress)
     except InfeasibleError as error:
         if chosen.like is None:
@@ -183,9 +188,27 @@ def _approximate(
     options: CompileOptions,
     pipeline: Sequence[Pass] | None,
     progress: Stages | None,
+    purpose: Purpose,
 ) -> tuple[ApproximatedModel, Calibration]:
-    prepared = prepare(model, loader, options, progress)
+    prepared = prepare(model, loader, options, progress, purpose)
     return prepared.finished(prepared.run(pipeline or prepared.pipeline)), prepared.calibration
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a model is prepared for.
+
+    Attributes:
+        doing: the work, for a person.
+        lowers: whether a program is made at once.
+        epochs: of fine-tuning.
+        loader: whose length tells how many images there are; None for the one that is read.
+    """
+
+    doing: str
+    lowers: bool = False
+    epochs: int = 0
+    loader: Any = None
 
 
 @dataclass(frozen=True)
@@ -272,12 +295,14 @@ def prepare(
     loader: Iterable[Any] | Calibration,
     options: CompileOptions,
     progress: Stages | None,
+    purpose: Purpose,
     held_out: torch.Tensor | None = None,
 ) -> Prepared:
     """Trace and calibrate a model, as the passes of the approximation need it.
 
     Args:
         model, loader, options, progress: as in `approximate`.
+        purpose: what follows.
         held_out: images (n, *input shape) that take the place of those that the calibration of a loader holds out.
     """
     say = telling(progress)
@@ -295,10 +320,13 @@ def prepare(
         traced = trace(model, held, options.activations, options.constants)
         whole = lift(traced, options.client_head)
         calibrations.check_calibration(calibration, whole)
+        _tell_needs(traced, whole, held, calibration.images + len(held), options, purpose, say, calibrated=True)
     else:
         example, batches = first_batch(loader)
         traced = trace(model, example, options.activations, options.constants)
         whole = lift(traced, options.client_head)
+        count = images_in(loader if purpose.loader is None else purpose.loader, example)
+        _tell_needs(traced, whole, example, count, options, purpose, say)
         kept = EFFORTS[options.fit.effort].images
         calibration = _calibrate(traced, whole, batches, say, kept, sample_bytes(kept))
         if held_out is not None:
@@ -317,7 +345,8 @@ def prepare(
     say("fitting polynomials")
     sample = calibration.sample if len(calibration.sample) else calibration.choosing
     augment = varied if options.augment is None else callers_augment(options.augment)
-    images = ImageFitter(sample, calibration.choosing, say, criterion, head.apply, options.seed, augment, folder)
+    limit = options.compile_memory_limit
+    images = ImageFitter(sample, calibration.choosing, say, criterion, head.apply, options.seed, augment, folder, limit)
     context = PassContext(
         calibration=calibration,
         costs=options.table,
@@ -338,6 +367,38 @@ def prepare(
         context,
         isinstance(model, Ensemble),
     )
+
+
+def _tell_needs(
+    traced: Traced,
+    graph: Graph,
+    images: torch.Tensor,
+    count: int,
+    options: CompileOptions,
+    purpose: Purpose,
+    say: Stages,
+    calibrated: bool = False,
+) -> None:
+    """Say what the rest will take, before minutes are spent; InfeasibleError if it does not fit in memory.
+
+    Args:
+        traced, graph: the model.
+        images: the first of the loader.
+        count: of all images.
+        options, purpose: what is asked for.
+        say: called with a line of text.
+        calibrated: whether that is done.
+    """
+    batch, limit = 0 if calibrated else len(images), options.compile_memory_limit
+    work = Work(graph, options.fit, count, batch, limit, calibrated, purpose.lowers, purpose.epochs, MOST_ENTRIES)
+    needs = work.needs(current_rss_bytes())
+    check_fits(needs, limit, available_bytes(), purpose.doing)
+    try:
+        needs = replace(needs, seconds=work.seconds(measured(traced.module, images)))
+    except Exception as error:  # the calibration names the layer that fails
+        if ran_out(error):
+            raise
+    say(needs.line(purpose.doing))
 
 
 def _with_bounds(graph: Graph, calibration: Calibration) -> Graph:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from olac.approximation.own_needs import TOLD
 from olac.backends.session import check_engines
 from olac.compiler import compile as compile_model
 from olac.errors import ArtifactError, plain
@@ -150,7 +151,13 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     with out.status("compiling") as status:
         images_only = torch.utils.data.TensorDataset(digits.train_images[:CALIBRATION_IMAGES])
         calibration: Any = torch.utils.data.DataLoader(images_only, batch_size=128)
-        program = compile_model(net, calibration, progress=lambda line: status.update(Text(plain(line))), **choices)
+
+        def say(line: str) -> None:
+            if TOLD in line:  # it tells more than what is done now, so it stays
+                out.print(line, markup=False)
+            status.update(Text(plain(line)))
+
+        program = compile_model(net, calibration, progress=say, **choices)
     compile_seconds = time.perf_counter() - compile_begin
     out.print(f"compiled in {compile_seconds:.1f} s")
     for line in parameter_lines(program):

@@ -57,6 +57,9 @@ class CompileOptions:
             which keys are new if some are.
         max_memory: bytes that the server process may take, or text such as "8GB" or "1.5GiB"; None for no limit. It is
             also the default limit of servers that run the program.
+        max_compile_memory: bytes that this process may take while it compiles, in the same form; None for what the
+            machine has available. If more is needed, the model is refused before it is calibrated; fits hold fewer
+            images at a time to keep to it (see `olac.approximation.own_needs`).
         batch: images in a run, for which the program is planned. As many as there is room for share a ciphertext; the
             others are computed beside it, with the same encoded weights. A run may have fewer images or more.
         objective: "latency" for the least time of a run of `batch` images, or "throughput" for the least time an image
@@ -105,6 +108,7 @@ class CompileOptions:
     parameters: Parameters | None = None
     like: AnyProgram | None = None
     max_memory: float | str | None = None
+    max_compile_memory: float | str | None = None
     batch: int = 1
     objective: Objective = "latency"
     convolutions: Convolutions = "auto"
@@ -127,8 +131,9 @@ class CompileOptions:
             raise ValueError(f"precision {self.precision} is outside 0 ... 1")
         if isinstance(self.task, str):
             require_one_of("task", self.task, TASKS)
-        if self.max_memory is not None:
-            bytes_of(self.max_memory, "max_memory")
+        for name in ("max_memory", "max_compile_memory"):
+            if getattr(self, name) is not None:
+                bytes_of(getattr(self, name), name)
         if self.batch < 1:
             raise ValueError(f"batch {self.batch} is below 1")
         require_one_of("objective", self.objective, OBJECTIVES)
@@ -162,6 +167,12 @@ class CompileOptions:
     def memory_limit(self) -> float | None:
         """`max_memory` in bytes."""
         return None if self.max_memory is None else bytes_of(self.max_memory, "max_memory")
+
+    @property
+    def compile_memory_limit(self) -> float | None:
+        """`max_compile_memory` in bytes."""
+        asked = self.max_compile_memory
+        return None if asked is None else bytes_of(asked, "max_compile_memory")
 
     @property
     def planned_for(self) -> EngineModel:
@@ -213,6 +224,7 @@ class Keywords(FitKeywords, total=False):
     parameters: Parameters | None
     like: AnyProgram | None
     max_memory: float | str | None
+    max_compile_memory: float | str | None
     batch: int
     objective: Objective
     convolutions: Convolutions

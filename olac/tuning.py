@@ -20,7 +20,7 @@ from olac.approximation.common import SWEPT
 from olac.approximation.criterion import Classification
 from olac.calibration.collect import as_images
 from olac.calibration.statistics import Calibration
-from olac.compiler import Prepared, prepare
+from olac.compiler import Prepared, Purpose, prepare
 from olac.errors import CalibrationError
 from olac.ir.graph import Graph
 from olac.ir.ops import Activation
@@ -219,7 +219,8 @@ def finetune(
     how = _How(int(epochs), training or TrainingOptions(), own, torch.device(device), telling(progress), chosen)
     with guard("approximating the model"), contextlib.closing(seeded(loader, chosen.seed)) as batches:
         held_out = None if validation is None else validation.images
-        prepared = prepare(model, (images for images, _ in batches), chosen, progress, held_out)
+        purpose = Purpose("fine-tuning", epochs=int(epochs), loader=train_loader)
+        prepared = prepare(model, (images for images, _ in batches), chosen, progress, purpose, held_out)
     if chosen.task == "auto" and loader.classes and prepared.criterion.task in ("regression", "multilabel"):
         prepared = prepared.with_criterion(Classification())
     return _tuned(prepared, loader, validation, how)

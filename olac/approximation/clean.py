@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from olac.approximation import common
+from olac.approximation.common import sweep_memory
 from olac.approximation.tensors import CHUNK, channels_last, run, tensors
 from olac.ir.graph import Graph
 from olac.ir.ops import Activation
@@ -33,10 +33,13 @@ class KeptClean:
 
     _kept: list[tuple[Graph, Tensor, Clean]] = field(default_factory=list)
 
-    def values(self, graph: Graph, images: Tensor, held_out: Tensor) -> Clean | None:
-        """The values, for images that are the same for each graph; None if they take too much memory to be kept."""
+    def values(self, graph: Graph, images: Tensor, held_out: Tensor, limit: float | None = None) -> Clean | None:
+        """The values, for images that are the same for each graph; None if they take too much memory to be kept.
+
+        `limit` is that of the process, in bytes.
+        """
         size = sum(node.type.size for node in graph.nodes if isinstance(node.op, Activation))
-        if 4 * size * len(images) > common.MEMORY / 2:
+        if 4 * size * len(images) > sweep_memory(limit) / 2:
             return None
         if not self._kept or self._kept[0][0] is not graph or not torch.equal(self._kept[0][1], images):
             self._kept[:] = [(graph, images, clean_values(graph, images, held_out))]

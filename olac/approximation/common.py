@@ -22,6 +22,8 @@ LEAST_VARIANCE = 1e-6
 """The least variance of one output, as a share of the variance of all."""
 MEMORY = 3e9
 """Bytes that the values of all images may take during a sweep; fewer images are used if they would take more."""
+SHARE = 1 / 3
+"""Share of the limit of the whole process that these values may take."""
 SWEPT = 1024
 """Most images of a sweep; reconstruction takes all."""
 DIVERGED = 5.0
@@ -125,9 +127,19 @@ def live_bytes(graph: Graph) -> int:
     return 4 * most
 
 
-def fitting(graph: Graph, images: Tensor, copies: int = 1) -> Tensor:
-    """Evenly spread images: `SWEPT`, or as many as have values that fit in `MEMORY`, `copies` times each."""
-    return spread_out(images, max(1, min(SWEPT, int(MEMORY / (live_bytes(graph) * copies)))))
+def sweep_memory(limit: float | None) -> float:
+    """Bytes that the values of all images may take during a sweep, if the process may take `limit` bytes."""
+    return MEMORY if limit is None else min(MEMORY, SHARE * limit)
+
+
+def most_fitting(graph: Graph, copies: int = 1, limit: float | None = None) -> int:
+    """As many images as have values that fit in `sweep_memory`, `copies` times each, but `SWEPT` at most."""
+    return max(1, min(SWEPT, int(sweep_memory(limit) / (live_bytes(graph) * copies))))
+
+
+def fitting(graph: Graph, images: Tensor, copies: int = 1, limit: float | None = None) -> Tensor:
+    """Evenly spread images, of which there are `most_fitting` at most."""
+    return spread_out(images, most_fitting(graph, copies, limit))
 
 
 def spread_out(images: Tensor, most: int) -> Tensor:

@@ -54,6 +54,7 @@ class ImageFitter:
         seed: of all that is random.
         augment: makes images as unseen ones may be.
         folder: where reconstructions keep their state, or None.
+        memory: bytes that the process may take, or None; fits then hold fewer images at a time.
     """
 
     images: npt.NDArray[np.floating[Any]]
@@ -64,19 +65,20 @@ class ImageFitter:
     seed: int = 0
     augment: Augment = varied
     folder: Path | None = None
+    memory: float | None = None
     _outputs: list[tuple[Graph, torch.Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
     """A graph, and its outputs on some of the images."""
     _clean: KeptClean = field(default_factory=KeptClean, init=False, repr=False, compare=False)
     """What trials share."""
 
     def _fitted(self, graph: Graph, copies: int) -> torch.Tensor:
-        return fitting(graph, _tensor(self.images), copies)
+        return fitting(graph, _tensor(self.images), copies, self.memory)
 
     def effects(self, graph: Graph, fits: Mapping[str, Sequence[Fit]]) -> dict[str, list[float]]:
         """See `olac.approximation.effects`; on images that are held out and others, 192 in all."""
         held = _tensor(self.held_out)[: EFFECT_IMAGES // 2]
         others = _tensor(self.images)[: EFFECT_IMAGES - len(held)]
-        images = fitting(graph, torch.cat([held, others]), 8)
+        images = fitting(graph, torch.cat([held, others]), 8, self.memory)
         return effects(graph, images, fits, self.say, self.criterion.spread, EFFECT_WITHIN)
 
     def sensitivities(self, graph: Graph) -> dict[str, float]:
@@ -99,7 +101,7 @@ class ImageFitter:
             probes=probes,
             progress=self.say,
             spread=self.criterion.spread,
-            clean=self._clean.values(graph, images, held_out),
+            clean=self._clean.values(graph, images, held_out, self.memory),
         )
         after = after_fit(made.error, method.passes_over(len(self.images)) * len(self.images), self.criterion.enough)
         shrunk = after / made.error if made.error > 0 else 1.0
