@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Conv2d, LinearMap, LinearOp, Pad, SparseLinear
+from olac.ir.ops import Conv2d, Gather, Linear, LinearMap, LinearOp, Op, Pad, Reshape, Shape, SparseLinear
 from olac.ir.types import Stage
 from olac.passes.base import Pass, PassContext
+from olac.system.arrays import Index
 
 MOST_ENTRIES = 20_000_000
 """Most entries of a matrix that is made of several ops."""
@@ -22,6 +25,10 @@ class ComposeLinear(Pass):
     Two linear ops, with or without reshapes between, become one if one of them is structural (pooling, padding,
     slicing, an affine map by element) and nothing else reads the value between. Zero padding before a convolution is
     added to the convolution's own. Convolutions are not composed with each other: the result would be dense.
+
+    A convolution before or after an op that takes whole channels, in another order or with zeros between, stays a
+    convolution, a linear layer that reads some elements stays a linear layer, and two ops that only move elements
+    become a gather.
 
     Options:
         max_entries: two ops stay apart if their composition may have more entries.
@@ -46,10 +53,17 @@ class ComposeLinear(Pass):
                 return None
             if not first.op.structural and not node.op.structural:
                 return None
-            padded = _pad_into_convolution(first, node) if old == node.inputs[0] else None
-            if padded is not None:
-                return builder.add(padded, first.inputs, name=node.id, origin=node.origin, type=node.type)
             shape, between = builder[first.inputs[0]].type.shape, graph[node.inputs[0]].type.shape
+            kept: Op | None = _pad_into_convolution(first, node) if old == node.inputs[0] else None
+            kept = kept or _reading_elements(builder, first.op, shape, node, between)
+            if kept is None and old == node.inputs[0]:
+                kept = _taking_channels(builder, first.op, node, between)
+            if kept is not None:
+                operands = first.inputs
+                if isinstance(kept, Linear) and len(shape) > 1:
+                    flat, like = Reshape((math.prod(shape),)), builder[first.inputs[0]].type
+                    operands = (builder.add(flat, operands, name=f"{node.id}.flat", origin=node.origin, type=like),)
+                return builder.add(kept, operands, name=node.id, origin=node.origin, type=node.type)
             each = first.op.entry_count(shape, builder.constants) // math.prod(between)
             if node.op.entry_count(between, graph.constants) * max(1, each) > self.max_entries:
                 return None
@@ -81,3 +95,77 @@ def _pad_into_convolution(first: Node, second: Node) -> Conv2d | None:
         return None
     top, bottom, left, right = second.op.padding
     return replace(second.op, padding=(top + rows[0], bottom + rows[1], left + columns[0], right + columns[1]))
+
+
+def _reading_elements(builder: GraphBuilder, first: LinearOp, shape: Shape, node: Node, between: Shape) -> Op | None:
+    """The op after one that only moves elements, without a list of entries; None if it would need one.
+
+    Args:
+        shape: of the operand of the first op.
+        node: with the second op, whose constants are in the builder.
+        between: the shape of the second op's operand.
+    """
+    source = first.taken(shape, builder.constants)
+    if source is None:
+        return None
+    op = node.linear
+    own = op.taken(between, builder.constants)
+    if own is not None:
+        taken = np.where(own >= 0, source[np.maximum(own, 0)], -1)
+        return Gather(builder.constant(f"{node.id}.indices", taken), node.type.shape)
+    if isinstance(op, Linear):
+        if math.prod(shape) > len(source):
+            return None  # most columns of the matrix would be zero
+        return replace(op, weight=_summed(builder, node.id, op.weight, source, math.prod(shape)))
+    if isinstance(op, Conv2d) and op.groups == 1 and (channels := whole_channels(source, shape, between)) is not None:
+        return replace(op, weight=_summed(builder, node.id, op.weight, channels, shape[0]))
+    return None
+
+
+def _taking_channels(builder: GraphBuilder, first: LinearOp, node: Node, between: Shape) -> Conv2d | None:
+    """A convolution of which an op after it only takes whole channels, or puts channels of zeros beside them."""
+    if not isinstance(first, Conv2d) or first.groups != 1:
+        return None
+    source = node.linear.taken(between, builder.constants)
+    channels = None if source is None else whole_channels(source, between, node.type.shape)
+    if channels is None:
+        return None
+    weight = _taken_rows(builder, f"{node.id}.weight.taken", first.weight, channels)
+    bias = None if first.bias is None else _taken_rows(builder, f"{node.id}.bias.taken", first.bias, channels)
+    return replace(first, weight=weight, bias=bias)
+
+
+def _taken_rows(builder: GraphBuilder, name: str, array: str, rows: Index) -> str:
+    """The rows of an array, and zeros for -1."""
+    given = builder.constants[array]
+    made = np.zeros((len(rows), *given.shape[1:]))
+    there = np.flatnonzero(rows >= 0)
+    made[there] = given[rows[there]]
+    return builder.constant(name, made)
+
+
+def whole_channels(source: Index, shape: Shape, result: Shape) -> Index | None:
+    """For each channel of a result the channel of the operand that it is, or -1 if it is zero.
+
+    None if channels are not taken as a whole.
+
+    Args:
+        source: for each element of the result that of the operand, or -1.
+        shape, result: (channels, height, width) of the operand and of the result.
+    """
+    if len(shape) != 3 or len(result) != 3 or shape[1:] != result[1:]:
+        return None
+    size = math.prod(shape[1:])
+    each = source.reshape(result[0], size)
+    channels = np.where(each[:, 0] < 0, -1, each[:, 0] // size)
+    expected = np.where(channels[:, None] < 0, -1, channels[:, None] * size + np.arange(size))
+    return channels if np.array_equal(each, expected) else None
+
+
+def _summed(builder: GraphBuilder, name: str, weight: str, source: Index, inputs: int) -> str:
+    """A weight (out, in, ...) whose input i is input source[i] of `inputs`, or zero if that is -1, as one for these."""
+    given = builder.constants[weight]
+    made = np.zeros((given.shape[0], inputs, *given.shape[2:]))
+    there = np.flatnonzero(source >= 0)
+    np.add.at(made.swapaxes(0, 1), source[there], given[:, there].swapaxes(0, 1))
+    return builder.constant(f"{name}.weight.taken", made)
