@@ -9,7 +9,20 @@ from typing import ClassVar
 import numpy as np
 
 from olac.ir.graph import Graph, GraphBuilder, Node
-from olac.ir.ops import Conv2d, Gather, Linear, LinearMap, LinearOp, Op, Pad, Reshape, Shape, SparseLinear
+from olac.ir.ops import (
+    Array,
+    AveragePool,
+    Conv2d,
+    Gather,
+    Linear,
+    LinearMap,
+    LinearOp,
+    Op,
+    Pad,
+    Reshape,
+    Shape,
+    SparseLinear,
+)
 from olac.ir.types import Stage
 from olac.passes.base import Pass, PassContext
 from olac.system.arrays import Index
@@ -26,9 +39,10 @@ class ComposeLinear(Pass):
     slicing, an affine map by element) and nothing else reads the value between. Zero padding before a convolution is
     added to the convolution's own. Convolutions are not composed with each other: the result would be dense.
 
-    A convolution before or after an op that takes whole channels, in another order or with zeros between, stays a
-    convolution, a linear layer that reads some elements stays a linear layer, and two ops that only move elements
-    become a gather.
+    Ops that have weights stay what they are if they can, because a list of entries takes memory. A pooling of even
+    windows before a convolution gives it a larger kernel and stride: its taps are spread over the windows. So do a
+    convolution before or after an op that takes whole channels, in another order or with zeros between, and a linear
+    layer that reads some elements. Two ops that only move elements become a gather.
 
     Options:
         max_entries: two ops stay apart if their composition may have more entries.
@@ -67,6 +81,10 @@ class ComposeLinear(Pass):
             each = first.op.entry_count(shape, builder.constants) // math.prod(between)
             if node.op.entry_count(between, graph.constants) * max(1, each) > self.max_entries:
                 return None
+            if old == node.inputs[0]:
+                pooled = _pool_into_convolution(builder, first.op, shape, node, between)
+                if pooled is not None:
+                    return builder.add(pooled, first.inputs, name=node.id, origin=node.origin, type=node.type)
             one = first.op.linear_map(shape, builder.constants)
             two = node.op.linear_map(between, graph.constants)
             op = sparse_linear(builder, node.id, two.after(one), node.type.shape)
@@ -95,6 +113,51 @@ def _pad_into_convolution(first: Node, second: Node) -> Conv2d | None:
         return None
     top, bottom, left, right = second.op.padding
     return replace(second.op, padding=(top + rows[0], bottom + rows[1], left + columns[0], right + columns[1]))
+
+
+def _pool_into_convolution(
+    builder: GraphBuilder, first: LinearOp, shape: Shape, node: Node, between: Shape
+) -> Conv2d | None:
+    """The convolution of a kernel and a stride so many times as large that it reads windows in place of their means.
+
+    None unless the pooling takes means of windows side by side, without rows or columns that are left over, and has
+    more than one: for a single one, a mean over all of a picture, the kernel would be as large as the picture.
+    """
+    op = node.op
+    if not isinstance(first, AveragePool) or not isinstance(op, Conv2d) or math.prod(between[1:]) == 1:
+        return None
+    sides = [
+        _even_windows(builder.constants[name], size, count)
+        for name, size, count in zip((first.rows, first.columns), shape[1:], between[1:], strict=True)
+    ]
+    if None in sides:
+        return None
+    (high, by_row), (wide, by_column) = (side for side in sides if side is not None)
+    weight = builder.constants[op.weight]
+    taps = [(n - 1) * apart + 1 for n, apart in zip(weight.shape[2:], op.dilation, strict=True)]
+    spread = np.zeros((*weight.shape[:2], *taps))
+    spread[:, :, :: op.dilation[0], :: op.dilation[1]] = weight * (by_row * by_column)
+    spread = spread.repeat(high, axis=2).repeat(wide, axis=3)
+    top, bottom, left, right = op.padding
+    return replace(
+        op,
+        weight=builder.constant(f"{node.id}.weight.pooled", spread),
+        stride=(op.stride[0] * high, op.stride[1] * wide),
+        padding=(top * high, bottom * high, left * wide, right * wide),
+        dilation=(1, 1),
+    )
+
+
+def _even_windows(matrix: Array, size: int, count: int) -> tuple[int, float] | None:
+    """The length of windows side by side and the weight of their elements; None for other pooling of an axis.
+
+    Args:
+        matrix: of the pooling, (count, size).
+    """
+    each, left = divmod(size, count)
+    weight = float(matrix[0, 0])
+    even = np.kron(np.eye(count), np.full((1, each), weight)) if not left else None
+    return (each, weight) if even is not None and np.array_equal(matrix, even) else None
 
 
 def _reading_elements(builder: GraphBuilder, first: LinearOp, shape: Shape, node: Node, between: Shape) -> Op | None:
