@@ -56,7 +56,7 @@ SMALLEST: dict[str, tuple[int, dict[str, Any]]] = {
     "mobilenet_v3_small": (32, {}),
     "regnet_x_400mf": (32, {}),
     "squeezenet1_1": (32, {}),
-    "googlenet": (64, {}),
+    "googlenet": (32, {}),
     "shufflenet_v2_x0_5": (32, {}),
     "efficientnet_b0": (32, {}),
     "resnet10t": (32, {}),
