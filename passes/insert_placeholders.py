@@ -15,6 +15,7 @@ from olac.passes.base import Pass, PassContext
 from olac.passes.compose_linear import ComposeLinear
 from olac.passes.fold_squares import FoldSquares
 from olac.passes.free_products import FreeProducts
+from olac.passes.split_concatenations import SplitConcatenations
 from olac.polynomials.fit import QUADRATIC
 
 
@@ -47,6 +48,6 @@ class InsertPlaceholders(Pass):
 def circuit_pipeline(degrees: Mapping[str, int]) -> tuple[Pass, ...]:
     """TRACED to POLYNOMIAL: the circuit for these degrees, with the nodes and levels that lowering will find.
 
-    Squares are folded, linear ops composed, and products brought to the units of sums.
+    Squares are folded, concatenations split, linear ops composed, and products brought to the units of sums.
     """
-    return InsertPlaceholders(degrees), FoldSquares(), ComposeLinear(), FreeProducts()
+    return InsertPlaceholders(degrees), FoldSquares(), SplitConcatenations(), ComposeLinear(), FreeProducts()

@@ -15,6 +15,7 @@ from olac.passes.join_models import JoinModels
 from olac.passes.normalize_units import NormalizeUnits
 from olac.passes.place_bootstraps import PlaceBootstraps
 from olac.passes.scale_inputs import ScaleInputs
+from olac.passes.split_concatenations import SplitConcatenations
 from olac.passes.trim_kernels import TrimKernels
 from olac.polynomials.modes import FitOptions, Minimax
 
@@ -31,6 +32,7 @@ def approximation_pipeline(options: FitOptions | None = None, ensemble: bool = F
         WidenMaxPool(),
         FoldSquares(),
         *((JoinModels(),) if ensemble else ()),
+        SplitConcatenations(),
         ComposeLinear(),
         ScaleInputs(),
         NormalizeUnits(),

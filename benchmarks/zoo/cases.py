@@ -59,6 +59,8 @@ class Case:
             on encrypted values.
         shared: indices of inputs that have no batch axis.
         approximates: whether it is small enough for fits of polynomials.
+        smallest: for one that is not, the same model for the smallest inputs that it takes, for which polynomials are
+            fitted; None if that is too large as well.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Case:
     client_head: bool = True
     shared: tuple[int, ...] = ()
     approximates: bool = True
+    smallest: Case | None = None
 
     @property
     def title(self) -> str:

@@ -23,10 +23,11 @@ its author wrote it. A script measures it, and nothing here is written by hand:
 
     {COMMAND}
 
-The command takes some minutes. The networks need torchvision and timm, which olac itself does not need: without them
-their rows say "package missing". Weights are random, and nothing is downloaded. To measure a part, name it: `--kind
-ops`, `--kind nets` or `--kind zoo`, and `--only NAME ...`. With `--append`, rows of a file that are not measured again
-stay as they are. A test runs some operations and nets, and fails if this page says otherwise.
+The command takes about half an hour, most of it for the polynomials of networks. The networks need torchvision and
+timm, which olac itself does not need: without them their rows say "package missing". Weights are random, and nothing
+is downloaded. To measure a part, name it: `--kind ops`, `--kind nets` or `--kind zoo`, and `--only NAME ...`. With
+`--append`, rows of a file that are not measured again stay as they are. A test runs some operations and nets, and fails
+if this page says otherwise.
 
 How to read the columns:
 
@@ -42,7 +43,9 @@ How to read the columns:
   command allows for each (`--memory`).
 * **polynomials**: the largest difference of `simulate()` from the lifted model, computed by torch with the same
   polynomials in place of its activations, relative to the largest output. It says that passes change nothing, not how
-  good polynomials of low degree are.
+  good polynomials of low degree are. Networks are approximated for the smallest pictures that they take, whose shape
+  the cell names, and with polynomials of the degree that it names. An empty cell says that this takes too long or too
+  much memory.
 """
 OF_KINDS = {
     OPS: """## Single operations
@@ -63,7 +66,7 @@ Made by their packages with `num_classes=10`, for pictures of the size given, in
 COLUMNS = {
     OPS: ("operation", "form", "result", "levels", "polynomials"),
     NETS: ("net", "input", "result", "levels", "polynomials"),
-    ZOO: ("network", "input", "parameters", "result", "levels"),
+    ZOO: ("network", "input", "parameters", "result", "levels", "polynomials"),
 }
 
 
@@ -85,11 +88,11 @@ def line(row: Mapping[str, Any]) -> str:
     cells = {
         **dict.fromkeys(("operation", "net", "network"), f"`{row['model']}`"),
         "form": str(row["variant"]),
-        "input": ", ".join("x".join(map(str, shape)) for shape in row["inputs"]),
+        "input": _shapes(row["inputs"]),
         "parameters": f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else "",
         "result": result(row),
         "levels": _levels(row),
-        "polynomials": _close(row),
+        "polynomials": _of_smallest(row) if row["family"] == ZOO else _close(row),
     }
     return _line([cells[name] for name in COLUMNS[row["family"]]])
 
@@ -132,6 +135,20 @@ def _close(row: Mapping[str, Any]) -> str:
     if error is None:
         return _plain(str(row.get("approximation", "")))
     return f"within {WITHIN}" if error <= CLOSE else f"**differ by {error:.1g}**"
+
+
+def _of_smallest(row: Mapping[str, Any]) -> str:
+    """For a network: the difference for its smallest inputs, with their shapes and the degree of the polynomials."""
+    smallest = row.get("smallest")
+    if smallest is None:
+        return ""
+    inputs = _shapes(smallest["inputs"])
+    degree = f", degree {smallest['degree']}" if "degree" in smallest else ""
+    return f"{_close(smallest)} ({inputs}{degree})"
+
+
+def _shapes(inputs: Sequence[Sequence[int]]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in inputs)
 
 
 def _summary(rows: Sequence[Row]) -> str:

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -215,6 +215,10 @@ def _measured(case: Case, approximate: bool, seconds: float | None) -> Row:
         }
     if approximate and difference <= CLOSE:
         row |= _approximated(subject, found, seconds)
+        del subject, found  # a network takes gigabytes
+        _free(case)
+        if case.smallest is not None:
+            row["smallest"] = _of_smallest(case.smallest, seconds)
     return row
 
 
@@ -223,11 +227,30 @@ def _approximated(subject: Subject, found: Lifted, seconds: float | None) -> Row
     from benchmarks.zoo.levels import structural_levels
     from benchmarks.zoo.polynomials import approximated
 
+    def of_case() -> Row:
+        if subject.case.approximates:
+            return approximated(subject, found)
+        return {"levels": structural_levels(subject, found)}
+
+    return _noted(of_case, seconds)
+
+
+def _of_smallest(case: Case, seconds: float | None) -> Row:
+    """What is found by fits for the smallest inputs of a network, with their shapes."""
+    from benchmarks.zoo.polynomials import approximated
+
+    def of_case() -> Row:
+        subject = subject_of(case)
+        return approximated(subject, subject.lifted())
+
+    return {"inputs": [list(shape) for shape in case.shapes], **_noted(of_case, seconds)}
+
+
+def _noted(work: Callable[[], Row], seconds: float | None) -> Row:
+    """A part of a row, or why it is missing."""
     try:
         with time_limit(seconds):
-            if subject.case.approximates:
-                return approximated(subject, found)
-            return {"levels": structural_levels(subject, found)}
+            return work()
     except OutOfTimeError:
         return {"approximation": SLOW}
     except Exception as error:

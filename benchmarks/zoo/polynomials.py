@@ -59,7 +59,7 @@ def approximated(subject: Subject, found: Lifted) -> Row:
     else:
         return row | {"approximation": f"polynomials of degree {DEGREES[-1]} diverge"}
     try:
-        theirs = found.head.apply(with_polynomials(found.graph, made.graph, others).double().numpy())
+        theirs = found.head.apply(with_polynomials(found.graph, made.graph, others).numpy())
     except NoReferenceError as error:
         return row | {"approximation": f"not compared: {error}"}
     return row | {"error_of_polynomials": relative(ours, torch.as_tensor(theirs))}
@@ -67,6 +67,8 @@ def approximated(subject: Subject, found: Lifted) -> Row:
 
 def with_polynomials(exact: Graph, graph: Graph, images: torch.Tensor) -> torch.Tensor:
     """The outputs of an exact graph in which polynomials take the place of all that is not linear, a sum or a product.
+
+    They are in double precision.
 
     Args:
         exact: the lifted graph, without the client's steps.
@@ -76,8 +78,8 @@ def with_polynomials(exact: Graph, graph: Graph, images: torch.Tensor) -> torch.
     Raises:
         NoReferenceError: the approximated graph lacks the result of an operation.
     """
-    weights, polynomials = tensors.tensors(exact), _Polynomials(graph)
-    values: dict[str, torch.Tensor] = {exact.inputs[0].id: images}
+    weights, polynomials = _weights(exact), _Polynomials(graph)
+    values: dict[str, torch.Tensor] = {exact.inputs[0].id: images.double()}
     for node in exact.nodes:
         if isinstance(node.op, Input):
             continue
@@ -94,7 +96,7 @@ class _Polynomials:
 
     def __init__(self, graph: Graph) -> None:
         self._graph, self._nodes = graph, {node.id: node for node in graph.nodes}
-        self._weights = tensors.tensors(graph)
+        self._weights = _weights(graph)
 
     def value(self, node: Node, known: dict[str, torch.Tensor]) -> torch.Tensor:
         """What takes the place of a node's result."""
@@ -114,7 +116,12 @@ class _Polynomials:
         return done[name]
 
 
+def _weights(graph: Graph) -> dict[str, torch.Tensor]:
+    """All constants of a graph, in double precision: polynomials of high degree make much of rounding errors."""
+    return {name: torch.from_numpy(np.array(value, dtype=np.float64)) for name, value in graph.constants.items()}
+
+
 def _in_unit(node: Node, value: torch.Tensor) -> torch.Tensor:
     if isinstance(node.op, Input):
-        value = torch.from_numpy(node.op.encode(value.double().numpy())).float()
+        value = torch.from_numpy(node.op.encode(value.numpy()))
     return value / node.type.unit

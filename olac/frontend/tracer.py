@@ -54,9 +54,14 @@ _UNCHANGED = {"data", "real"}
 
 _EXPANDS = {"expand", "expand_as", "broadcast_to"}
 
-_JOINS = {"cat", "concat", "concatenate", "stack", "hstack"}
+_OF_ONE_BATCH = {"cat", "concat", "concatenate", "stack", "hstack", "bmm", "baddbmm"}
+"""Operations whose operands have the same size of the batch."""
 
-_ARITHMETIC = {"add", "sub", "mul", "truediv", "div", "radd", "rsub", "rmul", "subtract", "multiply", "divide"}
+_ARITHMETIC = {"add", "sub", "mul", "truediv", "div", "radd", "rsub", "rmul", "subtract", "multiply", "divide"} | {
+    "matmul",
+    "rmatmul",
+}
+"""Operations that repeat an operand whose batch axis has length 1."""
 
 BRANCH_ADVICE = "Use shapes or constants to choose, or compute both sides and blend them"
 
@@ -333,7 +338,7 @@ class Tracer(fx.Tracer):
             args = (self._one_for_all(args[0], args[1]), self._one_for_all(args[1], args[0]))
         if kind == "call_module" and isinstance(self.root.get_submodule(str(target)), nn.RNNBase):
             args, kwargs = _without_zero_states(args, kwargs)
-        if kind == "call_module" or called in _JOINS:
+        if kind == "call_module" or called in _OF_ONE_BATCH:
             args = self._for_each_image(args)
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
         node.meta["called"] = named

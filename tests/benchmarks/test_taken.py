@@ -234,6 +234,31 @@ def test_polynomials_are_held_against_torch(monkeypatch: pytest.MonkeyPatch) -> 
     assert measure(case, approximate=True)["approximation"] == "ValueError: a bug"
 
 
+def test_networks_are_approximated_for_their_smallest_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels are those of the inputs as given; simulate() is held against torch for the smallest ones."""
+    small = next(case for case in SMALL if case.name == "squeeze_excitation")
+    small = replace(small, shapes=((3, 8, 8),))
+    case = replace(small, kind=ZOO, shapes=((3, 16, 16),), approximates=False, smallest=small)
+    row = measure(case, approximate=True)
+    assert row["levels"] == structural_levels(subject_of(case), subject_of(case).lifted())
+    assert "error_of_polynomials" not in row
+    assert row["smallest"]["inputs"] == [[3, 8, 8]]
+    assert row["smallest"]["error_of_polynomials"] < 1e-5
+    assert "smallest" not in measure(case), "it takes fits"
+    assert "smallest" not in measure(replace(case, smallest=None), approximate=True)
+
+    def wrong(*arguments: Any, **options: Any) -> ApproximatedModel:
+        made = approximate(*arguments, **options)
+        return replace(made, graph=changed(made.graph, 1.01))
+
+    monkeypatch.setattr(polynomials, "approximate", wrong)
+    assert "differ by" in line(measure(case, approximate=True))
+    monkeypatch.setattr(polynomials, "approximate", fails(ValueError("a bug")))
+    row = measure(case, approximate=True)
+    assert row["smallest"]["approximation"] == "ValueError: a bug"
+    assert row["levels"] > 0
+
+
 def test_the_degree_rises_if_polynomials_diverge(monkeypatch: pytest.MonkeyPatch) -> None:
     degrees: list[int] = []
 
@@ -300,8 +325,14 @@ def test_lines_of_the_page() -> None:
     refused = row_of(NETS, "refused", places=8, problems={"a|b": 4, "c": 1, "d": 1, "e": 1, "f": 1})
     assert line(refused) == "| `m` | 3x4x4 | refused: a\\|b (4); c; d; e; and 1 more |  |  |"
     right = row_of(ZOO, "right", parameters=11_170_000, levels=84)
-    assert line(right) == "| `m` | 3x4x4 | 11.2 M | works | 84 |"
-    assert line(row_of(ZOO, "right", approximation="out of memory")).endswith("| works | out of memory |")
+    assert line(right) == "| `m` | 3x4x4 | 11.2 M | works | 84 |  |"
+    assert line(row_of(ZOO, "right", approximation="out of memory")).endswith("| works | out of memory |  |")
+    small = {"inputs": [[3, 2, 2]], "degree": 7, "error_of_polynomials": 3e-7}
+    assert line({**right, "smallest": small}).endswith("| 84 | within 1e-4 (3x2x2, degree 7) |")
+    assert line({**right, "smallest": {**small, "error_of_polynomials": 0.02}}).endswith("(3x2x2, degree 7) |")
+    assert "**differ by 0.02** (3x2x2" in line({**right, "smallest": {**small, "error_of_polynomials": 0.02}})
+    slow = {"inputs": [[3, 2, 2]], "approximation": "out of time"}
+    assert line({**right, "smallest": slow}).endswith("| 84 | out of time (3x2x2) |")
     both = row_of(OPS, "right", levels=2, error_of_polynomials=3e-7)
     assert line(both) == "| `m` | as given | works | 2 | within 1e-4 |"
     assert result(row_of(OPS, "crash", error="ValueError: a bug")) == "crash: ValueError: a bug"

@@ -56,6 +56,30 @@ FUNCTIONS: dict[str, tuple[tuple[int, ...], Callable[[Any], Any]]] = {
     ),
     "heads": (TOKENS, lambda x: x.reshape(len(x), 5, 3, 2).permute(2, 0, 1, 3)[1]),
     "queries, keys, values": (TOKENS, lambda x: sum(x.reshape(len(x), 5, 3, 2).permute(2, 0, 1, 3).unbind(0))),
+    "bmm with a matrix for each image": (
+        TOKENS,
+        lambda x: (
+            torch.bmm(x, weight(6, 3).expand(len(x), 6, 3))
+            + torch.bmm(weight(1, 5, 5).repeat(len(x), 1, 1), x[..., :3])
+        ),
+    ),
+    "matmul with a matrix for each image": (TOKENS, lambda x: x @ weight(6, 3)[None].expand(x.shape[0], -1, -1)),
+    "baddbmm with constants for each image": (
+        TOKENS,
+        lambda x: torch.baddbmm(torch.ones(len(x), 5, 3), x, weight(6, 3).expand(len(x), 6, 3), beta=2, alpha=3),
+    ),
+    "index by a table": (PLANES, lambda x: x[:, torch.tensor([[0, 3, 1], [-1, 2, 2]])]),
+    "index by a table at the end": (TOKENS, lambda x: x[..., [[0], [5]]] * 2),
+    "index by a table beside a number": (PLANES, lambda x: x[:, 1, torch.tensor([[0, 5], [3, -2]])]),
+    "products of truth values": (
+        TOKENS,
+        lambda x: torch.where((x > 0) * (x < 1), x, -x) + ((x > -1) * torch.tensor([True, False] * 3)).float(),
+    ),
+    "average pooling of moved pictures": (
+        PLANES,
+        lambda x: F.avg_pool2d(x.permute(1, 0, 2, 3), 2).permute(1, 0, 2, 3),
+    ),
+    "max pooling of rows in the batch": (PLANES, lambda x: F.max_pool2d(x.reshape(-1, 1, 6, 5), 2).reshape(len(x), -1)),
     "cat": (PLANES, lambda x: torch.cat([x, x * x, -x], 1)),
     "cat of columns": (PLANES, lambda x: torch.cat([x, x[..., :2]], dim=-1)),
     "cat with a constant": (TOKENS, lambda x: torch.cat([weight(1, 1, 6).expand(len(x), -1, -1), x], 1)),
@@ -384,6 +408,21 @@ REFUSED: dict[str, tuple[tuple[int, ...], Callable[[Any], Any], str]] = {
         "fills",
     ),
     "index by a mask": (TOKENS, lambda x: x[:, torch.tensor([True, False, True, True, False])], "mask"),
+    "index by a table apart from a number": (PLANES, lambda x: x[:, 1, :, [[0, 1]]].movedim(2, 0), "and another by"),
+    "a sum of truth values": (TOKENS, lambda x: ((x > 1) + (x < -1)).float(), "adds truth values"),
+    "a matrix that differs between images": (
+        TOKENS,
+        lambda x: torch.bmm(x, torch.arange(len(x) * 18.0).reshape(-1, 6, 3)),
+        "differs between the images",
+    ),
+    "the product of the images": ((6,), lambda x: torch.mm(x, x.T), "over the batch axis"),
+    "the batch merged with tokens before it": (
+        TOKENS,
+        lambda x: x.permute(1, 0, 2).reshape(-1, 6).reshape(5, -1, 6).permute(1, 0, 2),
+        "merges it with an axis before it",
+    ),
+    "several rows for each image": (TOKENS, lambda x: x.reshape(-1, 6), "several rows for each image"),
+    "pooling of images": (TOKENS, lambda x: F.avg_pool1d(x.permute(2, 1, 0), 2), "works along the batch axis"),
     "whole batch": (TOKENS, lambda x: x - x.mean(), "whole batch"),
     "norm of the batch": (TOKENS, lambda x: x / x.norm(), "whole batch"),
     "sort": (TOKENS, lambda x: x.sort(1).values, "sort"),

@@ -8,12 +8,15 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from olac.analysis.levels import multiplicative_depth
 from olac.calibration.histogram import Histogram
 from olac.calibration.statistics import Calibration
 from olac.ckks.parameters import Parameters
 from olac.errors import CalibrationError, VerificationError
+from olac.frontend import lift, trace
 from olac.ir import Graph, GraphBuilder, Stage
 from olac.ir.ops import (
     Activation,
@@ -142,6 +145,50 @@ def test_compose_padding_into_the_convolution() -> None:
     assert kinds(result) == ["input", "conv2d"]
     assert isinstance(result["conv"].op, Conv2d)
     assert result["conv"].op.padding == (1, 0, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("conv", "pooling", "size"),
+    [
+        (nn.Conv2d(4, 6, 3, padding=1), nn.AvgPool2d(2), (6, 8)),
+        (nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.AvgPool2d((1, 3)), (4, 9)),
+        (nn.Conv2d(4, 6, 2, stride=2, padding=1, dilation=2, bias=False), nn.AvgPool2d(2), (8, 6)),
+        (nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d((2, 1)), (4, 4)),
+    ],
+)
+def test_a_convolution_takes_in_the_pooling_before_it(
+    conv: nn.Module, pooling: nn.Module, size: tuple[int, int]
+) -> None:
+    """It stays a convolution, of a larger kernel and stride, with the entries that the list had."""
+    x = torch.randn(3, 4, *size)
+    model = nn.Sequential(pooling, conv).eval()
+    graph = replace(lift(trace(model, x)), stage=Stage.POLYNOMIAL)
+    result = apply(ComposeLinear(), graph)
+    assert kinds(result) == ["input", "conv2d"]
+    with torch.no_grad():
+        expected = model(x).numpy()
+    assert np.allclose(result.evaluate(x.double().numpy()), expected, atol=1e-5)
+    made, (first, second) = result.nodes[-1], graph.nodes[1:]
+    one = first.linear.linear_map((4, *size), graph.constants)
+    two = second.linear.linear_map(first.type.shape, graph.constants)
+    listed = made.linear.linear_map((4, *size), result.constants)
+    assert np.allclose(listed.matrix().toarray(), two.after(one).matrix().toarray(), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "size"),
+    [
+        (nn.AvgPool2d(2), (5, 6)),  # a row is left over
+        (nn.AvgPool2d(3, 2), (7, 7)),  # windows overlap
+        (nn.AvgPool2d(2, padding=1), (6, 6)),
+        (nn.AdaptiveAvgPool2d(1), (6, 6)),  # the kernel would be as large as the picture
+    ],
+)
+def test_other_poolings_before_a_convolution_are_listed(pooling: nn.Module, size: tuple[int, int]) -> None:
+    x = torch.randn(3, 4, *size)
+    model = nn.Sequential(pooling, nn.Conv2d(4, 6, 1)).eval()
+    graph = replace(lift(trace(model, x)), stage=Stage.POLYNOMIAL)
+    assert kinds(apply(ComposeLinear(), graph)) == ["input", "sparse_linear"]
 
 
 def test_compose_slice_and_channel_padding() -> None:

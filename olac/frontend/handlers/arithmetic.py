@@ -31,6 +31,12 @@ def _is_constant(value: Any) -> bool:
     return isinstance(value, (bool, int, float, torch.Tensor))
 
 
+def _is_truth(value: Any) -> bool:
+    if isinstance(value, Value):
+        return value.truth
+    return isinstance(value, bool) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool)
+
+
 def _with_constant(lifter: Lifter, x: Value, constant: Any, scale: bool) -> Value:
     return times(lifter, x, constant) if scale else plus(lifter, x, constant)
 
@@ -38,6 +44,10 @@ def _with_constant(lifter: Lifter, x: Value, constant: Any, scale: bool) -> Valu
 @register_function(operator.add, torch.add, "add", "__add__", "__radd__")
 @any_order
 def _add(lifter: Lifter, a: Any, b: Any, *, alpha: float = 1) -> Any:
+    if _is_truth(a) and _is_truth(b):
+        raise Unsupported(
+            "adds truth values, and torch means or by that", "Write a | b, or add numbers: a.float() + b.float()"
+        )
     a, b = number(a), number(b)
     if isinstance(a, Value) and isinstance(b, Value):
         a, b = common(lifter, a, b)

@@ -131,5 +131,8 @@ COMPARISONS = frozenset({"gt", "ge", "lt", "le", "greater", "greater_equal", "le
     "bitwise_and",
     "bitwise_or",
     "bitwise_not",
+    "mul",
+    "multiply",
+    "rmul",
 }
 """Plain names of operations whose results are truth values in torch, and 0 or 1 in a program."""

@@ -24,7 +24,10 @@ def _reshape(lifter: Lifter, x: Value, *args: Any, **kwargs: Any) -> Any:
     # Torch's own shape is the result's: all of these keep the elements in row-major order.
     shape = lifter.shape
     if shape is None or math.prod(shape) != math.prod(x.shape):
-        raise Unsupported("merges or moves the batch axis", "Keep the batch axis first, e.g. x.flatten(1)")
+        raise Unsupported(
+            "splits the batch axis, or merges it with an axis before it",
+            "Put the batch axis first and keep it whole, e.g. x.movedim(1, 0).flatten(1)",
+        )
     return lifter.reshape(x, shape)
 
 
@@ -97,6 +100,8 @@ def _getitem(lifter: Lifter, x: Any, index: Any) -> Any:
     items[at : at + 1] = [slice(None)] * (x.rank - used)
     if sum(type(i) is list for i in items) > 1:
         raise Unsupported("indexes several axes by lists", "Index one axis after the other")
+    if _apart(items):
+        raise Unsupported("indexes an axis by a list and another by a number", "Index one axis after the other")
     slices = [(0, n, 1) for n in x.shape]
     listed: tuple[int, list[int]] | None = None
     shape: list[int] = []
@@ -114,8 +119,9 @@ def _getitem(lifter: Lifter, x: Any, index: Any) -> Any:
             continue
         size = x.shape[axis]
         if isinstance(item, list):
-            listed = axis, [int(i) % size for i in item]
-            shape.append(len(item))
+            numbers = np.asarray(item) % size
+            listed = axis, numbers.reshape(-1).tolist()
+            shape += numbers.shape
         elif isinstance(item, slice):
             slices[axis] = _bounds(item, size)
             shape.append(len(range(*slices[axis])))
@@ -127,13 +133,19 @@ def _getitem(lifter: Lifter, x: Any, index: Any) -> Any:
     return take_slices(lifter, x, slices, tuple(shape))
 
 
+def _apart(items: list[Any]) -> bool:
+    """Whether a list and a number are apart: the axes of the list come first in torch then."""
+    picked = [n for n, i in enumerate(items) if type(i) in (int, list)]
+    return any(type(items[n]) is list for n in picked) and picked[-1] - picked[0] >= len(picked)
+
+
 def _as_list(item: Any) -> Any:
-    """Constant numbers of elements as a list, or as one number."""
+    """Constant numbers of elements as a list, in lists if they have several axes, or as one number."""
     if isinstance(item, (torch.Tensor, np.ndarray, list, tuple)) and not isinstance(item, Value):
         if any(isinstance(one, Value) for one in (item if isinstance(item, (list, tuple)) else ())):
             return item
         array = np.asarray(item)
-        if array.dtype.kind in "iu" and array.ndim <= 1:
+        if array.dtype.kind in "iu":
             return array.tolist()
     return item
 

@@ -284,6 +284,13 @@ class LinearOp(Op):
         """
         return None
 
+    def taken(self, shape: Shape, constants: Constants) -> Index | None:
+        """For each element of the result the operand's element that it is, or -1 if it is zero, both by flat indices.
+
+        None if the op does more than to move, drop and repeat elements.
+        """
+        return None
+
     def commuted(self, signs: Array, constants: Constants) -> Array | None:
         """The signs t, in the shape of the result, with op(signs * x) = t * op(x); None if there are no such signs."""
         return None

@@ -478,11 +478,18 @@ class Pad(LinearOp):
         return np.stack([self._pad(x, self.value) for x in operands[0]])
 
     def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
-        source = self._pad(np.arange(1, math.prod(shape) + 1, dtype=np.float64).reshape(shape), 0.0)
-        flat = source.reshape(-1).astype(np.int64)
-        rows = np.flatnonzero(flat)
-        bias = np.where(flat == 0, self.value, 0.0)
-        return LinearMap(rows, flat[rows] - 1, np.ones(len(rows)), bias, math.prod(shape))
+        source = self._sources(shape)
+        rows = np.flatnonzero(source >= 0)
+        bias = np.where(source < 0, self.value, 0.0)
+        return LinearMap(rows, source[rows], np.ones(len(rows)), bias, math.prod(shape))
+
+    def taken(self, shape: Shape, constants: Constants) -> Index | None:
+        return None if self.value else self._sources(shape)
+
+    def _sources(self, shape: Shape) -> Index:
+        """For each element of the result that of the operand, or -1 in the padding."""
+        numbers = np.arange(1, math.prod(shape) + 1, dtype=np.float64).reshape(shape)
+        return self._pad(numbers, 0.0).reshape(-1).astype(np.int64) - 1
 
     def commuted(self, signs: Array, constants: Constants) -> Array | None:
         channels = by_channel(signs)
@@ -517,9 +524,13 @@ class Slice(LinearOp):
         return np.asarray(self.evaluate([signs[None]], constants)[0])
 
     def linear_map(self, shape: Shape, constants: Constants) -> LinearMap:
-        source = np.arange(math.prod(shape)).reshape(shape)[tuple(slice(*s) for s in self.slices)].reshape(-1)
+        source = self.taken(shape, constants)
         count = len(source)
-        return LinearMap(np.arange(count), source.astype(np.int64), np.ones(count), np.zeros(count), math.prod(shape))
+        return LinearMap(np.arange(count), source, np.ones(count), np.zeros(count), math.prod(shape))
+
+    def taken(self, shape: Shape, constants: Constants) -> Index:
+        numbers = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
+        return numbers[tuple(slice(*s) for s in self.slices)].reshape(-1)
 
 
 @register
@@ -563,6 +574,9 @@ class Gather(LinearOp):
         indices = constants[self.indices].astype(np.int64)
         rows = np.flatnonzero(indices >= 0)
         return LinearMap(rows, indices[rows], np.ones(len(rows)), np.zeros(len(indices)), math.prod(shape))
+
+    def taken(self, shape: Shape, constants: Constants) -> Index:
+        return constants[self.indices].astype(np.int64)
 
     def commuted(self, signs: Array, constants: Constants) -> Array | None:
         return self._taken(signs.reshape(1, -1), constants, 1.0).reshape(self.shape)
