@@ -212,10 +212,9 @@ def _least_digits(parameters: Parameters) -> int:
 
 
 def test_what_bootstraps_do_not_help_is_refused() -> None:
-    """Batches, other securities and pinned scales have none; a precision that no scale gives stays infeasible."""
+    """Other securities and pinned scales have none; a precision that no scale gives stays infeasible."""
     deep = {"degree": 15}
     cases: list[tuple[str, dict[str, Any]]] = [
-        ("without bootstrapping", deep | {"batch": 2}),
         ("without bootstrapping", deep | {"security": 192}),
         ("without bootstrapping", deep | {"scale_bits": 40}),
         ("a precision of", {"degree": 3, "precision": 1e-13}),
@@ -254,8 +253,6 @@ def test_pinned_parameters_are_taken_or_refused_never_replaced() -> None:
     leveled = Parameters(13, 3, 30, 37, 4)
     with pytest.raises(InfeasibleError, match="takes 4 levels, the pinned parameters have 3"):
         olac.compile(small_net(), [images()], degree=3, parameters=leveled)
-    with pytest.raises(InfeasibleError, match="a batch of 4096 images"):
-        olac.compile(small_net(), [images()], degree=3, parameters=Parameters(13, 4, 29, 36, 5), batch=4096)
     assert (
         olac.compile(small_net(), [images()], degree=3, parameters=Parameters(13, 4, 29, 36, 5)).parameters.depth == 4
     )
@@ -282,7 +279,7 @@ def test_a_limit_of_memory_holds_for_the_program(tmp_path: Path) -> None:
     torch.manual_seed(0)
     parts = (nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64, 10))
     model, x = nn.Sequential(*parts), torch.rand(48, 1, 8, 8)
-    pinned: dict[str, Any] = {"degree": 3, "batch": 8, "insecure": True, "log_ring": 12, "reconstruct": 0}
+    pinned: dict[str, Any] = {"degree": 3, "insecure": True, "log_ring": 12, "reconstruct": 0}
     free = olac.compile(model, [x], **pinned)
     whole = free.estimate()
     assert free.max_memory is None

@@ -11,6 +11,7 @@ from olac.ckks.primes import FIXED, FLEXIBLE, Technique
 from olac.ir.lowerings import Diagonals, Multiplexed
 from olac.ir.ops import Conv2d, LinearOp
 from olac.passes.choose_lowerings import Convolutions
+from tests.e2e.test_networks import SLOTS, in_slots, relative
 from tests.e2e.test_shifted_copies import Skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*compiled without security")
@@ -58,17 +59,18 @@ def test_each_convolution_takes_a_level_more() -> None:
     assert all(isinstance(node.lowering, Diagonals) for node in linear)
 
 
-def test_batches_keep_diagonals() -> None:
+def test_batches_are_multiplexed_as_well() -> None:
     torch.manual_seed(1)
     model, images = Skip().eval(), torch.rand(32, 2, 6, 6) * 2 - 1
-    programs = [
-        olac.compile(
-            model, [images], method="channel", degree=3, log_ring=12, insecure=True, batch=4, convolutions=convolutions
-        )
-        for convolutions in ("multiplexed", "auto")
-    ]
-    assert programs[0].parameters == programs[1].parameters
-    assert all(isinstance(node.lowering, Diagonals | None) for node in programs[0].graph.nodes)
+    program = olac.compile(
+        model, [images], method="channel", degree=3, log_ring=12, insecure=True, batch=4, convolutions="multiplexed"
+    )
+    assert program.batch == 4
+    alone = compiled("multiplexed")[0]
+    kinds = [[type(node.lowering) for node in one.graph.nodes] for one in (program, alone)]
+    assert kinds[0] == kinds[1] and program.parameters.depth == alone.parameters.depth
+    given = images[:4].double().numpy()
+    assert relative(in_slots(program, given), program.simulate(given)) < SLOTS
 
 
 def test_the_option_is_checked() -> None:

@@ -103,7 +103,7 @@ def test_the_chain_has_its_levels(registered: None, monkeypatch: pytest.MonkeyPa
     assert states[0] is not None and states[1] is not None
     assert states[0].level - states[1].level == 3 == program.kernels["strided"].depth
     assert program.output.type.state is not None and program.output.type.state.level == 0
-    assert compiled(how, batch=2)[0].parameters.depth == diagonals.parameters.depth
+    assert compiled(how, batch=2)[0].parameters.depth == program.parameters.depth
     assert lowered_depth(diagonals.graph, lowering_pipeline(convolutions=how)) == program.parameters.depth
 
 

@@ -240,15 +240,15 @@ import os, signal, sys, time, warnings
 # Children of a background job start with interrupts ignored, and Python leaves it at that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 warnings.simplefilter("ignore")
-from olac.runtime import server
+from olac.runtime.progress import Steps
 from olac.cli import main
-plain = server.Server._seconds_left
+plain = Steps.add
 def slow(self, node, *rest):
     if node.id == "act1":
         print("waiting", flush=True)
         time.sleep(60)
     return plain(self, node, *rest)
-server.Server._seconds_left = slow
+Steps.add = slow
 sys.exit(main(sys.argv[1:]))
 """
 
