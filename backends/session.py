@@ -162,6 +162,14 @@ class ClientSession(Session):
         """The slots, shape (slots,); raises RuntimeError if they are noise."""
 
 
+class EncryptorSession(Session):
+    """The side that holds a public key: it encrypts and can't decrypt."""
+
+    @abstractmethod
+    def encrypt(self, slots: Array, level: int) -> Any:
+        """As `ClientSession.encrypt`, with `PUBLIC_NOISE` times the noise of a rescale."""
+
+
 class ServerSession(Session):
     """The side that computes. All that it holds is freed after this object, as soon as no run can be using it.
 
@@ -289,6 +297,21 @@ class Engine(ABC):
         Raises:
             BackendError: the engine does not have such secret keys, or can't have them on this machine.
         """
+
+    def encryptor(
+        self, parameters: Parameters, identity: str, words: Words, secrets: str | None = None
+    ) -> EncryptorSession:
+        """A session with a public key, from the words of shape (2, limbs, N) of an encryption of zero.
+
+        Args:
+            identity: of the key pair.
+            secrets: whose code encrypts, as in `client`.
+
+        Raises:
+            ArtifactError: words that are no residues.
+            BackendError: the engine has no encryption with public keys, or not by that code on this machine.
+        """
+        raise BackendError(f"{self.title} does not encrypt with public keys")
 
     def key_sizes(
         self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None, *, bootstraps: bool = True

@@ -219,8 +219,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_threads(more)
     more.set_defaults(run=_more_keys)
 
+    public = commands.add_parser("public-key", help="client: write a public key, for those who must not decrypt")
+    for name in ("program", "secret_key", "output"):
+        public.add_argument(name, type=Path)
+    public.set_defaults(run=_public_key)
+
     encrypt = commands.add_parser("encrypt", help="client: encrypt images from a .npy file")
-    for name in ("program", "secret_key", "images", "output"):
+    encrypt.add_argument("program", type=Path)
+    encrypt.add_argument("secret_key", type=Path, help="or a public key")
+    for name in ("images", "output"):
         encrypt.add_argument(name, type=Path)
     encrypt.add_argument(
         "--force", action="store_true", help="also encrypt images far outside the calibrated range, with a warning"
@@ -427,6 +434,12 @@ def _more_keys(options: argparse.Namespace) -> None:
         console.print(f"{plain(options.output)}: {len(made)} keys for the server", soft_wrap=True, markup=False)
     else:
         console.print("the server has all keys that the program needs", soft_wrap=True)
+
+
+def _public_key(options: argparse.Namespace) -> None:
+    from olac.runtime import commands
+
+    commands.public_key(options.program, options.secret_key, options.output)
 
 
 def _encrypt(options: argparse.Namespace) -> None:

@@ -51,6 +51,8 @@ class CompileOptions:
         log_ring: log2 of the ring dimension; None for the smallest that fits.
         scale_bits: bits of the scale; None for the fewest that meet `precision`.
         parameters: all parameters; without security they need `insecure` as well.
+        public_key: whether inputs may be encrypted with a public key (`olac.runtime.Encryptor`), which makes 16 times
+            the noise of a rescale; the scale is then chosen for that.
         like: an earlier program, or what clients know of it. Its parameters and engine are kept, and its keys as far as
             possible: rotations by other steps are composed of its steps. If nothing is said of degrees, those of the
             earlier program are kept as well. So clients need no new keys for new weights. A note of the report says
@@ -106,6 +108,7 @@ class CompileOptions:
     log_ring: int | None = None
     scale_bits: int | None = None
     parameters: Parameters | None = None
+    public_key: bool = False
     like: AnyProgram | None = None
     max_memory: float | str | None = None
     max_compile_memory: float | str | None = None
@@ -222,6 +225,7 @@ class Keywords(FitKeywords, total=False):
     log_ring: int | None
     scale_bits: int | None
     parameters: Parameters | None
+    public_key: bool
     like: AnyProgram | None
     max_memory: float | str | None
     max_compile_memory: float | str | None

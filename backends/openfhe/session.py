@@ -19,6 +19,7 @@ from olac.backends.openfhe.words import is_tag_of, new_tag
 from olac.backends.session import (
     OPENFHE_SECRETS,
     ClientSession,
+    EncryptorSession,
     Engine,
     KeyPages,
     KeyProgress,
@@ -83,6 +84,18 @@ class OpenFHEClient(_Tagged, ClientSession):
 
     def decrypt(self, a: Ciphertext[Any]) -> Array:
         return self._evaluator.decrypt(self.secret_key, a)
+
+
+class OpenFHEEncryptor(_Tagged, EncryptorSession):
+    """Has `public_key`, OpenFHE's object."""
+
+    def __init__(self, engine: Engine, parameters: Parameters, words: Words, tag: str) -> None:
+        super().__init__(engine, parameters, tag)
+        self.public_key = self._ready.public_key(words, tag)
+        self._evaluator = OpenFHEEvaluator(self._ready.context, parameters)
+
+    def encrypt(self, slots: Array, level: int) -> Any:
+        return self._evaluator.encrypt(self.public_key, slots, level).payload
 
 
 class PagedTags(KeyStore):
@@ -188,6 +201,13 @@ class OpenFHE(Engine):
         if words is None:
             return OpenFHEClient(self, parameters, new_secret_key(parameters, identity))
         return OpenFHEClient(self, parameters, wire(parameters).secret_key(words, new_tag(identity)))
+
+    def encryptor(
+        self, parameters: Parameters, identity: str, words: Words, secrets: str | None = None
+    ) -> OpenFHEEncryptor:
+        if secrets not in (None, OPENFHE_SECRETS):
+            raise BackendError(f"{self.title} encrypts by itself, not by the name {plain(secrets)[:40]!r}")
+        return OpenFHEEncryptor(self, parameters, words, new_tag(identity))
 
     def install_keys(
         self,

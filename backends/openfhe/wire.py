@@ -103,6 +103,18 @@ class Wire:
             self.templates[name] = template(data, self.parameters.primes, self.length, self.spare.GetKeyTag())
         return self._fhe.DeserializePrivateKeyString(self.templates[name].fill(words, tag), self._fhe.BINARY)
 
+    # Public keys -----------------------------------------------------------------------------------------------------
+
+    def public_key(self, words: Words, tag: str) -> Any:
+        """A public key from the words, shape (2, limbs, N), of an encryption of zero under the secret key."""
+        name = "public key"
+        if name not in self.templates:
+            key = self.context.KeyGen().publicKey
+            data = self._fhe.Serialize(key, self._fhe.BINARY)
+            self.templates[name] = template(data, self.parameters.primes * 2, self.length, key.GetKeyTag())
+        data = self.templates[name].fill(words.reshape(-1, self.length), tag)
+        return self._fhe.DeserializePublicKeyString(data, self._fhe.BINARY)
+
     # Evaluation keys -------------------------------------------------------------------------------------------------
 
     @property

@@ -7,6 +7,7 @@ import warnings
 from olac.backends.base import Array, Ciphertext
 from olac.backends.openfhe.session import ENGINE as OPENFHE
 from olac.backends.session import OPENFHE_SECRETS, OWN_SECRETS
+from olac.backends.vector.public import OwnPublic
 from olac.backends.vector.ring import ring
 from olac.backends.vector.secret import OwnSecret, SecretKey
 from olac.ckks.parameters import Parameters
@@ -32,6 +33,31 @@ class OpenFHESecret:
         return self._session.decrypt(Ciphertext(self._session.ciphertext(words, state.level), state))
 
 
+class OpenFHEPublic:
+    """A public key in OpenFHE, which encrypts."""
+
+    def __init__(self, parameters: Parameters, identity: str, words: Words) -> None:
+        self._parameters = parameters
+        self._session = OPENFHE.encryptor(parameters, identity, words)
+
+    def encrypt(self, slots: Array, level: int) -> Words:
+        return OPENFHE.words(self._parameters, self._session.encrypt(slots, level), level)
+
+
+def chosen_public(
+    parameters: Parameters, identity: str, words: Words, secrets: str | None = None
+) -> OpenFHEPublic | OwnPublic:
+    """A public key of words of shape (2, limbs, N), in the code that `chosen_secret` would take.
+
+    Raises:
+        ArtifactError: words that are no residues.
+        BackendError: as `chosen_secret`.
+    """
+    if _takes_openfhe(parameters, secrets):
+        return OpenFHEPublic(parameters, identity, words)
+    return OwnPublic(ring(parameters), words)
+
+
 def chosen_secret(
     parameters: Parameters, identity: str, words: Words | None = None, secrets: str | None = None
 ) -> SecretKey:
@@ -46,18 +72,25 @@ def chosen_secret(
         ArtifactError: words that are not those of a secret.
         BackendError: OpenFHE's are asked for and it does not load, or there are none by that name.
     """
+    if _takes_openfhe(parameters, secrets):
+        return OpenFHESecret(parameters, identity, words)
+    return OwnSecret(ring(parameters), words)
+
+
+def _takes_openfhe(parameters: Parameters, secrets: str | None) -> bool:
+    """Whether OpenFHE's secrets are taken; otherwise the engine's own, with a warning if nobody asked for them."""
     if secrets not in (None, OPENFHE_SECRETS, OWN_SECRETS):
         raise BackendError(
             f"there are no secret keys by the name {plain(secrets)[:40]!r}: {OPENFHE_SECRETS} or {OWN_SECRETS}"
         )
     missing = OPENFHE.unavailable() if secrets is None else ""
     if secrets == OPENFHE_SECRETS or (secrets is None and not missing):
-        return OpenFHESecret(parameters, identity, words)
+        return True
     parameters.check_security(earlier=True)  # OpenFHE's context does it for its own
     if missing:
         warnings.warn(
             "olac makes the secret key, encrypts and decrypts by itself, as OpenFHE can't be loaded here. This is "
             "olac's own code: it was not reviewed from outside and does not run in constant time (SECURITY.md).",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return OwnSecret(ring(parameters), words)
+    return False

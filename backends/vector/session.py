@@ -18,6 +18,7 @@ import numpy as np
 from olac.backends.base import Array, Ciphertext
 from olac.backends.session import (
     ClientSession,
+    EncryptorSession,
     Engine,
     KeyPages,
     KeyProgress,
@@ -39,9 +40,10 @@ from olac.backends.vector.key_making import KeyMaker, NewKey
 from olac.backends.vector.keys import KeyForm, check_security, key_forms, read_limbs
 from olac.backends.vector.keyset import Place, VectorKeys, packed_key, places
 from olac.backends.vector.packed import PackedKey, packed_bytes
+from olac.backends.vector.public import OwnPublic
 from olac.backends.vector.ring import Ring, ring
 from olac.backends.vector.secret import SecretKey, secret_coefficients
-from olac.backends.vector.secret_choice import chosen_secret
+from olac.backends.vector.secret_choice import OpenFHEPublic, chosen_public, chosen_secret
 from olac.backends.vector.team import Team
 from olac.ckks.parameters import Parameters
 from olac.ckks.words import Words
@@ -152,6 +154,19 @@ class VectorClient(_Marked, ClientSession):
 
     def decrypt(self, a: Ciphertext[Any]) -> Array:
         return self.secret.decrypt(ENGINE.words(self._parameters, a.payload, a.state.level), a.state)
+
+
+class VectorEncryptor(_Marked, EncryptorSession):
+    """Has `public`, the public key."""
+
+    def __init__(
+        self, engine: Engine, parameters: Parameters, identity: str, public: OpenFHEPublic | OwnPublic
+    ) -> None:
+        super().__init__(engine, parameters, _mark(identity))
+        self.public = public
+
+    def encrypt(self, slots: Array, level: int) -> Residues:
+        return self.ciphertext(self.public.encrypt(slots, level), level)
 
 
 class _Pages(KeyStore):
@@ -275,6 +290,12 @@ class Vector(Engine):
     ) -> VectorClient:
         prepare()
         return VectorClient(self, parameters, identity, chosen_secret(parameters, identity, words, secrets))
+
+    def encryptor(
+        self, parameters: Parameters, identity: str, words: Words, secrets: str | None = None
+    ) -> VectorEncryptor:
+        prepare()
+        return VectorEncryptor(self, parameters, identity, chosen_public(parameters, identity, words, secrets))
 
     def key_sizes(
         self, parameters: Parameters, steps: Mapping[int, int], relinearise: int | None, *, bootstraps: bool = True

@@ -28,6 +28,9 @@ TINY_OUTPUT = 1e-9
 LARGE_NOISE = 0.1
 """Of the outputs' range."""
 NOISE_MARGIN_BITS = 2.0
+PUBLIC_NOISE = 16.0
+"""Of an encryption with a public key, in that of a rescale: 3.24 sqrt(4 N / 3) over sqrt(N / 18), for a uniform ternary
+secret; it is less for sparse ones."""
 
 
 class OutputNoise:
@@ -36,12 +39,23 @@ class OutputNoise:
     The outputs after the client's part count as well, up to a choice of classes: errors are the larger of both, each
     relative to its own range. So the client's part can neither hide an error by a shift nor magnify one unnoticed.
 
+    Args:
+        public_key: whether inputs may be encrypted with a public key, which makes more noise.
+
     Raises:
         InfeasibleError: no image has finite outputs.
     """
 
-    def __init__(self, graph: Graph, calibration: Calibration, head: OutputHead | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        calibration: Calibration,
+        head: OutputHead | None = None,
+        seed: int = 0,
+        public_key: bool = False,
+    ) -> None:
         self._graph, self._seed = graph, seed
+        self._input = PUBLIC_NOISE if public_key else 1.0
         sizes = [math.prod(node.type.shape) for node in graph.nodes]
         count = min(CHECK_IMAGES, max(FEWEST_IMAGES, MOST_VALUES // sum(sizes)))
         self._together = max(1, VALUES_TOGETHER // max(sizes))
@@ -133,6 +147,8 @@ class OutputNoise:
                 # Every term adds the noise of its power, times its coefficient.
                 largest = float(np.abs(graph.constants[node.op.coefficients]).sum(axis=1).max())
                 return value + random.normal(0.0, sigma * max(1.0, largest), value.shape)
+            if isinstance(node.op, Input):
+                return value + random.normal(0.0, self._input * sigma, value.shape)
             if _adds_noise(graph, node):
                 return value + random.normal(0.0, sigma, value.shape)
             return None

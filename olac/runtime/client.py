@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from olac.analysis.estimate import LIBRARY_BYTES, client_bytes
+from olac.analysis.estimate import client_bytes
 from olac.backends.base import Ciphertext
 from olac.backends.session import ClientSession, Engine, available_engine, find_engine
 from olac.ckks.key_list import KeyList
-from olac.ckks.sizes import WORD_BYTES, ciphertext_bytes
+from olac.ckks.sizes import WORD_BYTES
 from olac.ckks.words import as_bytes
 from olac.errors import (
     ArtifactError,
@@ -23,33 +23,29 @@ from olac.errors import (
     InfeasibleError,
     InputError,
     MissingKeyError,
-    VerificationError,
 )
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.kernels.base import Value
-from olac.program.program import AnyProgram, check_any_program, check_images
+from olac.program.program import AnyProgram, check_any_program
 from olac.runtime import envelope
-from olac.runtime.check_ranges import check_input, check_output
+from olac.runtime.check_ranges import check_output
+from olac.runtime.encryptor import PublicKey, check_room_for, encrypted
 from olac.runtime.envelope import open_frame
 from olac.runtime.messages import (
-    MOST_IMAGES,
     EncryptedInput,
     EncryptedResult,
     EvaluationKeys,
     key_sizes,
     new_identity,
-    sets_of,
 )
 from olac.system.files import Output, Source, check_private, check_writable, write_files
 from olac.system.forks import check_fork
-from olac.system.memory import GB, available_bytes, check_room, current_rss_bytes, memory_for
+from olac.system.memory import GB, available_bytes, current_rss_bytes, memory_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-WORKING_CIPHERTEXTS = 4
-"""Room for this many ciphertexts is needed in addition to those that are encrypted or decrypted."""
 MOST_DECIMALS = 15
 """Outputs are rounded to at most this many digits after the point, or before it."""
 
@@ -209,6 +205,17 @@ class Client:
                 "Free memory, take a larger machine, or compile with max_memory for a program with fewer keys."
             )
 
+    @memory_for("making the public key")
+    def public_key(self) -> PublicKey:
+        """A public key, with which an `Encryptor` encrypts for this client and can't decrypt; each call makes another.
+
+        Raises:
+            MissingKeyError: there is no secret key yet.
+        """
+        session, parameters = self._held(), self.program.parameters
+        zero = session.encrypt(np.zeros(parameters.slots), parameters.depth)
+        return PublicKey(parameters, self._identity, self._engine.words(parameters, zero, parameters.depth))
+
     def save_secret_key(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the secret key to a file that only its owner can read.
 
@@ -261,7 +268,7 @@ class Client:
         with open_frame(Source.of_file(path), envelope.SECRET_KEY, parameters) as payload:
             header = payload.header
             check_private(payload.stream, path)
-            _check_room(program, "loading the secret key")
+            check_room_for(program, "loading the secret key")
             identity = header.identity("keys")
             header.expect_payload(size)
             words = np.frombuffer(payload.read(size), "<u8").reshape(parameters.limbs, -1)
@@ -304,24 +311,8 @@ class Client:
             InputError: another shape, no image, values that are not finite, or values further from the middle of the
                 calibrated range than `FAR` times its half width.
         """
-        session, program = self._held(), self.program
-        layout, level, type_ = program.input.layout, program.input.state.level, program.input.type
-        given = check_images(images, program.input_shape)
-        if not 1 <= len(given) <= MOST_IMAGES:
-            raise InputError(f"{len(given)} images are given, 1 to {MOST_IMAGES} can be encrypted at a time")
-        sets = sets_of(program, len(given))
-        _check_room(program, f"encrypting {len(given)} inputs", sets * layout.ciphertexts)
-        encoded = program.encode(given)
-        message = check_input(encoded, type_, allow_out_of_range)
-        if message:
-            warnings.warn(message, stacklevel=3)  # after the decorator
-        images = np.zeros((sets, program.batch, *program.input_shape))
-        images.reshape(-1, *program.input_shape)[: len(given)] = encoded / type_.unit
-        try:
-            live = tuple(session.encrypt(slots, level) for batch in images for slots in layout.pack(batch))
-        except VerificationError as error:
-            raise InputError("the input holds values that are too large for any ciphertext of the program") from error
-        return EncryptedInput(program, self._identity, len(given), live=live, engine=self._engine)
+        live, count = encrypted(self._held(), self.program, images, allow_out_of_range)
+        return EncryptedInput(self.program, self._identity, count, live=live, engine=self._engine)
 
     @memory_for("decrypting")
     def decrypt(
@@ -358,7 +349,7 @@ class Client:
         if of is not None:
             result.check_input(of)
         layout, state, type_ = program.output.layout, program.output.state, program.output.type
-        _check_room(program, "decrypting", result.sets * layout.ciphertexts)
+        check_room_for(program, "decrypting", result.sets * layout.ciphertexts)
         slots = []
         for payload in result.payloads(session):
             try:
@@ -393,10 +384,3 @@ class Client:
             except RuntimeError:  # the slots are noise
                 rows.append(np.full(self.program.parameters.slots, np.nan))
         return np.stack(rows)
-
-
-def _check_room(program: AnyProgram, what: str, ciphertexts: int = 0) -> None:
-    """Raise InfeasibleError if the engine's objects for n ciphertexts don't fit in memory."""
-    parameters = program.parameters
-    one = ciphertext_bytes(parameters.log_ring, parameters.limbs + len(parameters.special_primes))
-    check_room(LIBRARY_BYTES + (WORKING_CIPHERTEXTS + ciphertexts) * one, what)

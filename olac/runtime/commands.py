@@ -16,6 +16,8 @@ from olac.program.program import CompiledProgram, check_images, load_any_program
 from olac.runtime.client import Client
 from olac.runtime.debug import Row
 from olac.runtime.debug import debug as compare
+from olac.runtime.encryptor import Encryptor, PublicKey
+from olac.runtime.envelope import PUBLIC_KEY, kind_of
 from olac.runtime.estimates import Forecast, forecast
 from olac.runtime.key_parts import load_keys, save_parts
 from olac.runtime.messages import MOST_IMAGES, EncryptedInput, EncryptedResult
@@ -123,6 +125,18 @@ def more_keys(
     return made.listed.names
 
 
+def public_key(program: str | Path, secret_key: str | Path, output: str | Path) -> Path:
+    """Write a public key, for those who encrypt and must not decrypt.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or the key can't be written.
+    """
+    check_apart({"public key": output}, {"program": program, "secret key": secret_key})
+    check_writable(output)
+    Client.load(load_any_program(program), secret_key).public_key().save(output)
+    return Path(output)
+
+
 def encrypt(
     program: str | Path,
     secret_key: str | Path,
@@ -134,6 +148,7 @@ def encrypt(
     """Encrypt images from a .npy file of shape (n, *input shape) or `input shape`.
 
     Args:
+        secret_key: or a public key, which can't decrypt.
         allow_out_of_range: as in `Client.encrypt`.
 
     Raises:
@@ -145,7 +160,11 @@ def encrypt(
     check_writable(output)
     compiled = load_any_program(program)
     array = read_npy(images, compiled.input_shape)
-    client = Client.load(compiled, secret_key)
+    client: Client | Encryptor
+    if kind_of(secret_key) == PUBLIC_KEY:
+        client = Encryptor(compiled, PublicKey.load(compiled, secret_key))
+    else:
+        client = Client.load(compiled, secret_key)
     client.encrypt(array, allow_out_of_range=allow_out_of_range).save(output)
     return Path(output)
 

@@ -22,6 +22,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from olac.ckks.parameters import Parameters
@@ -38,7 +39,8 @@ EVALUATION_KEYS = "evaluation-keys"
 INPUT = "input"
 RESULT = "result"
 CHECKPOINT = "checkpoint"
-KINDS = (SECRET_KEY, EVALUATION_KEYS, INPUT, RESULT, CHECKPOINT)
+PUBLIC_KEY = "public-key"
+KINDS = (SECRET_KEY, PUBLIC_KEY, EVALUATION_KEYS, INPUT, RESULT, CHECKPOINT)
 
 PREFIX = struct.Struct("<4sH16sIQ")
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -67,6 +69,16 @@ Owner = Named | Parameters
 def parameter_fingerprint(parameters: Parameters) -> str:
     """SHA-256 of one set of parameters."""
     return hashlib.sha256(json.dumps(parameters.fields(), sort_keys=True).encode()).hexdigest()
+
+
+def kind_of(path: str | Path) -> str:
+    """The kind that a file says it is of; empty if it is no frame. ArtifactError if it does not exist."""
+    with Source.of_file(path).open() as stream:
+        start = stream.read(PREFIX.size)
+    if len(start) < PREFIX.size or start[: len(MAGIC)] != MAGIC:
+        return ""
+    _, _, kind, _, _ = PREFIX.unpack(start)
+    return str(kind.rstrip(b"\0").decode("ascii", "replace"))
 
 
 @dataclass(frozen=True)

@@ -366,10 +366,7 @@ class EvaluationKeys(Framed):
 
     @classmethod
     def _owner(cls, given: AnyProgram | Parameters) -> Owner:
-        if isinstance(given, Parameters):
-            return given
-        check_any_program(given)
-        return given.parameters
+        return parameters_of(given)
 
     @classmethod
     def _of(cls, given: AnyProgram | Parameters, payload: Payload) -> Self:
@@ -385,6 +382,14 @@ class EvaluationKeys(Framed):
         stored = tuple(StoredKey(header, part) for part in parts)
         name = header.source.name
         return cls(parameters, header.identity("keys"), listed, engine, stored=stored, name=name)
+
+
+def parameters_of(given: AnyProgram | Parameters) -> Parameters:
+    """Parameters, as given or of a program; ArtifactError for what is neither."""
+    if isinstance(given, Parameters):
+        return given
+    check_any_program(given)
+    return given.parameters
 
 
 Place = int | str

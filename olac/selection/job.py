@@ -85,7 +85,7 @@ class Job:
     @cached_property
     def noise(self) -> OutputNoise:
         """What noise does to the outputs."""
-        return OutputNoise(self.graph, self.calibration, self.head, self.options.seed)
+        return OutputNoise(self.graph, self.calibration, self.head, self.options.seed, self.options.public_key)
 
     @cached_property
     def depth(self) -> int:
