@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     accuracy.add_argument("--plot", type=Path, metavar="FILE", help="draw all rows of the file: .svg or .png")
     accuracy.set_defaults(run=_accuracy)
 
+    _throughput_parser(
+        commands.add_parser("throughput", help="CPU seconds an image of runs of many images, against one alone")
+    )
     _finetune_parser(commands.add_parser("finetune", help="train a network of squares with labels, and its top-1"))
 
     _encrypted_parser(commands.add_parser("encrypted", help="seconds, memory and errors of encrypted runs"))
@@ -211,6 +214,19 @@ def _finetune_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads of torch; default: torch's choice")
     _add_rows(parser)
     parser.set_defaults(run=_finetune)
+
+
+def _throughput_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "models", nargs="+", metavar="NAME", help="logistic, digits, or a network of benchmarks/models.py"
+    )
+    parser.add_argument("--images", type=_positive, nargs="+", required=True, metavar="N", help="images of a run")
+    parser.add_argument("--engine", default="vector", metavar="NAME", help="openfhe or vector; default vector")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, .pt or .safetensors")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the .npz files; default: $OLAC_DATA")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="threads of the server; default: all cores")
+    _add_rows(parser)
+    parser.set_defaults(run=_throughput)
 
 
 def _bootstraps_parser(parser: argparse.ArgumentParser) -> None:
@@ -401,6 +417,25 @@ def _encrypted(options: argparse.Namespace, command: str) -> int:
 
 def _bootstraps(options: argparse.Namespace, command: str) -> int:
     _print([bootstraps.run(options, command)], Console())
+    return 0
+
+
+def _throughput(options: argparse.Namespace, command: str) -> int:
+    set_threads(options.threads)
+    from benchmarks import throughput
+
+    console = Console()
+    rows = throughput.run(
+        options.models,
+        options.images,
+        ResultsFile.open(options.json, command, options.append),
+        console,
+        engine=options.engine,
+        weights=options.weights,
+        data=options.data,
+        threads=options.threads,
+    )
+    _print(rows, console)
     return 0
 
 

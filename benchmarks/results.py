@@ -21,9 +21,9 @@ PACKAGES = ("olac", "numpy", "scipy", "torch", "openfhe", "numba")
 SAME = ("model", "strategy", "images", "calibration_images", "effort")
 """A new row replaces one that has the same values of these."""
 ENCRYPTED, PREDICTED, BOOTSTRAP, PRIMITIVES = "encrypted", "predicted", "bootstrap", "primitives"
-MODEL = "model"
+MODEL, THROUGHPUT = "model", "throughput"
 """The `kind` of rows of encrypted runs, of predictions of them, of bootstraps, of primitives at one number of limbs,
-and of models that olac takes or refuses.
+of models that olac takes or refuses, and of runs of many images.
 
 Rows of accuracy have no kind.
 """
@@ -32,12 +32,14 @@ SAME_PREDICTED = ("model", "strategy", "threads", "max_memory", "engine")
 SAME_BOOTSTRAP = ("parameters", "log_slots", "complex", "threads", "engine")
 SAME_PRIMITIVES = ("parameters", "limbs", "threads", "engine")
 SAME_MODEL = ("family", "model", "variant")
+SAME_THROUGHPUT = ("model", "images", "engine", "threads")
 SAME_OF: dict[str | None, tuple[str, ...]] = {
     ENCRYPTED: SAME_ENCRYPTED,
     PREDICTED: SAME_PREDICTED,
     BOOTSTRAP: SAME_BOOTSTRAP,
     PRIMITIVES: SAME_PRIMITIVES,
     MODEL: SAME_MODEL,
+    THROUGHPUT: SAME_THROUGHPUT,
 }
 USUAL = {"engine": DEFAULT, "planned_for": DEFAULT, "effort": KEYWORDS["effort"]}
 """What rows that were written before there were other engines leave out."""
@@ -48,6 +50,7 @@ NEEDED = {
     BOOTSTRAP: (*SAME_BOOTSTRAP, "cpu_seconds", "noise", "setup_gb"),
     PRIMITIVES: (*SAME_PRIMITIVES, "log_ring", "cpu_seconds", "wall_seconds"),
     MODEL: (*SAME_MODEL, "outcome"),
+    THROUGHPUT: (*SAME_THROUGHPUT, "batch", "cpu_seconds", "cpu_seconds_alone", "ratio"),
 }
 PLOTS = (".svg", ".png")
 MARKERS = "osD^v<>PX*"

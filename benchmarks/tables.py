@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks import side_by_side
-from benchmarks.results import BOOTSTRAP, ENCRYPTED, MODEL, PREDICTED, PRIMITIVES, Row, engine_of, value
+from benchmarks.results import BOOTSTRAP, ENCRYPTED, MODEL, PREDICTED, PRIMITIVES, THROUGHPUT, Row, engine_of, value
 from benchmarks.side_by_side import Cells
 from benchmarks.strategies import family_of, lowering_of
 from benchmarks.zoo.document import result
@@ -62,6 +62,19 @@ COLUMNS_BOOTSTRAP = (
     "set-up s",
     "GB",
     "keys",
+    "NTT ms",
+)
+COLUMNS_THROUGHPUT = (
+    "model",
+    "images",
+    "share a ciphertext",
+    "engine",
+    "threads",
+    "CPU s an image",
+    "alone",
+    "ratio",
+    "error",
+    "GB",
     "NTT ms",
 )
 COLUMNS_MODEL = ("model", "form", "places", "levels", "seconds", "peak GB", "result")
@@ -144,6 +157,23 @@ def _bootstrap_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _throughput_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    ticks = row["yardstick_seconds_alone"], row["yardstick_seconds"]
+    return (
+        row["model"],
+        str(row["images"]),
+        str(row["batch"]),
+        row["engine"],
+        "all" if row["threads"] is None else str(row["threads"]),
+        f"{row['cpu_seconds']:.3g}",
+        f"{row['cpu_seconds_alone']:.3g}",
+        f"{row['ratio']:.3g}",
+        f"{row['error']:.1g}",
+        f"{row['peak_rss_gb']:.2f}",
+        " / ".join(f"{1000 * tick:.2f}" for tick in ticks),
+    )
+
+
 def _model_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         str(row["model"]),
@@ -167,6 +197,7 @@ OF_A_ROW: dict[str | None, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], 
     PREDICTED: (COLUMNS_PREDICTED, _predicted_cells),
     BOOTSTRAP: (COLUMNS_BOOTSTRAP, _bootstrap_cells),
     MODEL: (COLUMNS_MODEL, _model_cells),
+    THROUGHPUT: (COLUMNS_THROUGHPUT, _throughput_cells),
 }
 """By kind of row: the columns of tables that have a line for each row, and the cells of one."""
 COMPARED: dict[str | None, Callable[[Sequence[Row]], list[Cells]]] = {

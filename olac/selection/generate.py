@@ -47,10 +47,31 @@ def without_bootstraps(job: Job) -> list[Candidate]:
         first = _representative(chains, job.terms)
         job.say(f"lowering at ring 2^{first.log_ring}")
         draft = job.levelled(first)
-        found += [job.price(parameters, draft) for parameters in chains]
+        here = [job.price(parameters, draft) for parameters in chains]
+        found += here + _with_more_lanes(job, chains, here)
         if job.best(found) and not _is_tight(chains):
             break
     return found
+
+
+def _with_more_lanes(job: Job, chains: Sequence[Parameters], found: Sequence[Candidate]) -> list[Candidate]:
+    """Programs with more images in a ciphertext than it holds whole values of, as long as each is better than the last.
+
+    Such values take several ciphertexts. With fewer slots an image there are fewer rotations, and none in the end.
+    """
+    more: list[Candidate] = []
+    first, best = _representative(chains, job.terms), job.best(found)
+    lanes = 2 * job.lanes(first.log_ring)
+    while best is not None and lanes < 2 * min(job.options.batch, first.slots):
+        job.say(f"lowering at ring 2^{first.log_ring}, {lanes} images in a ciphertext")
+        draft = job.levelled(first, lanes)
+        here = [job.price(parameters, draft) for parameters in chains]
+        better = job.best([best, *here])
+        if better is best:
+            break
+        more += here
+        best, lanes = better, 2 * lanes
+    return more
 
 
 def chains_without_bootstraps(job: Job) -> list[list[Parameters]]:
@@ -163,7 +184,7 @@ def _least(job: Job, log_rings: tuple[int, ...]) -> tuple[float, float]:
             engine.library_bytes(parameters),
         )
         seconds = job.terms.pricer(parameters).price("bootstrap", model.input_level)
-        least = min(least, job.terms.cost(seconds * job.share(parameters).each, size.server_bytes))
+        least = min(least, job.terms.cost(seconds * job.share(job.lanes(parameters.log_ring)).each, size.server_bytes))
         held = min(held, size.server_bytes)
     return least, held
 

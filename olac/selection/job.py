@@ -130,9 +130,8 @@ class Job:
         wanted = slots if self.options.objective == "throughput" else self.options.batch
         return min(next_power_of_two(wanted), max(1, slots // self._largest))
 
-    def share(self, parameters: Parameters) -> Share:
+    def share(self, lanes: int) -> Share:
         """How the images of a batch share a run. Those that have no room in one ciphertext are computed beside it."""
-        lanes = self.lanes(parameters.log_ring)
         images = max(self.options.batch, lanes if self.options.objective == "throughput" else 1)
         return Share(images, -(-images // lanes))
 
@@ -155,9 +154,13 @@ class Job:
 
     # Passes ----------------------------------------------------------------------------------------------------------
 
-    def levelled(self, parameters: Parameters) -> Draft:
-        """The graph after all passes."""
-        return self._run(self.passes, self.graph, parameters)
+    def levelled(self, parameters: Parameters, lanes: int | None = None) -> Draft:
+        """The graph after all passes.
+
+        Args:
+            lanes: images in a ciphertext; None for `self.lanes`.
+        """
+        return self._run(self.passes, self.graph, parameters, lanes)
 
     def packed(self, parameters: Parameters) -> Draft:
         """The graph before the pass that places bootstraps."""
@@ -183,7 +186,7 @@ class Job:
         self, parameters: Parameters, draft: Draft, work: Work, placements: Placements = (), exceeds: bool = False
     ) -> Candidate:
         """A draft under parameters, from the work of one set of ciphertexts."""
-        pricer, share = self.terms.pricer(parameters), self.share(parameters)
+        pricer, share = self.terms.pricer(parameters), self.share(draft.graph.inputs[0].layout.batch)
         return price(pricer, draft, work, self.terms.max_memory, placements, exceeds, share, self.terms.kept)
 
     def cost(self, one: Candidate) -> float:
@@ -200,7 +203,7 @@ class Job:
             for name, text in dumps:
                 callers_own(self.options.dump)(name, text)
 
-    def _run(self, passes: Sequence[Pass], graph: Graph, parameters: Parameters) -> Draft:
+    def _run(self, passes: Sequence[Pass], graph: Graph, parameters: Parameters, lanes: int | None = None) -> Draft:
         dumps: list[tuple[str, str]] = []  # many graphs are lowered, and only those of the chosen one are handed over
         manager = PassManager(passes, self.options.dump_after, lambda *one: dumps.append(one), self.say)
         context = PassContext(
@@ -208,7 +211,7 @@ class Job:
             parameters=parameters,
             costs=self.terms.table,
             threads=self.terms.threads,
-            batch=self.lanes(parameters.log_ring),
+            batch=lanes or self.lanes(parameters.log_ring),
         )
         try:
             made = manager.run(graph, context)
