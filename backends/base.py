@@ -383,6 +383,13 @@ class Evaluator(ABC, Generic[C, P]):
         """
         return self._add(a, self._rotate(a, self.parameters.conjugation_step, state), state)
 
+    def _bootstrap_two(self, a: C, b: C, state: CipherState) -> tuple[C, C]:
+        """Two ciphertexts of the same state, bootstrapped.
+
+        The default bootstraps one after the other. A library may take them as the real and imaginary parts of one.
+        """
+        return self._bootstrap(a, state), self._bootstrap(b, state)
+
     def _multiply_no_relin(self, a: C, b: C, state: CipherState) -> C:
         """a * b, which need not be relinearised.
 

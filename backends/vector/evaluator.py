@@ -707,3 +707,6 @@ class VectorEvaluator(Evaluator[Any, Any]):
 
     def _bootstrap(self, a: Residues, state: CipherState) -> Residues:
         return self.keys.bootstraps(self.team).run(self, self.settled(a), state)
+
+    def _bootstrap_two(self, a: Residues, b: Residues, state: CipherState) -> tuple[Residues, Residues]:
+        return self.keys.bootstraps(self.team).run_two(self, self.settled(a), self.settled(b), state)

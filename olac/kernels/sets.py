@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
@@ -86,7 +87,9 @@ class SetsEvaluator(Evaluator[Payloads, Any]):
         return tuple(self._inner._level_reduce(x, state, level) for x in a)
 
     def _bootstrap(self, a: Payloads, state: CipherState) -> Payloads:
-        return tuple(self._inner._bootstrap(x, state) for x in a)
+        pairs = (self._inner._bootstrap_two(x, y, state) for x, y in zip(a[::2], a[1::2], strict=False))
+        last = (self._inner._bootstrap(x, state) for x in a[len(a) // 2 * 2 :])
+        return (*itertools.chain.from_iterable(pairs), *last)
 
     def _rotate(self, a: Payloads, step: int, state: CipherState) -> Payloads:
         return tuple(self._inner._rotate(x, step, state) for x in a)

@@ -116,6 +116,7 @@ class Server:
         CompiledProgram.check_kind(program)
         set_threads(threads)
         limit = None if max_memory is None else bytes_of(max_memory, "max_memory")
+        self._limit = program.max_memory if limit is None else limit
         kept = None if cache_bytes is None else bytes_of(cache_bytes, "cache_bytes", or_zero=True)
         self.program = program
         self.last_run: dict[str, float] = {}
@@ -218,9 +219,7 @@ class Server:
         model = self._engine.model
         library = model.library_bytes(self.program.parameters)
         found = estimate(self.program, costs=CostTable.default(model))
-        self._predicted, self._set_bytes, self._limit = found.node_seconds, found.ciphertext_bytes, max_memory
-        if max_memory is None:
-            self._limit = self.program.max_memory
+        self._predicted = found.node_seconds
         held = current_rss_bytes()
         room: float = available_bytes()
         needed = found.ciphertext_bytes + found.setup_bytes + (0 if keys.installed else keys.memory_bytes)
@@ -371,7 +370,8 @@ class Server:
         if self._limit is not None:
             room = min(room, self._limit - current_rss_bytes())
         room -= self._cache.budget - self._cache.bytes
-        return int(min(MOST_SETS, max(1.0, room / ((1 + UNUSED_SHARE) * self._set_bytes))))
+        one = estimate(self.program, costs=CostTable.default(self._engine.model)).ciphertext_bytes
+        return int(min(MOST_SETS, max(1.0, room / ((1 + UNUSED_SHARE) * one))))
 
     def _run(
         self,
@@ -387,7 +387,8 @@ class Server:
         steps = Steps(program.graph, self._predicted, encrypted.sets)
         while len(outputs) < encrypted.sets:
             if found is None or not found.after:
-                count = min(encrypted.sets - len(outputs), self._together())
+                left = encrypted.sets - len(outputs)
+                count = 1 if left == 1 else min(left, self._together())
                 payloads = encrypted.part(len(outputs), count).payloads(session)
                 given = [Ciphertext(payload, program.input.state) for payload in payloads]
                 fresh = [tuple(given[at : at + one]) for at in range(0, len(given), one)]

@@ -48,29 +48,38 @@ def without_bootstraps(job: Job) -> list[Candidate]:
         job.say(f"lowering at ring 2^{first.log_ring}")
         draft = job.levelled(first)
         here = [job.price(parameters, draft) for parameters in chains]
-        found += here + _with_more_lanes(job, chains, here)
+        found += here + _with_other_lanes(job, chains, here)
         if job.best(found) and not _is_tight(chains):
             break
     return found
 
 
-def _with_more_lanes(job: Job, chains: Sequence[Parameters], found: Sequence[Candidate]) -> list[Candidate]:
-    """Programs with more images in a ciphertext than it holds whole values of, as long as each is better than the last.
+def _with_other_lanes(job: Job, chains: Sequence[Parameters], found: Sequence[Candidate]) -> list[Candidate]:
+    """Programs with other numbers of images in a ciphertext.
 
-    Such values take several ciphertexts. With fewer slots an image there are fewer rotations, and none in the end.
+    With one image alone, so that a batch is never predicted to take more time an image than one image does. And with
+    more than a ciphertext holds whole values of, as long as each is better than the last: values then take several
+    ciphertexts, but with fewer slots an image there are fewer rotations, and none in the end.
     """
     more: list[Candidate] = []
-    first, best = _representative(chains, job.terms), job.best(found)
-    lanes = 2 * job.lanes(first.log_ring)
-    while best is not None and lanes < 2 * min(job.options.batch, first.slots):
+    first = _representative(chains, job.terms)
+
+    def priced(lanes: int) -> list[Candidate]:
         job.say(f"lowering at ring 2^{first.log_ring}, {lanes} images in a ciphertext")
         draft = job.levelled(first, lanes)
-        here = [job.price(parameters, draft) for parameters in chains]
+        return [job.price(parameters, draft) for parameters in chains]
+
+    best, lanes = job.best(found), job.lanes(first.log_ring)
+    if lanes > 1:
+        more += priced(1)
+    while best is not None and lanes < min(job.options.batch, first.slots):
+        lanes *= 2
+        here = priced(lanes)
         better = job.best([best, *here])
         if better is best:
             break
         more += here
-        best, lanes = better, 2 * lanes
+        best = better
     return more
 
 

@@ -277,7 +277,7 @@ def test_too_little_memory_says_what_is_needed() -> None:
 def test_a_limit_of_memory_holds_for_the_program(tmp_path: Path) -> None:
     """Kept weights count in it. The least that a refusal names is met, and files carry the limit."""
     torch.manual_seed(0)
-    parts = (nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64, 10))
+    parts = (nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(256, 64))
     model, x = nn.Sequential(*parts), torch.rand(48, 1, 8, 8)
     pinned: dict[str, Any] = {"degree": 3, "insecure": True, "log_ring": 12, "reconstruct": 0}
     free = olac.compile(model, [x], **pinned)

@@ -88,7 +88,6 @@ def test_messages_hold_no_values(parties: Parties) -> None:
         "far outside": inside * MARK * 100,
         "too large": np.full((1, *SHAPE), MARK * 1e300),
         "another shape": np.full((3, 3), MARK),
-        "too many": np.full((9, *SHAPE), MARK / 10),
         "not finite": np.where(np.arange(SHAPE[-1]) == 0, np.nan, np.full((1, *SHAPE), MARK / 10)),
         "strings": [[str(MARK)]],
         "mixed": [[MARK, "x"], None],

@@ -28,7 +28,7 @@ from olac.backends.vector.bootstrap.linear import EncodedLevel, combination_star
 from olac.backends.vector.bootstrap.plan import Placed, plan_bootstrap
 from olac.backends.vector.bootstrap.short_keys import shortened
 from olac.backends.vector.bootstrap.sine import Combination, half_width
-from olac.backends.vector.ciphertext import Residues
+from olac.backends.vector.ciphertext import Encoded, Residues
 from olac.backends.vector.elementwise import add_constant
 from olac.backends.vector.evaluator import NO_ORDER, KeyRing, VectorEvaluator
 from olac.backends.vector.packed import PackedKey
@@ -86,6 +86,8 @@ class Bootstrap:
             [encode(one) for one in levels] for levels in (self.plan.to_coefficients, self.plan.to_slots)
         ]
         self._short_bytes = fitting.nbytes
+        self._units: dict[int, Encoded] = {}
+        """The imaginary unit in every slot, by limbs."""
         self._starts = {one: self._combination_starts(one) for one in self.plan.sine.combinations}
 
     @property
@@ -97,6 +99,22 @@ class Bootstrap:
         """A ciphertext of degree 1 and the canonical scale of its level, at the output level."""
         raised = self.raised(evaluator, self.to_coefficients(evaluator, a, state))
         return self.reduced(evaluator, self.to_slots(evaluator, raised))
+
+    def run_two(
+        self, evaluator: VectorEvaluator, a: Residues, b: Residues, state: CipherState
+    ) -> tuple[Residues, Residues]:
+        """Two ciphertexts as in `run`, as the real and the imaginary part of one until the sine.
+
+        The transforms are linear over complex numbers, and both parts of a slot are coefficients of their own.
+        """
+        level = self.plan.to_coefficients[0].level
+        if state.level > level:
+            a, b = (evaluator._level_reduce(one, state, level) for one in (a, b))
+        state = CipherState(level, 1, self.parameters.scale(level))
+        both = evaluator.sum_of(a, self._times_i(evaluator, b, state))
+        raised = self.raised(evaluator, self.to_coefficients(evaluator, both, state))
+        real, imaginary = self.to_both_slots(evaluator, raised)
+        return self.reduced(evaluator, real), self.reduced(evaluator, imaginary)
 
     # Parts, in the order in which they are run -----------------------------------------------------------------------
 
@@ -121,19 +139,43 @@ class Bootstrap:
 
     def to_slots(self, evaluator: VectorEvaluator, a: Residues) -> Residues:
         """u in the slots, at its canonical scale, of a ciphertext under the sparser secret."""
+        _, real = self._transformed(evaluator, a)
+        return self._shifted(evaluator, evaluator.divided(real, None, 0, NO_ORDER, last=True))
+
+    def to_both_slots(self, evaluator: VectorEvaluator, a: Residues) -> tuple[Residues, Residues]:
+        """As `to_slots`, of the real and of the imaginary parts of slots."""
+        whole, real = (evaluator.divided(one, None, 0, NO_ORDER, last=True) for one in self._transformed(evaluator, a))
+        # A slot plus its conjugate, less twice the slot, is -2i times its imaginary part.
+        rest = evaluator.sum_of(real, evaluator.times_integer(whole, -2, whole.limbs))
+        state = CipherState(self.plan.sine.level, 1, self.parameters.scale(self.plan.sine.level))
+        imaginary = self._times_i(evaluator, rest, state)
+        return self._shifted(evaluator, real), self._shifted(evaluator, imaginary)
+
+    def _transformed(self, evaluator: VectorEvaluator, a: Residues) -> tuple[Residues, Residues]:
+        """The slots after the transform, and these plus their conjugates, before the last division and rescale."""
         for one in self.upper[:-1]:
             a = evaluator.divided(one.apply(evaluator, a), None, 0, NO_ORDER, last=True)
         a = self.upper[-1].apply(evaluator, a)
         # Sums come before the division by P and the rescale, as the noise of a key switch vanishes in these.
         for steps in self.plan.trace:
             a = with_rotations(evaluator, a, {step: self._keys[step] for step in steps}, evaluator.copied(a))
-        # Both parts of a slot are coefficients; the real one is wanted.
+        # Both parts of a slot are coefficients.
         conjugation = {self.plan.conjugation: self._keys[self.plan.conjugation]}
-        a = with_rotations(evaluator, a, conjugation, evaluator.copied(a))
+        return a, with_rotations(evaluator, a, conjugation, evaluator.copied(a))
+
+    def _shifted(self, evaluator: VectorEvaluator, a: Residues) -> Residues:
+        """u from (K + 1/4) u + 1/4, as the sine takes it."""
         scale = self.parameters.scale(self.plan.sine.level)
-        a = evaluator.divided(a, None, 0, NO_ORDER, last=True)
         a = evaluator.plus_constant(a, round(-0.25 / half_width() * scale))
         return Residues(a.buffer, 2, a.limbs, 0, a.room, 1, scale, a.mark)
+
+    def _times_i(self, evaluator: VectorEvaluator, a: Residues, state: CipherState) -> Residues:
+        """The imaginary unit times a, which has degree 1; exact."""
+        if a.limbs not in self._units:
+            monomial = np.zeros(self.parameters.ring_dimension)
+            monomial[self.parameters.ring_dimension // 2] = 1.0
+            self._units[a.limbs] = evaluator.encoded(monomial, a.limbs)
+        return evaluator._multiply_unit(a, self._units[a.limbs], state)
 
     def reduced(self, evaluator: VectorEvaluator, a: Residues) -> Residues:
         """The sine."""

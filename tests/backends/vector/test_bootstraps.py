@@ -150,6 +150,23 @@ def test_a_bootstrap_is_the_scaled_sine(parameters: Parameters) -> None:
         assert np.abs(wanted - values).max() > 4 * error_of(parameters)  # so it is known from the value itself
 
 
+@pytest.mark.parametrize("parameters", CHAINS.values(), ids=CHAINS)
+def test_two_ciphertexts_share_a_bootstrap(parameters: Parameters) -> None:
+    own, setup = pair(parameters), parameters.bootstrapping
+    assert setup is not None
+    for level in (setup.input_level, setup.output_level):
+        values = own.slots(level), own.slots(level + 1)
+        a, b = (own.encrypt(one, level) for one in values)
+        before = [one.payload.data[: 2 * one.payload.room * parameters.ring_dimension].copy() for one in (a, b)]
+        found = own.evaluator._bootstrap_two(a.payload, b.payload, a.state)
+        for one, slots, made, data in zip((a, b), values, found, before, strict=True):
+            assert made.limbs == setup.output_level + 1 and made.degree == 1
+            assert np.array_equal(one.payload.data[: len(data)], data)  # operands stay what they were
+            state = CipherState(setup.output_level, 1, parameters.scale(setup.output_level))
+            wanted = scaled_sine(slots, setup.correction)
+            assert np.abs(own.client.decrypt(Ciphertext(made, state)) - wanted).max() < error_of(parameters)
+
+
 def test_a_hundred_bootstraps_without_a_failure() -> None:
     own, worst = pair(SPARSE), 0.0
     for seed in range(100):
