@@ -34,7 +34,7 @@ def test_a_function_of_its_module_alone_is_replaced_without_a_search(
     home: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gc, "get_referrers", refuse)
-    home.another_name = home.one
+    vars(home)["another_name"] = home.one
     with replaced_functions({home.one: two}):
         assert home.call() == home.another_name() == 2
     assert home.call() == home.another_name() == 1
