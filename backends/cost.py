@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from olac.backends.recorder import RecorderEvaluator
@@ -78,9 +78,12 @@ class CostEvaluator(RecorderEvaluator):
     @cached_property
     def _bootstrap_price(self) -> float:
         """It is the same at every level, because every ciphertext is raised to the whole chain."""
-        work = self.engine.bootstraps(self.parameters).work
-        primitives = sum(times * self.price(name, at) for name, at, times in work)
-        return self.table.bootstrap_factor * primitives
+        key = self.parameters, self.threads, self.slowdown
+        if key not in self.table.bootstraps:
+            work = self.engine.bootstraps(self.parameters).work
+            primitives = sum(times * self.price(name, at) for name, at, times in work)
+            self.table.bootstraps[key] = self.table.bootstrap_factor * primitives
+        return self.table.bootstraps[key]
 
     def _record(self, primitive: str, level: int, step: int = 0) -> None:
         super()._record(primitive, level, step)
@@ -93,13 +96,21 @@ def predicted_seconds(table: CostTable, primitive: str, parameters: Parameters, 
 
     It is assumed that more threads than measured gain nothing, and that work is proportional to the ring dimension.
     """
-    at = shape(parameters, level, table.engine)
     used = max((count for count in table.threads if count <= threads), default=table.threads[0])
-    ring = min(max(at.log_ring, table.log_rings[0]), table.log_rings[-1])
-    return table.seconds(primitive, replace(at, log_ring=ring), used) * 2.0 ** (at.log_ring - ring)
+    log_ring = parameters.log_ring
+    ring = min(max(log_ring, table.log_rings[0]), table.log_rings[-1])
+    at = shape(parameters, level, table.engine, ring)
+    return table.seconds(primitive, at, used) * 2.0 ** (log_ring - ring)
 
 
-def shape(parameters: Parameters, level: int, engine: EngineModel = OPENFHE) -> CiphertextShape:
-    """The shape of a ciphertext at a level, by which the cost table of an engine prices primitives."""
+def shape(
+    parameters: Parameters, level: int, engine: EngineModel = OPENFHE, log_ring: int | None = None
+) -> CiphertextShape:
+    """The shape of a ciphertext at a level, by which the cost table of an engine prices primitives.
+
+    Args:
+        log_ring: the ring in place of the parameters' own.
+    """
     special = len(engine.special_primes(parameters))
-    return CiphertextShape(parameters.log_ring, level + 1, parameters.digit_limbs, special, parameters.technique)
+    log_ring = parameters.log_ring if log_ring is None else log_ring
+    return CiphertextShape(log_ring, level + 1, parameters.digit_limbs, special, parameters.technique)

@@ -61,6 +61,7 @@ class PlacementProblem:
         self.graph, self.bootstraps, self.depth = graph, bootstraps, depth
         self._seconds = seconds
         self._memo: dict[tuple[str, int], float] = {}
+        self._fits: dict[str, bool] = {}
         self.options: dict[str, tuple[Option, ...]] = {
             node.id: (Option(node.levels(graph.constants)),) for node in graph.nodes
         }
@@ -83,7 +84,9 @@ class PlacementProblem:
 
     def fits(self, name: str) -> bool:
         """Whether a value may be bootstrapped: its slots stay in the allowed range, and repeat as the set-up asks."""
-        return bootstrap_fault(self.graph[name].type, self.bootstraps.log_slots) is None
+        if name not in self._fits:
+            self._fits[name] = bootstrap_fault(self.graph[name].type, self.bootstraps.log_slots) is None
+        return self._fits[name]
 
     def highest(self) -> dict[str, int]:
         """The highest level that each value can have, if all values are bootstrapped that may be.

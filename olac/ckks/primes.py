@@ -45,7 +45,13 @@ def is_prime(n: int) -> bool:
     return True
 
 
+@lru_cache(maxsize=1 << 15)
 def step_to_prime(q: int, step: int) -> int:
+    """The first prime among q + step, q + 2 step, and so on. Chains of all lengths share most of these.
+
+    Raises:
+        InfeasibleError: there is none of fewer than 63 bits that is larger than the step.
+    """
     q += step
     while not is_prime(q):
         q += step
@@ -75,7 +81,7 @@ def flexible_scales(primes: Sequence[int]) -> tuple[float, ...]:
     return tuple(reversed(scales))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2048)
 def modulus_chain(log_ring: int, depth: int, scale_bits: int, first_bits: int, technique: str) -> tuple[int, ...]:
     """The primes q_0 ... q_depth; q_0 stays to the end, and the first rescale drops q_depth.
 

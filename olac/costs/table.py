@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -166,6 +166,11 @@ class CostTable:
     @functools.cached_property
     def _known(self) -> dict[tuple[str, CiphertextShape, int], float]:
         """Prices by call: searches over parameters ask for the same ones many times."""
+        return {}
+
+    @functools.cached_property
+    def bootstraps(self) -> dict[Hashable, float]:
+        """Prices of bootstraps by what they depend on: each search prices those of the same parameters again."""
         return {}
 
     def _seconds(self, primitive: str, shape: CiphertextShape, threads: int) -> float:

@@ -28,9 +28,10 @@ class CiphertextShape:
     technique: str = "FIXEDMANUAL"
 
     def __post_init__(self) -> None:
-        for name in ("log_ring", "limbs", "digit_limbs", "special_limbs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if min(self.log_ring, self.limbs, self.digit_limbs, self.special_limbs) < 1:
+            sizes = ("log_ring", "limbs", "digit_limbs", "special_limbs")
+            name = next(one for one in sizes if getattr(self, one) < 1)
+            raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.technique not in TECHNIQUES:
             raise ValueError(f"unknown scaling technique {self.technique!r}; known: {', '.join(TECHNIQUES)}")
 

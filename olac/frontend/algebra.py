@@ -184,10 +184,8 @@ def along_axes(lifter: Lifter, x: Value, axes: Sequence[int], weight: float | No
         laid, first = x.laid, min(run)
         merged = (*laid[:first], math.prod(laid[p] for p in run), *laid[max(run) + 1 :])
         one = contract(lifter, lifter.reshape(Value(x.id, laid), merged), first, _row(merged[first], factor))
-        made = lifter.reshape(lifter.settle(one), tuple(kept[a] for a in x.axes)) if one.order is not None else None
-        if made is None:
-            made = lifter.reshape(one, tuple(kept[a] for a in x.axes))
-        return Value(made.id, kept, x.axes)
+        made = lifter.reshape(one, tuple(kept[a] for a in x.axes))
+        return Value(made.id, kept, tuple(x.axes[place] for place in made.axes))
     for number, axis in enumerate(axes):
         x = contract(lifter, x, axis, _row(x.shape[axis], factor if not number else 1.0), suffix="sum")
     return x

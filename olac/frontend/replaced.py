@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -13,9 +14,13 @@ from typing import Any
 def replaced_functions(replacements: Mapping[Any, Any]) -> Iterator[None]:
     """Within this, each function is another one, in every namespace and closure that refers to it."""
     undo: list[tuple[Any, Any, Any]] = []
+    counts = _references(replacements)
     try:
-        for key, replacement in replacements.items():
-            _put(replacement, key, undo)
+        for (key, replacement), count in zip(replacements.items(), counts, strict=True):
+            # The search for what refers to a function goes through all objects; most often it is its module alone.
+            home = getattr(sys.modules.get(getattr(key, "__module__", "")), "__dict__", {})
+            known = sum(value is key for value in home.values())
+            _put(replacement, key, [home] if count == _UNREFERRED + known else gc.get_referrers(key), undo)
         yield
     finally:
         for holder, name, key in reversed(undo):
@@ -25,9 +30,18 @@ def replaced_functions(replacements: Mapping[Any, Any]) -> Iterator[None]:
                 holder[name] = key
 
 
-def _put(leaf: Any, key: Any, undo: list[tuple[Any, Any, Any]]) -> None:
-    """Put a leaf in the place of a function in every namespace and closure, and note how to undo it."""
-    for holder in gc.get_referrers(key):
+def _references(functions: Mapping[Any, Any]) -> list[int]:
+    """How many references there are to each key."""
+    return [sys.getrefcount(key) for key in functions]
+
+
+_UNREFERRED = _references({object(): None})[0]
+"""What `_references` counts if nothing but the mapping refers to a key."""
+
+
+def _put(leaf: Any, key: Any, holders: Iterable[Any], undo: list[tuple[Any, Any, Any]]) -> None:
+    """Put a leaf in the place of a function in every namespace and closure of these, and note how to undo it."""
+    for holder in holders:
         if isinstance(holder, types.CellType):
             undo.append((holder, None, key))
             holder.cell_contents = leaf

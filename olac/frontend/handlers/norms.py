@@ -7,7 +7,7 @@ calibration sees.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from olac.frontend.algebra import activate, along_axes, centred, drop, multiply, square, times
-from olac.frontend.lifter import Lifter, Unsupported, Value, any_order, register_function, register_module
+from olac.frontend.lifter import (
+    FunctionHandler,
+    Lifter,
+    Unsupported,
+    Value,
+    any_order,
+    register_function,
+    register_module,
+)
 
 
 def normalised(lifter: Lifter, x: Value, axes: Sequence[int], eps: float, centre: bool = True) -> Value:
@@ -142,66 +150,42 @@ def _require_batch_first(x: Value) -> None:
         raise Unsupported("normalises with the batch axis elsewhere", "Keep the batch axis first")
 
 
-def _moments(lifter: Lifter, x: Value, dim: Any, correction: float) -> tuple[list[int], Value]:
-    """The axes and the variance over them, which keep a length of 1."""
-    if dim is None:
-        raise Unsupported("reduces over the whole batch", "Give the axes to reduce over, without the batch axis")
-    axes = lifter.axes(dim, x)
-    count = math.prod(x.shape[a] for a in axes)
-    if count <= correction:
-        raise Unsupported(f"a variance of {count} elements with correction {correction}", "Use correction=0")
-    return axes, along_axes(lifter, square(lifter, centred(lifter, x, axes)), axes, 1 / (count - correction))
+def _moments(parts: Callable[[Lifter, Value, Value, list[int]], Iterable[Value]]) -> FunctionHandler:
+    """The handler of a function of a variance, as `torch.var` takes its arguments.
+
+    Args:
+        parts: the results, from the value, its variance and the axes, which keep a length of 1.
+    """
+
+    @any_order
+    def handler(
+        lifter: Lifter,
+        input: Value,
+        dim: Any = None,
+        unbiased: bool = True,
+        keepdim: bool = False,
+        *,
+        correction: float | None = None,
+    ) -> Any:
+        if dim is None:
+            raise Unsupported("reduces over the whole batch", "Give the axes to reduce over, without the batch axis")
+        less = (1.0 if unbiased else 0.0) if correction is None else float(correction)
+        axes = lifter.axes(dim, input)
+        count = math.prod(input.shape[a] for a in axes)
+        if count <= less:
+            raise Unsupported(f"a variance of {count} elements with correction {less}", "Use correction=0")
+        variance = along_axes(lifter, square(lifter, centred(lifter, input, axes)), axes, 1 / (count - less))
+        made = tuple(one if keepdim else drop(lifter, one, axes) for one in parts(lifter, input, variance, axes))
+        return made if len(made) > 1 else made[0]
+
+    return handler
 
 
-def _correction(unbiased: bool, correction: float | None) -> float:
-    return (1.0 if unbiased else 0.0) if correction is None else float(correction)
-
-
-@register_function(torch.var, "var")
-@any_order
-def _var(
-    lifter: Lifter,
-    input: Value,
-    dim: Any = None,
-    unbiased: bool = True,
-    keepdim: bool = False,
-    *,
-    correction: float | None = None,
-) -> Any:
-    axes, variance = _moments(lifter, input, dim, _correction(unbiased, correction))
-    return variance if keepdim else drop(lifter, variance, axes)
-
-
-@register_function(torch.std, "std")
-@any_order
-def _std(
-    lifter: Lifter,
-    input: Value,
-    dim: Any = None,
-    unbiased: bool = True,
-    keepdim: bool = False,
-    *,
-    correction: float | None = None,
-) -> Any:
-    axes, variance = _moments(lifter, input, dim, _correction(unbiased, correction))
-    root = activate(lifter, variance, "sqrt")
-    return root if keepdim else drop(lifter, root, axes)
-
-
-@register_function(torch.var_mean)
-@any_order
-def _var_mean(
-    lifter: Lifter,
-    input: Value,
-    dim: Any = None,
-    unbiased: bool = True,
-    keepdim: bool = False,
-    *,
-    correction: float | None = None,
-) -> Any:
-    axes, variance = _moments(lifter, input, dim, _correction(unbiased, correction))
-    mean = along_axes(lifter, input, axes, None)
-    return tuple(one if keepdim else drop(lifter, one, axes) for one in (variance, mean))
+register_function(torch.var, "var")(_moments(lambda lifter, x, variance, axes: [variance]))
+register_function(torch.std, "std")(_moments(lambda lifter, x, variance, axes: [activate(lifter, variance, "sqrt")]))
+register_function(torch.var_mean)(
+    _moments(lambda lifter, x, variance, axes: [variance, along_axes(lifter, x, axes, None)])
+)
 
 
 @register_function(torch.linalg.norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from olac.frontend.algebra import along_axes, in_batch
-from olac.frontend.handlers.linear import pair
-from olac.frontend.lifter import Lifter, Unsupported, Value, any_order, register_function, register_module
+from olac.frontend.handlers.windows import Windows, from_lines, lines, pair, register_each, sizes_of
+from olac.frontend.lifter import (
+    FunctionHandler,
+    Lifter,
+    ModuleHandler,
+    Unsupported,
+    Value,
+    any_order,
+    register_function,
+)
 from olac.ir.ops import (
     Array,
     AveragePool,
@@ -40,138 +49,74 @@ def _windows(
     return matrix
 
 
-def _pool(lifter: Lifter, x: Value, rows: Array, columns: Array, stride: tuple[int, int]) -> Any:
+def _pool(lifter: Lifter, x: Value, rows: Array, columns: Array, stride: tuple[int, int]) -> Value:
     if all(np.array_equal(m, np.eye(len(m))) for m in (rows, columns)):
         return x
     return lifter.add(AveragePool(lifter.constant("rows", rows), lifter.constant("columns", columns), stride), x)
 
 
-def _planes(x: Value, what: str) -> tuple[int, int, int]:
-    if len(x.shape) != 3:
-        raise Unsupported(f"{what} of a value of shape {x.shape}", "Reshape to (channels, height, width)")
-    return x.shape[0], x.shape[1], x.shape[2]
+# Average pooling ------------------------------------------------------------------------------------------------------
 
 
-@register_function(F.avg_pool2d)
-@in_batch
-def _avg_pool2d(
-    lifter: Lifter,
-    input: Value,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Any:
-    sizes = _planes(input, "average pooling")[1:]
-    kernels, paddings = pair(kernel_size), pair(padding)
-    strides = kernels if stride is None or stride == [] else pair(stride)
-    divide = divisor_override is None
-    rows, columns = (
-        _windows(size, kernel, step, pad, ceil_mode, count_include_pad, divide)
-        for size, kernel, step, pad in zip(sizes, kernels, strides, paddings, strict=True)
-    )
-    if divisor_override is not None:
-        rows = rows / divisor_override
-    return _pool(lifter, input, rows, columns, strides)
+def _by_axes(lifter: Lifter, x: Value, matrices: Sequence[Array], steps: Sequence[int]) -> Value:
+    """A matrix on each axis after the channels, of lines, planes or volumes.
 
-
-def _each(value: Any, count: int) -> tuple[int, ...]:
-    """One number for each axis."""
-    values = (value,) * count if isinstance(value, int) else tuple(value)
-    return values * count if len(values) == 1 else values
-
-
-def lines(lifter: Lifter, x: Value, what: str) -> Value:
-    """A value (channels, length) as planes of one row."""
-    if len(x.shape) != 2:
-        raise Unsupported(f"{what} of a value of shape {x.shape}", "Reshape to (channels, length)")
-    return lifter.reshape(x, (x.shape[0], 1, x.shape[1]))
-
-
-def from_lines(lifter: Lifter, x: Value) -> Value:
-    """Planes of one row as (channels, length)."""
-    return lifter.reshape(x, (x.shape[0], x.shape[2]))
-
-
-@register_function(F.avg_pool1d, torch.avg_pool1d)
-def _avg_pool1d(
-    lifter: Lifter,
-    input: Value,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Any:
-    kernel, pad = _each(kernel_size, 1), _each(padding, 1)
-    step = kernel if stride in (None, (), []) else _each(stride, 1)
-    made = _avg_pool2d(
-        lifter,
-        lines(lifter, input, "average pooling"),
-        (1, *kernel),
-        (1, *step),
-        (0, *pad),
-        ceil_mode,
-        count_include_pad,
-    )
-    return from_lines(lifter, made)
-
-
-@register_module(nn.AvgPool1d)
-def _module_avg_pool1d(lifter: Lifter, m: nn.AvgPool1d, x: Value) -> Any:
-    return _avg_pool1d(lifter, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad)
-
-
-@register_function(F.avg_pool3d)
-def _avg_pool3d(
-    lifter: Lifter,
-    input: Value,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Any:
-    if len(input.shape) != 4:
-        raise Unsupported(f"average pooling of a value of shape {input.shape}", "Reshape to (channels, d, h, w)")
-    kernels, paddings = _each(kernel_size, 3), _each(padding, 3)
-    strides = kernels if stride in (None, (), []) else _each(stride, 3)
-    sizes = input.shape[1:]
-    matrices = [
-        _windows(size, kernel, step, pad, ceil_mode, count_include_pad, divisor_override is None)
-        for size, kernel, step, pad in zip(sizes, kernels, strides, paddings, strict=True)
-    ]
-    if divisor_override is not None:
-        matrices[0] = matrices[0] / divisor_override
-    return _separable(lifter, input, matrices)
-
-
-def _separable(lifter: Lifter, x: Value, matrices: list[Array]) -> Value:
-    """A matrix on each of the last axes of (channels, d, h, w)."""
-    c, *sizes = x.shape
-    planes = lifter.reshape(x, (c * sizes[0], sizes[1], sizes[2]))
-    planes = _pool(lifter, planes, matrices[1], matrices[2], (0, 0))
+    Args:
+        steps: the distance of neighbouring windows on each axis, with a 0 if they have none in common.
+    """
+    if len(matrices) == 1:
+        rows = lines(lifter, x, "pooling")
+        return from_lines(lifter, _by_axes(lifter, rows, [np.eye(1), *matrices], [1, *steps]))
+    if len(matrices) == 2:
+        return _pool(lifter, x, matrices[0], matrices[1], pair(steps) if all(steps) else (0, 0))
+    c, d, h, w = x.shape
+    planes = _pool(lifter, lifter.reshape(x, (c * d, h, w)), matrices[1], matrices[2], (0, 0))
     _, h, w = planes.shape
-    columns = lifter.reshape(planes, (c, sizes[0], h * w))
-    columns = _pool(lifter, columns, matrices[0], np.eye(h * w), (0, 0))
+    columns = _pool(lifter, lifter.reshape(planes, (c, d, h * w)), matrices[0], np.eye(h * w), (0, 0))
     return lifter.reshape(columns, (c, len(matrices[0]), h, w))
 
 
-@register_module(nn.AvgPool3d)
-def _module_avg_pool3d(lifter: Lifter, m: nn.AvgPool3d, x: Value) -> Any:
-    return _avg_pool3d(
-        lifter, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
-    )
+def _avg_pool(count: int) -> FunctionHandler:
+    """The handler of average pooling over `count` axes. Over one, torch's function has no `divisor_override`."""
+
+    def handler(
+        lifter: Lifter,
+        input: Value,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Any:
+        windows = Windows.of(count, kernel_size, stride, padding)
+        sizes = sizes_of(input, count, "average pooling")
+        matrices = [
+            _windows(size, kernel, step, pad, ceil_mode, count_include_pad, divisor_override is None)
+            for size, kernel, step, (pad, _) in zip(sizes, windows.kernel, windows.stride, windows.sides, strict=True)
+        ]
+        if divisor_override is not None:
+            matrices[0] = matrices[0] / divisor_override
+        return _by_axes(lifter, input, matrices, windows.stride)
+
+    return in_batch(handler) if count == 2 else handler
 
 
-@register_module(nn.AvgPool2d)
-def _module_avg_pool2d(lifter: Lifter, m: nn.AvgPool2d, x: Value) -> Any:
-    return _avg_pool2d(
-        lifter, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
-    )
+def _module_avg_pool(pool: FunctionHandler) -> ModuleHandler:
+    def handler(lifter: Lifter, m: Any, x: Value) -> Any:
+        divisor = getattr(m, "divisor_override", None)
+        return pool(lifter, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, divisor)
+
+    return handler
+
+
+register_each(
+    _avg_pool,
+    _module_avg_pool,
+    (1, (F.avg_pool1d,), nn.AvgPool1d),
+    (2, (F.avg_pool2d,), nn.AvgPool2d),
+    (3, (F.avg_pool3d,), nn.AvgPool3d),
+)
 
 
 def _adaptive(size: int, count: int) -> Array:
@@ -183,168 +128,138 @@ def _adaptive(size: int, count: int) -> Array:
     return matrix
 
 
-@register_function(F.adaptive_avg_pool2d)
-@in_batch
-def _adaptive_avg_pool2d(lifter: Lifter, input: Value, output_size: Any) -> Any:
-    sizes = _planes(input, "adaptive pooling")[1:]
-    counts = [s if n is None else int(n) for s, n in zip(sizes, _wanted(output_size, 2), strict=True)]
-    rows, columns = (_adaptive(size, count) for size, count in zip(sizes, counts, strict=True))
-    steps = [size // count if size % count == 0 else 0 for size, count in zip(sizes, counts, strict=True)]
-    return _pool(lifter, input, rows, columns, (steps[0], steps[1]) if all(steps) else (0, 0))
+def _wanted(output_size: Any, sizes: Sequence[int]) -> list[int]:
+    """The sizes after adaptive pooling: None keeps that of an axis."""
+    one = output_size is None or isinstance(output_size, int)
+    outputs = (output_size,) * len(sizes) if one else output_size
+    return [size if out is None else int(out) for size, out in zip(sizes, outputs, strict=True)]
 
 
-def _wanted(output_size: Any, count: int) -> tuple[Any, ...]:
-    return (output_size,) * count if output_size is None or isinstance(output_size, int) else tuple(output_size)
+def _adaptive_avg_pool(count: int) -> FunctionHandler:
+    """The handler of adaptive average pooling over `count` axes."""
+
+    def handler(lifter: Lifter, input: Value, output_size: Any) -> Any:
+        sizes = sizes_of(input, count, "adaptive pooling")
+        both = list(zip(sizes, _wanted(output_size, sizes), strict=True))
+        steps = [size // out if size % out == 0 else 0 for size, out in both]
+        return _by_axes(lifter, input, [_adaptive(size, out) for size, out in both], steps)
+
+    return in_batch(handler) if count == 2 else handler
 
 
-@register_module(nn.AdaptiveAvgPool2d)
-def _module_adaptive_avg_pool2d(lifter: Lifter, m: nn.AdaptiveAvgPool2d, x: Value) -> Any:
-    return _adaptive_avg_pool2d(lifter, x, m.output_size)
+def _module_adaptive_avg_pool(pool: FunctionHandler) -> ModuleHandler:
+    def handler(lifter: Lifter, m: Any, x: Value) -> Any:
+        return pool(lifter, x, m.output_size)
+
+    return handler
 
 
-@register_function(F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d)
-def _adaptive_avg_pool1d(lifter: Lifter, input: Value, output_size: Any) -> Any:
-    made = _adaptive_avg_pool2d(lifter, lines(lifter, input, "adaptive pooling"), (1, *_wanted(output_size, 1)))
-    return from_lines(lifter, made)
+register_each(
+    _adaptive_avg_pool,
+    _module_adaptive_avg_pool,
+    (1, (F.adaptive_avg_pool1d,), nn.AdaptiveAvgPool1d),
+    (2, (F.adaptive_avg_pool2d,), nn.AdaptiveAvgPool2d),
+    (3, (F.adaptive_avg_pool3d,), nn.AdaptiveAvgPool3d),
+)
 
 
-@register_module(nn.AdaptiveAvgPool1d)
-def _module_adaptive_avg_pool1d(lifter: Lifter, m: nn.AdaptiveAvgPool1d, x: Value) -> Any:
-    return _adaptive_avg_pool1d(lifter, x, m.output_size)
+# Max-pooling ----------------------------------------------------------------------------------------------------------
 
 
-@register_function(F.adaptive_avg_pool3d)
-def _adaptive_avg_pool3d(lifter: Lifter, input: Value, output_size: Any) -> Any:
-    if len(input.shape) != 4:
-        raise Unsupported(f"adaptive pooling of a value of shape {input.shape}", "Reshape to (channels, d, h, w)")
-    counts = [s if n is None else int(n) for s, n in zip(input.shape[1:], _wanted(output_size, 3), strict=True)]
-    return _separable(lifter, input, [_adaptive(s, n) for s, n in zip(input.shape[1:], counts, strict=True)])
-
-
-@register_module(nn.AdaptiveAvgPool3d)
-def _module_adaptive_avg_pool3d(lifter: Lifter, m: nn.AdaptiveAvgPool3d, x: Value) -> Any:
-    return _adaptive_avg_pool3d(lifter, x, m.output_size)
-
-
-@register_function(F.max_pool1d, torch.max_pool1d)
-def _max_pool1d(
-    lifter: Lifter,
-    input: Value,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    kernel = _each(kernel_size, 1)
-    step = kernel if stride in (None, (), []) else _each(stride, 1)
-    made = _max_pool2d(
-        lifter,
-        lines(lifter, input, "max-pooling"),
-        (1, *kernel),
-        (1, *step),
-        (0, *_each(padding, 1)),
-        (1, *_each(dilation, 1)),
-        ceil_mode,
-        return_indices,
-    )
-    return from_lines(lifter, made)
-
-
-@register_module(nn.MaxPool1d)
-def _module_max_pool1d(lifter: Lifter, m: nn.MaxPool1d, x: Value) -> Any:
-    return _max_pool1d(lifter, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices)
-
-
-@register_function(F.max_pool3d)
-def _max_pool3d(
-    lifter: Lifter,
-    input: Value,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    if len(input.shape) != 4:
-        raise Unsupported(f"max-pooling of a value of shape {input.shape}", "Reshape to (channels, d, h, w)")
-    kernel, pad, apart = (_each(one, 3) for one in (kernel_size, padding, dilation))
-    step = kernel if stride in (None, (), []) else _each(stride, 3)
-    c, d, h, w = input.shape
-    planes = lifter.reshape(input, (c * d, h, w))
-    planes = _max_pool2d(lifter, planes, kernel[1:], step[1:], pad[1:], apart[1:], ceil_mode, return_indices)
+def _largest(lifter: Lifter, x: Value, windows: Windows, ceil_mode: bool) -> Value:
+    """The largest element of each window over lines, planes or volumes."""
+    sizes = sizes_of(x, len(windows.kernel), "max-pooling")
+    if len(sizes) == 1:
+        rows = lines(lifter, x, "max-pooling")
+        return from_lines(lifter, _largest(lifter, rows, windows.on_planes, ceil_mode))
+    if len(sizes) == 2:
+        if windows.kernel == windows.stride == (1, 1):
+            return x
+        padding = windows.sides[0][0], windows.sides[1][0]
+        op = MaxPool2d(pair(windows.kernel), pair(windows.stride), padding, pair(windows.dilation), bool(ceil_mode))
+        return lifter.add(op, x)
+    c, (d, h, w) = x.shape[0], sizes
+    planes = _largest(lifter, lifter.reshape(x, (c * d, h, w)), windows.of_planes, ceil_mode)
     _, h, w = planes.shape
-    columns = lifter.reshape(planes, (c, d, h * w))
-    columns = _max_pool2d(
-        lifter, columns, (kernel[0], 1), (step[0], 1), (pad[0], 0), (apart[0], 1), ceil_mode, return_indices
-    )
+    columns = _largest(lifter, lifter.reshape(planes, (c, d, h * w)), windows.of_columns, ceil_mode)
     return lifter.reshape(columns, (c, columns.shape[1], h, w))
 
 
-@register_module(nn.MaxPool3d)
-def _module_max_pool3d(lifter: Lifter, m: nn.MaxPool3d, x: Value) -> Any:
-    return _max_pool3d(lifter, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices)
-
-
-@register_function(F.adaptive_max_pool1d, torch.adaptive_max_pool1d)
-def _adaptive_max_pool1d(lifter: Lifter, input: Value, output_size: Any, return_indices: bool = False) -> Any:
-    made = _adaptive_max_pool2d(
-        lifter, lines(lifter, input, "max-pooling"), (1, *_wanted(output_size, 1)), return_indices
-    )
-    return from_lines(lifter, made)
-
-
-@register_module(nn.AdaptiveMaxPool1d)
-def _module_adaptive_max_pool1d(lifter: Lifter, m: nn.AdaptiveMaxPool1d, x: Value) -> Any:
-    return _adaptive_max_pool1d(lifter, x, m.output_size, m.return_indices)
-
-
-@register_function(F.max_pool2d, torch.max_pool2d)
-@in_batch
-def _max_pool2d(
-    lifter: Lifter,
-    input: Value,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
+def _require_no_indices(return_indices: bool) -> None:
     if return_indices:
         raise Unsupported("max-pooling that returns indices", "Leave return_indices out: indices are not polynomial")
-    _planes(input, "max-pooling")
-    kernel = pair(kernel_size)
-    strides = kernel if stride is None or stride in ((), []) else pair(stride)
-    op = MaxPool2d(kernel, strides, pair(padding), pair(dilation), bool(ceil_mode))
-    return input if (kernel, strides) == ((1, 1), (1, 1)) else lifter.add(op, input)
 
 
-@register_module(nn.MaxPool2d)
-def _module_max_pool2d(lifter: Lifter, m: nn.MaxPool2d, x: Value) -> Any:
-    return _max_pool2d(lifter, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices)
+def _max_pool(count: int) -> FunctionHandler:
+    """The handler of max-pooling over `count` axes."""
+
+    def handler(
+        lifter: Lifter,
+        input: Value,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Any:
+        _require_no_indices(return_indices)
+        return _largest(lifter, input, Windows.of(count, kernel_size, stride, padding, dilation), ceil_mode)
+
+    return in_batch(handler) if count == 2 else handler
 
 
-@register_function(F.adaptive_max_pool2d)
-@in_batch
-def _adaptive_max_pool2d(lifter: Lifter, input: Value, output_size: Any, return_indices: bool = False) -> Any:
-    sizes = _planes(input, "adaptive max-pooling")[1:]
-    wanted = (output_size, output_size) if output_size is None or isinstance(output_size, int) else output_size
-    counts = [size if out is None else int(out) for size, out in zip(sizes, wanted, strict=True)]
-    if any(size % count for size, count in zip(sizes, counts, strict=True)):
-        raise Unsupported(
-            f"adaptive max-pooling of {sizes[0]}x{sizes[1]} to {counts[0]}x{counts[1]}, by windows of several sizes",
-            "Use MaxPool2d, or an output size that divides the input's",
-        )
-    kernel = tuple(size // count for size, count in zip(sizes, counts, strict=True))
-    return _max_pool2d(lifter, input, kernel, return_indices=return_indices)
+def _module_max_pool(pool: FunctionHandler) -> ModuleHandler:
+    def handler(lifter: Lifter, m: Any, x: Value) -> Any:
+        return pool(lifter, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices)
+
+    return handler
 
 
-@register_module(nn.AdaptiveMaxPool2d)
-def _module_adaptive_max_pool2d(lifter: Lifter, m: nn.AdaptiveMaxPool2d, x: Value) -> Any:
-    return _adaptive_max_pool2d(lifter, x, m.output_size, m.return_indices)
+register_each(
+    _max_pool,
+    _module_max_pool,
+    (1, (F.max_pool1d, torch.max_pool1d), nn.MaxPool1d),
+    (2, (F.max_pool2d, torch.max_pool2d), nn.MaxPool2d),
+    (3, (F.max_pool3d,), nn.MaxPool3d),
+)
+
+
+def _adaptive_max_pool(count: int) -> FunctionHandler:
+    """The handler of adaptive max-pooling over `count` axes."""
+
+    def handler(lifter: Lifter, input: Value, output_size: Any, return_indices: bool = False) -> Any:
+        _require_no_indices(return_indices)
+        sizes = sizes_of(input, count, "adaptive max-pooling")
+        wanted = _wanted(output_size, sizes)
+        if any(size % out for size, out in zip(sizes, wanted, strict=True)):
+            old, new = ("x".join(map(str, one)) for one in (sizes, wanted))
+            raise Unsupported(
+                f"adaptive max-pooling of {old} to {new}, by windows of several sizes",
+                f"Use MaxPool{count}d, or an output size that divides the input's",
+            )
+        kernel = tuple(size // out for size, out in zip(sizes, wanted, strict=True))
+        return _largest(lifter, input, Windows.of(count, kernel), False)
+
+    return in_batch(handler) if count == 2 else handler
+
+
+def _module_adaptive_max_pool(pool: FunctionHandler) -> ModuleHandler:
+    def handler(lifter: Lifter, m: Any, x: Value) -> Any:
+        return pool(lifter, x, m.output_size, m.return_indices)
+
+    return handler
+
+
+register_each(
+    _adaptive_max_pool,
+    _module_adaptive_max_pool,
+    (1, (F.adaptive_max_pool1d, torch.adaptive_max_pool1d), nn.AdaptiveMaxPool1d),
+    (2, (F.adaptive_max_pool2d,), nn.AdaptiveMaxPool2d),
+)
+
+
+# Means and sums -------------------------------------------------------------------------------------------------------
 
 
 def reduction(lifter: Lifter, x: Value, dim: Any, keepdim: bool, mean: bool) -> Value:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from olac.frontend.algebra import in_batch
-from olac.frontend.handlers.pooling import from_lines, lines
+from olac.frontend.handlers.windows import from_lines, lines
 from olac.frontend.lifter import Lifter, Unsupported, Value, register_function, register_module
 from olac.ir.ops import Array, AveragePool
 
