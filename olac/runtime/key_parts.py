@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +208,23 @@ class KeyFolder:
 
         make_folder(self.folder)
         write_files([Output(path, limited(), check=check)])
+
+    def take(self, name: str, path: str | Path) -> None:
+        """Check a complete file on the disk of the folder, and give it the name of a part, as `receive` does.
+
+        Raises:
+            ArtifactError: as `receive`; the file is then where it was.
+        """
+        target = self.path(name)
+        try:
+            self._checked(name, Path(path))
+        except ArtifactError as error:
+            raise ArtifactError(str(error).replace(plain(path), plain(target))) from error
+        make_folder(self.folder)
+        try:
+            os.replace(path, target)
+        except OSError as error:
+            raise ArtifactError(f"{plain(target)}: can't be written: {error.strerror or error}") from error
 
     # All parts -------------------------------------------------------------------------------------------------------
 
