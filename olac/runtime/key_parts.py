@@ -23,7 +23,7 @@ from olac.errors import ArtifactError, BackendError, plain
 from olac.program.program import AnyProgram, check_any_program
 from olac.runtime.envelope import CHUNK, DIGEST_BYTES, PREFIX, parameter_fingerprint
 from olac.runtime.messages import EvaluationKeys, key_sizes, keys_frame
-from olac.system.files import Output, Source, check_folder, make_folder, write_file, write_files
+from olac.system.files import Output, Source, check_folder, make_folder, sync_folder, write_file, write_files
 from olac.system.formats import KEY_MANIFESTS
 from olac.system.memory import memory_for
 
@@ -223,6 +223,7 @@ class KeyFolder:
         make_folder(self.folder)
         try:
             os.replace(path, target)
+            sync_folder(self.folder)
         except OSError as error:
             raise ArtifactError(f"{plain(target)}: can't be written: {error.strerror or error}") from error
 

@@ -174,6 +174,7 @@ class Pool:
         self._served: dict[str, float] = {}
         self._running: dict[str, Running] = {}
         self._blocked: dict[str, float] = {}
+        self._look = True
         self._thread = threading.Thread(target=self._loop, name="pool", daemon=True)
 
     # For other threads -----------------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ class Pool:
 
     def wake(self) -> None:
         """A job was added."""
-        self._events.put(lambda: None)
+        self._events.put(self._look_again)
 
     def cancelled(self, job: str) -> None:
         """A job was cancelled in the store."""
@@ -222,6 +223,10 @@ class Pool:
 
     def _loop(self) -> None:
         while self._take_events():
+            # Progress changes nothing. Time does, if jobs wait for room.
+            if not (self._look or self._blocked):
+                continue
+            self._look = False
             try:
                 self._schedule()
             except Exception:
@@ -248,7 +253,7 @@ class Pool:
 
     def _schedule(self) -> None:
         waiting: dict[str, dict[KeySet, Job]] = {}
-        for job in self._store.queued():  # the oldest job of each key set
+        for job in self._store.first_queued():
             waiting.setdefault(job.owner, {}).setdefault(KeySet.of(job), job)
         blocked = [job.id for sets in waiting.values() for job in sets.values()]
         self._blocked = {id_: since for id_, since in self._blocked.items() if id_ in blocked}
@@ -257,6 +262,12 @@ class Pool:
             if worker.job:
                 busy[worker.key_set.owner] = busy.get(worker.key_set.owner, 0) + 1
         slots = self.settings.parallel - sum(busy.values())
+        self._keep_within()
+        urgent = [job for sets in waiting.values() for job in sets.values() if self._drains(job)]
+        if urgent:  # nobody else is served until there is room for the one that has waited longest
+            if slots > 0 and self._begin(min(urgent, key=lambda job: self._blocked[job.id]), waiting):
+                self._look = True
+            return
         order = sorted(waiting, key=lambda owner: (busy.get(owner, 0), self._served.get(owner, 0.0)))
         while slots > 0 and order:
             progressed = False
@@ -265,11 +276,7 @@ class Pool:
                 taken = next((job for job in jobs.values() if self._begin(job, waiting)), None)
                 if taken is not None:
                     del jobs[KeySet.of(taken)]
-                    self._served[owner] = time.monotonic()
                     slots, progressed = slots - 1, True
-                    self._blocked.pop(taken.id, None)
-                elif any(self._drains(job) for job in jobs.values()):
-                    return
                 if taken is None or not jobs:
                     order.remove(owner)
                 if slots <= 0:
@@ -280,6 +287,15 @@ class Pool:
     def _drains(self, job: Job) -> bool:
         since = self._blocked.get(job.id)
         return since is not None and time.monotonic() - since > self.settings.drain_seconds
+
+    def _look_again(self) -> None:
+        self._look = True
+
+    def _keep_within(self) -> None:
+        """End idle workers if workers took more memory than predicted."""
+        idle = sorted((one for one in self._workers.values() if not one.job), key=lambda one: one.used)
+        while idle and self.held_bytes > self.settings.memory:
+            self._evict(idle.pop(0))
 
     def _begin(self, job: Job, waiting: Mapping[str, Mapping[KeySet, Job]]) -> bool:
         """Give a job to its worker, which is started if there is room for it; False if it has to wait."""
@@ -296,14 +312,16 @@ class Pool:
             if program is None:
                 self._fail(job.id, f"the program {job.program} is not published any more")
                 return False
-            weight = self._weight(program)
-            if not self._make_room(weight, waiting):
+            weight = self._weight(key_set, program)
+            if not self._make_room(weight, {} if self._drains(job) else waiting):
                 self._blocked.setdefault(job.id, time.monotonic())
                 return False
             worker = self._start(key_set, program, weight)
         if not self._store.start(job.id):
             return False  # it was cancelled in the meantime
         worker.job = job.id
+        self._blocked.pop(job.id, None)
+        self._served[job.owner] = time.monotonic()
         self._running[job.id] = Running()
         files = (INPUT, RESULT, CHECKPOINT)
         found = [str(self._store.job_file(job.id, name)) for name in files]
@@ -312,12 +330,16 @@ class Pool:
         self._changed(job.id)
         return True
 
-    def _weight(self, program: Published) -> float:
-        """Bytes that a worker of a program may take: what is predicted, or all that there is."""
+    def _weight(self, key_set: KeySet, program: Published) -> float:
+        """Bytes that a worker may take: what is predicted, or all that there is."""
         return min(RESERVE * program.about.server_bytes, self.settings.memory)
 
     def _make_room(self, weight: float, waiting: Mapping[str, Mapping[KeySet, Job]]) -> bool:
-        """End idle workers until there is room; none is ended if that would not help."""
+        """End idle workers until there is room; none is ended if that would not help.
+
+        Args:
+            waiting: jobs whose workers keep their turn.
+        """
         needed = self.held_bytes + weight - self.settings.memory
         if needed <= 0:
             return True
@@ -358,11 +380,14 @@ class Pool:
             encoding="utf-8",
             env={**os.environ, VARIABLE: str(self.settings.threads)},
         )
-        worker = _Worker(key_set, weight, process)
-        self._workers[key_set] = worker
+        event(log, "worker started", **key_set._asdict(), bytes=round(weight), pid=process.pid)
+        return self._watch(_Worker(key_set, weight, process))
+
+    def _watch(self, worker: _Worker) -> _Worker:
+        """Take up a worker that has just been started."""
+        self._workers[worker.key_set] = worker
         self.counts.started += 1
         threading.Thread(target=self._listen, args=(worker,), name="listen", daemon=True).start()
-        event(log, "worker started", **key_set._asdict(), bytes=round(weight), pid=process.pid)
         return worker
 
     def _listen(self, worker: _Worker) -> None:
@@ -408,6 +433,7 @@ class Pool:
             worker.end()
 
     def _free_worker(self, worker: _Worker) -> None:
+        self._look = True
         job, worker.job, worker.used = worker.job, "", time.monotonic()
         self._running.pop(job, None)
         found = self._store.jobs("id = ?", job)
@@ -435,6 +461,7 @@ class Pool:
         job = worker.job
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         event(log, "worker ended", level=logging.WARNING, **worker.key_set._asdict(), how=how, job=job)
+        self._look = True
         if not job:
             return
         attempts = next((one.attempts for one in self._store.jobs("id = ?", job)), 0)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from olac.backends.session import find_engine
+from olac.ckks.key_list import KeyList
 from olac.errors import ArtifactError, InputError, MissingKeyError, OlacError, plain
 from olac.program.client_program import ClientProgram
 from olac.program.program import AnyProgram
@@ -203,6 +205,23 @@ class RemoteServer:
         options = {"program": self._id, "engine": folder.engine.key_files}
         self._ask("PUT", place, params=options, headers=headers, body=lambda: _pieces(path))
         return True
+
+    def missing(self, identity: str, engine: str | None = None) -> tuple[str, ...]:
+        """The names of the parts of a key pair that the program needs and the server does not have.
+
+        Args:
+            engine: that the keys are for; None for the one that the program was planned for.
+
+        Raises:
+            RemoteError: the server can't be reached.
+        """
+        answer = self._ask("GET", f"/v1/keys/{_name('identity', identity)}", right=(200, 404))
+        names = () if answer.status_code == 404 else tuple(_json(answer))
+        held = KeyList()
+        for name in names:
+            if is_name("part", name):
+                held = held.with_more(KeyList.named(name))
+        return self.program.keys_for(find_engine(engine or self.program.engine).model).lacking(held).names
 
     def delete_keys(self, identity: str) -> None:
         """Delete all keys of a pair on the server.

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from olac.errors import ArtifactError, plain
 from olac.serving.names import checked, new_job
-from olac.system.files import make_folder
+from olac.system.files import make_folder, sync_folder
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 STATES = (QUEUED, RUNNING, DONE, FAILED, CANCELLED)
@@ -163,6 +163,8 @@ class Store:
         if version == 0:
             self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
         elif version != VERSION:
+            self._db.close()
+            os.close(self._held)
             raise ArtifactError(
                 f"{plain(path)}: of version {version}, this olac reads version {VERSION}. Serve the folder with the "
                 "olac that wrote it, or start with a new folder."
@@ -207,7 +209,10 @@ class Store:
     def parts(self, owner: str, identity: str) -> dict[str, PartRow]:
         """The parts of a key pair that are there, by name."""
         rows = self._read(f"SELECT {_PART} FROM parts WHERE owner = ? AND identity = ?", owner, identity)
-        return {str(row[0]): PartRow(*row) for row in rows}  # type: ignore[arg-type]
+        folder = self.key_folder(owner, identity)
+        # A file may be gone while its row is there: keys are deleted while one of them comes, or power failed.
+        there = [row for row in rows if (folder / f"{row[0]}.key").is_file()]
+        return {str(row[0]): PartRow(*row) for row in there}  # type: ignore[arg-type]
 
     def add_part(self, owner: str, identity: str, row: PartRow) -> None:
         """Say that a part's file is there."""
@@ -269,6 +274,7 @@ class Store:
         folder = self.job_file(id_, INPUT).parent
         folder.mkdir(mode=0o700)
         os.replace(body, folder / INPUT)
+        sync_folder(folder)
         with self._change() as db:
             made = db.execute(
                 "INSERT OR IGNORE INTO jobs (id, owner, request, program, identity, state, created, bytes) "
@@ -305,9 +311,10 @@ class Store:
         """The job of an owner with the name that the owner gave it."""
         return next(iter(self.jobs("owner = ? AND request = ?", owner, request)), None)
 
-    def queued(self) -> list[Job]:
-        """Jobs that wait, oldest first."""
-        return self.jobs("state = 'queued'")
+    def first_queued(self) -> list[Job]:
+        """Of the jobs that wait, the oldest for each program and key pair of an owner, oldest first."""
+        groups = "SELECT MIN(rowid) FROM jobs WHERE state = 'queued' GROUP BY owner, program, identity"
+        return self.jobs(f"rowid IN ({groups})")
 
     def active(self, owner: str, identity: str) -> bool:
         """Whether jobs wait for a key pair or run with it."""

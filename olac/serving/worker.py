@@ -35,7 +35,7 @@ from olac.runtime import EncryptedInput, KeyFolder, Progress, Server
 from olac.serving.logs import event, set_up
 from olac.system.memory import GB, check_limits, current_rss_bytes
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("olac.serving.worker")
 
 END_WITH_PARENT = 1
 """prctl's PR_SET_PDEATHSIG."""

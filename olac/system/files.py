@@ -270,7 +270,7 @@ def write_files(outputs: Sequence[Output]) -> None:
         for one in pending:
             one.clean()
     for folder in {one.target.path.parent for one in pending if not one.target.special}:
-        _sync_folder(folder)
+        sync_folder(folder)
 
 
 def remove_file(path: str | Path) -> None:
@@ -513,7 +513,7 @@ def _sweep(target: Path) -> None:
                 os.close(handle)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Write the new names to the disk, if the file system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
