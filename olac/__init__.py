@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from olac.program.client_program import ClientProgram
     from olac.program.program import ApproximatedModel, CompiledProgram
     from olac.runtime import Client, Server
+    from olac.serving.remote import RemoteServer
     from olac.training import PolynomialActivation, RangePenalty, TrainingOptions
     from olac.tuning import FineTuned, finetune
 
@@ -73,6 +74,7 @@ _HOMES = {
     "CompiledProgram": "olac.program",
     "Client": "olac.runtime",
     "Server": "olac.runtime",
+    "RemoteServer": "olac.serving.remote",
     "PolynomialActivation": "olac.training",
     "RangePenalty": "olac.training",
     "TrainingOptions": "olac.training",
@@ -102,6 +104,7 @@ __all__ = [
     "PolynomialActivation",
     "Quadratic",
     "RangePenalty",
+    "RemoteServer",
     "Server",
     "Tolerance",
     "TrainingOptions",

@@ -137,6 +137,13 @@ def _from_zero(text: str) -> float:
     return value
 
 
+def _port(text: str) -> int:
+    """A port of TCP."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{plain(text)} is not a port, a whole number in 1 ... 65535")
+    return int(text)
+
+
 def _threads(text: str) -> int:
     """A number of threads."""
     from olac.system.threads import MOST
@@ -278,11 +285,77 @@ def _parser() -> argparse.ArgumentParser:
     _add_threads(debug)
     debug.set_defaults(run=_debug)
 
+    _add_serving(commands)
+
     warm_up = commands.add_parser(
         "warm-up", help="compile the vector engine's kernels for this machine, which its first use does otherwise"
     )
     warm_up.set_defaults(run=_warm_up)
     return parser
+
+
+def _add_serving(commands: argparse._SubParsersAction[_Parser]) -> None:
+    publish = commands.add_parser("publish", help="server: put a program into a folder that olac serve serves")
+    publish.add_argument("program", type=Path)
+    publish.add_argument("data", type=Path, metavar="DIR", help="the folder; olac serve may be running")
+    publish.add_argument("--id", metavar="ID", help="its name for clients (default: from the file's name)")
+    publish.set_defaults(run=_publish)
+
+    serve = commands.add_parser("serve", help="server: serve the published programs over HTTP (docs/serving.md)")
+    serve.add_argument("--data", type=Path, required=True, metavar="DIR", help="programs, keys and jobs")
+    serve.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1); others need --tokens")
+    serve.add_argument("--port", type=_port, default=8750, help="(default: 8750)")
+    serve.add_argument(
+        "--memory",
+        type=_memory,
+        metavar="GB",
+        help="for all workers together; also 512MB (default: 80 %% of what is free)",
+    )
+    serve.add_argument("--tokens", type=Path, metavar="FILE", help="lines name:token, for its owner alone (chmod 600)")
+    serve.add_argument("--parallel", type=_threads, metavar="N", help="runs at once (default: one for each 4 cores)")
+    serve.add_argument(
+        "--threads",
+        dest="worker_threads",
+        type=_threads,
+        metavar="T",
+        help="of each run (default: its share of the cores)",
+    )
+    serve.add_argument("--max-jobs", type=_threads, default=100, metavar="N", help="of a client that wait or run")
+    serve.add_argument(
+        "--max-stored",
+        type=_memory,
+        default=64e9,
+        metavar="GB",
+        help="keys, inputs and results of a client (default: 64)",
+    )
+    serve.add_argument("--keep-days", type=_from_zero, default=7.0, metavar="D", help="for results (default: 7)")
+    serve.add_argument("--checkpoint-seconds", type=_from_zero, default=60.0, metavar="S", help="as of olac run")
+    serve.add_argument(
+        "--tls-cert", type=Path, metavar="FILE", help="certificate (PEM), to speak HTTPS without a proxy"
+    )
+    serve.add_argument("--tls-key", type=Path, metavar="FILE", help="its key (PEM)")
+    serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    serve.set_defaults(run=_serve)
+
+    remote = commands.add_parser("remote", help="client: use a server that olac serve runs")
+    actions = remote.add_subparsers(required=True, metavar="ACTION")
+    run = actions.add_parser("run", help="encrypt images, run them on a server, and decrypt the results")
+    run.add_argument("url", metavar="URL")
+    run.add_argument("program", metavar="PROGRAM_ID")
+    run.add_argument("images", type=Path, metavar="IMAGES.npy")
+    run.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.npy")
+    run.add_argument(
+        "--keys",
+        type=Path,
+        metavar="DIR",
+        help="the folder of this client's keys, made if there are none (default: keys for this call alone)",
+    )
+    run.add_argument("--token-file", type=Path, metavar="FILE", help="the token (default: the variable OLAC_TOKEN)")
+    run.add_argument("--client", type=Path, metavar="FILE", help="the client's description that the server must have")
+    run.add_argument("--raw", action="store_true", help="as of olac decrypt")
+    run.add_argument("--decimals", type=int, metavar="D", help="as of olac decrypt")
+    run.add_argument("--force", action="store_true", help="as of olac encrypt")
+    run.set_defaults(run=_remote_run)
 
 
 def _add_max_memory(parser: argparse.ArgumentParser, what: str) -> None:
@@ -529,6 +602,72 @@ def _warm_up(options: argparse.Namespace) -> None:
     with console.status("loading kernels") as status:
         prepare(_preparing(console, status))
     console.print(f"the vector engine is ready ({_duration(time.monotonic() - start)})")
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from olac.serving.programs import publish
+
+    name = publish(options.program, options.data, options.id)
+    _Console().print(f"{plain(options.data)}: serves {name}", soft_wrap=True, markup=False)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    try:
+        from olac.serving.pool import Settings
+        from olac.serving.quotas import Quotas
+        from olac.serving.run import serve
+    except ModuleNotFoundError as error:
+        raise OlacError(
+            f"the server needs fastapi, uvicorn and prometheus_client ({error}): pip install 'olac[serve]'"
+        ) from error
+    from olac.system.memory import available_bytes
+    from olac.system.threads import cores
+
+    if (options.tls_cert is None) != (options.tls_key is None):
+        raise OlacError("--tls-cert and --tls-key belong together: give both, or neither")
+    parallel = options.parallel or max(1, cores() // 4)
+    serve(
+        options.data,
+        Settings(
+            options.memory or 0.8 * available_bytes(),
+            parallel,
+            options.worker_threads or max(1, cores() // parallel),
+            checkpoint_seconds=options.checkpoint_seconds,
+            log_level=options.log_level,
+        ),
+        host=options.host,
+        port=options.port,
+        tokens=options.tokens,
+        quotas=Quotas(jobs=options.max_jobs, stored_bytes=options.max_stored, keep_seconds=options.keep_days * 86400.0),
+        tls=None if options.tls_cert is None else (options.tls_cert, options.tls_key),
+    )
+
+
+def _remote_run(options: argparse.Namespace) -> None:
+    from olac.program.program import load_any_program
+    from olac.serving.commands import remote_run
+    from olac.serving.remote import RemoteServer, read_token
+
+    known = None if options.client is None else load_any_program(options.client)
+    token = read_token(options.token_file)
+    console = _Console()
+    with (
+        RemoteServer(options.url, options.program, client_program=known, token=token) as server,
+        console.status("asking") as status,
+    ):
+        values = remote_run(
+            server,
+            options.images,
+            options.output,
+            keys=options.keys,
+            tell=lambda line: status.update(Text(line)),
+            decimals=options.decimals,
+            raw=options.raw,
+            allow_out_of_range=options.force,
+        )
+    console.print(
+        f"{plain(options.output)}: outputs of {len(values)} images, in the clear", soft_wrap=True, markup=False
+    )
 
 
 @contextmanager

@@ -155,7 +155,8 @@ def _add_fields_of_version_5(manifest: dict[str, Any]) -> None:
 # The manifest --------------------------------------------------------------------------------------------------------
 
 
-def _olac_version() -> str:
+def olac_version() -> str:
+    """The version that is installed, or "unknown"."""
     try:
         return importlib.metadata.version("olac")
     except importlib.metadata.PackageNotFoundError:  # run from a tree that isn't installed
@@ -166,7 +167,7 @@ def _manifest(program: LoweredProgram) -> dict[str, Any]:
     graph = program.graph
     engine = {} if program.engine == OPENFHE.name else {"engine": program.engine}
     return {
-        "olac": _olac_version(),
+        "olac": olac_version(),
         "fingerprint": program.fingerprint,
         "graph": {
             "nodes": [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from olac.errors import ArtifactError, BackendError, plain
 from olac.program.program import AnyProgram, check_any_program
 from olac.runtime.envelope import CHUNK, DIGEST_BYTES, PREFIX, parameter_fingerprint
 from olac.runtime.messages import EvaluationKeys, key_sizes, keys_frame
-from olac.system.files import Output, Source, check_folder, make_folder, write_file, write_files
+from olac.system.files import Output, Source, check_folder, make_folder, sync_folder, write_file, write_files
 from olac.system.formats import KEY_MANIFESTS
 from olac.system.memory import memory_for
 
@@ -207,6 +208,24 @@ class KeyFolder:
 
         make_folder(self.folder)
         write_files([Output(path, limited(), check=check)])
+
+    def take(self, name: str, path: str | Path) -> None:
+        """Check a complete file on the disk of the folder, and give it the name of a part, as `receive` does.
+
+        Raises:
+            ArtifactError: as `receive`; the file is then where it was.
+        """
+        target = self.path(name)
+        try:
+            self._checked(name, Path(path))
+        except ArtifactError as error:
+            raise ArtifactError(str(error).replace(plain(path), plain(target))) from error
+        make_folder(self.folder)
+        try:
+            os.replace(path, target)
+            sync_folder(self.folder)
+        except OSError as error:
+            raise ArtifactError(f"{plain(target)}: can't be written: {error.strerror or error}") from error
 
     # All parts -------------------------------------------------------------------------------------------------------
 

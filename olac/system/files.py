@@ -270,7 +270,7 @@ def write_files(outputs: Sequence[Output]) -> None:
         for one in pending:
             one.clean()
     for folder in {one.target.path.parent for one in pending if not one.target.special}:
-        _sync_folder(folder)
+        sync_folder(folder)
 
 
 def remove_file(path: str | Path) -> None:
@@ -285,7 +285,9 @@ def remove_file(path: str | Path) -> None:
             target.path.unlink(missing_ok=True)
 
 
-def check_private(stream: BinaryIO, path: str | Path) -> None:
+def check_private(
+    stream: BinaryIO, path: str | Path, what: str = "secret key", otherwise: str = "make new keys"
+) -> None:
     """Raise ArtifactError if a file that only its owner should read can be read by others, as ssh does for its keys.
 
     A file of another owner may be readable by a group of this process: it was then given to this process on purpose.
@@ -293,14 +295,16 @@ def check_private(stream: BinaryIO, path: str | Path) -> None:
     Args:
         stream: the open file. It is checked instead of the path, which may name another file by now.
         path: its name, for messages.
+        what: it is, for messages.
+        otherwise: what to do if somebody has read it.
     """
     given = Path(path)
     status = os.fstat(stream.fileno())
     others = stat.S_IRWXO | (stat.S_IRWXG if status.st_uid == os.geteuid() else 0)
     if status.st_mode & others:
         raise ArtifactError(
-            f"{plain(given)}: others may read this secret key (mode {stat.S_IMODE(status.st_mode):04o}). If nobody "
-            f"has read it, protect it with: chmod 600 {shlex.quote(plain(given))}. Otherwise make new keys."
+            f"{plain(given)}: others may read this {what} (mode {stat.S_IMODE(status.st_mode):04o}). If nobody "
+            f"has read it, protect it with: chmod 600 {shlex.quote(plain(given))}. Otherwise {otherwise}."
         )
 
 
@@ -509,7 +513,7 @@ def _sweep(target: Path) -> None:
                 os.close(handle)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Write the new names to the disk, if the file system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -34,7 +34,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.backends.session",),
     ("olac.backends",),
     ("olac.selection", "olac.runtime"),
-    ("olac", "olac.compiler", "olac.tuning", "olac.report", "olac.cli", "olac.demo", "olac.__main__"),
+    ("olac.compiler",),
+    ("olac.serving",),
+    ("olac", "olac.tuning", "olac.report", "olac.cli", "olac.demo", "olac.__main__"),
 )
 
 # Names in LAYERS that stand for themselves alone, not for the modules below them.
@@ -45,7 +47,12 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "cryptography": ("olac.backends.vector",),
     "llvmlite": ("olac.backends.vector",),
     "numba": ("olac.backends.vector", "olac.approximation.compiled"),
+    "fastapi": ("olac.serving",),
+    "httpx": ("olac.serving.remote",),
     "openfhe": ("olac.backends.openfhe",),
+    "prometheus_client": ("olac.serving.metrics",),
+    "pydantic": ("olac.serving.app",),
+    "starlette": ("olac.serving",),
     "torch": (
         "olac.frontend",
         "olac.calibration.collect",
@@ -56,6 +63,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
         "olac.demo",
         "olac.cli",
     ),
+    "uvicorn": ("olac.serving.run",),
 }
 
 # Who may import only some modules of a lower package, within functions as well: the runtime names no engine.
