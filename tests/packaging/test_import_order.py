@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.backends",),
     ("olac.selection", "olac.runtime"),
     ("olac", "olac.compiler", "olac.tuning", "olac.report", "olac.cli", "olac.demo", "olac.__main__"),
+    ("olac.scaling",),
 )
 
 # Names in LAYERS that stand for themselves alone, not for the modules below them.
@@ -46,6 +47,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "llvmlite": ("olac.backends.vector",),
     "numba": ("olac.backends.vector", "olac.approximation.compiled"),
     "openfhe": ("olac.backends.openfhe",),
+    "ray": ("olac.scaling",),
     "torch": (
         "olac.frontend",
         "olac.calibration.collect",
