@@ -166,5 +166,5 @@ def from_arguments(arguments: Mapping[str, Any]) -> Any:
     For example `serve run olac.scaling.serving:from_arguments program=p.olac keys=/keys clients=8 max_memory=8GB`.
     """
     numbers = ("clients", "replicas", "threads")
-    given = {name: int(value) if name in numbers else value for name, value in arguments.items()}
+    given: dict[str, Any] = {name: int(value) if name in numbers else value for name, value in arguments.items()}
     return application(**given)
