@@ -15,6 +15,7 @@ from olac.runtime.key_parts import load_keys
 from olac.runtime.messages import EncryptedInput, EncryptedResult, EvaluationKeys
 from olac.runtime.server import MOST_SETS, Server
 from olac.scaling.cluster import Executor, check_executor, check_positive, connected_ray, losses, own_error
+from olac.system.files import make_folder
 from olac.system.memory import bytes_of
 
 IN_FLIGHT = 2
@@ -34,6 +35,7 @@ def run_batches(
     attempts: int = 3,
     threads: int | None = None,
     max_memory: float | str | None = None,
+    checkpoints: str | Path | None = None,
 ) -> Iterator[EncryptedResult]:
     """The results of inputs under one client's keys, in the order of the images, each as soon as it is there.
 
@@ -58,6 +60,9 @@ def run_batches(
         attempts: how often a part may be lost, or actors may be lost in a row while they start, before it is an error.
         threads: of a server, and with Ray the CPUs that each actor takes. None for what this process has, with Ray 1.
         max_memory: bytes of a server's process, or text such as "8GB"; with Ray also the memory that each actor takes.
+        checkpoints: a folder, with Ray one that all machines share, to which each run writes its checkpoint
+            (`Server.run`), named by program and input. A part that is done again, by any actor or after this process
+            was interrupted, goes on from there. None to begin lost parts anew, which is enough for runs of a minute.
 
     Raises:
         ArtifactError, MissingKeyError, InfeasibleError: as `Server` and `Server.run`, also from an actor.
@@ -69,9 +74,13 @@ def run_batches(
     CompiledProgram.check_kind(program)
     given = [inputs] if isinstance(inputs, EncryptedInput) else inputs
     parts = itertools.chain.from_iterable(_divided(one, actors, sets) for one in given)
+    folder = None if checkpoints is None else str(checkpoints)
+    if folder is not None:
+        make_folder(folder)
     if executor == "local":
-        return _here(program, evaluation_keys, parts, threads, max_memory)
-    return _on_ray(connected_ray(), program, evaluation_keys, parts, actors, attempts, threads or 1, max_memory)
+        return _here(program, evaluation_keys, parts, threads, max_memory, folder)
+    how = (threads or 1, max_memory, folder)
+    return _on_ray(connected_ray(), program, evaluation_keys, parts, actors, attempts, how)
 
 
 def _divided(given: EncryptedInput, actors: int, sets: int | None) -> Iterator[EncryptedInput]:
@@ -94,10 +103,20 @@ def _here(
     parts: Iterable[EncryptedInput],
     threads: int | None,
     max_memory: float | str | None,
+    checkpoints: str | None,
 ) -> Iterator[EncryptedResult]:
     with Server(program, _opened(program, keys), threads=threads, max_memory=max_memory) as server:
         for part in parts:
-            yield server.run(part)
+            yield server.run(part, checkpoint=_checkpoint(part, checkpoints))
+
+
+def _checkpoint(part: EncryptedInput, folder: str | None) -> Path | None:
+    """The file for the checkpoint of a part."""
+    return None if folder is None else Path(folder) / f"{part.program.fingerprint[:32]}-{part.digest}.checkpoint"
+
+
+How = tuple[int, float | str | None, str | None]
+"""Threads, bound of memory, and folder of checkpoints of an actor."""
 
 
 def _on_ray(
@@ -107,15 +126,15 @@ def _on_ray(
     parts: Iterable[EncryptedInput],
     actors: int,
     attempts: int,
-    threads: int,
-    max_memory: float | str | None,
+    how: How,
 ) -> Iterator[EncryptedResult]:
+    threads, max_memory, _ = how
     held = str(keys) if isinstance(keys, (str, Path)) else [ray.put(one.to_bytes()) for one in _pieces(keys)]
     options: dict[str, Any] = {"num_cpus": threads, "max_restarts": 0}
     if max_memory is not None:
         options["memory"] = int(bytes_of(max_memory, "max_memory"))
     made = ray.remote(Runner).options(**options)
-    arguments = (ray.put(program.to_bytes()), held, threads, max_memory)
+    arguments = (ray.put(program.to_bytes()), held, how)
     pool = _Pool(ray, program, lambda: made.remote(*arguments), actors, attempts)
     try:
         yield from pool.results(parts)
@@ -139,12 +158,12 @@ class Runner:
     Args:
         program: its bytes.
         keys: a path, or references to the bytes of some keys each.
-        threads, max_memory: of the server.
+        how: it works.
     """
 
-    def __init__(self, program: bytes, keys: str | list[Any], threads: int, max_memory: float | str | None) -> None:
-        self._program = CompiledProgram.from_bytes(program)
-        self._keys, self._threads, self._max_memory = keys, threads, max_memory
+    def __init__(self, program: bytes, keys: str | list[Any], how: How) -> None:
+        self._program, self._keys = CompiledProgram.from_bytes(program), keys
+        self._threads, self._max_memory, self._checkpoints = how
         self._server: Server | None = None
 
     def prepare(self) -> None:
@@ -164,7 +183,8 @@ class Runner:
         """The result of one part."""
         self.prepare()
         assert self._server is not None
-        return self._server.run(EncryptedInput.from_bytes(self._program, part)).to_bytes()
+        given = EncryptedInput.from_bytes(self._program, part)
+        return self._server.run(given, checkpoint=_checkpoint(given, self._checkpoints)).to_bytes()
 
 
 @dataclass

@@ -72,6 +72,21 @@ def test_keys_from_a_folder_of_parts(program: CompiledProgram, client: Client, t
     np.testing.assert_allclose(client.decrypt(result), program.simulate(x), atol=ERROR)
 
 
+def test_a_part_goes_on_from_its_checkpoint(program: CompiledProgram, client: Client, tmp_path: Path) -> None:
+    keys, given, other = client.generate_keys(), client.encrypt(images(2)), client.encrypt(images(2, seed=2))
+    (wanted,) = run_batches(program, keys, given)
+    path = tmp_path / f"{program.fingerprint[:32]}-{given.digest}.checkpoint"
+    with Server(program, keys) as server:
+        server.run(given, checkpoint=path, checkpoint_seconds=0, keep_checkpoint=True)
+    (result,) = run_batches(program, keys, given, checkpoints=tmp_path)
+    assert result.digest == wanted.digest
+    assert list(tmp_path.iterdir()) == []
+    with Server(program, keys) as server:
+        server.run(other, checkpoint=path, checkpoint_seconds=0, keep_checkpoint=True)
+    with pytest.raises(ArtifactError, match="another input"):  # so the file is read
+        list(run_batches(program, keys, given, checkpoints=tmp_path))
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [({"executor": "spark"}, "'local' and 'ray'"), ({"actors": 0}, "actors=0"), ({"sets": 0}, "sets=0")],

@@ -81,8 +81,9 @@ def test_a_killed_actors_work_is_done_again(cluster: Any, sent: Sent) -> None:
 
 
 def test_a_lost_machines_work_is_done_again(cluster: Any, sent: Sent, tmp_path: Path) -> None:
-    """Actors read the keys from a folder themselves."""
-    save_parts(sent.keys, tmp_path)
+    """Actors read the keys from a folder themselves, and write checkpoints, which are deleted when parts are done."""
+    folder, checkpoints = tmp_path / "keys", tmp_path / "checkpoints"
+    save_parts(sent.keys, folder)
     (_, second) = cluster.list_all_nodes()
 
     def lose() -> None:
@@ -90,10 +91,11 @@ def test_a_lost_machines_work_is_done_again(cluster: Any, sent: Sent, tmp_path: 
 
     given = sent.parts({0: lambda: wait_for_workers(RUNNER, 2), 3: lose})
     try:
-        results = list(run_batches(sent.program, tmp_path, given, executor="ray", actors=2))
+        results = list(run_batches(sent.program, folder, given, executor="ray", actors=2, checkpoints=checkpoints))
     finally:
         cluster.add_node(**NODE)
     assert [one.digest for one in results] == sent.wanted
+    assert list(checkpoints.iterdir()) == []
 
 
 def test_a_part_that_is_lost_too_often(cluster: Any, sent: Sent) -> None:
