@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.compiler",),
     ("olac.serving",),
     ("olac", "olac.tuning", "olac.report", "olac.cli", "olac.demo", "olac.__main__"),
+    ("olac.scaling",),
 )
 
 # Names in LAYERS that stand for themselves alone, not for the modules below them.
@@ -52,6 +53,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "openfhe": ("olac.backends.openfhe",),
     "prometheus_client": ("olac.serving.metrics",),
     "pydantic": ("olac.serving.app",),
+    "ray": ("olac.scaling",),
     "starlette": ("olac.serving",),
     "torch": (
         "olac.frontend",
