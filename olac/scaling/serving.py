@@ -139,7 +139,7 @@ def application(
         serve, responses = importlib.import_module("ray.serve"), importlib.import_module("starlette.responses")
     except ImportError as error:
         raise BackendError(
-            f'Ray Serve can\'t be imported ({error}). Install it with `pip install "olac[serve]"`.'
+            f'Ray Serve can\'t be imported ({error}). Install it with `pip install "olac[ray-serve]"`.'
         ) from error
 
     async def server(self: ClientServers, identity: str) -> Server:

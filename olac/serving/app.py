@@ -386,10 +386,12 @@ async def post_job(
     if missing:
         await discard(request, MOST_DISCARDED)
         raise _Missing(missing)
-    size = published.input_bytes + published.result_bytes
+    most = published.most_bytes(service.reservations.quotas.sets)
+    announced = request.headers.get("content-length", "")
+    size = published.stored_bytes(min(int(announced), most) if announced.isdecimal() else most)
     try:
         with _refused(published.about.seconds), service.reservations.job(owner, size):
-            async with receive(request, service.store.new_upload(), published.input_bytes) as upload:
+            async with receive(request, service.store.new_upload(), most) as upload:
                 job = await run_in_threadpool(_queue, service, owner, published, keys, upload, size, idempotency_key)
     except HTTPException as error:
         if error.status_code == 429:

@@ -20,6 +20,8 @@ from olac.system.files import check_apart, check_writable, make_folder
 
 AHEAD = 8
 """Batches that are on the server at once."""
+SETS = 8
+"""Sets of ciphertexts in a batch, which share the encoding of weights."""
 
 
 def remote_run(
@@ -53,7 +55,7 @@ def remote_run(
     check_apart({"output": output}, {"file of images": images})
     check_writable(output)
     program = server.program
-    given = read_npy(images, program.input_shape, 1 << 40)
+    given = read_npy(images, program.input_shape)
     with ExitStack() as stack:
         client, parts = stack.enter_context(_keys(server, folder, tell))
         if folder is None:
@@ -109,7 +111,7 @@ def _results(
     allow_out_of_range: bool,
 ) -> Iterator[Outputs]:
     """The outputs of batch after batch; some batches are on the server ahead."""
-    batch = server.program.batch
+    batch = SETS * server.program.batch
     starts = range(0, len(images), batch)
     waiting: deque[tuple[str, EncryptedInput]] = deque()
     done = 0

@@ -89,17 +89,26 @@ class Published:
 
     @cached_property
     def input_bytes(self) -> int:
-        """A bound of the bytes of an encrypted input."""
-        return self._bytes(self.client.input)
+        """A bound of the bytes of an encrypted input of one set of ciphertexts."""
+        return FRAME_BYTES + self._bytes(self.client.input)
 
     @cached_property
     def result_bytes(self) -> int:
-        """A bound of the bytes of a result."""
-        return self._bytes(self.client.output)
+        """A bound of the bytes of a result of one set of ciphertexts."""
+        return FRAME_BYTES + self._bytes(self.client.output)
+
+    def most_bytes(self, sets: int) -> int:
+        """A bound of the bytes of an encrypted input of several sets of ciphertexts."""
+        return FRAME_BYTES + sets * self._bytes(self.client.input)
+
+    def stored_bytes(self, input_bytes: int) -> int:
+        """A bound of the bytes that an input of this size and its result take together."""
+        sets = max(1, -(-(input_bytes - FRAME_BYTES) // self._bytes(self.client.input)))
+        return self.most_bytes(sets) + FRAME_BYTES + sets * self._bytes(self.client.output)
 
     def _bytes(self, port: Port) -> int:
         one = ciphertext_bytes(self.client.parameters.log_ring, port.state.level + 1)
-        return FRAME_BYTES + port.layout.ciphertexts * one
+        return port.layout.ciphertexts * one
 
 
 def id_of(path: str | Path) -> str:

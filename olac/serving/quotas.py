@@ -16,6 +16,7 @@ class Quotas:
     """Limits of one client, unless they say otherwise.
 
     Attributes:
+        sets: of ciphertexts in one job, each of as many images as share ciphertexts in the program.
         jobs: that wait or run.
         all_jobs: that wait or run, of all clients.
         stored_bytes: of keys, inputs and results.
@@ -24,6 +25,7 @@ class Quotas:
         keep_seconds: after which jobs that have ended are forgotten.
     """
 
+    sets: int = 64
     jobs: int = 100
     all_jobs: int = 10_000
     stored_bytes: float = 64e9

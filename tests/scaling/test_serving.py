@@ -125,7 +125,7 @@ def test_without_ray_serve(service: Service, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_behind_ray_serve(cluster: Any, service: Service) -> None:
     """Two replicas with room for one client each; and a request that is refused does not harm the next."""
-    serve: Any = pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install olac[serve]")
+    serve: Any = pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install olac[ray-serve]")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
