@@ -234,17 +234,32 @@ class Evaluator(ABC, Generic[C, P]):
         Inputs above the output level are refused, because OpenFHE would return them unchanged. Slots beyond 1 lose
         precision, which only simulation can notice.
         """
+        state = self._bootstrapped("bootstrap", a.state)
+        return Ciphertext(self._bootstrap(a.payload, a.state), state)
+
+    def bootstrap_all(self, values: Sequence[Ciphertext[C]]) -> list[Ciphertext[C]]:
+        """Each of some ciphertexts of the same state, as of `bootstrap`. A library may bootstrap two at a time."""
+        made: list[C] = []
+        for a, b in zip(values[::2], values[1::2], strict=False):
+            self._same("bootstrap_all", values[0].state, a.state)
+            self._same("bootstrap_all", values[0].state, b.state)
+            self._bootstrapped("bootstrap_all", a.state)
+            made += self._bootstrap_two(a.payload, b.payload, a.state)
+        found = [Ciphertext(one, self._bootstrapped("bootstrap_all", values[0].state)) for one in made]
+        return found + [self.bootstrap(one) for one in values[len(made) :]]
+
+    def _bootstrapped(self, primitive: str, state: CipherState) -> CipherState:
+        """The state after a bootstrap; `VerificationError` if there is none of this state."""
         setup = self.parameters.bootstrapping
         if setup is None:
-            raise VerificationError("a bootstrap under parameters without bootstrapping")
-        self._degree_one("bootstrap", a.state)
-        if not setup.input_level <= a.state.level <= setup.output_level:
+            raise VerificationError(f"a {primitive} under parameters without bootstrapping")
+        self._degree_one(primitive, state)
+        if not setup.input_level <= state.level <= setup.output_level:
             raise VerificationError(
-                f"a bootstrap at level {a.state.level}, outside {setup.input_level} ... {setup.output_level}"
+                f"a {primitive} at level {state.level}, outside {setup.input_level} ... {setup.output_level}"
             )
-        self._same("bootstrap", a.state, CipherState(a.state.level, 1, self.parameters.scale(a.state.level)))
-        state = CipherState(setup.output_level, 1, self.parameters.scale(setup.output_level))
-        return Ciphertext(self._bootstrap(a.payload, a.state), state)
+        self._same(primitive, state, CipherState(state.level, 1, self.parameters.scale(state.level)))
+        return CipherState(setup.output_level, 1, self.parameters.scale(setup.output_level))
 
     # Rotations -------------------------------------------------------------------------------------------------------
 

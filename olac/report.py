@@ -34,6 +34,8 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
         f"log2(QP) = {log_qp:.1f}: {_security(parameters, log_qp)}",
         f"{len(program.rotations)} rotation keys",
     ]
+    if program.batch > 1:
+        lines.insert(0, f"{program.batch} inputs share a ciphertext")
     if program.composed:
         lines[-1] += f"; {len(program.composed)} rare steps are composed of others"
     if program.head:

@@ -66,8 +66,8 @@ class BootstrapKernel(Kernel):
     def run(self, evaluator: Evaluator[Any, Any], operands: Sequence[Value]) -> Value:
         setup = evaluator.parameters.bootstrapping
         lowest = 0 if setup is None else setup.input_level  # without a set-up, the evaluator refuses
-        low = (evaluator.level_reduce(part, lowest) if part.state.level > lowest else part for part in operands[0])
-        return tuple(evaluator.level_reduce(evaluator.bootstrap(part), self._level) for part in low)
+        low = [evaluator.level_reduce(part, lowest) if part.state.level > lowest else part for part in operands[0]]
+        return tuple(evaluator.level_reduce(part, self._level) for part in evaluator.bootstrap_all(low))
 
 
 class ReshapeKernel(Kernel):

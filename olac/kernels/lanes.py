@@ -85,6 +85,9 @@ class LaneEvaluator(Evaluator[Any, Any]):
     def bootstrap(self, a: Ciphertext[Any]) -> Ciphertext[Any]:
         return self._inner.bootstrap(a)
 
+    def bootstrap_all(self, values: Sequence[Ciphertext[Any]]) -> list[Ciphertext[Any]]:
+        return self._inner.bootstrap_all(values)
+
     def add_conjugate(self, a: Ciphertext[Any]) -> Ciphertext[Any]:
         return self._inner.add_conjugate(a)
 

@@ -91,6 +91,10 @@ class SetsEvaluator(Evaluator[Payloads, Any]):
         last = (self._inner._bootstrap(x, state) for x in a[len(a) // 2 * 2 :])
         return (*itertools.chain.from_iterable(pairs), *last)
 
+    def _bootstrap_two(self, a: Payloads, b: Payloads, state: CipherState) -> tuple[Payloads, Payloads]:
+        pairs = [self._inner._bootstrap_two(x, y, state) for x, y in zip(a, b, strict=True)]
+        return tuple(x for x, _ in pairs), tuple(y for _, y in pairs)
+
     def _rotate(self, a: Payloads, step: int, state: CipherState) -> Payloads:
         return tuple(self._inner._rotate(x, step, state) for x in a)
 
