@@ -498,6 +498,22 @@ def test_a_bootstrap_gives_levels_and_keeps_the_value(name: str) -> None:
         assert backend.close(ev.add(low, backend.encrypt(slots(5), 1)), sine(slots(3)) + slots(5))
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_several_ciphertexts_are_bootstrapped_in_order(name: str, count: int) -> None:
+    backend, setup = bootstrapped_backend(name), BOOTSTRAPPED.bootstrapping
+    assert setup is not None
+    given = [backend.encrypt(slots(seed), setup.input_level) for seed in range(count)]
+    made = backend.evaluator.bootstrap_all(given)
+    assert len(made) == count
+    for seed, one in enumerate(made):
+        assert one.state == CipherState(setup.output_level, 1, BOOTSTRAPPED.scale(setup.output_level))
+        assert backend.close(one, sine(slots(seed)))
+    if count > 1:
+        lower = backend.evaluator.level_reduce(given[-1], setup.input_level - 1)
+        with pytest.raises(VerificationError, match="bootstrap"):
+            backend.evaluator.bootstrap_all([*given[:-1], lower])
+
+
 @pytest.mark.parametrize("log_slots", PERIODS)
 def test_a_bootstrap_of_slots_that_repeat(name: str, log_slots: int) -> None:
     """The same sine and precision; its operand stays what it was, and the result is one of all slots."""
