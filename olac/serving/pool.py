@@ -464,6 +464,7 @@ class Pool:
         self._look = True
         if not job:
             return
+        self._running.pop(job, None)
         attempts = next((one.attempts for one in self._store.jobs("id = ?", job)), 0)
         if self._store.requeue(job):
             (now,) = self._store.jobs("id = ?", job)

@@ -122,15 +122,15 @@ def test_a_worker_that_is_killed_in_mid_run(deep: Deep) -> None:
         wait_for(kept.exists)
         (pid,) = workers_of(os.getpid())
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: service.pool.counts.died == 1)
 
         def begun() -> int:
             at = service.pool.progress(job)
             return 0 if at is None else at.done
 
+        wait_for(lambda: service.pool.counts.started == 2)
         wait_for(begun)
         # The first layer that is computed again lies behind a checkpoint, not at the beginning.
-        assert begun() > 4 and service.store.jobs()[0].attempts == 1
+        assert begun() > 4 and service.pool.counts.died == service.store.jobs()[0].attempts == 1
         assert deep.right(server.result(job, deep.input))
 
 
