@@ -126,7 +126,8 @@ def application(
         keys: the path, on all machines, of a folder with the keys of all clients: for each a folder of parts
             (`olac.runtime.save_parts`) or a file `NAME.keys`, with the name of the key pair.
         clients: servers that a replica holds at a time, each with one client's keys.
-        replicas: processes, each with a program of its own.
+        replicas: processes, each with a program of its own, that answer one request at a time. So a server that is
+            closed is not in use, and there are never more than `clients` in memory.
         threads: of a replica, and the CPUs that it takes.
         max_memory: bytes of a replica's process, or text such as "8GB"; also the memory that Ray reserves for it.
 
@@ -154,7 +155,7 @@ def application(
     if max_memory is not None:
         resources["memory"] = int(bytes_of(max_memory, "max_memory"))
     deployment = serve.deployment(
-        name="olac", num_replicas=replicas, ray_actor_options=resources, max_ongoing_requests=2 * clients
+        name="olac", num_replicas=replicas, ray_actor_options=resources, max_ongoing_requests=1
     )(type("Replica", (ClientServers,), members))
     given = program if isinstance(program, CompiledProgram) else str(program)
     return deployment.bind(given, str(keys), threads, max_memory)
