@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +78,22 @@ def calibrate_parts(
     files = _Files(folder, len(parts))
     missing = [number for number in range(len(parts)) if not files.has(number)]
     made = (
-        ((number, _calibrated(model, parts[number], options)) for number in missing)
+        (_calibrated(model, parts[number], options) for number in missing)
         if executor == "local"
         else _on_ray(connected_ray(), model, parts, missing, options, tasks, attempts, threads)
     )
     whole: Calibration | None = None
-    for number in range(len(parts)):
-        if number in missing:
-            _, one = next(made)
-            files.save(number, one)
-        else:
-            one = files.load(number)
-        whole = one if whole is None else whole.merge(one, **limits)
-        if progress is not None:
-            with callers():
-                progress(number + 1, len(parts))
+    with closing(made):
+        for number in range(len(parts)):
+            if number in missing:
+                one = next(made)
+                files.save(number, one)
+            else:
+                one = files.load(number)
+            whole = one if whole is None else whole.merge(one, **limits)
+            if progress is not None:
+                with callers():
+                    progress(number + 1, len(parts))
     assert whole is not None
     return whole
 
@@ -135,7 +137,7 @@ def _on_ray(
     tasks: int,
     attempts: int,
     threads: int,
-) -> Iterator[tuple[int, Calibration]]:
+) -> Generator[Calibration, None, None]:
     """The calibrations of parts with some numbers, in their order; results wait in the object store for their turn."""
     task = ray.remote(_calibrated).options(num_cpus=threads, max_retries=attempts - 1)
     held = ray.put(model)
@@ -157,7 +159,7 @@ def _on_ray(
             except ray.exceptions.RayTaskError as error:
                 raise own_error(error) from error
             running.popleft()
-            yield number, found
+            yield found
     finally:
         for _, reference in running:
             ray.cancel(reference, force=True)

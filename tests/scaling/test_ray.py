@@ -21,7 +21,6 @@ from olac.scaling import calibrate_parts, run_batches
 from tests.runtime.small_program import ERROR, images, small_program
 from tests.scaling import small_calibration
 from tests.scaling.two_raylets import NODE, send, wait_for_workers, workers
-from tests.scaling.two_raylets import cluster as cluster
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
 

@@ -20,7 +20,6 @@ from olac.program import CompiledProgram
 from olac.runtime import Client, EncryptedResult, save_parts
 from olac.scaling.serving import IDENTITY_HEADER, ClientServers, UnknownKeysError, application, from_arguments
 from tests.runtime.small_program import ERROR, images, small_program
-from tests.scaling.two_raylets import cluster as cluster
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
 

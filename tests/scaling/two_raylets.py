@@ -1,39 +1,15 @@
-"""A Ray cluster of two raylets on this machine, as two machines of one core each, and its worker processes."""
+"""The processes of Ray's workers that this process started, and what its raylets have."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
 WAIT_SECONDS = 60.0
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """The cluster, which Ray is connected to."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install olac[ray]")
-    utilities = pytest.importorskip("ray.cluster_utils")
-    paths = [str(ROOT), *sys.path]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(dict.fromkeys(path for path in paths if path)))
-        patch.setenv("PYTHONWARNINGS", "ignore")
-        made = utilities.Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-        try:
-            made.add_node(**NODE)
-            ray.init(address=made.address, log_to_driver=False)
-            yield made
-        finally:
-            ray.shutdown()
-            made.shutdown()
 
 
 def workers(title: str) -> set[int]:
