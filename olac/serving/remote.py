@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import os
@@ -448,8 +449,6 @@ def _retry_after(answer: httpx.Response) -> float:
 
 
 def _content_digest(sha256: bytes) -> str:
-    import base64
-
     return f"sha-256=:{base64.b64encode(sha256).decode()}:"
 
 
