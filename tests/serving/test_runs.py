@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -261,6 +263,29 @@ def test_the_commands(alone: ServerProcess, tmp_path: Path) -> None:
     assert error.value.status == 404
     with pytest.raises(ArtifactError, match="another process serves"):
         service_of(data)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes the certificate, is not installed")
+def test_tls_and_tokens(small: Path, tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=olac"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(command, check=True, capture_output=True)
+    tokens = tmp_path / "tokens"
+    tokens.touch(0o600)
+    tokens.write_text("".join(f"{name}:{token}\n" for name, token in TOKENS.items()))
+    tls = ("--tls-cert", str(cert), "--tls-key", str(key))
+    process = ServerProcess(small, free_port(), "--host", "0.0.0.0", "--tokens", str(tokens), *tls)
+    try:
+        with RemoteServer(process.url, "small", token=TOKENS["bob"], verify=str(cert)) as server:
+            assert server.program.fingerprint == program().fingerprint
+        with pytest.raises(RemoteError, match=r"(?i)certificate"):
+            RemoteServer(process.url, "small", token=TOKENS["bob"], patience=0)
+        with pytest.raises(RemoteError) as error:
+            RemoteServer(process.url, "small", verify=str(cert))
+        assert error.value.status == 401
+    finally:
+        process.stop()
 
 
 def test_a_server_that_is_away_is_tried_again_for_a_while() -> None:
