@@ -122,7 +122,8 @@ def _said(service: Service, error: Exception) -> str:
 @router.get("/healthz", tags=["operator"])
 def healthz(request: Request) -> dict[str, str]:
     """Whether the server works; without a token."""
-    if not _service(request).healthy:
+    service = _service(request)
+    if not (service.healthy and service.pool.alive):
         raise HTTPException(503, "not ready")
     return {"status": "ok"}
 

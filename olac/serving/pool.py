@@ -193,6 +193,11 @@ class Pool:
         if self._thread.ident is not None:
             self._thread.join()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread works."""
+        return self._thread.is_alive()
+
     def wake(self) -> None:
         """A job was added."""
         self._events.put(self._look_again)

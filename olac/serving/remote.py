@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import os
 import secrets
+import ssl
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -90,7 +92,8 @@ class RemoteServer:
             server then has to have the same one. None to take what the server says.
         token: of this client; None for a server on this machine that takes none.
         patience: seconds for which a server that is away or busy is tried again.
-        verify: False, or a file of certificates, as of `httpx.Client`.
+        verify: for https: a file with the certificates to trust, a context of `ssl`, or False to check nothing, which
+            lets anybody between read the token.
 
     Attributes:
         program: what clients need of it: `Client(server.program)` makes keys and encrypts.
@@ -110,7 +113,7 @@ class RemoteServer:
         client_program: AnyProgram | None = None,
         token: str | None = None,
         patience: float = PATIENCE_SECONDS,
-        verify: bool | str = True,
+        verify: bool | str | ssl.SSLContext = True,
     ) -> None:
         if not is_name("program", program):
             raise InputError(f"{plain(program)[:60]!r} is no ID of a program: {RULES['program']}")
@@ -125,7 +128,7 @@ class RemoteServer:
             base_url=self._url,
             headers={} if token is None else {"Authorization": f"Bearer {token}"},
             timeout=self._httpx.Timeout(ANSWER_SECONDS, read=ANSWER_SECONDS + WAIT_SECONDS),
-            verify=verify,
+            verify=ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify,
             follow_redirects=False,
             limits=self._httpx.Limits(max_connections=2 * PARALLEL),
         )
@@ -448,8 +451,6 @@ def _retry_after(answer: httpx.Response) -> float:
 
 
 def _content_digest(sha256: bytes) -> str:
-    import base64
-
     return f"sha-256=:{base64.b64encode(sha256).decode()}:"
 
 

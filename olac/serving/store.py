@@ -393,7 +393,9 @@ class Store:
         return len(old)
 
     def recover(self) -> int:
-        """After a start: jobs that ran wait again. Returns how many."""
+        """After a start: jobs that ran wait again, and files of those that were cancelled go. Returns how many wait."""
+        for job in self.jobs("state = 'cancelled'"):
+            self.drop_files(job.id)
         return sum(self.requeue(job.id) for job in self.jobs("state = 'running'"))
 
     def _move(self, id_: str, before: str, change: str, *values: object) -> bool:

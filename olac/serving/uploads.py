@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import errno
 import hashlib
 import os
 import re
@@ -20,6 +21,9 @@ PIECE = 1 << 20
 """Bytes that are written at a time."""
 SILENT_SECONDS = 60.0
 """A client that sends nothing for so long is given up."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UploadError(Exception):
@@ -59,7 +63,8 @@ async def receive(
         most: its bytes, at most.
 
     Raises:
-        UploadError: it is longer, another one than its header Content-Digest says, or it stopped coming.
+        UploadError: it is longer, another one than its header Content-Digest says, or it stopped coming; or the disk is
+            full.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
@@ -72,6 +77,10 @@ async def receive(
             if wanted is not None and wanted != digest:
                 raise UploadError(422, "the body's SHA-256 is not the one of its header Content-Digest. Send it again.")
             await run_in_threadpool(os.fsync, handle)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise UploadError(507, "the server's disk is full. Try again later, or tell its operator.") from error
         finally:
             os.close(handle)
         yield Upload(path, size, digest.hex())

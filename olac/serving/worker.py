@@ -91,7 +91,7 @@ class Worker:
                 self.tell("failed", job=job["job"], kind="InfeasibleError", error="memory ran out", last=True)
                 return 1
             except Exception as error:
-                # Its text may hold anything, so it is told to nobody. OLAC_TRACEBACK=1 shows where it happened.
+                # Its text may hold anything, so it is told to nobody. The log has its type and place.
                 log.exception("a job failed by a bug")
                 kind = type(error).__name__
                 self.tell("failed", job=job["job"], kind=kind, error=f"internal error ({kind})", last=True)

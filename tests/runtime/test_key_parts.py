@@ -407,3 +407,19 @@ def test_the_commands_with_parts(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "not overwritten" in capsys.readouterr().err
     assert main(["keygen", path["old.json"], path["k"], "--parts", "--overwrite"]) == 0
     assert len(list((tmp_path / "k").glob("evaluation-*"))) == 2
+
+
+def test_a_complete_file_becomes_a_part_only_if_it_is_that_part(tmp_path: Path) -> None:
+    one = side()
+    there = save_parts(one.keys, tmp_path / "there")
+    here = KeyFolder(one.program, tmp_path / "here", there.identity)
+    name, other = there.names[:2]
+    file, data = tmp_path / "file", there.path(name).read_bytes()
+    for wrong, as_ in ((data, other), (data[:-1], name), (data[:-40] + bytes(40), name)):
+        file.write_bytes(wrong)
+        with pytest.raises(ArtifactError) as error:
+            here.take(as_, file)
+        assert str(file) not in str(error.value) and file.read_bytes() == wrong and here.names == ()
+    file.write_bytes(data)
+    here.take(name, file)
+    assert here.names == (name,) and not file.exists() and here.path(name).read_bytes() == data

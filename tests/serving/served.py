@@ -136,7 +136,8 @@ class ServerProcess:
 
     def __init__(self, data: Path, port: int, *options: str) -> None:
         self.port = port
-        self.url = f"http://127.0.0.1:{port}"
+        secure = "--tls-cert" in options
+        self.url = f"http{'s' if secure else ''}://127.0.0.1:{port}"
         self._command = [sys.executable, "-c", "import sys; from olac.cli import main; sys.exit(main())", "serve"]
         self._command += ["--data", str(data), "--port", str(port), "--threads", "1", "--log-level", "error", *options]
         self.start()
@@ -147,7 +148,7 @@ class ServerProcess:
         end = time.monotonic() + 30
         while time.monotonic() < end:
             try:
-                if httpx.get(f"{self.url}/healthz").status_code == 200:
+                if httpx.get(f"{self.url}/healthz", verify=False).status_code == 200:
                     return
             except httpx.TransportError:
                 time.sleep(0.05)

@@ -192,6 +192,8 @@ def test_a_store_that_was_killed(tmp_path: Path) -> None:
     store = Store(tmp_path / "data")
     waits, runs = add(store), add(store)
     store.start(runs.id)
+    cancelled = add(store)
+    assert store.start(cancelled.id) and store.cancel(cancelled.id) and files(store, cancelled) == [INPUT]
     store.new_upload().write_bytes(b"half")
     store.job_file("f" * 32, INPUT).parent.mkdir()
     with pytest.raises(ArtifactError, match="another process"):
@@ -199,9 +201,14 @@ def test_a_store_that_was_killed(tmp_path: Path) -> None:
     store.close()
     again = Store(tmp_path / "data")
     assert again.recover() == 1
-    assert {job.id: job.state for job in again.jobs()} == {waits.id: "queued", runs.id: "queued"}
+    assert {job.id: job.state for job in again.jobs()} == {
+        waits.id: "queued",
+        runs.id: "queued",
+        cancelled.id: "cancelled",
+    }
+    assert files(again, cancelled) == []
     assert list((tmp_path / "data" / "uploads").iterdir()) == []
-    assert len(list((tmp_path / "data" / "jobs").iterdir())) == 2
+    assert len(list((tmp_path / "data" / "jobs").iterdir())) == 3
     again.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from olac.program.client_program import ClientProgram
 from olac.runtime import EncryptedResult
 from olac.serving.quotas import Quotas
 from olac.serving.service import Service
-from olac.serving.uploads import content_digest
+from olac.serving.uploads import content_digest, receive
 from tests.runtime.small_program import small_program
 from tests.serving.served import (
     Side,
@@ -228,6 +229,37 @@ def test_a_body_without_a_length_has_the_same_limit(place: Place) -> None:
         place.url(place.alice, name), params={"program": "small"}, content=endless, headers=bearer("alice")
     )
     assert answer.status_code == 413
+
+
+def test_a_full_disk(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    name = place.alice.parts.names[0]
+    data = place.alice.parts.path(name).read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("olac.serving.uploads.os.write", full)
+        answer = place.put(place.alice, name, data)
+    assert answer.status_code == 507 and "disk is full" in answer.text
+    assert place.put(place.alice, name, data).status_code == 201
+
+
+def test_a_body_that_stops_coming(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server waits so long for each piece, not for the whole."""
+    monkeypatch.setattr("olac.serving.app.receive", lambda request, path, most: receive(request, path, most, 0.3))
+    data = place.alice.parts.path(place.alice.parts.names[0]).read_bytes()
+
+    def pieces(pause: float) -> Iterator[bytes]:
+        for i in range(0, len(data), len(data) // 4 + 1):
+            time.sleep(pause)
+            yield data[i : i + len(data) // 4 + 1]
+
+    def sent(pause: float) -> int:
+        url, options = place.url(place.alice, place.alice.parts.names[0]), {"program": "small"}
+        return place.http.put(url, params=options, content=pieces(pause), headers=bearer("alice")).status_code
+
+    assert sent(0.1) == 201
+    assert sent(0.8) == 408
 
 
 def test_keys_of_one_pair_are_for_one_set_of_parameters(place: Place, tmp_path: Path) -> None:
