@@ -32,7 +32,7 @@ from olac.frontend import lift, trace
 from olac.ir.graph import Graph
 from olac.polynomials.modes import FitOptions
 
-WITHIN_MEMORY, WITHIN_SECONDS = 1.5, 2.5
+WITHIN_MEMORY = 1.5
 """Factors between what is told and what is taken, in seconds of one thread."""
 
 
@@ -222,29 +222,25 @@ nets = {
     ),
 }
 model, shape = nets[sys.argv[1]]
-told, start = [], []
+told = []
 
 def say(line):
     if "will take about" in line:
         told.append(line)
-    if line == "calibrating":
-        start.append(time.process_time())
 
 images = torch.randn(512, *shape)
 olac.approximate(model.eval(), images.split(64), effort="fast", progress=say)
-print(told[0], "|", peak_rss_bytes() / 1e9, time.process_time() - start[0])
+print(told[0], "|", peak_rss_bytes() / 1e9)
 """
 
 
 @pytest.mark.parametrize("name", ["perceptron", "convolutions"])
-def test_told_against_taken(name: str) -> None:
+def test_memory_told_against_taken(name: str) -> None:
     command = [sys.executable, "-c", textwrap.dedent(CHILD), name]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     told, taken = done.stdout.split("|")
     found = re.search(r"about (\d+) (s|min) and (\d+\.\d) GB", told)
     assert found is not None, told
-    seconds, memory = float(found[1]) * (60 if found[2] == "min" else 1), float(found[3])
-    peak, passed = map(float, taken.split())
+    memory, peak = float(found[3]), float(taken)
     assert peak / WITHIN_MEMORY < memory < peak * WITHIN_MEMORY, done.stdout
-    assert passed / WITHIN_SECONDS < seconds < passed * WITHIN_SECONDS, done.stdout
