@@ -33,7 +33,7 @@ from olac.ir.graph import Graph
 from olac.polynomials.modes import FitOptions
 
 WITHIN_MEMORY = 1.5
-"""Factors between what is told and what is taken, in seconds of one thread."""
+"""Factor between what is told and what is taken."""
 
 
 def net(channels: int = 8, size: int = 16) -> nn.Sequential:
