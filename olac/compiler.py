@@ -394,7 +394,8 @@ def _tell_needs(
     needs = work.needs(current_rss_bytes())
     check_fits(needs, limit, available_bytes(), purpose.doing)
     try:
-        needs = replace(needs, seconds=work.seconds(measured(traced.module, images)))
+        with memory_for("calibrating"):  # which computes the model on as many images
+            needs = replace(needs, seconds=work.seconds(measured(traced.module, images)))
     except Exception as error:  # the calibration names the layer that fails
         if ran_out(error):
             raise

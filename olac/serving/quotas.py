@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from olac.serving.store import QUEUED, RUNNING, Store
 
+SETS = 64
+"""Most sets of ciphertexts in a job, unless a server says otherwise."""
+
 
 @dataclass(frozen=True)
 class Quotas:
@@ -25,7 +28,7 @@ class Quotas:
         keep_seconds: after which jobs that have ended are forgotten.
     """
 
-    sets: int = 64
+    sets: int = SETS
     jobs: int = 100
     all_jobs: int = 10_000
     stored_bytes: float = 64e9

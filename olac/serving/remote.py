@@ -26,6 +26,7 @@ from olac.runtime import EncryptedInput, EncryptedResult, EvaluationKeys, KeyFol
 from olac.runtime.key_parts import save_parts
 from olac.serving.logs import event
 from olac.serving.names import RULES, is_name
+from olac.serving.quotas import SETS
 from olac.system.files import check_private
 
 if TYPE_CHECKING:
@@ -323,7 +324,8 @@ class RemoteServer:
                 break
         if at.state != "done":
             raise RemoteError(f"the job {job} is {at.state}" + (f": {at.error}" if at.error else ""))
-        result = EncryptedResult.from_bytes(self.program, self._download(f"/v1/jobs/{job}/result"))
+        sets = SETS if encrypted is None else encrypted.sets
+        result = EncryptedResult.from_bytes(self.program, self._download(f"/v1/jobs/{job}/result", sets))
         if encrypted is not None:
             result.check_input(encrypted)
         if forget:
@@ -388,11 +390,11 @@ class RemoteServer:
         )
         return answer
 
-    def _download(self, place: str) -> bytes:
-        """A result, of which no more is read than it can have."""
+    def _download(self, place: str, sets: int) -> bytes:
+        """A result of at most so many sets of ciphertexts, of which no more is read than it can have."""
         port = self.program.output
         one = 2 * (port.state.level + 1) * self.program.parameters.ring_dimension * 8
-        most = port.layout.ciphertexts * one + (1 << 13)
+        most = sets * port.layout.ciphertexts * one + (1 << 13)
         end, pause = time.monotonic() + self._patience, 0.2
         while True:
             try:

@@ -54,7 +54,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("olac.serving.metrics",),
     "pydantic": ("olac.serving.app",),
     "ray": ("olac.scaling",),
-    "starlette": ("olac.serving",),
+    "starlette": ("olac.serving", "olac.scaling.serving"),
     "torch": (
         "olac.frontend",
         "olac.calibration.collect",

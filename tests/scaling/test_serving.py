@@ -118,7 +118,7 @@ def test_keys_under_another_name(service: Service, tmp_path: Path) -> None:
 def test_without_ray_serve(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.serve", None)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(BackendError, match=r"olac\[serve\]"):
+    with pytest.raises(BackendError, match=r"olac\[ray-serve\]"):
         application(service.program, service.keys)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from olac.program.client_program import ClientProgram
 from olac.runtime import EncryptedResult
-from olac.serving.quotas import Quotas
+from olac.serving.quotas import SETS, Quotas
 from olac.serving.service import Service
 from olac.serving.uploads import content_digest, receive
 from tests.runtime.small_program import small_program
@@ -295,7 +295,7 @@ def test_inputs_are_checked(place: Place) -> None:
         (422, good[:-1], {}),
         (422, place.bob.input().to_bytes(), {}),
         (422, place.alice.parts.path(place.alice.parts.names[0]).read_bytes()[:1000], {}),
-        (413, good + bytes(1 << 14), {}),
+        (413, good + bytes(SETS * len(good)), {}),
         (422, good, {"Idempotency-Key": "../x"}),
     ):
         answer = sent(body, **headers)
