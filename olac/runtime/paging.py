@@ -119,9 +119,15 @@ class KeyPager:
         self._pinned = frozenset(pinned)
         self._file = file
         self._there: set[int] = set()
+        self._sets, self._calls = 1, 0
 
-    def restart(self, after: str | None = None) -> None:
-        """Begin a run, or continue one after a node."""
+    def restart(self, after: str | None = None, sets: int = 1) -> None:
+        """Begin a run, or continue one after a node.
+
+        Args:
+            sets: of ciphertexts that are computed together: each rotation is then taken so many times in a row.
+        """
+        self._sets, self._calls = sets, 0
         # A run that failed while it read a key has not installed it.
         self.pages.held = {step: place for step, place in self.pages.held.items() if step in self._there}
         self.pages.restart(0 if after is None else self._ends[after])
@@ -130,6 +136,9 @@ class KeyPager:
         """See `KeyPages`."""
         if step in self._pinned:
             return
+        self._calls += 1
+        if (self._calls - 1) % self._sets:
+            return  # the key is there since the first set
         missing, evicted = self.pages.need(step)
         if evicted is not None:
             self._there.discard(evicted)

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -370,8 +371,12 @@ class Server:
         if self._limit is not None:
             room = min(room, self._limit - current_rss_bytes())
         room -= self._cache.budget - self._cache.bytes
-        one = estimate(self.program, costs=CostTable.default(self._engine.model)).ciphertext_bytes
-        return int(min(MOST_SETS, max(1.0, room / ((1 + UNUSED_SHARE) * one))))
+        return int(min(MOST_SETS, max(1.0, room / ((1 + UNUSED_SHARE) * self._set_bytes))))
+
+    @cached_property
+    def _set_bytes(self) -> int:
+        """Bytes of the ciphertexts of one set while it is computed."""
+        return estimate(self.program, costs=CostTable.default(self._engine.model)).ciphertext_bytes
 
     def _run(
         self,
@@ -400,7 +405,7 @@ class Server:
                 count, evaluator = found.sets, session.uncached()
             found = None
             if self._pager is not None:
-                self._pager.restart(after)
+                self._pager.restart(after, count)
             keep = self._keeping(steps, tuple(outputs), count, progress, observe, keeper)
             outputs += self._computed(evaluator, values, after, keep)
         self.last_run = steps.seconds

@@ -17,7 +17,7 @@ from olac.backends.openfhe.key_maps import MapsLock, put_all, take_out
 from olac.backends.openfhe.library import load
 from olac.backends.openfhe.session import ENGINE, PagedTags
 from olac.ckks.engines import OPENFHE
-from olac.ckks.key_pool import evictions
+from olac.ckks.key_pool import KeyPool, evictions
 from olac.ckks.parameters import Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
 from olac.errors import ArtifactError, InfeasibleError
@@ -124,6 +124,27 @@ def test_results_are_the_same_bit_for_bit(capacity: int, path: Path, most: list[
     assert server.pages.evictions == evictions(order, capacity).total()
     assert server.run(given()).to_bytes() == frames().answer
     assert max(most) == capacity and others <= tags()
+
+
+@pytest.mark.parametrize("capacity", [1, 5])
+def test_sets_of_ciphertexts_share_each_key_that_is_read(
+    capacity: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five images are three sets; two are computed together, and then one."""
+    monkeypatch.setattr(Server, "_together", lambda self: 2)
+    client, path = Client(program()), tmp_path / "evaluation.keys"
+    keys = client.generate_keys()
+    keys.save(path)
+    several = client.encrypt(images(5))
+    server = Server(program(), EvaluationKeys.load(program(), path), max_memory=memory_for(capacity))
+    order, _ = needed_order(program(), program().rotations, pinned_steps(program()))
+    pool = KeyPool(order, capacity)
+    for _ in range(2):
+        pool.restart()
+        for step in order:
+            pool.need(step)
+    assert server.run(several).to_bytes() == Server(program(), keys).run(several).to_bytes()
+    assert server.pages is not None and server.pages.loads == pool.loads
 
 
 def test_frames_in_memory_do_as_files_do() -> None:
