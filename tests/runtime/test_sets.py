@@ -38,7 +38,7 @@ class Pair:
     def __init__(self) -> None:
         self.program = small_program(batch=2)
         self.client = Client(self.program)
-        self.server = Server(self.program, self.client.generate_keys(), cache_bytes=0)
+        self.server = Server(self.program, self.client.generate_keys())
 
 
 def pair() -> Pair:
