@@ -14,6 +14,7 @@ import pytest
 from tests.docs.pages import ROOT, Block, blocks_of, pages
 from tests.docs.registries import registries_kept
 from tests.docs.runner import run_page
+from tests.docs.torchvision_stand_in import torchvision_there
 
 BLOCKS = {path.relative_to(ROOT).as_posix(): blocks_of(path.read_text(encoding="utf-8")) for path in pages()}
 RUN = [name for name, blocks in BLOCKS.items() if any(block.is_code for block in blocks)]
@@ -37,7 +38,7 @@ CHECKS: dict[str, Callable[[Path, str], None]] = {"README.md": readme}
 def test_page(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "page"
     folder.mkdir()
-    with registries_kept():
+    with registries_kept(), torchvision_there():
         printed = run_page(name, BLOCKS[name], folder)
     if name in CHECKS:
         CHECKS[name](folder, printed)
