@@ -18,7 +18,7 @@ from olac.kernels.base import Kernel, Value
 from olac.kernels.execute import build_weightless_kernels
 from olac.kernels.record import record
 from olac.pages.drawings import Bar, estimate_snippet
-from olac.pages.text import amount, byte_amount
+from olac.pages.text import byte_amount, duration
 from olac.system.memory import GB, current_rss_bytes
 from olac.system.threads import usable_threads
 
@@ -105,7 +105,7 @@ class Estimate:
     def __repr__(self) -> str:
         """One line."""
         return (
-            f"<Estimate: {amount(self.seconds_per_image, 's')} an image, keys of {byte_amount(self.key_file_bytes)}, "
+            f"<Estimate: {duration(self.seconds_per_image)} an image, keys of {byte_amount(self.key_file_bytes)}, "
             f"server {byte_amount(self.server_gb * GB)}, client {byte_amount(self.client_gb * GB)}>"
         )
 
@@ -122,9 +122,9 @@ class Estimate:
 
     def _rows(self) -> list[tuple[str, str]]:
         return [
-            ("predicted seconds an image", amount(self.seconds_per_image, "s")),
-            ("predicted seconds of a first run", amount(self.first_seconds, "s")),
-            ("predicted seconds to make keys", amount(self.keygen_seconds, "s")),
+            ("predicted time an image", duration(self.seconds_per_image)),
+            ("predicted time of a first run", duration(self.first_seconds)),
+            ("predicted time to make keys", duration(self.keygen_seconds)),
             ("keys in a file", byte_amount(self.key_file_bytes)),
             ("memory of a server", byte_amount(self.server_gb * GB)),
             ("the same without kept weights", byte_amount(self.server_gb_without_kept_weights * GB)),

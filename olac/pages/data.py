@@ -13,7 +13,7 @@ from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap, LinearOp, Polynomial, PolynomialProduct, Square
 from olac.pages.drawings import Part, Stack
 from olac.pages.record import LayerErrors, OutputErrors, RunRecord
-from olac.pages.text import amount, byte_amount, share, whole
+from olac.pages.text import amount, byte_amount, duration, share, whole
 from olac.passes.base import FitReport
 from olac.polynomials.curves import Curve
 from olac.program.curves import Curves
@@ -91,11 +91,6 @@ class Plan:
     cost: float
     degrees: tuple[int, ...]
     chosen: bool
-
-    @property
-    def call(self) -> str:
-        """What gives this plan."""
-        return f"olac.compile(model, loader, plan={self.degrees!r})"
 
 
 @dataclass(frozen=True)
@@ -243,13 +238,13 @@ def _facts(program: CompiledProgram, estimate: Estimate, record: RunRecord | Non
         claim = Fact("security", "NOT SECURE", "compiled with insecure=True, for tests", bad=True)
     elif not parameters.secure:
         claim = Fact("security", f"{bits} bits", f"less than the {parameters.security} that were asked for", bad=True)
-    predicted = f"predicted {amount(estimate.seconds_per_image, 's')}"
+    predicted = f"predicted {duration(estimate.seconds_per_image)}"
     if timing is None:
-        seconds = Fact("seconds an input", amount(estimate.seconds_per_image, "s"), "predicted")
+        seconds = Fact("time an input", duration(estimate.seconds_per_image), "predicted")
         memory = Fact("server memory", byte_amount(estimate.server_gb * GB), "predicted peak")
     else:
         each = timing.seconds / max(1, timing.images)
-        seconds = Fact("seconds an input", amount(each, "s"), f"measured; {predicted}")
+        seconds = Fact("time an input", duration(each), f"measured; {predicted}")
         memory = Fact(
             "server memory",
             byte_amount(timing.peak_gb * GB),
@@ -259,9 +254,7 @@ def _facts(program: CompiledProgram, estimate: Estimate, record: RunRecord | Non
     return (
         seconds,
         memory,
-        Fact(
-            "keys", byte_amount(estimate.key_file_bytes), f"in a file; {amount(estimate.keygen_seconds, 's')} to make"
-        ),
+        Fact("keys", byte_amount(estimate.key_file_bytes), f"in a file; {duration(estimate.keygen_seconds)} to make"),
         Fact("client memory", byte_amount(estimate.client_gb * GB), "predicted peak"),
         claim,
         Fact(
@@ -382,7 +375,7 @@ def _run_line(record: RunRecord | None) -> str:
     timing = record.timing
     return (
         f"measured on {timing.engine} with {timing.threads} threads: {whole(timing.images)} inputs in "
-        f"{amount(timing.seconds, 's')}"
+        f"{duration(timing.seconds)}"
     )
 
 

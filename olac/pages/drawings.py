@@ -12,13 +12,14 @@ from olac.pages.svg import (
     escaped,
     label,
     line,
+    log_ticks,
     path,
     shortened,
     tag,
     ticks,
     titled,
 )
-from olac.pages.text import amount, byte_amount, share, whole
+from olac.pages.text import amount, byte_amount, duration, on_axis, share, whole
 
 WIDE, NARROW = 1040.0, 336.0
 """Widths of drawings on a screen and on a phone, in pixels."""
@@ -161,7 +162,7 @@ def activation(one: Curves, width: float = CARD, height: float = 208.0) -> str:
     parts = [tag("rect", x=left, y=top, width=width - 10 - left, height=bottom - top, class_="plot")]
     for value in ticks(y.low, y.high, 4):
         parts.append(line(left, y(value), width - 10, y(value), "grid"))
-        parts.append(label(amount(value), left - 5, y(value) + 4, anchor="end"))
+        parts.append(label(on_axis(value), left - 5, y(value) + 4, anchor="end"))
     most = max(one.shares) or 1.0
     span = (one.seen_high - one.seen_low) / len(one.shares)
     for index, part in enumerate(one.shares):
@@ -191,7 +192,7 @@ def activation(one: Curves, width: float = CARD, height: float = 208.0) -> str:
     for row in {tuple(one.exact_low), tuple(one.exact_high)}:
         parts.append(path([(px, y(value)) for px, value in zip(places, row, strict=True)], "exact"))
     for value in ticks(one.low, one.high, 5):
-        parts.append(label(amount(value), min(max(x(value), left + 8), width - 16), bottom + 16, anchor="middle"))
+        parts.append(label(on_axis(value), min(max(x(value), left + 8), width - 16), bottom + 16, anchor="middle"))
     title = f"{one.name}: histogram of the inputs of {one.function}, the function, and the band of its polynomials"
     return drawing(width, height, title, parts)
 
@@ -206,7 +207,7 @@ def timeline(stops: Sequence[Stop], width: float = WIDE) -> str:
     most = max((stop.level for stop in stops), default=0)
     y = Scale(0, max(1, most), bottom - 8, top + 12)
     frame.values(y, lambda level: f"{level:g}", 6 if most > 2 else 2)
-    frame.parts.append(label("level", LEFT - 6, top - 6, anchor="end"))
+    frame.parts.append(label("level", 4, top - 10))
     arcs, lines, jumps, dots = [], [], [], []
     radius = min(4.0, max(1.3, 0.42 * frame.spacing))
     for index, stop in enumerate(stops):
@@ -242,14 +243,14 @@ def bars(rows: Sequence[Bar], width: float = WIDE) -> str:
     frame = _Along(width, len(rows), top, bottom)
     most = max((max(row.predicted, row.measured or 0.0) for row in rows), default=0.0)
     y = Scale(0.0, most or 1.0, bottom, top)
-    frame.values(y, lambda value: amount(value, digits=2) if value else "0", 4)
-    frame.parts.append(label("seconds", LEFT - 6, top - 10, anchor="end"))
+    frame.values(y, on_axis, 4)
+    frame.parts.append(label("seconds", 4, top - 10))
     measured = any(row.measured is not None for row in rows)
     wide = min(18.0, 0.8 * frame.spacing)
     for index, row in enumerate(rows):
-        tip = f"{row.name}: predicted {amount(row.predicted, 's')}"
+        tip = f"{row.name}: predicted {duration(row.predicted)}"
         if row.measured is not None:
-            tip += f", measured {amount(row.measured, 's')}"
+            tip += f", measured {duration(row.measured)}"
         x = frame.x(index) - wide / 2
         both = [(row.predicted, "predicted")]
         if row.measured is not None:
@@ -272,8 +273,8 @@ def memory_along(names: Sequence[str], alive: Sequence[float], width: float = WI
     most = max(alive, default=0.0) or 1.0
     unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if most >= s), ("B", 1.0))
     y = Scale(0.0, most / size, bottom, top)
-    frame.values(y, lambda value: amount(value) if value else "0", 3)
-    frame.parts.append(label(unit, LEFT - 6, top - 10, anchor="end"))
+    frame.values(y, on_axis, 3)
+    frame.parts.append(label(unit, 4, top - 10))
     outline = [(LEFT, bottom)]
     for index, value in enumerate(alive):
         left = LEFT + index * frame.spacing
@@ -295,7 +296,7 @@ def precision(names: Sequence[str], bits: Sequence[float | None], width: float =
     known = [value for value in bits if value is not None]
     y = Scale(min(0.0, *known) if known else 0.0, max(1.0, *known, 1.0) if known else 1.0, bottom, top)
     frame.values(y, lambda value: f"{value:g}", 5)
-    frame.parts.append(label("bits", LEFT - 6, top - 10, anchor="end"))
+    frame.parts.append(label("bits", 4, top - 10))
     piece: list[tuple[float, float]] = []
     radius = min(3.5, max(1.3, 0.42 * frame.spacing))
     dots: list[str] = []
@@ -330,10 +331,10 @@ def front(spots: Sequence[Spot], x_name: str, y_name: str, shares: bool, width: 
     room = 0.06 * ((max(xs) - min(xs)) or 1.0)
     x = Scale(min(xs) - room, max(xs) + room, left, width - 14)
     parts = [tag("rect", x=left, y=top, width=width - 14 - left, height=bottom - top, class_="plot")]
-    for value in ticks(y.low, y.high, 4):
+    for value in ticks(y.low, y.high, 4) if shares else log_ticks(y.low, y.high, 5):
         if shares and value > 1:
             continue
-        text = share(value) if shares else f"{10**value:.1e}"
+        text = f"{on_axis(100 * value)}%" if shares else on_axis(float(f"{10**value:.3g}"))
         parts += [line(left, y(value), width - 14, y(value), "grid"), label(text, left - 6, y(value) + 4, anchor="end")]
     for value in ticks(x.low, x.high, 6 if width > 400 else 4):
         parts.append(label(f"{value:g}", x(value), bottom + 16, anchor="middle"))

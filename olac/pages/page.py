@@ -12,7 +12,7 @@ from olac.errors import OlacError, plain
 from olac.pages import drawings
 from olac.pages.data import Card, Data, Plan, costliest, gather
 from olac.pages.record import AnyRecord, joined
-from olac.pages.text import amount, byte_amount, share
+from olac.pages.text import amount, byte_amount, duration, on_axis, share
 from olac.program.artifact import olac_version
 from olac.program.curves import Curves
 from olac.program.program import CompiledProgram
@@ -101,7 +101,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: plain(value) if type(value) is str else value,
     )
-    environment.filters |= {"amount": amount, "share": share, "bytes": byte_amount, "known": _known}
+    environment.filters |= {"amount": amount, "share": share, "bytes": byte_amount, "duration": duration}
+    environment.filters |= {"known": _known, "axis": on_axis}
     return environment
 
 
@@ -173,7 +174,7 @@ def _height(plan: Plan, agree: bool) -> float:
 
 def _tip(plan: Plan) -> str:
     told = "" if plan.agreement is None else f", agreement {share(plan.agreement)}"
-    return f"degrees {', '.join(map(str, plan.degrees))}: {amount(plan.price)}{told}{', taken' if plan.chosen else ''}"
+    return f"degrees {', '.join(map(str, plan.degrees))}: {on_axis(plan.price)}{told}{', taken' if plan.chosen else ''}"
 
 
 def _memory_rows(data: Data) -> list[Mapping[str, Any]]:

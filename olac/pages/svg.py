@@ -107,3 +107,16 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
     return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float, most: int) -> list[float]:
+    """The logarithms of round numbers (1, 2 and 5 times powers of ten) within a range of logarithms, or of the powers
+    alone if there are more than `most`.
+    """
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    found = [power + math.log10(factor) for power in powers for factor in (1, 2, 5)]
+    within = [value for value in found if low <= value <= high]
+    if len(within) <= most:
+        return within
+    whole = [float(power) for power in powers if low <= power <= high]
+    return whole[:: max(1, -(-len(whole) // most))]

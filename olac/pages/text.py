@@ -18,6 +18,21 @@ def amount(value: float, unit: str = "", digits: int = 3) -> str:
     return f"{text} {unit}" if unit else text
 
 
+def duration(seconds: float) -> str:
+    """Seconds in a unit that suits them: 1.2 ms, 3.45 s, 12.5 min, 3.2 h."""
+    if not math.isfinite(seconds) or seconds == 0:
+        return amount(seconds, "s", 1)
+    for unit, size, least in (("h", 3600.0, 7200.0), ("min", 60.0, 120.0), ("s", 1.0, 1.0), ("ms", 1e-3, 1e-3)):
+        if abs(seconds) >= least:
+            return amount(seconds / size, unit)
+    return amount(seconds / 1e-6, "\u00b5s")
+
+
+def on_axis(value: float) -> str:
+    """A round number of an axis, without zeros that say nothing."""
+    return f"{value:.6g}"
+
+
 def whole(value: int) -> str:
     """A whole number with thousands apart."""
     return f"{value:,}"
