@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from olac.analysis.estimate import BARE_PROCESS_BYTES, UNUSED_SHARE, Estimate, alive_bytes
 from olac.analysis.rotation_keys import KeyChoice, held_within
+from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
 from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap, LinearOp, Polynomial, PolynomialProduct, Square
@@ -228,16 +229,23 @@ def _subtitle(program: CompiledProgram) -> str:
     return f"CKKS program for {program.planned_for.title}: inputs {takes}, outputs {gives}"
 
 
+def security_fact(parameters: Parameters, log_qp: float) -> Fact:
+    """The bits of security of parameters, and whether they are fewer than were asked for.
+
+    Args:
+        log_qp: log2 of the largest modulus on the program's engine.
+    """
+    if parameters.security == 0:
+        return Fact("security", "NOT SECURE", "compiled with insecure=True, for tests", bad=True)
+    bits = math.floor(parameters.security_bits_of(log_qp))
+    if not parameters.secure:
+        return Fact("security", f"{bits} bits", f"less than the {parameters.security} that were asked for", bad=True)
+    return Fact("security", f"{bits} bits", f"log2(QP) = {log_qp:.0f} at ring 2^{parameters.log_ring}")
+
+
 def _facts(program: CompiledProgram, estimate: Estimate, record: RunRecord | None) -> tuple[Fact, ...]:
     parameters, timing = program.parameters, None if record is None else record.timing
-    log_qp = program.planned_for.log_qp(parameters)
-    secure = parameters.security != 0
-    bits = math.floor(parameters.security_bits_of(log_qp)) if secure else 0
-    claim = Fact("security", f"{bits} bits", f"log2(QP) = {log_qp:.0f} at ring 2^{parameters.log_ring}")
-    if not secure:
-        claim = Fact("security", "NOT SECURE", "compiled with insecure=True, for tests", bad=True)
-    elif not parameters.secure:
-        claim = Fact("security", f"{bits} bits", f"less than the {parameters.security} that were asked for", bad=True)
+    claim = security_fact(parameters, program.planned_for.log_qp(parameters))
     predicted = f"predicted {duration(estimate.seconds_per_image)}"
     if timing is None:
         seconds = Fact("time an input", duration(estimate.seconds_per_image), "predicted")
