@@ -139,8 +139,8 @@ class _Along:
         if len(names) <= NAMED_NODES and self.spacing >= 26:
             for index, name in enumerate(names):
                 x = self.x(index)
-                self.parts.append(label(shortened(name, 14), x + 3, self.bottom + 13, "label", "end", -38))
-            return 78.0
+                self.parts.append(label(shortened(name, 12), x + 3, self.bottom + 13, "label", "end", -50))
+            return 84.0
         for value in ticks(1, len(names), 8 if self.width > 600 else 4):
             if value >= 1 and value == int(value):
                 self.parts.append(label(f"{int(value)}", self.x(value - 1), self.bottom + 16, anchor="middle"))
