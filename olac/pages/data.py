@@ -14,7 +14,7 @@ from olac.ir.graph import Node
 from olac.ir.ops import Bootstrap, LinearOp, Polynomial, PolynomialProduct, Square
 from olac.pages.drawings import Part, Stack
 from olac.pages.record import LayerErrors, OutputErrors, RunRecord
-from olac.pages.text import amount, byte_amount, duration, share, whole
+from olac.pages.text import amount, byte_amount, counted, duration, share, whole
 from olac.passes.base import FitReport
 from olac.polynomials.curves import Curve
 from olac.program.curves import Curves
@@ -133,7 +133,7 @@ class Step:
     def tip(self) -> str:
         """All of it in a few words."""
         where = f", {self.path}" if self.path else ""
-        return f"{self.name} ({self.op}{where}): level {self.level}, {self.ciphertexts} ciphertexts"
+        return f"{self.name} ({self.op}{where}): level {self.level}, {counted(self.ciphertexts, 'ciphertext')}"
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def gather(
         plans=tuple(Plan(one.price, one.agreement, one.cost, one.degrees, one.chosen) for one in front),
         price_name="levels of all activations" if by_levels else "predicted seconds of all activations",
         steps=_steps(program, estimate, alive, record),
-        where=f"by the costs of {table.machine}, {usable_threads()} threads",
+        where=f"by the costs of {table.machine}, {counted(usable_threads(), 'thread')}",
         run_line=_run_line(record),
         stacks=_stacks(program, estimate, table),
         keys=_keys(program, estimate, table, record),
@@ -268,12 +268,12 @@ def _facts(program: CompiledProgram, estimate: Estimate, record: RunRecord | Non
         Fact(
             "ring and levels",
             f"2^{parameters.log_ring}, {parameters.depth} levels",
-            f"of {parameters.scale_bits} bits; {parameters.digits} digits of key switching",
+            f"of {parameters.scale_bits} bits; {counted(parameters.digits, 'digit')} of key switching",
         ),
         Fact(
             "nodes",
             whole(len(program.graph.nodes)),
-            f"{len(program.report.fits)} activations, {bootstraps} bootstraps",
+            f"{counted(len(program.report.fits), 'activation')}, {counted(bootstraps, 'bootstrap')}",
         ),
         Fact("inputs in a run", whole(program.batch), "that share ciphertexts" if program.batch > 1 else "at a time"),
     )
@@ -283,7 +283,8 @@ def _stages(program: CompiledProgram, record: RunRecord | None) -> tuple[Stage, 
     check, accuracy = program.report.check, None if record is None else record.accuracy
     outputs = None if record is None else record.outputs
     if accuracy is not None and accuracy.model is not None:
-        torch = Stage("model in torch", share(accuracy.model), f"accuracy on {whole(accuracy.images)} labelled inputs")
+        labelled = counted(accuracy.images, "labelled input")
+        torch = Stage("model in torch", share(accuracy.model), f"accuracy on {labelled}")
     else:
         torch = Stage("model in torch", "reference", "the other two are compared with it")
     return (
@@ -299,7 +300,7 @@ def _simulated(check: SelfCheck | None, accuracy: float | None) -> Stage:
         return Stage("simulated", NOT_MEASURED, "agreement with the model", known=False, how=how)
     errors: tuple[str, ...] = (
         f"outputs off by {amount(check.mean_error)} on average, {amount(check.max_error)} at most",
-        f"{share(check.low)} to {share(check.high)} with 95% confidence, {whole(check.images)} inputs",
+        f"{share(check.low)} to {share(check.high)} with 95% confidence, {counted(check.images, 'input')}",
     )
     if accuracy is not None:
         return Stage(
@@ -322,7 +323,7 @@ def _encrypted(outputs: OutputErrors | None, accuracy: float | None) -> Stage:
         if outputs.same is not None:
             value = f"{outputs.same} of {outputs.images}"
         else:
-            value, what = "compared", f"with the simulation, {whole(outputs.images)} inputs"
+            value, what = "compared", f"with the simulation, {counted(outputs.images, 'input')}"
     if accuracy is not None:
         agreeing = () if outputs is None or outputs.same is None else (f"{value} agree with the simulation",)
         errors = (*agreeing, *errors)
@@ -382,7 +383,7 @@ def _run_line(record: RunRecord | None) -> str:
         return ""
     timing = record.timing
     return (
-        f"measured on {timing.engine} with {timing.threads} threads: {whole(timing.images)} inputs in "
+        f"measured on {timing.engine} with {counted(timing.threads, 'thread')}: {counted(timing.images, 'input')} in "
         f"{duration(timing.seconds)}"
     )
 

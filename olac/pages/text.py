@@ -33,6 +33,11 @@ def on_axis(value: float) -> str:
     return f"{value:.6g}"
 
 
+def counted(count: int, name: str) -> str:
+    """A number of things: 1 input, 12 inputs."""
+    return f"{whole(count)} {name}{'' if count == 1 else 's'}"
+
+
 def whole(value: int) -> str:
     """A whole number with thousands apart."""
     return f"{value:,}"

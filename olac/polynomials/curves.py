@@ -101,7 +101,7 @@ def curve(
     """
     seen = histogram.range(None)
     low, high = float(ranges[:, 0].min()), float(ranges[:, 1].max())
-    points = np.linspace(low, high, POINTS)
+    points: Array = np.linspace(low, high, POINTS).astype(np.float64)
     exact_values = np.array([one(points) for one in exact])
     with np.errstate(over="ignore", invalid="ignore"):
         fitted_values = np.nan_to_num(np.array([one(points) for one in fitted]), nan=MOST_VALUE).clip(
@@ -123,10 +123,15 @@ def curve(
         _rounded(seen.low),
         _rounded(seen.high),
         _shares(histogram, seen.low, seen.high),
-        *(tuple(_rounded(float(v)) for v in row) for row in (exact_values.min(0), exact_values.max(0))),
-        tuple(_rounded(float(v)) for v in np.where(there, fitted_values, np.inf).min(0)),
-        tuple(_rounded(float(v)) for v in np.where(there, fitted_values, -np.inf).max(0)),
+        _row(exact_values.min(0)),
+        _row(exact_values.max(0)),
+        _row(np.where(there, fitted_values, np.inf).min(0)),
+        _row(np.where(there, fitted_values, -np.inf).max(0)),
     )
+
+
+def _row(values: Array) -> tuple[float, ...]:
+    return tuple(_rounded(float(value)) for value in values)
 
 
 def _shares(histogram: Histogram, low: float, high: float) -> tuple[float, ...]:

@@ -27,6 +27,7 @@ from olac.ir.ops import Array, Input
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
 from olac.kernels.record import record
+from olac.pages.text import counted
 from olac.program import artifact
 from olac.program.client_program import ClientProgram, Port, is_client_file
 from olac.program.curves import Curves, beside
@@ -137,7 +138,8 @@ class ApproximatedModel(_Simulated):
     def __repr__(self) -> str:
         """One line."""
         name = plain((self.curves and self.curves.model) or "of a model")
-        return f"<ApproximatedModel {name}: {len(self.graph.nodes)} nodes, {len(self.report.fits)} activations>"
+        activations = counted(len(self.report.fits), "activation")
+        return f"<ApproximatedModel {name}: {len(self.graph.nodes)} nodes, {activations}>"
 
 
 @dataclass(frozen=True, repr=False)

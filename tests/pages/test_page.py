@@ -178,7 +178,7 @@ def test_programs_and_estimates_are_one_line() -> None:
     assert program.fingerprint[:12] in repr(replace(program, curves=None))
     assert repr(hostile_program()).isprintable()
     made = ApproximatedModel(program.graph, program.report)
-    assert repr(made) == "<ApproximatedModel of a model: 6 nodes, 1 activations>"
+    assert repr(made) == "<ApproximatedModel of a model: 6 nodes, 1 activation>"
     line = repr(program.estimate())
     assert line.startswith("<Estimate: ") and "keys of" in line and len(line) < 120
 
