@@ -21,6 +21,7 @@ from rich.text import Text
 from olac import __version__
 from olac.ckks.engines import AUTO, ENGINES
 from olac.errors import OlacError, plain
+from olac.pages.commands import add_report
 from olac.plugins import load_plugins
 from olac.system.memory import GB, check_limits
 from olac.system.threads import set_threads
@@ -257,6 +258,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds between checkpoints, except at bootstraps",
     )
+    run.add_argument("--record", type=Path, metavar="FILE", help="write what the run took, for olac report --run")
     run.set_defaults(run=_run)
 
     decrypt = commands.add_parser("decrypt", help="client: decrypt a result into a .npy file")
@@ -281,10 +283,12 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument(
         "--threshold", type=_from_zero, default=0.05, help="largest error of a layer that is right, in the layer's unit"
     )
+    debug.add_argument("--json", type=Path, metavar="FILE", help="also write the table, for olac report --run")
     _add_max_memory(debug, "memory that this process may take")
     _add_threads(debug)
     debug.set_defaults(run=_debug)
 
+    add_report(commands)
     _add_serving(commands)
 
     warm_up = commands.add_parser(
@@ -551,6 +555,7 @@ def _run(options: argparse.Namespace) -> int:
                 checkpoint_seconds=options.checkpoint_seconds,
                 engine=options.engine,
                 announce=announce,
+                record=options.record,
             )
         except KeyboardInterrupt:
             stopped = _stopped(last, options.checkpoint)
@@ -756,6 +761,7 @@ def _debug(options: argparse.Namespace) -> None:
             max_memory=options.max_memory,
             progress=show,
             preparing=preparing,
+            record=options.json,
         )
     _Console().print(debug_table(rows))
     fault = first_fault(rows, options.threshold)

@@ -34,6 +34,7 @@ from olac.passes.compose_linear import MOST_ENTRIES
 from olac.passes.pipeline import approximation_pipeline
 from olac.plugins import load_plugins
 from olac.polynomials.modes import EFFORTS
+from olac.program.curves import Curves
 from olac.program.program import ApproximatedModel, CompiledProgram
 from olac.program.promises import (
     data_shortfalls,
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
 STRUCTURE_TOLERANCE = 1e-3
 """Largest relative difference of the lifted graph from the model: torch computes in single precision."""
 ROUNDING_MARGIN = 16.0
+MOST_NAME = 100
+"""Characters of a model's name that are kept."""
 SINGLE = 2.0**-24
 """Relative error of a number in single precision."""
 
@@ -228,6 +231,7 @@ class Prepared:
         say: called with a line of text as a step begins.
         context: of the passes; it collects their reports.
         ensemble: whether it is the mean of several models.
+        model: the name of its class.
         timings: of the passes that have run.
     """
 
@@ -243,6 +247,7 @@ class Prepared:
     say: Stages
     context: PassContext
     ensemble: bool = False
+    model: str = ""
     timings: list[PassTiming] = field(default_factory=list)
 
     @property
@@ -287,7 +292,7 @@ class Prepared:
             pass_seconds=tuple((timing.name, timing.seconds) for timing in self.timings),
             notes=(*promised, *data, *self.notes, *context.notes, *outliers),
         )
-        return ApproximatedModel(result, report, self.head)
+        return ApproximatedModel(result, report, self.head, Curves(self.model, tuple(context.curves)))
 
 
 def prepare(
@@ -310,6 +315,7 @@ def prepare(
     if folder is not None:
         check_folder(folder)
         make_folder(folder)
+    name = _name(model)
     with callers():
         load_plugins()
         model = as_one(model)
@@ -366,7 +372,15 @@ def prepare(
         say,
         context,
         isinstance(model, Ensemble),
+        name,
     )
+
+
+def _name(model: Any) -> str:
+    """The class of a model, or of the first of several and their number, for reports."""
+    if isinstance(model, list | tuple) and model:
+        return f"{len(model)} x {_name(model[0])}"
+    return type(model).__name__[:MOST_NAME]
 
 
 def _tell_needs(
