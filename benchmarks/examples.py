@@ -1,4 +1,4 @@
-"""`python -m benchmarks examples`: the scripts of examples/, each in a process of its own, with its seconds and memory."""
+"""`python -m benchmarks examples`: runs the scripts of examples/, each in a process of its own; seconds and memory."""
 
 from __future__ import annotations
 
