@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from benchmarks import bootstraps, encrypted, engines, security, serving, structure
+from benchmarks import bootstraps, costs, encrypted, engines, security, serving, structure
 from benchmarks.comparison import compare
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.faults import command as faults_command
@@ -56,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    priced = commands.add_parser("costs", help="seconds, memory, keys and accuracy of networks from small to large")
+    costs.add_arguments(priced, _positive)
+    _add_rows(priced)
+    priced.set_defaults(run=_costs)
 
     accuracy = commands.add_parser("accuracy", help="top-1 of a model by strategy, in plaintext with polynomials")
     _add_model(accuracy)
@@ -421,6 +426,12 @@ def _encrypted(options: argparse.Namespace, command: str) -> int:
     rows = compare(options, command, console)
     _print(rows, console)
     return 0 if any(not row.get("infeasible") for row in rows) else 1
+
+
+def _costs(options: argparse.Namespace, command: str) -> int:
+    console = Console()
+    _print(costs.run(options, command, console), console)
+    return 0
 
 
 def _bootstraps(options: argparse.Namespace, command: str) -> int:

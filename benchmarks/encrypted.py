@@ -204,7 +204,7 @@ def run(options: argparse.Namespace, command: str, console: Console) -> Row:
 
 def measured(options: argparse.Namespace, folders: Folders, request: Request, reporter: Reporter) -> Row:
     """Run all steps of a request and show the results; returns the row."""
-    facts, found = _steps(request, folders, reporter)
+    facts, found = steps(request, folders, reporter)
     row = {
         "kind": ENCRYPTED,
         "model": options.model,
@@ -262,12 +262,15 @@ def pinned_of(options: argparse.Namespace) -> dict[str, Any]:
     return pinned
 
 
-def _steps(request: Request, folders: Folders, reporter: Reporter) -> tuple[Result, Result]:
-    """Run all steps in turn; returns facts and predictions of the program, and what was measured."""
+def steps(request: Request, folders: Folders, reporter: Reporter, first: str = "prepare") -> tuple[Result, Result]:
+    """Run all steps in turn, of which the first makes the program.
+
+    Returns facts and predictions of the program, and what was measured.
+    """
     tell = reporter.tell
     client = {"client": str(folders.client)}
     server = {"server": str(folders.server)}
-    facts = run_step("prepare", request | client, tell)
+    facts = run_step(first, request | client, tell)
     engine = facts["engine"]
     request = request | {"engine": engine}
     if facts["compile_seconds"] is None:

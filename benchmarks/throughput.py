@@ -16,14 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
 
-from benchmarks.data import DataError, data_folder, test_set, training_set
-from benchmarks.models import MODELS
 from benchmarks.results import THROUGHPUT, ResultsFile, Row
+from benchmarks.workloads import SMALL, check_names, workload
 from benchmarks.yardstick import Yardstick
 from olac.compiler import Purpose, prepare
-from olac.demo import load_digits, train
 from olac.options import with_choices
 from olac.program.program import CompiledProgram
 from olac.runtime import Client, Server
@@ -34,52 +31,8 @@ ROUNDS = 3
 """Runs of one image, of which the median counts; runs of many images are not repeated."""
 
 
-@dataclass(frozen=True)
-class Workload:
-    """A model, calibration images, the images that are encrypted, and how it is compiled."""
-
-    model: nn.Module
-    calibration: torch.Tensor
-    images: torch.Tensor
-    choices: dict[str, Any]
-
-
-def _logistic() -> Workload:
-    """Logistic regression on scikit-learn's breast cancer data: 30 columns."""
-    from sklearn.datasets import load_breast_cancer
-
-    table = load_breast_cancer()
-    x = torch.tensor((table.data - table.data.mean(0)) / table.data.std(0), dtype=torch.float32)
-    y = torch.tensor(table.target, dtype=torch.float32)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(30, 1), nn.Sigmoid())
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=1e-3)
-    for _ in range(200):
-        optimizer.zero_grad()
-        nn.functional.binary_cross_entropy(model(x)[:, 0], y).backward()
-        optimizer.step()
-    return Workload(model.eval(), x, x, {})
-
-
-def _digits() -> Workload:
-    """The demo's network of two convolutions on scikit-learn's digits."""
-    digits = load_digits()
-    return Workload(train(digits), digits.train_images[:512], digits.test_images, {"degree": 3})
-
-
-def _cifar(name: str, weights: Path | None, folder: Path | None) -> Workload:
-    benchmark, data = MODELS[name], data_folder(folder)
-    try:
-        model = benchmark.load(weights)
-    except (ValueError, OSError) as error:
-        raise DataError(str(error)) from error
-    training, test = training_set(data, 256), test_set(data, 64)
-    choices = {"max_bootstraps": 6, "effort": "fast"} if name == "resnet20" else {"effort": "fast"}
-    return Workload(model, benchmark.images(training.images(256)), benchmark.images(test.images(64)), choices)
-
-
-SMALL: dict[str, Callable[[], Workload]] = {"logistic": _logistic, "digits": _digits}
-"""Those that come with their data; the others are networks of benchmarks/models.py."""
+CHOICES: dict[str, dict[str, Any]] = {"resnet20": {"max_bootstraps": 6}}
+"""What networks of benchmarks/models.py are compiled with, beside effort="fast"."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +88,7 @@ def run(
     threads: int | None = None,
 ) -> list[Row]:
     """A row for each model and number of images."""
-    known = (*SMALL, *MODELS)
-    for name in names:
-        if name not in known:
-            raise DataError(f"{name} is not one of {', '.join(known)}")
+    check_names(list(names))
     rows: list[Row] = []
     start = time.perf_counter()
 
@@ -146,8 +96,9 @@ def run(
         console.print(f"{time.perf_counter() - start:6.0f} s  {line}", soft_wrap=True, markup=False, highlight=False)
 
     for name in names:
-        work = SMALL[name]() if name in SMALL else _cifar(name, weights, data)
-        options = with_choices(None, {"engine": engine, "threads": threads, **work.choices})  # type: ignore[typeddict-item]
+        work = workload(name, weights, data, calibration=256, images=64)
+        quick = {} if name in SMALL else {"effort": "fast", **CHOICES.get(name, {})}
+        options = with_choices(None, {"engine": engine, "threads": threads, **quick, **work.choices})  # type: ignore[typeddict-item]
         say(f"{name}: fitting")
         prepared = prepare(work.model, [work.calibration], options, None, Purpose("compiling", lowers=True))
         approximated = prepared.finished(prepared.run(prepared.pipeline))

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from benchmarks import throughput
+from benchmarks import throughput, workloads
 from benchmarks.data import DataError
 from benchmarks.results import ResultsFile, read_rows
 from benchmarks.tables import markdown_table
@@ -18,16 +18,16 @@ from benchmarks.tables import markdown_table
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
 
 
-def _small() -> throughput.Workload:
+def _small() -> workloads.Workload:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
     images = torch.rand(64, 6) * 2 - 1
     choices = {"degree": 3, "log_ring": 11, "insecure": True, "reconstruct": 0}
-    return throughput.Workload(model.eval(), images, images, choices)
+    return workloads.Workload(model.eval(), images, images, None, choices)
 
 
 def test_rows_compare_many_images_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(throughput.SMALL, "small", _small)
+    monkeypatch.setitem(workloads.SMALL, "small", _small)
     path, said = tmp_path / "rows.json", io.StringIO()
     results = ResultsFile.open(path, "the command", append=False)
     rows = throughput.run(["small"], [4, 100], results, Console(file=said, width=200), engine="openfhe", threads=1)
@@ -45,6 +45,6 @@ def test_rows_compare_many_images_with_one(tmp_path: Path, monkeypatch: pytest.M
 
 def test_names_are_checked_first(tmp_path: Path) -> None:
     results = ResultsFile.open(tmp_path / "rows.json", "the command", append=False)
-    with pytest.raises(DataError, match="resnet99 is not one of logistic, digits, resnet8"):
+    with pytest.raises(DataError, match="resnet99 is not one of logistic, digits, ecg, resnet8"):
         throughput.run(["logistic", "resnet99"], [4], results, Console(file=io.StringIO()))
     assert not (tmp_path / "rows.json").exists()
