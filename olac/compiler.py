@@ -18,7 +18,7 @@ from olac.approximation.common import varied
 from olac.approximation.criterion import Criterion, criterion_for
 from olac.approximation.own_needs import Work, check_fits, images_in, measured
 from olac.calibration import collect as calibrations
-from olac.calibration.collect import first_batch
+from olac.calibration.batches import as_inputs, first_batch
 from olac.calibration.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration, sample_bytes
 from olac.errors import CalibrationError, InfeasibleError, VerificationError
 from olac.frontend import Activations, Traced, check, lift, trace
@@ -316,7 +316,7 @@ def prepare(
     say("tracing the model")
     if isinstance(loader, Calibration):
         calibration = loader
-        held = calibrations.as_images(calibration.held_out, "the calibration")
+        held = as_inputs(calibration.held_out, "the calibration")
         traced = trace(model, held, options.activations, options.constants)
         whole = lift(traced, options.client_head)
         calibrations.check_calibration(calibration, whole)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from olac.calibration.batches import first_batch
 from olac.calibration.histogram import Histogram
 from olac.calibration.statistics import (
     HELD_OUT_EVERY,
@@ -30,7 +30,6 @@ from olac.ir.graph import Graph, Node
 from olac.ir.ops import Activation, Array
 from olac.ir.types import Range
 from olac.system.formats import without_unused
-from olac.system.internal import callers_items
 from olac.system.memory import ran_out
 
 RUN_ELEMENTS = 1 << 18
@@ -41,68 +40,6 @@ OUTLIERS = ((1e-4, 10.0), (2e-2, 100.0))
 
 The second pair is for few images, of which a single one has more than the first share of the values.
 """
-
-
-def as_images(item: Any, where: str) -> torch.Tensor:
-    """A loader's item as images (n, ...) in float32 on the CPU: a tensor or array, or a tuple or dict that holds one.
-
-    Raises CalibrationError, naming `where`, for anything else, and for NaN and infinities.
-    """
-    if isinstance(item, Mapping):
-        keys = [key for key in ("images", "pixel_values") if key in item]
-        if not keys:
-            raise CalibrationError(f"{where} is a dict without 'images' or 'pixel_values'")
-        item = item[keys[0]]
-    elif isinstance(item, (tuple, list)):
-        if not item:
-            raise CalibrationError(f"{where} is empty")
-        item = item[0]
-    if not isinstance(item, torch.Tensor):
-        try:
-            array = np.asanyarray(item)
-            if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
-                raise CalibrationError(f"{where} is an array with masked values: fill them in (array.filled(value))")
-            item = torch.as_tensor(np.asarray(array))
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise CalibrationError(f"{where} is a {type(item).__name__}, not images") from error
-    if item.layout is not torch.strided or item.is_meta:
-        raise CalibrationError(f"{where} is a tensor without its values in memory; give it dense (images.to_dense())")
-    if item.dtype != torch.uint8 and not item.is_floating_point():
-        raise CalibrationError(f"{where} has type {item.dtype}; give floats (images.float()) or uint8")
-    if item.ndim < 2:
-        raise CalibrationError(f"{where} has shape {tuple(item.shape)}, without a batch axis before the image's")
-    images: torch.Tensor = item.detach().to("cpu", torch.float32)
-    if not torch.isfinite(images).all():
-        raise CalibrationError(f"{where} holds NaN or infinite values, or values beyond single precision")
-    return images
-
-
-def _batches(loader: Any) -> Iterator[torch.Tensor]:
-    if isinstance(loader, (torch.Tensor, np.ndarray)):
-        loader = [loader]
-    if not isinstance(loader, Iterable):
-        raise CalibrationError(f"a loader is an iterable of batches, not {type(loader).__name__}")
-    expected: tuple[int, ...] | None = None
-    for index, item in enumerate(callers_items(loader)):
-        images = as_images(item, f"batch {index}")
-        shape = tuple(images.shape[1:])
-        if expected is not None and shape != expected:
-            raise CalibrationError(f"batch {index} has images of shape {shape}, and the first has {expected}")
-        expected = shape
-        if len(images):
-            yield images
-
-
-def first_batch(loader: Any) -> tuple[torch.Tensor, Iterator[torch.Tensor]]:
-    """The first batch of a loader, and an iterator over all of them, the first included.
-
-    The loader is iterated once, so it may be a generator. Raises CalibrationError for an empty loader.
-    """
-    stream = _batches(loader)
-    first = next(stream, None)
-    if first is None:
-        raise CalibrationError("the calibration data is empty")
-    return first, itertools.chain([first], stream)
 
 
 class _Observer(fx.Interpreter):
@@ -287,7 +224,7 @@ def calibrate(
         for index, images in enumerate(stream):
             if tuple(images.shape[1:]) != expected:
                 raise CalibrationError(
-                    f"batch {index} has images of shape {tuple(images.shape[1:])}, and the model takes {expected}"
+                    f"batch {index} has inputs of shape {tuple(images.shape[1:])}, and the model takes {expected}"
                 )
             out = (torch.arange(seen, seen + len(images)) % HELD_OUT_EVERY) == 0
             # Only the first of these, up to the limit, are held out.

@@ -425,7 +425,10 @@ def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[
     if not problems and traced.batch_problem is not None:
         problems.append(traced.batch_problem)
     if problems:
-        raise UnsupportedModelError(problems)
+        path, advice = traced.advice
+        raise UnsupportedModelError(
+            [replace(one, advice=advice) if advice and one.path == path else one for one in problems]
+        )
     placeholder = next(n for n in traced.module.graph.nodes if n.op == "placeholder")
     graph = lifter.builder.build([output.id], Stage.TRACED, inputs=[environment[placeholder].id])
     traced.lifted = lifted

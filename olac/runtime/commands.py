@@ -12,7 +12,7 @@ from olac.backends.session import Preparing
 from olac.errors import ArtifactError, InfeasibleError, InputError, plain
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
-from olac.program.program import CompiledProgram, check_images, load_any_program
+from olac.program.program import CompiledProgram, check_images, load_any_program, wrong_shape
 from olac.runtime.client import Client
 from olac.runtime.debug import Row
 from olac.runtime.debug import debug as compare
@@ -34,6 +34,7 @@ from olac.system.files import (
     write_files,
 )
 from olac.system.memory import memory_for, ran_out
+from olac.system.shapes import counted
 
 SECRET_KEY_NAME = "secret.key"
 EVALUATION_KEYS_NAME = "evaluation.keys"
@@ -155,7 +156,7 @@ def encrypt(
         ArtifactError: a file is missing or damaged.
         InputError: the array has another shape, type, values that are not finite or far outside the calibrated range.
     """
-    inputs = {"program": program, "secret key": secret_key, "file of images": images}
+    inputs = {"program": program, "secret key": secret_key, "file of inputs": images}
     check_apart({"encrypted input": output}, inputs)
     check_writable(output)
     compiled = load_any_program(program)
@@ -313,10 +314,11 @@ def read_npy(path: str | Path, shape: tuple[int, ...], most: int | None = None) 
         raise InputError(f"{source.name}: an array of type {plain(array.dtype)[:40]}, expected real numbers")
     # This is checked before anything of the array's size is made: a file with holes takes no room on a disk.
     if array.shape != shape and array.shape[1:] != shape:
-        raise InputError(f"{source.name}: an array of shape {array.shape}, expected {shape} or (n, *{shape})")
+        raise InputError(f"{source.name}: {wrong_shape(array.shape, shape)}, and save that")
     images = array[None] if array.shape == shape else array
     if len(images) > MOST_IMAGES:
-        raise InputError(f"{source.name}: {len(images)} images, at most {MOST_IMAGES} are possible. Split the file.")
+        many = counted(len(images), shape)
+        raise InputError(f"{source.name}: {many}, at most {MOST_IMAGES} are possible. Split the file.")
     try:
         return check_images(images[:most], shape)
     except InputError as error:

@@ -24,6 +24,7 @@ from olac.runtime.messages import MOST_IMAGES, EncryptedInput, parameters_of, se
 from olac.system.files import Source
 from olac.system.forks import check_fork
 from olac.system.memory import check_room, memory_for
+from olac.system.shapes import counted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -151,7 +152,8 @@ def encrypted(
     layout, level, type_ = program.input.layout, program.input.state.level, program.input.type
     given = check_images(images, program.input_shape)
     if not 1 <= len(given) <= MOST_IMAGES:
-        raise InputError(f"{len(given)} images are given, 1 to {MOST_IMAGES} can be encrypted at a time")
+        many = counted(len(given), program.input_shape)
+        raise InputError(f"{many} are given, 1 to {MOST_IMAGES} can be encrypted at a time")
     sets = sets_of(program, len(given))
     check_room_for(program, "encrypting", sets * layout.ciphertexts)
     encoded = program.encode(given)

@@ -142,7 +142,7 @@ def test_images_of_different_shapes() -> None:
         yield images(4)
         yield torch.zeros(4, 1, 6, 5)
 
-    with pytest.raises(CalibrationError, match="batch 2 has images of shape"):
+    with pytest.raises(CalibrationError, match="batch 2 has inputs of shape"):
         olac.approximate(net(), loader())
 
 

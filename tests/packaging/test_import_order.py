@@ -57,6 +57,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "starlette": ("olac.serving", "olac.scaling.serving"),
     "torch": (
         "olac.frontend",
+        "olac.calibration.batches",
         "olac.calibration.collect",
         "olac.approximation",
         "olac.training",

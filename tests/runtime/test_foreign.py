@@ -23,7 +23,7 @@ import torch
 from safetensors.numpy import save
 
 import olac
-from olac.calibration.collect import as_images
+from olac.calibration.batches import as_inputs
 from olac.cli import main
 from olac.costs.table import CostTable
 from olac.errors import (
@@ -113,7 +113,7 @@ def test_what_is_no_array_of_real_numbers(given: Any) -> None:
         check_images(given, (2,))
     assert "4000" not in str(caught.value) and "2020" not in str(caught.value)  # nothing of what it holds
     with pytest.raises(CalibrationError):
-        as_images(given, "batch 0")
+        as_inputs(given, "batch 0")
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,7 @@ def test_labels_that_fit_no_loss_are_named() -> None:
         ([], "val_loader is empty"),
         ([(HELD, HELD_LABELS), HELD], "some batches of val_loader have labels"),
         ([HELD[:, :, :4]], "held out have shape"),
-        ([HELD, HELD[:, :, :4]], "batch 1 of val_loader has images of shape"),
+        ([HELD, HELD[:, :, :4]], "batch 1 of val_loader has inputs of shape"),
     ],
 )
 def test_validation_images_that_can_not_be_used_are_refused(validation: list[Any], message: str) -> None:
