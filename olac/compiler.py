@@ -23,8 +23,10 @@ from olac.calibration.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
 from olac.errors import CalibrationError, InfeasibleError, VerificationError
 from olac.frontend import Activations, Traced, check, lift, trace
 from olac.frontend.ensemble import Ensemble, as_one
+from olac.frontend.joined import names_of
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead, Outputs
+from olac.ir.names import Names, check_names, outputs_to_name
 from olac.ir.ops import Array, LinearOp
 from olac.ir.split import split_head
 from olac.options import CompileOptions, Keywords, Stages, telling, with_choices
@@ -228,6 +230,7 @@ class Prepared:
         say: called with a line of text as a step begins.
         context: of the passes; it collects their reports.
         ensemble: whether it is the mean of several models.
+        names: of the outputs.
         timings: of the passes that have run.
     """
 
@@ -243,6 +246,7 @@ class Prepared:
     say: Stages
     context: PassContext
     ensemble: bool = False
+    names: Names = ()
     timings: list[PassTiming] = field(default_factory=list)
 
     @property
@@ -287,7 +291,7 @@ class Prepared:
             pass_seconds=tuple((timing.name, timing.seconds) for timing in self.timings),
             notes=(*promised, *data, *self.notes, *context.notes, *outliers),
         )
-        return ApproximatedModel(result, report, self.head)
+        return ApproximatedModel(result, report, self.head, self.names)
 
 
 def prepare(
@@ -332,6 +336,8 @@ def prepare(
         if held_out is not None:
             calibration = calibrations.with_held_out(traced, calibration, held_out)
     graph, head = split_head(whole, options.client_head)
+    with callers():
+        names = _names(model, options, head, graph[graph.outputs[0]].type.shape)
     checked = PassContext(calibration=calibration)
     bounded = PassManager([ClampFunctions()]).run(_with_bounds(graph, calibration), checked)
     structure = _structure_error(graph, head, calibration, isinstance(loader, Calibration), options.seed)
@@ -366,7 +372,14 @@ def prepare(
         say,
         context,
         isinstance(model, Ensemble),
+        names,
     )
+
+
+def _names(model: Any, options: CompileOptions, head: OutputHead, raw: tuple[int, ...]) -> Names:
+    """The names that were given, or those of a joined model's outputs."""
+    own = names_of(model)
+    return check_names(options.class_names or (own if len(own) == outputs_to_name(head, raw) else ()), head, raw)
 
 
 def _tell_needs(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from olac.runtime.debug import Row
 
 SHOWN_NOTES = 100
+SHOWN_NAMES = 10
 SHOWN_CHARACTERS = 2000
 
 
@@ -43,6 +44,8 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
             f"the client computes the model's last steps, exactly: {program.head}. It sees what goes into them, "
             f"values of shape {program.output.type.shape}"
         )
+    if program.output_names:
+        lines.append(f"outputs: {_some(program.output_names)}")
     setup = parameters.bootstrapping
     if setup is not None:
         bootstraps = [node.type.layout for node in program.graph.nodes if isinstance(node.op, Bootstrap)]
@@ -60,6 +63,12 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
     lines += [note if len(note) <= SHOWN_CHARACTERS else note[:SHOWN_CHARACTERS] + "..." for note in notes]
     more = len(program.report.notes) - SHOWN_NOTES
     return lines + ([f"and {more} more notes"] if more > 0 else [])
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names."""
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _check_lines(check: SelfCheck) -> list[str]:

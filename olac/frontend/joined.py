@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from olac.frontend.unwrap import named_parts, unwrapped
+from olac.ir.names import Names, part_names
 from olac.system.internal import callers
 
 Inputs: TypeAlias = torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
@@ -132,6 +133,11 @@ class Joined(nn.Module):
         parts = named_parts(output) or {}
         rows = [parts[name].float().reshape(-1, math.prod(shape)) for name, shape in self._parts.items()]
         return torch.cat(rows, 1)
+
+
+def names_of(model: Any) -> Names:
+    """The names of the numbers that a joined model gives, if it has several outputs; none for other models."""
+    return part_names(model._parts) if isinstance(model, Joined) and len(model._parts) > 1 else ()
 
 
 def is_several(example: Any) -> bool:

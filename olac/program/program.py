@@ -23,6 +23,7 @@ from olac.costs.table import CostTable
 from olac.errors import ArtifactError, InputError
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead, Outputs
+from olac.ir.names import Named, Names
 from olac.ir.ops import Array, Input
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
@@ -102,7 +103,7 @@ def _real_array(images: Any) -> Any:
     return array
 
 
-class _Simulated:
+class _Simulated(Named):
     """A graph whose outputs a head turns into those of the model, exactly."""
 
     graph: Graph
@@ -139,6 +140,7 @@ class ApproximatedModel(_Simulated):
     graph: Graph
     report: Report = field(default_factory=Report)
     head: OutputHead = field(default_factory=OutputHead)
+    output_names: Names = ()
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,7 @@ class CompiledProgram(_Simulated, LoweredProgram):
             Port(self.output.type),
             self.head,
             self.engine,
+            self.output_names,
         )
 
     def keys_for(self, engine: EngineModel) -> KeyList:

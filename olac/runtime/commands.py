@@ -12,7 +12,7 @@ from olac.backends.session import Preparing
 from olac.errors import ArtifactError, InfeasibleError, InputError, plain
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
-from olac.program.program import CompiledProgram, check_images, load_any_program, wrong_shape
+from olac.program.program import AnyProgram, CompiledProgram, check_images, load_any_program, wrong_shape
 from olac.runtime.client import Client
 from olac.runtime.debug import Row
 from olac.runtime.debug import debug as compare
@@ -145,12 +145,14 @@ def encrypt(
     output: str | Path,
     *,
     allow_out_of_range: bool = False,
+    announce: Callable[[EncryptedInput], None] | None = None,
 ) -> Path:
-    """Encrypt images from a .npy file of shape (n, *input shape) or `input shape`.
+    """Encrypt inputs from a .npy file of shape (n, *input shape) or `input shape`.
 
     Args:
         secret_key: or a public key, which can't decrypt.
         allow_out_of_range: as in `Client.encrypt`.
+        announce: called with what was encrypted, when it is written.
 
     Raises:
         ArtifactError: a file is missing or damaged.
@@ -166,7 +168,10 @@ def encrypt(
         client = Encryptor(compiled, PublicKey.load(compiled, secret_key))
     else:
         client = Client.load(compiled, secret_key)
-    client.encrypt(array, allow_out_of_range=allow_out_of_range).save(output)
+    made = client.encrypt(array, allow_out_of_range=allow_out_of_range)
+    made.save(output)
+    if announce is not None:
+        announce(made)
     return Path(output)
 
 
@@ -230,6 +235,7 @@ def decrypt(
     encrypted: str | Path | None = None,
     raw: bool = False,
     decimals: int | None = None,
+    announce: Callable[[AnyProgram], None] | None = None,
 ) -> Outputs:
     """Decrypt a result, write it to a .npy file of shape (images, *output shape) and return it.
 
@@ -239,6 +245,7 @@ def decrypt(
         encrypted: the input that the result must be of, if that is to be checked.
         raw: leave out the model's last steps, which the client computes.
         decimals: as in `Client.decrypt`.
+        announce: called with the program, or what the file holds of it, before the result is decrypted.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program, key or input.
@@ -250,6 +257,8 @@ def decrypt(
     check_writable(output)
     compiled = load_any_program(program)
     client = Client.load(compiled, secret_key)
+    if announce is not None:
+        announce(compiled)
     given = None if encrypted is None else EncryptedInput.load(compiled, encrypted)
     values = client.decrypt(EncryptedResult.load(compiled, result), of=given, raw=raw, decimals=decimals)
     write_npy(output, values)
