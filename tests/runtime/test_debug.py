@@ -138,7 +138,7 @@ def test_keys_of_others_are_refused() -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         deep_program(gain=3.0).save(tmp_path / "p.olac")
