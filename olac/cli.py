@@ -23,7 +23,7 @@ from olac.ckks.engines import AUTO, ENGINES
 from olac.errors import OlacError, plain
 from olac.plugins import load_plugins
 from olac.system.memory import GB, check_limits
-from olac.system.shapes import counted
+from olac.system.shapes import counted, one_of
 from olac.system.threads import set_threads
 
 if TYPE_CHECKING:
@@ -423,9 +423,9 @@ def _info(options: argparse.Namespace) -> None:
     for line in parameter_lines(program):
         console.print(line, markup=False)
     console.print(
-        f"predicted {plain(found.where)}: {estimate.seconds_per_image:.2f} s an image, keys of "
-        f"{estimate.key_file_bytes / GB:.3f} GB in {estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB "
-        f"({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), client {estimate.client_gb:.2f} GB",
+        f"predicted {plain(found.where)}: {estimate.seconds_per_image:.2f} s {one_of(program.input_shape)}, "
+        f"keys of {estimate.key_file_bytes / GB:.3f} GB in {estimate.keygen_seconds:.1f} s, "
+        f"server {estimate.server_gb:.2f} GB ({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), client {estimate.client_gb:.2f} GB",
         markup=False,
     )
     if options.max_memory is not None:

@@ -281,7 +281,10 @@ class Prepared:
         missed = goal_shortfalls(check_result)
         if options.strict:
             refuse_shortfalls(data, missed)
-        outliers = calibrations.outlier_notes(self.graph, calibration)
+        looks = (
+            *calibrations.outlier_notes(self.graph, calibration),
+            *calibrations.pixel_notes(self.graph, calibration),
+        )
         diverging = divergence_notes(*self.images.diverging(self.graph, result))
         promised = (*missed, *diverging, *value_notes(check_result))
         report = Report(
@@ -289,7 +292,7 @@ class Prepared:
             front=tuple(context.front),
             check=check_result,
             pass_seconds=tuple((timing.name, timing.seconds) for timing in self.timings),
-            notes=(*promised, *data, *self.notes, *context.notes, *outliers),
+            notes=(*promised, *data, *self.notes, *context.notes, *looks),
         )
         return ApproximatedModel(result, report, self.head, self.names)
 

@@ -16,6 +16,7 @@ from olac.errors import plain
 from olac.ir.ops import Bootstrap, Polynomial
 from olac.program.program import CompiledProgram
 from olac.program.report import SelfCheck, percent
+from olac.system.shapes import noun
 
 if TYPE_CHECKING:
     from olac.runtime.debug import Row
@@ -60,7 +61,7 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
         )
     check = program.report.check
     if check is not None:
-        lines += _check_lines(check)
+        lines += _check_lines(check, noun(program.input_shape, 2))
     notes = [plain(note) for note in program.report.notes[:SHOWN_NOTES]]
     lines += [note if len(note) <= SHOWN_CHARACTERS else note[:SHOWN_CHARACTERS] + "..." for note in notes]
     more = len(program.report.notes) - SHOWN_NOTES
@@ -73,22 +74,22 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _check_lines(check: SelfCheck) -> list[str]:
-    """The lines about the self-check."""
+def _check_lines(check: SelfCheck, inputs: str) -> list[str]:
+    """The lines about the self-check of a program whose inputs are called that."""
     lines = [
-        f"self-check as {check.task} on {check.images} calibration images that decided nothing: agreement "
-        f"{percent(check.agreement)} ({check.meaning or 'images whose largest output is the same'}), 95% confidence "
+        f"self-check as {check.task} on {check.images} calibration {inputs} that decided nothing: agreement "
+        f"{percent(check.agreement)} ({check.meaning or 'inputs whose largest output is the same'}), 95% confidence "
         f"{percent(check.low)} to {percent(check.high)}",
         f"output error: mean {check.mean_error:.3g}, largest {check.max_error:.3g}"
         + ("" if check.explained is None else f"; R2 {_r_squared(check.explained)}"),
     ]
     if check.goal is not None and check.low < check.goal <= check.agreement:
         if check.images_to_goal is None:
-            lines.append(f"the interval reaches below {percent(check.goal)}; no number of images raises it to that")
+            lines.append(f"the interval reaches below {percent(check.goal)}; no number of {inputs} raises it to that")
         else:
             needed = calibration_images(check.images_to_goal)
             lines.append(
-                f"if the agreement stays, {check.images_to_goal} such images show at least {percent(check.goal)}: "
+                f"if the agreement stays, {check.images_to_goal} such {inputs} show at least {percent(check.goal)}: "
                 + ("more than a calibration holds" if needed is None else f"calibrate with about {needed} in all")
             )
     return lines

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 Target = Literal["squares", "options"]
 TARGETS: tuple[Target, ...] = ("squares", "options")
-SEEN = "the agreement was measured on images that training saw as well: give a val_loader to measure it on others"
-CHOSEN = "the agreement was measured on images of val_loader, by which the best epoch was chosen"
+SEEN = "the agreement was measured on inputs that training saw as well: give a val_loader to measure it on others"
+CHOSEN = "the agreement was measured on inputs of val_loader, by which the best epoch was chosen"
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ from olac.ir.ops import Activation, Array
 from olac.ir.types import Range
 from olac.system.formats import without_unused
 from olac.system.memory import ran_out
+from olac.system.shapes import PICTURE_CHANNELS
 
+MOST_PIXEL = 255.0
 RUN_ELEMENTS = 1 << 18
 """Input elements in one run of the model: the loader's batches are cut and joined to this size."""
 
@@ -280,13 +282,13 @@ def with_held_out(traced: Traced, calibration: Calibration, images: torch.Tensor
     """
     if tuple(images.shape[1:]) != traced.input_shape:
         shape = tuple(images.shape[1:])
-        raise CalibrationError(f"images that are held out have shape {shape}, and the model takes {traced.input_shape}")
+        raise CalibrationError(f"inputs that are held out have shape {shape}, and the model takes {traced.input_shape}")
     most = min(len(images), held_out_limit(8 * max(1, images[0].numel())))
     chosen = images[torch.linspace(0, len(images) - 1, most).round().long()]
     with torch.no_grad():
         outputs = torch.cat([traced.module(part) for part in chosen.split(64)])
     if not torch.isfinite(outputs).all():
-        raise CalibrationError("the model's outputs for the images that are held out are NaN or infinite")
+        raise CalibrationError("the model's outputs for the inputs that are held out are NaN or infinite")
     return replace(calibration, held_out=_array(chosen), held_out_outputs=_array(outputs))
 
 
@@ -305,7 +307,7 @@ def check_calibration(calibration: Calibration, graph: Graph) -> None:
                 raise CalibrationError(f"the calibration never saw the activation {node.id}. {advice}")
     shape = graph.inputs[0].type.shape
     if calibration.held_out.shape[1:] != shape or calibration.sample.shape[1:] not in ((), shape):
-        raise CalibrationError(f"the calibration has images of another shape than the model, {shape}. {advice}")
+        raise CalibrationError(f"the calibration has inputs of another shape than the model, {shape}. {advice}")
 
 
 def outlier_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
@@ -323,10 +325,29 @@ def outlier_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
                 notes.append(
                     f"{node_id} ({path}): outliers stretch the range of its input to {seen.magnitude:.3g}, but all "
                     f"except {share:.2%} of values are below {usual:.3g}: polynomials on so wide a range are coarse. "
-                    "Look for broken calibration images"
+                    "Look for broken calibration inputs"
                 )
                 break
     return tuple(notes)
+
+
+def pixel_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
+    """A note if inputs are images of whole numbers up to 255: pixels that nobody has scaled, for most models by mistake."""
+    shape = graph.inputs[0].type.shape
+    images = calibration.held_out
+    if (
+        len(shape) != 3
+        or shape[0] not in PICTURE_CHANNELS
+        or float(images.max()) > MOST_PIXEL
+        or float(images.min()) < 0
+    ):
+        return ()
+    if float(images.max()) <= MOST_PIXEL / 2 or np.any(images != np.rint(images)):
+        return ()
+    return (
+        "the calibration images are whole numbers up to 255, as pixels are before they are scaled. If the model was "
+        "trained on scaled images, scale these and what is encrypted in the same way, such as images.float() / 255",
+    )
 
 
 def _array(tensor: torch.Tensor) -> Array:

@@ -192,8 +192,8 @@ def _trace(root: nn.Module, example: torch.Tensor, custom: Custom, inputs: _Inpu
         node = UnsupportedNode(
             "",
             "",
-            "the model gives other outputs for uint8 images than for the same numbers as floats",
-            "Convert the images before they go to the model, and calibrate with the converted images",
+            "the model gives other outputs for uint8 inputs than for the same numbers as floats",
+            "Convert the inputs before they go to the model, and calibrate with the converted inputs",
         )
         raise UnsupportedModelError([*tracer.problems, node])
     return traced
@@ -367,7 +367,7 @@ def _check_model(model: nn.Module, constants: Constants) -> None:
             unwrapped_path(model, path),
             "",
             f"{type(module).__name__} {what}",
-            "Run one batch through the model before it is trained and compiled: model(images)"
+            "Run one batch through the model before it is trained and compiled: model(inputs)"
             if "lazy" in what
             else "Load its weights first: model.to_empty(device='cpu'), then load_state_dict",
         )
@@ -400,12 +400,12 @@ def _check_example(example: torch.Tensor) -> None:
         raise TypeError(f"the example is a torch.Tensor, not {type(example).__name__}")
     if example.dtype != torch.uint8 and not example.is_floating_point():
         node = UnsupportedNode(
-            "x", "", f"inputs of type {example.dtype} are not supported", "Give real images, e.g. images.float()"
+            "x", "", f"inputs of type {example.dtype} are not supported", "Give real inputs, e.g. inputs.float()"
         )
         raise UnsupportedModelError([node])
     if example.ndim < 2 or example.numel() == 0:
         raise CalibrationError(
-            f"an example has shape (images, features) or (images, channels, height, width), not {tuple(example.shape)}"
+            f"an example has shape (n, features) or (n, channels, height, width), not {tuple(example.shape)}"
         )
 
 
@@ -436,9 +436,9 @@ def _compare(traced: Traced, batches: list[torch.Tensor], expected: list[Any]) -
             return UnsupportedNode(
                 "",
                 "",
-                "the outputs for an image depend on the size of its batch, on chance, on a forward hook, or on a test "
+                "the outputs for an input depend on the size of its batch, on chance, on a forward hook, or on a test "
                 "of the input's type",
-                "Make forward treat each image alone, without randomness, move what hooks do into modules, and leave "
+                "Make forward treat each input alone, without randomness, move what hooks do into modules, and leave "
                 "out tests such as isinstance(x, torch.Tensor), which a traced input fails",
             )
     return None

@@ -40,6 +40,12 @@ def counted(count: int, shape: Sequence[int]) -> str:
     return f"{count} {noun(shape, count)}"
 
 
+def one_of(shape: Sequence[int]) -> str:
+    """`noun` with its article: "a row", "an image", "an input"."""
+    name = noun(shape)
+    return f"{'a' if name == 'row' else 'an'} {name}"
+
+
 def shape_of(value: Any) -> Shape | None:
     """The shape of a tensor or an array; None for anything else."""
     try:
@@ -140,4 +146,4 @@ def _part(value: Any, alone: bool = False) -> str:
     return f"{name} ({kind}shape {shape})"
 
 
-__all__ = ["counted", "described", "fitting", "noun", "shape_of"]
+__all__ = ["counted", "described", "fitting", "noun", "one_of", "shape_of"]

@@ -55,7 +55,7 @@ def sound(model: nn.Module, approximated: ApproximatedModel, x: torch.Tensor, sh
 
 def notes_on_values(approximated: ApproximatedModel) -> list[str]:
     """Notes other than those on how few images there are, and on how well the program agrees."""
-    expected = ("the agreement is", "the decisions agree", "64 calibration images", "200 calibration images")
+    expected = ("the agreement is", "the decisions agree", "64 calibration", "200 calibration")
     return [n for n in approximated.report.notes if not n.startswith(expected) and " copies of calibration" not in n]
 
 

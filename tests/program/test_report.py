@@ -106,4 +106,5 @@ def test_a_comparison_keeps_its_exponents_in_80_columns() -> None:
     rows = in_80_columns(debug_table([row]))
     numbers = ["38", "1.5e-100", "1.0e-10", "22.3", "1.2e+05", "3e-07", "1048576", "1234"]
     assert numbers in [one[-8:] for one in rows]
-    assert "".join(word for row in rows for word in row if "_" in word) == f"{row.layer}{row.op}"
+    names = [word for one in rows[5:] for word in one if not word[0].isdigit()]
+    assert "".join(names) == f"{row.layer}{row.op}"
