@@ -425,7 +425,8 @@ def _info(options: argparse.Namespace) -> None:
     console.print(
         f"predicted {plain(found.where)}: {estimate.seconds_per_image:.2f} s {one_of(program.input_shape)}, "
         f"keys of {estimate.key_file_bytes / GB:.3f} GB in {estimate.keygen_seconds:.1f} s, "
-        f"server {estimate.server_gb:.2f} GB ({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), client {estimate.client_gb:.2f} GB",
+        f"server {estimate.server_gb:.2f} GB ({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), "
+        f"client {estimate.client_gb:.2f} GB",
         markup=False,
     )
     if options.max_memory is not None:

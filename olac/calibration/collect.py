@@ -332,17 +332,13 @@ def outlier_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
 
 
 def pixel_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
-    """A note if inputs are images of whole numbers up to 255: pixels that nobody has scaled, for most models by mistake."""
+    """A note if inputs are images of whole numbers up to 255: pixels that were not scaled, in most cases by mistake."""
     shape = graph.inputs[0].type.shape
     images = calibration.held_out
-    if (
-        len(shape) != 3
-        or shape[0] not in PICTURE_CHANNELS
-        or float(images.max()) > MOST_PIXEL
-        or float(images.min()) < 0
-    ):
+    low, high = float(images.min()), float(images.max())
+    if len(shape) != 3 or shape[0] not in PICTURE_CHANNELS or low < 0 or not MOST_PIXEL / 2 < high <= MOST_PIXEL:
         return ()
-    if float(images.max()) <= MOST_PIXEL / 2 or np.any(images != np.rint(images)):
+    if np.any(images != np.rint(images)):
         return ()
     return (
         "the calibration images are whole numbers up to 255, as pixels are before they are scaled. If the model was "

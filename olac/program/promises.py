@@ -103,9 +103,10 @@ def data_shortfalls(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
     alone = calibration.images == 1 and np.array_equal(calibration.sample, calibration.held_out.astype(np.float32))
     count = 1 if alone else calibration.images + len(calibration.held_out)
     if count < FEW_IMAGES:
+        given = noun(graph.inputs[0].type.shape, count)
         notes.append(
-            f"{count} calibration {noun(graph.inputs[0].type.shape, count)}: ranges, polynomials and the agreement rest "
-            f"on too little. Give at least {FEW_IMAGES}, as different from each other as the inputs will be"
+            f"{count} calibration {given}: ranges, polynomials and the agreement rest on too little. Give at least "
+            f"{FEW_IMAGES}, as different from each other as the inputs will be"
         )
     few = [node.id for node in graph.nodes if _few_values(calibration.histograms.get(node.id))]
     if few:
