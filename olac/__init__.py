@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from olac.system import forks as _forks  # before anything can fork  # noqa: F401
 from olac.system import threads as _threads  # before OpenMP is loaded  # noqa: F401
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from olac.calibration.statistics import Calibration

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -23,14 +23,16 @@ from olac.ckks.engines import AUTO, ENGINES
 from olac.errors import OlacError, plain
 from olac.plugins import load_plugins
 from olac.system.memory import GB, check_limits
+from olac.system.shapes import counted, one_of
 from olac.system.threads import set_threads
 
 if TYPE_CHECKING:
     from rich.status import Status
 
     from olac.backends.session import Preparing
-    from olac.ir.head import Outputs
-    from olac.runtime import Forecast, Progress
+    from olac.ir.names import Names
+    from olac.program.program import AnyProgram
+    from olac.runtime import EncryptedInput, Forecast, Progress
 
 
 class _Console(Console):
@@ -231,13 +233,13 @@ def _parser() -> argparse.ArgumentParser:
         public.add_argument(name, type=Path)
     public.set_defaults(run=_public_key)
 
-    encrypt = commands.add_parser("encrypt", help="client: encrypt images from a .npy file")
+    encrypt = commands.add_parser("encrypt", help="client: encrypt inputs (rows, images) from a .npy file")
     encrypt.add_argument("program", type=Path)
     encrypt.add_argument("secret_key", type=Path, help="or a public key")
     for name in ("images", "output"):
         encrypt.add_argument(name, type=Path)
     encrypt.add_argument(
-        "--force", action="store_true", help="also encrypt images far outside the calibrated range, with a warning"
+        "--force", action="store_true", help="also encrypt inputs far outside the calibrated range, with a warning"
     )
     encrypt.set_defaults(run=_encrypt)
 
@@ -339,7 +341,7 @@ def _add_serving(commands: argparse._SubParsersAction[_Parser]) -> None:
 
     remote = commands.add_parser("remote", help="client: use a server that olac serve runs")
     actions = remote.add_subparsers(required=True, metavar="ACTION")
-    run = actions.add_parser("run", help="encrypt images, run them on a server, and decrypt the results")
+    run = actions.add_parser("run", help="encrypt inputs, run them on a server, and decrypt the results")
     run.add_argument("url", metavar="URL")
     run.add_argument("program", metavar="PROGRAM_ID")
     run.add_argument("images", type=Path, metavar="IMAGES.npy")
@@ -421,9 +423,10 @@ def _info(options: argparse.Namespace) -> None:
     for line in parameter_lines(program):
         console.print(line, markup=False)
     console.print(
-        f"predicted {plain(found.where)}: {estimate.seconds_per_image:.2f} s an image, keys of "
-        f"{estimate.key_file_bytes / GB:.3f} GB in {estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB "
-        f"({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), client {estimate.client_gb:.2f} GB",
+        f"predicted {plain(found.where)}: {estimate.seconds_per_image:.2f} s {one_of(program.input_shape)}, "
+        f"keys of {estimate.key_file_bytes / GB:.3f} GB in {estimate.keygen_seconds:.1f} s, "
+        f"server {estimate.server_gb:.2f} GB ({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), "
+        f"client {estimate.client_gb:.2f} GB",
         markup=False,
     )
     if options.max_memory is not None:
@@ -518,8 +521,19 @@ def _public_key(options: argparse.Namespace) -> None:
 def _encrypt(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
+    def announce(made: EncryptedInput) -> None:
+        where, what = plain(options.output), counted(made.images, made.program.input_shape)
+        count = made.sets * made.program.input.layout.ciphertexts
+        ciphertexts = "1 ciphertext" if count == 1 else f"{count} ciphertexts"
+        print(f"{where}: {what} in {ciphertexts}, {made.payload_bytes / 1e6:.1f} MB", file=_beside(options.output))
+
     commands.encrypt(
-        options.program, options.secret_key, options.images, options.output, allow_out_of_range=options.force
+        options.program,
+        options.secret_key,
+        options.images,
+        options.output,
+        allow_out_of_range=options.force,
+        announce=announce,
     )
 
 
@@ -666,7 +680,7 @@ def _remote_run(options: argparse.Namespace) -> None:
             allow_out_of_range=options.force,
         )
     console.print(
-        f"{plain(options.output)}: outputs of {len(values)} images, in the clear", soft_wrap=True, markup=False
+        f"{plain(options.output)}: outputs of {len(values)} inputs, in the clear", soft_wrap=True, markup=False
     )
 
 
@@ -716,7 +730,14 @@ def _duration(seconds: float) -> str:
 
 
 def _decrypt(options: argparse.Namespace) -> None:
+    from olac.outcome import outcome_lines
     from olac.runtime import commands
+
+    names: Names = ()
+
+    def announce(program: AnyProgram) -> None:
+        nonlocal names
+        names = program.output_names
 
     values = commands.decrypt(
         options.program,
@@ -726,20 +747,16 @@ def _decrypt(options: argparse.Namespace) -> None:
         encrypted=options.input,
         raw=options.raw,
         decimals=options.decimals,
+        announce=announce,
     )
     shown = ".4g" if options.decimals is None else f".{max(options.decimals, 0)}f"
-    # Keep these lines out of a result that goes to standard output.
-    stream = sys.stderr if os.path.realpath(options.output) == os.path.realpath("/dev/stdout") else sys.stdout
-    for row in values.reshape(len(values), -1):
-        print(_outcome(row, shown), file=stream)
+    for line in outcome_lines(values, shown, names, plain(options.output)):
+        print(line, file=_beside(options.output))
 
 
-def _outcome(row: Outputs, shown: str) -> str:
-    """The outputs for one image, and the class if there is a choice."""
-    if row.dtype.kind == "i":
-        return "class " + " ".join(map(str, row))
-    numbers = " ".join(format(value, shown) for value in row)
-    return numbers if len(row) == 1 else f"class {row.argmax()}: {numbers}"
+def _beside(output: Path) -> TextIO:
+    """The stream for lines about an output that may be standard output itself."""
+    return sys.stderr if os.path.realpath(output) == os.path.realpath("/dev/stdout") else sys.stdout
 
 
 def _debug(options: argparse.Namespace) -> None:

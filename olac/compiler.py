@@ -18,13 +18,15 @@ from olac.approximation.common import varied
 from olac.approximation.criterion import Criterion, criterion_for
 from olac.approximation.own_needs import Work, check_fits, images_in, measured
 from olac.calibration import collect as calibrations
-from olac.calibration.collect import first_batch
+from olac.calibration.batches import as_inputs, first_batch
 from olac.calibration.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration, sample_bytes
 from olac.errors import CalibrationError, InfeasibleError, VerificationError
 from olac.frontend import Activations, Traced, check, lift, trace
 from olac.frontend.ensemble import Ensemble, as_one
+from olac.frontend.joined import names_of
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead, Outputs
+from olac.ir.names import Names, check_names, outputs_to_name
 from olac.ir.ops import Array, LinearOp
 from olac.ir.split import split_head
 from olac.options import CompileOptions, Keywords, Stages, telling, with_choices
@@ -228,6 +230,7 @@ class Prepared:
         say: called with a line of text as a step begins.
         context: of the passes; it collects their reports.
         ensemble: whether it is the mean of several models.
+        names: of the outputs.
         timings: of the passes that have run.
     """
 
@@ -243,6 +246,7 @@ class Prepared:
     say: Stages
     context: PassContext
     ensemble: bool = False
+    names: Names = ()
     timings: list[PassTiming] = field(default_factory=list)
 
     @property
@@ -277,7 +281,10 @@ class Prepared:
         missed = goal_shortfalls(check_result)
         if options.strict:
             refuse_shortfalls(data, missed)
-        outliers = calibrations.outlier_notes(self.graph, calibration)
+        looks = (
+            *calibrations.outlier_notes(self.graph, calibration),
+            *calibrations.pixel_notes(self.graph, calibration),
+        )
         diverging = divergence_notes(*self.images.diverging(self.graph, result))
         promised = (*missed, *diverging, *value_notes(check_result))
         report = Report(
@@ -285,9 +292,9 @@ class Prepared:
             front=tuple(context.front),
             check=check_result,
             pass_seconds=tuple((timing.name, timing.seconds) for timing in self.timings),
-            notes=(*promised, *data, *self.notes, *context.notes, *outliers),
+            notes=(*promised, *data, *self.notes, *context.notes, *looks),
         )
-        return ApproximatedModel(result, report, self.head)
+        return ApproximatedModel(result, report, self.head, self.names)
 
 
 def prepare(
@@ -316,7 +323,7 @@ def prepare(
     say("tracing the model")
     if isinstance(loader, Calibration):
         calibration = loader
-        held = calibrations.as_images(calibration.held_out, "the calibration")
+        held = as_inputs(calibration.held_out, "the calibration")
         traced = trace(model, held, options.activations, options.constants)
         whole = lift(traced, options.client_head)
         calibrations.check_calibration(calibration, whole)
@@ -332,6 +339,8 @@ def prepare(
         if held_out is not None:
             calibration = calibrations.with_held_out(traced, calibration, held_out)
     graph, head = split_head(whole, options.client_head)
+    with callers():
+        names = _names(model, options, head, graph[graph.outputs[0]].type.shape)
     checked = PassContext(calibration=calibration)
     bounded = PassManager([ClampFunctions()]).run(_with_bounds(graph, calibration), checked)
     structure = _structure_error(graph, head, calibration, isinstance(loader, Calibration), options.seed)
@@ -366,7 +375,14 @@ def prepare(
         say,
         context,
         isinstance(model, Ensemble),
+        names,
     )
+
+
+def _names(model: Any, options: CompileOptions, head: OutputHead, raw: tuple[int, ...]) -> Names:
+    """The names that were given, or those of a joined model's outputs."""
+    own = names_of(model)
+    return check_names(options.class_names or (own if len(own) == outputs_to_name(head, raw) else ()), head, raw)
 
 
 def _tell_needs(

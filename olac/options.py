@@ -97,6 +97,9 @@ class CompileOptions:
         checkpoint: a folder for the state of reconstruction, which is made if it does not exist. If a compilation is
             killed, the next one with the same model, images and options goes on from there. Files hold weights of the
             model. The functions of `augment` and `task` are not compared.
+        class_names: names of the outputs, one for each class or number, in order. They are kept in the program and in
+            what clients get; `olac decrypt` and `CompiledProgram.named` show them. Outputs of an `olac.Joined` have
+            names of their own.
         seed: of all that is random: the order of images in fits, what is done to them, and simulated noise.
     """
 
@@ -127,6 +130,7 @@ class CompileOptions:
     client_head: bool = True
     augment: Callable[[Any], Any] | None = None
     checkpoint: str | Path | None = None
+    class_names: Sequence[str] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -244,6 +248,7 @@ class Keywords(FitKeywords, total=False):
     client_head: bool
     augment: Callable[[Any], Any] | None
     checkpoint: str | Path | None
+    class_names: Sequence[str]
     seed: int
 
 

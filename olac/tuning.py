@@ -18,7 +18,7 @@ from torch import fx
 from olac.approximation.checkpoint import Checkpoint
 from olac.approximation.common import SWEPT
 from olac.approximation.criterion import Classification
-from olac.calibration.collect import as_images
+from olac.calibration.batches import as_inputs, check_loader
 from olac.calibration.statistics import Calibration
 from olac.compiler import Prepared, Purpose, prepare
 from olac.errors import CalibrationError
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 Target = Literal["squares", "options"]
 TARGETS: tuple[Target, ...] = ("squares", "options")
-SEEN = "the agreement was measured on images that training saw as well: give a val_loader to measure it on others"
-CHOSEN = "the agreement was measured on images of val_loader, by which the best epoch was chosen"
+SEEN = "the agreement was measured on inputs that training saw as well: give a val_loader to measure it on others"
+CHOSEN = "the agreement was measured on inputs of val_loader, by which the best epoch was chosen"
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class _Loader:
     def __init__(self, given: Any, name: str) -> None:
         if isinstance(given, Iterator):
             raise CalibrationError(f"{name} can be read only once. Give a DataLoader or a list of batches.")
+        check_loader(given, name)
         self._given = [given] if isinstance(given, torch.Tensor | np.ndarray) else given
         self._name = name
         self._shape: torch.Size | None = None
@@ -106,14 +107,14 @@ class _Loader:
         count, digest = 0, hashlib.sha256()
         for index, item in enumerate(callers_items(self._given)):
             where = f"batch {index} of {self._name}"
-            images, labels = as_images(item, where), _labels(item, where)
+            images, labels = as_inputs(item, where), _labels(item, where)
             self.classes &= labels is not None and labels.ndim == 1 and not labels.is_floating_point()
             if labels is not None and (not labels.ndim or len(labels) != len(images)):
-                raise CalibrationError(f"{where} has {len(images)} images and labels of shape {tuple(labels.shape)}")
+                raise CalibrationError(f"{where} has {len(images)} inputs and labels of shape {tuple(labels.shape)}")
             self._shape = self._shape or images.shape[1:]
             if images.shape[1:] != self._shape:
                 raise CalibrationError(
-                    f"{where} has images of shape {tuple(images.shape[1:])}, not {tuple(self._shape)}"
+                    f"{where} has inputs of shape {tuple(images.shape[1:])}, not {tuple(self._shape)}"
                 )
             if not len(images):
                 continue

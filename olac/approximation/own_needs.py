@@ -317,9 +317,9 @@ class Work:
             Term("the weights of all graphs", 8 * GRAPHS * weights, "a narrower model"),
             Term("histograms", 8 * BINS * channels),
             Term(
-                f"{self.kept:,} images for fits and {self.held_out:,} that are held out",
+                f"{self.kept:,} inputs for fits and {self.held_out:,} that are held out",
                 images,
-                "fewer calibration images",
+                "fewer calibration inputs",
             ),
             Term("a batch of the loader", 12 * self.size * self.batch, "smaller batches of the loader"),
         )
@@ -338,11 +338,11 @@ class Work:
         if not self.calibrated:
             at_once = max(1, min(64, RUN_ELEMENTS // self.size))
             yield Term("calibrating", at_once * (2 * live + patches), smaller)
-        yield Term(f"checks of {CHUNK} images in double precision", 2 * CHUNK * (live + patches + largest), smaller)
+        yield Term(f"checks of {CHUNK} inputs in double precision", 2 * CHUNK * (live + patches + largest), smaller)
         choice = self.fit.choice
         if isinstance(choice, Within | Agreement):
             yield Term(
-                f"all values of {CHUNK} images, for the effects of activations",
+                f"all values of {CHUNK} inputs, for the effects of activations",
                 CHUNK * (values + 2 * live),
                 f"degree=3, or {smaller}",
             )
@@ -350,7 +350,7 @@ class Work:
             trial = min(TRIAL_IMAGES, swept)
             shared = trial * activations if trial * activations <= sweep_memory(self.limit) / 2 else trial * live
             yield Term(
-                f"values of {trial} images in trials of plans",
+                f"values of {trial} inputs in trials of plans",
                 shared + trial * (live + largest) + self.judging * (live + largest),
                 f"degree=3, or {smaller}",
             )
@@ -358,22 +358,22 @@ class Work:
             rest = self.judging * (2 * live + largest)
             refit = max((self._refit(layer, swept) for layer in self.layers), default=0.0)
             yield Term(
-                f"values of {swept:,} images in the sweep",
+                f"values of {swept:,} inputs in the sweep",
                 swept * (2 * live + largest) + rest + refit + 2 * weights,
-                f"fewer calibration images, or {smaller}",
+                f"fewer calibration inputs, or {smaller}",
             )
-            yield Term(f"all values of {CHUNK} images, for their bounds", CHUNK * values, smaller)
+            yield Term(f"all values of {CHUNK} inputs, for their bounds", CHUNK * values, smaller)
         if self.passes or self.epochs:
             trained = STATES * weights + 4 * sum(layer.map for layer in self.layers)
             units = max((self._units(layer) for layer in self.layers), default=0.0) + MOMENTS_IMAGES * 2 * live
             yield Term(
-                f"the units of steps, from {MOMENTS_IMAGES} images",
+                f"the units of steps, from {MOMENTS_IMAGES} inputs",
                 trained + max(units, MOMENTS_IMAGES * values),
                 f"reconstruct=0, or {smaller}",
             )
             step = BATCH * (activations + 1.5 * values + 2 * live)
             yield Term(
-                f"steps of {BATCH} images",
+                f"steps of {BATCH} inputs",
                 trained + step + 4 * self.size * ALTERED * JUDGED,
                 f"reconstruct=0, or {smaller}",
             )

@@ -202,7 +202,7 @@ def _framed(result: Any, frame: Any, truth: bool = False) -> Any:
     if not isinstance(result, Value):
         return result
     if not isinstance(frame, Frame):
-        raise Unsupported("works along the batch axis", "Treat each image alone, with the batch axis first")
+        raise Unsupported("works along the batch axis", "Treat each input alone, with the batch axis first")
     return Value(result.id, result.shape, result.order, frame, truth)
 
 
@@ -375,14 +375,14 @@ def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[
             elif not isinstance(output, (Value, Unknown)):
                 report(node, "the output does not depend on the input", "Return a tensor computed from the input")
             elif isinstance(output, Unknown) and not problems:
-                report(node, f"the output of shape {given} has no batch axis", "Return one row for each image")
+                report(node, f"the output of shape {given} has no batch axis", "Return one row for each input")
             elif isinstance(output, Value) and output.frame != FIRST:
                 merged = output.frame.merged > 1
                 report(
                     node,
                     f"the output of shape {given} has "
-                    + ("several rows for each image" if merged else "its batch axis elsewhere"),
-                    "Return one row for each image" + (", e.g. y.reshape(len(x), -1)" if merged else ""),
+                    + ("several rows for each input" if merged else "its batch axis elsewhere"),
+                    "Return one row for each input" + (", e.g. y.reshape(len(x), -1)" if merged else ""),
                 )
             elif isinstance(output, Value) and output.order is not None:
                 lifter.at(node, "output")
@@ -425,7 +425,10 @@ def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[
     if not problems and traced.batch_problem is not None:
         problems.append(traced.batch_problem)
     if problems:
-        raise UnsupportedModelError(problems)
+        path, advice = traced.advice
+        raise UnsupportedModelError(
+            [replace(one, advice=advice) if advice and one.path == path else one for one in problems]
+        )
     placeholder = next(n for n in traced.module.graph.nodes if n.op == "placeholder")
     graph = lifter.builder.build([output.id], Stage.TRACED, inputs=[environment[placeholder].id])
     traced.lifted = lifted

@@ -20,6 +20,7 @@ from olac.ckks.engines import OPENFHE
 from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
 from olac.ir.graph import Graph, Node, Origin
 from olac.ir.lowerings import LOWERINGS, Lowering
+from olac.ir.names import Names, check_names
 from olac.ir.ops import OPS, Array, Input, Op
 from olac.ir.types import Stage, ValueType
 from olac.ir.verify import verify
@@ -105,12 +106,14 @@ def _load(source: Source) -> LoweredProgram:
     version, manifest, constants = FILES.read(source)
     if version == 4:
         _add_fields_of_version_5(manifest)
+    if version < 6:
+        manifest.setdefault("output_names", [])
     for name, array in constants.items():
         if array.dtype != np.float64:
             raise ArtifactError(
                 f"{source.name}: the tensor {name} is of type {array.dtype}, expected float64. {REMAKE}"
             )
-    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report", "head"}
+    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report", "head", "output_names"}
     if set(manifest) - {"engine"} != wanted:
         raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
     try:
@@ -189,6 +192,7 @@ def _manifest(program: LoweredProgram) -> dict[str, Any]:
         "rotations": encode(program.rotations),
         "report": encode(replace(program.report, pass_seconds=())),
         "head": [tagged(step) for step in program.head.steps],
+        "output_names": encode(program.output_names),
         **engine,
     }
 
@@ -219,6 +223,7 @@ def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> Low
         decode(manifest["report"], Report, "report"),
         head_of(manifest["head"]),
         engine_of(manifest.get("engine", OPENFHE.name)),
+        decode(manifest["output_names"], Names, "output_names"),
     )
 
 
@@ -266,6 +271,7 @@ def _check(program: LoweredProgram) -> None:
         program.head.output_shape(program.output.type.shape)
     except ValueError as error:
         raise ValueError(f"the head does not take the program's outputs: {error}") from error
+    check_names(program.output_names, program.head, program.output.type.shape)
     steps = program.rotations
     most = parameters.slots - 1 if parameters.bootstrapping is not None else parameters.conjugation_step
     if list(steps) != sorted(set(steps)) or any(not 0 < step <= most for step in steps):

@@ -22,6 +22,7 @@ from olac.ckks.parameters import Parameters
 from olac.errors import ArtifactError, OlacError, SecurityError
 from olac.ir.head import OutputHead
 from olac.ir.layout import TensorLayout
+from olac.ir.names import Named, Names, check_names
 from olac.ir.ops import Array, Input
 from olac.ir.types import CipherState, Stage, ValueType
 from olac.program.parts import (
@@ -80,7 +81,7 @@ class Port:
 
 
 @dataclass(frozen=True)
-class ClientProgram:
+class ClientProgram(Named):
     """What a client knows of a program: `CompiledProgram.client()` makes it, and `Client` works from it.
 
     Attributes:
@@ -91,6 +92,7 @@ class ClientProgram:
         input, output: what is encrypted and decrypted.
         head: what the client computes of decrypted outputs.
         engine: the name of the engine that the program was planned for.
+        output_names: of classes or numbers of the output, or none.
     """
 
     fingerprint: str
@@ -101,6 +103,7 @@ class ClientProgram:
     output: Port
     head: OutputHead = field(default_factory=OutputHead)
     engine: str = "openfhe"
+    output_names: Names = ()
 
     @property
     def rotations(self) -> tuple[int, ...]:
@@ -216,6 +219,8 @@ def _load(source: Source) -> ClientProgram:
     try:
         if _digest(content) != outer.get("sha256"):
             raise ArtifactError(f"{source.name}: its hash is wrong: it was damaged or changed. Get it again.")
+        if outer["version"] == 1 and isinstance(content, dict):
+            content.setdefault("output_names", [])
         program = _program(content)
         _check(program)
     except (ArtifactError, SecurityError) as error:
@@ -257,6 +262,7 @@ def _program(data: Any) -> ClientProgram:
         decode(given["output"], Port, "output"),
         head_of(given["head"]),
         engine_of(given["engine"]),
+        decode(given["output_names"], Names, "output_names"),
     )
 
 
@@ -286,6 +292,7 @@ def _check(program: ClientProgram) -> None:
     if program.input.type.batch != program.output.type.batch:
         raise ValueError("input and output are of different batches")
     program.head.output_shape(program.output.type.shape)
+    check_names(program.output_names, program.head, program.output.type.shape)
 
 
 def _check_port(port: Port, parameters: Parameters, name: str) -> None:

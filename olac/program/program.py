@@ -23,6 +23,7 @@ from olac.costs.table import CostTable
 from olac.errors import ArtifactError, InputError
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead, Outputs
+from olac.ir.names import Named, Names
 from olac.ir.ops import Array, Input
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
@@ -33,6 +34,7 @@ from olac.program.lowered import LoweredProgram
 from olac.program.report import Report
 from olac.system.internal import callers_own, guard
 from olac.system.memory import check_room, memory_for
+from olac.system.shapes import described, fitting, noun
 
 
 def check_images(images: Any, shape: tuple[int, ...]) -> Array:
@@ -49,9 +51,7 @@ def check_images(images: Any, shape: tuple[int, ...]) -> Array:
         if array.shape == shape:
             array = array[None]
         if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
-            raise InputError(
-                f"the program takes images of shape {shape} (or (n, {', '.join(map(str, shape))})), not {array.shape}"
-            )
+            raise InputError(wrong_shape(array.shape, shape, tensor=hasattr(images, "detach")))
         # After the check of the shape, so that no copy of a wrong array is made.
         if array.dtype != np.float64:
             check_room(array.size * np.dtype(np.float64).itemsize, "taking the input")
@@ -65,9 +65,25 @@ def check_images(images: Any, shape: tuple[int, ...]) -> Array:
     return made
 
 
+def wrong_shape(given: tuple[int, ...], shape: tuple[int, ...], *, tensor: bool = False, name: str = "x") -> str:
+    """What to say of an array that holds no inputs of a program.
+
+    Args:
+        given: its shape.
+        shape: of one input.
+        tensor: whether it is one of torch's.
+        name: of the array, in the line to write instead.
+    """
+    line = fitting(given, shape, name, tensor)
+    return (
+        f"the program takes {noun(shape, 2)} of shape {shape} (or (n, {', '.join(map(str, shape))})), not {given}"
+        + (f". Write {line}" if line else "")
+    )
+
+
 def _real_array(images: Any) -> Any:
     """An array of real numbers, as given; InputError for anything else. Errors do not show values."""
-    name = type(images).__name__
+    name = described(images)
     try:
         if hasattr(images, "detach"):  # a tensor; torch may not be installed
             images = images.detach().cpu()
@@ -75,7 +91,7 @@ def _real_array(images: Any) -> Any:
             images = images.numpy() if images.is_complex() else images.double().numpy()
         array = np.asanyarray(images)
     except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
-        raise InputError(f"an input of type {name} is not an array of numbers") from error
+        raise InputError(f"the input is {name}, not an array of numbers: give a numpy array or a tensor") from error
     if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
         raise InputError("the input is an array with masked values. Fill them in (array.filled(value)).")
     array = np.asarray(array)
@@ -83,11 +99,11 @@ def _real_array(images: Any) -> Any:
         array.dtype.kind == "O" and all(isinstance(value, Real | Decimal) for value in array.reshape(-1))
     )
     if not real:
-        raise InputError(f"an input of type {name} holds {array.dtype}, not real numbers")
+        raise InputError(f"the input is {name}, not an array of real numbers: give a numpy array or a tensor of floats")
     return array
 
 
-class _Simulated:
+class _Simulated(Named):
     """A graph whose outputs a head turns into those of the model, exactly."""
 
     graph: Graph
@@ -124,6 +140,7 @@ class ApproximatedModel(_Simulated):
     graph: Graph
     report: Report = field(default_factory=Report)
     head: OutputHead = field(default_factory=OutputHead)
+    output_names: Names = ()
 
 
 @dataclass(frozen=True)
@@ -195,6 +212,7 @@ class CompiledProgram(_Simulated, LoweredProgram):
             Port(self.output.type),
             self.head,
             self.engine,
+            self.output_names,
         )
 
     def keys_for(self, engine: EngineModel) -> KeyList:

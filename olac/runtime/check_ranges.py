@@ -30,8 +30,8 @@ def check_input(values: Array, type_: ValueType, allow_out_of_range: bool) -> st
     if far.any() and not allow_out_of_range:
         raise InputError(
             f"{_named(far, type_)} of the input {_hold(far)} values more than {FAR:g} times as far from the middle of "
-            "the calibrated range as its ends: the outputs would be wrong. Prepare inputs as the calibration images "
-            "were, calibrate with more like them, or give allow_out_of_range=True (olac encrypt --force)."
+            "the calibrated range as its ends: the outputs would be wrong. Prepare inputs as those of the "
+            "calibration were, calibrate with more like them, or give allow_out_of_range=True (olac encrypt --force)."
         )
     if not outside.any():
         return ""
@@ -47,7 +47,7 @@ def check_output(values: Array, type_: ValueType) -> str:
         return ""
     return (
         f"{_named(far, type_)} of the outputs {_hold(far)} values more than {FAR:g} times as far from the middle of "
-        "the calibrated range as its ends: they may be wrong. The input may have been unlike the calibration images."
+        "the calibrated range as its ends: they may be wrong. The input may have been unlike the calibration inputs."
     )
 
 

@@ -12,7 +12,7 @@ from olac.backends.session import Preparing
 from olac.errors import ArtifactError, InfeasibleError, InputError, plain
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
-from olac.program.program import CompiledProgram, check_images, load_any_program
+from olac.program.program import AnyProgram, CompiledProgram, check_images, load_any_program, wrong_shape
 from olac.runtime.client import Client
 from olac.runtime.debug import Row
 from olac.runtime.debug import debug as compare
@@ -34,6 +34,7 @@ from olac.system.files import (
     write_files,
 )
 from olac.system.memory import memory_for, ran_out
+from olac.system.shapes import counted
 
 SECRET_KEY_NAME = "secret.key"
 EVALUATION_KEYS_NAME = "evaluation.keys"
@@ -144,18 +145,20 @@ def encrypt(
     output: str | Path,
     *,
     allow_out_of_range: bool = False,
+    announce: Callable[[EncryptedInput], None] | None = None,
 ) -> Path:
-    """Encrypt images from a .npy file of shape (n, *input shape) or `input shape`.
+    """Encrypt inputs from a .npy file of shape (n, *input shape) or `input shape`.
 
     Args:
         secret_key: or a public key, which can't decrypt.
         allow_out_of_range: as in `Client.encrypt`.
+        announce: called with what was encrypted, when it is written.
 
     Raises:
         ArtifactError: a file is missing or damaged.
         InputError: the array has another shape, type, values that are not finite or far outside the calibrated range.
     """
-    inputs = {"program": program, "secret key": secret_key, "file of images": images}
+    inputs = {"program": program, "secret key": secret_key, "file of inputs": images}
     check_apart({"encrypted input": output}, inputs)
     check_writable(output)
     compiled = load_any_program(program)
@@ -165,7 +168,10 @@ def encrypt(
         client = Encryptor(compiled, PublicKey.load(compiled, secret_key))
     else:
         client = Client.load(compiled, secret_key)
-    client.encrypt(array, allow_out_of_range=allow_out_of_range).save(output)
+    made = client.encrypt(array, allow_out_of_range=allow_out_of_range)
+    made.save(output)
+    if announce is not None:
+        announce(made)
     return Path(output)
 
 
@@ -229,6 +235,7 @@ def decrypt(
     encrypted: str | Path | None = None,
     raw: bool = False,
     decimals: int | None = None,
+    announce: Callable[[AnyProgram], None] | None = None,
 ) -> Outputs:
     """Decrypt a result, write it to a .npy file of shape (images, *output shape) and return it.
 
@@ -238,6 +245,7 @@ def decrypt(
         encrypted: the input that the result must be of, if that is to be checked.
         raw: leave out the model's last steps, which the client computes.
         decimals: as in `Client.decrypt`.
+        announce: called with the program, or what the file holds of it, before the result is decrypted.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program, key or input.
@@ -249,6 +257,8 @@ def decrypt(
     check_writable(output)
     compiled = load_any_program(program)
     client = Client.load(compiled, secret_key)
+    if announce is not None:
+        announce(compiled)
     given = None if encrypted is None else EncryptedInput.load(compiled, encrypted)
     values = client.decrypt(EncryptedResult.load(compiled, result), of=given, raw=raw, decimals=decimals)
     write_npy(output, values)
@@ -313,10 +323,11 @@ def read_npy(path: str | Path, shape: tuple[int, ...], most: int | None = None) 
         raise InputError(f"{source.name}: an array of type {plain(array.dtype)[:40]}, expected real numbers")
     # This is checked before anything of the array's size is made: a file with holes takes no room on a disk.
     if array.shape != shape and array.shape[1:] != shape:
-        raise InputError(f"{source.name}: an array of shape {array.shape}, expected {shape} or (n, *{shape})")
+        raise InputError(f"{source.name}: {wrong_shape(array.shape, shape)}, and save that")
     images = array[None] if array.shape == shape else array
     if len(images) > MOST_IMAGES:
-        raise InputError(f"{source.name}: {len(images)} images, at most {MOST_IMAGES} are possible. Split the file.")
+        many = counted(len(images), shape)
+        raise InputError(f"{source.name}: {many}, at most {MOST_IMAGES} are possible. Split the file.")
     try:
         return check_images(images[:most], shape)
     except InputError as error:

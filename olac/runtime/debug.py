@@ -16,6 +16,7 @@ from olac.kernels.base import Value
 from olac.program.program import check_images
 from olac.runtime.client import Client
 from olac.runtime.server import Progress, Server
+from olac.system.shapes import counted
 
 THRESHOLD = 0.05
 """Largest error of a slot that counts as right, in the layer's unit, or times the largest slot if that exceeds 1."""
@@ -87,7 +88,8 @@ def debug(
     program = server.program
     given = check_images(images, program.input_shape)
     if len(given) > program.batch:
-        raise InputError(f"{len(given)} images are given, at most {program.batch} share ciphertexts and are compared")
+        many = counted(len(given), program.input_shape)
+        raise InputError(f"{many} are given, at most {program.batch} share ciphertexts and are compared")
     simulated: dict[str, Array] = {}
 
     def simulate(node: Node, value: Array) -> None:
@@ -168,7 +170,7 @@ def _range_advice(rows: Sequence[Row], left: str) -> str:
         return "Only slots that hold no element are out of range: a bug in olac, please report it with the program."
     if any(row.layer == left and row.op == Input.name for row in rows):
         return (
-            "The images themselves lie outside what was calibrated: prepare them as the calibration images, or "
+            "The inputs themselves lie outside what was calibrated: prepare them as the calibration inputs, or "
             "calibrate with more like them."
         )
-    return f"Values first leave [-1, 1] at {left}: calibrate with more images like these."
+    return f"Values first leave [-1, 1] at {left}: calibrate with more inputs like these."

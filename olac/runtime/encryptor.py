@@ -14,7 +14,7 @@ from olac.backends.session import ClientSession, EncryptorSession, Engine, avail
 from olac.ckks.parameters import Parameters
 from olac.ckks.sizes import ciphertext_bytes
 from olac.ckks.words import Words, as_bytes, check_words
-from olac.errors import ArtifactError, InputError, VerificationError
+from olac.errors import ArtifactError, InfeasibleError, InputError, VerificationError
 from olac.program.program import AnyProgram, check_any_program, check_images
 from olac.runtime import envelope
 from olac.runtime.check_ranges import check_input
@@ -24,6 +24,7 @@ from olac.runtime.messages import MOST_IMAGES, EncryptedInput, parameters_of, se
 from olac.system.files import Source
 from olac.system.forks import check_fork
 from olac.system.memory import check_room, memory_for
+from olac.system.shapes import counted, noun
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -151,9 +152,13 @@ def encrypted(
     layout, level, type_ = program.input.layout, program.input.state.level, program.input.type
     given = check_images(images, program.input_shape)
     if not 1 <= len(given) <= MOST_IMAGES:
-        raise InputError(f"{len(given)} images are given, 1 to {MOST_IMAGES} can be encrypted at a time")
+        many = counted(len(given), program.input_shape)
+        raise InputError(f"{many} are given, 1 to {MOST_IMAGES} can be encrypted at a time")
     sets = sets_of(program, len(given))
-    check_room_for(program, "encrypting", sets * layout.ciphertexts)
+    try:
+        check_room_for(program, "encrypting", sets * layout.ciphertexts)
+    except InfeasibleError as error:
+        raise InfeasibleError(f"{error}{_fewer(program, sets)}") from error
     encoded = program.encode(given)
     message = check_input(encoded, type_, allow_out_of_range)
     if message:
@@ -164,6 +169,15 @@ def encrypted(
         return tuple(session.encrypt(slots, level) for batch in padded for slots in layout.pack(batch)), len(given)
     except VerificationError as error:
         raise InputError("the input holds values that are too large for any ciphertext of the program") from error
+
+
+def _fewer(program: AnyProgram, sets: int) -> str:
+    """What to do about inputs whose ciphertexts do not fit in memory, as an end of the error."""
+    if sets == 1:
+        return ""
+    many = noun(program.input_shape, 2)
+    packed = "" if program.batch > 1 else f" A program that is compiled with batch= has several {many} in a ciphertext."
+    return f" Or encrypt fewer {many} at a time, in several files.{packed}"
 
 
 def check_room_for(program: AnyProgram, what: str, ciphertexts: int = 0) -> None:

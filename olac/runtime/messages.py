@@ -600,7 +600,7 @@ class _Ciphertexts(Framed):
         engine, parameters = self.engine, self.program.parameters
         count, _, limbs, _ = self._shape(self.program, self.images)
         if not 1 <= self.images <= MOST_IMAGES:
-            raise ArtifactError(f"{self.name}: {self.images} images, 1 to {MOST_IMAGES} are possible")
+            raise ArtifactError(f"{self.name}: {self.images} inputs, 1 to {MOST_IMAGES} are possible")
         if len(self._live) != count:
             raise ArtifactError(f"{self.name}: {len(self._live)} ciphertexts, expected {count}. {REPLACED}")
         for part in self._live:

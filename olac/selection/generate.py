@@ -65,7 +65,7 @@ def _with_other_lanes(job: Job, chains: Sequence[Parameters], found: Sequence[Ca
     first = _representative(chains, job.terms)
 
     def priced(lanes: int) -> list[Candidate]:
-        job.say(f"lowering at ring 2^{first.log_ring}, {lanes} images in a ciphertext")
+        job.say(f"lowering at ring 2^{first.log_ring}, {lanes} inputs in a ciphertext")
         draft = job.levelled(first, lanes)
         return [job.price(parameters, draft) for parameters in chains]
 

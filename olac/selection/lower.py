@@ -10,6 +10,7 @@ from olac.calibration.statistics import Calibration
 from olac.ckks.engines import FALLBACK
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
+from olac.ir.names import check_names
 from olac.options import AUTO_ENGINE, CompileOptions, Stages, telling
 from olac.passes.base import Pass, PassManager
 from olac.passes.pipeline import lowering_pipeline
@@ -34,6 +35,8 @@ def lower(
 ) -> CompiledProgram:
     """Choose parameters for an approximated model and lower it to ciphertexts."""
     say = telling(progress)
+    raw = approximated.graph[approximated.graph.outputs[0]].type.shape
+    names = check_names(options.class_names or approximated.output_names, approximated.head, raw)
     options, engine_notes = for_this_machine(options, progress)
     for note in engine_notes:
         say(note)
@@ -54,7 +57,7 @@ def lower(
         noise=error,
     )
     program = CompiledProgram(
-        chosen.graph, chosen.parameters, chosen.keys.steps, report, approximated.head, job.engine.name
+        chosen.graph, chosen.parameters, chosen.keys.steps, report, approximated.head, job.engine.name, names
     )
     new = key_notes(program, options.like)
     return replace(program, report=replace(report, notes=(*report.notes, *new))) if new else program

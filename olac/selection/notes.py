@@ -83,6 +83,6 @@ def bootstrap_notes(graph: Graph, images: Array) -> tuple[str, ...]:
     named = ", ".join(f"{size:.3g} at {name}" for size, name in beyond[:NAMED_BOOTSTRAPS])
     more = f" and {len(beyond) - NAMED_BOOTSTRAPS} more" if len(beyond) > NAMED_BOOTSTRAPS else ""
     return (
-        f"on {len(images)} unseen calibration images slots leave [-1, 1] at {len(beyond)} of {len(largest)} bootstraps "
-        f"({named}{more}), which lose precision there: calibrate with more images",
+        f"on {len(images)} unseen calibration inputs slots leave [-1, 1] at {len(beyond)} of {len(largest)} bootstraps "
+        f"({named}{more}), which lose precision there: calibrate with more inputs",
     )

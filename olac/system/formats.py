@@ -62,9 +62,9 @@ class Versions:
         return self.remake
 
 
-PROGRAMS = Versions(current=5, oldest=4, remake="Compile the model again and save it anew.")
+PROGRAMS = Versions(current=6, oldest=4, remake="Compile the model again and save it anew.")
 CLIENT_PROGRAMS = Versions(
-    current=1, oldest=1, remake="Make it anew of the program: CompiledProgram.client().save(path)."
+    current=2, oldest=1, remake="Make it anew of the program: CompiledProgram.client().save(path)."
 )
 """What clients know of programs."""
 FRAMES = Versions(current=3, oldest=1)

@@ -176,7 +176,7 @@ class Trainer:
         with torch.no_grad():
             sound = sound_images(self._start, weights, original, clean, images)
             if not len(sound):
-                raise CalibrationError("the outputs of all images diverge. Begin with a higher degree.")
+                raise CalibrationError("the outputs of all inputs diverge. Begin with a higher degree.")
             known = {name: r for name, r in ranges.items() if isinstance(r, Range)}
             reached = {name: ((r.high + r.low) / 2, (r.high - r.low) / 2) for name, r in known.items()}
             whitened = Whitened(self._start, weights, sound, reached, refit, spread)

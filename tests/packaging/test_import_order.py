@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.selection", "olac.runtime"),
     ("olac.compiler",),
     ("olac.serving",),
-    ("olac", "olac.tuning", "olac.report", "olac.cli", "olac.demo", "olac.__main__"),
+    ("olac", "olac.tuning", "olac.report", "olac.outcome", "olac.cli", "olac.demo", "olac.__main__"),
     ("olac.scaling",),
 )
 
@@ -57,6 +57,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "starlette": ("olac.serving", "olac.scaling.serving"),
     "torch": (
         "olac.frontend",
+        "olac.calibration.batches",
         "olac.calibration.collect",
         "olac.approximation",
         "olac.training",

@@ -23,7 +23,7 @@ import torch
 from safetensors.numpy import save
 
 import olac
-from olac.calibration.collect import as_images
+from olac.calibration.batches import as_inputs
 from olac.cli import main
 from olac.costs.table import CostTable
 from olac.errors import (
@@ -113,7 +113,7 @@ def test_what_is_no_array_of_real_numbers(given: Any) -> None:
         check_images(given, (2,))
     assert "4000" not in str(caught.value) and "2020" not in str(caught.value)  # nothing of what it holds
     with pytest.raises(CalibrationError):
-        as_images(given, "batch 0")
+        as_inputs(given, "batch 0")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_npy_files_with_holes_take_no_memory(folder: Path, capsys: pytest.Captur
         with bad.open("wb") as stream:
             stream.write(npy(header))
             stream.truncate(int(np.prod(shape)) + len(npy(header)))
-        with pytest.raises(InputError, match=r"images, at most|an array of shape"):
+        with pytest.raises(InputError, match=r", at most|the program takes"):
             commands.read_npy(bad, program.input_shape)
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {(1 << 40, *SHAPE)}, }}\n".encode()
     bad.write_bytes(npy(header))  # and the file ends here

@@ -168,7 +168,7 @@ def test_live_objects_hold_what_files_would_have_to() -> None:
         (result(live * 2), "2 ciphertexts, expected 1"),
         (result(one.image._live), "limbs and noise degree 1, expected"),
         (result((doubled,)), "noise degree 2, expected"),
-        (result(live, 0), "0 images"),
+        (result(live, 0), "0 inputs"),
         (result(live, 2), "1 ciphertexts, expected 2"),
     ):
         with pytest.raises(ArtifactError, match=message):
