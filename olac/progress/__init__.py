@@ -7,6 +7,7 @@ is drawn when an event comes, a few times a second at most, so that processes ma
 
 from __future__ import annotations
 
+from olac.progress.events import SHOWN_AFTER as SHOWN_AFTER
 from olac.progress.events import Event as Event
 from olac.progress.events import Shown as Shown
 from olac.progress.events import ShownCounts as ShownCounts

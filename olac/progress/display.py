@@ -88,6 +88,38 @@ def _is_terminal(stream: Any) -> bool:
     return False
 
 
+class Later:
+    """Opens a display once the work has lasted some time; what is over by then is not shown at all."""
+
+    def __init__(self, seconds: float) -> None:
+        self._from = time.monotonic() + seconds
+        self._display: Display | None = None
+        self._kept: list[Event] = []
+
+    def show(self, event: Event) -> None:
+        """Show it if it is time."""
+        if self._display is None:
+            if event.stays:
+                self._kept.append(event)
+            if time.monotonic() < self._from:
+                return
+            self._display = open_display()
+            for one in self._kept:
+                self._display.show(one)
+        self._display.show(event)
+
+    def close(self, text: str) -> None:
+        """Close it if it was opened."""
+        if self._display is not None:
+            self._display.close(text)
+
+    def abandon(self) -> None:
+        """Show nothing more."""
+        if self._display is not None:
+            self._display.abandon()
+        self._from = float("inf")
+
+
 class Lines:
     """A line for each stage, and each line that is to stay."""
 

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+SHOWN_AFTER = 0.5
+"""Seconds from which on work is shown that may be short and come again and again, such as a run."""
+
+
 @dataclass(frozen=True, eq=False)
 class Event(str):
     """One step of work that takes long.

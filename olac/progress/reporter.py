@@ -125,12 +125,8 @@ class Reporter:
             message = f"{self.doing}: {self._stage} ends after {seconds} s"
             log_event(self._log, message, task=self.doing, stage=self._stage, seconds=seconds)
 
-    def end(self, told: bool = True) -> None:
-        """The work is done.
-
-        Args:
-            told: whether the caller's function gets the last line as well.
-        """
+    def end(self, told: bool = True, closing: bool = True) -> None:
+        """The work is done; `told` and `closing` are as in `showing`."""
         self._leave()
         spent, seconds = f"{self.seconds:.1f} s", self.seconds
         if seconds >= 100:
@@ -146,7 +142,7 @@ class Reporter:
             if self._outer is not None:
                 self._outer.part(event)
             if self._display is not None:
-                self._display.close(text)
+                self._display.close(text if closing else "")
 
     def fail(self, error: BaseException) -> None:
         """The work has ended by an error; its message is not logged, as it may be about the caller's data."""
@@ -172,6 +168,8 @@ def showing(
     plan: Mapping[str, float] | None = None,
     *,
     told: bool = True,
+    closing: bool = True,
+    after: float = 0.0,
 ) -> Iterator[Reporter]:
     """Stands around work that takes long; gives what is called for each of its steps.
 
@@ -183,6 +181,8 @@ def showing(
         log: where stages are logged.
         plan: weights of the stages, in their order, if they are known beforehand.
         told: whether a caller's function is told of the end as well.
+        closing: whether a display ends with a line that says what was done and how long it took.
+        after: seconds from which on work is shown, if nobody asked for it.
 
     Raises:
         TypeError: `asked` is no way to show progress.
@@ -202,7 +202,7 @@ def showing(
             if _displayed is not None:
                 outer = _displayed if _displayed.thread == threading.get_ident() else None
             elif asked or (not _forked and displays.shows_itself()):
-                display = displays.open_display()
+                display = displays.open_display() if asked or not after else displays.Later(after)
         reporter = Reporter(doing, done, log, listener, display, outer)
         if plan is not None:
             reporter.plan(plan)
@@ -210,7 +210,7 @@ def showing(
             _displayed = reporter
     try:
         yield reporter
-        reporter.end(told)
+        reporter.end(told, closing)
     except BaseException as error:
         reporter.fail(error)
         raise

@@ -28,7 +28,7 @@ from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.kernels.base import Value
 from olac.program.program import AnyProgram, check_any_program
-from olac.progress import ShownCounts, counting, showing, with_counts
+from olac.progress import SHOWN_AFTER, Reporter, ShownCounts, counting, showing, with_counts
 from olac.runtime import envelope
 from olac.runtime.check_ranges import check_output
 from olac.runtime.encryptor import PublicKey, check_room_for, encrypted
@@ -98,7 +98,7 @@ class Client:
     # Keys ------------------------------------------------------------------------------------------------------------
 
     @memory_for("making the keys")
-    def generate_keys(self, progress: ShownCounts = None) -> EvaluationKeys:
+    def generate_keys(self, progress: ShownCounts | Reporter = None) -> EvaluationKeys:
         """Make a new secret key, kept here, and the evaluation keys that a server needs.
 
         Args:
@@ -121,7 +121,9 @@ class Client:
         return made
 
     @memory_for("making the keys")
-    def more_keys(self, held: AnyProgram | EvaluationKeys | KeyList, progress: ShownCounts = None) -> EvaluationKeys:
+    def more_keys(
+        self, held: AnyProgram | EvaluationKeys | KeyList, progress: ShownCounts | Reporter = None
+    ) -> EvaluationKeys:
         """Make the evaluation keys that the program needs beside those that a server has, with the same secret key.
 
         A secret key may have any number of evaluation keys under the same parameters. So if a program is compiled anew
@@ -173,9 +175,12 @@ class Client:
         session: ClientSession,
         identity: str,
         keys: KeyList,
-        progress: ShownCounts,
+        progress: ShownCounts | Reporter,
     ) -> EvaluationKeys:
-        with showing(with_counts(progress), "making keys", "made keys", log, {MAKING: 1.0}, told=False) as say:
+        plan = {MAKING: 1.0}
+        with showing(
+            with_counts(progress), "making keys", "made keys", log, plan, told=False, after=SHOWN_AFTER
+        ) as say:
             tell = counting(say, MAKING)
             live = session.make_keys(keys.by_step, keys.relinearise, tell, bootstraps=keys.bootstraps)
             made = EvaluationKeys(self.program.parameters, identity, keys, self._engine, live=live)

@@ -31,7 +31,7 @@ from olac.kernels.base import Value
 from olac.kernels.execute import execute
 from olac.kernels.sets import SetsEvaluator, apart, together
 from olac.program.program import CompiledProgram
-from olac.progress import Reporter, showing
+from olac.progress import SHOWN_AFTER, Reporter, showing
 from olac.runtime.checkpoints import Checkpoint
 from olac.runtime.messages import (
     EncryptedInput,
@@ -330,7 +330,11 @@ class Server:
         program = self.program
         self._check_input(encrypted)
         # A display is opened when it is this run's turn.
-        with self._turn(), showing(progress, "running", "ran", log, told=False) as say, self._open().running():
+        with (
+            self._turn(),
+            showing(progress, "running", "ran", log, told=False, after=SHOWN_AFTER) as say,
+            self._open().running(),
+        ):
             log_event(
                 log,
                 "the run begins",
