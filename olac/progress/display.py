@@ -212,7 +212,8 @@ class Bar:
                 self._say(event.text)
             elif now < self._next:
                 return
-            self._next = now + 1.0 / PER_SECOND
+            else:
+                self._next = now + 1.0 / PER_SECOND
             self._progress.update(
                 self._task,
                 completed=event.share,

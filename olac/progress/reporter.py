@@ -48,6 +48,7 @@ class Reporter:
         listener: the caller's function.
         display: where events are shown.
         outer: the reporter on display that this work is a part of.
+        fields: of the log records of the whole work.
 
     Attributes:
         result: what was made, for the last line.
@@ -62,13 +63,15 @@ class Reporter:
         listener: Callable[[Event], Any] | None = None,
         display: Display | None = None,
         outer: Reporter | None = None,
+        fields: Mapping[str, object] | None = None,
     ) -> None:
         self.doing, self.result = doing, ""
         self.thread = threading.get_ident()
         self._done, self._log, self._listener, self._display, self._outer = done, log, listener, display, outer
         self._course, self._stage = Course(), ""
         self._begun = self._stage_begun = time.monotonic()
-        log_event(log, f"{doing} begins", task=doing)
+        self._fields: dict[str, object] = {"task": doing, **(fields or {})}
+        log_event(log, f"{doing} begins", **self._fields)
 
     @property
     def heard(self) -> bool:
@@ -96,7 +99,8 @@ class Reporter:
         if stage != self._stage:
             self._leave()
             self._stage, self._stage_begun = stage, time.monotonic()
-            log_event(self._log, f"{self.doing}: {stage} begins", task=self.doing, stage=stage)
+            if stage != self.doing:
+                log_event(self._log, f"{self.doing}: {stage} begins", task=self.doing, stage=stage)
         if not self.heard:
             return
         self._course.reach(stage, given.done, given.total, given.share)
@@ -120,7 +124,7 @@ class Reporter:
             self._tell(replace(event, share=self._course.share, eta_seconds=eta, done=0, total=0, stays=False))
 
     def _leave(self) -> None:
-        if self._stage:
+        if self._stage not in ("", self.doing):
             seconds = round(time.monotonic() - self._stage_begun, 3)
             message = f"{self.doing}: {self._stage} ends after {seconds} s"
             log_event(self._log, message, task=self.doing, stage=self._stage, seconds=seconds)
@@ -132,7 +136,7 @@ class Reporter:
         if seconds >= 100:
             spent = duration(seconds)
         text = f"{self._done} in {spent}" + (f": {self.result}" if self.result else "")
-        log_event(self._log, text, task=self.doing, seconds=round(seconds, 3))
+        log_event(self._log, text, **self._fields, seconds=round(seconds, 3))
         if self.heard:
             self._course.share = 1.0
             event = Event(text, self._done, 0, 0, 1.0, 0.0, current_rss_bytes() / GB, True)
@@ -150,7 +154,7 @@ class Reporter:
             self._display.close("")
         seconds = round(self.seconds, 3)
         kind = type(error).__name__
-        log_event(self._log, f"{self.doing} ends by {kind}", task=self.doing, seconds=seconds, error=kind)
+        log_event(self._log, f"{self.doing} ends by {kind}", **self._fields, seconds=seconds, error=kind)
 
     def abandon(self) -> None:
         """Show nothing any more: this process was forked, and the display is its parent's."""
@@ -170,6 +174,7 @@ def showing(
     told: bool = True,
     closing: bool = True,
     after: float = 0.0,
+    fields: Mapping[str, object] | None = None,
 ) -> Iterator[Reporter]:
     """Stands around work that takes long; gives what is called for each of its steps.
 
@@ -183,6 +188,7 @@ def showing(
         told: whether a caller's function is told of the end as well.
         closing: whether a display ends with a line that says what was done and how long it took.
         after: seconds from which on work is shown, if nobody asked for it.
+        fields: of the log records of the whole work.
 
     Raises:
         TypeError: `asked` is no way to show progress.
@@ -203,7 +209,7 @@ def showing(
                 outer = _displayed if _displayed.thread == threading.get_ident() else None
             elif asked or (not _forked and displays.shows_itself()):
                 display = displays.open_display() if asked or not after else displays.Later(after)
-        reporter = Reporter(doing, done, log, listener, display, outer)
+        reporter = Reporter(doing, done, log, listener, display, outer, fields)
         if plan is not None:
             reporter.plan(plan)
         if display is not None:

@@ -180,7 +180,7 @@ def encrypt(
         made = client.encrypt(array, allow_out_of_range=allow_out_of_range)
         say(Event(f"writing {plain(output)}", "writing"))
         made.save(output)
-        say.result = f"{made.images} images in {made.sets} sets of ciphertexts, written to {plain(output)}"
+        say.result = f"{counted(made.images, made.sets)}, written to {plain(output)}"
     return Path(output)
 
 

@@ -103,9 +103,7 @@ class Steps:
         return self._left * (sum(self.seconds.values()) + 1.0) / (self._expected + 1.0)
 
 
-def counted(images: int, sets: int, seconds: float) -> str:
+def counted(images: int, sets: int, seconds: float | None = None) -> str:
     """What a run was, in a few words: 3 images in 1 set of ciphertexts, 2.1 s an image."""
-    return (
-        f"{images} image{'s' if images != 1 else ''} in {sets} set{'s' if sets != 1 else ''} of ciphertexts, "
-        f"{seconds / max(1, images):.3g} s an image"
-    )
+    each = "" if seconds is None else f", {seconds / max(1, images):.3g} s an image"
+    return f"{images} image{'s' if images != 1 else ''} in {sets} set{'s' if sets != 1 else ''} of ciphertexts{each}"

@@ -39,8 +39,8 @@ from olac.runtime.messages import (
     EvaluationKeys,
 )
 from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
+from olac.runtime.progress import RUNNING, Steps, counted
 from olac.runtime.progress import Progress as Progress
-from olac.runtime.progress import Steps, counted
 from olac.system.files import check_writable, remove_file
 from olac.system.forks import check_fork, is_stale
 from olac.system.internal import callers, is_callers
@@ -329,20 +329,15 @@ class Server:
         check_fork()
         program = self.program
         self._check_input(encrypted)
+        fields = {
+            "program": program.fingerprint,
+            "images": encrypted.images,
+            "sets": encrypted.sets,
+            "engine": self._engine.model.name,
+        }
+        shown = showing(progress, RUNNING, "ran", log, told=False, after=SHOWN_AFTER, fields=fields)
         # A display is opened when it is this run's turn.
-        with (
-            self._turn(),
-            showing(progress, "running", "ran", log, told=False, after=SHOWN_AFTER) as say,
-            self._open().running(),
-        ):
-            log_event(
-                log,
-                "the run begins",
-                program=program.fingerprint,
-                images=encrypted.images,
-                sets=encrypted.sets,
-                engine=self._engine.model.name,
-            )
+        with self._turn(), shown as say, self._open().running():
             keeper = None
             if checkpoint is not None:
                 check_writable(checkpoint, special=False)

@@ -16,7 +16,7 @@ from olac.errors import plain
 from olac.progress import Event, Reporter, duration, showing
 from olac.runtime import commands
 from olac.runtime.estimates import Forecast
-from olac.runtime.progress import Progress
+from olac.runtime.progress import RUNNING, Progress
 from olac.system.output import tell
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Shown:
 @contextmanager
 def showing_run() -> Iterator[Shown]:
     """A bar on stderr if that is a terminal, and a line for each node on stdout if that is none."""
-    with showing(None, "running", "ran", log, closing=False) as say:
+    with showing(None, RUNNING, "ran", log, closing=False) as say:
         say(Event("loading keys", "loading keys"))
         yield Shown(say)
 
