@@ -7,9 +7,9 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +157,9 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
         calibration: Any = torch.utils.data.DataLoader(images_only, batch_size=128)
 
         def told(event: Event) -> None:
-            if event.stays:  # it tells more than what is done now
+            if event.stays and not show.heard:  # it tells more than what is done now
                 out.print(event.text, markup=False)
-            show(replace(event, stays=False))
+            show(event)
 
         program = compile_model(net, calibration, progress=told, **choices)
     compile_seconds = time.perf_counter() - compile_begin
@@ -278,9 +278,12 @@ def _show(say: Reporter, image: int, images: int, progress: Progress) -> None:
     say(Event(line, f"image {image + 1} of {images}", share=(image + progress.share) / images))
 
 
-def _showing(doing: str) -> AbstractContextManager[Reporter]:
+@contextmanager
+def _showing(doing: str) -> Iterator[Reporter]:
     """A bar for a part of the demo, which says itself what came of it."""
-    return showing(None, doing, doing, log, closing=False)
+    with showing(None, doing, doing, log, closing=False) as say:
+        say(Event(doing, doing))
+        yield say
 
 
 def _image_table(results: list[ImageResult]) -> Table:

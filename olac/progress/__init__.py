@@ -15,5 +15,6 @@ from olac.progress.reporter import Reporter as Reporter
 from olac.progress.reporter import at_stage as at_stage
 from olac.progress.reporter import counting as counting
 from olac.progress.reporter import duration as duration
+from olac.progress.reporter import exact_duration as exact_duration
 from olac.progress.reporter import showing as showing
 from olac.progress.reporter import with_counts as with_counts

@@ -12,6 +12,7 @@ import multiprocessing
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 PER_SECOND = 5.0
 """Most drawings of a bar in a second."""
+ERASE = "\r\x1b[2K"
+"""Takes away the line that the cursor is in."""
 WIDEST, BAR, REST = 100, 20, 29
 """Columns of a terminal that are used at most, those of the bar, and those of the numbers beside it."""
 
@@ -47,11 +50,16 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def exact_duration(seconds: float) -> str:
+    """The same to a tenth of a second: 12.3 s, 12 min, 3.5 h."""
+    return f"{seconds:.1f} s" if seconds < 100 else duration(seconds)
+
+
 def console() -> Console:
     """The console of the display: stderr, or the output of a notebook's cell."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, file=sys.stderr)  # this stream, not what takes its place while a bar is shown
 
 
 def in_notebook() -> bool:
@@ -154,66 +162,63 @@ class Bar:
         from rich.progress import BarColumn, Progress, TextColumn
         from rich.table import Column
 
-        self._console = console
-        self._room = max(8, min(WIDEST, console.width) - BAR - REST)
-        ends = {"justify": "right", "no_wrap": True}
-        columns = (
+        room = max(8, min(WIDEST, console.width) - BAR - REST)
+        left = Column(width=11, justify="right", no_wrap=True)
+        memory = Column(width=8, justify="right", no_wrap=True)
+        self._console, self._lock = console, threading.RLock()
+        self._progress = Progress(
             TextColumn(
                 "{task.description}",
                 markup=False,
-                table_column=Column(width=self._room, no_wrap=True, overflow="ellipsis"),
+                table_column=Column(width=room, no_wrap=True, overflow="ellipsis"),
             ),
             BarColumn(bar_width=BAR),
             TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[left]}", markup=False, table_column=Column(width=11, **ends)),  # type: ignore[arg-type]
-            TextColumn("{task.fields[memory]}", markup=False, table_column=Column(width=8, **ends)),  # type: ignore[arg-type]
-        )
-        terminals = not console.is_jupyter
-        self._streams = sys.stdout, sys.stderr
-        self._progress = Progress(
-            *columns,
+            TextColumn("{task.fields[left]}", markup=False, table_column=left),
+            TextColumn("{task.fields[memory]}", markup=False, table_column=memory),
             console=console,
             auto_refresh=False,  # which would be a thread
             transient=True,
-            redirect_stdout=terminals and _is_terminal(sys.stdout),
-            redirect_stderr=terminals and _is_terminal(sys.stderr),
+            redirect_stdout=False,  # `_Above` does this: consoles of rich would go around rich's own
+            redirect_stderr=False,
         )
         self._task = self._progress.add_task("", total=1.0, left="", memory="")
-        self._next = 0.0
-        self._open = True
+        self._next, self._open, self._partial = 0.0, True, False
         self._handlers: list[tuple[logging.StreamHandler[Any], Any]] = []
         with suppress(OSError, ValueError):
             self._progress.start()
-        self._lead_logs()
+        self._streams = sys.stdout, sys.stderr
+        if not console.is_jupyter:
+            sys.stdout, sys.stderr = (_Above(one, self) if _is_terminal(one) else one for one in self._streams)
+            self._lead_logs()
 
     def _lead_logs(self) -> None:
-        """Logs that go to the terminal go through rich meanwhile, so that they appear above the bar."""
+        """Logs that go to the terminal appear above the bar as well."""
         now = dict(zip(map(id, self._streams), (sys.stdout, sys.stderr), strict=True))
-        loggers = [logging.getLogger(), *logging.root.manager.loggerDict.values()]
-        for logger in loggers:
+        for logger in (logging.getLogger(), *logging.root.manager.loggerDict.values()):
             for handler in getattr(logger, "handlers", ()):
                 stream = getattr(handler, "stream", None)
                 if isinstance(handler, logging.StreamHandler) and now.get(id(stream), stream) is not stream:
                     handler.setStream(now[id(stream)])
                     self._handlers.append((handler, stream))
 
-    def _let_logs(self) -> None:
+    def _let_streams(self) -> None:
+        for given, own in zip(("stdout", "stderr"), self._streams, strict=True):
+            if isinstance(getattr(sys, given), _Above):
+                setattr(sys, given, own)
         for handler, stream in self._handlers:
-            handler.stream = stream  # setStream would flush, and wait for a lock that a forked process has no owner of
+            handler.stream = stream  # setStream would take a lock that nobody gives back in a forked process
         self._handlers.clear()
 
     def show(self, event: Event) -> None:
         """Draw the bar, unless it was drawn just before."""
         if not self._open:
             return
-        now = time.monotonic()
-        with suppress(OSError, ValueError):
+        with self._lock, suppress(OSError, ValueError):
             if event.stays:
                 self._say(event.text)
-            elif now < self._next:
+            elif time.monotonic() < self._next:
                 return
-            else:
-                self._next = now + 1.0 / PER_SECOND
             self._progress.update(
                 self._task,
                 completed=event.share,
@@ -221,19 +226,49 @@ class Bar:
                 left="" if event.eta_seconds is None else f"{duration(event.eta_seconds)} left",
                 memory=f"{event.memory_gb:.2f} GB",
             )
-            self._progress.refresh()
+            self._draw()
+            if event.stays:
+                self._next = 0.0
+
+    def _draw(self) -> None:
+        self._next = time.monotonic() + 1.0 / PER_SECOND
+        if self._partial:
+            self._console.file.write("\n")
+            self._partial = False
+        self._progress.refresh()
+
+    def above(self, stream: TextIO, text: str) -> int:
+        """Write text of others where the bar is; the bar is drawn again below it."""
+        if not self._open:
+            return stream.write(text)
+        with self._lock:
+            if not self._partial:
+                with suppress(OSError, ValueError):
+                    self._console.file.write(ERASE)
+                    self._console.file.flush()
+            written = stream.write(text)
+            stream.flush()
+            if text:
+                self._partial = not text.endswith("\n")
+            if not self._partial and time.monotonic() >= self._next:
+                with suppress(OSError, ValueError):
+                    self._draw()
+            return written
 
     def close(self, text: str) -> None:
         """Take the bar away, and print the last line."""
         if not self._open:
             return
-        self._open = False
-        with suppress(OSError, ValueError):
-            self._progress.stop()
-        self._let_logs()
-        if text:
+        with self._lock:
+            self._let_streams()
             with suppress(OSError, ValueError):
-                self._say(text)
+                if self._partial:
+                    self._console.file.write("\n")
+                self._progress.stop()
+            self._open = False
+            if text:
+                with suppress(OSError, ValueError):
+                    self._say(text)
 
     def _say(self, text: str) -> None:
         from rich.text import Text
@@ -241,7 +276,25 @@ class Bar:
         self._console.print(Text(plain(text)), soft_wrap=True)
 
     def abandon(self) -> None:
-        """Give back the streams that rich has replaced."""
+        """Give back the streams that were replaced."""
         self._open = False
-        sys.stdout, sys.stderr = self._streams
-        self._let_logs()
+        self._let_streams()
+
+
+class _Above:
+    """A stream of the terminal that has a bar: what is written to it appears above the bar."""
+
+    def __init__(self, stream: TextIO, bar: Bar) -> None:
+        self._stream, self._bar = stream, bar
+
+    def write(self, text: str) -> int:
+        """Write text above the bar."""
+        return self._bar.above(self._stream, text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write lines above the bar."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -16,6 +16,7 @@ from olac.progress import display as displays
 from olac.progress.course import Course
 from olac.progress.display import Display
 from olac.progress.display import duration as duration
+from olac.progress.display import exact_duration as exact_duration
 from olac.progress.events import Event, ShownCounts
 from olac.system.internal import callers
 from olac.system.logs import event as log_event
@@ -132,10 +133,8 @@ class Reporter:
     def end(self, told: bool = True, closing: bool = True) -> None:
         """The work is done; `told` and `closing` are as in `showing`."""
         self._leave()
-        spent, seconds = f"{self.seconds:.1f} s", self.seconds
-        if seconds >= 100:
-            spent = duration(seconds)
-        text = f"{self._done} in {spent}" + (f": {self.result}" if self.result else "")
+        seconds = self.seconds
+        text = f"{self._done} in {exact_duration(seconds)}" + (f": {self.result}" if self.result else "")
         log_event(self._log, text, **self._fields, seconds=round(seconds, 3))
         if self.heard:
             self._course.share = 1.0
@@ -240,7 +239,7 @@ def counting(say: Callable[[str], None], stage: str) -> Callable[[int, int], Non
     """What takes (done, total) and tells a stage's line, such as "making keys: 3 of 20"."""
 
     def tell(done: int, total: int) -> None:
-        say(Event(f"{stage}: {done} of {total}", stage, done, total))
+        say(Event(f"{stage}: {done} of {total}", stage, done, total, done / max(1, total)))
 
     return tell
 

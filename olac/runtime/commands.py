@@ -16,7 +16,7 @@ from olac.errors import ArtifactError, InfeasibleError, InputError, plain
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.program.program import CompiledProgram, check_images, load_any_program
-from olac.progress import SHOWN_AFTER, Event, Reporter, Shown, ShownCounts, showing
+from olac.progress import SHOWN_AFTER, Event, Reporter, Shown, ShownCounts, exact_duration, showing
 from olac.runtime.client import Client
 from olac.runtime.debug import Row
 from olac.runtime.debug import debug as compare
@@ -268,8 +268,8 @@ class Ran:
 
     def __str__(self) -> str:
         line = (
-            f"ran {counted(self.images, self.sets, self.seconds)}: {self.seconds:.3g} s in all, {self.peak_gb:.2f} GB "
-            f"at the peak; written to {plain(self.output)}"
+            f"ran in {exact_duration(self.seconds)}: {counted(self.images, self.sets, self.seconds)}, "
+            f"{self.peak_gb:.2f} GB at the peak; written to {plain(self.output)}"
         )
         if self.checkpoint is None:
             return line

@@ -36,11 +36,26 @@ def work(asked: Any, **choices: Any) -> None:
         say.result = "4 steps"
 
 
+class Terminal(io.StringIO):
+    """What a terminal gets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self._monkeypatch = monkeypatch
+
+    def isatty(self) -> bool:
+        return True
+
+    def connect(self) -> None:
+        """Have it in place of stdout and stderr. A fixture can't: pytest sets these when the test begins."""
+        for name in ("stdout", "stderr"):
+            self._monkeypatch.setattr(sys, name, self)
+
+
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """What a terminal of 80 columns gets on stderr; every event is drawn."""
-    shown = io.StringIO()
-    monkeypatch.setattr(display, "_is_terminal", lambda stream: True)
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    """A terminal of 80 columns, on which every event is drawn."""
+    shown = Terminal(monkeypatch)
     monkeypatch.setattr(display, "console", lambda: Console(force_terminal=True, file=shown, width=80, height=24))
     monkeypatch.setattr(display, "PER_SECOND", 1e9)
     monkeypatch.setenv("TERM", "xterm")
@@ -116,7 +131,8 @@ def test_lines_without_a_terminal_if_asked(capfd: pytest.CaptureFixture[str]) ->
     assert out == "" and lines == ["first: 1 of 2", "second: 1 of 2"] and last.startswith("worked in ")
 
 
-def test_a_terminal_shows_a_bar_and_keeps_the_last_line(terminal: io.StringIO) -> None:
+def test_a_terminal_shows_a_bar_and_keeps_the_last_line(terminal: Terminal) -> None:
+    terminal.connect()
     work(None)
     text = terminal.getvalue()
     for part in ("first 1/2", "second 2/2", "━━━", " 62%", " GB"):
@@ -127,13 +143,15 @@ def test_a_terminal_shows_a_bar_and_keeps_the_last_line(terminal: io.StringIO) -
         assert len(re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", row)) <= 80
 
 
-def test_nothing_is_shown_if_nobody_wants_it(terminal: io.StringIO) -> None:
+def test_nothing_is_shown_if_nobody_wants_it(terminal: Terminal) -> None:
+    terminal.connect()
     work(False)
     work(lambda event: None)
     assert terminal.getvalue() == ""
 
 
-def test_work_within_work_shares_the_display(terminal: io.StringIO) -> None:
+def test_work_within_work_shares_the_display(terminal: Terminal) -> None:
+    terminal.connect()
     events: list[Event] = []
     with showing(True, "all", "did all", LOG, {"outer": 1.0}) as say:
         say(Event("outer: 1 of 2", "outer", 1, 2))
@@ -146,7 +164,8 @@ def test_work_within_work_shares_the_display(terminal: io.StringIO) -> None:
     assert events[-1].share == 1.0
 
 
-def test_another_thread_shows_nothing(terminal: io.StringIO) -> None:
+def test_another_thread_shows_nothing(terminal: Terminal) -> None:
+    terminal.connect()
     thread = threading.Thread(target=work, args=(None,))
     thread.start()
     thread.join()
@@ -158,7 +177,8 @@ def test_another_thread_shows_nothing(terminal: io.StringIO) -> None:
     assert "second" not in terminal.getvalue()
 
 
-def test_no_thread_draws(terminal: io.StringIO) -> None:
+def test_no_thread_draws(terminal: Terminal) -> None:
+    terminal.connect()
     before = threading.enumerate()
     with showing(True, "working", "worked", LOG) as say:
         say(Event("first", "first"))
@@ -167,9 +187,10 @@ def test_no_thread_draws(terminal: io.StringIO) -> None:
 
 
 def test_what_is_printed_warned_and_logged_meanwhile_stands_above_the_bar(
-    terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logged, streams = io.StringIO(), (sys.stdout, sys.stderr)
+    terminal.connect()
+    streams = sys.stdout, sys.stderr
     handler: logging.StreamHandler[Any] = logging.StreamHandler(sys.stderr)
     logger = logging.getLogger("tests.of.progress")
     logger.addHandler(handler)
@@ -182,17 +203,23 @@ def test_what_is_printed_warned_and_logged_meanwhile_stands_above_the_bar(
                 print("printed")
                 warnings.warn("warned", stacklevel=1)
                 logger.warning("logged")
+                Console(force_terminal=True, width=80).print("by rich", highlight=False)
+                print("in two", end=" ")
+                print("parts")
                 say(Event("told", "first", stays=True))
+                print("not ended", end="")
+                say(Event("second", "second"))
     finally:
         logger.removeHandler(handler)
     text = terminal.getvalue()
-    for line in ("printed", "warned", "logged", "told"):
+    for line in ("printed", "warned", "logged", "by rich", "in two parts", "told", "not ended"):
         assert f"\x1b[2K{line}\n" in text, "the bar is erased, and drawn again below the line"
-    assert (sys.stdout, sys.stderr) == streams and handler.stream is streams[1] and not logged.getvalue()
+    assert (sys.stdout, sys.stderr) == streams and handler.stream is streams[1]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_errors_leave_a_clean_terminal(terminal: io.StringIO, error: type[BaseException]) -> None:
+def test_errors_leave_a_clean_terminal(terminal: Terminal, error: type[BaseException]) -> None:
+    terminal.connect()
     streams = sys.stdout, sys.stderr
     with pytest.raises(error), showing(None, "working", "worked", LOG) as say:
         say(Event("first", "first"))
@@ -202,7 +229,8 @@ def test_errors_leave_a_clean_terminal(terminal: io.StringIO, error: type[BaseEx
     assert (sys.stdout, sys.stderr) == streams and reporter._displayed is None
 
 
-def test_a_forked_process_shows_nothing(terminal: io.StringIO) -> None:
+def test_a_forked_process_shows_nothing(terminal: Terminal) -> None:
+    terminal.connect()
     streams = sys.stdout, sys.stderr
     with showing(True, "working", "worked", LOG) as say:
         say(Event("first", "first"))
@@ -222,14 +250,16 @@ def test_a_forked_process_shows_nothing(terminal: io.StringIO) -> None:
     assert "second" in terminal.getvalue()
 
 
-def test_short_work_is_shown_only_if_asked(terminal: io.StringIO) -> None:
+def test_short_work_is_shown_only_if_asked(terminal: Terminal) -> None:
+    terminal.connect()
     work(None, after=3600.0)
     assert terminal.getvalue() == ""
     work(True, after=3600.0)
     assert "worked in" in terminal.getvalue()
 
 
-def test_work_that_lasts_is_shown_from_then_on(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_lasts_is_shown_from_then_on(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal.connect()
     with showing(None, "working", "worked", LOG, after=5.0) as say:
         say(Event("first", "first"))
         say(Event("kept", "first", stays=True))
@@ -240,7 +270,8 @@ def test_work_that_lasts_is_shown_from_then_on(terminal: io.StringIO, monkeypatc
         assert "kept\n" in terminal.getvalue() and "second" in terminal.getvalue()
 
 
-def test_it_is_drawn_a_few_times_a_second(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_drawn_a_few_times_a_second(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal.connect()
     monkeypatch.setattr(display, "PER_SECOND", 1e-3)
     with showing(True, "working", "worked", LOG) as say:
         for number in range(1000):
@@ -248,7 +279,8 @@ def test_it_is_drawn_a_few_times_a_second(terminal: io.StringIO, monkeypatch: py
     assert "stage 0" in terminal.getvalue() and "stage 1" not in terminal.getvalue()
 
 
-def test_a_terminal_that_is_gone_ends_no_work(terminal: io.StringIO) -> None:
+def test_a_terminal_that_is_gone_ends_no_work(terminal: Terminal) -> None:
+    terminal.connect()
     with showing(True, "working", "worked", LOG) as say:
         say(Event("first", "first"))
         terminal.close()

@@ -83,7 +83,7 @@ def test_the_end_of_a_run(parties: Parties, tmp_path: Path, capsys: pytest.Captu
     parties.keys.save(names[1])
     parties.given.save(names[2])
     line = (
-        r"ran 1 image in 1 set of ciphertexts, \S+ s an image: \S+ s in all, \d+\.\d\d GB at the peak; "
+        r"ran in \d+\.\d s: 1 image in 1 set of ciphertexts, \S+ s an image, \d+\.\d\d GB at the peak; "
         rf"written to {re.escape(names[3])}"
     )
     assert main(["run", *names[:4]]) == 0
