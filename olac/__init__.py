@@ -9,12 +9,15 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from olac.system import forks as _forks  # before anything can fork  # noqa: F401
 from olac.system import threads as _threads  # before OpenMP is loaded  # noqa: F401
 
 __version__ = "0.2.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
     from olac.calibration.statistics import Calibration

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import math
 import os
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from rich.console import Console
-from rich.text import Text
 
 from olac import __version__
 from olac.ckks.engines import AUTO, ENGINES
 from olac.errors import OlacError, plain
 from olac.plugins import load_plugins
+from olac.progress import Event, duration, showing
 from olac.system.memory import GB, check_limits
+from olac.system.output import forget_stdout
 from olac.system.shapes import counted, one_of
 from olac.system.threads import set_threads
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
-    from olac.backends.session import Preparing
     from olac.ir.names import Names
     from olac.program.program import AnyProgram
-    from olac.runtime import EncryptedInput, Forecast, Progress
+    from olac.runtime import EncryptedInput
+
+log = logging.getLogger(__name__)
 
 
 class _Console(Console):
@@ -81,10 +82,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     except ImportError as error:
         return _failed("error", f"a library that olac needs can't be loaded: {plain(error)}")
     except BrokenPipeError:
-        _forget_stdout()
+        forget_stdout()
         return 141
     except OSError as error:
-        _forget_stdout()
+        forget_stdout()
         where = "" if error.filename is None else f" ({plain(error.filename)})"
         return _failed("error", f"{plain(error.strerror or error)}{where}")
     except MemoryError:
@@ -121,14 +122,6 @@ def _place(error: BaseException) -> str:
     """The innermost line of olac's code that an error went through."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}olac{os.sep}" in frame.filename]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
-
-
-def _forget_stdout() -> None:
-    """Discard all further output: otherwise Python would write it at exit, and fail again."""
-    with suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 def _from_zero(text: str) -> float:
@@ -443,13 +436,15 @@ def _calibrate_costs(options: argparse.Namespace) -> None:
 
     check_writable(options.output)
     try:
-        table = find_engine(options.engine).measure_costs(
-            options.threads,
-            options.rings,
-            quick=options.quick,
-            passes=options.passes,
-            progress=lambda line: print(line, flush=True),
-        )
+        with showing(None, "measuring", "measured", log, {"measuring": 1.0}, closing=False) as say:
+
+            def told(line: str) -> None:
+                print(line, flush=True)
+                say(line)
+
+            table = find_engine(options.engine).measure_costs(
+                options.threads, options.rings, quick=options.quick, passes=options.passes, progress=told
+            )
     except ValueError as error:
         raise OlacError(str(error)) from error
     write_file(options.output, [table.to_json().encode()])
@@ -480,12 +475,12 @@ def _keygen(options: argparse.Namespace) -> None:
         client = Client(program, options.engine)
         size, memory, time_taken = client.key_file_bytes, client.memory_bytes, ""
     console.print(f"keys of {size / GB:.3f} GB{time_taken} and {memory / GB:.2f} GB of memory", markup=False)
-    with console.status("making keys") as status:
+    with showing(None, "making keys", "made keys", log, {"making keys": 1.0}) as say:
         secret, evaluation = commands.keygen(
             options.program,
             options.folder,
             overwrite=options.overwrite,
-            progress=lambda done, total: status.update(f"making keys: {done} of {total}"),
+            progress=say,
             engine=options.engine,
             parts=options.parts,
         )
@@ -497,14 +492,9 @@ def _more_keys(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
     console = _Console()
-    with console.status("making keys") as status:
+    with showing(None, "making keys", "made keys", log, {"making keys": 1.0}) as say:
         made = commands.more_keys(
-            options.program,
-            options.secret_key,
-            options.before,
-            options.output,
-            progress=lambda done, total: status.update(f"making keys: {done} of {total}"),
-            engine=options.engine,
+            options.program, options.secret_key, options.before, options.output, progress=say, engine=options.engine
         )
     if made:
         console.print(f"{plain(options.output)}: {len(made)} keys for the server", soft_wrap=True, markup=False)
@@ -538,84 +528,28 @@ def _encrypt(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from olac.runtime import commands
+    from olac.runtime import shown
 
-    last: Progress | None = None
-
-    def announce(found: Forecast) -> None:
-        _tell(f"predicted {plain(found.where)}: {_duration(found.estimate.first_seconds)}")
-
-    with _shown() as (show, preparing):
-
-        def keep(progress: Progress) -> None:
-            nonlocal last
-            last = progress
-            show(progress)
-
-        try:
-            commands.run(
-                options.program,
-                options.evaluation_keys,
-                options.input,
-                options.output,
-                max_memory=options.max_memory,
-                progress=keep,
-                preparing=preparing,
-                checkpoint=options.checkpoint,
-                checkpoint_seconds=options.checkpoint_seconds,
-                engine=options.engine,
-                announce=announce,
-            )
-        except KeyboardInterrupt:
-            stopped = _stopped(last, options.checkpoint)
-        else:
-            return 0
-    print(stopped, file=sys.stderr)
-    return 130
-
-
-@contextmanager
-def _shown() -> Iterator[tuple[Callable[[Progress], None], Preparing]]:
-    """Shows a run: one line that changes on a terminal, otherwise a line for each layer."""
-    console = _Console()
-    with console.status("loading keys") as status:
-
-        def show(progress: Progress) -> None:
-            line = (
-                f"{progress.done} of {progress.total}: {plain(progress.node)} at level {progress.level}, "
-                f"{progress.memory_gb:.2f} GB, {_duration(progress.eta_seconds)} left"
-            )
-            if console.is_terminal:
-                with _going_on():
-                    status.update(Text(line))
-            else:
-                _tell(line)
-
-        yield show, _preparing(console, status)
-
-
-def _preparing(console: Console, status: Status) -> Preparing:
-    """Shows what an engine does to get ready: in the line that changes, or a line for each new thing on stderr."""
-    shown: set[str] = set()
-
-    def show(what: str, done: int, total: int) -> None:
-        if console.is_terminal:
-            status.update(Text(f"{what} ({done} of {total})"))
-        elif what not in shown:
-            shown.add(what)
-            with suppress(OSError):
-                print(what, file=sys.stderr, flush=True)
-
-    return show
+    return shown.run(
+        options.program,
+        options.evaluation_keys,
+        options.input,
+        options.output,
+        max_memory=options.max_memory,
+        checkpoint=options.checkpoint,
+        checkpoint_seconds=options.checkpoint_seconds,
+        engine=options.engine,
+    )
 
 
 def _warm_up(options: argparse.Namespace) -> None:
     from olac.backends.vector.available import prepare
+    from olac.runtime.shown import PREPARING, preparing
 
-    console, start = _Console(), time.monotonic()
-    with console.status("loading kernels") as status:
-        prepare(_preparing(console, status))
-    console.print(f"the vector engine is ready ({_duration(time.monotonic() - start)})")
+    start = time.monotonic()
+    with showing(None, "getting ready", "ready", log, {PREPARING: 1.0}, closing=False) as say:
+        prepare(preparing(say))
+    _Console().print(f"the vector engine is ready ({duration(time.monotonic() - start)})")
 
 
 def _publish(options: argparse.Namespace) -> None:
@@ -667,14 +601,14 @@ def _remote_run(options: argparse.Namespace) -> None:
     console = _Console()
     with (
         RemoteServer(options.url, options.program, client_program=known, token=token) as server,
-        console.status("asking") as status,
+        showing(None, "running on a server", "ran on a server", log, closing=False) as say,
     ):
         values = remote_run(
             server,
             options.images,
             options.output,
             keys=options.keys,
-            tell=lambda line: status.update(Text(line)),
+            tell=lambda line: say(Event(line, line)),
             decimals=options.decimals,
             raw=options.raw,
             allow_out_of_range=options.force,
@@ -682,21 +616,6 @@ def _remote_run(options: argparse.Namespace) -> None:
     console.print(
         f"{plain(options.output)}: outputs of {len(values)} inputs, in the clear", soft_wrap=True, markup=False
     )
-
-
-@contextmanager
-def _going_on() -> Iterator[None]:
-    """Output that nobody reads, or for which a disk is full, does not end a run of hours."""
-    try:
-        yield
-    except OSError:
-        _forget_stdout()
-
-
-def _tell(line: str) -> None:
-    """One line about a run; files and pipes get it at once."""
-    with _going_on():
-        print(line, flush=True)
 
 
 def _memory(text: str) -> float:
@@ -707,26 +626,6 @@ def _memory(text: str) -> float:
         return bytes_of(text, "the value", bare="GB")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _stopped(last: Progress | None, checkpoint: Path | None) -> str:
-    """One line: where a run was interrupted, and whether it can be continued."""
-    where = "before the first layer" if last is None else f"after {plain(last.node)} ({last.done} of {last.total})"
-    if checkpoint is None:
-        kept = "no checkpoint was kept (--checkpoint FILE keeps one)"
-    elif not checkpoint.exists():
-        kept = "there was no checkpoint yet"
-    else:
-        upto = f"up to {plain(last.checkpoint)}" if last is not None and last.checkpoint else "as it was before"
-        kept = f"{plain(checkpoint)} holds the run {upto}: the same command continues from there"
-    return f"interrupted {where}; {kept}"
-
-
-def _duration(seconds: float) -> str:
-    """A duration for people: 40 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _decrypt(options: argparse.Namespace) -> None:
@@ -763,16 +662,17 @@ def _debug(options: argparse.Namespace) -> None:
     from olac.report import debug_table
     from olac.runtime import commands
     from olac.runtime.debug import first_fault
+    from olac.runtime.shown import preparing, showing_run
 
-    with _shown() as (show, preparing):
+    with showing_run() as shown:
         rows = commands.debug(
             options.program,
             options.secret_key,
             options.evaluation_keys,
             options.images,
             max_memory=options.max_memory,
-            progress=show,
-            preparing=preparing,
+            progress=shown.node,
+            preparing=preparing(shown.say),
         )
     _Console().print(debug_table(rows))
     fault = first_fault(rows, options.threshold)

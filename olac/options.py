@@ -20,6 +20,7 @@ from olac.ir.ops import Array
 from olac.passes.choose_lowerings import Convolutions, kinds
 from olac.polynomials.modes import KEYWORDS, Degrees, Effects, EffortName, FitOptions, Method, MethodName, spelled_out
 from olac.program.program import AnyProgram
+from olac.progress import Reporter
 from olac.system.choices import require_known, require_one_of
 from olac.system.internal import callers_own
 from olac.system.memory import bytes_of
@@ -33,7 +34,9 @@ Asked: TypeAlias = Task | Criterion | Callable[[Array, Array], Array]
 
 def telling(progress: Stages | None) -> Stages:
     """A caller's progress, or one that does nothing; errors in it pass through as the caller's own."""
-    return (lambda line: None) if progress is None else callers_own(progress)
+    if progress is None:
+        return lambda line: None
+    return progress if isinstance(progress, Reporter) else callers_own(progress)
 
 
 @dataclass(frozen=True)

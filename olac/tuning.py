@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -24,11 +25,13 @@ from olac.compiler import Prepared, Purpose, prepare
 from olac.errors import CalibrationError
 from olac.ir.graph import Graph
 from olac.ir.ops import Activation
-from olac.options import CompileOptions, Keywords, Stages, telling, with_choices
+from olac.options import CompileOptions, Keywords, Stages, with_choices
 from olac.passes.expand_max_pool import WidenMaxPool
 from olac.passes.fit_activations import FitActivations
 from olac.polynomials.modes import FitOptions
 from olac.program.program import ApproximatedModel, CompiledProgram
+from olac.progress import Shown, showing
+from olac.progress.stages import LOWERING
 from olac.selection.lower import lower
 from olac.system.choices import require_one_of
 from olac.system.internal import callers, callers_items, callers_own, guard
@@ -41,6 +44,8 @@ from olac.training.network import Range, plain_module
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+log = logging.getLogger(__name__)
 
 Tensor = torch.Tensor
 Target = Literal["squares", "options"]
@@ -69,7 +74,7 @@ class FineTuned:
     history: tuple[Epoch, ...]
 
     def compile(
-        self, options: CompileOptions | None = None, *, progress: Stages | None = None, **choices: Unpack[Keywords]
+        self, options: CompileOptions | None = None, *, progress: Shown = None, **choices: Unpack[Keywords]
     ) -> CompiledProgram:
         """A program for encrypted inputs, as `olac.compile` makes it; the polynomials stay as they are.
 
@@ -80,9 +85,9 @@ class FineTuned:
         Raises:
             InfeasibleError, SecurityError: as `olac.compile`.
         """
-        return lower(
-            self.approximated, self.calibration, with_choices(options or self.options, choices), progress=progress
-        )
+        chosen = with_choices(options or self.options, choices)
+        with showing(progress, "compiling", "compiled", log, {LOWERING: 1.0}) as say:
+            return lower(self.approximated, self.calibration, chosen, progress=say)
 
 
 class _Loader:
@@ -176,7 +181,7 @@ def finetune(
     training: TrainingOptions | None = None,
     device: str | torch.device = "cpu",
     options: CompileOptions | None = None,
-    progress: Stages | None = None,
+    progress: Shown = None,
     **choices: Unpack[Keywords],
 ) -> FineTuned:
     """Train a network of polynomials, from the one that `olac.approximate` makes of a model.
@@ -217,14 +222,17 @@ def finetune(
     loader = _Loader(train_loader, "train_loader")
     own = None if loss is None else callers_own(loss)
     validation = None if val_loader is None else _Validation.of(val_loader)
-    how = _How(int(epochs), training or TrainingOptions(), own, torch.device(device), telling(progress), chosen)
-    with guard("approximating the model"), contextlib.closing(seeded(loader, chosen.seed)) as batches:
-        held_out = None if validation is None else validation.images
-        purpose = Purpose("fine-tuning", epochs=int(epochs), loader=train_loader)
-        prepared = prepare(model, (images for images, _ in batches), chosen, progress, purpose, held_out)
-    if chosen.task == "auto" and loader.classes and prepared.criterion.task in ("regression", "multilabel"):
-        prepared = prepared.with_criterion(Classification())
-    return _tuned(prepared, loader, validation, how)
+    with showing(progress, "fine-tuning", "fine-tuned", log) as say:
+        how = _How(int(epochs), training or TrainingOptions(), own, torch.device(device), say, chosen)
+        with guard("approximating the model"), contextlib.closing(seeded(loader, chosen.seed)) as batches:
+            held_out = None if validation is None else validation.images
+            purpose = Purpose("fine-tuning", epochs=int(epochs), loader=train_loader)
+            prepared = prepare(model, (images for images, _ in batches), chosen, say, purpose, held_out)
+        if chosen.task == "auto" and loader.classes and prepared.criterion.task in ("regression", "multilabel"):
+            prepared = prepared.with_criterion(Classification())
+        made = _tuned(prepared, loader, validation, how)
+        say.result = f"{len(made.history)} epochs"
+    return made
 
 
 def _squares(fit: FitOptions) -> FitOptions:

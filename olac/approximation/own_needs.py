@@ -54,6 +54,18 @@ from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
 from olac.ir.ops import Activation, Affine, Conv2d, Linear, LinearOp, MaxPool2d, Reshape
 from olac.polynomials.modes import EFFORTS, Agreement, Compensated, FitOptions, Within
+from olac.progress.stages import (
+    CALIBRATING,
+    CHECKING,
+    CHOOSING,
+    FITTING,
+    LOWERING,
+    MEASURING,
+    RECONSTRUCTING,
+    SIMPLIFYING,
+    STAGES,
+    TUNING,
+)
 from olac.system.memory import GB
 
 Tensor = torch.Tensor
@@ -398,51 +410,74 @@ class Work:
 
     # Time ------------------------------------------------------------------------------------------------------------
 
-    def evaluations(self) -> float:
-        """Evaluations of the model for one image, in all."""
+    def evaluations(self) -> dict[str, float]:
+        """Evaluations of the model for one image, by stage."""
         activations = sum(isinstance(node.op, Activation) for node in self.graph.nodes)
-        total = 0.0 if self.calibrated else CALIBRATED * self.images
+        total = {CALIBRATING: 0.0 if self.calibrated else CALIBRATED * self.images}
+        # The result, and plans that are judged by agreement, are tried on altered copies as well.
+        copies = 2 * COPIES
+        total[CHECKING] = copies + CHECKED * (CHUNK + self.held_out - self.judging)
         if isinstance(self.fit.choice, Within | Agreement):
-            total += min(EFFECT_IMAGES, self.kept) * CANDIDATES * activations / 2
+            total[MEASURING] = min(EFFECT_IMAGES, self.kept) * CANDIDATES * activations / 2
+            total[CHOOSING] = copies if isinstance(self.fit.choice, Agreement) else 0.0
             if self.fits_on_images:
-                total += TRIALS * (2 * min(TRIAL_IMAGES, self.kept) + self.judging)
+                total[CHOOSING] += TRIALS * (2 * min(TRIAL_IMAGES, self.kept) + self.judging)
         if self.fits_on_images:
             each = activations * len(tails(3)) + len(self.layers) * (len(RIDGES) + 1)
-            total += self.judging * each / 2 + 3 * self.swept + min(BOUND_IMAGES, self.kept)
+            total[FITTING] = self.judging * each / 2 + 3 * self.swept + min(BOUND_IMAGES, self.kept)
         visits = self.passes * self.kept
-        total += visits * FORWARD_BACKWARD + self.epochs * self.images * FORWARD_BACKWARD
         if visits:
             # Both networks at the beginning, and the weights after the first pass, at the end and in between.
-            total += (JUDGED + self.judging) * (4 + visits / INTERVAL)
-        # The result, and plans that are judged by agreement, are tried on altered copies as well.
-        total += 2 * COPIES * (2 if isinstance(self.fit.choice, Agreement) else 1)
-        return total + CHECKED * (CHUNK + self.held_out - self.judging)
+            judged = (JUDGED + self.judging) * (4 + visits / INTERVAL)
+            total[RECONSTRUCTING] = visits * FORWARD_BACKWARD + judged
+        if self.epochs:
+            total[TUNING] = self.epochs * self.images * FORWARD_BACKWARD
+        return total
 
-    def multiplications(self) -> float:
-        """Multiplications in single precision that systems and composed layers take, in all."""
+    def multiplications(self) -> dict[str, float]:
+        """Multiplications in single precision that systems and composed layers take, by stage."""
         method = self.fit.fitting
-        total = ENTRY * COPIES * _composed(self.graph, self.entries)
+        total = {SIMPLIFYING: ENTRY * COPIES * _composed(self.graph, self.entries), FITTING: 0.0, RECONSTRUCTING: 0.0}
         for layer in self.layers if self.fits_on_images else ():
             places = math.prod(layer.places)
             if isinstance(method, Compensated) and method.refit:
                 unknowns = min(layer.columns, self.swept * places)
                 samples = min(self.swept * places, PER_UNKNOWN * layer.columns)
                 if unknowns <= MOST_UNKNOWNS:
-                    total += layer.groups * (samples * unknowns * layer.columns / 2 + 2 * len(RIDGES) * unknowns**3)
+                    total[FITTING] += layer.groups * (
+                        samples * unknowns * layer.columns / 2 + 2 * len(RIDGES) * unknowns**3
+                    )
             if self.passes:
                 unknowns = min(layer.columns, MOMENTS_IMAGES * places)
-                total += layer.groups * (MOMENTS_IMAGES * places * layer.columns * unknowns + EIGEN * unknowns**3)
+                total[RECONSTRUCTING] += layer.groups * (
+                    MOMENTS_IMAGES * places * layer.columns * unknowns + EIGEN * unknowns**3
+                )
         return total
 
     def seconds(self, yardstick: Yardstick) -> float:
         """Seconds of everything, `fit_seconds` kept to."""
+        return sum(self.stage_seconds(yardstick).values())
+
+    def stage_seconds(self, yardstick: Yardstick) -> dict[str, float]:
+        """The same for each stage that takes some, in their order."""
         method, limit = self.fit.fitting, math.inf
         if isinstance(method, Compensated) and method.fit_seconds is not None:
             limit = method.fit_seconds
+        evaluations, multiplications = self.evaluations(), self.multiplications()
+        found: dict[str, float] = {}
+        for stage in STAGES:
+            found[stage] = evaluations.get(stage, 0.0) * yardstick.image
+            found[stage] += multiplications.get(stage, 0.0) * yardstick.flop
         stepping = self.passes * self.kept * FORWARD_BACKWARD * yardstick.image
-        others = self.evaluations() * yardstick.image - stepping + self.multiplications() * yardstick.flop
+        found[RECONSTRUCTING] += min(stepping, limit) - stepping
+        starting = SIMPLIFYING
+        if self.fits_on_images:
+            starting = CHOOSING if isinstance(self.fit.choice, Within | Agreement) else FITTING
+        found[starting] += START_SECONDS
         lowered = sum(isinstance(n.op, Activation) for n in self.graph.nodes) + len(self.layers)
-        return START_SECONDS + others + min(stepping, limit) + self.lowers * LOWERING_SECONDS * lowered
+        if self.lowers:
+            found[LOWERING] = LOWERING_SECONDS * lowered
+        return {stage: seconds for stage, seconds in found.items() if seconds > 0}
 
 
 def measured(run: Callable[[Tensor], Tensor], images: Tensor) -> Yardstick:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from olac.ckks.engines import OPENFHE
-from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
+from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError, plain
 from olac.ir.graph import Graph, Node, Origin
 from olac.ir.lowerings import LOWERINGS, Lowering
 from olac.ir.names import Names, check_names
@@ -42,8 +43,11 @@ from olac.program.parts import (
 from olac.program.report import Report, SelfCheck
 from olac.system.files import Source, check_writable, write_file
 from olac.system.formats import PROGRAMS
+from olac.system.logs import event as log_event
 from olac.system.memory import memory_for
 from olac.system.tensors import TensorFiles
+
+log = logging.getLogger(__name__)
 
 FILES = TensorFiles("program", PROGRAMS, writer="LoweredProgram.save", hashes_tensors=False)
 MAX_PARTS = 1 << 16
@@ -63,6 +67,7 @@ def save_program(program: LoweredProgram, path: str | Path) -> None:
     check_writable(path)
     data = program_bytes(program)
     write_file(path, [data], size=len(data))
+    log_event(log, f"{plain(path)}: program saved", file=str(path), fingerprint=program.fingerprint, bytes=len(data))
 
 
 def program_bytes(program: LoweredProgram) -> bytes:
@@ -93,7 +98,9 @@ def load_program(path: str | Path) -> LoweredProgram:
         SecurityError: its parameters don't have the security that they claim. If they have it only by the bounds of
             earlier versions, which were a little higher, there is a warning.
     """
-    return _load(Source.of_file(path))
+    program = _load(Source.of_file(path))
+    log_event(log, f"{plain(path)}: program loaded", file=str(path), fingerprint=program.fingerprint)
+    return program
 
 
 @memory_for("loading the program")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,6 +28,7 @@ from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.kernels.base import Value
 from olac.program.program import AnyProgram, check_any_program
+from olac.progress import SHOWN_AFTER, Reporter, ShownCounts, counting, showing, with_counts
 from olac.runtime import envelope
 from olac.runtime.check_ranges import check_output
 from olac.runtime.encryptor import PublicKey, check_room_for, encrypted
@@ -41,10 +42,14 @@ from olac.runtime.messages import (
 )
 from olac.system.files import Output, Source, check_private, check_writable, write_files
 from olac.system.forks import check_fork
+from olac.system.logs import event as log_event
 from olac.system.memory import GB, available_bytes, current_rss_bytes, memory_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+log = logging.getLogger(__name__)
+MAKING = "making keys"
 
 MOST_DECIMALS = 15
 """Outputs are rounded to at most this many digits after the point, or before it."""
@@ -93,11 +98,13 @@ class Client:
     # Keys ------------------------------------------------------------------------------------------------------------
 
     @memory_for("making the keys")
-    def generate_keys(self, progress: Callable[[int, int], None] | None = None) -> EvaluationKeys:
+    def generate_keys(self, progress: ShownCounts | Reporter = None) -> EvaluationKeys:
         """Make a new secret key, kept here, and the evaluation keys that a server needs.
 
         Args:
-            progress: called as progress(keys made, keys in all).
+            progress: None shows a bar if stderr is a terminal, and in a notebook; False shows nothing; True shows lines
+                where there is no terminal. A function is called with each `olac.progress.Event`, or, if it takes two
+                arguments, as progress(keys made, keys in all).
 
         Raises:
             InfeasibleError: the keys need more memory than there is; nothing was made.
@@ -115,7 +122,7 @@ class Client:
 
     @memory_for("making the keys")
     def more_keys(
-        self, held: AnyProgram | EvaluationKeys | KeyList, progress: Callable[[int, int], None] | None = None
+        self, held: AnyProgram | EvaluationKeys | KeyList, progress: ShownCounts | Reporter = None
     ) -> EvaluationKeys:
         """Make the evaluation keys that the program needs beside those that a server has, with the same secret key.
 
@@ -124,7 +131,7 @@ class Client:
 
         Args:
             held: what the server has: the keys, a program whose keys it has, or what clients know of that program.
-            progress: called as progress(keys made, keys in all).
+            progress: as in `generate_keys`.
 
         Raises:
             ArtifactError: what is held is for other parameters, or of another key pair.
@@ -168,10 +175,19 @@ class Client:
         session: ClientSession,
         identity: str,
         keys: KeyList,
-        progress: Callable[[int, int], None] | None,
+        progress: ShownCounts | Reporter,
     ) -> EvaluationKeys:
-        live = session.make_keys(keys.by_step, keys.relinearise, progress, bootstraps=keys.bootstraps)
-        return EvaluationKeys(self.program.parameters, identity, keys, self._engine, live=live)
+        plan = {MAKING: 1.0}
+        with showing(
+            with_counts(progress), "making keys", "made keys", log, plan, told=False, after=SHOWN_AFTER
+        ) as say:
+            tell = counting(say, MAKING)
+            live = session.make_keys(keys.by_step, keys.relinearise, tell, bootstraps=keys.bootstraps)
+            made = EvaluationKeys(self.program.parameters, identity, keys, self._engine, live=live)
+            size = sum(key_sizes(self._engine, self.program.parameters, keys))
+            say.result = f"{len(keys.names)} keys of {size / GB:.3f} GB"
+            log_event(log, f"keys made: {say.result}", keys=len(keys.names), bytes=size, engine=self._engine.model.name)
+        return made
 
     @property
     def identity(self) -> str:
@@ -366,6 +382,7 @@ class Client:
             raise BackendError(f"{result.name} decrypts to values that are not finite")
         message = check_output(images, type_)
         if message:
+            # Not logged: it tells of decrypted values.
             warnings.warn(f"{result.name}: {message}", stacklevel=3)  # after the decorator
         outputs = images if raw else program.head.apply(images)
         # Integers of an argmax stay as they are. The sum makes 0.0 of -0.0.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from olac.errors import ArtifactError, InfeasibleError, InputError, plain
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.program.program import AnyProgram, CompiledProgram, check_images, load_any_program, wrong_shape
+from olac.progress import SHOWN_AFTER, Event, Reporter, Shown, ShownCounts, exact_duration, showing
 from olac.runtime.client import Client
 from olac.runtime.debug import Row
 from olac.runtime.debug import debug as compare
@@ -21,7 +25,8 @@ from olac.runtime.envelope import PUBLIC_KEY, kind_of
 from olac.runtime.estimates import Forecast, forecast
 from olac.runtime.key_parts import load_keys, save_parts
 from olac.runtime.messages import MOST_IMAGES, EncryptedInput, EncryptedResult
-from olac.runtime.server import CHECKPOINT_SECONDS, Progress, Server
+from olac.runtime.progress import in_sets
+from olac.runtime.server import CHECKPOINT_SECONDS, Asked, Server
 from olac.system.files import (
     Output,
     Source,
@@ -33,8 +38,10 @@ from olac.system.files import (
     remove_file,
     write_files,
 )
-from olac.system.memory import memory_for, ran_out
+from olac.system.memory import GB, memory_for, peak_rss_bytes, ran_out
 from olac.system.shapes import counted
+
+log = logging.getLogger(__name__)
 
 SECRET_KEY_NAME = "secret.key"
 EVALUATION_KEYS_NAME = "evaluation.keys"
@@ -46,7 +53,7 @@ def keygen(
     out_dir: str | Path,
     *,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ShownCounts | Reporter = None,
     engine: str | None = None,
     parts: bool = False,
 ) -> tuple[Path, Path]:
@@ -100,7 +107,7 @@ def more_keys(
     held: str | Path,
     output: str | Path,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ShownCounts | Reporter = None,
     engine: str | None = None,
 ) -> tuple[str, ...]:
     """Make the evaluation keys that a program needs beside those of an earlier one, with the same secret key.
@@ -146,6 +153,7 @@ def encrypt(
     *,
     allow_out_of_range: bool = False,
     announce: Callable[[EncryptedInput], None] | None = None,
+    progress: Shown = None,
 ) -> Path:
     """Encrypt inputs from a .npy file of shape (n, *input shape) or `input shape`.
 
@@ -153,6 +161,7 @@ def encrypt(
         secret_key: or a public key, which can't decrypt.
         allow_out_of_range: as in `Client.encrypt`.
         announce: called with what was encrypted, when it is written.
+        progress: how it is shown (`olac.progress.Shown`).
 
     Raises:
         ArtifactError: a file is missing or damaged.
@@ -161,17 +170,23 @@ def encrypt(
     inputs = {"program": program, "secret key": secret_key, "file of inputs": images}
     check_apart({"encrypted input": output}, inputs)
     check_writable(output)
-    compiled = load_any_program(program)
-    array = read_npy(images, compiled.input_shape)
-    client: Client | Encryptor
-    if kind_of(secret_key) == PUBLIC_KEY:
-        client = Encryptor(compiled, PublicKey.load(compiled, secret_key))
-    else:
-        client = Client.load(compiled, secret_key)
-    made = client.encrypt(array, allow_out_of_range=allow_out_of_range)
-    made.save(output)
-    if announce is not None:
-        announce(made)
+    with showing(progress, "encrypting", "encrypted", log, after=SHOWN_AFTER) as say:
+        say(Event("reading the program and the key", "reading"))
+        compiled = load_any_program(program)
+        array = read_npy(images, compiled.input_shape)
+        client: Client | Encryptor
+        if kind_of(secret_key) == PUBLIC_KEY:
+            client = Encryptor(compiled, PublicKey.load(compiled, secret_key))
+        else:
+            client = Client.load(compiled, secret_key)
+        say(Event(f"encrypting {counted(len(array), compiled.input_shape)}", "encrypting"))
+        made = client.encrypt(array, allow_out_of_range=allow_out_of_range)
+        say(Event(f"writing {plain(output)}", "writing"))
+        made.save(output)
+        if announce is not None:
+            announce(made)
+        else:
+            say.result = f"{counted(made.images, compiled.input_shape)}, written to {plain(output)}"
     return Path(output)
 
 
@@ -182,12 +197,13 @@ def run(
     output: str | Path,
     *,
     max_memory: float | str | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Asked = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     preparing: Preparing | None = None,
     engine: str | None = None,
     announce: Callable[[Forecast], None] | None = None,
+    ended: Callable[[Ran], None] | None = None,
 ) -> Path:
     """Run the program on an encrypted input; needs no secret key.
 
@@ -198,6 +214,7 @@ def run(
         announce: called with what the run will take, before it begins. With a limit of memory this machine is not
             measured for that.
         checkpoint, checkpoint_seconds: as in `Server.run`; the file is deleted when the result is written.
+        ended: called with what the run was, after the result is written.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program, key or, for checkpoints, input.
@@ -216,14 +233,66 @@ def run(
         announce(forecast(compiled, keys.choose_engine(engine), measure=not (max_memory or compiled.max_memory)))
     # One run uses every weight once, so encoded weights are not kept.
     server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0, engine=engine, preparing=preparing)
+    start = time.monotonic()
     result = server.run(
         given, progress, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, keep_checkpoint=True
     )
+    seconds = time.monotonic() - start
     result.save(output)
+    kept = None if checkpoint is None else Path(checkpoint)
+    written = kept is not None and kept.exists()
     # Links may have been made in the meantime, and the result must not be deleted.
-    if checkpoint is not None and not is_same(Path(checkpoint), Path(output)):
-        remove_file(checkpoint)
+    removed = kept is not None and not is_same(kept, Path(output))
+    if kept is not None and removed:
+        remove_file(kept)
+    if ended is not None:
+        peak = peak_rss_bytes() / GB
+        ended(
+            Ran(
+                compiled.input_shape,
+                given.images,
+                given.sets,
+                seconds,
+                peak,
+                Path(output),
+                kept if written else None,
+                removed,
+            )
+        )
     return Path(output)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run was; its text says so in one line.
+
+    Attributes:
+        shape: of one input.
+        images, sets: of the input, and the sets of ciphertexts that hold them.
+        seconds: of the run, without loading and saving.
+        peak_gb: peak memory of this process.
+        output: the file of the result.
+        checkpoint: the file that held the run's state; None if there was none.
+        removed: whether that was deleted.
+    """
+
+    shape: tuple[int, ...]
+    images: int
+    sets: int
+    seconds: float
+    peak_gb: float
+    output: Path
+    checkpoint: Path | None = None
+    removed: bool = False
+
+    def __str__(self) -> str:
+        line = (
+            f"ran in {exact_duration(self.seconds)}: {in_sets(self.images, self.sets, self.shape, self.seconds)}, "
+            f"{self.peak_gb:.2f} GB at the peak; written to {plain(self.output)}"
+        )
+        if self.checkpoint is None:
+            return line
+        return f"{line}; the checkpoint {plain(self.checkpoint)} was {'deleted' if self.removed else 'kept'}"
 
 
 def decrypt(
@@ -272,7 +341,7 @@ def debug(
     images: str | Path,
     *,
     max_memory: float | str | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Asked = None,
     preparing: Preparing | None = None,
 ) -> tuple[Row, ...]:
     """Run the first batch of the images in a .npy file encrypted and simulated, and compare every layer.

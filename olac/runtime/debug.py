@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from olac.ir.ops import Array, Bootstrap, Input
 from olac.kernels.base import Value
 from olac.program.program import check_images
 from olac.runtime.client import Client
-from olac.runtime.server import Progress, Server
+from olac.runtime.server import Asked, Server
 from olac.system.shapes import counted
 
 THRESHOLD = 0.05
@@ -71,16 +71,14 @@ class Fault:
         return f"{self.layer}: {self.problem}. {self.advice}"
 
 
-def debug(
-    client: Client, server: Server, images: object, progress: Callable[[Progress], None] | None = None
-) -> tuple[Row, ...]:
+def debug(client: Client, server: Server, images: object, progress: Asked = None) -> tuple[Row, ...]:
     """Run images encrypted and simulated, and compare all values.
 
     Args:
         client: with the secret key; of the program, or of what clients need of it.
         server: of the same program, with this client's evaluation keys.
         images: shape (n, *input shape) or one image; at most a batch.
-        progress: called after every node of the encrypted run.
+        progress: as in `Server.run`.
 
     Raises:
         InputError, ArtifactError, BackendError: as `Client.encrypt` and `Server.run`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from dataclasses import dataclass
 
 from olac.analysis.estimate import Estimate
@@ -10,8 +10,11 @@ from olac.backends.session import Engine, Slowdown, available_engine, find_engin
 from olac.costs.table import CostTable
 from olac.errors import BackendError, ForkError, InfeasibleError
 from olac.program.program import CompiledProgram
+from olac.system.logs import warn
 from olac.system.memory import check_room, return_freed
 from olac.system.threads import usable_threads
+
+log = logging.getLogger(__name__)
 
 MEASURING_BYTES = 3e8
 """At the largest rings: a context, a few ciphertexts and the results of primitives."""
@@ -89,5 +92,5 @@ def _usual(program: CompiledProgram) -> Engine:
     try:
         return available_engine(program.engine, program.parameters)
     except BackendError as error:
-        warnings.warn(str(error), stacklevel=3)
+        warn(log, str(error), stacklevel=3)
         return find_engine(program.engine)

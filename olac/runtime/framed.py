@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import io
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from olac.ckks.parameters import Parameters
+from olac.errors import plain
 from olac.program.program import AnyProgram, check_any_program
 from olac.runtime.envelope import Owner, Payload, open_frame
 from olac.system.files import Output, Source, check_writable, write_files
+from olac.system.logs import event as log_event
 from olac.system.memory import memory_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+log = logging.getLogger(__name__)
 
 
 class Framed(ABC):
@@ -73,6 +79,7 @@ class Framed(ABC):
         check_writable(path, size=output.size)
         with memory_for(f"saving the {self.kind.replace('-', ' ')}"):
             write_files([output])
+        log_event(log, f"{plain(path)}: {self.kind} saved", file=str(path), kind=self.kind, bytes=output.size)
 
     def output(self, path: str | Path) -> Output:
         """What `save` writes, for `olac.system.files.write_files`, which may write the secret key together with it."""
@@ -94,7 +101,14 @@ class Framed(ABC):
         Raises:
             ArtifactError: the file is missing, damaged, or of another kind, version or program.
         """
-        return cls._read(program, Source.of_file(path))
+        return cls._loaded(program, path)
+
+    @classmethod
+    def _loaded(cls, given: AnyProgram | Parameters, path: str | Path) -> Self:
+        made = cls._read(given, Source.of_file(path))
+        size = made.payload_bytes
+        log_event(log, f"{plain(path)}: {cls.kind} loaded", file=str(path), kind=cls.kind, bytes=size)
+        return made
 
     @classmethod
     def _read(cls, given: AnyProgram | Parameters, source: Source) -> Self:

@@ -358,7 +358,7 @@ class EvaluationKeys(Framed):
         Raises:
             ArtifactError: the file is missing, damaged, or of another kind or version, or for other parameters.
         """
-        return cls._read(program, Source.of_file(path))
+        return cls._loaded(program, path)
 
     @property
     def _belongs_to(self) -> Parameters:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -31,6 +31,7 @@ from olac.kernels.base import Value
 from olac.kernels.execute import execute
 from olac.kernels.sets import SetsEvaluator, apart, together
 from olac.program.program import CompiledProgram
+from olac.progress import SHOWN_AFTER, Reporter, showing
 from olac.runtime.checkpoints import Checkpoint
 from olac.runtime.messages import (
     EncryptedInput,
@@ -38,16 +39,22 @@ from olac.runtime.messages import (
     EvaluationKeys,
 )
 from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
+from olac.runtime.progress import RUNNING, Steps, in_sets
 from olac.runtime.progress import Progress as Progress
-from olac.runtime.progress import Steps
 from olac.system.files import check_writable, remove_file
 from olac.system.forks import check_fork, is_stale
 from olac.system.internal import callers, is_callers
+from olac.system.logs import event as log_event
+from olac.system.logs import warn
 from olac.system.memory import GB, available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for, ran_out
 from olac.system.threads import set_threads
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+log = logging.getLogger(__name__)
+Asked = bool | Callable[[Progress], Any] | Reporter | None
+"""How a run is shown; see `olac.progress.Shown`."""
 
 NAMED_STEPS = 12
 MORE_KEYS = (
@@ -290,7 +297,7 @@ class Server:
     def run(
         self,
         encrypted: EncryptedInput,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Asked = None,
         *,
         checkpoint: str | Path | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -303,7 +310,8 @@ class Server:
 
         Args:
             encrypted: from the client whose keys this server has.
-            progress: called after every node.
+            progress: None shows a bar if stderr is a terminal, and in a notebook; False shows nothing; True shows lines
+                where there is no terminal. A function is called with a `Progress` after every node.
             checkpoint: a file to which the ciphertexts that are still needed are written, after each bootstrap and
                 also from time to time. If it exists, the run continues from it. It is deleted when the run is done.
             checkpoint_seconds: the least time between checkpoints, apart from those after bootstraps.
@@ -321,19 +329,28 @@ class Server:
         check_fork()
         program = self.program
         self._check_input(encrypted)
-        with self._turn(), self._open().running():
-            if checkpoint is None:
-                return self._run(encrypted, progress, observe, None)
-            check_writable(checkpoint, special=False)
-            keeper = _Keeper(program, encrypted, Path(checkpoint), checkpoint_seconds, self._engine)
-            result = self._run(encrypted, progress, observe, keeper)
-            if not keep_checkpoint:
+        fields = {
+            "program": program.fingerprint,
+            "images": encrypted.images,
+            "sets": encrypted.sets,
+            "engine": self._engine.model.name,
+        }
+        shown = showing(progress, RUNNING, "ran", log, told=False, after=SHOWN_AFTER, fields=fields)
+        # A display is opened when it is this run's turn.
+        with self._turn(), shown as say, self._open().running():
+            keeper = None
+            if checkpoint is not None:
+                check_writable(checkpoint, special=False)
+                keeper = _Keeper(program, encrypted, Path(checkpoint), checkpoint_seconds, self._engine)
+            result = self._run(encrypted, say, observe, keeper)
+            if keeper is not None and not keep_checkpoint:
                 remove_file(keeper.path)
+            say.result = in_sets(
+                encrypted.images, encrypted.sets, self.program.input_shape, sum(self.last_run.values())
+            )
             return result
 
-    def stream(
-        self, encrypted: Iterable[EncryptedInput], progress: Callable[[Progress], None] | None = None
-    ) -> Iterator[EncryptedResult]:
+    def stream(self, encrypted: Iterable[EncryptedInput], progress: Asked = None) -> Iterator[EncryptedResult]:
         """The result of one input after the other, each as soon as it is there.
 
         An input with more sets of ciphertexts than memory holds at a time is given in parts; each result says how many
@@ -381,7 +398,7 @@ class Server:
     def _run(
         self,
         encrypted: EncryptedInput,
-        progress: Callable[[Progress], None] | None,
+        say: Reporter,
         observe: Callable[[Node, Value], None] | None,
         keeper: _Keeper | None,
     ) -> EncryptedResult:
@@ -406,7 +423,7 @@ class Server:
             found = None
             if self._pager is not None:
                 self._pager.restart(after, count)
-            keep = self._keeping(steps, tuple(outputs), count, progress, observe, keeper)
+            keep = self._keeping(steps, tuple(outputs), count, say, observe, keeper)
             outputs += self._computed(evaluator, values, after, keep)
         self.last_run = steps.seconds
         for part in itertools.chain.from_iterable(outputs):
@@ -447,7 +464,7 @@ class Server:
         steps: Steps,
         finished: Sequence[Value],
         sets: int,
-        progress: Callable[[Progress], None] | None,
+        say: Reporter,
         observe: Callable[[Node, Value], None] | None,
         keeper: _Keeper | None,
     ) -> Callable[[Node, Mapping[str, Value]], None]:
@@ -468,19 +485,18 @@ class Server:
                     with callers():
                         for value in each_set(values[node.id]):
                             observe(node, value)
-                if progress is not None:
-                    reached = Progress(
-                        steps.done,
-                        steps.total,
-                        node.id,
-                        values[node.id][0].state.level,
-                        spent,
-                        current_rss_bytes() / GB,
-                        steps.eta_seconds,
-                        "" if keeper is None else keeper.after,
-                    )
-                    with callers():
-                        progress(reached)
+                level = values[node.id][0].state.level
+                log_event(
+                    log,
+                    f"{node.id} at level {level}",
+                    level=logging.DEBUG,
+                    node=node.id,
+                    levels=level,
+                    seconds=round(spent, 6),
+                )
+                if say.heard:
+                    after = "" if keeper is None else keeper.after
+                    say(steps.reached(node, level, spent, current_rss_bytes() / GB, after))
             start = time.perf_counter()
 
         return keep
@@ -513,7 +529,7 @@ class _Keeper:
             Checkpoint(node.id, values, tuple(outputs)).save(self._program, self._encrypted, self.path, self._engine)
         except (ArtifactError, BackendError, MemoryError) as error:
             # A run of hours must not end because the disk is full.
-            warnings.warn(f"no checkpoint after {node.id}: {error or 'memory ran out'}", stacklevel=2)
+            warn(log, f"no checkpoint after {node.id}: {error or 'memory ran out'}", node=node.id)
         else:
             self.after = node.id
         self._last = time.monotonic()

@@ -38,6 +38,14 @@ def say_memory(job: Job, chosen: Candidate) -> None:
         job.say(f"a server will take {memory} (this machine has {total_bytes() / GB:.1f} GB); max_memory sets a limit")
 
 
+def summary(job: Job, chosen: Candidate) -> str:
+    """What was made, in a few words."""
+    return (
+        f"{job.engine.title}, ring 2^{chosen.parameters.log_ring}, {chosen.server_bytes / GB:.1f} GB and "
+        f"{chosen.seconds:.3g} s an image predicted"
+    )
+
+
 def _served(chosen: Candidate, engine: EngineModel) -> Sizes:
     """Of a server that keeps encoded weights if such a program ever does, even if this one was chosen without them."""
     return replace(chosen.keys.sizes, keeps_plaintexts=engine.bootstraps(chosen.parameters).keeps_plaintexts)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the lowest layer to the highest.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.errors",),
-    ("olac.system", "olac.plugins"),
+    ("olac.system", "olac.plugins", "olac.progress"),
     ("olac.ir", "olac.ckks", "olac.parameters"),
     ("olac.costs",),
     ("olac.backends.base",),
