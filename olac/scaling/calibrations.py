@@ -38,8 +38,8 @@ def calibrate_parts(
     Both executors give the same on machines of one kind with the same `threads`. The result differs from that of one
     pass over the whole set in three ways:
 
-    - Which images are held out: every 8th of each part, up to the limit for all. Those of further parts beyond the
-      limit are in no statistic.
+    - Which images are held out: every 8th of each part, or a fair sample of them if the parts have more than the limit
+      for all (`Calibration.merge`). Those that are not in the sample are in no statistic.
     - Which images are sampled, if there are more than `sample_images`.
     - Rounding: images run in batches of up to 64, and convolutions round by the size of a batch. So a range may differ
       in the last digits of single precision, and a value next to the border of a bin may be counted in the next one.
