@@ -19,7 +19,9 @@ NUMBER_BYTES = 8
 def number_of(image: npt.NDArray[np.floating]) -> int:
     """The number of an image, in single precision as it was given: uniform in 0 ... 2^64 - 1, the same each time."""
     data = np.ascontiguousarray(image, dtype="<f4")
-    return int.from_bytes(hashlib.blake2b(data, digest_size=NUMBER_BYTES, person=b"olac held out").digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(data.tobytes(), digest_size=NUMBER_BYTES, person=b"olac held out").digest(), "big"
+    )
 
 
 def smallest(numbers: Sequence[int], most: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +29,7 @@ from olac.system.files import (
     check_apart,
     check_folder,
     check_writable,
-    is_same,
     make_folder,
-    remove_file,
     write_files,
 )
 from olac.system.memory import memory_for, ran_out
@@ -159,13 +158,16 @@ def encrypt(
     check_apart({"encrypted input": output}, inputs)
     check_writable(output)
     compiled = load_any_program(program)
-    array = read_npy(images, compiled.input_shape)
+    array = open_npy(images, compiled.input_shape)
     client: Client | Encryptor
     if kind_of(secret_key) == PUBLIC_KEY:
         client = Encryptor(compiled, PublicKey.load(compiled, secret_key))
     else:
         client = Client.load(compiled, secret_key)
-    client.encrypt(array, allow_out_of_range=allow_out_of_range).save(output)
+    try:
+        client.encrypt_to(output, array, allow_out_of_range=allow_out_of_range)
+    except InputError as error:
+        raise InputError(f"{plain(images)}: {error}") from error
     return Path(output)
 
 
@@ -204,19 +206,13 @@ def run(
     if checkpoint is not None:
         check_writable(checkpoint, special=False)
     compiled = CompiledProgram.load(program)
-    given = EncryptedInput.load(compiled, encrypted)
+    given = EncryptedInput.open(compiled, encrypted)
     keys = load_keys(compiled, evaluation_keys)
     if announce is not None:
         announce(forecast(compiled, keys.choose_engine(engine), measure=not (max_memory or compiled.max_memory)))
     # One run uses every weight once, so encoded weights are not kept.
     server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0, engine=engine, preparing=preparing)
-    result = server.run(
-        given, progress, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, keep_checkpoint=True
-    )
-    result.save(output)
-    # Links may have been made in the meantime, and the result must not be deleted.
-    if checkpoint is not None and not is_same(Path(checkpoint), Path(output)):
-        remove_file(checkpoint)
+    server.run_to(output, given, progress, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds)
     return Path(output)
 
 
@@ -249,8 +245,8 @@ def decrypt(
     check_writable(output)
     compiled = load_any_program(program)
     client = Client.load(compiled, secret_key)
-    given = None if encrypted is None else EncryptedInput.load(compiled, encrypted)
-    values = client.decrypt(EncryptedResult.load(compiled, result), of=given, raw=raw, decimals=decimals)
+    given = None if encrypted is None else EncryptedInput.open(compiled, encrypted)
+    values = client.decrypt(EncryptedResult.open(compiled, result), of=given, raw=raw, decimals=decimals)
     write_npy(output, values)
     return values
 
@@ -291,8 +287,22 @@ def read_npy(path: str | Path, shape: tuple[int, ...], most: int | None = None) 
         most: images to take, the first of the file; None for all.
 
     Raises:
+        ArtifactError, InfeasibleError: as `open_npy`.
+        InputError: as `open_npy`, or numbers are not finite.
+    """
+    images = open_npy(path, shape)
+    try:
+        return check_images(images[:most], shape)
+    except InputError as error:
+        raise InputError(f"{plain(path)}: {error}") from error
+
+
+def open_npy(path: str | Path, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """A map of the images in a .npy file of shape (n, *shape) or `shape`, as shape (n, *shape); nothing is read yet.
+
+    Raises:
         ArtifactError: the file is missing or no .npy file.
-        InputError: it holds something other than finite real numbers, or has another shape.
+        InputError: it holds something other than real numbers, or has another shape.
         InfeasibleError: memory ran out.
     """
     source = Source.of_file(path)
@@ -317,10 +327,7 @@ def read_npy(path: str | Path, shape: tuple[int, ...], most: int | None = None) 
     images = array[None] if array.shape == shape else array
     if len(images) > MOST_IMAGES:
         raise InputError(f"{source.name}: {len(images)} images, at most {MOST_IMAGES} are possible. Split the file.")
-    try:
-        return check_images(images[:most], shape)
-    except InputError as error:
-        raise InputError(f"{source.name}: {error}") from error
+    return images
 
 
 def write_npy(path: str | Path, values: Outputs) -> None:

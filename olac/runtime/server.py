@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 import warnings
@@ -40,7 +39,7 @@ from olac.runtime.messages import (
 from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
 from olac.runtime.progress import Progress as Progress
 from olac.runtime.progress import Steps
-from olac.system.files import check_writable, remove_file
+from olac.system.files import check_writable, is_same, remove_file
 from olac.system.forks import check_fork, is_stale
 from olac.system.internal import callers, is_callers
 from olac.system.memory import GB, available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for, ran_out
@@ -318,18 +317,70 @@ class Server:
             ForkError: the process was forked after OpenFHE was used.
             ClosedError: after `close`.
         """
+        kept = None if checkpoint is None or not keep_checkpoint else Path(checkpoint)
+        with self._running_on(encrypted, checkpoint, checkpoint_seconds, kept) as keeper:
+            outputs = self._outputs(encrypted, progress, observe, keeper)
+            live = tuple(part.payload for output in outputs for part in output)
+            return EncryptedResult(
+                self.program, self._identity, encrypted.images, live=live, engine=self._engine, input=encrypted.digest
+            )
+
+    @memory_for("running the program")
+    def run_to(
+        self,
+        path: str | Path,
+        encrypted: EncryptedInput,
+        progress: Callable[[Progress], None] | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:
+        """Run the program as `run`, and write to a file what `run(...).save(path)` writes.
+
+        Outputs are written as soon as they are there. With an input that stays in its file (`EncryptedInput.open`),
+        memory holds as many sets of ciphertexts as are computed together, whatever the number of images. With a
+        checkpoint it holds all outputs, which are few bytes an image.
+
+        Args:
+            path: of the file, which is complete or absent.
+            encrypted, progress, checkpoint_seconds: as in `run`.
+            checkpoint: as in `run`; it is deleted when the result is written.
+
+        Raises:
+            ArtifactError: the result can't be written; or as `run`.
+            BackendError, ForkError, ClosedError: as `run`.
+        """
+        with self._running_on(encrypted, checkpoint, checkpoint_seconds, Path(path)) as keeper:
+            level = self.program.output.state.level
+            outputs = self._outputs(encrypted, progress, None, keeper)
+            words = (
+                self._engine.words(self.program.parameters, part.payload, level)
+                for output in outputs
+                for part in output
+            )
+            EncryptedResult.write(path, self.program, self._identity, encrypted.images, words, input=encrypted.digest)
+
+    @contextmanager
+    def _running_on(
+        self,
+        encrypted: EncryptedInput,
+        checkpoint: str | Path | None,
+        checkpoint_seconds: float,
+        kept: Path | None,
+    ) -> Iterator[_Keeper | None]:
+        """The server is this run's alone, and a checkpoint is deleted at its end, unless it is the file to keep."""
         check_fork()
-        program = self.program
         self._check_input(encrypted)
         with self._turn(), self._open().running():
             if checkpoint is None:
-                return self._run(encrypted, progress, observe, None)
+                yield None
+                return
             check_writable(checkpoint, special=False)
-            keeper = _Keeper(program, encrypted, Path(checkpoint), checkpoint_seconds, self._engine)
-            result = self._run(encrypted, progress, observe, keeper)
-            if not keep_checkpoint:
+            keeper = _Keeper(self.program, encrypted, Path(checkpoint), checkpoint_seconds, self._engine)
+            yield keeper
+            # Links may have been made in the meantime, and a result must not be deleted.
+            if kept is None or not is_same(keeper.path, kept):
                 remove_file(keeper.path)
-            return result
 
     def stream(
         self, encrypted: Iterable[EncryptedInput], progress: Callable[[Progress], None] | None = None
@@ -378,25 +429,24 @@ class Server:
         """Bytes of the ciphertexts of one set while it is computed."""
         return estimate(self.program, costs=CostTable.default(self._engine.model)).ciphertext_bytes
 
-    def _run(
+    def _outputs(
         self,
         encrypted: EncryptedInput,
         progress: Callable[[Progress], None] | None,
         observe: Callable[[Node, Value], None] | None,
         keeper: _Keeper | None,
-    ) -> EncryptedResult:
+    ) -> Iterator[Value]:
+        """The outputs of one set of ciphertexts after the other; held on to if there is a checkpoint to keep."""
         session, program = self._open(), self.program
-        wanted, one = program.output.state, program.input.layout.ciphertexts
         found = None if keeper is None else keeper.load(session)
-        outputs: list[Value] = [] if found is None else list(found.outputs)
-        steps = Steps(program.graph, self._predicted, encrypted.sets)
-        while len(outputs) < encrypted.sets:
+        finished: list[Value] = [] if found is None else list(found.outputs)
+        yield from map(self._checked, finished)
+        done, steps = len(finished), Steps(program.graph, self._predicted, encrypted.sets)
+        while done < encrypted.sets:
             if found is None or not found.after:
-                left = encrypted.sets - len(outputs)
+                left = encrypted.sets - done
                 count = 1 if left == 1 else min(left, self._together())
-                payloads = encrypted.part(len(outputs), count).payloads(session)
-                given = [Ciphertext(payload, program.input.state) for payload in payloads]
-                fresh = [tuple(given[at : at + one]) for at in range(0, len(given), one)]
+                fresh = self._fresh(encrypted.part(done, count))
                 after, values, evaluator = None, {program.input.id: fresh}, session.evaluator
                 evaluator.restart()
             else:
@@ -406,16 +456,28 @@ class Server:
             found = None
             if self._pager is not None:
                 self._pager.restart(after, count)
-            keep = self._keeping(steps, tuple(outputs), count, progress, observe, keeper)
-            outputs += self._computed(evaluator, values, after, keep)
+            keep = self._keeping(steps, tuple(finished), done, count, progress, observe, keeper)
+            outputs = self._computed(evaluator, values, after, keep)
+            fresh, values = [], {}  # their memory is free when the next are read
+            if keeper is not None:
+                finished += outputs
+            done += count
+            yield from map(self._checked, outputs)
         self.last_run = steps.seconds
-        for part in itertools.chain.from_iterable(outputs):
+
+    def _fresh(self, encrypted: EncryptedInput) -> list[Value]:
+        """The ciphertexts of each set of an input."""
+        node = self.program.input
+        given = [Ciphertext(payload, node.state) for payload in encrypted.payloads(self._open())]
+        one = node.layout.ciphertexts
+        return [tuple(given[at : at + one]) for at in range(0, len(given), one)]
+
+    def _checked(self, output: Value) -> Value:
+        wanted = self.program.output.state
+        for part in output:
             if part.state.level != wanted.level or abs(part.state.scale / wanted.scale - 1) > SCALE_TOLERANCE:
                 raise VerificationError(f"the output is at {part.state}, its type says {wanted}")
-        live = tuple(part.payload for output in outputs for part in output)
-        return EncryptedResult(
-            program, self._identity, encrypted.images, live=live, engine=self._engine, input=encrypted.digest
-        )
+        return output
 
     def _computed(
         self,
@@ -446,12 +508,13 @@ class Server:
         self,
         steps: Steps,
         finished: Sequence[Value],
+        done: int,
         sets: int,
         progress: Callable[[Progress], None] | None,
         observe: Callable[[Node, Value], None] | None,
         keeper: _Keeper | None,
     ) -> Callable[[Node, Mapping[str, Value]], None]:
-        """What is done after each node of a run of some sets of ciphertexts."""
+        """What is done after each node of a run of some sets of ciphertexts, before which `done` sets were finished."""
         session, start = self._open(), time.perf_counter()
 
         def each_set(value: Value) -> list[Value]:
@@ -460,7 +523,7 @@ class Server:
         def keep(node: Node, values: Mapping[str, Value]) -> None:
             nonlocal start
             spent = time.perf_counter() - start
-            steps.add(node, spent, sets, len(finished))
+            steps.add(node, spent, sets, done)
             with session.resting():  # between two nodes no key is in use
                 if keeper is not None:
                     keeper.keep(node, {name: each_set(value) for name, value in values.items()}, finished)
