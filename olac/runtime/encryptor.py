@@ -178,10 +178,10 @@ def _sets(session: ClientSession | EncryptorSession, program: AnyProgram, images
         batch = np.zeros((program.batch, *program.input_shape))
         batch[: len(values)] = values / node.type.unit
         try:
-            ciphertexts = tuple(session.encrypt(slots, node.state.level) for slots in node.layout.pack(batch))
+            # No variable holds the ciphertexts, so that those of one set are gone before the next are made.
+            yield tuple(session.encrypt(slots, node.state.level) for slots in node.layout.pack(batch))
         except VerificationError as error:
             raise InputError("the input holds values that are too large for any ciphertext of the program") from error
-        yield ciphertexts
 
 
 def write_encrypted(
@@ -193,9 +193,12 @@ def write_encrypted(
     sets: Iterator[tuple[Any, ...]],
 ) -> None:
     """Write an encrypted input to a file, a set of ciphertexts as soon as it is there; none is held after that."""
-    level = program.input.state.level
-    words = (engine.words(program.parameters, one, level) for ciphertexts in sets for one in ciphertexts)
-    EncryptedInput.write(path, program, identity, images, words)
+    parameters, level = program.parameters, program.input.state.level
+
+    def words_of(ciphertext: Any) -> Words:
+        return engine.words(parameters, ciphertext, level)
+
+    EncryptedInput.write(path, program, identity, images, map(words_of, itertools.chain.from_iterable(sets)))
 
 
 def check_room_for(program: AnyProgram, what: str, ciphertexts: int = 0) -> None:
