@@ -248,7 +248,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_max_memory(run, "memory that this process may take")
     _add_threads(run)
     run.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="save the state of the run here; a later run continues from it"
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="save the state of the run here; a later run continues from it. With --executor ray, a folder",
     )
     run.add_argument(
         "--checkpoint-seconds",
@@ -257,6 +260,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds between checkpoints, except at bootstraps",
     )
+    run.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="ray: divide the input among workers on the cluster of RAY_ADDRESS or of this machine (docs/scaling.md)",
+    )
+    run.add_argument("--workers", type=_threads, metavar="N", help="with --executor ray: how many (default: 1)")
     run.set_defaults(run=_run)
 
     decrypt = commands.add_parser("decrypt", help="client: decrypt a result into a .npy file")
@@ -523,7 +533,31 @@ def _encrypt(options: argparse.Namespace) -> None:
     )
 
 
+def _run_on_ray(options: argparse.Namespace) -> int:
+    from olac.scaling import commands
+
+    if options.engine is not None:
+        raise OlacError("--engine does not go with --executor ray: workers run on the engine that the keys are for")
+    commands.run(
+        options.program,
+        options.evaluation_keys,
+        options.input,
+        options.output,
+        executor=options.executor,
+        workers=options.workers or 1,
+        threads=options.process_threads,
+        max_memory=options.max_memory,
+        checkpoints=options.checkpoint,
+        tell=lambda line: print(line, flush=True),
+    )
+    return 0
+
+
 def _run(options: argparse.Namespace) -> int:
+    if options.executor == "ray":
+        return _run_on_ray(options)
+    if options.workers is not None:
+        raise OlacError("--workers goes with --executor ray. This process takes all its cores for one run (--threads).")
     from olac.runtime import commands
 
     last: Progress | None = None

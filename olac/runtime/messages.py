@@ -542,7 +542,7 @@ class _Ciphertexts(Framed):
         if self._words is None and self.engine is session.engine:
             return (session.adopt(part) for part in self._checked())
         level = self._shape(self.program, self.images)[2] - 1
-        return (session.ciphertext(words, level) for words in self._all_words())
+        return (session.ciphertext(words, level) for words in self.words())
 
     def part(self, first: int, count: int) -> Self:
         """Some sets of ciphertexts, from set number `first` on, as a message of their own; nothing is copied."""
@@ -583,8 +583,12 @@ class _Ciphertexts(Framed):
                 raise ArtifactError(f"{self.name}: a ciphertext under another key than the rest says. {REPLACED}")
         return self._live
 
-    def _all_words(self) -> Iterator[Words]:
-        """The words of one ciphertext after the other."""
+    def words(self) -> Iterator[Words]:
+        """The words of one ciphertext after the other, each of shape (2, limbs, N).
+
+        Raises:
+            ArtifactError: as `payloads`.
+        """
         if self._words is not None:
             return iter(self._words)
         engine, parameters, level = self.engine, self.program.parameters, self._shape(self.program, self.images)[2] - 1
@@ -594,12 +598,12 @@ class _Ciphertexts(Framed):
     def digest(self) -> str:
         """32 hexadecimal digits, other for other ciphertexts; the same if they are live, as bytes or in a file."""
         found = hashlib.sha256(f"{self.kind} {self.identity} {self.images} ".encode())
-        for words in self._all_words():
+        for words in self.words():
             found.update(as_bytes(words))
         return found.hexdigest()[:32]
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
-        yield from self._frame(self.program, self.identity, self.images, self._all_words(), self._fields())
+        yield from self._frame(self.program, self.identity, self.images, self.words(), self._fields())
 
     @classmethod
     def _frame(

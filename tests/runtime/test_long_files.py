@@ -140,7 +140,7 @@ def test_words_are_checked_when_a_file_is_opened(tmp_path: Path) -> None:
     """A file with a right hash and words that are no residues."""
     one, path = pair(), tmp_path / "x.enc"
     live = one.client.encrypt(images(4))
-    words = np.stack([np.array(some) for some in live._all_words()])
+    words = np.stack([np.array(some) for some in live.words()])
     words[1, 0, 0, 5] = np.iinfo(np.uint64).max
     EncryptedInput(one.program, live.identity, 4, words=words).save(path)
     for read in (EncryptedInput.load, EncryptedInput.open):
