@@ -21,7 +21,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
     from olac.calibration.statistics import Calibration
-    from olac.compiler import approximate, calibrate, compile
+    from olac.compiler import approximate, compile
     from olac.frontend import check
     from olac.frontend.exported import load_exported
     from olac.frontend.from_sklearn import from_sklearn
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from olac.program.client_program import ClientProgram
     from olac.program.program import ApproximatedModel, CompiledProgram
     from olac.runtime import Client, Server
+    from olac.scaling.calibrations import calibrate
     from olac.serving.remote import RemoteServer
     from olac.training import PolynomialActivation, RangePenalty, TrainingOptions
     from olac.tuning import FineTuned, finetune
@@ -65,7 +66,7 @@ _MODES = (
 _HOMES = {
     "compile": "olac.compiler",
     "approximate": "olac.compiler",
-    "calibrate": "olac.compiler",
+    "calibrate": "olac.scaling.calibrations",
     "Calibration": "olac.calibration.statistics",
     "CompileOptions": "olac.compiler",
     "check": "olac.frontend",

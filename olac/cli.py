@@ -25,13 +25,12 @@ from olac.plugins import load_plugins
 from olac.progress import Event, duration, showing
 from olac.system.memory import GB, check_limits
 from olac.system.output import forget_stdout
-from olac.system.shapes import counted, one_of
+from olac.system.shapes import one_of
 from olac.system.threads import set_threads
 
 if TYPE_CHECKING:
     from olac.ir.names import Names
     from olac.program.program import AnyProgram
-    from olac.runtime import EncryptedInput
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +242,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_max_memory(run, "memory that this process may take")
     _add_threads(run)
     run.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="save the state of the run here; a later run continues from it"
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="save the state of the run here; a later run continues from it. With --executor ray, a folder",
     )
     run.add_argument(
         "--checkpoint-seconds",
@@ -252,6 +254,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds between checkpoints, except at bootstraps",
     )
+    run.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="ray: divide the input among workers on the cluster of RAY_ADDRESS or of this machine (docs/scaling.md)",
+    )
+    run.add_argument("--workers", type=_threads, metavar="N", help="with --executor ray: how many (default: 1)")
     run.set_defaults(run=_run)
 
     decrypt = commands.add_parser("decrypt", help="client: decrypt a result into a .npy file")
@@ -511,11 +520,8 @@ def _public_key(options: argparse.Namespace) -> None:
 def _encrypt(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
-    def announce(made: EncryptedInput) -> None:
-        where, what = plain(options.output), counted(made.images, made.program.input_shape)
-        count = made.sets * made.program.input.layout.ciphertexts
-        ciphertexts = "1 ciphertext" if count == 1 else f"{count} ciphertexts"
-        print(f"{where}: {what} in {ciphertexts}, {made.payload_bytes / 1e6:.1f} MB", file=_beside(options.output))
+    def announce(made: commands.Encrypted) -> None:
+        print(made, file=_beside(options.output))
 
     commands.encrypt(
         options.program,
@@ -527,7 +533,31 @@ def _encrypt(options: argparse.Namespace) -> None:
     )
 
 
+def _run_on_ray(options: argparse.Namespace) -> int:
+    from olac.scaling import commands
+
+    if options.engine is not None:
+        raise OlacError("--engine does not go with --executor ray: workers run on the engine that the keys are for")
+    commands.run(
+        options.program,
+        options.evaluation_keys,
+        options.input,
+        options.output,
+        executor=options.executor,
+        workers=options.workers or 1,
+        threads=options.process_threads,
+        max_memory=options.max_memory,
+        checkpoints=options.checkpoint,
+        tell=lambda line: print(line, flush=True),
+    )
+    return 0
+
+
 def _run(options: argparse.Namespace) -> int:
+    if options.executor == "ray":
+        return _run_on_ray(options)
+    if options.workers is not None:
+        raise OlacError("--workers goes with --executor ray. This process takes all its cores for one run (--threads).")
     from olac.runtime import shown
 
     return shown.run(

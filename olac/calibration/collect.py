@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from olac.calibration.batches import first_batch
+from olac.calibration.held_out import number_of, smallest
 from olac.calibration.histogram import Histogram
 from olac.calibration.statistics import (
     HELD_OUT_EVERY,
@@ -146,6 +147,32 @@ class _Sample:
         return np.asarray(torch.stack(self._images).numpy(), dtype=np.float32)
 
 
+class _HeldOut:
+    """The images that are held out: all that are given, or a fair sample if they are more than a limit."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._images: list[tuple[int, torch.Tensor]] = []
+        self._numbers: list[int] = []
+
+    def add(self, batch: int, images: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        """Take images of the loader's batch with this number; returns those that have no place, with their batches."""
+        self._images += [(batch, image.clone()) for image in images]
+        if len(self._images) <= self._most:
+            return []
+        self._numbers += [number_of(image.numpy()) for _, image in self._images[len(self._numbers) :]]
+        kept = smallest(self._numbers, self._most)
+        gone = [self._images[i] for i in sorted(set(range(len(self._images))) - set(kept))]
+        self._images, self._numbers = [self._images[i] for i in kept], [self._numbers[i] for i in kept]
+        return gone
+
+    def take(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Give all images away, with their batches."""
+        self._images.reverse()
+        while self._images:
+            yield self._images.pop()
+
+
 class _Queue:
     """Collects images for runs of one size, whatever the sizes of the loader's batches.
 
@@ -170,7 +197,8 @@ class _Queue:
     def flush(self) -> None:
         """Run the images that are left."""
         if self._waiting:
-            first, last = self._waiting[0][0], self._waiting[-1][0]
+            numbers = [batch for batch, _ in self._waiting]
+            first, last = min(numbers), max(numbers)
             images = torch.cat([part for _, part in self._waiting])
             self._waiting, self._count = [], 0
             self._run(images, f"batch {first}" if first == last else f"batches {first} to {last}")
@@ -187,9 +215,10 @@ def calibrate(
 ) -> Calibration:
     """Run a model over calibration images and collect the statistics of its values.
 
-    Every 8th image from the first on, but at most 2,048 (512 if they are large), is held out of all statistics. If
-    there is one image only, it is used for both. Memory doesn't grow with the number of images, and the result doesn't
-    depend on the size of the batches.
+    Every 8th image from the first on is held out of all statistics. If these are more than 2,048 (512 if they are
+    large), it is a fair sample of them (`olac.calibration.held_out`), and the statistics cover the others. If there is
+    one image only, it is used for both. Memory doesn't grow with the number of images, and the result doesn't depend on
+    the size of the batches.
 
     Args:
         traced: the traced model, already lifted.
@@ -207,8 +236,8 @@ def calibrate(
     sample = _Sample(sample_limit(4 * elements, sample_images, sample_bytes))
     held: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
-    kept = seen = fitted = 0
-    most_held = held_out_limit(8 * elements)
+    seen = fitted = 0
+    waiting = _HeldOut(held_out_limit(8 * elements))
 
     def observe(images: torch.Tensor, where: str) -> None:
         observer.where = where
@@ -229,16 +258,18 @@ def calibrate(
                     f"batch {index} has inputs of shape {tuple(images.shape[1:])}, and the model takes {expected}"
                 )
             out = (torch.arange(seen, seen + len(images)) % HELD_OUT_EVERY) == 0
-            # Only the first of these, up to the limit, are held out.
-            out &= torch.cumsum(out, 0) <= most_held - kept
-            kept += int(out.sum())
             fitted += int((~out).sum())
-            to_hold.add(index, images[out])
             to_fit.add(index, images[~out])
             sample.add(images[~out])
+            for batch, image in waiting.add(index, images[out]):
+                # Not sampled: the order in which they come depends on the size of the batches.
+                fitted += 1
+                to_fit.add(batch, image[None])
             seen += len(images)
             if progress is not None:
                 progress(seen)
+        for batch, image in waiting.take():
+            to_hold.add(batch, image[None])
         to_hold.flush()
         if fitted == 0:
             to_fit.add(0, held[0])

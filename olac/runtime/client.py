@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import warnings
@@ -31,7 +32,7 @@ from olac.program.program import AnyProgram, check_any_program
 from olac.progress import SHOWN_AFTER, Reporter, ShownCounts, counting, showing, with_counts
 from olac.runtime import envelope
 from olac.runtime.check_ranges import check_output
-from olac.runtime.encryptor import PublicKey, check_room_for, encrypted
+from olac.runtime.encryptor import PublicKey, check_room_for, encrypted, write_encrypted
 from olac.runtime.envelope import open_frame
 from olac.runtime.messages import (
     EncryptedInput,
@@ -327,8 +328,27 @@ class Client:
             InputError: another shape, no image, values that are not finite, or values further from the middle of the
                 calibrated range than `FAR` times its half width.
         """
-        live, count = encrypted(self._held(), self.program, images, allow_out_of_range)
+        count, sets = encrypted(self._held(), self.program, images, allow_out_of_range)
+        live = tuple(itertools.chain.from_iterable(sets))
         return EncryptedInput(self.program, self._identity, count, live=live, engine=self._engine)
+
+    @memory_for("encrypting")
+    def encrypt_to(self, path: str | Path, images: Any, *, allow_out_of_range: bool = False) -> None:
+        """Encrypt images into a file, the same as `encrypt(images).save(path)`, one set of ciphertexts after the other.
+
+        Memory holds one set, so there may be any number of images; they may be a map of a file
+        (`numpy.load(..., mmap_mode="r")`). All are checked before the first is encrypted.
+
+        Args:
+            path: of the file, which is complete or absent.
+            images, allow_out_of_range: as in `encrypt`.
+
+        Raises:
+            InputError: as `encrypt`.
+            ArtifactError: the file can't be written.
+        """
+        found = encrypted(self._held(), self.program, images, allow_out_of_range, kept=False)
+        write_encrypted(path, self.program, self._identity, self._engine, *found)
 
     @memory_for("decrypting")
     def decrypt(
@@ -365,19 +385,21 @@ class Client:
         if of is not None:
             result.check_input(of)
         layout, state, type_ = program.output.layout, program.output.state, program.output.type
-        check_room_for(program, "decrypting", result.sets * layout.ciphertexts)
-        slots = []
-        for payload in result.payloads(session):
+        check_room_for(program, "decrypting", layout.ciphertexts)
+        payloads = result.payloads(session)
+
+        def decrypted() -> Array:
             try:
-                slots.append(session.decrypt(Ciphertext(payload, state)))
+                return session.decrypt(Ciphertext(next(payloads), state))
             except RuntimeError as error:
                 raise BackendError(
                     f"{result.name} does not decrypt: {self._engine.title} found noise in place of numbers. The "
                     "ciphertexts are damaged or were made with another key, or the input lay far outside the "
                     f"calibrated range, so that values overflowed. ({error})"
                 ) from error
-        batches = np.stack(slots).reshape(result.sets, layout.ciphertexts, -1)
-        images = np.concatenate([layout.unpack(batch) for batch in batches])[: result.images] * type_.unit
+
+        sets = (np.stack([decrypted() for _ in range(layout.ciphertexts)]) for _ in range(result.sets))
+        images = np.concatenate([layout.unpack(slots) for slots in sets])[: result.images] * type_.unit
         if not all(math.isfinite(v) for v in (float(images.min()), float(images.max()))):
             raise BackendError(f"{result.name} decrypts to values that are not finite")
         message = check_output(images, type_)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from olac.runtime.encryptor import Encryptor, PublicKey
 from olac.runtime.envelope import PUBLIC_KEY, kind_of
 from olac.runtime.estimates import Forecast, forecast
 from olac.runtime.key_parts import load_keys, save_parts
-from olac.runtime.messages import MOST_IMAGES, EncryptedInput, EncryptedResult
+from olac.runtime.messages import MOST_IMAGES, EncryptedInput, EncryptedResult, sets_of
 from olac.runtime.progress import in_sets
 from olac.runtime.server import CHECKPOINT_SECONDS, Asked, Server
 from olac.system.files import (
@@ -33,9 +34,7 @@ from olac.system.files import (
     check_apart,
     check_folder,
     check_writable,
-    is_same,
     make_folder,
-    remove_file,
     write_files,
 )
 from olac.system.memory import GB, memory_for, peak_rss_bytes, ran_out
@@ -152,7 +151,7 @@ def encrypt(
     output: str | Path,
     *,
     allow_out_of_range: bool = False,
-    announce: Callable[[EncryptedInput], None] | None = None,
+    announce: Callable[[Encrypted], None] | None = None,
     progress: Shown = None,
 ) -> Path:
     """Encrypt inputs from a .npy file of shape (n, *input shape) or `input shape`.
@@ -173,20 +172,22 @@ def encrypt(
     with showing(progress, "encrypting", "encrypted", log, after=SHOWN_AFTER) as say:
         say(Event("reading the program and the key", "reading"))
         compiled = load_any_program(program)
-        array = read_npy(images, compiled.input_shape)
+        array = open_npy(images, compiled.input_shape)
         client: Client | Encryptor
         if kind_of(secret_key) == PUBLIC_KEY:
             client = Encryptor(compiled, PublicKey.load(compiled, secret_key))
         else:
             client = Client.load(compiled, secret_key)
         say(Event(f"encrypting {counted(len(array), compiled.input_shape)}", "encrypting"))
-        made = client.encrypt(array, allow_out_of_range=allow_out_of_range)
-        say(Event(f"writing {plain(output)}", "writing"))
-        made.save(output)
+        try:
+            client.encrypt_to(output, array, allow_out_of_range=allow_out_of_range)
+        except InputError as error:
+            raise InputError(f"{plain(images)}: {error}") from error
+        made = Encrypted(compiled, len(array), Path(output))
         if announce is not None:
             announce(made)
         else:
-            say.result = f"{counted(made.images, compiled.input_shape)}, written to {plain(output)}"
+            say.result = str(made)
     return Path(output)
 
 
@@ -227,39 +228,41 @@ def run(
     if checkpoint is not None:
         check_writable(checkpoint, special=False)
     compiled = CompiledProgram.load(program)
-    given = EncryptedInput.load(compiled, encrypted)
+    given = EncryptedInput.open(compiled, encrypted)
     keys = load_keys(compiled, evaluation_keys)
     if announce is not None:
         announce(forecast(compiled, keys.choose_engine(engine), measure=not (max_memory or compiled.max_memory)))
     # One run uses every weight once, so encoded weights are not kept.
     server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0, engine=engine, preparing=preparing)
     start = time.monotonic()
-    result = server.run(
-        given, progress, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, keep_checkpoint=True
-    )
+    kept = server.run_to(output, given, progress, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds)
     seconds = time.monotonic() - start
-    result.save(output)
-    kept = None if checkpoint is None else Path(checkpoint)
-    written = kept is not None and kept.exists()
-    # Links may have been made in the meantime, and the result must not be deleted.
-    removed = kept is not None and not is_same(kept, Path(output))
-    if kept is not None and removed:
-        remove_file(kept)
     if ended is not None:
-        peak = peak_rss_bytes() / GB
-        ended(
-            Ran(
-                compiled.input_shape,
-                given.images,
-                given.sets,
-                seconds,
-                peak,
-                Path(output),
-                kept if written else None,
-                removed,
-            )
-        )
+        shape, peak = compiled.input_shape, peak_rss_bytes() / GB
+        removed = kept is not None and not kept.exists()
+        ended(Ran(shape, given.images, given.sets, seconds, peak, Path(output), kept, removed))
     return Path(output)
+
+
+@dataclass(frozen=True)
+class Encrypted:
+    """What was encrypted; its text says so in one line.
+
+    Attributes:
+        program: that the input is for.
+        images: of the input.
+        output: the file of the encrypted input.
+    """
+
+    program: AnyProgram
+    images: int
+    output: Path
+
+    def __str__(self) -> str:
+        ciphertexts = sets_of(self.program, self.images) * self.program.input.layout.ciphertexts
+        many = f"{ciphertexts} ciphertext{'s' if ciphertexts != 1 else ''}"
+        size = EncryptedInput.bytes_of(self.program, self.images) / 1e6
+        return f"{plain(self.output)}: {counted(self.images, self.program.input_shape)} in {many}, {size:.1f} MB"
 
 
 @dataclass(frozen=True)
@@ -328,8 +331,8 @@ def decrypt(
     client = Client.load(compiled, secret_key)
     if announce is not None:
         announce(compiled)
-    given = None if encrypted is None else EncryptedInput.load(compiled, encrypted)
-    values = client.decrypt(EncryptedResult.load(compiled, result), of=given, raw=raw, decimals=decimals)
+    given = None if encrypted is None else EncryptedInput.open(compiled, encrypted)
+    values = client.decrypt(EncryptedResult.open(compiled, result), of=given, raw=raw, decimals=decimals)
     write_npy(output, values)
     return values
 
@@ -370,8 +373,22 @@ def read_npy(path: str | Path, shape: tuple[int, ...], most: int | None = None) 
         most: images to take, the first of the file; None for all.
 
     Raises:
+        ArtifactError, InfeasibleError: as `open_npy`.
+        InputError: as `open_npy`, or numbers are not finite.
+    """
+    images = open_npy(path, shape)
+    try:
+        return check_images(images[:most], shape)
+    except InputError as error:
+        raise InputError(f"{plain(path)}: {error}") from error
+
+
+def open_npy(path: str | Path, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """A map of the images in a .npy file of shape (n, *shape) or `shape`, as shape (n, *shape); nothing is read yet.
+
+    Raises:
         ArtifactError: the file is missing or no .npy file.
-        InputError: it holds something other than finite real numbers, or has another shape.
+        InputError: it holds something other than real numbers, or has another shape.
         InfeasibleError: memory ran out.
     """
     source = Source.of_file(path)
@@ -397,10 +414,7 @@ def read_npy(path: str | Path, shape: tuple[int, ...], most: int | None = None) 
     if len(images) > MOST_IMAGES:
         many = counted(len(images), shape)
         raise InputError(f"{source.name}: {many}, at most {MOST_IMAGES} are possible. Split the file.")
-    try:
-        return check_images(images[:most], shape)
-    except InputError as error:
-        raise InputError(f"{source.name}: {error}") from error
+    return images
 
 
 def write_npy(path: str | Path, values: Outputs) -> None:

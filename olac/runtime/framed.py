@@ -96,7 +96,7 @@ class Framed(ABC):
 
     @classmethod
     def load(cls, program: AnyProgram, path: str | Path) -> Self:
-        """Read and check a file. The words of evaluation keys are read again when a server takes them.
+        """Read and check a file.
 
         Raises:
             ArtifactError: the file is missing, damaged, or of another kind, version or program.
@@ -114,3 +114,47 @@ class Framed(ABC):
     def _read(cls, given: AnyProgram | Parameters, source: Source) -> Self:
         with memory_for(f"reading {cls.contents}"), open_frame(source, cls.kind, cls._owner(given)) as payload:
             return cls._of(given, payload)
+
+
+class FramedKeys(Framed):
+    """Public keys, which belong to parameters: they serve every program that has these.
+
+    Attributes:
+        parameters: those that they are for.
+    """
+
+    parameters: Parameters
+
+    @property
+    def _belongs_to(self) -> Parameters:
+        return self.parameters
+
+    @classmethod
+    def _owner(cls, given: AnyProgram | Parameters) -> Owner:
+        return parameters_of(given)
+
+    @classmethod
+    def from_bytes(cls, program: AnyProgram | Parameters, data: bytes) -> Self:
+        """Check a frame; raises `ArtifactError` for anything that is not for the parameters (of the program)."""
+        return cls._read(program, Source(data=data))
+
+    @classmethod
+    def load(cls, program: AnyProgram | Parameters, path: str | Path) -> Self:
+        """Read and check a file. Evaluation keys are read again when a server takes them.
+
+        Args:
+            program: with the parameters that the keys must be for, or these parameters. Evaluation keys of olac 0.1 or
+                older, which belong to one program, take that program.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, or of another kind or version, or for other parameters.
+        """
+        return cls._read(program, Source.of_file(path))
+
+
+def parameters_of(given: AnyProgram | Parameters) -> Parameters:
+    """Parameters, as given or of a program; ArtifactError for what is neither."""
+    if isinstance(given, Parameters):
+        return given
+    check_any_program(given)
+    return given.parameters

@@ -7,10 +7,11 @@ and an engine, or the content of a frame (see `olac.runtime.envelope`). None of 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import secrets
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,12 +29,13 @@ from olac.ckks.words import WORD_BYTES, Words, as_bytes, check_words
 from olac.errors import ArtifactError, BackendError, ClosedError, plain
 from olac.ir.graph import Node
 from olac.program.client_program import Port
-from olac.program.program import AnyProgram, check_any_program
+from olac.program.program import AnyProgram
 from olac.runtime import envelope
-from olac.runtime.envelope import DAMAGED, WITHOUT_LEVELS, Header, Owner, Part, Payload
-from olac.runtime.framed import Framed
-from olac.system.files import Source
-from olac.system.memory import check_room
+from olac.runtime.envelope import DAMAGED, WITHOUT_LEVELS, Header, Part, Payload, open_frame
+from olac.runtime.framed import Framed, FramedKeys
+from olac.runtime.stored_words import StoredWords
+from olac.system.files import Output, Source, check_writable, write_files
+from olac.system.memory import check_room, memory_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,7 +59,7 @@ class StoredKey:
     part: Part
 
 
-class EvaluationKeys(Framed):
+class EvaluationKeys(FramedKeys):
     """The public keys that a server needs: for relinearisation, for each rotation step and for bootstraps.
 
     They belong to a key pair and to parameters. They serve every program with these parameters that takes none but
@@ -343,32 +345,6 @@ class EvaluationKeys(Framed):
         return super().to_bytes()
 
     @classmethod
-    def from_bytes(cls, program: AnyProgram | Parameters, data: bytes) -> Self:
-        """Check a frame; raises `ArtifactError` for anything that is not for the parameters (of the program)."""
-        return cls._read(program, Source(data=data))
-
-    @classmethod
-    def load(cls, program: AnyProgram | Parameters, path: str | Path) -> Self:
-        """Read and check a file. The keys are read again when a server takes them.
-
-        Args:
-            program: with the parameters that the keys must be for, or these parameters. Files of olac 0.1 or older,
-                which belong to one program, take that program.
-
-        Raises:
-            ArtifactError: the file is missing, damaged, or of another kind or version, or for other parameters.
-        """
-        return cls._loaded(program, path)
-
-    @property
-    def _belongs_to(self) -> Parameters:
-        return self.parameters
-
-    @classmethod
-    def _owner(cls, given: AnyProgram | Parameters) -> Owner:
-        return parameters_of(given)
-
-    @classmethod
     def _of(cls, given: AnyProgram | Parameters, payload: Payload) -> Self:
         header = payload.header
         engine = _engine_of(header)
@@ -382,14 +358,6 @@ class EvaluationKeys(Framed):
         stored = tuple(StoredKey(header, part) for part in parts)
         name = header.source.name
         return cls(parameters, header.identity("keys"), listed, engine, stored=stored, name=name)
-
-
-def parameters_of(given: AnyProgram | Parameters) -> Parameters:
-    """Parameters, as given or of a program; ArtifactError for what is neither."""
-    if isinstance(given, Parameters):
-        return given
-    check_any_program(given)
-    return given.parameters
 
 
 Place = int | str
@@ -497,7 +465,8 @@ def sets_of(program: AnyProgram, images: int) -> int:
 class _Ciphertexts(Framed):
     """The ciphertexts of one value, as they are sent: noise degree 1, canonical scale, level as in its type.
 
-    Images beyond `program.batch` are in further sets of ciphertexts, one after the other.
+    Images beyond `program.batch` are in further sets of ciphertexts, one after the other. These are live, or words in
+    memory, or words that stay in a file (`open`).
 
     Attributes:
         called: what errors call an object of this kind.
@@ -514,7 +483,7 @@ class _Ciphertexts(Framed):
         images: int,
         *,
         live: tuple[Any, ...] | None = None,
-        words: Words | None = None,
+        words: Words | StoredWords | None = None,
         name: str = "",
         engine: Engine | None = None,
     ) -> None:
@@ -546,7 +515,7 @@ class _Ciphertexts(Framed):
         return count, 2, node.state.level + 1, program.parameters.ring_dimension
 
     @classmethod
-    def _bytes(cls, program: AnyProgram, images: int) -> int:
+    def bytes_of(cls, program: AnyProgram, images: int) -> int:
         count, _, limbs, _ = cls._shape(program, images)
         return count * ciphertext_bytes(program.parameters.log_ring, limbs)
 
@@ -558,22 +527,22 @@ class _Ciphertexts(Framed):
     @property
     def payload_bytes(self) -> int:
         """Bytes of the coefficients."""
-        return self._bytes(self.program, self.images)
+        return self.bytes_of(self.program, self.images)
 
     @property
     def _belongs_to(self) -> AnyProgram:
         return self.program
 
-    def payloads(self, session: Session) -> tuple[Any, ...]:
-        """The ciphertexts as a session uses them.
+    def payloads(self, session: Session) -> Iterator[Any]:
+        """The ciphertexts as a session uses them, one after the other.
 
         Raises:
-            ArtifactError: they are not as the value's type in the program says.
+            ArtifactError: they are not as the value's type in the program says, or the file that they are in changed.
         """
         if self._words is None and self.engine is session.engine:
-            return tuple(session.adopt(part) for part in self._checked())
+            return (session.adopt(part) for part in self._checked())
         level = self._shape(self.program, self.images)[2] - 1
-        return tuple(session.ciphertext(words, level) for words in self._all_words())
+        return (session.ciphertext(words, level) for words in self.words())
 
     def part(self, first: int, count: int) -> Self:
         """Some sets of ciphertexts, from set number `first` on, as a message of their own; nothing is copied."""
@@ -614,8 +583,12 @@ class _Ciphertexts(Framed):
                 raise ArtifactError(f"{self.name}: a ciphertext under another key than the rest says. {REPLACED}")
         return self._live
 
-    def _all_words(self) -> Iterator[Words]:
-        """The words of one ciphertext after the other."""
+    def words(self) -> Iterator[Words]:
+        """The words of one ciphertext after the other, each of shape (2, limbs, N).
+
+        Raises:
+            ArtifactError: as `payloads`.
+        """
         if self._words is not None:
             return iter(self._words)
         engine, parameters, level = self.engine, self.program.parameters, self._shape(self.program, self.images)[2] - 1
@@ -625,30 +598,77 @@ class _Ciphertexts(Framed):
     def digest(self) -> str:
         """32 hexadecimal digits, other for other ciphertexts; the same if they are live, as bytes or in a file."""
         found = hashlib.sha256(f"{self.kind} {self.identity} {self.images} ".encode())
-        for words in self._all_words():
+        for words in self.words():
             found.update(as_bytes(words))
         return found.hexdigest()[:32]
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
-        shape, payload = self._shape(self.program, self.images), (as_bytes(words) for words in self._all_words())
-        fields = {"keys": self.identity, "images": self.images, "ciphertexts": shape[0], "limbs": shape[2]}
-        yield from envelope.frame(self.kind, self.program, fields | self._fields(), payload, self.payload_bytes)
+        yield from self._frame(self.program, self.identity, self.images, self.words(), self._fields())
+
+    @classmethod
+    def _frame(
+        cls, program: AnyProgram, identity: str, images: int, words: Iterable[Words], more: Mapping[str, Any]
+    ) -> Iterator[bytes | memoryview]:
+        shape, payload = cls._shape(program, images), map(as_bytes, words)
+        fields = {"keys": identity, "images": images, "ciphertexts": shape[0], "limbs": shape[2], **more}
+        yield from envelope.frame(cls.kind, program, fields, payload, cls.bytes_of(program, images))
+
+    @classmethod
+    def write(
+        cls, path: str | Path, program: AnyProgram, identity: str, images: int, words: Iterable[Words], **more: Any
+    ) -> None:
+        """Write what `save` writes, each ciphertext as soon as it is made. The file is complete or absent.
+
+        Args:
+            path: of the file.
+            program, identity, images: as in the constructor.
+            words: of all ciphertexts, one after the other; they are made while they are written.
+            more: further fields of the header.
+
+        Raises:
+            ArtifactError: the file can't be written.
+        """
+        size = cls.bytes_of(program, images)
+        check_writable(path, size=size)
+        # No file is begun before there is something to write: most runs are of one set.
+        made = iter(words)
+        every = itertools.chain([next(made)], made)
+        write_files([Output(Path(path), cls._frame(program, identity, images, every, more), size=size)])
+
+    @classmethod
+    def open(cls, program: AnyProgram, path: str | Path) -> Self:
+        """As `load`, but the ciphertexts stay in the file, which is read whenever they are needed.
+
+        The file is checked at once, and each ciphertext again when it is read. It has to stay as it is meanwhile.
+        Memory does not grow with the number of images.
+        """
+        with memory_for(f"reading {cls.contents}"), open_frame(Source.of_file(path), cls.kind, program) as payload:
+            return cls._parsed(program, payload, stays=True)
 
     @classmethod
     def _of(cls, program: AnyProgram, payload: Payload) -> Self:
+        return cls._parsed(program, payload, stays=False)
+
+    @classmethod
+    def _parsed(cls, program: AnyProgram, payload: Payload, stays: bool) -> Self:
         header = payload.header
         images = header.integer("images", 1, MOST_IMAGES)
-        shape, size = cls._shape(program, images), cls._bytes(program, images)
-        header.integer("ciphertexts", shape[0], shape[0])
-        header.integer("limbs", shape[2], shape[2])
+        (count, parts, limbs, length), size = cls._shape(program, images), cls.bytes_of(program, images)
+        header.integer("ciphertexts", count, count)
+        header.integer("limbs", limbs, limbs)
         identity, more = header.identity("keys"), cls._from_fields(header)
         header.expect_payload(size)
-        check_room(size, f"reading {header.source.name}")
-        words = np.frombuffer(payload.read(size), "<u8").reshape(shape)
-        payload.finish()
-        with header.named_in_errors():
-            for part in words:
-                check_words(part.reshape(-1, shape[3]), program.parameters.primes[: shape[2]] * 2, shape[3])
+        primes = program.parameters.primes[:limbs]
+        words: Words | StoredWords
+        if stays:
+            words = StoredWords.of(payload, count, (parts, limbs, length), primes)
+        else:
+            check_room(size, f"reading {header.source.name}")
+            words = np.frombuffer(payload.read(size), "<u8").reshape(count, parts, limbs, length)
+            payload.finish()
+            with header.named_in_errors():
+                for ciphertext in words:
+                    check_words(ciphertext.reshape(-1, length), primes * parts, length)
         return cls(program, identity, images, words=words, name=header.source.name, **more)
 
     def _fields(self) -> dict[str, Any]:
@@ -690,7 +710,7 @@ class EncryptedResult(_Ciphertexts):
         images: int,
         *,
         live: tuple[Any, ...] | None = None,
-        words: Words | None = None,
+        words: Words | StoredWords | None = None,
         name: str = "",
         engine: Engine | None = None,
         input: str | None = None,

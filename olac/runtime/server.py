@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
@@ -41,7 +40,7 @@ from olac.runtime.messages import (
 from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
 from olac.runtime.progress import RUNNING, Steps, in_sets
 from olac.runtime.progress import Progress as Progress
-from olac.system.files import check_writable, remove_file
+from olac.system.files import check_writable, is_same, remove_file
 from olac.system.forks import check_fork, is_stale
 from olac.system.internal import callers, is_callers
 from olac.system.logs import event as log_event
@@ -326,11 +325,67 @@ class Server:
             ForkError: the process was forked after OpenFHE was used.
             ClosedError: after `close`.
         """
+        kept = None if checkpoint is None or not keep_checkpoint else Path(checkpoint)
+        with self._running_on(encrypted, progress, checkpoint, checkpoint_seconds, kept) as (say, keeper):
+            outputs = self._outputs(encrypted, say, observe, keeper)
+            live = tuple(part.payload for output in outputs for part in output)
+            return EncryptedResult(
+                self.program, self._identity, encrypted.images, live=live, engine=self._engine, input=encrypted.digest
+            )
+
+    @memory_for("running the program")
+    def run_to(
+        self,
+        path: str | Path,
+        encrypted: EncryptedInput,
+        progress: Asked = None,
+        *,
+        checkpoint: str | Path | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> Path | None:
+        """Run the program as `run`, and write to a file what `run(...).save(path)` writes.
+
+        Outputs are written as soon as they are there. With an input that stays in its file (`EncryptedInput.open`),
+        memory holds as many sets of ciphertexts as are computed together, whatever the number of images. With a
+        checkpoint it holds all outputs, which are few bytes an image.
+
+        Args:
+            path: of the file, which is complete or absent.
+            encrypted, progress, checkpoint_seconds: as in `run`.
+            checkpoint: as in `run`; it is deleted when the result is written.
+
+        Returns:
+            the checkpoint if it held the state of this run, else None.
+
+        Raises:
+            ArtifactError: the result can't be written; or as `run`.
+            BackendError, ForkError, ClosedError: as `run`.
+        """
+        with self._running_on(encrypted, progress, checkpoint, checkpoint_seconds, Path(path)) as (say, keeper):
+            level = self.program.output.state.level
+            outputs = self._outputs(encrypted, say, None, keeper)
+            words = (
+                self._engine.words(self.program.parameters, part.payload, level)
+                for output in outputs
+                for part in output
+            )
+            EncryptedResult.write(path, self.program, self._identity, encrypted.images, words, input=encrypted.digest)
+            return keeper.path if keeper is not None and keeper.after else None
+
+    @contextmanager
+    def _running_on(
+        self,
+        encrypted: EncryptedInput,
+        progress: Asked,
+        checkpoint: str | Path | None,
+        checkpoint_seconds: float,
+        kept: Path | None,
+    ) -> Iterator[tuple[Reporter, _Keeper | None]]:
+        """The server is this run's alone, which is shown; its checkpoint is deleted at the end if it is not `kept`."""
         check_fork()
-        program = self.program
         self._check_input(encrypted)
         fields = {
-            "program": program.fingerprint,
+            "program": self.program.fingerprint,
             "images": encrypted.images,
             "sets": encrypted.sets,
             "engine": self._engine.model.name,
@@ -341,14 +396,14 @@ class Server:
             keeper = None
             if checkpoint is not None:
                 check_writable(checkpoint, special=False)
-                keeper = _Keeper(program, encrypted, Path(checkpoint), checkpoint_seconds, self._engine)
-            result = self._run(encrypted, say, observe, keeper)
-            if keeper is not None and not keep_checkpoint:
+                keeper = _Keeper(self.program, encrypted, Path(checkpoint), checkpoint_seconds, self._engine)
+            yield say, keeper
+            # Links may have been made in the meantime, and a result must not be deleted.
+            if keeper is not None and (kept is None or not is_same(keeper.path, kept)):
                 remove_file(keeper.path)
             say.result = in_sets(
                 encrypted.images, encrypted.sets, self.program.input_shape, sum(self.last_run.values())
             )
-            return result
 
     def stream(self, encrypted: Iterable[EncryptedInput], progress: Asked = None) -> Iterator[EncryptedResult]:
         """The result of one input after the other, each as soon as it is there.
@@ -395,25 +450,24 @@ class Server:
         """Bytes of the ciphertexts of one set while it is computed."""
         return estimate(self.program, costs=CostTable.default(self._engine.model)).ciphertext_bytes
 
-    def _run(
+    def _outputs(
         self,
         encrypted: EncryptedInput,
         say: Reporter,
         observe: Callable[[Node, Value], None] | None,
         keeper: _Keeper | None,
-    ) -> EncryptedResult:
+    ) -> Iterator[Value]:
+        """The outputs of one set of ciphertexts after the other; held on to if there is a checkpoint to keep."""
         session, program = self._open(), self.program
-        wanted, one = program.output.state, program.input.layout.ciphertexts
         found = None if keeper is None else keeper.load(session)
-        outputs: list[Value] = [] if found is None else list(found.outputs)
-        steps = Steps(program.graph, self._predicted, encrypted.sets)
-        while len(outputs) < encrypted.sets:
+        finished: list[Value] = [] if found is None else list(found.outputs)
+        yield from map(self._checked, finished)
+        done, steps = len(finished), Steps(program.graph, self._predicted, encrypted.sets)
+        while done < encrypted.sets:
             if found is None or not found.after:
-                left = encrypted.sets - len(outputs)
+                left = encrypted.sets - done
                 count = 1 if left == 1 else min(left, self._together())
-                payloads = encrypted.part(len(outputs), count).payloads(session)
-                given = [Ciphertext(payload, program.input.state) for payload in payloads]
-                fresh = [tuple(given[at : at + one]) for at in range(0, len(given), one)]
+                fresh = self._fresh(encrypted.part(done, count))
                 after, values, evaluator = None, {program.input.id: fresh}, session.evaluator
                 evaluator.restart()
             else:
@@ -423,16 +477,28 @@ class Server:
             found = None
             if self._pager is not None:
                 self._pager.restart(after, count)
-            keep = self._keeping(steps, tuple(outputs), count, say, observe, keeper)
-            outputs += self._computed(evaluator, values, after, keep)
+            keep = self._keeping(steps, tuple(finished), done, count, say, observe, keeper)
+            outputs = self._computed(evaluator, values, after, keep)
+            fresh, values = [], {}  # their memory is free when the next are read
+            if keeper is not None:
+                finished += outputs
+            done += count
+            yield from map(self._checked, outputs)
         self.last_run = steps.seconds
-        for part in itertools.chain.from_iterable(outputs):
+
+    def _fresh(self, encrypted: EncryptedInput) -> list[Value]:
+        """The ciphertexts of each set of an input."""
+        node = self.program.input
+        given = [Ciphertext(payload, node.state) for payload in encrypted.payloads(self._open())]
+        one = node.layout.ciphertexts
+        return [tuple(given[at : at + one]) for at in range(0, len(given), one)]
+
+    def _checked(self, output: Value) -> Value:
+        wanted = self.program.output.state
+        for part in output:
             if part.state.level != wanted.level or abs(part.state.scale / wanted.scale - 1) > SCALE_TOLERANCE:
                 raise VerificationError(f"the output is at {part.state}, its type says {wanted}")
-        live = tuple(part.payload for output in outputs for part in output)
-        return EncryptedResult(
-            program, self._identity, encrypted.images, live=live, engine=self._engine, input=encrypted.digest
-        )
+        return output
 
     def _computed(
         self,
@@ -463,12 +529,13 @@ class Server:
         self,
         steps: Steps,
         finished: Sequence[Value],
+        done: int,
         sets: int,
         say: Reporter,
         observe: Callable[[Node, Value], None] | None,
         keeper: _Keeper | None,
     ) -> Callable[[Node, Mapping[str, Value]], None]:
-        """What is done after each node of a run of some sets of ciphertexts."""
+        """What is done after each node of a run of some sets of ciphertexts, before which `done` sets were finished."""
         session, start = self._open(), time.perf_counter()
 
         def each_set(value: Value) -> list[Value]:
@@ -477,7 +544,7 @@ class Server:
         def keep(node: Node, values: Mapping[str, Value]) -> None:
             nonlocal start
             spent = time.perf_counter() - start
-            steps.add(node, spent, sets, len(finished))
+            steps.add(node, spent, sets, done)
             with session.resting():  # between two nodes no key is in use
                 if keeper is not None:
                     keeper.keep(node, {name: each_set(value) for name, value in values.items()}, finished)

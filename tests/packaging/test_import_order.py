@@ -35,9 +35,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.backends",),
     ("olac.selection", "olac.runtime"),
     ("olac.compiler",),
-    ("olac.serving",),
+    ("olac.serving", "olac.scaling"),
     ("olac", "olac.tuning", "olac.report", "olac.outcome", "olac.cli", "olac.demo", "olac.__main__"),
-    ("olac.scaling",),
 )
 
 # Names in LAYERS that stand for themselves alone, not for the modules below them.
