@@ -88,6 +88,10 @@ class Calibration:
 
         Images held out by either stay held out, up to `held_out_limit`. CalibrationError for calibrations of other
         models.
+
+        Args:
+            other: a calibration of the same model with the same weights.
+            sample_images, sample_bytes: limits of the sample of images that the result keeps, as of `olac.calibrate`.
         """
         if (
             self.fingerprint != other.fingerprint
@@ -126,12 +130,26 @@ class Calibration:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the calibration to one file (see `olac.calibration.files`)."""
+        """Write the calibration to one file (see `olac.calibration.files`).
+
+        Args:
+            path: the file to write, which is complete or absent.
+
+        Raises:
+            ArtifactError: the file can't be written.
+        """
         files.save_fields({each.name: getattr(self, each.name) for each in fields(self)}, Path(path))
 
     @staticmethod
     def load(path: str | Path) -> Calibration:
-        """Read a calibration; raises `ArtifactError` for anything that isn't one."""
+        """Read a calibration and check all of it.
+
+        Args:
+            path: a file that `save` wrote, of this or an earlier version.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, of another kind or a newer version.
+        """
         return Calibration(**files.load_fields(Path(path)))
 
 

@@ -39,6 +39,9 @@ class PublicKey(Framed):
         parameters: those that it is for.
         identity: the name of its key pair.
         words: shape (2, limbs, N).
+
+    Args:
+        parameters, identity, words: as the attributes. `Client.public_key` and `load` make public keys.
     """
 
     kind = envelope.PUBLIC_KEY
@@ -80,12 +83,21 @@ class PublicKey(Framed):
 
     @classmethod
     def from_bytes(cls, program: AnyProgram | Parameters, data: bytes) -> Self:
-        """Check a frame; raises `ArtifactError` for anything that is not for the parameters (of the program)."""
+        """Check and read the result of `to_bytes`, with the errors of `load`.
+
+        Args:
+            program: a program, what clients know of it, or parameters.
+            data: what `to_bytes` gave.
+        """
         return cls._read(program, Source(data=data))
 
     @classmethod
     def load(cls, program: AnyProgram | Parameters, path: str | Path) -> Self:
         """Read and check a file.
+
+        Args:
+            program: a program, what clients know of it, or parameters.
+            path: the file.
 
         Raises:
             ArtifactError: the file is missing, damaged, or of another kind or version, or for other parameters.
@@ -138,7 +150,14 @@ class Encryptor:
 
     @memory_for("encrypting")
     def encrypt(self, images: Any, *, allow_out_of_range: bool = False) -> EncryptedInput:
-        """Encrypt images, as `Client.encrypt`, with the same errors."""
+        """Encrypt images, as `Client.encrypt`.
+
+        Args:
+            images, allow_out_of_range: as of `Client.encrypt`.
+
+        Raises:
+            InputError: as `Client.encrypt`.
+        """
         check_fork()
         live, count = encrypted(self._session, self.program, images, allow_out_of_range)
         return EncryptedInput(self.program, self._identity, count, live=live, engine=self._engine)
