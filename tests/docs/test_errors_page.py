@@ -28,7 +28,7 @@ def texts(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
     elif isinstance(node, ast.JoinedStr):
-        yield "".join(part.value if isinstance(part, ast.Constant) else "\n" for part in node.values)
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\n" for part in node.values)
     else:
         for child in ast.iter_child_nodes(node):
             yield from texts(child)
