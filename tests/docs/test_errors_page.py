@@ -55,8 +55,10 @@ def said(source: str) -> set[str]:
     }
     places: list[ast.AST] = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if re.search(r"(?:^warnings\.warn|notes\.append)$", ast.unparse(node.func)):
+        if isinstance(node, ast.Call):
+            if name_of(node.func) == "warn":  # of warnings, or olac's own, which also logs
+                places += node.args
+            elif re.search(r"notes\.append$", ast.unparse(node.func)):
                 places.append(node.args[0])
         elif isinstance(node, ast.Assign) and SAID & {name_of(target) for target in node.targets}:
             places.append(node.value)
@@ -105,6 +107,7 @@ def size_notes(n: int) -> tuple[str, ...]:
 
 def other(context, n):
     warnings.warn(f"this one is only a warning of {n}")
+    warn(log, f"{n}: this one is logged as well")
     context.notes.append(TOLD)
     note = f"as {n} can't be used here"
     return "no note at all is here"
@@ -112,6 +115,7 @@ def other(context, n):
     assert said(source) == {
         "the size of this",
         "this one is only",
+        "this one is logged",
         "somebody is told of",
         "can't be used here",
     }
