@@ -42,6 +42,12 @@ LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 FENCE = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.MULTILINE | re.DOTALL)
 
 
+OBJECT = re.compile(r"^::: (\S+)$", re.MULTILINE)
+"""A name of the interface, as a page of docs/api/ names it."""
+NAMED = re.compile(r"(?<!<b>)<code>((?:olac\.)?\w+(?:\.\w+)*)(\(\))?</code>(?!</a>)")
+"""Code in the text of a page that may be such a name; names of parameters are bold and no links."""
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Entries of the nav that end with /* become the pages of a folder."""
     if config.nav is not None:
@@ -99,6 +105,27 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Links of a page to documents at the top of the tree lead to their pages."""
     uri = page.file.src_uri
     return markdown if uri in TOP.values() else turned(markdown, f"docs/{uri}", uri)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """On pages of the interface, names of other parts of the interface lead to them."""
+    folder = posixpath.dirname(page.file.src_uri)
+    if folder != "api":
+        return html
+    places = {
+        name: f"{path.stem}.html#{name}"
+        for path in (Path(config.docs_dir) / folder).glob("*.md")
+        for name in OBJECT.findall(path.read_text(encoding="utf-8"))
+    }
+    # A bare `check` is a method of KeyFolder.
+    short = {name.rpartition(".")[2]: place for name, place in places.items() if name != "olac.check"}
+
+    def link(match: re.Match[str]) -> str:
+        name = match[1]
+        place = places.get(name) or short.get(name.split(".")[0])
+        return match[0] if place is None else f'<a href="{place}">{match[0]}</a>'
+
+    return NAMED.sub(link, html)
 
 
 def turned(text: str, source: str, page: str) -> str:
