@@ -172,14 +172,18 @@ def compile(
 ) -> CompiledProgram:
     """Compile a trained model into a program that an engine runs on encrypted inputs.
 
-        program = olac.compile(model, images.split(64))  # a tensor (n, *image shape) in batches, or a DataLoader
+        program = olac.compile(model, images.split(64))  # or a DataLoader
         program.save("model.olac")
 
     The model is not changed and not retrained. The images are only used to learn which values occur; labels are not
     needed, and 256 images or more are best.
 
     Args:
-        model, calib_loader, pipeline, progress: as in `approximate`.
+        model: a torch.nn.Module or an ExportedProgram. Or a list of several that take the same images: the mean of
+            their outputs is computed.
+        calib_loader: yields tensors (n, *image shape), or tuples whose first item is one. Or the result of `calibrate`
+            for this model.
+        pipeline, progress: as in `approximate`.
         options: see `CompileOptions`.
         lowering: other passes from stage POLYNOMIAL to LEVELLED.
         choices: single fields of `CompileOptions` or `FitOptions`, e.g. max_depth=40, security=192, like=program.
