@@ -182,3 +182,15 @@ def test_the_page_of_the_command_line_is_that_of_the_parser() -> None:
     made, text = hook("command_line"), (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
     assert text == made.page(), "the command has changed: run python docs/_hooks/command_line.py (or make docs)"
     assert "## olac remote run" in text and "`-o, --output`" in text
+
+
+def test_each_environment_variable_is_on_its_page() -> None:
+    page = (DOCS / "reference" / "environment.md").read_text(encoding="utf-8")
+    names = set()
+    for folder in ("olac", "passes", "backends"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            names |= set(re.findall(r"environ(?:\.\w+\(|\[)\s*\"([A-Z_]+)\"", text))
+            names |= set(re.findall(r"^VARIABLE = \"([A-Z_]+)\"", text, re.MULTILINE))
+    assert {"OLAC_TOKEN", "OLAC_CACHE_DIR", "OMP_NUM_THREADS"} <= names
+    assert sorted(name for name in names if f"`{name}`" not in page) == []
