@@ -38,10 +38,11 @@ TUTORIALS = (
 """The order of the tutorials; others come after them."""
 FIRST = ("index", "first", *TUTORIALS, "compile", "options", "degrees", "programs", "client-and-server")
 """Pages that come before the others of their folder, in this order; the others are sorted by name."""
-LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
+LINK = re.compile(r"\[([^\[\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+"""Text, target and anchor of a link."""
 FENCE = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.MULTILINE | re.DOTALL)
-
-
+FILE = re.compile(r"(?:[\w.-]+/)*[\w.-]+\.md")
+"""A text of a link that is only the name of a file; the site shows the title of the page in its place."""
 OBJECT = re.compile(r"^::: (\S+)$", re.MULTILINE)
 """A name of the interface, as a page of docs/api/ names it."""
 NAMED = re.compile(r"(?<!<b>)<code>((?:olac\.)?\w+(?:\.\w+)*)(\(\))?</code>(?!</a>)")
@@ -138,7 +139,7 @@ def turned(text: str, source: str, page: str) -> str:
     """
 
     def link(match: re.Match[str]) -> str:
-        start, target, anchor, end = match.groups()
+        words, target, anchor = match.groups()
         if ":" in target:
             return match[0]
         whole = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
@@ -149,10 +150,18 @@ def turned(text: str, source: str, page: str) -> str:
                 place += "/index.md"
         if place is None:
             return match[0]
-        return f"{start}{posixpath.relpath(place, posixpath.dirname(page) or '.')}{anchor or ''}{end}"
+        shown = title(whole) if FILE.fullmatch(words) else None
+        return f"[{shown or words}]({posixpath.relpath(place, posixpath.dirname(page) or '.')}{anchor or ''})"
 
     pieces, done = [], 0
     for fence in FENCE.finditer(text):
         pieces += [LINK.sub(link, text[done : fence.start()]), fence[0]]
         done = fence.end()
     return "".join([*pieces, LINK.sub(link, text[done:])])
+
+
+def title(document: str) -> str | None:
+    """The first heading of a document, which lies so far below the top of the tree; None if there is none."""
+    path = Path(__file__).resolve().parents[2] / document
+    found = re.search(r"^# +(.+?) *$", path.read_text(encoding="utf-8"), re.MULTILINE) if path.is_file() else None
+    return None if found is None else found[1]

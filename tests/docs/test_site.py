@@ -174,6 +174,9 @@ def test_links_are_turned_for_the_site() -> None:
     pages = hook("pages")
     assert pages.turned("[a](../SECURITY.md#b)", "docs/serving.md", "serving.md") == "[a](project/security.md#b)"
     assert pages.turned("[a](docs/design)", "CONTRIBUTING.md", "project/contributing.md") == "[a](../design/index.md)"
+    assert pages.turned("[faq.md](faq.md#x) [../SECURITY.md](../SECURITY.md)", "docs/serving.md", "serving.md") == (
+        "[Questions](faq.md#x) [Security](project/security.md)"
+    )
     for same in ("[a](faq.md)", "[a](https://b.org/README.md)", "[a](#b)", "```\n[a](../SECURITY.md)\n```"):
         assert pages.turned(same, "docs/serving.md", "serving.md") == same
 
