@@ -83,10 +83,17 @@ def calibrate(
 ) -> Calibration:
     """Run a model over calibration images; the result can replace the loader in `approximate` and `compile`.
 
+        calibration = olac.calibrate(model, loader)
+        calibration.save("model.calibration")
+        program = olac.compile(model, calibration)  # of this model with these weights
+
     Args:
         model, calib_loader, progress: as in `approximate`.
         activations, constants: as in `CompileOptions`; give the same to `approximate` and `compile`.
         sample_images, sample_bytes: limits of the sample of images that is kept for fits.
+
+    Returns:
+        ranges of all values, histograms of the inputs of activations, a sample of images, and images held out.
 
     Raises:
         UnsupportedModelError, CalibrationError: as in `approximate`.
@@ -139,6 +146,10 @@ def approximate(
 ) -> ApproximatedModel:
     """Replace a model's activations by fitted polynomials; stops before any choice of CKKS parameters.
 
+        approximated = olac.approximate(model, loader, degree=3)
+        print(approximated.report.check.agreement)  # with the model, on images that decided nothing
+        outputs = approximated.simulate(images)
+
     Args:
         model: a torch.nn.Module or an ExportedProgram; it is not changed. Or a list of several that take the same
             images: the mean of their outputs is computed, in the same ciphertexts if they have the same structure.
@@ -151,6 +162,9 @@ def approximate(
             with data beside it.
         choices: single fields of `CompileOptions` or `FitOptions`, e.g. method="empirical", degree=7, max_depth=40; in
             place of strings also types, e.g. method=olac.Minimax(alpha=7), degrees=olac.Within(levels=40).
+
+    Returns:
+        the model of polynomials, which computes on plain numbers, and a report.
 
     Raises:
         UnsupportedModelError: names every node that can't be compiled.
@@ -179,11 +193,25 @@ def compile(
 ) -> CompiledProgram:
     """Compile a trained model into a program that an engine runs on encrypted inputs.
 
+        program = olac.compile(model, images.split(64))  # or a DataLoader
+        program.save("model.olac")
+
+    The model is not changed and not retrained. The images are only used to learn which values occur; labels are not
+    needed, and 256 images or more are best.
+
     Args:
-        model, calib_loader, pipeline, progress: as in `approximate`.
+        model: a torch.nn.Module or an ExportedProgram. Or a list of several that take the same images: the mean of
+            their outputs is computed.
+        calib_loader: yields tensors (n, *image shape), or tuples whose first item is one. Or the result of `calibrate`
+            for this model.
+        pipeline, progress: as in `approximate`.
         options: see `CompileOptions`.
         lowering: other passes from stage POLYNOMIAL to LEVELLED.
         choices: single fields of `CompileOptions` or `FitOptions`, e.g. max_depth=40, security=192, like=program.
+
+    Returns:
+        the program: it predicts what a run takes (`estimate`), computes on plain numbers (`simulate`), and is given to
+        `Client` and `Server`.
 
     Raises:
         UnsupportedModelError, CalibrationError: as in `approximate`.

@@ -41,7 +41,7 @@ def telling(progress: Stages | None) -> Stages:
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """Everything that a caller may choose.
+    """Everything that a caller may choose; each field is also a keyword of `compile` and `approximate`.
 
     Attributes:
         fit: how activations become polynomials.
@@ -70,9 +70,9 @@ class CompileOptions:
         objective: "latency" for the least time of a run of `batch` images, or "throughput" for the least time an image
             with as many images in a run as a ciphertext has room for, at least `batch`.
         convolutions: a registered kind of lowering, which computes what it can (see `olac.ir.lowerings`): "diagonals",
-            or "multiplexed" for convolutions as MPCNN does them, for comparison. "auto" takes diagonals, and a
-            kind of the caller's own if it is predicted to be faster. Plans of degrees within levels, bootstraps or
-            seconds don't know of it. Passes that are given as `lowering` decide for themselves.
+            or "multiplexed" for convolutions as MPCNN does them (Lee et al., ICML 2022), for comparison. "auto" takes
+            diagonals, and a kind of the caller's own if it is predicted to be faster. Plans of degrees within levels,
+            bootstraps or seconds don't know of it. Passes that are given as `lowering` decide for themselves.
         threads: that the server will use; None for all cores.
         engine: the engine that the program is planned for, which then runs it by default: "openfhe", "vector", or
             "auto" for the engine of `costs` or else for the vector engine. If this machine can't use the vector engine,

@@ -88,8 +88,14 @@ class Calibration:
         sampled.
 
         Images held out by either stay held out. If they are more than `held_out_limit`, a fair sample of them stays,
-        which does not depend on the order of merging, and the others are in no statistic. CalibrationError for
-        calibrations of other models.
+        which does not depend on the order of merging, and the others are in no statistic.
+
+        Args:
+            other: a calibration of the same model with the same weights.
+            sample_images, sample_bytes: limits of the sample of images that the result keeps, as of `olac.calibrate`.
+
+        Raises:
+            CalibrationError: the calibrations are of different models.
         """
         if (
             self.fingerprint != other.fingerprint
@@ -129,12 +135,26 @@ class Calibration:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the calibration to one file (see `olac.calibration.files`)."""
+        """Write the calibration to one file (see `olac.calibration.files`).
+
+        Args:
+            path: the file to write, which is complete or absent.
+
+        Raises:
+            ArtifactError: the file can't be written.
+        """
         files.save_fields({each.name: getattr(self, each.name) for each in fields(self)}, Path(path))
 
     @staticmethod
     def load(path: str | Path) -> Calibration:
-        """Read a calibration; raises `ArtifactError` for anything that isn't one."""
+        """Read a calibration and check all of it.
+
+        Args:
+            path: a file that `save` wrote, of this or an earlier version.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, of another kind or a newer version.
+        """
         return Calibration(**files.load_fields(Path(path)))
 
 

@@ -81,7 +81,13 @@ class Joined(nn.Module):
     def join(self, *inputs: Any, **named: Any) -> torch.Tensor:
         """Inputs, in order or by name, as the one input (images, numbers); a single input as it is.
 
-        TypeError, ValueError: an input is missing, or has another shape than in the example.
+        Args:
+            inputs: tensors or arrays (images, *shape), in the order of `input_names`.
+            named: the same by name.
+
+        Raises:
+            TypeError: an input is missing, or there is one too many.
+            ValueError: an input has another shape than in the example.
         """
         given = dict(zip(self._names, inputs, strict=False)) | named
         if set(given) != set(self._names) or len(inputs) + len(named) != len(self._names):
@@ -98,6 +104,12 @@ class Joined(nn.Module):
         """Outputs of a program, an array or tensor (images, numbers), in the structure that the model gives.
 
         Without the axis of images if `outputs` has none. A single output as it is.
+
+        Args:
+            outputs: of `Client.decrypt`, `simulate` or this module.
+
+        Raises:
+            ValueError: outputs of another length.
         """
         if issubclass(self._kind, torch.Tensor):
             return outputs
@@ -111,7 +123,11 @@ class Joined(nn.Module):
         return _in_structure(self._kind, parts)
 
     def in_order(self, example: Inputs) -> list[torch.Tensor]:
-        """The tensors of an example in the order of `input_names`."""
+        """The tensors of an example in the order of `input_names`.
+
+        Args:
+            example: as for the constructor.
+        """
         return _named(self.model, example)[1]
 
     def _call(self, inputs: dict[str, Any]) -> Any:
@@ -119,7 +135,11 @@ class Joined(nn.Module):
         return self.model(**inputs, **constants, **self._others)
 
     def forward(self, x: Any) -> Any:
-        """The model's outputs for one batch of joined inputs, joined."""
+        """The model's outputs for one batch of joined inputs, joined.
+
+        Args:
+            x: what `join` gave.
+        """
         if len(self._shapes) == 1:
             output = self._call({self._names[0]: x})
         else:

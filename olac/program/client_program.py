@@ -116,7 +116,11 @@ class ClientProgram(Named):
         return dict(self.levels)
 
     def keys_for(self, engine: EngineModel) -> KeyList:
-        """The evaluation keys that the program needs on an engine."""
+        """The evaluation keys that the program needs on an engine.
+
+        Args:
+            engine: what planners know of the engine.
+        """
         return keys_for(self.parameters, engine, self.rotations, self.rotation_levels, self.product_level)
 
     @property
@@ -135,7 +139,11 @@ class ClientProgram(Named):
         return self.head.output_shape(self.output.type.shape)
 
     def encode(self, images: Array) -> Array:
-        """The values that are encrypted, times the input's unit, for images (n, *input shape)."""
+        """The values that are encrypted, times the input's unit, for images (n, *input shape).
+
+        Args:
+            images: float64, in true units.
+        """
         return self.input.op.encode(images)
 
     def client(self) -> ClientProgram:
@@ -147,6 +155,9 @@ class ClientProgram(Named):
     @memory_for("saving the client's description")
     def save(self, path: str | Path) -> None:
         """Write the description to a file, completely or not at all.
+
+        Args:
+            path: the file to write.
 
         Raises:
             ArtifactError: the file can't be written.
@@ -170,6 +181,9 @@ class ClientProgram(Named):
     def load(path: str | Path) -> ClientProgram:
         """Read a description and check all of it.
 
+        Args:
+            path: a file that `save` or `olac client` wrote.
+
         Raises:
             ArtifactError: the file is missing, damaged, of another kind or a newer version, or not valid.
             SecurityError: its parameters don't have the security that they claim.
@@ -178,7 +192,11 @@ class ClientProgram(Named):
 
     @staticmethod
     def from_bytes(data: bytes) -> ClientProgram:
-        """Check and read the result of `to_bytes`, with the errors of `load`."""
+        """Check and read the result of `to_bytes`, with the errors of `load`.
+
+        Args:
+            data: what `to_bytes` gave.
+        """
         return _load(Source(data=bytes(data)))
 
     def __reduce__(self) -> tuple[Callable[[bytes], ClientProgram], tuple[bytes]]:

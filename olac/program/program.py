@@ -126,6 +126,15 @@ class _Simulated(Named):
 
         They are those of an encrypted run without noise, and integers if the model's last step is an argmax. With `raw`
         they are what the head is applied to, (n, *raw shape).
+
+        Args:
+            images: in true units, an array or a tensor of any real type on any device.
+            observe: called with each node and its value, (n, *shape of the value). If it returns an array, that takes
+                the value's place.
+            raw: give what the head is applied to, such as logits.
+
+        Raises:
+            InputError: another shape, no real numbers, or values that are not finite.
         """
         with guard("simulating"):
             given = check_images(images, self.input_shape)
@@ -135,7 +144,13 @@ class _Simulated(Named):
 
 @dataclass(frozen=True)
 class ApproximatedModel(_Simulated):
-    """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters."""
+    """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters.
+
+    Attributes:
+        graph: the model at stage POLYNOMIAL: linear operations, sums, products and polynomials.
+        report: what was decided and measured: fits, agreement, notes (`olac.program.report.Report`).
+        head: the model's last steps, which the client computes on decrypted outputs.
+    """
 
     graph: Graph
     report: Report = field(default_factory=Report)
@@ -149,10 +164,22 @@ class CompiledProgram(_Simulated, LoweredProgram):
 
     Rotations by other steps are composed of these (`olac.ckks.rotations.composition`). The client applies `head` to
     decrypted outputs. A program holds no secret, no torch and no openfhe object.
+
+    Attributes:
+        graph: the model at stage LEVELLED, with a layout, a unit, a level and a scale for each value.
+        parameters: ring, primes, scale and security (`olac.ckks.parameters.Parameters`).
+        rotations: the steps, in slots, that need rotation keys.
+        report: what was decided and measured (`olac.program.report.Report`); `report.notes` is what you should know.
+        head: the model's last steps, which the client computes on decrypted outputs.
+        engine: the name of the engine that the program was planned for, which runs it by default.
     """
 
     def encode(self, images: Array) -> Array:
-        """The values that the graph computes with, for images (n, *input shape): slots times the input's unit."""
+        """The values that the graph computes with, for images (n, *input shape): slots times the input's unit.
+
+        Args:
+            images: float64, (n, *input shape), in true units.
+        """
         op = self.input.op
         assert isinstance(op, Input)
         return op.encode(images)
@@ -216,7 +243,11 @@ class CompiledProgram(_Simulated, LoweredProgram):
         )
 
     def keys_for(self, engine: EngineModel) -> KeyList:
-        """The evaluation keys that the program needs on an engine."""
+        """The evaluation keys that the program needs on an engine.
+
+        Args:
+            engine: what planners know of the engine, such as `program.planned_for`.
+        """
         return keys_for(self.parameters, engine, self.rotations, self.rotation_levels, self.product_level)
 
     @property
@@ -233,6 +264,9 @@ class CompiledProgram(_Simulated, LoweredProgram):
         They are of a server with the memory that the program was compiled for, if there is such a limit.
 
         Args:
+            threads: that the server will use; None for those that this process may use.
+            slowdown: how much slower than the table the machine is, as `olac.runtime.forecast` measures it; None for as
+                fast.
             costs: of any engine; None for the shipped table of the one that the program was planned for.
         """
         costs = costs or CostTable.default(self.planned_for)
@@ -242,12 +276,27 @@ class CompiledProgram(_Simulated, LoweredProgram):
         return estimate_within(self, found, self.max_memory, threads=threads, costs=costs, slowdown=slowdown)
 
     def save(self, path: str | Path) -> None:
-        """Write the program to one file (see `olac.program.artifact`)."""
+        """Write the program to one file (see `olac.program.artifact`).
+
+        Args:
+            path: the file to write, which is complete or absent.
+
+        Raises:
+            ArtifactError: the file can't be written.
+        """
         artifact.save_program(self, Path(path))
 
     @staticmethod
     def load(path: str | Path) -> CompiledProgram:
-        """Read a program; raises `ArtifactError` for anything that isn't one."""
+        """Read a program and check all of it, its parameters' security included.
+
+        Args:
+            path: a file that `save` wrote, of this or an earlier version.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, of another kind or version, or not valid.
+            SecurityError: its parameters don't have the security that they claim.
+        """
         return CompiledProgram._of(artifact.load_program(Path(path)))
 
     def to_bytes(self) -> bytes:
@@ -256,7 +305,11 @@ class CompiledProgram(_Simulated, LoweredProgram):
 
     @staticmethod
     def from_bytes(data: bytes) -> CompiledProgram:
-        """Check and read the result of `to_bytes`; raises `ArtifactError` for anything that isn't a program."""
+        """Check and read the result of `to_bytes`, with the errors of `load`.
+
+        Args:
+            data: what `to_bytes` gave.
+        """
         return CompiledProgram._of(artifact.program_from_bytes(data))
 
     @staticmethod
@@ -265,7 +318,11 @@ class CompiledProgram(_Simulated, LoweredProgram):
 
     @staticmethod
     def check_kind(given: object) -> None:
-        """Raise `ArtifactError` unless an object is a program."""
+        """Raise `ArtifactError` unless an object is a program.
+
+        Args:
+            given: anything.
+        """
         if not isinstance(given, CompiledProgram):
             raise ArtifactError(
                 f"an object of type {type(given).__name__} was given, expected a program: olac.compile(...), or "

@@ -59,6 +59,11 @@ MOST_DECIMALS = 15
 class Client:
     """Encrypts for one program and decrypts its results.
 
+        with olac.Client(program) as client:
+            keys = client.generate_keys()  # for the server
+            client.save_secret_key("secret.key")
+            encrypted = client.encrypt(images)
+
     The secret key stays in this object unless `save_secret_key` writes it to a file.
 
     Args:
@@ -236,6 +241,10 @@ class Client:
     def save_secret_key(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the secret key to a file that only its owner can read.
 
+        Args:
+            path: the file; its mode is 0600.
+            overwrite: replace a file that is there.
+
         Raises:
             ArtifactError: the file exists and `overwrite` is False, or it can't be written.
             MissingKeyError: there is no secret key yet.
@@ -246,6 +255,9 @@ class Client:
     @memory_for("saving the secret key")
     def secret_key_output(self, path: str | Path, *, overwrite: bool = False) -> Output:
         """What `save_secret_key` writes, for `olac.system.files.write_files`, which may write evaluation keys with it.
+
+        Args:
+            path, overwrite: as of `save_secret_key`.
 
         Raises:
             MissingKeyError: there is no secret key yet.
@@ -272,6 +284,7 @@ class Client:
 
         Args:
             program: any with the parameters that the key was made for, or what clients need of it.
+            path: the file.
             engine, secrets: as of `Client`. The file may be of other `secrets`.
 
         Raises:
@@ -322,6 +335,7 @@ class Client:
         right within it.
 
         Args:
+            images: in true units, an array or a tensor of any real type on any device.
             allow_out_of_range: encrypt, with a warning, values that are refused otherwise because they are far outside.
 
         Raises:
@@ -364,6 +378,7 @@ class Client:
         Warns if they lie far outside the range that they were calibrated to have.
 
         Args:
+            result: of a run of the program on this client's input.
             raw: give what the program's head is applied to, such as logits, shape (images, *raw shape).
             of: the input that the result must be of. This finds results that were mixed up, not a server that lies.
             decimals: round outputs that are to be shared to this number of decimals; -1 rounds to tens. Rounding lowers
@@ -414,6 +429,9 @@ class Client:
         """All slots of any value of a run, shape (ciphertexts, slots); NaN for ciphertexts that do not decrypt.
 
         For `olac debug`: like decrypted results, they must not be sent to a server.
+
+        Args:
+            value: ciphertexts of one value of a run, as `Server.run(observe=)` shows them.
         """
         session = self._held()
         rows = []

@@ -43,6 +43,9 @@ class PublicKey(FramedKeys):
         parameters: those that it is for.
         identity: the name of its key pair.
         words: shape (2, limbs, N).
+
+    Args:
+        parameters, identity, words: as the attributes. `Client.public_key` and `load` make public keys.
     """
 
     kind = envelope.PUBLIC_KEY
@@ -120,7 +123,14 @@ class Encryptor:
 
     @memory_for("encrypting")
     def encrypt(self, images: Any, *, allow_out_of_range: bool = False) -> EncryptedInput:
-        """Encrypt images, as `Client.encrypt`, with the same errors."""
+        """Encrypt images, as `Client.encrypt`.
+
+        Args:
+            images, allow_out_of_range: as of `Client.encrypt`.
+
+        Raises:
+            InputError: as `Client.encrypt`.
+        """
         check_fork()
         count, sets = encrypted(self._session, self.program, images, allow_out_of_range)
         live = tuple(itertools.chain.from_iterable(sets))

@@ -56,6 +56,7 @@ def forecast(
     be measured, the seconds are those of the table.
 
     Args:
+        program: the program.
         engine: that runs the program, or the name of its folder in `olac/backends`; None for the one that the program
             was planned for. If that one can't be used on this machine, a warning says so, and the prediction is for
             another; or, if no other takes the program, for the machine of the table.

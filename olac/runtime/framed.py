@@ -135,7 +135,12 @@ class FramedKeys(Framed):
 
     @classmethod
     def from_bytes(cls, program: AnyProgram | Parameters, data: bytes) -> Self:
-        """Check a frame; raises `ArtifactError` for anything that is not for the parameters (of the program)."""
+        """Check a frame; raises `ArtifactError` for anything that is not for the parameters (of the program).
+
+        Args:
+            program: a program, what clients know of it, or parameters.
+            data: what `to_bytes` gave.
+        """
         return cls._read(program, Source(data=data))
 
     @classmethod
@@ -145,11 +150,12 @@ class FramedKeys(Framed):
         Args:
             program: with the parameters that the keys must be for, or these parameters. Evaluation keys of olac 0.1 or
                 older, which belong to one program, take that program.
+            path: the file.
 
         Raises:
             ArtifactError: the file is missing, damaged, or of another kind or version, or for other parameters.
         """
-        return cls._read(program, Source.of_file(path))
+        return cls._loaded(program, path)
 
 
 def parameters_of(given: AnyProgram | Parameters) -> Parameters:

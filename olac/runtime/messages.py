@@ -62,6 +62,8 @@ class StoredKey:
 class EvaluationKeys(FramedKeys):
     """The public keys that a server needs: for relinearisation, for each rotation step and for bootstraps.
 
+    `Client.generate_keys` makes them, and `load`, `from_bytes` and `load_keys` read them.
+
     They belong to a key pair and to parameters. They serve every program with these parameters that takes none but
     these keys, so new weights need no new keys.
 
@@ -174,6 +176,9 @@ class EvaluationKeys(FramedKeys):
     def choose_engine(self, wanted: Engine | str | None) -> Engine:
         """The engine that is wanted; None for the one that made the keys in this process or that they are for.
 
+        Args:
+            wanted: an engine or its name.
+
         Raises:
             ArtifactError: the engine that is wanted can't use these keys.
         """
@@ -196,6 +201,10 @@ class EvaluationKeys(FramedKeys):
         self, progress: Callable[[int, int], None] | None = None, *, engine: Engine | str | None = None
     ) -> Keys:
         """The keys as an engine uses them while the result is there, read key by key if they came from outside.
+
+        Args:
+            progress: called as progress(keys so far, keys in all).
+            engine: that uses them; None for the one that they are for.
 
         Raises:
             ArtifactError: a key in the file changed after it was opened, its bytes are no residues, or another engine
@@ -231,6 +240,9 @@ class EvaluationKeys(FramedKeys):
         """Those of keys from outside that are in a list, each as far as it reaches; they stay if these are closed.
 
         Servers of the same program share what they hold of them. Keys that were made in this process stay together.
+
+        Args:
+            wanted: the list.
         """
         part = self.listed.within(wanted.steps, wanted.relinearise is not None, wanted.bootstraps)
         if not self.outside or part == self.listed:
@@ -261,6 +273,9 @@ class EvaluationKeys(FramedKeys):
         """These keys and others of the same pair, such as those of `Client.more_keys`; none of them may be closed.
 
         Of two keys for the same, the one that reaches further is taken. Keys that were made in this process are copied.
+
+        Args:
+            others: the other keys.
 
         Raises:
             ArtifactError: the others are of another pair, or for other parameters or another engine.
@@ -682,7 +697,10 @@ class _Ciphertexts(Framed):
 
 
 class EncryptedInput(_Ciphertexts):
-    """Encrypted images; where the last set of ciphertexts has room for more, the others are zeros."""
+    """Encrypted images; where the last set of ciphertexts has room for more, the others are zeros.
+
+    `Client.encrypt` and `Encryptor.encrypt` make it, and `load` reads it.
+    """
 
     kind = envelope.INPUT
     called = "an encrypted input"
@@ -693,7 +711,7 @@ class EncryptedInput(_Ciphertexts):
 
 
 class EncryptedResult(_Ciphertexts):
-    """The encrypted outputs of some images; the first `images` count.
+    """The encrypted outputs of some images; the first `images` count. `Server.run` makes it, and `load` reads it.
 
     Attributes:
         input: the digest of the `EncryptedInput` that it is said to be of; None if an older olac wrote the file. It
@@ -719,7 +737,11 @@ class EncryptedResult(_Ciphertexts):
         self.input = input
 
     def check_input(self, given: EncryptedInput) -> None:
-        """Raise `ArtifactError` unless this is said to be the result of an input."""
+        """Raise `ArtifactError` unless this is said to be the result of an input.
+
+        Args:
+            given: the input.
+        """
         EncryptedInput.check_kind(given)
         if self.input is None:
             raise ArtifactError(f"{self.name} does not say which input it is of: an older olac made it. Run it anew.")

@@ -69,6 +69,9 @@ MOST_SETS = 32
 class Server:
     """Runs one program under one client's evaluation keys.
 
+        with olac.Server(program, keys, max_memory="8GB") as server:
+            result = server.run(encrypted)
+
     If not all keys of a file fit in memory, those for rotations outside of bootstraps are read from the file when a run
     needs them, and evicted when others need the room. Such a run and others in this process take turns, node by node.
 
