@@ -23,7 +23,7 @@ FILES = JsonFiles(
     "olac-run",
     "the record of a run",
     RUN_RECORDS,
-    most_bytes=64_000_000,
+    most_bytes=16_000_000,
     mismatch="Record a run of this program: olac run --record, or olac debug --json.",
 )
 
