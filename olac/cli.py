@@ -21,6 +21,7 @@ from rich.console import Console
 from olac import __version__
 from olac.ckks.engines import AUTO, ENGINES
 from olac.errors import OlacError, plain
+from olac.pages.commands import add_report
 from olac.plugins import load_plugins
 from olac.progress import Event, duration, showing
 from olac.system.memory import GB, check_limits
@@ -261,6 +262,7 @@ def _parser() -> argparse.ArgumentParser:
         help="ray: divide the input among workers on the cluster of RAY_ADDRESS or of this machine (docs/scaling.md)",
     )
     run.add_argument("--workers", type=_threads, metavar="N", help="with --executor ray: how many (default: 1)")
+    run.add_argument("--record", type=Path, metavar="FILE", help="write what the run took, for olac report --run")
     run.set_defaults(run=_run)
 
     decrypt = commands.add_parser("decrypt", help="client: decrypt a result into a .npy file")
@@ -285,10 +287,12 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument(
         "--threshold", type=_from_zero, default=0.05, help="largest error of a layer that is right, in the layer's unit"
     )
+    debug.add_argument("--json", type=Path, metavar="FILE", help="also write the table, for olac report --run")
     _add_max_memory(debug, "memory that this process may take")
     _add_threads(debug)
     debug.set_defaults(run=_debug)
 
+    add_report(commands)
     _add_serving(commands)
 
     warm_up = commands.add_parser(
@@ -569,6 +573,7 @@ def _run(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint,
         checkpoint_seconds=options.checkpoint_seconds,
         engine=options.engine,
+        record=options.record,
     )
 
 
@@ -703,6 +708,7 @@ def _debug(options: argparse.Namespace) -> None:
             max_memory=options.max_memory,
             progress=shown.node,
             preparing=preparing(shown.say),
+            record=options.json,
         )
     _Console().print(debug_table(rows))
     fault = first_fault(rows, options.threshold)

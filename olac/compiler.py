@@ -37,6 +37,7 @@ from olac.passes.compose_linear import MOST_ENTRIES
 from olac.passes.pipeline import approximation_pipeline
 from olac.plugins import load_plugins
 from olac.polynomials.modes import EFFORTS
+from olac.program.curves import Curves
 from olac.program.program import ApproximatedModel, CompiledProgram
 from olac.program.promises import (
     data_shortfalls,
@@ -66,6 +67,8 @@ log = logging.getLogger(__name__)
 STRUCTURE_TOLERANCE = 1e-3
 """Largest relative difference of the lifted graph from the model: torch computes in single precision."""
 ROUNDING_MARGIN = 16.0
+MOST_NAME = 100
+"""Characters of a model's name that are kept."""
 SINGLE = 2.0**-24
 """Relative error of a number in single precision."""
 
@@ -290,6 +293,7 @@ class Prepared:
         context: of the passes; it collects their reports.
         ensemble: whether it is the mean of several models.
         names: of the outputs.
+        model: the name of its class.
         timings: of the passes that have run.
     """
 
@@ -306,6 +310,7 @@ class Prepared:
     context: PassContext
     ensemble: bool = False
     names: Names = ()
+    model: str = ""
     timings: list[PassTiming] = field(default_factory=list)
 
     @property
@@ -354,7 +359,8 @@ class Prepared:
             pass_seconds=tuple((timing.name, timing.seconds) for timing in self.timings),
             notes=(*promised, *data, *self.notes, *context.notes, *looks),
         )
-        return ApproximatedModel(result, report, self.head, self.names)
+        curves = Curves(self.model, tuple(context.curves))
+        return ApproximatedModel(result, report, self.head, self.names, curves)
 
 
 def prepare(
@@ -377,6 +383,7 @@ def prepare(
     if folder is not None:
         check_folder(folder)
         make_folder(folder)
+    name = _name(model)
     with callers():
         load_plugins()
         model = as_one(model)
@@ -436,6 +443,7 @@ def prepare(
         context,
         isinstance(model, Ensemble),
         names,
+        name,
     )
 
 
@@ -443,6 +451,13 @@ def _names(model: Any, options: CompileOptions, head: OutputHead, raw: tuple[int
     """The names that were given, or those of a joined model's outputs."""
     own = names_of(model)
     return check_names(options.class_names or (own if len(own) == outputs_to_name(head, raw) else ()), head, raw)
+
+
+def _name(model: Any) -> str:
+    """The class of a model, or of the first of several and their number, for reports."""
+    if isinstance(model, list | tuple) and model:
+        return f"{len(model)} x {_name(model[0])}"
+    return type(model).__name__[:MOST_NAME]
 
 
 def _tell_needs(

@@ -24,7 +24,9 @@ from olac.backends.session import check_engines
 from olac.compiler import compile as compile_model
 from olac.errors import ArtifactError, plain
 from olac.ir.ops import Array
+from olac.pages.record import Accuracy, RunRecord, timing_of
 from olac.polynomials.modes import FitOptions
+from olac.program.curves import beside
 from olac.program.program import CompiledProgram
 from olac.progress import Event, Reporter, showing
 from olac.report import parameter_lines, plan_table
@@ -192,6 +194,7 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     encrypted = np.array([r.encrypted_class for r in results])
     expected = np.array([r.plain_class for r in results])
     labels = digits.test_labels[: len(results)].numpy()
+    simulated = program.simulate(test).argmax(1)
     report = {
         "images": len(results),
         "plain_accuracy": accuracy,
@@ -214,13 +217,23 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
     make_folder(output.parent)
     array = io.BytesIO()
     np.save(array, test)
+    timing = timing_of(
+        node_seconds, {}, engine=server.engine_title, threads=usable_threads(), images=1, peak_gb=peak_rss_bytes() / GB
+    )
+    shares = Accuracy(len(results), *(float(np.mean(one == labels)) for one in (expected, simulated, encrypted)))
+    page = program.html(run=RunRecord(program.fingerprint, timing, accuracy=shares)).html().encode()
     contents = (json.dumps(report, indent=2).encode() + b"\n", program.to_bytes(), array.getvalue())
-    write_files([Output(path, [data], size=len(data)) for path, data in zip(outputs.values(), contents, strict=True)])
+    written = [Output(path, [data], size=len(data)) for path, data in zip(outputs.values(), contents, strict=False)]
+    written.append(Output(outputs["page"], [page], private=True, size=len(page)))
+    if program.curves is not None:
+        written.append(program.curves.output(beside(outputs["program"]), program.fingerprint))
+    write_files(written)
     out.print(
         f"{report['agreement']:.0%} of {len(results)} encrypted images agree with PyTorch; "
         f"{report['seconds_per_image']:.2f} s an image, {report['peak_rss_gb']:.2f} GB at the peak, "
         f"{report['total_seconds']:.0f} s in all; written to {plain(output)}, "
-        f"with the program (.olac) and the images (.npy) for `olac keygen`, `encrypt`, `run` and `decrypt` beside it",
+        f"with the program (.olac) and the images (.npy) for `olac keygen`, `encrypt`, `run` and `decrypt` beside it; "
+        f"{plain(outputs['page'])} shows the program in a browser",
         markup=False,
     )
     return report
@@ -231,6 +244,7 @@ def _outputs(output: Path) -> dict[str, Path]:
     if not output.name:
         raise ArtifactError(f"{plain(output)}: names no file. Name the JSON file that the demo should write.")
     outputs = {"report": output, "program": output.with_suffix(".olac"), "images": output.with_suffix(".npy")}
+    outputs["page"] = output.with_suffix(".html")
     check_apart(outputs, {})
     if output.parent.exists():
         for path in outputs.values():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -16,16 +17,15 @@ from olac.errors import plain
 from olac.ir.ops import Bootstrap, Polynomial
 from olac.program.program import CompiledProgram
 from olac.program.report import SelfCheck, percent
+from olac.program.rows import Row
 from olac.system.shapes import noun
-
-if TYPE_CHECKING:
-    from olac.runtime.debug import Row
 
 SHOWN_NOTES = 100
 SHOWN_NAMES = 10
 SHOWN_CHARACTERS = 2000
 SHORT = 1000.0
 """Seconds below this are shown with decimals."""
+TEXT_WIDTH = 80
 
 
 def parameter_lines(program: CompiledProgram) -> list[str]:
@@ -117,6 +117,17 @@ def _security(parameters: Parameters, log_qp: float) -> str:
     )
 
 
+def program_text(program: CompiledProgram) -> str:
+    """What `olac info` shows of a program, `TEXT_WIDTH` columns wide, predicted by the shipped table of costs."""
+    estimate = program.estimate()
+    console = Console(width=TEXT_WIDTH, file=io.StringIO(), record=True, color_system=None)
+    for line in parameter_lines(program):
+        console.print(line, markup=False, highlight=False)
+    console.print(str(estimate), markup=False, highlight=False)
+    console.print(plan_table(program, estimate.node_seconds))
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
 def plan_table(
     program: CompiledProgram,
     predicted: Mapping[str, float] | None = None,
@@ -159,7 +170,7 @@ def plan_table(
 
 
 def debug_table(rows: Sequence[Row]) -> Table:
-    """One row per layer: an encrypted run compared with a simulated one (see `olac.runtime.debug.Row`)."""
+    """One row per layer: an encrypted run compared with a simulated one (see `olac.program.rows.Row`)."""
     table = _table("encrypted against simulated")
     table.add_column("layer, op", overflow="fold", min_width=16)  # an op has a line of its own if there is no room
     for name in ("level", "error", "of unit", "bits", "|slot|", "encryp-\nted", "outside", "seconds"):

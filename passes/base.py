@@ -18,6 +18,7 @@ from olac.errors import VerificationError
 from olac.ir.graph import Graph
 from olac.ir.types import Stage
 from olac.ir.verify import verify
+from olac.polynomials.curves import Curve
 from olac.polynomials.degrees import FrontPoint
 from olac.system.internal import callers, callers_own, guard
 
@@ -58,6 +59,7 @@ class PassContext:
         threads: number of threads that the server will use.
         images: fits and measurements on whole images; needed by the methods that use them.
         fits: reports of fitted activations, in order.
+        curves: of the same, for drawings.
         front: the plans that were considered, the cheapest first.
         notes: notes about the result, for people.
     """
@@ -69,6 +71,7 @@ class PassContext:
     batch: int = 1
     images: Images | None = None
     fits: list[FitReport] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
     front: list[FrontPoint] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

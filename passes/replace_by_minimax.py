@@ -12,12 +12,13 @@ from numpy.polynomial import chebyshev
 from olac.analysis.units import sharing_units
 from olac.calibration.histogram import Histogram
 from olac.errors import CalibrationError, UnsupportedModelError, UnsupportedNode
-from olac.ir.functions import activation
+from olac.ir.functions import Function, activation
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Array, Polynomial, PolynomialProduct
 from olac.ir.types import Range, Stage
 from olac.kernels.polynomial import depth_of
 from olac.passes.base import FitReport, Pass, PassContext
+from olac.polynomials.curves import Curve, curve
 from olac.polynomials.minimax import Composition, check_precision, sign_composition
 
 RELATIVES = ("relu", "leaky_relu", "prelu")
@@ -74,9 +75,23 @@ class ReplaceByMinimax(Pass):
             half_width = self.padding * max(histogram.range(None).magnitude, *seen, TINY)
             slope = slopes(node.op)
             context.fits.append(report(node, node.op, histogram, self.alpha, half_width))
+            context.curves.append(_curve(node, node.op, histogram, self.alpha, half_width))
             return times_sign(builder, node, inputs[0], self.alpha, half_width, (1 + slope) / 2, (1 - slope) / 2)
 
         return graph.rewrite(step, by=self.name, stage=Stage.POLYNOMIAL)
+
+
+def _curve(node: Node, op: Activation, histogram: Histogram, alpha: int, half_width: float) -> Curve:
+    composition = sign_composition(alpha)
+
+    def fitted(slope: float) -> Function:
+        return lambda x: x * ((1 + slope) / 2 + (1 - slope) / 2 * composition(x / half_width))
+
+    found = [float(one) for one in slopes(op)]
+    exact = [activation("leaky_relu", (slope,)) for slope in found]
+    ranges = np.tile([-half_width, half_width], (histogram.channels, 1))
+    rows = [fitted(slope) for slope in found]
+    return curve(node.id, op.function, composition.degree + 1, histogram, exact, rows, ranges)
 
 
 def check_minimax_options(alpha: int, padding: float) -> None:

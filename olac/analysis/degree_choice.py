@@ -40,6 +40,7 @@ from olac.polynomials.modes import (
     Tolerance,
     Within,
 )
+from olac.system.arrays import Array
 
 REFINEMENTS = 2
 """How often at most a plan is measured with its own errors and solved again."""
@@ -73,6 +74,9 @@ class Images(Protocol):
     def diverging(self, original: Graph, approximated: Graph) -> tuple[int, int]:
         """How many altered copies of images diverge, and of how many."""
 
+    def outside(self, graph: Graph, ranges: Mapping[str, Array]) -> dict[str, float]:
+        """For each node the share of its operand's values outside their channel's range, of shape (channels, 2)."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -100,11 +104,14 @@ class Choice:
         degrees: by activation, in network order.
         front: the plans that were considered, the cheapest first.
         fitted: the graph of the plan after the whole fit, if the choice needed it.
+        effects: by activation, the measured change of the outputs if that activation alone is replaced; empty if
+            nothing was measured.
     """
 
     degrees: dict[str, int]
     front: list[FrontPoint] = field(default_factory=list)
     fitted: Graph | None = None
+    effects: dict[str, float] = field(default_factory=dict)
 
 
 def functions(node: Node) -> list[Function]:
@@ -150,6 +157,7 @@ class _Search:
         self.evidence, self.images = evidence, evidence.images()
         self.front: list[FrontPoint] = []
         self.fitted: Graph | None = None
+        self._measured: dict[str, dict[int, float]] = {}
         folding = not isinstance(method, Normal)
         self.folds = self._folded({node.id: 2 for node in nodes}) if folding else frozenset()
         self._consider(choice.most)
@@ -166,7 +174,9 @@ class _Search:
         costs = self._ola_costs() if choice.effects == "ola" else self._measured_costs()
         plan = self._agreeing(costs, choice) if isinstance(choice, Agreement) else self._within(costs, choice)
         self._record(costs, plan)
-        return Choice(self._named(plan), self.front, self.fitted)
+        named, measured = self._named(plan), self._measured
+        effects = {name: measured[name][degree] for name, degree in named.items() if degree in measured.get(name, {})}
+        return Choice(named, self.front, self.fitted, effects)
 
     def _further(self, choice: Agreement) -> Solution | None:
         """The plan by the degrees that are considered next; None if all were."""
@@ -223,6 +233,7 @@ class _Search:
 
     def _measured_costs(self) -> list[list[float]]:
         measured = self.images.effects(self.graph, {node.id: self._fits(node) for node in self.nodes})
+        self._measured = {name: dict(zip(self.degrees[name], row, strict=True)) for name, row in measured.items()}
         return [measured[node.id] for node in self.nodes]
 
     def _ola_costs(self) -> list[list[float]]:

@@ -17,6 +17,8 @@ from olac.ir.ops import Bootstrap
 from olac.kernels.base import Kernel, Value
 from olac.kernels.execute import build_weightless_kernels
 from olac.kernels.record import record
+from olac.pages.drawings import Bar, estimate_snippet
+from olac.pages.text import byte_amount, duration
 from olac.system.memory import GB, current_rss_bytes
 from olac.system.threads import usable_threads
 
@@ -59,7 +61,7 @@ class Lowered(Protocol):
         """The engine that runs it by default."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
     """Predicted costs of one program on one machine.
 
@@ -99,6 +101,35 @@ class Estimate:
     process_gb: float
     counts: dict[str, int]
     sizes: Sizes
+
+    def __repr__(self) -> str:
+        """One line."""
+        return (
+            f"<Estimate: {duration(self.seconds_per_image)} an image, keys of {byte_amount(self.key_file_bytes)}, "
+            f"server {byte_amount(self.server_gb * GB)}, client {byte_amount(self.client_gb * GB)}>"
+        )
+
+    def __str__(self) -> str:
+        """A table of seconds and memory, 80 columns wide."""
+        rows = self._rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the same table, and the seconds of the nodes."""
+        bars = [Bar(name, seconds) for name, seconds in self.node_seconds.items()]
+        return estimate_snippet(self._rows(), bars)
+
+    def _rows(self) -> list[tuple[str, str]]:
+        return [
+            ("predicted time an image", duration(self.seconds_per_image)),
+            ("predicted time of a first run", duration(self.first_seconds)),
+            ("predicted time to make keys", duration(self.keygen_seconds)),
+            ("keys in a file", byte_amount(self.key_file_bytes)),
+            ("memory of a server", byte_amount(self.server_gb * GB)),
+            ("the same without kept weights", byte_amount(self.server_gb_without_kept_weights * GB)),
+            ("memory of a client", byte_amount(self.client_gb * GB)),
+        ]
 
 
 @dataclass(frozen=True)
@@ -157,7 +188,7 @@ def sizes(
         key_bytes=engine.keys_bytes(parameters, keys),
         setup_bytes=bootstraps.precomputed_bytes,
         plaintext_bytes=sum(n * engine.kept_plaintext_bytes(parameters, level) for level, n in encodes.items()),
-        ciphertext_bytes=_most_alive(graph, kernels, parameters, levels, engine),
+        ciphertext_bytes=max(alive_bytes(graph, kernels, parameters, levels, engine).values(), default=0),
         table_bytes=sum(kernel.table_bytes for kernel in kernels.values()),
         keeps_plaintexts=bootstraps.keeps_plaintexts,
         library_bytes=engine.library_bytes(parameters),
@@ -171,23 +202,24 @@ def key_reading_seconds(evaluator: CostEvaluator, level: int) -> float:
     return evaluator.price("deserialize_key", engine.key_level(parameters, level)) + size / READING_RATE
 
 
-def _most_alive(
+def alive_bytes(
     graph: Graph,
     kernels: Mapping[str, Kernel],
     parameters: Parameters,
     levels: Mapping[str, int],
     engine: EngineModel,
-) -> int:
-    """Bytes of the largest set of ciphertexts alive at once."""
+) -> dict[str, int]:
+    """Bytes of the ciphertexts that are alive while each node is computed, in the order of the run."""
     done = last_reads(graph.nodes)
     alive: dict[str, int] = {}
-    peak = 0
+    found: dict[str, int] = {}
     for node in graph.nodes:
         alive[node.id] = node.layout.ciphertexts * engine.ciphertext_bytes(parameters, levels[node.id])
-        peak = max(peak, sum(alive.values()) + _working_bytes(node, kernels.get(node.id), parameters, levels, engine))
+        working = _working_bytes(node, kernels.get(node.id), parameters, levels, engine)
+        found[node.id] = sum(alive.values()) + working
         for operand in done[node.id]:
             del alive[operand]
-    return peak
+    return found
 
 
 def estimate(

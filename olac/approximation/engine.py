@@ -37,6 +37,8 @@ TRIAL_IMAGES = 256
 """Most images on which the polynomials of a trial are fitted."""
 BOUND_IMAGES = 2048
 """Images on which the bounds of values are measured."""
+OUTSIDE_IMAGES = 256
+"""Most images that tell how many inputs of activations lie outside the ranges of their polynomials."""
 COPIES, LITTLE = 1024, 1.2
 """Altered copies of images that are tried in the end, and the largest factor by which they are moved."""
 FURTHEST = 4.0
@@ -204,6 +206,27 @@ class ImageFitter:
                 number += CHUNK
         made, wanted = (torch.cat(parts) for parts in zip(*found, strict=True))
         return int(diverged(made, wanted, self.criterion.spread).sum()), number
+
+    def outside(self, graph: Graph, ranges: Mapping[str, Array]) -> dict[str, float]:
+        """For each node the share of its operand's values, on held-out images, outside their channel's range.
+
+        Args:
+            graph: whose nodes have true values, not slots.
+            ranges: by node id, shape (channels, 2).
+        """
+        wanted = frozenset(graph[name].inputs[0] for name in ranges)
+        left, seen, weights = dict.fromkeys(ranges, 0), dict.fromkeys(ranges, 0), tensors(graph)
+        with torch.no_grad():
+            images = spread_out(_tensor(self.held_out), OUTSIDE_IMAGES)
+            for part in channels_last(images).split(CHUNK):
+                values = run(graph, weights, part, keep=wanted)
+                for name, ends in ranges.items():
+                    value = values[graph[name].inputs[0]]
+                    shaped = torch.from_numpy(ends).to(value.dtype).reshape(-1, 2, *(1,) * (value.ndim - 2))
+                    within = (value >= shaped[:, 0]) & (value <= shaped[:, 1])  # NaN is in no range
+                    left[name] += int((~within).sum())
+                    seen[name] += value.numel()
+        return {name: left[name] / max(1, count) for name, count in seen.items()}
 
     def error(self, original: Graph, approximated: Graph) -> tuple[float, float]:
         """Error and agreement of an approximated graph on the held-out images."""

@@ -41,7 +41,7 @@ from olac.program.parts import (
     warn_of_security,
 )
 from olac.program.report import Report, SelfCheck
-from olac.system.files import Source, check_writable, write_file
+from olac.system.files import Output, Source, check_writable, write_files
 from olac.system.formats import PROGRAMS
 from olac.system.logs import event as log_event
 from olac.system.memory import memory_for
@@ -56,8 +56,11 @@ REMAKE = PROGRAMS.remake
 
 
 @memory_for("saving the program")
-def save_program(program: LoweredProgram, path: str | Path) -> None:
+def save_program(program: LoweredProgram, path: str | Path, *others: Output) -> None:
     """Write a program to one file, completely or not at all.
+
+    Args:
+        others: files that are written with it, or not at all.
 
     Raises:
         ArtifactError: the file can't be written.
@@ -66,7 +69,7 @@ def save_program(program: LoweredProgram, path: str | Path) -> None:
     """
     check_writable(path)
     data = program_bytes(program)
-    write_file(path, [data], size=len(data))
+    write_files([Output(Path(path), [data], size=len(data)), *others])
     log_event(log, f"{plain(path)}: program saved", file=str(path), fingerprint=program.fingerprint, bytes=len(data))
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from olac.backends.recorder import RecorderEvaluator
 from olac.ckks.engines import EngineModel
 from olac.ckks.key_list import KeyList, keys_for
 from olac.costs.table import CostTable
-from olac.errors import ArtifactError, InputError
+from olac.errors import ArtifactError, InputError, plain
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead, Outputs
 from olac.ir.names import Named, Names
@@ -28,13 +28,19 @@ from olac.ir.ops import Array, Input
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
 from olac.kernels.record import record
+from olac.pages.text import counted
 from olac.program import artifact
 from olac.program.client_program import ClientProgram, Port, is_client_file
+from olac.program.curves import Curves, beside
 from olac.program.lowered import LoweredProgram
 from olac.program.report import Report
 from olac.system.internal import callers_own, guard
 from olac.system.memory import check_room, memory_for
 from olac.system.shapes import described, fitting, noun
+
+if TYPE_CHECKING:
+    from olac.pages.page import Page
+    from olac.pages.record import AnyRecord
 
 
 def check_images(images: Any, shape: tuple[int, ...]) -> Array:
@@ -142,7 +148,7 @@ class _Simulated(Named):
         return outputs if raw else self.head.apply(outputs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ApproximatedModel(_Simulated):
     """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters.
 
@@ -150,15 +156,23 @@ class ApproximatedModel(_Simulated):
         graph: the model at stage POLYNOMIAL: linear operations, sums, products and polynomials.
         report: what was decided and measured: fits, agreement, notes (`olac.program.report.Report`).
         head: the model's last steps, which the client computes on decrypted outputs.
+        curves: for reports (see `CompiledProgram`).
     """
 
     graph: Graph
     report: Report = field(default_factory=Report)
     head: OutputHead = field(default_factory=OutputHead)
     output_names: Names = ()
+    curves: Curves | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        """One line."""
+        name = plain((self.curves and self.curves.model) or "of a model")
+        activations = counted(len(self.report.fits), "activation")
+        return f"<ApproximatedModel {name}: {len(self.graph.nodes)} nodes, {activations}>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompiledProgram(_Simulated, LoweredProgram):
     """A program for encrypted inputs: the levelled graph, the parameters, and the rotation steps that need keys.
 
@@ -172,7 +186,63 @@ class CompiledProgram(_Simulated, LoweredProgram):
         report: what was decided and measured (`olac.program.report.Report`); `report.notes` is what you should know.
         head: the model's last steps, which the client computes on decrypted outputs.
         engine: the name of the engine that the program was planned for, which runs it by default.
+        curves: for reports: the model's name and what calibration tells of its activations. Compiled programs have
+            them, and `save` writes them to a file of their own. Programs that were read have none.
     """
+
+    curves: Curves | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        """One line: the model or the fingerprint, engine, ring, levels and nodes."""
+        name = plain((self.curves and self.curves.model) or self.fingerprint[:12])
+        return (
+            f"<CompiledProgram {name} for {self.planned_for.title}: ring 2^{self.parameters.log_ring}, "
+            f"{self.parameters.depth} levels, {len(self.graph.nodes)} nodes>"
+        )
+
+    def __str__(self) -> str:
+        """The table of `olac info`, 80 columns wide; seconds are those of the shipped table of costs."""
+        from olac.report import program_text
+
+        return program_text(self)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the head of the report and the levels along the network."""
+        from olac.pages.page import Page
+
+        return Page.of(self).snippet()
+
+    def html(
+        self,
+        path: str | Path | None = None,
+        *,
+        run: AnyRecord | Sequence[AnyRecord] | None = None,
+        costs: CostTable | str | Path | None = None,
+        curves: str | Path | None = None,
+    ) -> Page:
+        """A report of the program for people: one page of HTML, without scripts and without references to other files.
+
+        The page needs jinja2. It tells of calibration data if the program has curves, so the file gets mode 0600.
+
+        Args:
+            path: the file to write; None for none.
+            run: what was measured: a `RunRecord`, the file of `olac run --record` or `olac debug --json`, or several.
+            costs: a table of costs for predictions, or its file; None for the shipped table of the engine.
+            curves: the file that `save` wrote beside the program; None for those that the program has in memory.
+
+        Returns:
+            the report; its `figures()` are drawings for MLflow or TensorBoard.
+
+        Raises:
+            ArtifactError: a file is missing, damaged or belongs to another program, or the page can't be written.
+            OlacError: jinja2 is missing.
+        """
+        from olac.pages.page import Page
+
+        page = Page.of(self, run=run, costs=costs, curves=curves)
+        if path is not None:
+            page.save(path)
+        return page
 
     def encode(self, images: Array) -> Array:
         """The values that the graph computes with, for images (n, *input shape): slots times the input's unit.
@@ -275,16 +345,23 @@ class CompiledProgram(_Simulated, LoweredProgram):
             return found
         return estimate_within(self, found, self.max_memory, threads=threads, costs=costs, slowdown=slowdown)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, curves: bool = True) -> None:
         """Write the program to one file (see `olac.program.artifact`).
 
         Args:
             path: the file to write, which is complete or absent.
+            curves: also write the curves that the program has to PATH.report, with mode 0600. They tell of calibration
+                data, so they are never in the program, and stay with whoever compiled it: `olac report` shows them.
 
         Raises:
             ArtifactError: the file can't be written.
         """
-        artifact.save_program(self, Path(path))
+        target = Path(path)
+        # A device or a pipe has no place beside it.
+        known = self.curves if curves and (target.is_file() or not target.exists()) else None
+        artifact.save_program(
+            self, target, *([] if known is None else [known.output(beside(target), self.fingerprint)])
+        )
 
     @staticmethod
     def load(path: str | Path) -> CompiledProgram:

@@ -16,17 +16,18 @@ from olac.backends.session import Preparing
 from olac.errors import ArtifactError, InfeasibleError, InputError, plain
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
+from olac.pages.record import RunRecord
 from olac.program.program import AnyProgram, CompiledProgram, check_images, load_any_program, wrong_shape
 from olac.progress import SHOWN_AFTER, Event, Reporter, Shown, ShownCounts, exact_duration, showing
 from olac.runtime.client import Client
-from olac.runtime.debug import Row
-from olac.runtime.debug import debug as compare
+from olac.runtime.debug import Row, comparison
 from olac.runtime.encryptor import Encryptor, PublicKey
 from olac.runtime.envelope import PUBLIC_KEY, kind_of
 from olac.runtime.estimates import Forecast, forecast
 from olac.runtime.key_parts import load_keys, save_parts
 from olac.runtime.messages import MOST_IMAGES, EncryptedInput, EncryptedResult, sets_of
 from olac.runtime.progress import in_sets
+from olac.runtime.records import Recorder
 from olac.runtime.server import CHECKPOINT_SECONDS, Asked, Server
 from olac.system.files import (
     Output,
@@ -205,6 +206,7 @@ def run(
     engine: str | None = None,
     announce: Callable[[Forecast], None] | None = None,
     ended: Callable[[Ran], None] | None = None,
+    record: str | Path | None = None,
 ) -> Path:
     """Run the program on an encrypted input; needs no secret key.
 
@@ -216,6 +218,7 @@ def run(
             measured for that.
         checkpoint, checkpoint_seconds: as in `Server.run`; the file is deleted when the result is written.
         ended: called with what the run was, after the result is written.
+        record: the file to write what the run took to, for reports (`olac.pages.record`).
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program, key or, for checkpoints, input.
@@ -223,8 +226,10 @@ def run(
         InfeasibleError: there is not enough memory.
     """
     inputs = {"program": program, "file of evaluation keys": evaluation_keys, "encrypted input": encrypted}
-    check_apart({"result": output, "checkpoint": checkpoint}, inputs)
+    check_apart({"result": output, "checkpoint": checkpoint, "record": record}, inputs)
     check_writable(output)
+    if record is not None:
+        check_writable(record)
     if checkpoint is not None:
         check_writable(checkpoint, special=False)
     compiled = CompiledProgram.load(program)
@@ -234,9 +239,13 @@ def run(
         announce(forecast(compiled, keys.choose_engine(engine), measure=not (max_memory or compiled.max_memory)))
     # One run uses every weight once, so encoded weights are not kept.
     server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0, engine=engine, preparing=preparing)
+    recorder = Recorder(progress if callable(progress) else None)
+    asked = progress if record is None else recorder
     start = time.monotonic()
-    kept = server.run_to(output, given, progress, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds)
+    kept = server.run_to(output, given, asked, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds)
     seconds = time.monotonic() - start
+    if record is not None:
+        recorder.record(server, given.images).save(record)
     if ended is not None:
         shape, peak = compiled.input_shape, peak_rss_bytes() / GB
         removed = kept is not None and not kept.exists()
@@ -346,11 +355,14 @@ def debug(
     max_memory: float | str | None = None,
     progress: Asked = None,
     preparing: Preparing | None = None,
+    record: str | Path | None = None,
 ) -> tuple[Row, ...]:
     """Run the first batch of the images in a .npy file encrypted and simulated, and compare every layer.
 
     Args:
         preparing: as in `Server`.
+        record: the file to write the comparison to, for reports (`olac.pages.record`). It tells of values of the
+            images, so only its owner may read it.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program or key.
@@ -358,12 +370,19 @@ def debug(
         MissingKeyError: the evaluation keys don't hold what the program needs.
         InfeasibleError: there is not enough memory.
     """
+    if record is not None:
+        inputs = {"program": program, "secret key": secret_key, "evaluation keys": evaluation_keys, "images": images}
+        check_apart({"record": record}, inputs)
+        check_writable(record)
     compiled = CompiledProgram.load(program)
     given = read_npy(images, compiled.input_shape, compiled.batch)
     client = Client.load(compiled, secret_key)
     keys = load_keys(compiled, evaluation_keys)
     server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0, preparing=preparing)
-    return compare(client, server, given, progress)
+    found = comparison(client, server, given, progress)
+    if record is not None:
+        RunRecord.of_comparison(compiled.fingerprint, found).save(record)
+    return found.rows
 
 
 def read_npy(path: str | Path, shape: tuple[int, ...], most: int | None = None) -> Array:

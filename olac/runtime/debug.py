@@ -14,6 +14,8 @@ from olac.ir.graph import Node
 from olac.ir.ops import Array, Bootstrap, Input
 from olac.kernels.base import Value
 from olac.program.program import check_images
+from olac.program.rows import Comparison, Outputs
+from olac.program.rows import Row as Row
 from olac.runtime.client import Client
 from olac.runtime.server import Asked, Server
 from olac.system.shapes import counted
@@ -22,35 +24,6 @@ THRESHOLD = 0.05
 """Largest error of a slot that counts as right, in the layer's unit, or times the largest slot if that exceeds 1."""
 EDGE = 1.0 + 1e-3
 """Slots beyond this are out of range; noise alone may take a slot a little beyond 1."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One layer.
-
-    Attributes:
-        layer, op: the node's id and its op's name.
-        level: levels that its ciphertexts have left.
-        error: largest difference of a slot from its simulated value; NaN if a ciphertext does not decrypt.
-        true_error: the same in true units.
-        bits: precision, -log2 of the mean difference over the largest simulated value.
-        largest: largest simulated |slot|; of a bootstrap, that of its operand.
-        largest_encrypted: largest decrypted |slot|, those that hold no element included; of a bootstrap, that of its
-            operand.
-        outside: the number of simulated values with |slot| > 1; of the input, of those outside the calibrated range.
-        seconds: wall time of the encrypted run.
-    """
-
-    layer: str
-    op: str
-    level: int
-    error: float
-    true_error: float
-    bits: float
-    largest: float
-    largest_encrypted: float
-    outside: int
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +56,11 @@ def debug(client: Client, server: Server, images: object, progress: Asked = None
     Raises:
         InputError, ArtifactError, BackendError: as `Client.encrypt` and `Server.run`.
     """
+    return comparison(client, server, images, progress).rows
+
+
+def comparison(client: Client, server: Server, images: object, progress: Asked = None) -> Comparison:
+    """As `debug`, with a comparison of the outputs."""
     program = server.program
     given = check_images(images, program.input_shape)
     if len(given) > program.batch:
@@ -97,8 +75,13 @@ def debug(client: Client, server: Server, images: object, progress: Asked = None
     program.simulate(given, simulate)
     rows: dict[str, Row] = {}
 
+    outputs: list[Outputs] = []
+
     def compare(node: Node, value: Value) -> None:
-        row = _row(node, value[0].state.level, simulated[node.id], client.slots(value))
+        slots = client.slots(value)
+        row = _row(node, value[0].state.level, simulated[node.id], slots)
+        if node.id == program.output.id:
+            outputs.append(_outputs(node, simulated[node.id], slots))
         if isinstance(node.op, Bootstrap):
             operand = rows[node.inputs[0]]  # the results of the sine are never out of range
             row = replace(
@@ -107,7 +90,17 @@ def debug(client: Client, server: Server, images: object, progress: Asked = None
         rows[node.id] = row
 
     server.run(encrypted, progress, observe=compare)
-    return tuple(replace(row, seconds=server.last_run[name]) for name, row in rows.items())
+    found = tuple(replace(row, seconds=server.last_run[name]) for name, row in rows.items())
+    return Comparison(found, outputs[-1])
+
+
+def _outputs(node: Node, simulated: Array, slots: Array) -> Outputs:
+    ours = node.layout.unpack(slots)[: len(simulated)].reshape(len(simulated), -1)
+    theirs = simulated.reshape(len(simulated), -1)
+    difference = np.abs(ours - theirs) * node.type.unit
+    decides = theirs.shape[1] > 1
+    same = int(np.count_nonzero(ours.argmax(1) == theirs.argmax(1))) if decides else None
+    return Outputs(len(simulated), same, float(difference.mean()), float(difference.max()))
 
 
 def _row(node: Node, level: int, simulated: Array, slots: Array) -> Row:

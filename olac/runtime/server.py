@@ -272,6 +272,11 @@ class Server:
         )
 
     @property
+    def engine_title(self) -> str:
+        """What messages call the engine that computes."""
+        return self._engine.title
+
+    @property
     def encode_seconds(self) -> float:
         """Wall time that encoding weights has taken so far, in all runs."""
         return self._cache.seconds

@@ -61,7 +61,14 @@ def lower(
         noise=error,
     )
     program = CompiledProgram(
-        chosen.graph, chosen.parameters, chosen.keys.steps, report, approximated.head, job.engine.name, names
+        chosen.graph,
+        chosen.parameters,
+        chosen.keys.steps,
+        report,
+        approximated.head,
+        job.engine.name,
+        names,
+        approximated.curves,
     )
     new = key_notes(program, options.like)
     return replace(program, report=replace(report, notes=(*report.notes, *new))) if new else program

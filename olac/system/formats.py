@@ -76,6 +76,10 @@ FRAMES = Versions(current=3, oldest=1)
 KEY_MANIFESTS = Versions(current=1, oldest=1)
 """Lists of evaluation keys in parts."""
 CALIBRATIONS = Versions(current=2, oldest=1, remake="Calibrate the model again and save it anew.")
+CURVES = Versions(current=1, oldest=1, remake="Compile the model again and save the program anew.")
+"""Data of calibration that reports show, beside a program."""
+RUN_RECORDS = Versions(current=1, oldest=1, remake="Write it anew with olac run --record, or olac debug --json.")
+"""What was measured in encrypted runs."""
 FITS = Versions(current=1, oldest=1, remake="Delete it: the fit then begins anew.")
 """The state of fits. Files of other releases are not kept readable."""
 
@@ -91,10 +95,12 @@ def without_unused(fields: Mapping[str, Any]) -> dict[str, Any]:
 __all__ = [
     "CALIBRATIONS",
     "CLIENT_PROGRAMS",
+    "CURVES",
     "FITS",
     "FRAMES",
     "KEY_MANIFESTS",
     "PROGRAMS",
+    "RUN_RECORDS",
     "Versions",
     "without_unused",
 ]

@@ -31,6 +31,7 @@ from olac.polynomials.fit import Fit, fit
 from olac.polynomials.modes import Channel, Compensated, FitOptions, MethodName, Minimax
 from olac.program.parts import decode, encode
 from olac.program.report import Report
+from olac.system.arrays import Array
 from tests.approximation.nets import Residual, activations, folded, histograms, images, residual
 
 IMAGES = images(40)
@@ -80,6 +81,9 @@ class Known:
 
     def diverging(self, original: Graph, approximated: Graph) -> tuple[int, int]:
         return self.astray(degrees_of(original, approximated)), 1024
+
+    def outside(self, graph: Graph, ranges: Mapping[str, Array]) -> dict[str, float]:
+        return dict.fromkeys(ranges, 0.25)
 
 
 def degrees_of(original: Graph, approximated: Graph) -> dict[str, int]:

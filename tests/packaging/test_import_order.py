@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the lowest layer to the highest.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.errors",),
-    ("olac.system", "olac.plugins", "olac.progress"),
+    # Drawings and the text of numbers are made of plain numbers.
+    ("olac.system", "olac.plugins", "olac.progress", "olac.pages.text", "olac.pages.svg", "olac.pages.drawings"),
     ("olac.ir", "olac.ckks", "olac.parameters"),
     ("olac.costs",),
     ("olac.backends.base",),
@@ -30,13 +31,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.approximation",),
     ("olac.training",),
     ("olac.passes",),
-    ("olac.program", "olac.options"),
+    # Programs and their tables and pages know each other: a program shows itself.
+    ("olac.program", "olac.options", "olac.report", "olac.pages"),
     ("olac.backends.session",),
     ("olac.backends",),
     ("olac.selection", "olac.runtime"),
     ("olac.compiler",),
     ("olac.serving", "olac.scaling"),
-    ("olac", "olac.tuning", "olac.report", "olac.outcome", "olac.cli", "olac.demo", "olac.__main__"),
+    ("olac", "olac.tuning", "olac.outcome", "olac.cli", "olac.demo", "olac.__main__"),
 )
 
 # Names in LAYERS that stand for themselves alone, not for the modules below them.
@@ -49,6 +51,8 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "numba": ("olac.backends.vector", "olac.approximation.compiled"),
     "fastapi": ("olac.serving",),
     "httpx": ("olac.serving.remote",),
+    "jinja2": ("olac.pages.page",),
+    "matplotlib": ("olac.pages",),
     "openfhe": ("olac.backends.openfhe",),
     "prometheus_client": ("olac.serving.metrics",),
     "pydantic": ("olac.serving.app",),

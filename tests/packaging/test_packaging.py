@@ -108,7 +108,7 @@ def test_wheel_holds_every_file_once(wheel_names: list[str]) -> None:
     installed = [name for name in wheel_names if name.startswith("olac/")]
     assert len(installed) == len(set(installed))
     modules = {path for name in FOLDERS for path in files_of(name, "**/*.py")}
-    data = files_of("olac", "py.typed") | files_of("olac", "data/*.json")
+    data = files_of("olac", "py.typed") | files_of("olac", "data/*.json") | files_of("olac", "pages/templates/*")
     assert set(installed) == modules | data
 
 
