@@ -21,7 +21,10 @@ INTRODUCTION = f"""# Models that olac takes
 This page lists what olac makes of 46 single operations, 30 small nets and 26 networks of torchvision and timm, each as
 its author wrote it. A script measures it, and nothing here is written by hand:
 
-    {COMMAND}
+<!-- not run: takes half an hour, and needs torchvision and timm -->
+```sh
+{COMMAND}
+```
 
 The command takes about half an hour, most of it for the polynomials of networks. The networks need torchvision and
 timm, which olac itself does not need: without them their rows say "package missing". Weights are random, and nothing
