@@ -6,11 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
+
 from olac.backends.recorder import RecorderEvaluator
 from olac.ckks.engines import OPENFHE, EngineModel
 from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
 from olac.costs.work import CiphertextShape
+
+Floats = npt.NDArray[np.float64]
 
 LIGHT = frozenset(
     {"add", "add_plain", "add_scalar", "multiply_plain", "multiply_scalar", "multiply_no_relin", "ext_add", "drop"}
@@ -63,6 +68,7 @@ class CostEvaluator(RecorderEvaluator):
         self.slowdown = slowdown or Slowdown()
         self.seconds = 0.0
         self._known: dict[tuple[str, int], float] = {}
+        self._rows: dict[str, Floats] = {}
 
     def price(self, primitive: str, level: int) -> float:
         """Seconds of one primitive on an operand at a level."""
@@ -74,6 +80,12 @@ class CostEvaluator(RecorderEvaluator):
             seconds = tabled * self.slowdown.of(primitive)
             self._known[key] = seconds + sum(self.price(one, level) for one in self.engine.also.get(primitive, ()))
         return self._known[key]
+
+    def prices(self, primitive: str) -> Floats:
+        """Seconds of one primitive at all levels, from 0 to the top of the chain."""
+        if primitive not in self._rows:
+            self._rows[primitive] = np.array([self.price(primitive, at) for at in range(self.parameters.depth + 1)])
+        return self._rows[primitive]
 
     @cached_property
     def _bootstrap_price(self) -> float:
