@@ -57,6 +57,20 @@ def beam(problem: PlacementProblem, one_bootstrap: float, most: int | None = Non
     return _plan(tables, found, one_bootstrap)
 
 
+def dearest_path(problem: PlacementProblem, one_bootstrap: float, some: bool = False) -> float:
+    """A lower bound on the cost of every plan: that of one path from an input to an output, if it stood alone.
+
+    Args:
+        some: whether plans without bootstraps are left out. The others pay for one bootstrap at least.
+    """
+    tables = _Tables(problem)
+
+    def path(price: float) -> float:
+        return float(tables.ahead(price)[list(tables.outputs), 0].max())
+
+    return max(path(one_bootstrap), one_bootstrap + path(0.0)) if some else path(one_bootstrap)
+
+
 @dataclass(frozen=True)
 class _Found:
     """A plan by indices of nodes.

@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from olac.ckks.engines import OPENFHE, EngineModel, engine_model
 from olac.costs.work import BY_TECHNIQUE, PRIMITIVES, TECHNIQUES, CiphertextShape, work
 from olac.errors import ArtifactError
@@ -195,6 +198,11 @@ class CostTable:
     @functools.cached_property
     def bootstraps(self) -> dict[Hashable, float]:
         """Prices of bootstraps by what they depend on: each search prices those of the same parameters again."""
+        return {}
+
+    @functools.cached_property
+    def by_level(self) -> dict[Hashable, npt.NDArray[np.float64]]:
+        """Prices of primitives at all levels of a chain, by what they depend on: chains of many budgets share them."""
         return {}
 
     def _seconds(self, primitive: str, shape: CiphertextShape, threads: int) -> float:
