@@ -181,6 +181,16 @@ def test_links_are_turned_for_the_site() -> None:
         assert pages.turned(same, "docs/serving.md", "serving.md") == same
 
 
+def test_the_nav_takes_whole_folders(tmp_path: Path) -> None:
+    (tmp_path / "tutorials").mkdir()
+    for name in ("memory", "zebra", "digits", "named"):
+        (tmp_path / "tutorials" / f"{name}.md").write_text("# Title\n")
+    nav = ["a.md", {"Start": ["tutorials/*"]}, {"Empty": ["absent/*"]}, {"B": "b.md"}]
+    whole = hook("pages").expanded(nav, tmp_path, {"tutorials/named.md"})
+    in_order = [f"tutorials/{name}.md" for name in ("digits", "memory", "zebra")]
+    assert whole == ["a.md", {"Start": in_order}, {"B": "b.md"}]
+
+
 def test_the_page_of_the_command_line_is_that_of_the_parser() -> None:
     made, text = hook("command_line"), (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
     assert text == made.page(), "the command has changed: run python docs/_hooks/command_line.py (or make docs)"
