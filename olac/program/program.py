@@ -156,6 +156,7 @@ class ApproximatedModel(_Simulated):
         graph: the model at stage POLYNOMIAL: linear operations, sums, products and polynomials.
         report: what was decided and measured: fits, agreement, notes (`olac.program.report.Report`).
         head: the model's last steps, which the client computes on decrypted outputs.
+        output_names: the names of the outputs, such as those of classes; empty without names.
         curves: for reports (see `CompiledProgram`).
     """
 
@@ -188,6 +189,7 @@ class CompiledProgram(_Simulated, LoweredProgram):
         engine: the name of the engine that the program was planned for, which runs it by default.
         curves: for reports: the model's name and what calibration tells of its activations. Compiled programs have
             them, and `save` writes them to a file of their own. Programs that were read have none.
+        output_names: the names of the outputs, such as those of classes; empty without names.
     """
 
     curves: Curves | None = field(default=None, compare=False)

@@ -138,7 +138,13 @@ class Encryptor:
 
     @memory_for("encrypting")
     def encrypt_to(self, path: str | Path, images: Any, *, allow_out_of_range: bool = False) -> None:
-        """Encrypt any number of images into a file, as `Client.encrypt_to`, with the same errors."""
+        """Encrypt any number of images into a file, as `Client.encrypt_to`, with the same errors.
+
+        Args:
+            allow_out_of_range: as of `Client.encrypt`.
+            images: as of `Client.encrypt_to`.
+            path: the file to write.
+        """
         check_fork()
         found = encrypted(self._session, self.program, images, allow_out_of_range, kept=False)
         write_encrypted(path, self.program, self._identity, self._engine, *found)
