@@ -292,7 +292,7 @@ class Prepared:
             pass_seconds=tuple((timing.name, timing.seconds) for timing in self.timings),
             notes=(*promised, *data, *self.notes, *context.notes, *outliers),
         )
-        return ApproximatedModel(result, report, self.head, Curves(self.model, tuple(context.curves)))
+        return ApproximatedModel(result, report, self.head, curves=Curves(self.model, tuple(context.curves)))
 
 
 def prepare(
@@ -372,7 +372,7 @@ def prepare(
         say,
         context,
         isinstance(model, Ensemble),
-        name,
+        model=name,
     )
 
 

@@ -60,7 +60,7 @@ def lower(
         report,
         approximated.head,
         job.engine.name,
-        approximated.curves,
+        curves=approximated.curves,
     )
     new = key_notes(program, options.like)
     return replace(program, report=replace(report, notes=(*report.notes, *new))) if new else program
