@@ -360,7 +360,7 @@ class Prepared:
             notes=(*promised, *data, *self.notes, *context.notes, *looks),
         )
         curves = Curves(self.model, tuple(context.curves))
-        return ApproximatedModel(result, report, self.head, self.names, curves)
+        return ApproximatedModel(result, report, self.head, self.names, curves=curves)
 
 
 def prepare(
@@ -443,7 +443,7 @@ def prepare(
         context,
         isinstance(model, Ensemble),
         names,
-        name,
+        model=name,
     )
 
 

@@ -68,7 +68,7 @@ def lower(
         approximated.head,
         job.engine.name,
         names,
-        approximated.curves,
+        curves=approximated.curves,
     )
     new = key_notes(program, options.like)
     return replace(program, report=replace(report, notes=(*report.notes, *new))) if new else program
