@@ -6,7 +6,7 @@
 2. `python -m build`, from what git holds, makes the source distribution and, from that, the wheel: dist/.
 3. Both have valid metadata. The wheel holds every file of the packages that git holds.
 4. On each supported Python that is found, both are installed into a clean environment without torch. Every module that
-   needs no extra is imported there, and a program goes from keys to a decrypted result. --quick: on the first Python only.
+   needs no extra is imported there, and a program goes from keys to a decrypted result. --quick: on one Python only.
 5. pyright and mypy check a script against the installed wheel: no error, and types that are known.
 
 It needs the network, for the dependencies; nothing is uploaded.
