@@ -142,7 +142,10 @@ def test_what_is_an_array_of_real_numbers(given: Any) -> None:
         (np.zeros((2, 144)), r"Write x.reshape\(-1, 3, 8, 6\)"),
         ({"scan": np.zeros((2, 3, 8, 6))}, r"a dict of 'scan': ndarray.*batch\['scan'\]"),
         ((torch.zeros(2, 3, 8, 6), torch.zeros(2)), r"a tuple of Tensor \(float32, shape \(2, 3, 8, 6\)\).*batch\[0\]"),
-        (torch.utils.data.DataLoader([1]), r"a DataLoader.*next\(iter\(loader\)\)\[0\]"),
+        (
+            torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(1))),
+            r"a DataLoader.*next\(iter\(loader\)\)\[0\]",
+        ),
         (None, "the input is None"),
         ("x.npy", "a str"),
     ],
