@@ -67,7 +67,7 @@ def test_versions_that_differ_are_refused(tree: Path, name: str, pattern: str, t
 
 
 METADATA = (
-    """Metadata-Version: 2.1
+    """Metadata-Version: 2.4
 Name: olac
 Version: 1.2.3
 Summary: A compiler
