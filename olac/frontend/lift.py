@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from olac.errors import UnsupportedModelError, UnsupportedNode, VerificationError
+from olac.errors import UnsupportedModelError, UnsupportedNode, VerificationError, plain
 from olac.frontend.advice import GENERIC_ADVICE, advice_for
 from olac.frontend.custom import NotElementwiseError, plain_name
 from olac.frontend.frames import FIRST, Frame
@@ -79,6 +79,7 @@ def _find(value: Any, kind: type) -> bool:
     return isinstance(value, kind)
 
 
+NAMED_OUTPUTS = 6
 REFUSING = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, NotImplementedError)
 """What olac's handlers raise for arguments that they do not know; `check` lists them with everything else."""
 _ELEMENTWISE = "The result for an element may depend on this element and its channel only; see activations="
@@ -332,6 +333,21 @@ def lift(traced: Traced, client_head: bool = True) -> Graph:
         within |= misplaced
 
 
+def _several_outputs(result: tuple[Any, ...] | list[Any] | dict[str, Any]) -> tuple[str, str]:
+    """The problem of an output of several parts, and what to do."""
+    kind, first = "tuple", "0"
+    named = ""
+    if isinstance(result, dict):
+        shown = [plain(name) for name in result][:NAMED_OUTPUTS]
+        more = ", ..." if len(result) > len(shown) else ""
+        kind, first, named = "dict", repr(shown[0]) if shown else "...", f" ({', '.join(shown)}{more})"
+    return (
+        f"forward returns a {kind} of {len(result)} values{named}",
+        f"Compile a module whose forward returns one of them, such as model(x)[{first}], or olac.Joined(model, "
+        "example), which gives all in one vector",
+    )
+
+
 def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[Graph | None, frozenset[str]]:
     """The graph, or None and the fx nodes that were left to the client although other operations read them.
 
@@ -365,11 +381,7 @@ def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[
             output = environment.get(result) if isinstance(result, fx.Node) else None
             given = result.meta.get("shape") if isinstance(result, fx.Node) else None
             if isinstance(result, (tuple, list, dict)):
-                report(
-                    node,
-                    f"forward returns a {'dict' if isinstance(result, dict) else 'tuple'} of {len(result)} values",
-                    "Return one tensor, or compile olac.Joined(model, example), which gives all in one vector",
-                )
+                report(node, *_several_outputs(result))
             elif isinstance(output, Absent):
                 report(node, "where the largest elements are is not supported", "Take argmax as the last step")
             elif not isinstance(output, (Value, Unknown)):

@@ -36,7 +36,7 @@ from olac.program.lowered import LoweredProgram
 from olac.program.report import Report
 from olac.system.internal import callers_own, guard
 from olac.system.memory import check_room, memory_for
-from olac.system.shapes import described, fitting, noun
+from olac.system.shapes import described, fitting, noun, shape_of
 
 if TYPE_CHECKING:
     from olac.pages.page import Page
@@ -97,7 +97,7 @@ def _real_array(images: Any) -> Any:
             images = images.numpy() if images.is_complex() else images.double().numpy()
         array = np.asanyarray(images)
     except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
-        raise InputError(f"the input is {name}, not an array of numbers: give a numpy array or a tensor") from error
+        raise InputError(f"the input is {name}, not an array of real numbers: {_instead(images)}") from error
     if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
         raise InputError("the input is an array with masked values. Fill them in (array.filled(value)).")
     array = np.asarray(array)
@@ -105,8 +105,20 @@ def _real_array(images: Any) -> Any:
         array.dtype.kind == "O" and all(isinstance(value, Real | Decimal) for value in array.reshape(-1))
     )
     if not real:
-        raise InputError(f"the input is {name}, not an array of real numbers: give a numpy array or a tensor of floats")
+        raise InputError(f"the input is {name}, not an array of real numbers: {_instead(images)}")
     return array
+
+
+def _instead(given: Any) -> str:
+    """What to write for inputs that are no array."""
+    if isinstance(given, Mapping):
+        key = next((key for key, one in given.items() if isinstance(key, str) and shape_of(one) is not None), "key")
+        return f"take them out of the batch, such as batch[{plain(key)!r}]"
+    if isinstance(given, (tuple, list)) and any(shape_of(one) for one in given):
+        return "take them out of the batch, such as batch[0]"
+    if hasattr(given, "__iter__") and not isinstance(given, str) and shape_of(given) is None:
+        return "take one batch after the other, such as next(iter(loader))[0]"
+    return "give a numpy array or a tensor of floats"
 
 
 class _Simulated(Named):

@@ -84,4 +84,4 @@ def test_debug_names_a_bootstrap_only_where_the_image_is_to_blame() -> None:
     assert min(row.bits for row in rows) > 5
     fault = first_fault(debug(client, server, 3 * images[0].numpy()))
     assert fault is not None and fault.layer.endswith("_boot")
-    assert fault.advice.startswith("The images themselves lie outside")
+    assert fault.advice.startswith("The inputs themselves lie outside")

@@ -285,3 +285,22 @@ def test_a_comparison_of_two_inputs() -> None:
     joined = olac.Joined(Larger(), (a, b))
     assert olac.check(joined, joined.join(a, b)) == []
     assert torch.equal(joined(joined.join(a, b)), (a > b).float())
+
+
+def test_several_outputs_are_named_with_what_to_write_instead() -> None:
+    layer = nn.Linear(4, 2)
+
+    class Several(nn.Module):
+        def __init__(self, kind: type) -> None:
+            super().__init__()
+            self.layer, self.kind = layer, kind
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y = self.layer(x)
+            return {"last_hidden_state": y, "pooler_output": 2 * y} if self.kind is dict else (y, 2 * y)
+
+    (node,) = check(Several(dict), torch.rand(3, 4))
+    assert node.problem == "forward returns a dict of 2 values (last_hidden_state, pooler_output)"
+    assert "model(x)['last_hidden_state'], or olac.Joined(model, example)" in node.advice
+    (node,) = check(Several(tuple), torch.rand(3, 4))
+    assert node.problem == "forward returns a tuple of 2 values" and "model(x)[0]" in node.advice

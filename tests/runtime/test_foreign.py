@@ -134,6 +134,28 @@ def test_what_is_an_array_of_real_numbers(given: Any) -> None:
     assert made.dtype == np.float64 and type(made) is np.ndarray and (made == 1).all()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((2, 8, 6, 3)), r"images of shape \(3, 8, 6\).*not \(2, 8, 6, 3\). Write x.transpose\(0, 3, 1, 2\)"),
+        (torch.zeros(8, 6, 3), r"Write x.permute\(2, 0, 1\)\[None\]"),
+        (np.zeros((2, 144)), r"Write x.reshape\(-1, 3, 8, 6\)"),
+        ({"scan": np.zeros((2, 3, 8, 6))}, r"a dict of 'scan': ndarray.*batch\['scan'\]"),
+        ((torch.zeros(2, 3, 8, 6), torch.zeros(2)), r"a tuple of Tensor \(float32, shape \(2, 3, 8, 6\)\).*batch\[0\]"),
+        (
+            torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(1))),
+            r"a DataLoader.*next\(iter\(loader\)\)\[0\]",
+        ),
+        (None, "the input is None"),
+        ("x.npy", "a str"),
+    ],
+    ids=lambda value: str(type(value).__name__),
+)
+def test_wrong_inputs_are_answered_with_a_line_to_write(given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_images(given, (3, 8, 6))
+
+
 def test_arrays_that_do_not_fit_in_memory() -> None:
     with pytest.raises(InfeasibleError, match="taking the input takes"):
         check_images(np.broadcast_to(np.int8(1), (1 << 50, 2)), (2,))
