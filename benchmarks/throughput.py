@@ -1,6 +1,7 @@
 """`python -m benchmarks throughput`: CPU seconds an image of runs of many images, against those of one alone.
 
-One image alone runs by a program that was compiled for one, with the same polynomials. Client and server are in this
+One image alone runs by a program that was compiled for one, with the same polynomials. Ensembles of several models run
+one image as well, against one model alone. Client and server are in this
 process; encryption and decryption don't count.
 """
 
@@ -22,9 +23,9 @@ from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.models import MODELS
 from benchmarks.results import THROUGHPUT, ResultsFile, Row
 from benchmarks.yardstick import Yardstick
-from olac.compiler import Purpose, prepare
+from olac.compiler import Purpose, compile, prepare
 from olac.demo import load_digits, train
-from olac.options import with_choices
+from olac.options import CompileOptions, with_choices
 from olac.program.program import CompiledProgram
 from olac.runtime import Client, Server
 from olac.selection.lower import lower
@@ -36,12 +37,17 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, calibration images, the images that are encrypted, and how it is compiled."""
+    """A model, calibration images, the images that are encrypted, and how it is compiled.
+
+    Attributes:
+        other: another model of the same structure for each number from 1 on, for ensembles; None if there is none.
+    """
 
     model: nn.Module
     calibration: torch.Tensor
     images: torch.Tensor
     choices: dict[str, Any]
+    other: Callable[[int], nn.Module] | None = None
 
 
 def _logistic() -> Workload:
@@ -64,7 +70,13 @@ def _logistic() -> Workload:
 def _digits() -> Workload:
     """The demo's network of two convolutions on scikit-learn's digits."""
     digits = load_digits()
-    return Workload(train(digits), digits.train_images[:512], digits.test_images, {"degree": 3})
+    return Workload(
+        train(digits),
+        digits.train_images[:512],
+        digits.test_images,
+        {"degree": 3},
+        lambda number: train(digits, seed=number),
+    )
 
 
 def _cifar(name: str, weights: Path | None, folder: Path | None) -> Workload:
@@ -80,6 +92,8 @@ def _cifar(name: str, weights: Path | None, folder: Path | None) -> Workload:
 
 SMALL: dict[str, Callable[[], Workload]] = {"logistic": _logistic, "digits": _digits}
 """Those that come with their data; the others are networks of benchmarks/models.py."""
+SEVERAL = ["digits"]
+"""Those of which there are several models, for ensembles."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +143,19 @@ def run(
     results: ResultsFile,
     console: Console,
     *,
+    ensembles: Sequence[int] = (),
     engine: str = "vector",
     weights: Path | None = None,
     data: Path | None = None,
     threads: int | None = None,
 ) -> list[Row]:
-    """A row for each model and number of images."""
+    """A row for each model and number of images, and for each model and number of models of an ensemble of it."""
     known = (*SMALL, *MODELS)
     for name in names:
         if name not in known:
             raise DataError(f"{name} is not one of {', '.join(known)}")
+        if ensembles and name not in SEVERAL:
+            raise DataError(f"there is one {name} only: ensembles are measured of {', '.join(SEVERAL)}")
     rows: list[Row] = []
     start = time.perf_counter()
 
@@ -158,28 +175,58 @@ def run(
             asked = with_choices(options, {"batch": count})
             programs[count] = lower(approximated, prepared.calibration, asked)
         alone = measured(programs[1], work.images[:1], ROUNDS, say)
+
         for count in counts:
-            program = programs[count]
             images = work.images.repeat(-(-count // len(work.images)), *[1] * (work.images.ndim - 1))[:count]
-            many = measured(program, images, 1, say)
-            row: Row = {
-                "kind": THROUGHPUT,
-                "model": name,
-                "images": count,
-                "engine": engine,
-                "threads": threads,
-                "batch": program.batch,
-                "parameters": program.parameters.describe(),
-                "cpu_seconds_alone": alone.cpu,
-                "cpu_seconds": many.cpu / count,
-                "wall_seconds": many.wall / count,
-                "ratio": many.cpu / count / alone.cpu,
-                "error": many.error,
-                "error_alone": alone.error,
-                "peak_rss_gb": many.memory / GB,
-                "yardstick_seconds": many.yardstick,
-                "yardstick_seconds_alone": alone.yardstick,
-            }
-            results.add(row)
-            rows.append(row)
+            many = measured(programs[count], images, 1, say)
+            rows.append(_row(name, programs[count], count, engine, threads, alone, many))
+            results.add(rows[-1])
+        for count in ensembles:
+            say(f"{name}: compiling an ensemble of {count}")
+            program = _ensemble(work, count, options)
+            # One model is measured anew, because what else the machine does changes in the meantime.
+            beside = measured(programs[1], work.images[:1], ROUNDS, say)
+            together = measured(program, work.images[:1], ROUNDS, say)
+            rows.append(_row(f"{count} x {name}", program, 1, engine, threads, beside, together))
+            results.add(rows[-1])
     return rows
+
+
+def _row(
+    model: str,
+    program: CompiledProgram,
+    images: int,
+    engine: str,
+    threads: int | None,
+    alone: Measured,
+    many: Measured,
+) -> Row:
+    return {
+        "kind": THROUGHPUT,
+        "model": model,
+        "images": images,
+        "engine": engine,
+        "threads": threads,
+        "batch": program.batch,
+        "parameters": program.parameters.describe(),
+        "cpu_seconds_alone": alone.cpu,
+        "cpu_seconds": many.cpu / images,
+        "wall_seconds": many.wall / images,
+        "ratio": many.cpu / images / alone.cpu,
+        "error": many.error,
+        "error_alone": alone.error,
+        "peak_rss_gb": many.memory / GB,
+        "yardstick_seconds": many.yardstick,
+        "yardstick_seconds_alone": alone.yardstick,
+    }
+
+
+def _ensemble(work: Workload, count: int, options: CompileOptions) -> CompiledProgram:
+    """The mean of several models; their polynomials are those that the options give each."""
+    assert work.other is not None
+    models = [work.model, *(work.other(number) for number in range(1, count))]
+    program = compile(models, [work.calibration], options)
+    for note in program.report.notes:
+        if "one after the other" in note:
+            raise DataError(note)
+    return program
