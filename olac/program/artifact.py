@@ -111,7 +111,7 @@ def _load(source: Source) -> LoweredProgram:
                 f"{source.name}: the tensor {name} is of type {array.dtype}, expected float64. {REMAKE}"
             )
     wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report", "head"}
-    if set(manifest) - {"engine"} != wanted:
+    if set(manifest) - {"engine", "public_key"} != wanted:
         raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
     try:
         program = _program(manifest, constants)
@@ -190,6 +190,7 @@ def _manifest(program: LoweredProgram) -> dict[str, Any]:
         "report": encode(replace(program.report, pass_seconds=())),
         "head": [tagged(step) for step in program.head.steps],
         **engine,
+        **({"public_key": True} if program.public_key else {}),
     }
 
 
@@ -219,6 +220,7 @@ def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> Low
         decode(manifest["report"], Report, "report"),
         head_of(manifest["head"]),
         engine_of(manifest.get("engine", OPENFHE.name)),
+        decode(manifest.get("public_key", False), bool, "public_key"),
     )
 
 

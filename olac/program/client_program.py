@@ -44,6 +44,8 @@ from olac.system.memory import memory_for
 FORMAT = "olac-client"
 MAX_BYTES = 1 << 25
 """A model's last scales may have as many numbers as its outputs, and each is about 20 bytes of text."""
+PUBLIC_KEY = "public_key"
+"""The field that files have only if it is true."""
 HEX_DIGITS = frozenset("0123456789abcdef")
 REMAKE = CLIENT_PROGRAMS.remake
 
@@ -91,6 +93,7 @@ class ClientProgram:
         input, output: what is encrypted and decrypted.
         head: what the client computes of decrypted outputs.
         engine: the name of the engine that the program was planned for.
+        public_key: whether it was planned for inputs that are encrypted with a public key.
     """
 
     fingerprint: str
@@ -101,6 +104,7 @@ class ClientProgram:
     output: Port
     head: OutputHead = field(default_factory=OutputHead)
     engine: str = "openfhe"
+    public_key: bool = False
 
     @property
     def rotations(self) -> tuple[int, ...]:
@@ -193,8 +197,10 @@ def _content(program: ClientProgram) -> dict[str, Any]:
     found: dict[str, Any] = {
         one.name: encode(getattr(program, one.name))
         for one in fields(program)
-        if one.name not in ("parameters", "head")
+        if one.name not in ("parameters", "head", PUBLIC_KEY)
     }
+    if program.public_key:
+        found[PUBLIC_KEY] = True
     return found | {
         "parameters": encode(program.parameters.fields()),
         "head": [tagged(step) for step in program.head.steps],
@@ -247,7 +253,10 @@ def _outer(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _program(data: Any) -> ClientProgram:
-    given = object_of(data, {one.name for one in fields(ClientProgram)}, "client")
+    names = {one.name for one in fields(ClientProgram)}
+    if isinstance(data, dict) and PUBLIC_KEY not in data:
+        names.remove(PUBLIC_KEY)
+    given = object_of(data, names, "client")
     return ClientProgram(
         decode(given["fingerprint"], str, "fingerprint"),
         parameters_of(given["parameters"]),
@@ -257,6 +266,7 @@ def _program(data: Any) -> ClientProgram:
         decode(given["output"], Port, "output"),
         head_of(given["head"]),
         engine_of(given["engine"]),
+        decode(given.get(PUBLIC_KEY, False), bool, PUBLIC_KEY),
     )
 
 

@@ -35,7 +35,8 @@ def _canonical(value: Any) -> Any:
 class LoweredProgram:
     """The contents of a program file; `olac.CompiledProgram` adds what can be done with it.
 
-    `engine` is the name of the engine that the program was planned for, and that runs it by default.
+    `engine` is the name of the engine that the program was planned for, and that runs it by default. `public_key` says
+    whether the program was planned for inputs that are encrypted with a public key; it decides nothing of a run.
     """
 
     graph: Graph
@@ -44,6 +45,7 @@ class LoweredProgram:
     report: Report = field(default_factory=Report)
     head: OutputHead = field(default_factory=OutputHead)
     engine: str = OPENFHE.name
+    public_key: bool = False
 
     def __post_init__(self) -> None:
         engine_model(self.engine)

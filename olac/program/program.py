@@ -195,6 +195,7 @@ class CompiledProgram(_Simulated, LoweredProgram):
             Port(self.output.type),
             self.head,
             self.engine,
+            self.public_key,
         )
 
     def keys_for(self, engine: EngineModel) -> KeyList:

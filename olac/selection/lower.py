@@ -54,7 +54,13 @@ def lower(
         noise=error,
     )
     program = CompiledProgram(
-        chosen.graph, chosen.parameters, chosen.keys.steps, report, approximated.head, job.engine.name
+        chosen.graph,
+        chosen.parameters,
+        chosen.keys.steps,
+        report,
+        approximated.head,
+        job.engine.name,
+        options.public_key,
     )
     new = key_notes(program, options.like)
     return replace(program, report=replace(report, notes=(*report.notes, *new))) if new else program
