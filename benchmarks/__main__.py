@@ -229,7 +229,8 @@ def _throughput_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models", nargs="+", metavar="NAME", help="logistic, digits, or a network of benchmarks/models.py"
     )
-    parser.add_argument("--images", type=_positive, nargs="+", required=True, metavar="N", help="images of a run")
+    parser.add_argument("--images", type=_positive, nargs="+", default=[], metavar="N", help="images of a run")
+    parser.add_argument("--ensembles", type=_positive, nargs="+", default=[], metavar="K", help="models of an ensemble")
     parser.add_argument("--engine", default="vector", metavar="NAME", help="openfhe or vector; default vector")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, .pt or .safetensors")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the .npz files; default: $OLAC_DATA")
@@ -449,6 +450,7 @@ def _throughput(options: argparse.Namespace, command: str) -> int:
         options.images,
         ResultsFile.open(options.json, command, options.append),
         console,
+        ensembles=options.ensembles,
         engine=options.engine,
         weights=options.weights,
         data=options.data,

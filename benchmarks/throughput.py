@@ -1,6 +1,7 @@
 """`python -m benchmarks throughput`: CPU seconds an image of runs of many images, against those of one alone.
 
-One image alone runs by a program that was compiled for one, with the same polynomials. Client and server are in this
+One image alone runs by a program that was compiled for one, with the same polynomials. Ensembles of several models run
+one image as well, against one model alone. Client and server are in this
 process; encryption and decryption don't count.
 """
 
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from benchmarks.data import DataError
 from benchmarks.results import THROUGHPUT, ResultsFile, Row
 from benchmarks.workloads import SMALL, check_names, workload
 from benchmarks.yardstick import Yardstick
-from olac.compiler import Purpose, prepare
-from olac.options import with_choices
+from olac.compiler import Purpose, compile, prepare
+from olac.options import CompileOptions, with_choices
 from olac.program.program import CompiledProgram
 from olac.runtime import Client, Server
 from olac.selection.lower import lower
@@ -33,6 +35,8 @@ ROUNDS = 3
 
 CHOICES: dict[str, dict[str, Any]] = {"resnet20": {"max_bootstraps": 6}}
 """What networks of benchmarks/models.py are compiled with, beside effort="fast"."""
+SEVERAL = ["digits"]
+"""Those of which there are several models, for ensembles."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,17 @@ def run(
     results: ResultsFile,
     console: Console,
     *,
+    ensembles: Sequence[int] = (),
     engine: str = "vector",
     weights: Path | None = None,
     data: Path | None = None,
     threads: int | None = None,
 ) -> list[Row]:
-    """A row for each model and number of images."""
+    """A row for each model and number of images, and for each model and number of models of an ensemble of it."""
     check_names(list(names))
+    for name in names:
+        if ensembles and name not in SEVERAL:
+            raise DataError(f"there is one {name} only: ensembles are measured of {', '.join(SEVERAL)}")
     rows: list[Row] = []
     start = time.perf_counter()
 
@@ -109,28 +117,58 @@ def run(
             asked = with_choices(options, {"batch": count})
             programs[count] = lower(approximated, prepared.calibration, asked)
         alone = measured(programs[1], work.images[:1], ROUNDS, say)
+
         for count in counts:
-            program = programs[count]
             images = work.images.repeat(-(-count // len(work.images)), *[1] * (work.images.ndim - 1))[:count]
-            many = measured(program, images, 1, say)
-            row: Row = {
-                "kind": THROUGHPUT,
-                "model": name,
-                "images": count,
-                "engine": engine,
-                "threads": threads,
-                "batch": program.batch,
-                "parameters": program.parameters.describe(),
-                "cpu_seconds_alone": alone.cpu,
-                "cpu_seconds": many.cpu / count,
-                "wall_seconds": many.wall / count,
-                "ratio": many.cpu / count / alone.cpu,
-                "error": many.error,
-                "error_alone": alone.error,
-                "peak_rss_gb": many.memory / GB,
-                "yardstick_seconds": many.yardstick,
-                "yardstick_seconds_alone": alone.yardstick,
-            }
-            results.add(row)
-            rows.append(row)
+            many = measured(programs[count], images, 1, say)
+            rows.append(_row(name, programs[count], count, engine, threads, alone, many))
+            results.add(rows[-1])
+        for count in ensembles:
+            say(f"{name}: compiling an ensemble of {count}")
+            program = _ensemble(work, count, options)
+            # One model is measured anew, because what else the machine does changes in the meantime.
+            beside = measured(programs[1], work.images[:1], ROUNDS, say)
+            together = measured(program, work.images[:1], ROUNDS, say)
+            rows.append(_row(f"{count} x {name}", program, 1, engine, threads, beside, together))
+            results.add(rows[-1])
     return rows
+
+
+def _row(
+    model: str,
+    program: CompiledProgram,
+    images: int,
+    engine: str,
+    threads: int | None,
+    alone: Measured,
+    many: Measured,
+) -> Row:
+    return {
+        "kind": THROUGHPUT,
+        "model": model,
+        "images": images,
+        "engine": engine,
+        "threads": threads,
+        "batch": program.batch,
+        "parameters": program.parameters.describe(),
+        "cpu_seconds_alone": alone.cpu,
+        "cpu_seconds": many.cpu / images,
+        "wall_seconds": many.wall / images,
+        "ratio": many.cpu / images / alone.cpu,
+        "error": many.error,
+        "error_alone": alone.error,
+        "peak_rss_gb": many.memory / GB,
+        "yardstick_seconds": many.yardstick,
+        "yardstick_seconds_alone": alone.yardstick,
+    }
+
+
+def _ensemble(work: Workload, count: int, options: CompileOptions) -> CompiledProgram:
+    """The mean of several models; their polynomials are those that the options give each."""
+    assert work.other is not None
+    models = [work.model, *(work.other(number) for number in range(1, count))]
+    program = compile(models, [work.calibration], options)
+    for note in program.report.notes:
+        if "one after the other" in note:
+            raise DataError(note)
+    return program

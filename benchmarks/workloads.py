@@ -41,6 +41,7 @@ class Workload:
         images: inputs that nothing was fitted to, but for those of `logistic`.
         labels: their classes, or None if the weights are random.
         choices: options that `olac.compile` gets beside its defaults.
+        other: another model of the same structure for each number from 1 on, for ensembles; None if there is none.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Workload:
     images: torch.Tensor
     labels: Labels | None
     choices: dict[str, Any]
+    other: Callable[[int], nn.Module] | None = None
 
 
 def _logistic() -> Workload:
@@ -71,7 +73,14 @@ def _digits() -> Workload:
     """The demo's network of two convolutions on scikit-learn's digits."""
     digits = load_digits()
     labels = digits.test_labels.numpy().astype(np.int64)
-    return Workload(train(digits), digits.train_images[:512], digits.test_images, labels, {"degree": 3})
+    return Workload(
+        train(digits),
+        digits.train_images[:512],
+        digits.test_images,
+        labels,
+        {"degree": 3},
+        lambda number: train(digits, seed=number),
+    )
 
 
 class BeatNet(nn.Module):

@@ -124,7 +124,7 @@ def _load(source: Source) -> LoweredProgram:
                 f"{source.name}: the tensor {name} is of type {array.dtype}, expected float64. {REMAKE}"
             )
     wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report", "head", "output_names"}
-    if set(manifest) - {"engine"} != wanted:
+    if set(manifest) - {"engine", "public_key"} != wanted:
         raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
     try:
         program = _program(manifest, constants)
@@ -204,6 +204,7 @@ def _manifest(program: LoweredProgram) -> dict[str, Any]:
         "head": [tagged(step) for step in program.head.steps],
         "output_names": encode(program.output_names),
         **engine,
+        **({"public_key": True} if program.public_key else {}),
     }
 
 
@@ -234,6 +235,7 @@ def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> Low
         head_of(manifest["head"]),
         engine_of(manifest.get("engine", OPENFHE.name)),
         decode(manifest["output_names"], Names, "output_names"),
+        decode(manifest.get("public_key", False), bool, "public_key"),
     )
 
 

@@ -45,6 +45,8 @@ from olac.system.memory import memory_for
 FORMAT = "olac-client"
 MAX_BYTES = 1 << 25
 """A model's last scales may have as many numbers as its outputs, and each is about 20 bytes of text."""
+PUBLIC_KEY = "public_key"
+"""The field that files have only if it is true."""
 HEX_DIGITS = frozenset("0123456789abcdef")
 REMAKE = CLIENT_PROGRAMS.remake
 
@@ -93,6 +95,7 @@ class ClientProgram(Named):
         head: what the client computes of decrypted outputs.
         engine: the name of the engine that the program was planned for.
         output_names: of classes or numbers of the output, or none.
+        public_key: whether it was planned for inputs that are encrypted with a public key.
     """
 
     fingerprint: str
@@ -104,6 +107,7 @@ class ClientProgram(Named):
     head: OutputHead = field(default_factory=OutputHead)
     engine: str = "openfhe"
     output_names: Names = ()
+    public_key: bool = False
 
     @property
     def rotations(self) -> tuple[int, ...]:
@@ -214,8 +218,10 @@ def _content(program: ClientProgram) -> dict[str, Any]:
     found: dict[str, Any] = {
         one.name: encode(getattr(program, one.name))
         for one in fields(program)
-        if one.name not in ("parameters", "head")
+        if one.name not in ("parameters", "head", PUBLIC_KEY)
     }
+    if program.public_key:
+        found[PUBLIC_KEY] = True
     return found | {
         "parameters": encode(program.parameters.fields()),
         "head": [tagged(step) for step in program.head.steps],
@@ -270,7 +276,10 @@ def _outer(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _program(data: Any) -> ClientProgram:
-    given = object_of(data, {one.name for one in fields(ClientProgram)}, "client")
+    names = {one.name for one in fields(ClientProgram)}
+    if isinstance(data, dict) and PUBLIC_KEY not in data:
+        names.remove(PUBLIC_KEY)
+    given = object_of(data, names, "client")
     return ClientProgram(
         decode(given["fingerprint"], str, "fingerprint"),
         parameters_of(given["parameters"]),
@@ -281,6 +290,7 @@ def _program(data: Any) -> ClientProgram:
         head_of(given["head"]),
         engine_of(given["engine"]),
         decode(given["output_names"], Names, "output_names"),
+        decode(given.get(PUBLIC_KEY, False), bool, PUBLIC_KEY),
     )
 
 

@@ -37,7 +37,8 @@ class LoweredProgram:
     """The contents of a program file; `olac.CompiledProgram` adds what can be done with it.
 
     `engine` is the name of the engine that the program was planned for, and that runs it by default. `output_names` are
-    those of classes or numbers that the client gets, or none; they do not count in the fingerprint.
+    those of classes or numbers that the client gets, or none; they do not count in the fingerprint. `public_key` says
+    whether the program was planned for inputs that are encrypted with a public key; it decides nothing of a run.
     """
 
     graph: Graph
@@ -47,6 +48,7 @@ class LoweredProgram:
     head: OutputHead = field(default_factory=OutputHead)
     engine: str = OPENFHE.name
     output_names: Names = ()
+    public_key: bool = False
 
     def __post_init__(self) -> None:
         engine_model(self.engine)

@@ -324,6 +324,7 @@ class CompiledProgram(_Simulated, LoweredProgram):
             self.head,
             self.engine,
             self.output_names,
+            self.public_key,
         )
 
     def keys_for(self, engine: EngineModel) -> KeyList:

@@ -82,7 +82,7 @@ class Encryptor:
     """Encrypts for one program and one client, with the client's public key. It can't decrypt.
 
     The noise of its ciphertexts is larger than that of a `Client`: about 16 times that of a rescale. Programs that are
-    compiled with public_key=True count with it; others may give less precise outputs.
+    compiled with public_key=True count with it. For others there is a warning: outputs may be less precise.
 
     Args:
         program: the program to encrypt for, or what clients need of it.
@@ -114,6 +114,12 @@ class Encryptor:
             raise ArtifactError(
                 f"the public key is for other parameters ({public_key.parameters.describe()}) than those of the "
                 f"program ({parameters.describe()}). Take the public key of a client of this program."
+            )
+        if not program.public_key:
+            warnings.warn(
+                "the program was not compiled for inputs that are encrypted with a public key, which have more noise: "
+                "outputs may be less precise. Compile it with public_key=True, or encrypt with the secret key.",
+                stacklevel=2,
             )
         self.program = program
         self._engine = available_engine(program.engine, parameters) if engine is None else find_engine(engine)

@@ -68,6 +68,7 @@ def lower(
         approximated.head,
         job.engine.name,
         names,
+        options.public_key,
         curves=approximated.curves,
     )
     new = key_notes(program, options.like)
