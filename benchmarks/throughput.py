@@ -20,7 +20,7 @@ from rich.console import Console
 
 from benchmarks.data import DataError
 from benchmarks.results import THROUGHPUT, ResultsFile, Row
-from benchmarks.workloads import SMALL, check_names, workload
+from benchmarks.workloads import SMALL, Workload, check_names, workload
 from benchmarks.yardstick import Yardstick
 from olac.compiler import Purpose, compile, prepare
 from olac.options import CompileOptions, with_choices

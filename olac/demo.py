@@ -88,7 +88,7 @@ def load_digits() -> Digits:
 def train(
     digits: Digits, epochs: int = 25, say: Callable[[str], None] = lambda line: None, *, seed: int = SEED
 ) -> DigitsNet:
-    """A trained network, the same every time on one machine, and another one for another seed; `say` is told of epochs."""
+    """A trained network, the same every time on one machine, another one for another seed; `say` is told of epochs."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Such small batches gain nothing from a second thread, and lose much on a busy machine.
     try:

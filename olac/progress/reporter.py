@@ -64,14 +64,14 @@ class Reporter:
         listener: Callable[[Event], Any] | None = None,
         display: Display | None = None,
         outer: Reporter | None = None,
-        fields: Mapping[str, object] | None = None,
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
         self.doing, self.result = doing, ""
         self.thread = threading.get_ident()
         self._done, self._log, self._listener, self._display, self._outer = done, log, listener, display, outer
         self._course, self._stage = Course(), ""
         self._begun = self._stage_begun = time.monotonic()
-        self._fields: dict[str, object] = {"task": doing, **(fields or {})}
+        self._fields: dict[str, Any] = {"task": doing, **(fields or {})}
         log_event(log, f"{doing} begins", **self._fields)
 
     @property
@@ -173,7 +173,7 @@ def showing(
     told: bool = True,
     closing: bool = True,
     after: float = 0.0,
-    fields: Mapping[str, object] | None = None,
+    fields: Mapping[str, Any] | None = None,
 ) -> Iterator[Reporter]:
     """Stands around work that takes long; gives what is called for each of its steps.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import logging
@@ -292,7 +293,7 @@ def test_notebooks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     """Without ipywidgets there are lines in the cell's output; with it, rich's widget, which is closed at the end."""
     monkeypatch.setattr(display, "in_notebook", lambda: True)
     monkeypatch.setattr(display, "console", lambda: Console(force_jupyter=True, file=io.StringIO(), width=80))
-    monkeypatch.setattr(display.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     work(None)
     out, err = capsys.readouterr()
     assert out.splitlines()[:2] == ["first: 1 of 2", "second: 1 of 2"] and err == ""
@@ -317,7 +318,7 @@ def test_notebooks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     monkeypatch.setitem(sys.modules, "ipywidgets", widgets)
     monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", ipython)
-    monkeypatch.setattr(display.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     work(None)
     assert drawn and "closed" in drawn and reporter._displayed is None
 
