@@ -65,7 +65,9 @@ def test_a_run_that_fails_leaves_no_file(files: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(Server, "run", fails_later)
     with pytest.raises(BackendError, match="lost"):
         scaling.run(
-            *(files / name for name in ("p.olac", "evaluation.keys", "x.enc")),
+            files / "p.olac",
+            files / "evaluation.keys",
+            files / "x.enc",
             tmp_path / "y.enc",
             executor="local",
             workers=3,
@@ -103,7 +105,7 @@ def test_machines_that_run_programs_need_no_torch() -> None:
 
 def test_calibration_with_an_executor() -> None:
     x, seen = small_calibration.images(48), list[tuple[int, int]]()
-    parts = [x[:16], lambda: [x[16:32]], [x[32:]]]
+    parts: list[Any] = [x[:16], lambda: [x[16:32]], [x[32:]]]
     found = olac.calibrate(net(), parts, executor="local", progress=lambda *at: seen.append(at), sample_images=20)
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert_same(found, calibrate_parts(net(), parts, sample_images=20))
