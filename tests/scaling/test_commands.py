@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from olac.errors import BackendError, CalibrationError
 from olac.runtime import Client, EncryptedInput, Server, commands
 from olac.scaling import calibrate_parts
 from olac.scaling import commands as scaling
+from olac.scaling.cluster import ray_for
 from tests.runtime.small_program import ERROR, images, small_program
 from tests.scaling import small_calibration
 from tests.scaling.small_calibration import assert_same, net
@@ -65,7 +67,9 @@ def test_a_run_that_fails_leaves_no_file(files: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(Server, "run", fails_later)
     with pytest.raises(BackendError, match="lost"):
         scaling.run(
-            *(files / name for name in ("p.olac", "evaluation.keys", "x.enc")),
+            files / "p.olac",
+            files / "evaluation.keys",
+            files / "x.enc",
             tmp_path / "y.enc",
             executor="local",
             workers=3,
@@ -88,6 +92,32 @@ def test_wrong_uses_of_the_command(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_connected_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for Ray, which notes what is asked of it."""
+    asked, connected = list[str](), [False]
+
+    def init(**_: object) -> None:
+        asked.append("init")
+        if fails:
+            raise ConnectionError("nobody answers")
+
+    ray = SimpleNamespace(is_initialized=lambda: connected[0], init=init, shutdown=lambda: asked.append("shutdown"))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    fails = False
+    with pytest.raises(KeyError), ray_for("ray"):
+        raise KeyError
+    assert asked == ["init", "shutdown"]
+    with ray_for("local"):
+        assert asked == ["init", "shutdown"]
+    connected[0] = True
+    with ray_for("ray"):
+        pass
+    assert asked == ["init", "shutdown"], "a connection of the caller stays"
+    connected[0], fails = False, True
+    with pytest.raises(BackendError, match=r"nobody answers\. Check RAY_ADDRESS"), ray_for("ray"):
+        pytest.fail("it was not connected")
+
+
 def test_machines_that_run_programs_need_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None; import olac.scaling.commands; from olac.scaling import run_batches\n"
@@ -103,7 +133,7 @@ def test_machines_that_run_programs_need_no_torch() -> None:
 
 def test_calibration_with_an_executor() -> None:
     x, seen = small_calibration.images(48), list[tuple[int, int]]()
-    parts = [x[:16], lambda: [x[16:32]], [x[32:]]]
+    parts: list[Any] = [x[:16], lambda: [x[16:32]], [x[32:]]]
     found = olac.calibrate(net(), parts, executor="local", progress=lambda *at: seen.append(at), sample_images=20)
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert_same(found, calibrate_parts(net(), parts, sample_images=20))

@@ -82,8 +82,9 @@ def test_a_killed_actors_work_is_done_again(cluster: Any, sent: Sent) -> None:
 
 def test_the_command_writes_the_file_of_one_run(cluster: Any, sent: Sent, tmp_path: Path) -> None:
     places = [tmp_path / name for name in ("p.olac", "evaluation.keys", "x.enc", "y.enc")]
-    for one, path in zip((sent.program, sent.keys, sent.given), places, strict=False):
-        one.save(path)
+    sent.program.save(places[0])
+    sent.keys.save(places[1])
+    sent.given.save(places[2])
     run = ["run", *map(str, places), "--executor", "ray", "--workers", "2"]
     assert main([*run, "--checkpoint", str(tmp_path / "checkpoints")]) == 0
     whole = next(run_batches(sent.program, sent.keys, sent.given))
