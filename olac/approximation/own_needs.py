@@ -470,10 +470,10 @@ class Work:
             found[stage] += multiplications.get(stage, 0.0) * yardstick.flop
         stepping = self.passes * self.kept * FORWARD_BACKWARD * yardstick.image
         found[RECONSTRUCTING] += min(stepping, limit) - stepping
-        starting = SIMPLIFYING
-        if self.fits_on_images:
-            starting = CHOOSING if isinstance(self.fit.choice, Within | Agreement) else FITTING
-        found[starting] += START_SECONDS
+        # Each stage loads what it needs when it begins.
+        loading = [stage for stage, seconds in found.items() if seconds > 0]
+        for stage in loading:
+            found[stage] += START_SECONDS / len(loading)
         lowered = sum(isinstance(n.op, Activation) for n in self.graph.nodes) + len(self.layers)
         if self.lowers:
             found[LOWERING] = LOWERING_SECONDS * lowered

@@ -75,12 +75,12 @@ def shows_itself() -> bool:
     """
     if threading.current_thread() is not threading.main_thread() or multiprocessing.parent_process() is not None:
         return False
-    return _is_terminal(sys.stderr) or in_notebook()
+    return is_terminal(sys.stderr) or in_notebook()
 
 
 def open_display() -> Display:
     """A bar if there is a place for one, otherwise lines of text."""
-    if _is_terminal(sys.stderr) or in_notebook():
+    if is_terminal(sys.stderr) or in_notebook():
         found = console()
         if found.is_jupyter:
             drawn = importlib.util.find_spec("ipywidgets") is not None  # rich needs it there
@@ -90,7 +90,8 @@ def open_display() -> Display:
     return Lines(sys.stderr)
 
 
-def _is_terminal(stream: Any) -> bool:
+def is_terminal(stream: Any) -> bool:
+    """Whether what is written to a stream appears on a terminal."""
     with suppress(ValueError, AttributeError):  # a closed stream, or none
         return bool(stream.isatty())
     return False
@@ -189,7 +190,7 @@ class Bar:
             self._progress.start()
         self._streams = sys.stdout, sys.stderr
         if not console.is_jupyter:
-            sys.stdout, sys.stderr = (_Above(one, self) if _is_terminal(one) else one for one in self._streams)
+            sys.stdout, sys.stderr = (_Above(one, self) if is_terminal(one) else one for one in self._streams)
             self._lead_logs()
 
     def _lead_logs(self) -> None:

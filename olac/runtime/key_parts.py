@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,10 @@ from olac.runtime.envelope import CHUNK, DIGEST_BYTES, PREFIX, parameter_fingerp
 from olac.runtime.messages import EvaluationKeys, key_sizes, keys_frame
 from olac.system.files import Output, Source, check_folder, make_folder, sync_folder, write_file, write_files
 from olac.system.formats import KEY_MANIFESTS
+from olac.system.logs import event as log_event
 from olac.system.memory import memory_for
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "keys.json"
 SUFFIX = ".key"
@@ -402,7 +406,9 @@ def load_keys(program: AnyProgram, path: str | Path) -> EvaluationKeys:
         ArtifactError: as `EvaluationKeys.load` and `KeyFolder.load`.
     """
     if Path(path).is_dir():
-        return KeyFolder(program, path).load(program)
+        keys = KeyFolder(program, path).load(program)
+        log_event(log, f"{plain(path)}: evaluation-keys loaded", file=str(path), bytes=keys.payload_bytes)
+        return keys
     return EvaluationKeys.load(program, path)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from olac.backends.session import Preparing
 from olac.errors import plain
 from olac.progress import Event, Reporter, duration, showing
+from olac.progress.display import is_terminal
 from olac.runtime import commands
 from olac.runtime.estimates import Forecast
 from olac.runtime.progress import RUNNING, Progress
@@ -36,10 +37,10 @@ class Shown:
     last: Progress | None = None
 
     def node(self, progress: Progress) -> None:
-        """A node is computed: the bar moves, and an output that is no terminal gets a line."""
+        """A node is computed: the bar moves; without one, or if stdout is no terminal, it gets a line."""
         self.last = progress
         self.say(progress)
-        if not sys.stdout.isatty():
+        if not self.say.heard or not is_terminal(sys.stdout):
             tell(str(progress))
 
 

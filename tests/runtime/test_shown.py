@@ -14,7 +14,7 @@ import pytest
 from olac.cli import main
 from olac.program.program import CompiledProgram
 from olac.progress import Event
-from olac.runtime import Client, Progress, Server
+from olac.runtime import Client, Progress, Server, load_keys, save_parts
 from olac.serving.logs import JsonFormatter
 from olac.system.logs import FIELDS
 from tests.runtime.small_program import SHAPE, images, small_program
@@ -106,13 +106,24 @@ def test_records_hold_no_values(parties: Parties, tmp_path: Path, caplog: pytest
     client = Client(parties.program)
     keys = client.generate_keys()
     keys.save(tmp_path / "keys")
+    load_keys(parties.program, tmp_path / "keys")
+    save_parts(keys, tmp_path / "parts")
+    load_keys(parties.program, tmp_path / "parts")
     given = client.encrypt(np.full((1, *SHAPE), MARK / 10), allow_out_of_range=True)
     result = Server(parties.program, keys).run(given)
     answer = client.decrypt(result)
     records = [record for record in caplog.records if record.name.startswith("olac")]
     text = [JsonFormatter().format(record) for record in records]
     fields: list[dict[str, Any]] = [getattr(record, FIELDS) for record in records if hasattr(record, FIELDS)]
-    for message in ("program saved", "program loaded", "keys made", "evaluation-keys saved", "running begins"):
+    for message in (
+        "program saved",
+        "program loaded",
+        "keys made",
+        "evaluation-keys saved",
+        "running begins",
+        "keys: evaluation-keys loaded",
+        "parts: evaluation-keys loaded",
+    ):
         assert any(message in line for line in text), message
     assert {parties.program.fingerprint} == {one["fingerprint"] for one in fields if "fingerprint" in one}
     assert any(one.get("program") == parties.program.fingerprint and one.get("images") == 1 for one in fields)
