@@ -23,7 +23,7 @@ from olac.ckks.engines import AUTO, ENGINES
 from olac.errors import OlacError, plain
 from olac.plugins import load_plugins
 from olac.system.memory import GB, check_limits
-from olac.system.shapes import counted, one_of
+from olac.system.shapes import counted, noun, one_of
 from olac.system.threads import set_threads
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from olac.ir.names import Names
     from olac.program.program import AnyProgram
     from olac.runtime import EncryptedInput, Forecast, Progress
+
+MANY_INPUTS = 16
+"""From so many on, `olac encrypt` says how they share ciphertexts."""
 
 
 class _Console(Console):
@@ -423,7 +426,7 @@ def _info(options: argparse.Namespace) -> None:
     for line in parameter_lines(program):
         console.print(line, markup=False)
     console.print(
-        f"predicted {plain(found.where)}: {estimate.seconds_per_image:.2f} s {one_of(program.input_shape)}, "
+        f"predicted {plain(found.where)}: {_seconds(estimate.seconds_per_image)} {one_of(program.input_shape)}, "
         f"keys of {estimate.key_file_bytes / GB:.3f} GB in {estimate.keygen_seconds:.1f} s, "
         f"server {estimate.server_gb:.2f} GB ({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), "
         f"client {estimate.client_gb:.2f} GB",
@@ -455,6 +458,11 @@ def _calibrate_costs(options: argparse.Namespace) -> None:
     write_file(options.output, [table.to_json().encode()])
     print(report(table))
     print(f"a bootstrap takes {table.bootstrap_factor:.2f} times the primitives that it is made of")
+
+
+def _seconds(value: float) -> str:
+    """Seconds for people; small ones with two digits."""
+    return f"{value:.2f} s" if value >= 0.1 else f"{value:.2g} s"
 
 
 def _client(options: argparse.Namespace) -> None:
@@ -525,7 +533,10 @@ def _encrypt(options: argparse.Namespace) -> None:
         where, what = plain(options.output), counted(made.images, made.program.input_shape)
         count = made.sets * made.program.input.layout.ciphertexts
         ciphertexts = "1 ciphertext" if count == 1 else f"{count} ciphertexts"
-        print(f"{where}: {what} in {ciphertexts}, {made.payload_bytes / 1e6:.1f} MB", file=_beside(options.output))
+        stream, many = _beside(options.output), noun(made.program.input_shape, 2)
+        print(f"{where}: {what} in {ciphertexts}, {made.payload_bytes / 1e6:.1f} MB", file=stream)
+        if made.program.batch == 1 and made.images >= MANY_INPUTS:
+            print(f"a program that is compiled with batch=N has N {many} in a ciphertext", file=stream)
 
     commands.encrypt(
         options.program,
