@@ -34,6 +34,7 @@ from olac.runtime.envelope import DAMAGED, WITHOUT_LEVELS, Header, Owner, Part, 
 from olac.runtime.framed import Framed
 from olac.system.files import Source
 from olac.system.memory import check_room
+from olac.system.shapes import described
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -501,11 +502,13 @@ class _Ciphertexts(Framed):
 
     Attributes:
         called: what errors call an object of this kind.
+        made_by: what makes one, for errors.
         name: what errors call this one.
     """
 
     contents = "ciphertexts"
     called: ClassVar[str]
+    made_by: ClassVar[str]
 
     def __init__(
         self,
@@ -530,8 +533,8 @@ class _Ciphertexts(Framed):
     def check_kind(cls, given: object) -> None:
         """Raise `ArtifactError` unless an object is of this kind, as for files."""
         if not isinstance(given, cls):
-            what = given.called if isinstance(given, _Ciphertexts) else f"an object of type {type(given).__name__}"
-            raise ArtifactError(f"{what} was given, expected {cls.called}. Check that the right one was given.")
+            what = given.called if isinstance(given, _Ciphertexts) else described(given)
+            raise ArtifactError(f"{what} was given, expected {cls.called}, which {cls.made_by} makes")
 
     @classmethod
     @abstractmethod
@@ -666,6 +669,7 @@ class EncryptedInput(_Ciphertexts):
 
     kind = envelope.INPUT
     called = "an encrypted input"
+    made_by = "client.encrypt(x)"
 
     @classmethod
     def _node(cls, program: AnyProgram) -> Node | Port:
@@ -682,6 +686,7 @@ class EncryptedResult(_Ciphertexts):
 
     kind = envelope.RESULT
     called = "an encrypted result"
+    made_by = "server.run(encrypted)"
 
     def __init__(
         self,
