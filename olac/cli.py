@@ -26,7 +26,7 @@ from olac.plugins import load_plugins
 from olac.progress import Event, duration, showing
 from olac.system.memory import GB, check_limits
 from olac.system.output import forget_stdout
-from olac.system.shapes import one_of
+from olac.system.shapes import noun, one_of
 from olac.system.threads import set_threads
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from olac.program.program import AnyProgram
 
 log = logging.getLogger(__name__)
+
+MANY_INPUTS = 16
+"""From so many on, `olac encrypt` says how they share ciphertexts."""
 
 
 class _Console(Console):
@@ -429,7 +432,7 @@ def _info(options: argparse.Namespace) -> None:
     for line in parameter_lines(program):
         console.print(line, markup=False)
     console.print(
-        f"predicted {plain(found.where)}: {estimate.seconds_per_image:.2f} s {one_of(program.input_shape)}, "
+        f"predicted {plain(found.where)}: {_seconds(estimate.seconds_per_image)} {one_of(program.input_shape)}, "
         f"keys of {estimate.key_file_bytes / GB:.3f} GB in {estimate.keygen_seconds:.1f} s, "
         f"server {estimate.server_gb:.2f} GB ({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), "
         f"client {estimate.client_gb:.2f} GB",
@@ -463,6 +466,11 @@ def _calibrate_costs(options: argparse.Namespace) -> None:
     write_file(options.output, [table.to_json().encode()])
     print(report(table))
     print(f"a bootstrap takes {table.bootstrap_factor:.2f} times the primitives that it is made of")
+
+
+def _seconds(value: float) -> str:
+    """Seconds for people; small ones with two digits."""
+    return f"{value:.2f} s" if value >= 0.1 else f"{value:.2g} s"
 
 
 def _client(options: argparse.Namespace) -> None:
@@ -525,7 +533,10 @@ def _encrypt(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
     def announce(made: commands.Encrypted) -> None:
-        print(made, file=_beside(options.output))
+        stream, many = _beside(options.output), noun(made.program.input_shape, 2)
+        print(made, file=stream)
+        if made.program.batch == 1 and made.images >= MANY_INPUTS:
+            print(f"a program that is compiled with batch=N has N {many} in a ciphertext", file=stream)
 
     commands.encrypt(
         options.program,

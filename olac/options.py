@@ -24,6 +24,7 @@ from olac.progress import Reporter
 from olac.system.choices import require_known, require_one_of
 from olac.system.internal import callers_own
 from olac.system.memory import bytes_of
+from olac.system.shapes import described
 
 AUTO_ENGINE = "auto"
 Objective: TypeAlias = Literal["latency", "throughput"]
@@ -266,6 +267,11 @@ def with_choices(options: CompileOptions | None, choices: Keywords) -> CompileOp
         TypeError: there is no such keyword; names the nearest.
         ValueError: a value or a combination of values is not allowed.
     """
+    if options is not None and not isinstance(options, CompileOptions):
+        raise TypeError(
+            f"{described(options)} was given for options, a CompileOptions or keywords such as degree=3 are expected. "
+            "Labels are not needed: give the model and the inputs"
+        )
     require_known(choices, Keywords.__annotations__, ARGUMENTS)
     fitting = spelled_out({name: value for name, value in choices.items() if name in KEYWORDS})
     others: dict[str, Any] = {name: value for name, value in choices.items() if name not in KEYWORDS}

@@ -18,7 +18,7 @@ from olac.ir.ops import Bootstrap, Polynomial
 from olac.program.program import CompiledProgram
 from olac.program.report import SelfCheck, percent
 from olac.program.rows import Row
-from olac.system.shapes import noun
+from olac.system.shapes import counted, noun
 
 SHOWN_NOTES = 100
 SHOWN_NAMES = 10
@@ -39,7 +39,7 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
         f"{len(program.rotations)} rotation keys",
     ]
     if program.batch > 1:
-        lines.insert(0, f"{program.batch} inputs share a ciphertext")
+        lines.insert(0, f"{counted(program.batch, program.input_shape)} share a ciphertext")
     if program.composed:
         lines[-1] += f"; {len(program.composed)} rare steps are composed of others"
     if program.head:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from olac.cli import _seconds
 from olac.ir.head import Outputs
 from olac.ir.names import Names
 from olac.outcome import SHOWN_INPUTS, outcome_lines
@@ -36,3 +37,7 @@ def test_of_many_numbers_the_largest_are_shown() -> None:
 def test_of_many_inputs_the_first_are_shown() -> None:
     shown = lines(np.zeros((1000, 1)))
     assert len(shown) == SHOWN_INPUTS + 1 and shown[-1] == "and 980 more: out.npy holds all 1000"
+
+
+def test_seconds_are_shown_with_two_digits_at_least() -> None:
+    assert [_seconds(value) for value in (123.456, 1.5, 0.1, 0.00712)] == ["123.46 s", "1.50 s", "0.10 s", "0.0071 s"]

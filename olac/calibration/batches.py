@@ -84,7 +84,7 @@ def _inputs_of(item: Any, where: str) -> Any:
     if later is not None and not _may_be_inputs(item[0]) and shape_of(item[0]) is not None:
         raise CalibrationError(
             f"{where} is {described(item)}. The inputs come first in a tuple, and the first part looks like labels. "
-            f"Give (batch[{later}] for batch in loader)"
+            f"Give {'[(x, y) for y, x in loader]' if len(item) == 2 else f'(batch[{later}] for batch in loader)'}"
         )
     return item[0]
 

@@ -397,7 +397,10 @@ def _check_model(model: nn.Module, constants: Constants) -> None:
 
 def _check_example(example: torch.Tensor) -> None:
     if not isinstance(example, torch.Tensor):
-        raise TypeError(f"the example is a torch.Tensor, not {type(example).__name__}")
+        advice = (
+            "torch.from_numpy(x).float()" if isinstance(example, np.ndarray) else "one batch, next(iter(loader))[0]"
+        )
+        raise TypeError(f"the example is a torch.Tensor, not {described(example)}. Give {advice}")
     if example.dtype != torch.uint8 and not example.is_floating_point():
         node = UnsupportedNode(
             "x", "", f"inputs of type {example.dtype} are not supported", "Give real inputs, e.g. inputs.float()"

@@ -36,6 +36,7 @@ from olac.runtime.framed import Framed, FramedKeys
 from olac.runtime.stored_words import StoredWords
 from olac.system.files import Output, Source, check_writable, write_files
 from olac.system.memory import check_room, memory_for
+from olac.system.shapes import described
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -485,11 +486,13 @@ class _Ciphertexts(Framed):
 
     Attributes:
         called: what errors call an object of this kind.
+        made_by: what makes one, for errors.
         name: what errors call this one.
     """
 
     contents = "ciphertexts"
     called: ClassVar[str]
+    made_by: ClassVar[str]
 
     def __init__(
         self,
@@ -514,8 +517,8 @@ class _Ciphertexts(Framed):
     def check_kind(cls, given: object) -> None:
         """Raise `ArtifactError` unless an object is of this kind, as for files."""
         if not isinstance(given, cls):
-            what = given.called if isinstance(given, _Ciphertexts) else f"an object of type {type(given).__name__}"
-            raise ArtifactError(f"{what} was given, expected {cls.called}. Check that the right one was given.")
+            what = given.called if isinstance(given, _Ciphertexts) else described(given)
+            raise ArtifactError(f"{what} was given, expected {cls.called}, which {cls.made_by} makes")
 
     @classmethod
     @abstractmethod
@@ -704,6 +707,7 @@ class EncryptedInput(_Ciphertexts):
 
     kind = envelope.INPUT
     called = "an encrypted input"
+    made_by = "client.encrypt(x)"
 
     @classmethod
     def _node(cls, program: AnyProgram) -> Node | Port:
@@ -720,6 +724,7 @@ class EncryptedResult(_Ciphertexts):
 
     kind = envelope.RESULT
     called = "an encrypted result"
+    made_by = "server.run(encrypted)"
 
     def __init__(
         self,

@@ -119,7 +119,7 @@ def _fits(shape: Shape, wanted: Shape) -> bool:
 
 def _article(value: Any) -> str:
     name = plain(type(value).__name__)
-    return f"{'an' if name[:1] in 'aeiouAEIOU' else 'a'} {name}"
+    return f"{'an' if name[:1] in 'aeiouAEIOU' or name == 'ndarray' else 'a'} {name}"
 
 
 def _name(key: Any) -> str:

@@ -44,7 +44,8 @@ def test_names_go_from_the_compiler_to_the_client(tmp_path: Path, capsys: pytest
     assert "outputs: cat, dog, eel" in capsys.readouterr().out
     assert main(["keygen", files["c.json"], files["keys"]]) == 0
     assert main(["encrypt", files["c.json"], secret, files["x.npy"], files["in.enc"]]) == 0
-    assert f"{files['in.enc']}: 30 rows in 30 ciphertexts, " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{files['in.enc']}: 30 rows in 30 ciphertexts, " in told and "batch=N has N rows in a ciphertext" in told
     assert main(["run", files["p.olac"], evaluation, files["in.enc"], files["out.enc"]]) == 0
     capsys.readouterr()
     assert main(["decrypt", files["c.json"], secret, files["out.enc"], files["y.npy"]]) == 0

@@ -65,7 +65,7 @@ def test_inputs_are_called_what_they_are() -> None:
 
 def test_objects_are_described_without_their_values() -> None:
     assert described(torch.full((8, 3), 4.25)) == "a Tensor (float32, shape (8, 3))"
-    assert described(np.full(4, 4.25)) == "a ndarray (float64, shape (4,))"
+    assert described(np.full(4, 4.25)) == "an ndarray (float64, shape (4,))"
     assert described((np.ones(2), 7)) == "a tuple of ndarray (float64, shape (2,)), int"
     assert described({"x": torch.ones(2), 3: "secret"}) == "a dict of 'x': Tensor (float32, shape (2,)), int: str"
     assert described([4.25] * 9) == "a list of float, float, float, float, float, float and 3 more"
