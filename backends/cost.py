@@ -68,6 +68,7 @@ class CostEvaluator(RecorderEvaluator):
         self.slowdown = slowdown or Slowdown()
         self.seconds = 0.0
         self._known: dict[tuple[str, int], float] = {}
+        self._rows: dict[str, Floats] = {}
         self._shapes: dict[int, CiphertextShape] = {}
         self._threads = _measured_threads(table, threads)
         self._ring, self._larger = _measured_ring(table, parameters.log_ring)
@@ -85,13 +86,17 @@ class CostEvaluator(RecorderEvaluator):
 
     def prices(self, primitive: str) -> Floats:
         """Seconds of one primitive at all levels, from 0 to the top of the chain."""
-        depth = self.parameters.depth
-        key = primitive, self._shape(depth), depth, self._threads, self._larger, self.slowdown
-        if key not in self.table.by_level:
-            made = np.array([self.price(primitive, level) for level in range(depth + 1)])
-            made.setflags(write=False)
-            self.table.by_level[key] = made
-        return self.table.by_level[key]
+        found = self._rows.get(primitive)
+        if found is None:
+            depth = self.parameters.depth
+            key = primitive, self._shape(depth), depth, self._threads, self._larger, self.slowdown
+            found = self.table.by_level.get(key)
+            if found is None:
+                found = np.array([self.price(primitive, level) for level in range(depth + 1)])
+                found.setflags(write=False)
+                self.table.by_level[key] = found
+            self._rows[primitive] = found
+        return found
 
     def _shape(self, level: int) -> CiphertextShape:
         if level not in self._shapes:

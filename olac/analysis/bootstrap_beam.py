@@ -127,8 +127,8 @@ class _Tables:
             if self.inputs[index]:
                 continue
             top = min(int(self.highest[list(self.operands[index])].min()), self.depth)
-            for level in range(problem.least(node.id), top + 1):
-                self.seconds[index, level] = problem.seconds(node, level)
+            least = problem.least(node.id)
+            self.seconds[index, least : top + 1] = problem.row(node, least, top)
         finite = self.seconds[np.isfinite(self.seconds)]
         prices = [abs(price) for options in self.options for _, price in options]
         self.largest = max(float(finite.max(initial=0.0)), *prices)

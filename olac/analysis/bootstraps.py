@@ -159,13 +159,15 @@ def _problem(
     bootstraps = pricer.engine.bootstraps(pricer.parameters)
     alike: dict[int, list[float]] = {}
 
-    def seconds(node: Node, level: int) -> float:
+    def row(node: Node) -> list[float]:
         kind = profiles.kind(node)
         if kind not in alike:
             alike[kind] = profiles.seconds(node, pricer, encoding).tolist()
-        return alike[kind][level]
+        return alike[kind]
 
-    problem = PlacementProblem(graph, bootstraps, pricer.parameters.depth, seconds)
+    problem = PlacementProblem(
+        graph, bootstraps, pricer.parameters.depth, lambda node, level: row(node)[level], rows=row
+    )
     return problem, pricer.price("bootstrap", bootstraps.input_level)
 
 

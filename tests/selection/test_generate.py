@@ -165,7 +165,7 @@ def test_chains_that_are_left_out_are_not_the_best(
 
     def kept(found: Sequence[Candidate]) -> tuple[Parameters, Placements] | None:
         best = job.best(found)
-        return best and (best.parameters, best.placements)
+        return None if best is None else (best.parameters, best.placements)
 
     assert kept(tried) == kept(every)
     assert kept(some) == kept(placed)
