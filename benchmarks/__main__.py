@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from benchmarks import bootstraps, costs, encrypted, engines, security, serving, structure
+from benchmarks import bootstraps, costs, encrypted, engines, examples, security, serving, structure
 from benchmarks.comparison import compare
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.faults import command as faults_command
@@ -110,6 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     served = commands.add_parser("serving", help="many jobs of many clients on one server of olac serve")
     serving.add_arguments(served)
     served.set_defaults(run=_serving)
+
+    shown = commands.add_parser("examples", help="run the scripts of examples/: seconds and memory of each")
+    examples.add_arguments(shown)
+    shown.set_defaults(run=_examples)
 
     shapes = commands.add_parser("structure", help="levels of networks of quadratics, and what each rule saves")
     shapes.add_argument(
@@ -315,6 +319,10 @@ def _add_chain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slots", type=_positive, metavar="S", help="log2 of the slots that differ; default: all")
     parser.add_argument("--threads", type=_positive, metavar="T", help="threads; default: all cores")
     parser.add_argument("--insecure", action="store_true", help="waive the check of security, for small rings")
+
+
+def _examples(options: argparse.Namespace, command: str) -> int:
+    return examples.run(options, Console(), command)
 
 
 def _serving(options: argparse.Namespace, command: str) -> int:
