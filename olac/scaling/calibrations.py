@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -11,9 +12,12 @@ from typing import Any
 from olac import compiler
 from olac.calibration.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
 from olac.errors import BackendError, CalibrationError
+from olac.progress import ShownCounts, counting, showing, with_counts
 from olac.scaling.cluster import Executor, check_executor, check_positive, connected_ray, losses, own_error
 from olac.system.files import make_folder
 from olac.system.internal import callers
+
+log = logging.getLogger(__name__)
 
 Part = Callable[[], Iterable[Any]] | Iterable[Any]
 
@@ -34,7 +38,7 @@ def calibrate(
 
     Args:
         model, calib_loader, progress: as in `olac.approximate`. With an executor, `calib_loader` is a sequence of parts
-            and `progress` is called as progress(parts done, parts in all), both as in `calibrate_parts`.
+            and `progress` tells of parts, both as in `calibrate_parts`.
         activations, constants: as in `CompileOptions`; give the same to `approximate` and `compile`.
         sample_images, sample_bytes: limits of the sample of images that is kept for fits.
         executor: None for one pass over the loader; "local" for the parts of a large set one after the other; "ray" for
@@ -83,7 +87,7 @@ def calibrate_parts(
     constants: Mapping[str, Any] | None = None,
     sample_images: int = SAMPLE_IMAGES,
     sample_bytes: int = SAMPLE_BYTES,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ShownCounts = None,
 ) -> Calibration:
     """`olac.calibrate` of each part of a set, merged in the order of the parts.
 
@@ -112,7 +116,8 @@ def calibrate_parts(
         folder: where the calibration of each part is saved, for going on after an interruption: parts that are there
             are not calibrated again. Parts are known by their place alone, so give the same parts in the same order.
             Files hold images: treat them as private data.
-        progress: called as progress(parts done, parts in all).
+        progress: as of `Client.generate_keys`: a bar or lines, or a function of `olac.progress.Event`s, or of (parts
+            done, parts in all).
 
     Raises:
         UnsupportedModelError, CalibrationError: as `olac.calibrate`; or there are no parts, or files in the folder are
@@ -135,7 +140,8 @@ def calibrate_parts(
         else _on_ray(connected_ray(), model, parts, missing, options, tasks, attempts, threads)
     )
     whole: Calibration | None = None
-    with closing(made):
+    with showing(with_counts(progress), "calibrating", "calibrated", log, told=False) as say, closing(made):
+        tell = counting(say, "calibrating parts")
         for number in range(len(parts)):
             if number in missing:
                 one = next(made)
@@ -143,9 +149,8 @@ def calibrate_parts(
             else:
                 one = files.load(number)
             whole = one if whole is None else whole.merge(one, **limits)
-            if progress is not None:
-                with callers():
-                    progress(number + 1, len(parts))
+            tell(number + 1, len(parts))
+        say.result = f"{len(parts)} parts"
     assert whole is not None
     return whole
 

@@ -134,7 +134,9 @@ def test_machines_that_run_programs_need_no_torch() -> None:
 def test_calibration_with_an_executor() -> None:
     x, seen = small_calibration.images(48), list[tuple[int, int]]()
     parts: list[Any] = [x[:16], lambda: [x[16:32]], [x[32:]]]
-    found = olac.calibrate(net(), parts, executor="local", progress=lambda *at: seen.append(at), sample_images=20)
+    found = olac.calibrate(
+        net(), parts, executor="local", progress=lambda done, total: seen.append((done, total)), sample_images=20
+    )
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert_same(found, calibrate_parts(net(), parts, sample_images=20))
     assert len(found.sample) <= 20
