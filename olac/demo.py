@@ -171,9 +171,10 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
         out.print(line, markup=False)
     found = forecast(program)
     estimate, factor = found.estimate, found.slowdown
+    threads = f"{usable_threads()} thread{'s' if usable_threads() != 1 else ''}"
     table = f" ({factor.heavy:.2f} times the table's seconds, {factor.light:.2f} for sums)" if factor else ""
     out.print(
-        f"predicted {found.where}: {estimate.seconds_per_image:.2f} s an image on {usable_threads()} threads{table}, "
+        f"predicted {found.where}: {estimate.seconds_per_image:.2f} s an image on {threads}{table}, "
         f"{estimate.process_gb:.2f} GB, keys of {estimate.key_file_bytes / GB:.3f} GB"
     )
 
