@@ -8,7 +8,7 @@ SHELL = /bin/sh
 .ONESHELL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean venv
+.PHONY: help demo test lint docs docs-serve release clean venv
 
 # mypy works in this many processes; releases before 2.0 may not read it and use one.
 export MYPY_NUM_WORKERS ?= 2
@@ -20,6 +20,9 @@ PIP_FLAGS ?= -q
 # PYTEST_FLAGS=-n0 runs all in one, for a debugger.
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
+# --quick: on one Python only.
+RELEASE_FLAGS ?=
+
 BIN := .venv/bin
 # Written last, once all is installed: its text is the folder and the Python that .venv is made for.
 STAMP := .venv/.olac-installed
@@ -29,6 +32,8 @@ help:
 	make demo     compile the demo's models, run them encrypted, write build/demo.json
 	make test     ruff, mypy and pytest
 	make lint     ruff and mypy alone
+	make release  build the wheel and the source distribution, and check both on each Python that is found
+	make docs     build the site to build/site; make docs-serve shows it at http://127.0.0.1:8000
 	make clean    remove what was built, but for .venv
 	With PYTHON=/path/to/python, .venv is made with that Python; without, .ci/find-python finds one.
 	END
@@ -48,6 +53,19 @@ lint: venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+release: venv
+	@$(BIN)/python .ci/release.py $(RELEASE_FLAGS)
+
+# Nothing of the site is loaded from elsewhere (tests/docs/test_site.py).
+docs: venv
+	@export NO_MKDOCS_2_WARNING=1
+	$(BIN)/python docs/_hooks/command_line.py
+	$(BIN)/python -m mkdocs build --strict
+
+docs-serve: venv
+	@export NO_MKDOCS_2_WARNING=1
+	$(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8000
 
 clean:
 	@rm -rf build dist htmlcov olac.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

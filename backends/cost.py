@@ -6,11 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
+
 from olac.backends.recorder import RecorderEvaluator
 from olac.ckks.engines import OPENFHE, EngineModel
 from olac.ckks.parameters import Parameters
 from olac.costs.table import CostTable
 from olac.costs.work import CiphertextShape
+
+Floats = npt.NDArray[np.float64]
 
 LIGHT = frozenset(
     {"add", "add_plain", "add_scalar", "multiply_plain", "multiply_scalar", "multiply_no_relin", "ext_add", "drop"}
@@ -63,6 +68,10 @@ class CostEvaluator(RecorderEvaluator):
         self.slowdown = slowdown or Slowdown()
         self.seconds = 0.0
         self._known: dict[tuple[str, int], float] = {}
+        self._rows: dict[str, Floats] = {}
+        self._shapes: dict[int, CiphertextShape] = {}
+        self._threads = _measured_threads(table, threads)
+        self._ring, self._larger = _measured_ring(table, parameters.log_ring)
 
     def price(self, primitive: str, level: int) -> float:
         """Seconds of one primitive on an operand at a level."""
@@ -70,10 +79,29 @@ class CostEvaluator(RecorderEvaluator):
         if key not in self._known:
             if primitive == "bootstrap":
                 return self._bootstrap_price
-            tabled = predicted_seconds(self.table, primitive, self.parameters, level, self.threads)
+            tabled = self.table.seconds(primitive, self._shape(level), self._threads) * self._larger
             seconds = tabled * self.slowdown.of(primitive)
             self._known[key] = seconds + sum(self.price(one, level) for one in self.engine.also.get(primitive, ()))
         return self._known[key]
+
+    def prices(self, primitive: str) -> Floats:
+        """Seconds of one primitive at all levels, from 0 to the top of the chain."""
+        found = self._rows.get(primitive)
+        if found is None:
+            depth = self.parameters.depth
+            key = primitive, self._shape(depth), depth, self._threads, self._larger, self.slowdown
+            found = self.table.by_level.get(key)
+            if found is None:
+                found = np.array([self.price(primitive, level) for level in range(depth + 1)])
+                found.setflags(write=False)
+                self.table.by_level[key] = found
+            self._rows[primitive] = found
+        return found
+
+    def _shape(self, level: int) -> CiphertextShape:
+        if level not in self._shapes:
+            self._shapes[level] = shape(self.parameters, level, self.engine, self._ring)
+        return self._shapes[level]
 
     @cached_property
     def _bootstrap_price(self) -> float:
@@ -96,11 +124,19 @@ def predicted_seconds(table: CostTable, primitive: str, parameters: Parameters, 
 
     It is assumed that more threads than measured gain nothing, and that work is proportional to the ring dimension.
     """
-    used = max((count for count in table.threads if count <= threads), default=table.threads[0])
-    log_ring = parameters.log_ring
-    ring = min(max(log_ring, table.log_rings[0]), table.log_rings[-1])
+    ring, larger = _measured_ring(table, parameters.log_ring)
     at = shape(parameters, level, table.engine, ring)
-    return table.seconds(primitive, at, used) * 2.0 ** (log_ring - ring)
+    return table.seconds(primitive, at, _measured_threads(table, threads)) * larger
+
+
+def _measured_threads(table: CostTable, threads: int) -> int:
+    return max((count for count in table.threads if count <= threads), default=table.threads[0])
+
+
+def _measured_ring(table: CostTable, log_ring: int) -> tuple[int, float]:
+    """The nearest ring that was measured, and how many times as large the other is."""
+    ring = min(max(log_ring, table.log_rings[0]), table.log_rings[-1])
+    return ring, 2.0 ** (log_ring - ring)
 
 
 def shape(

@@ -28,6 +28,7 @@ from olac.costs.fit import fastest, fit
 from olac.costs.table import CostTable, MeasuredRow
 from olac.costs.work import CiphertextShape
 from olac.errors import BackendError
+from olac.progress import Event
 
 CALL_BUDGET = 0.03  # seconds spent on one primitive in one pass, if a call is short
 POOL_BYTES = 16 << 20  # weights are read once, so products cycle through plaintexts that don't stay in the cache
@@ -192,12 +193,15 @@ def measure_costs(
     if not counts or counts[0] < 1 or passes < 1:
         raise ValueError(f"measuring needs threads and passes of at least 1, not {counts} and {passes}")
     version = measurer.load()
-    say = progress or (lambda line: None)
+    say, done = progress or (lambda line: None), 0
 
     def timed(what: str, request: dict[str, object], count: int) -> Any:
         start = time.perf_counter()
         answer = _ask_worker(measurer.module, {**request, "quick": quick}, count)
-        say(f"{what}, {count} thread{'s' if count > 1 else ''}: {time.perf_counter() - start:.1f} s")
+        nonlocal done
+        done += 1
+        line = f"{what}, {count} thread{'s' if count > 1 else ''}: {time.perf_counter() - start:.1f} s"
+        say(Event(line, "measuring", done, passes * len(settings) * len(counts) + 1))
         return answer
 
     rows: list[MeasuredRow] = []

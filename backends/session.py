@@ -12,9 +12,9 @@ used.
 from __future__ import annotations
 
 import importlib
+import logging
 import threading
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -34,6 +34,9 @@ from olac.ckks.words import WORD_BYTES, Words
 from olac.costs.table import CostTable
 from olac.errors import BackendError, InfeasibleError
 from olac.ir.types import CipherState
+from olac.system.logs import warn
+
+log = logging.getLogger(__name__)
 
 DEFAULT = "openfhe"
 OPENFHE_SECRETS, OWN_SECRETS = "openfhe", "olac"
@@ -426,7 +429,7 @@ def available_engine(given: Engine | str, parameters: Parameters, preparing: Pre
         why = f"does not take the program: {refused}" if refused is not None else other.unavailable(preparing)
         if not why:
             # From one place, so that Python shows it once in a process.
-            warnings.warn(f"{other.title} is used, as {engine.title} can't be: {reason}", stacklevel=1)
+            warn(log, f"{other.title} is used, as {engine.title} can't be: {reason}", stacklevel=1)
             return other
         obstacles += (
             f" {other.title} {why}." if refused is not None else f" {other.title} can't be used, either: {why}."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from benchmarks import bootstraps, encrypted, engines, examples, security, serving, structure
+from benchmarks import bootstraps, costs, encrypted, engines, examples, security, serving, structure
 from benchmarks.comparison import compare
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.faults import command as faults_command
@@ -56,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    priced = commands.add_parser("costs", help="seconds, memory, keys and accuracy of networks from small to large")
+    costs.add_arguments(priced, _positive)
+    _add_rows(priced)
+    priced.set_defaults(run=_costs)
 
     accuracy = commands.add_parser("accuracy", help="top-1 of a model by strategy, in plaintext with polynomials")
     _add_model(accuracy)
@@ -228,7 +233,8 @@ def _throughput_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models", nargs="+", metavar="NAME", help="logistic, digits, or a network of benchmarks/models.py"
     )
-    parser.add_argument("--images", type=_positive, nargs="+", required=True, metavar="N", help="images of a run")
+    parser.add_argument("--images", type=_positive, nargs="+", default=[], metavar="N", help="images of a run")
+    parser.add_argument("--ensembles", type=_positive, nargs="+", default=[], metavar="K", help="models of an ensemble")
     parser.add_argument("--engine", default="vector", metavar="NAME", help="openfhe or vector; default vector")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, .pt or .safetensors")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the .npz files; default: $OLAC_DATA")
@@ -431,6 +437,12 @@ def _encrypted(options: argparse.Namespace, command: str) -> int:
     return 0 if any(not row.get("infeasible") for row in rows) else 1
 
 
+def _costs(options: argparse.Namespace, command: str) -> int:
+    console = Console()
+    _print(costs.run(options, command, console), console)
+    return 0
+
+
 def _bootstraps(options: argparse.Namespace, command: str) -> int:
     _print([bootstraps.run(options, command)], Console())
     return 0
@@ -446,6 +458,7 @@ def _throughput(options: argparse.Namespace, command: str) -> int:
         options.images,
         ResultsFile.open(options.json, command, options.append),
         console,
+        ensembles=options.ensembles,
         engine=options.engine,
         weights=options.weights,
         data=options.data,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -30,8 +31,12 @@ from benchmarks.named_engines import existing
 from benchmarks.results import ENCRYPTED, ResultsFile, Row, machine
 from benchmarks.strategies import Strategy, StrategyError, parse_strategies
 from olac.backends.session import DEFAULT
+from olac.progress import Event, showing
+from olac.progress import Reporter as Shower
 from olac.system.memory import GB, available_bytes
 from olac.system.threads import usable_threads
+
+log = logging.getLogger("olac.benchmarks")
 
 EVERY_SECONDS = 30.0
 """Seconds between lines of progress if the output is no terminal."""
@@ -45,11 +50,15 @@ class RunError(RuntimeError):
 
 
 class Reporter:
-    """Shows the progress of a run: one line that changes on a terminal, otherwise a new line from time to time."""
+    """Shows the progress of a run: a bar if stderr is a terminal, and new lines from time to time where none is read.
+
+    Args:
+        console: for lines that stay.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._status = console.status("") if console.is_terminal else None
+        self._say: Shower | None = None
         self._next = 0.0
 
     def line(self, text: str) -> None:
@@ -57,11 +66,11 @@ class Reporter:
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
         self._next = time.monotonic() + EVERY_SECONDS
 
-    def show(self, text: str) -> None:
-        """Show where the run is now."""
-        if self._status is not None:
-            self._status.update(text)
-        elif time.monotonic() >= self._next:
+    def show(self, text: str, share: float = 0.0, left: float | None = None) -> None:
+        """Show where the run is now; which share of it is done and how many seconds are left, if that is known."""
+        if self._say is not None:
+            self._say(Event(text, text, share=share, eta_seconds=left))
+        if not self._console.is_terminal and time.monotonic() >= self._next:
             self.line(text)
 
     def tell(self, event: dict[str, Any]) -> None:
@@ -71,12 +80,10 @@ class Reporter:
 
     @contextmanager
     def showing(self) -> Iterator[None]:
-        """Within this, the line that changes is on the terminal."""
-        if self._status is None:
+        """Within this, the bar is on the terminal."""
+        with showing(None, "measuring", "measured", log, closing=False) as self._say:
             yield
-            return
-        with self._status:
-            yield
+        self._say = None
 
 
 def run_step(name: str, request: Request, tell: Tell) -> Result:
@@ -204,7 +211,7 @@ def run(options: argparse.Namespace, command: str, console: Console) -> Row:
 
 def measured(options: argparse.Namespace, folders: Folders, request: Request, reporter: Reporter) -> Row:
     """Run all steps of a request and show the results; returns the row."""
-    facts, found = _steps(request, folders, reporter)
+    facts, found = steps(request, folders, reporter)
     row = {
         "kind": ENCRYPTED,
         "model": options.model,
@@ -262,12 +269,15 @@ def pinned_of(options: argparse.Namespace) -> dict[str, Any]:
     return pinned
 
 
-def _steps(request: Request, folders: Folders, reporter: Reporter) -> tuple[Result, Result]:
-    """Run all steps in turn; returns facts and predictions of the program, and what was measured."""
+def steps(request: Request, folders: Folders, reporter: Reporter, first: str = "prepare") -> tuple[Result, Result]:
+    """Run all steps in turn, of which the first makes the program.
+
+    Returns facts and predictions of the program, and what was measured.
+    """
     tell = reporter.tell
     client = {"client": str(folders.client)}
     server = {"server": str(folders.server)}
-    facts = run_step("prepare", request | client, tell)
+    facts = run_step(first, request | client, tell)
     engine = facts["engine"]
     request = request | {"engine": engine}
     if facts["compile_seconds"] is None:
@@ -377,5 +387,7 @@ class Watch:
         image = f"image {event['image'] + 1} of {self._images}, " if self._images > 1 else ""
         self._reporter.show(
             f"{image}{at} of {len(self._nodes)} done: {event['node']} at level {event['level']}, {self._spent:.0f} s "
-            f"so far, about {left:.0f} s left"
+            f"so far, about {left:.0f} s left",
+            min(1.0, self._expected / self._all) if self._all else 0.0,
+            left,
         )

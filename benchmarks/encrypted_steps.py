@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.data import DataError, data_folder, test_set, training_set
 from benchmarks.named_engines import existing, named
@@ -86,7 +87,7 @@ def prepare(request: Request, emit: Emit) -> Result:
     path = Path(request["program"])
     made = None
     if path.exists():
-        _check_recipe(path, request["recipe"])
+        check_recipe(path, request["recipe"])
     else:
         start = time.perf_counter()
         compiled = _compile(request, emit)
@@ -95,11 +96,11 @@ def prepare(request: Request, emit: Emit) -> Result:
         recipe_file(path).write_text(json.dumps(request["recipe"], indent=1) + "\n", encoding="utf-8")
     program = CompiledProgram.load(path)
     engine = request["engine"] or program.engine
-    result = {"compile_seconds": made, "engine": engine, **_facts(program), **_predicted(program, request, engine)}
+    result = {"compile_seconds": made, "engine": engine, **facts_of(program), **predictions(program, request, engine)}
     if request["images"]:
         used = named(engine, program.parameters, lambda what, done, total: emit({"say": f"{what}: {done} of {total}"}))
         emit({"say": "measuring this machine"})
-        result |= {**_here(program, request, used), **_expected(program, request, emit)}
+        result |= {**measured_here(program, request, used), **_expected(program, request, emit)}
     return result
 
 
@@ -108,7 +109,7 @@ def recipe_file(program: Path) -> Path:
     return program.with_name(program.name + ".json")
 
 
-def _check_recipe(program: Path, wanted: dict[str, Any]) -> None:
+def check_recipe(program: Path, wanted: dict[str, Any]) -> None:
     """DataError if a program was compiled from something else; a program without a recipe is accepted."""
     if not recipe_file(program).exists():
         return
@@ -128,20 +129,22 @@ def recipe(
     model: str, weights: Path | None, strategy: str, calibration: int, effort: str, pinned: dict[str, Any]
 ) -> dict[str, Any]:
     """What determines the program, as far as the command says it."""
-    content = None
-    if weights is not None:
-        try:
-            content = hashlib.sha256(weights.read_bytes()).hexdigest()
-        except OSError as error:
-            raise DataError(f"there is no file {weights}; docs/benchmarks.md says where to get weights") from error
     return {
         "model": model,
-        "weights": content,
+        "weights": None if weights is None else content_of(weights),
         "strategy": strategy,
         "calibration": calibration,
         "effort": effort,
         **pinned,
     }
+
+
+def content_of(weights: Path) -> str:
+    """SHA-256 of a file of weights."""
+    try:
+        return hashlib.sha256(weights.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"there is no file {weights}; docs/benchmarks.md says where to get weights") from error
 
 
 def pinned_parameters(pinned: dict[str, Any]) -> Parameters | None:
@@ -198,7 +201,7 @@ def _compile(request: Request, emit: Emit) -> CompiledProgram:
     return compile_model(model, measured.calibration_batches, options, progress=say)
 
 
-def _facts(program: CompiledProgram) -> Result:
+def facts_of(program: CompiledProgram) -> Result:
     """What the row says about the program itself."""
     parameters, report = program.parameters, program.report
     return {
@@ -222,10 +225,10 @@ def _level(node: Node) -> int:
     return node.type.state.level
 
 
-def _predicted(program: CompiledProgram, request: Request, engine: str) -> Result:
+def predictions(program: CompiledProgram, request: Request, engine: str) -> Result:
     found = program.estimate(request["threads"], costs=CostTable.default(existing(engine).model))
     return {
-        "predicted_seconds": round(found.seconds_per_image, 2),
+        "predicted_seconds": round(found.seconds_per_image, 4),
         "predicted_gb": round(found.server_gb, 2),
         "predicted_client_gb": round(found.client_gb, 2),
         "predicted_keygen_seconds": round(found.keygen_seconds, 1),
@@ -238,7 +241,7 @@ def _predicted(program: CompiledProgram, request: Request, engine: str) -> Resul
     }
 
 
-def _here(program: CompiledProgram, request: Request, engine: Engine) -> Result:
+def measured_here(program: CompiledProgram, request: Request, engine: Engine) -> Result:
     """Seconds for this machine as it is now. Rows are compared by those of the table, which do not change."""
     from olac.runtime import forecast
 
@@ -328,9 +331,15 @@ def decrypt(request: Request, emit: Emit) -> Result:
         "decrypt_seconds": round(seconds, 3),
         "max_logit_error": float(np.max(np.abs(ours - expected))),
         "max_logit": float(np.max(np.abs(expected))),
-        "same_class": int(np.sum(ours.argmax(1) == expected.argmax(1))),
-        "correct": int(np.sum(ours.argmax(1) == labels)),
+        "same_class": int(np.sum(decided(ours) == decided(expected))),
+        "correct": int(np.sum(decided(ours) == labels)),
     }
+
+
+def decided(outputs: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """The class of each row of logits, (n, classes), or (n, 1) for a decision; -1 if one is not finite."""
+    chosen = outputs.argmax(1) if outputs.shape[1] > 1 else outputs[:, 0] > 0
+    return np.where(np.isfinite(outputs).all(1), chosen, -1)
 
 
 def _input(request: Request, index: int) -> Path:
@@ -420,8 +429,16 @@ def kind(node: Node) -> str:
     return "bootstrap" if isinstance(node.op, Bootstrap) else "other"
 
 
+def costs(request: Request, emit: Emit) -> Result:
+    """`prepare` for networks of `costs`; it needs torch."""
+    from benchmarks import cost_step
+
+    return cost_step.run(request, emit)
+
+
 STEPS: dict[str, Callable[[Request, Emit], Result]] = {
     "prepare": prepare,
+    "costs": costs,
     "keygen": keygen,
     "encrypt": encrypt,
     "serve": serve,

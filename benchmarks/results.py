@@ -21,9 +21,9 @@ PACKAGES = ("olac", "numpy", "scipy", "torch", "openfhe", "numba")
 SAME = ("model", "strategy", "images", "calibration_images", "effort")
 """A new row replaces one that has the same values of these."""
 ENCRYPTED, PREDICTED, BOOTSTRAP, PRIMITIVES = "encrypted", "predicted", "bootstrap", "primitives"
-MODEL, THROUGHPUT = "model", "throughput"
+MODEL, THROUGHPUT, COST = "model", "throughput", "cost"
 """The `kind` of rows of encrypted runs, of predictions of them, of bootstraps, of primitives at one number of limbs,
-of models that olac takes or refuses, and of runs of many images.
+of models that olac takes or refuses, of runs of many images, and of what networks cost.
 
 Rows of accuracy have no kind.
 """
@@ -33,6 +33,7 @@ SAME_BOOTSTRAP = ("parameters", "log_slots", "complex", "threads", "engine")
 SAME_PRIMITIVES = ("parameters", "limbs", "threads", "engine")
 SAME_MODEL = ("family", "model", "variant")
 SAME_THROUGHPUT = ("model", "images", "engine", "threads")
+SAME_COST = ("model", "images", "threads", "engine", "effort")
 SAME_OF: dict[str | None, tuple[str, ...]] = {
     ENCRYPTED: SAME_ENCRYPTED,
     PREDICTED: SAME_PREDICTED,
@@ -40,6 +41,7 @@ SAME_OF: dict[str | None, tuple[str, ...]] = {
     PRIMITIVES: SAME_PRIMITIVES,
     MODEL: SAME_MODEL,
     THROUGHPUT: SAME_THROUGHPUT,
+    COST: SAME_COST,
 }
 USUAL = {"engine": DEFAULT, "planned_for": DEFAULT, "effort": KEYWORDS["effort"]}
 """What rows that were written before there were other engines leave out."""
@@ -51,6 +53,7 @@ NEEDED = {
     PRIMITIVES: (*SAME_PRIMITIVES, "log_ring", "cpu_seconds", "wall_seconds"),
     MODEL: (*SAME_MODEL, "outcome"),
     THROUGHPUT: (*SAME_THROUGHPUT, "batch", "cpu_seconds", "cpu_seconds_alone", "ratio"),
+    COST: (*SAME_COST, "cpu_seconds", "wall_seconds", "peak_rss_gb", "key_bytes", "agreement_simulated"),
 }
 PLOTS = (".svg", ".png")
 MARKERS = "osD^v<>PX*"

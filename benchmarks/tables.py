@@ -10,7 +10,18 @@ from rich import box
 from rich.table import Table
 
 from benchmarks import side_by_side
-from benchmarks.results import BOOTSTRAP, ENCRYPTED, MODEL, PREDICTED, PRIMITIVES, THROUGHPUT, Row, engine_of, value
+from benchmarks.results import (
+    BOOTSTRAP,
+    COST,
+    ENCRYPTED,
+    MODEL,
+    PREDICTED,
+    PRIMITIVES,
+    THROUGHPUT,
+    Row,
+    engine_of,
+    value,
+)
 from benchmarks.side_by_side import Cells
 from benchmarks.strategies import family_of, lowering_of
 from benchmarks.zoo.document import result
@@ -75,6 +86,24 @@ COLUMNS_THROUGHPUT = (
     "ratio",
     "error",
     "GB",
+    "NTT ms",
+)
+COLUMNS_COST = (
+    "model",
+    "wall s",
+    "CPU s",
+    "predicted s",
+    "server GB",
+    "keys GB",
+    "keys and set-up s",
+    "compile s",
+    "plaintext",
+    "polynomials",
+    "same class",
+    "encrypted",
+    "error",
+    "ring",
+    "bootstraps",
     "NTT ms",
 )
 COLUMNS_MODEL = ("model", "form", "places", "levels", "seconds", "peak GB", "result")
@@ -174,6 +203,28 @@ def _throughput_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _cost_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    plain, ours = row["top1_plaintext"], row["top1_simulated"]
+    return (
+        str(row["model"]),
+        f"{row['wall_seconds']:.3g}",
+        f"{row['cpu_seconds']:.3g}",
+        f"{row['predicted_seconds']:.3g}",
+        f"{row['peak_rss_gb']:.2f}",
+        f"{row['key_bytes'] / GB:.2f}",
+        f"{row['keygen_seconds']:.0f} + {row['setup_seconds']:.0f}",
+        "" if row["compile_seconds"] is None else f"{row['compile_seconds']:.0f}",
+        "random weights" if plain is None else f"{plain:.2%}",
+        "" if ours is None else f"{ours:.2%}",
+        f"{row['agreement_simulated']:.2%} of {row['tested_images']}",
+        f"{row['correct']} of {row['images']}",
+        f"{row['max_logit_error']:.1g} of {row['max_logit']:.2g}",
+        f"2^{row['ring_dimension'].bit_length() - 1}",
+        str(row["bootstraps"]),
+        side_by_side.yardstick(row),
+    )
+
+
 def _model_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         str(row["model"]),
@@ -198,6 +249,7 @@ OF_A_ROW: dict[str | None, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], 
     BOOTSTRAP: (COLUMNS_BOOTSTRAP, _bootstrap_cells),
     MODEL: (COLUMNS_MODEL, _model_cells),
     THROUGHPUT: (COLUMNS_THROUGHPUT, _throughput_cells),
+    COST: (COLUMNS_COST, _cost_cells),
 }
 """By kind of row: the columns of tables that have a line for each row, and the cells of one."""
 COMPARED: dict[str | None, Callable[[Sequence[Row]], list[Cells]]] = {

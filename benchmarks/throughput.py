@@ -1,6 +1,7 @@
 """`python -m benchmarks throughput`: CPU seconds an image of runs of many images, against those of one alone.
 
-One image alone runs by a program that was compiled for one, with the same polynomials. Client and server are in this
+One image alone runs by a program that was compiled for one, with the same polynomials. Ensembles of several models run
+one image as well, against one model alone. Client and server are in this
 process; encryption and decryption don't count.
 """
 
@@ -16,15 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
 
-from benchmarks.data import DataError, data_folder, test_set, training_set
-from benchmarks.models import MODELS
+from benchmarks.data import DataError
 from benchmarks.results import THROUGHPUT, ResultsFile, Row
+from benchmarks.workloads import SMALL, Workload, check_names, workload
 from benchmarks.yardstick import Yardstick
-from olac.compiler import Purpose, prepare
-from olac.demo import load_digits, train
-from olac.options import with_choices
+from olac.compiler import Purpose, compile, prepare
+from olac.options import CompileOptions, with_choices
 from olac.program.program import CompiledProgram
 from olac.runtime import Client, Server
 from olac.selection.lower import lower
@@ -34,52 +33,10 @@ ROUNDS = 3
 """Runs of one image, of which the median counts; runs of many images are not repeated."""
 
 
-@dataclass(frozen=True)
-class Workload:
-    """A model, calibration images, the images that are encrypted, and how it is compiled."""
-
-    model: nn.Module
-    calibration: torch.Tensor
-    images: torch.Tensor
-    choices: dict[str, Any]
-
-
-def _logistic() -> Workload:
-    """Logistic regression on scikit-learn's breast cancer data: 30 columns."""
-    from sklearn.datasets import load_breast_cancer
-
-    table = load_breast_cancer()
-    x = torch.tensor((table.data - table.data.mean(0)) / table.data.std(0), dtype=torch.float32)
-    y = torch.tensor(table.target, dtype=torch.float32)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(30, 1), nn.Sigmoid())
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=1e-3)
-    for _ in range(200):
-        optimizer.zero_grad()
-        nn.functional.binary_cross_entropy(model(x)[:, 0], y).backward()
-        optimizer.step()
-    return Workload(model.eval(), x, x, {})
-
-
-def _digits() -> Workload:
-    """The demo's network of two convolutions on scikit-learn's digits."""
-    digits = load_digits()
-    return Workload(train(digits), digits.train_images[:512], digits.test_images, {"degree": 3})
-
-
-def _cifar(name: str, weights: Path | None, folder: Path | None) -> Workload:
-    benchmark, data = MODELS[name], data_folder(folder)
-    try:
-        model = benchmark.load(weights)
-    except (ValueError, OSError) as error:
-        raise DataError(str(error)) from error
-    training, test = training_set(data, 256), test_set(data, 64)
-    choices = {"max_bootstraps": 6, "effort": "fast"} if name == "resnet20" else {"effort": "fast"}
-    return Workload(model, benchmark.images(training.images(256)), benchmark.images(test.images(64)), choices)
-
-
-SMALL: dict[str, Callable[[], Workload]] = {"logistic": _logistic, "digits": _digits}
-"""Those that come with their data; the others are networks of benchmarks/models.py."""
+CHOICES: dict[str, dict[str, Any]] = {"resnet20": {"max_bootstraps": 6}}
+"""What networks of benchmarks/models.py are compiled with, beside effort="fast"."""
+SEVERAL = ["digits"]
+"""Those of which there are several models, for ensembles."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +86,17 @@ def run(
     results: ResultsFile,
     console: Console,
     *,
+    ensembles: Sequence[int] = (),
     engine: str = "vector",
     weights: Path | None = None,
     data: Path | None = None,
     threads: int | None = None,
 ) -> list[Row]:
-    """A row for each model and number of images."""
-    known = (*SMALL, *MODELS)
+    """A row for each model and number of images, and for each model and number of models of an ensemble of it."""
+    check_names(list(names))
     for name in names:
-        if name not in known:
-            raise DataError(f"{name} is not one of {', '.join(known)}")
+        if ensembles and name not in SEVERAL:
+            raise DataError(f"there is one {name} only: ensembles are measured of {', '.join(SEVERAL)}")
     rows: list[Row] = []
     start = time.perf_counter()
 
@@ -146,8 +104,9 @@ def run(
         console.print(f"{time.perf_counter() - start:6.0f} s  {line}", soft_wrap=True, markup=False, highlight=False)
 
     for name in names:
-        work = SMALL[name]() if name in SMALL else _cifar(name, weights, data)
-        options = with_choices(None, {"engine": engine, "threads": threads, **work.choices})  # type: ignore[typeddict-item]
+        work = workload(name, weights, data, calibration=256, images=64)
+        quick = {} if name in SMALL else {"effort": "fast", **CHOICES.get(name, {})}
+        options = with_choices(None, {"engine": engine, "threads": threads, **quick, **work.choices})  # type: ignore[typeddict-item]
         say(f"{name}: fitting")
         prepared = prepare(work.model, [work.calibration], options, None, Purpose("compiling", lowers=True))
         approximated = prepared.finished(prepared.run(prepared.pipeline))
@@ -158,28 +117,58 @@ def run(
             asked = with_choices(options, {"batch": count})
             programs[count] = lower(approximated, prepared.calibration, asked)
         alone = measured(programs[1], work.images[:1], ROUNDS, say)
+
         for count in counts:
-            program = programs[count]
             images = work.images.repeat(-(-count // len(work.images)), *[1] * (work.images.ndim - 1))[:count]
-            many = measured(program, images, 1, say)
-            row: Row = {
-                "kind": THROUGHPUT,
-                "model": name,
-                "images": count,
-                "engine": engine,
-                "threads": threads,
-                "batch": program.batch,
-                "parameters": program.parameters.describe(),
-                "cpu_seconds_alone": alone.cpu,
-                "cpu_seconds": many.cpu / count,
-                "wall_seconds": many.wall / count,
-                "ratio": many.cpu / count / alone.cpu,
-                "error": many.error,
-                "error_alone": alone.error,
-                "peak_rss_gb": many.memory / GB,
-                "yardstick_seconds": many.yardstick,
-                "yardstick_seconds_alone": alone.yardstick,
-            }
-            results.add(row)
-            rows.append(row)
+            many = measured(programs[count], images, 1, say)
+            rows.append(_row(name, programs[count], count, engine, threads, alone, many))
+            results.add(rows[-1])
+        for count in ensembles:
+            say(f"{name}: compiling an ensemble of {count}")
+            program = _ensemble(work, count, options)
+            # One model is measured anew, because what else the machine does changes in the meantime.
+            beside = measured(programs[1], work.images[:1], ROUNDS, say)
+            together = measured(program, work.images[:1], ROUNDS, say)
+            rows.append(_row(f"{count} x {name}", program, 1, engine, threads, beside, together))
+            results.add(rows[-1])
     return rows
+
+
+def _row(
+    model: str,
+    program: CompiledProgram,
+    images: int,
+    engine: str,
+    threads: int | None,
+    alone: Measured,
+    many: Measured,
+) -> Row:
+    return {
+        "kind": THROUGHPUT,
+        "model": model,
+        "images": images,
+        "engine": engine,
+        "threads": threads,
+        "batch": program.batch,
+        "parameters": program.parameters.describe(),
+        "cpu_seconds_alone": alone.cpu,
+        "cpu_seconds": many.cpu / images,
+        "wall_seconds": many.wall / images,
+        "ratio": many.cpu / images / alone.cpu,
+        "error": many.error,
+        "error_alone": alone.error,
+        "peak_rss_gb": many.memory / GB,
+        "yardstick_seconds": many.yardstick,
+        "yardstick_seconds_alone": alone.yardstick,
+    }
+
+
+def _ensemble(work: Workload, count: int, options: CompileOptions) -> CompiledProgram:
+    """The mean of several models; their polynomials are those that the options give each."""
+    assert work.other is not None
+    models = [work.model, *(work.other(number) for number in range(1, count))]
+    program = compile(models, [work.calibration], options)
+    for note in program.report.notes:
+        if "one after the other" in note:
+            raise DataError(note)
+    return program

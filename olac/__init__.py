@@ -9,16 +9,19 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from olac.system import forks as _forks  # before anything can fork  # noqa: F401
 from olac.system import threads as _threads  # before OpenMP is loaded  # noqa: F401
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
     from olac.calibration.statistics import Calibration
-    from olac.compiler import approximate, calibrate, compile
+    from olac.compiler import approximate, compile
     from olac.frontend import check
     from olac.frontend.exported import load_exported
     from olac.frontend.from_sklearn import from_sklearn
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from olac.program.client_program import ClientProgram
     from olac.program.program import ApproximatedModel, CompiledProgram
     from olac.runtime import Client, Server
+    from olac.scaling.calibrations import calibrate
     from olac.serving.remote import RemoteServer
     from olac.training import PolynomialActivation, RangePenalty, TrainingOptions
     from olac.tuning import FineTuned, finetune
@@ -62,7 +66,7 @@ _MODES = (
 _HOMES = {
     "compile": "olac.compiler",
     "approximate": "olac.compiler",
-    "calibrate": "olac.compiler",
+    "calibrate": "olac.scaling.calibrations",
     "Calibration": "olac.calibration.statistics",
     "CompileOptions": "olac.compiler",
     "check": "olac.frontend",

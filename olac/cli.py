@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import math
 import os
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from rich.console import Console
-from rich.text import Text
 
 from olac import __version__
 from olac.ckks.engines import AUTO, ENGINES
 from olac.errors import OlacError, plain
 from olac.pages.commands import add_report
 from olac.plugins import load_plugins
+from olac.progress import Event, duration, showing
 from olac.system.memory import GB, check_limits
+from olac.system.output import forget_stdout
+from olac.system.shapes import noun, one_of
 from olac.system.threads import set_threads
 
 if TYPE_CHECKING:
-    from rich.status import Status
+    from olac.ir.names import Names
+    from olac.program.program import AnyProgram
 
-    from olac.backends.session import Preparing
-    from olac.ir.head import Outputs
-    from olac.runtime import Forecast, Progress
+log = logging.getLogger(__name__)
+
+MANY_INPUTS = 16
+"""From so many on, `olac encrypt` says how they share ciphertexts."""
 
 
 class _Console(Console):
@@ -80,10 +85,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     except ImportError as error:
         return _failed("error", f"a library that olac needs can't be loaded: {plain(error)}")
     except BrokenPipeError:
-        _forget_stdout()
+        forget_stdout()
         return 141
     except OSError as error:
-        _forget_stdout()
+        forget_stdout()
         where = "" if error.filename is None else f" ({plain(error.filename)})"
         return _failed("error", f"{plain(error.strerror or error)}{where}")
     except MemoryError:
@@ -120,14 +125,6 @@ def _place(error: BaseException) -> str:
     """The innermost line of olac's code that an error went through."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}olac{os.sep}" in frame.filename]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
-
-
-def _forget_stdout() -> None:
-    """Discard all further output: otherwise Python would write it at exit, and fail again."""
-    with suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 def _from_zero(text: str) -> float:
@@ -232,13 +229,13 @@ def _parser() -> argparse.ArgumentParser:
         public.add_argument(name, type=Path)
     public.set_defaults(run=_public_key)
 
-    encrypt = commands.add_parser("encrypt", help="client: encrypt images from a .npy file")
+    encrypt = commands.add_parser("encrypt", help="client: encrypt inputs (rows, images) from a .npy file")
     encrypt.add_argument("program", type=Path)
     encrypt.add_argument("secret_key", type=Path, help="or a public key")
     for name in ("images", "output"):
         encrypt.add_argument(name, type=Path)
     encrypt.add_argument(
-        "--force", action="store_true", help="also encrypt images far outside the calibrated range, with a warning"
+        "--force", action="store_true", help="also encrypt inputs far outside the calibrated range, with a warning"
     )
     encrypt.set_defaults(run=_encrypt)
 
@@ -249,7 +246,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_max_memory(run, "memory that this process may take")
     _add_threads(run)
     run.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="save the state of the run here; a later run continues from it"
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="save the state of the run here; a later run continues from it. With --executor ray, a folder",
     )
     run.add_argument(
         "--checkpoint-seconds",
@@ -258,6 +258,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds between checkpoints, except at bootstraps",
     )
+    run.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="ray: divide the input among workers on the cluster of RAY_ADDRESS or of this machine (docs/scaling.md)",
+    )
+    run.add_argument("--workers", type=_threads, metavar="N", help="with --executor ray: how many (default: 1)")
     run.add_argument("--record", type=Path, metavar="FILE", help="write what the run took, for olac report --run")
     run.set_defaults(run=_run)
 
@@ -343,7 +350,7 @@ def _add_serving(commands: argparse._SubParsersAction[_Parser]) -> None:
 
     remote = commands.add_parser("remote", help="client: use a server that olac serve runs")
     actions = remote.add_subparsers(required=True, metavar="ACTION")
-    run = actions.add_parser("run", help="encrypt images, run them on a server, and decrypt the results")
+    run = actions.add_parser("run", help="encrypt inputs, run them on a server, and decrypt the results")
     run.add_argument("url", metavar="URL")
     run.add_argument("program", metavar="PROGRAM_ID")
     run.add_argument("images", type=Path, metavar="IMAGES.npy")
@@ -425,9 +432,10 @@ def _info(options: argparse.Namespace) -> None:
     for line in parameter_lines(program):
         console.print(line, markup=False)
     console.print(
-        f"predicted {plain(found.where)}: {estimate.seconds_per_image:.2f} s an image, keys of "
-        f"{estimate.key_file_bytes / GB:.3f} GB in {estimate.keygen_seconds:.1f} s, server {estimate.server_gb:.2f} GB "
-        f"({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), client {estimate.client_gb:.2f} GB",
+        f"predicted {plain(found.where)}: {_seconds(estimate.seconds_per_image)} {one_of(program.input_shape)}, "
+        f"keys of {estimate.key_file_bytes / GB:.3f} GB in {estimate.keygen_seconds:.1f} s, "
+        f"server {estimate.server_gb:.2f} GB ({estimate.server_gb_without_kept_weights:.2f} GB without kept weights), "
+        f"client {estimate.client_gb:.2f} GB",
         markup=False,
     )
     if options.max_memory is not None:
@@ -444,18 +452,25 @@ def _calibrate_costs(options: argparse.Namespace) -> None:
 
     check_writable(options.output)
     try:
-        table = find_engine(options.engine).measure_costs(
-            options.threads,
-            options.rings,
-            quick=options.quick,
-            passes=options.passes,
-            progress=lambda line: print(line, flush=True),
-        )
+        with showing(None, "measuring", "measured", log, {"measuring": 1.0}, closing=False) as say:
+
+            def told(line: str) -> None:
+                print(line, flush=True)
+                say(line)
+
+            table = find_engine(options.engine).measure_costs(
+                options.threads, options.rings, quick=options.quick, passes=options.passes, progress=told
+            )
     except ValueError as error:
         raise OlacError(str(error)) from error
     write_file(options.output, [table.to_json().encode()])
     print(report(table))
     print(f"a bootstrap takes {table.bootstrap_factor:.2f} times the primitives that it is made of")
+
+
+def _seconds(value: float) -> str:
+    """Seconds for people; small ones with two digits."""
+    return f"{value:.2f} s" if value >= 0.1 else f"{value:.2g} s"
 
 
 def _client(options: argparse.Namespace) -> None:
@@ -481,12 +496,12 @@ def _keygen(options: argparse.Namespace) -> None:
         client = Client(program, options.engine)
         size, memory, time_taken = client.key_file_bytes, client.memory_bytes, ""
     console.print(f"keys of {size / GB:.3f} GB{time_taken} and {memory / GB:.2f} GB of memory", markup=False)
-    with console.status("making keys") as status:
+    with showing(None, "making keys", "made keys", log, {"making keys": 1.0}) as say:
         secret, evaluation = commands.keygen(
             options.program,
             options.folder,
             overwrite=options.overwrite,
-            progress=lambda done, total: status.update(f"making keys: {done} of {total}"),
+            progress=say,
             engine=options.engine,
             parts=options.parts,
         )
@@ -498,14 +513,9 @@ def _more_keys(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
     console = _Console()
-    with console.status("making keys") as status:
+    with showing(None, "making keys", "made keys", log, {"making keys": 1.0}) as say:
         made = commands.more_keys(
-            options.program,
-            options.secret_key,
-            options.before,
-            options.output,
-            progress=lambda done, total: status.update(f"making keys: {done} of {total}"),
-            engine=options.engine,
+            options.program, options.secret_key, options.before, options.output, progress=say, engine=options.engine
         )
     if made:
         console.print(f"{plain(options.output)}: {len(made)} keys for the server", soft_wrap=True, markup=False)
@@ -522,91 +532,70 @@ def _public_key(options: argparse.Namespace) -> None:
 def _encrypt(options: argparse.Namespace) -> None:
     from olac.runtime import commands
 
+    def announce(made: commands.Encrypted) -> None:
+        stream, many = _beside(options.output), noun(made.program.input_shape, 2)
+        print(made, file=stream)
+        if made.program.batch == 1 and made.images >= MANY_INPUTS:
+            print(f"a program that is compiled with batch=N has N {many} in a ciphertext", file=stream)
+
     commands.encrypt(
-        options.program, options.secret_key, options.images, options.output, allow_out_of_range=options.force
+        options.program,
+        options.secret_key,
+        options.images,
+        options.output,
+        allow_out_of_range=options.force,
+        announce=announce,
     )
 
 
+def _run_on_ray(options: argparse.Namespace) -> int:
+    from olac.scaling import commands
+
+    if options.engine is not None:
+        raise OlacError("--engine does not go with --executor ray: workers run on the engine that the keys are for")
+    commands.run(
+        options.program,
+        options.evaluation_keys,
+        options.input,
+        options.output,
+        executor=options.executor,
+        workers=options.workers or 1,
+        threads=options.process_threads,
+        max_memory=options.max_memory,
+        checkpoints=options.checkpoint,
+        tell=lambda line: print(line, flush=True),
+    )
+    return 0
+
+
 def _run(options: argparse.Namespace) -> int:
-    from olac.runtime import commands
+    if options.executor == "ray":
+        return _run_on_ray(options)
+    if options.workers is not None:
+        raise OlacError("--workers goes with --executor ray. This process takes all its cores for one run (--threads).")
+    from olac.runtime import shown
 
-    last: Progress | None = None
-
-    def announce(found: Forecast) -> None:
-        _tell(f"predicted {plain(found.where)}: {_duration(found.estimate.first_seconds)}")
-
-    with _shown() as (show, preparing):
-
-        def keep(progress: Progress) -> None:
-            nonlocal last
-            last = progress
-            show(progress)
-
-        try:
-            commands.run(
-                options.program,
-                options.evaluation_keys,
-                options.input,
-                options.output,
-                max_memory=options.max_memory,
-                progress=keep,
-                preparing=preparing,
-                checkpoint=options.checkpoint,
-                checkpoint_seconds=options.checkpoint_seconds,
-                engine=options.engine,
-                announce=announce,
-                record=options.record,
-            )
-        except KeyboardInterrupt:
-            stopped = _stopped(last, options.checkpoint)
-        else:
-            return 0
-    print(stopped, file=sys.stderr)
-    return 130
-
-
-@contextmanager
-def _shown() -> Iterator[tuple[Callable[[Progress], None], Preparing]]:
-    """Shows a run: one line that changes on a terminal, otherwise a line for each layer."""
-    console = _Console()
-    with console.status("loading keys") as status:
-
-        def show(progress: Progress) -> None:
-            line = (
-                f"{progress.done} of {progress.total}: {plain(progress.node)} at level {progress.level}, "
-                f"{progress.memory_gb:.2f} GB, {_duration(progress.eta_seconds)} left"
-            )
-            if console.is_terminal:
-                with _going_on():
-                    status.update(Text(line))
-            else:
-                _tell(line)
-
-        yield show, _preparing(console, status)
-
-
-def _preparing(console: Console, status: Status) -> Preparing:
-    """Shows what an engine does to get ready: in the line that changes, or a line for each new thing on stderr."""
-    shown: set[str] = set()
-
-    def show(what: str, done: int, total: int) -> None:
-        if console.is_terminal:
-            status.update(Text(f"{what} ({done} of {total})"))
-        elif what not in shown:
-            shown.add(what)
-            with suppress(OSError):
-                print(what, file=sys.stderr, flush=True)
-
-    return show
+    return shown.run(
+        options.program,
+        options.evaluation_keys,
+        options.input,
+        options.output,
+        max_memory=options.max_memory,
+        checkpoint=options.checkpoint,
+        checkpoint_seconds=options.checkpoint_seconds,
+        engine=options.engine,
+        record=options.record,
+    )
 
 
 def _warm_up(options: argparse.Namespace) -> None:
     from olac.backends.vector.available import prepare
+    from olac.runtime.shown import PREPARING, preparing
 
-    console, start = _Console(), time.monotonic()
-    with console.status("loading kernels") as status:
-        prepare(_preparing(console, status))
-    console.print(f"the vector engine is ready ({_duration(time.monotonic() - start)})")
+    start = time.monotonic()
+    with showing(None, "getting ready", "ready", log, {PREPARING: 1.0}, closing=False) as say:
+        prepare(preparing(say))
+    _Console().print(f"the vector engine is ready ({duration(time.monotonic() - start)})")
 
 
 def _publish(options: argparse.Namespace) -> None:
@@ -658,36 +647,21 @@ def _remote_run(options: argparse.Namespace) -> None:
     console = _Console()
     with (
         RemoteServer(options.url, options.program, client_program=known, token=token) as server,
-        console.status("asking") as status,
+        showing(None, "running on a server", "ran on a server", log, closing=False) as say,
     ):
         values = remote_run(
             server,
             options.images,
             options.output,
             keys=options.keys,
-            tell=lambda line: status.update(Text(line)),
+            tell=lambda line: say(Event(line, line)),
             decimals=options.decimals,
             raw=options.raw,
             allow_out_of_range=options.force,
         )
     console.print(
-        f"{plain(options.output)}: outputs of {len(values)} images, in the clear", soft_wrap=True, markup=False
+        f"{plain(options.output)}: outputs of {len(values)} inputs, in the clear", soft_wrap=True, markup=False
     )
-
-
-@contextmanager
-def _going_on() -> Iterator[None]:
-    """Output that nobody reads, or for which a disk is full, does not end a run of hours."""
-    try:
-        yield
-    except OSError:
-        _forget_stdout()
-
-
-def _tell(line: str) -> None:
-    """One line about a run; files and pipes get it at once."""
-    with _going_on():
-        print(line, flush=True)
 
 
 def _memory(text: str) -> float:
@@ -700,28 +674,15 @@ def _memory(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _stopped(last: Progress | None, checkpoint: Path | None) -> str:
-    """One line: where a run was interrupted, and whether it can be continued."""
-    where = "before the first layer" if last is None else f"after {plain(last.node)} ({last.done} of {last.total})"
-    if checkpoint is None:
-        kept = "no checkpoint was kept (--checkpoint FILE keeps one)"
-    elif not checkpoint.exists():
-        kept = "there was no checkpoint yet"
-    else:
-        upto = f"up to {plain(last.checkpoint)}" if last is not None and last.checkpoint else "as it was before"
-        kept = f"{plain(checkpoint)} holds the run {upto}: the same command continues from there"
-    return f"interrupted {where}; {kept}"
-
-
-def _duration(seconds: float) -> str:
-    """A duration for people: 40 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 def _decrypt(options: argparse.Namespace) -> None:
+    from olac.outcome import outcome_lines
     from olac.runtime import commands
+
+    names: Names = ()
+
+    def announce(program: AnyProgram) -> None:
+        nonlocal names
+        names = program.output_names
 
     values = commands.decrypt(
         options.program,
@@ -731,36 +692,33 @@ def _decrypt(options: argparse.Namespace) -> None:
         encrypted=options.input,
         raw=options.raw,
         decimals=options.decimals,
+        announce=announce,
     )
     shown = ".4g" if options.decimals is None else f".{max(options.decimals, 0)}f"
-    # Keep these lines out of a result that goes to standard output.
-    stream = sys.stderr if os.path.realpath(options.output) == os.path.realpath("/dev/stdout") else sys.stdout
-    for row in values.reshape(len(values), -1):
-        print(_outcome(row, shown), file=stream)
+    for line in outcome_lines(values, shown, names, plain(options.output)):
+        print(line, file=_beside(options.output))
 
 
-def _outcome(row: Outputs, shown: str) -> str:
-    """The outputs for one image, and the class if there is a choice."""
-    if row.dtype.kind == "i":
-        return "class " + " ".join(map(str, row))
-    numbers = " ".join(format(value, shown) for value in row)
-    return numbers if len(row) == 1 else f"class {row.argmax()}: {numbers}"
+def _beside(output: Path) -> TextIO:
+    """The stream for lines about an output that may be standard output itself."""
+    return sys.stderr if os.path.realpath(output) == os.path.realpath("/dev/stdout") else sys.stdout
 
 
 def _debug(options: argparse.Namespace) -> None:
     from olac.report import debug_table
     from olac.runtime import commands
     from olac.runtime.debug import first_fault
+    from olac.runtime.shown import preparing, showing_run
 
-    with _shown() as (show, preparing):
+    with showing_run() as shown:
         rows = commands.debug(
             options.program,
             options.secret_key,
             options.evaluation_keys,
             options.images,
             max_memory=options.max_memory,
-            progress=show,
-            preparing=preparing,
+            progress=shown.node,
+            preparing=preparing(shown.say),
             record=options.json,
         )
     _Console().print(debug_table(rows))

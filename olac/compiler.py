@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,14 +19,16 @@ from olac.approximation.common import varied
 from olac.approximation.criterion import Criterion, criterion_for
 from olac.approximation.own_needs import Work, check_fits, images_in, measured
 from olac.calibration import collect as calibrations
-from olac.calibration.collect import first_batch
+from olac.calibration.batches import as_inputs, first_batch
 from olac.calibration.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration, sample_bytes
 from olac.errors import CalibrationError, InfeasibleError, VerificationError
 from olac.frontend import Activations, Traced, check, lift, trace
 from olac.frontend.ensemble import Ensemble, as_one
+from olac.frontend.joined import names_of
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead, Outputs
-from olac.ir.ops import Array, LinearOp
+from olac.ir.names import Names, check_names, outputs_to_name
+from olac.ir.ops import Array, LinearOp, Polynomial
 from olac.ir.split import split_head
 from olac.options import CompileOptions, Keywords, Stages, telling, with_choices
 from olac.passes.base import Pass, PassContext, PassManager, PassTiming
@@ -46,6 +49,8 @@ from olac.program.promises import (
     value_notes,
 )
 from olac.program.report import Report
+from olac.progress import Event, Reporter, Shown, showing
+from olac.progress.stages import CALIBRATING, CHECKING, SIMPLIFYING, TRACING
 from olac.selection.like import unlike, with_like
 from olac.selection.lower import lower
 from olac.selection.open_engine import for_this_machine
@@ -56,6 +61,8 @@ from olac.system.threads import usable_threads
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+log = logging.getLogger(__name__)
 
 STRUCTURE_TOLERANCE = 1e-3
 """Largest relative difference of the lifted graph from the model: torch computes in single precision."""
@@ -75,39 +82,56 @@ def calibrate(
     constants: Mapping[str, Any] | None = None,
     sample_images: int = SAMPLE_IMAGES,
     sample_bytes: int = SAMPLE_BYTES,
-    progress: Stages | None = None,
+    progress: Shown = None,
 ) -> Calibration:
     """Run a model over calibration images; the result can replace the loader in `approximate` and `compile`.
+
+        calibration = olac.calibrate(model, loader)
+        calibration.save("model.calibration")
+        program = olac.compile(model, calibration)  # of this model with these weights
 
     Args:
         model, calib_loader, progress: as in `approximate`.
         activations, constants: as in `CompileOptions`; give the same to `approximate` and `compile`.
         sample_images, sample_bytes: limits of the sample of images that is kept for fits.
 
+    Returns:
+        ranges of all values, histograms of the inputs of activations, a sample of images, and images held out.
+
     Raises:
         UnsupportedModelError, CalibrationError: as in `approximate`.
     """
-    say = telling(progress)
-    with callers():
-        load_plugins()
-    say("tracing the model")
-    with callers():
-        model = as_one(model)
-    example, batches = first_batch(calib_loader)
-    traced = trace(model, example, activations, constants)
-    return _calibrate(traced, lift(traced), batches, say, sample_images, sample_bytes)
+    with showing(progress, "calibrating", "calibrated", log, {TRACING: 1.0, CALIBRATING: 9.0}) as say:
+        with callers():
+            load_plugins()
+        say(Event("tracing the model", TRACING))
+        with callers():
+            model = as_one(model)
+        example, batches = first_batch(calib_loader)
+        traced = trace(model, example, activations, constants)
+        count = images_in(calib_loader, example)
+        found = _calibrate(traced, lift(traced), batches, say, sample_images, sample_bytes, count)
+        say.result = f"{found.images + len(found.held_out)} images"
+    return found
 
 
 @guard("calibrating")
 def _calibrate(
-    traced: Traced, graph: Graph, batches: Iterable[Any], say: Stages, sample_images: int, sample_bytes: int
+    traced: Traced,
+    graph: Graph,
+    batches: Iterable[Any],
+    say: Stages,
+    sample_images: int,
+    sample_bytes: int,
+    expected: int,
 ) -> Calibration:
-    say("calibrating")
+    """The calibration; about `expected` images are there."""
+    say(Event("calibrating", CALIBRATING))
     return calibrations.calibrate(
         traced,
         graph,
         batches,
-        progress=lambda images: say(f"calibrating: {images} images"),
+        progress=lambda images: say(Event(f"calibrating: {images} images", CALIBRATING, images, expected)),
         sample_images=sample_images,
         sample_bytes=sample_bytes,
     )
@@ -120,10 +144,14 @@ def approximate(
     options: CompileOptions | None = None,
     *,
     pipeline: Sequence[Pass] | None = None,
-    progress: Stages | None = None,
+    progress: Shown = None,
     **choices: Unpack[Keywords],
 ) -> ApproximatedModel:
     """Replace a model's activations by fitted polynomials; stops before any choice of CKKS parameters.
+
+        approximated = olac.approximate(model, loader, degree=3)
+        print(approximated.report.check.agreement)  # with the model, on images that decided nothing
+        outputs = approximated.simulate(images)
 
     Args:
         model: a torch.nn.Module or an ExportedProgram; it is not changed. Or a list of several that take the same
@@ -132,9 +160,14 @@ def approximate(
             result of `calibrate` for this model.
         options: see `CompileOptions`.
         pipeline: other passes from stage TRACED to POLYNOMIAL.
-        progress: called with a line of text as each step begins.
+        progress: None shows a bar if stderr is a terminal, and in a notebook; False shows nothing; True shows lines
+            where there is no terminal. A function is called with each `olac.progress.Event`, which is a line of text
+            with data beside it.
         choices: single fields of `CompileOptions` or `FitOptions`, e.g. method="empirical", degree=7, max_depth=40; in
             place of strings also types, e.g. method=olac.Minimax(alpha=7), degrees=olac.Within(levels=40).
+
+    Returns:
+        the model of polynomials, which computes on plain numbers, and a report.
 
     Raises:
         UnsupportedModelError: names every node that can't be compiled.
@@ -144,7 +177,9 @@ def approximate(
             function that isn't finite in its calibrated range.
     """
     chosen = with_like(with_choices(options, choices))
-    approximated, _ = _approximate(model, calib_loader, chosen, pipeline, progress, Purpose("approximating"))
+    with showing(progress, "approximating", "approximated", log) as say:
+        approximated, _ = _approximate(model, calib_loader, chosen, pipeline, say, Purpose("approximating"))
+        say.result = _degrees(approximated.graph)
     return approximated
 
 
@@ -156,16 +191,30 @@ def compile(
     *,
     pipeline: Sequence[Pass] | None = None,
     lowering: Sequence[Pass] | None = None,
-    progress: Stages | None = None,
+    progress: Shown = None,
     **choices: Unpack[Keywords],
 ) -> CompiledProgram:
     """Compile a trained model into a program that an engine runs on encrypted inputs.
 
+        program = olac.compile(model, images.split(64))  # or a DataLoader
+        program.save("model.olac")
+
+    The model is not changed and not retrained. The images are only used to learn which values occur; labels are not
+    needed, and 256 images or more are best.
+
     Args:
-        model, calib_loader, pipeline, progress: as in `approximate`.
+        model: a torch.nn.Module or an ExportedProgram. Or a list of several that take the same images: the mean of
+            their outputs is computed.
+        calib_loader: yields tensors (n, *image shape), or tuples whose first item is one. Or the result of `calibrate`
+            for this model.
+        pipeline, progress: as in `approximate`.
         options: see `CompileOptions`.
         lowering: other passes from stage POLYNOMIAL to LEVELLED.
         choices: single fields of `CompileOptions` or `FitOptions`, e.g. max_depth=40, security=192, like=program.
+
+    Returns:
+        the program: it predicts what a run takes (`estimate`), computes on plain numbers (`simulate`), and is given to
+        `Client` and `Server`.
 
     Raises:
         UnsupportedModelError, CalibrationError: as in `approximate`.
@@ -176,12 +225,24 @@ def compile(
     chosen = with_like(with_choices(options, choices))
     purpose = Purpose("compiling", lowers=True)
     try:
-        approximated, calibration = _approximate(model, calib_loader, chosen, pipeline, progress, purpose)
-        return lower(approximated, calibration, chosen, lowering, progress)
+        with showing(progress, "compiling", "compiled", log) as say:
+            approximated, calibration = _approximate(model, calib_loader, chosen, pipeline, say, purpose)
+            return lower(approximated, calibration, chosen, lowering, say)
     except InfeasibleError as error:
         if chosen.like is None:
             raise
         raise unlike(error) from error
+
+
+def _degrees(graph: Graph) -> str:
+    """How many polynomials there are, and of which degrees."""
+    ops = [node.op for node in graph.nodes if isinstance(node.op, Polynomial)]
+    found = [graph.constants[op.coefficients].shape[1] - 1 for op in ops]
+    if not found:
+        return "no polynomials"
+    low, high = min(found), max(found)
+    ends = f"degree {low}" if low == high else f"degrees {low} to {high}"
+    return f"{len(found)} polynomial{'s' if len(found) > 1 else ''} of {ends}"
 
 
 @guard("approximating the model")
@@ -231,6 +292,7 @@ class Prepared:
         say: called with a line of text as a step begins.
         context: of the passes; it collects their reports.
         ensemble: whether it is the mean of several models.
+        names: of the outputs.
         model: the name of its class.
         timings: of the passes that have run.
     """
@@ -247,6 +309,7 @@ class Prepared:
     say: Stages
     context: PassContext
     ensemble: bool = False
+    names: Names = ()
     model: str = ""
     timings: list[PassTiming] = field(default_factory=list)
 
@@ -269,6 +332,7 @@ class Prepared:
 
     def finished(self, result: Graph) -> ApproximatedModel:
         """The result of all passes with its report; with `strict`, shortfalls are refused."""
+        self.say(Event("checking the result", CHECKING))
         options, calibration, context = self.options, self.calibration, self.context
         check_result = self_check(
             ApproximatedModel(result, head=self.head),
@@ -282,7 +346,10 @@ class Prepared:
         missed = goal_shortfalls(check_result)
         if options.strict:
             refuse_shortfalls(data, missed)
-        outliers = calibrations.outlier_notes(self.graph, calibration)
+        looks = (
+            *calibrations.outlier_notes(self.graph, calibration),
+            *calibrations.pixel_notes(self.graph, calibration),
+        )
         diverging = divergence_notes(*self.images.diverging(self.graph, result))
         promised = (*missed, *diverging, *value_notes(check_result))
         report = Report(
@@ -290,9 +357,10 @@ class Prepared:
             front=tuple(context.front),
             check=check_result,
             pass_seconds=tuple((timing.name, timing.seconds) for timing in self.timings),
-            notes=(*promised, *data, *self.notes, *context.notes, *outliers),
+            notes=(*promised, *data, *self.notes, *context.notes, *looks),
         )
-        return ApproximatedModel(result, report, self.head, Curves(self.model, tuple(context.curves)))
+        curves = Curves(self.model, tuple(context.curves))
+        return ApproximatedModel(result, report, self.head, self.names, curves=curves)
 
 
 def prepare(
@@ -319,10 +387,10 @@ def prepare(
     with callers():
         load_plugins()
         model = as_one(model)
-    say("tracing the model")
+    say(Event("tracing the model", TRACING))
     if isinstance(loader, Calibration):
         calibration = loader
-        held = calibrations.as_images(calibration.held_out, "the calibration")
+        held = as_inputs(calibration.held_out, "the calibration")
         traced = trace(model, held, options.activations, options.constants)
         whole = lift(traced, options.client_head)
         calibrations.check_calibration(calibration, whole)
@@ -334,10 +402,12 @@ def prepare(
         count = images_in(loader if purpose.loader is None else purpose.loader, example)
         _tell_needs(traced, whole, example, count, options, purpose, say)
         kept = EFFORTS[options.fit.effort].images
-        calibration = _calibrate(traced, whole, batches, say, kept, sample_bytes(kept))
+        calibration = _calibrate(traced, whole, batches, say, kept, sample_bytes(kept), count)
         if held_out is not None:
             calibration = calibrations.with_held_out(traced, calibration, held_out)
     graph, head = split_head(whole, options.client_head)
+    with callers():
+        names = _names(model, options, head, graph[graph.outputs[0]].type.shape)
     checked = PassContext(calibration=calibration)
     bounded = PassManager([ClampFunctions()]).run(_with_bounds(graph, calibration), checked)
     structure = _structure_error(graph, head, calibration, isinstance(loader, Calibration), options.seed)
@@ -348,7 +418,7 @@ def prepare(
     if options.strict:
         refuse_shortfalls(data_shortfalls(graph, calibration), ())
     options, _ = for_this_machine(options, progress)
-    say("fitting polynomials")
+    say(Event("fitting polynomials", SIMPLIFYING))
     sample = calibration.sample if len(calibration.sample) else calibration.choosing
     augment = varied if options.augment is None else callers_augment(options.augment)
     limit = options.compile_memory_limit
@@ -372,8 +442,15 @@ def prepare(
         say,
         context,
         isinstance(model, Ensemble),
-        name,
+        names,
+        model=name,
     )
+
+
+def _names(model: Any, options: CompileOptions, head: OutputHead, raw: tuple[int, ...]) -> Names:
+    """The names that were given, or those of a joined model's outputs."""
+    own = names_of(model)
+    return check_names(options.class_names or (own if len(own) == outputs_to_name(head, raw) else ()), head, raw)
 
 
 def _name(model: Any) -> str:
@@ -409,11 +486,14 @@ def _tell_needs(
     check_fits(needs, limit, available_bytes(), purpose.doing)
     try:
         with memory_for("calibrating"):  # which computes the model on as many images
-            needs = replace(needs, seconds=work.seconds(measured(traced.module, images)))
+            stages = work.stage_seconds(measured(traced.module, images))
+        needs = replace(needs, seconds=sum(stages.values()))
+        if isinstance(say, Reporter):
+            say.plan(stages, in_seconds=True)
     except Exception as error:  # the calibration names the layer that fails
         if ran_out(error):
             raise
-    say(needs.line(purpose.doing))
+    say(Event(needs.line(purpose.doing), stays=True))
 
 
 def _with_bounds(graph: Graph, calibration: Calibration) -> Graph:

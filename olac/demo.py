@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import json
+import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,9 @@ import numpy as np
 import torch
 from rich import box
 from rich.console import Console
-from rich.status import Status
 from rich.table import Table
-from rich.text import Text
 from torch import nn
 
-from olac.approximation.own_needs import TOLD
 from olac.backends.session import check_engines
 from olac.compiler import compile as compile_model
 from olac.errors import ArtifactError, plain
@@ -28,11 +28,14 @@ from olac.pages.record import Accuracy, RunRecord, timing_of
 from olac.polynomials.modes import FitOptions
 from olac.program.curves import beside
 from olac.program.program import CompiledProgram
+from olac.progress import Event, Reporter, showing
 from olac.report import parameter_lines, plan_table
 from olac.runtime import Client, Progress, Server, forecast
 from olac.system.files import Output, check_apart, check_folder, check_writable, make_folder, write_files
 from olac.system.memory import GB, peak_rss_bytes
 from olac.system.threads import usable_threads
+
+log = logging.getLogger(__name__)
 
 SEED = 0
 HELD_OUT = 360
@@ -82,23 +85,26 @@ def load_digits() -> Digits:
     return Digits(images[train], labels[train], images[test], labels[test])
 
 
-def train(digits: Digits, epochs: int = 25) -> DigitsNet:
-    """A trained network, the same every time on one machine."""
+def train(
+    digits: Digits, epochs: int = 25, say: Callable[[str], None] = lambda line: None, *, seed: int = SEED
+) -> DigitsNet:
+    """A trained network, the same every time on one machine, another one for another seed; `say` is told of epochs."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Such small batches gain nothing from a second thread, and lose much on a busy machine.
     try:
-        return _train(digits, epochs)
+        return _train(digits, epochs, say, seed)
     finally:
         torch.set_num_threads(threads)
 
 
-def _train(digits: Digits, epochs: int) -> DigitsNet:
-    torch.manual_seed(SEED)
+def _train(digits: Digits, epochs: int, say: Callable[[str], None], seed: int) -> DigitsNet:
+    torch.manual_seed(seed)
     net = DigitsNet()
     batches, size = len(digits.train_images) // 64, 64
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=epochs * batches)
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        say(Event(f"training: epoch {epoch + 1} of {epochs}", "training", epoch, epochs, epoch / epochs))
         order = torch.randperm(len(digits.train_images))
         for b in range(batches):
             index = order[b * size : (b + 1) * size]
@@ -139,9 +145,9 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
         FitOptions(degree=choices["degree"])
     outputs = _outputs(output)
     check_engines()  # Fail at once if none can be used, not after training.
-    with out.status("training a CNN on 8x8 digits"):
+    with _showing("training a CNN on 8x8 digits") as say:
         digits = load_digits()
-        net = train(digits)
+        net = train(digits, say=say)
         with torch.no_grad():
             logits = net(digits.test_images).double().numpy()
     accuracy = float(np.mean(logits.argmax(1) == digits.test_labels.numpy()))
@@ -150,40 +156,40 @@ def run_demo(output: Path, images: int = 10, console: Console | None = None, **c
         out.print(f"[yellow]that is below {REQUIRED_ACCURACY:.0%}")
 
     compile_begin = time.perf_counter()
-    with out.status("compiling") as status:
+    with _showing("compiling") as show:
         images_only = torch.utils.data.TensorDataset(digits.train_images[:CALIBRATION_IMAGES])
         calibration: Any = torch.utils.data.DataLoader(images_only, batch_size=128)
 
-        def say(line: str) -> None:
-            if TOLD in line:  # it tells more than what is done now, so it stays
-                out.print(line, markup=False)
-            status.update(Text(plain(line)))
+        def told(event: Event) -> None:
+            if event.stays and not show.heard:  # it tells more than what is done now
+                out.print(event.text, markup=False)
+            show(event)
 
-        program = compile_model(net, calibration, progress=say, **choices)
+        program = compile_model(net, calibration, progress=told, **choices)
     compile_seconds = time.perf_counter() - compile_begin
-    out.print(f"compiled in {compile_seconds:.1f} s")
     for line in parameter_lines(program):
         out.print(line, markup=False)
     found = forecast(program)
     estimate, factor = found.estimate, found.slowdown
+    threads = f"{usable_threads()} thread{'s' if usable_threads() != 1 else ''}"
     table = f" ({factor.heavy:.2f} times the table's seconds, {factor.light:.2f} for sums)" if factor else ""
     out.print(
-        f"predicted {found.where}: {estimate.seconds_per_image:.2f} s an image on {usable_threads()} threads{table}, "
+        f"predicted {found.where}: {estimate.seconds_per_image:.2f} s an image on {threads}{table}, "
         f"{estimate.process_gb:.2f} GB, keys of {estimate.key_file_bytes / GB:.3f} GB"
     )
 
     client = Client(program)
     keygen_begin = time.perf_counter()
-    with out.status(f"making {len(program.rotations)} rotation keys"):
-        keys = client.generate_keys()
+    with _showing("making keys") as say:
+        keys = client.generate_keys(say)
     keygen_seconds = time.perf_counter() - keygen_begin
-    with out.status("encoding weights"):
+    with _showing("encoding weights"):
         server = Server(program, keys)
         server.prepare()
     out.print(f"keys in {keygen_seconds:.1f} s")
 
     test = digits.test_images[:images].double().numpy()
-    results, node_seconds = _encrypted(program, client, server, test, logits, digits, out)
+    results, node_seconds = _encrypted(program, client, server, test, logits, digits)
     out.print(_image_table(results))
     out.print(plan_table(program, estimate.node_seconds, node_seconds))
 
@@ -258,16 +264,15 @@ def _encrypted(
     test: Array,
     logits: Array,
     digits: Digits,
-    out: Console,
 ) -> tuple[list[ImageResult], dict[str, float]]:
     simulated = program.simulate(test)
     results: list[ImageResult] = []
     node_seconds: dict[str, float] = {}
-    with out.status("running encrypted") as status:
+    with _showing("running encrypted") as say:
         for i, image in enumerate(test):
             encrypted = client.encrypt(image)
             start = time.perf_counter()
-            result = server.run(encrypted, functools.partial(_show, status, f"image {i + 1} of {len(test)}"))
+            result = server.run(encrypted, functools.partial(_show, say, i, len(test)))
             seconds = time.perf_counter() - start
             answer = client.decrypt(result)[0]
             for node, spent in server.last_run.items():
@@ -285,8 +290,17 @@ def _encrypted(
     return results, node_seconds
 
 
-def _show(status: Status, image: str, progress: Progress) -> None:
-    status.update(Text(f"{image}: {plain(progress.node)} at level {progress.level}"))
+def _show(say: Reporter, image: int, images: int, progress: Progress) -> None:
+    line = f"image {image + 1} of {images}: {plain(progress.node)} at level {progress.level}"
+    say(Event(line, f"image {image + 1} of {images}", share=(image + progress.share) / images))
+
+
+@contextmanager
+def _showing(doing: str) -> Iterator[Reporter]:
+    """A bar for a part of the demo, which says itself what came of it."""
+    with showing(None, doing, doing, log, closing=False) as say:
+        say(Event(doing, doing))
+        yield say
 
 
 def _image_table(results: list[ImageResult]) -> Table:

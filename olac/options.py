@@ -20,9 +20,11 @@ from olac.ir.ops import Array
 from olac.passes.choose_lowerings import Convolutions, kinds
 from olac.polynomials.modes import KEYWORDS, Degrees, Effects, EffortName, FitOptions, Method, MethodName, spelled_out
 from olac.program.program import AnyProgram
+from olac.progress import Reporter
 from olac.system.choices import require_known, require_one_of
 from olac.system.internal import callers_own
 from olac.system.memory import bytes_of
+from olac.system.shapes import described
 
 AUTO_ENGINE = "auto"
 Objective: TypeAlias = Literal["latency", "throughput"]
@@ -33,12 +35,14 @@ Asked: TypeAlias = Task | Criterion | Callable[[Array, Array], Array]
 
 def telling(progress: Stages | None) -> Stages:
     """A caller's progress, or one that does nothing; errors in it pass through as the caller's own."""
-    return (lambda line: None) if progress is None else callers_own(progress)
+    if progress is None:
+        return lambda line: None
+    return progress if isinstance(progress, Reporter) else callers_own(progress)
 
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """Everything that a caller may choose.
+    """Everything that a caller may choose; each field is also a keyword of `compile` and `approximate`.
 
     Attributes:
         fit: how activations become polynomials.
@@ -67,9 +71,9 @@ class CompileOptions:
         objective: "latency" for the least time of a run of `batch` images, or "throughput" for the least time an image
             with as many images in a run as a ciphertext has room for, at least `batch`.
         convolutions: a registered kind of lowering, which computes what it can (see `olac.ir.lowerings`): "diagonals",
-            or "multiplexed" for convolutions as MPCNN does them, for comparison. "auto" takes diagonals, and a
-            kind of the caller's own if it is predicted to be faster. Plans of degrees within levels, bootstraps or
-            seconds don't know of it. Passes that are given as `lowering` decide for themselves.
+            or "multiplexed" for convolutions as MPCNN does them (Lee et al., ICML 2022), for comparison. "auto" takes
+            diagonals, and a kind of the caller's own if it is predicted to be faster. Plans of degrees within levels,
+            bootstraps or seconds don't know of it. Passes that are given as `lowering` decide for themselves.
         threads: that the server will use; None for all cores.
         engine: the engine that the program is planned for, which then runs it by default: "openfhe", "vector", or
             "auto" for the engine of `costs` or else for the vector engine. If this machine can't use the vector engine,
@@ -97,6 +101,9 @@ class CompileOptions:
         checkpoint: a folder for the state of reconstruction, which is made if it does not exist. If a compilation is
             killed, the next one with the same model, images and options goes on from there. Files hold weights of the
             model. The functions of `augment` and `task` are not compared.
+        class_names: names of the outputs, one for each class or number, in order. They are kept in the program and in
+            what clients get; `olac decrypt` and `CompiledProgram.named` show them. Outputs of an `olac.Joined` have
+            names of their own.
         seed: of all that is random: the order of images in fits, what is done to them, and simulated noise.
     """
 
@@ -127,6 +134,7 @@ class CompileOptions:
     client_head: bool = True
     augment: Callable[[Any], Any] | None = None
     checkpoint: str | Path | None = None
+    class_names: Sequence[str] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -244,6 +252,7 @@ class Keywords(FitKeywords, total=False):
     client_head: bool
     augment: Callable[[Any], Any] | None
     checkpoint: str | Path | None
+    class_names: Sequence[str]
     seed: int
 
 
@@ -258,6 +267,11 @@ def with_choices(options: CompileOptions | None, choices: Keywords) -> CompileOp
         TypeError: there is no such keyword; names the nearest.
         ValueError: a value or a combination of values is not allowed.
     """
+    if options is not None and not isinstance(options, CompileOptions):
+        raise TypeError(
+            f"{described(options)} was given for options, a CompileOptions or keywords such as degree=3 are expected. "
+            "Labels are not needed: give the model and the inputs"
+        )
     require_known(choices, Keywords.__annotations__, ARGUMENTS)
     fitting = spelled_out({name: value for name, value in choices.items() if name in KEYWORDS})
     others: dict[str, Any] = {name: value for name, value in choices.items() if name not in KEYWORDS}

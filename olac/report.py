@@ -18,9 +18,13 @@ from olac.ir.ops import Bootstrap, Polynomial
 from olac.program.program import CompiledProgram
 from olac.program.report import SelfCheck, percent
 from olac.program.rows import Row
+from olac.system.shapes import counted, noun
 
 SHOWN_NOTES = 100
+SHOWN_NAMES = 10
 SHOWN_CHARACTERS = 2000
+SHORT = 1000.0
+"""Seconds below this are shown with decimals."""
 TEXT_WIDTH = 80
 
 
@@ -35,7 +39,7 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
         f"{len(program.rotations)} rotation keys",
     ]
     if program.batch > 1:
-        lines.insert(0, f"{program.batch} inputs share a ciphertext")
+        lines.insert(0, f"{counted(program.batch, program.input_shape)} share a ciphertext")
     if program.composed:
         lines[-1] += f"; {len(program.composed)} rare steps are composed of others"
     if program.head:
@@ -43,6 +47,8 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
             f"the client computes the model's last steps, exactly: {program.head}. It sees what goes into them, "
             f"values of shape {program.output.type.shape}"
         )
+    if program.output_names:
+        lines.append(f"outputs: {_some(program.output_names)}")
     setup = parameters.bootstrapping
     if setup is not None:
         bootstraps = [node.type.layout for node in program.graph.nodes if isinstance(node.op, Bootstrap)]
@@ -55,29 +61,35 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
         )
     check = program.report.check
     if check is not None:
-        lines += _check_lines(check)
+        lines += _check_lines(check, noun(program.input_shape, 2))
     notes = [plain(note) for note in program.report.notes[:SHOWN_NOTES]]
     lines += [note if len(note) <= SHOWN_CHARACTERS else note[:SHOWN_CHARACTERS] + "..." for note in notes]
     more = len(program.report.notes) - SHOWN_NOTES
     return lines + ([f"and {more} more notes"] if more > 0 else [])
 
 
-def _check_lines(check: SelfCheck) -> list[str]:
-    """The lines about the self-check."""
+def _some(names: Sequence[str]) -> str:
+    """The first few names."""
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _check_lines(check: SelfCheck, inputs: str) -> list[str]:
+    """The lines about the self-check of a program whose inputs are called that."""
     lines = [
-        f"self-check as {check.task} on {check.images} calibration images that decided nothing: agreement "
-        f"{percent(check.agreement)} ({check.meaning or 'images whose largest output is the same'}), 95% confidence "
+        f"self-check as {check.task} on {check.images} calibration {inputs} that decided nothing: agreement "
+        f"{percent(check.agreement)} ({check.meaning or 'inputs whose largest output is the same'}), 95% confidence "
         f"{percent(check.low)} to {percent(check.high)}",
         f"output error: mean {check.mean_error:.3g}, largest {check.max_error:.3g}"
         + ("" if check.explained is None else f"; R2 {_r_squared(check.explained)}"),
     ]
     if check.goal is not None and check.low < check.goal <= check.agreement:
         if check.images_to_goal is None:
-            lines.append(f"the interval reaches below {percent(check.goal)}; no number of images raises it to that")
+            lines.append(f"the interval reaches below {percent(check.goal)}; no number of {inputs} raises it to that")
         else:
             needed = calibration_images(check.images_to_goal)
             lines.append(
-                f"if the agreement stays, {check.images_to_goal} such images show at least {percent(check.goal)}: "
+                f"if the agreement stays, {check.images_to_goal} such {inputs} show at least {percent(check.goal)}: "
                 + ("more than a calibration holds" if needed is None else f"calibrate with about {needed} in all")
             )
     return lines
@@ -126,15 +138,15 @@ def plan_table(
     Diagonals are given as modulus / baby step + step of imaginary parts (see `olac.ir.lowerings.Diagonals`), another
     lowering by its name.
     """
-    table = Table(title="plan, seconds of one run", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("layer", overflow="fold")
+    table = _table("plan, seconds of one run")
+    table.add_column("layer", overflow="fold", min_width=8)
     table.add_column("op", no_wrap=True)
-    for name in ("degree", "level", "cipher-\ntexts", "diagonals"):
-        table.add_column(name, justify="right", overflow="fold")
-    if predicted is not None:
-        table.add_column("predicted", justify="right")
-    if measured is not None:
-        table.add_column("measured", justify="right")
+    for name in ("degree", "level", "cipher-\ntexts"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("diagonals", justify="right", overflow="fold", min_width=9)
+    for name, given in (("predicted", predicted), ("measured", measured)):
+        if given is not None:
+            table.add_column(name, justify="right", no_wrap=True)
     degrees = {fit.node: fit.degree for fit in program.report.fits}
     constants = program.graph.constants
     for node in program.graph.nodes:  # a copy of a node, made for shifted copies, has no fit of its own
@@ -150,32 +162,39 @@ def plan_table(
             "" if node.lowering is None else node.lowering.brief,
         ]
         if predicted is not None:
-            row.append(f"{predicted.get(node.id, 0.0):.3f}")
+            row.append(_seconds(predicted.get(node.id, 0.0)))
         if measured is not None:
-            row.append(f"{measured.get(node.id, 0.0):.3f}")
+            row.append(_seconds(measured.get(node.id, 0.0)))
         table.add_row(*row)
     return table
 
 
 def debug_table(rows: Sequence[Row]) -> Table:
     """One row per layer: an encrypted run compared with a simulated one (see `olac.program.rows.Row`)."""
-    table = Table(title="encrypted against simulated", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("layer", overflow="fold")
-    table.add_column("op", no_wrap=True)
-    for name in ("level", "error", "of unit", "bits", "|slot|", "encrypted", "outside", "seconds"):
-        table.add_column(name, justify="right")
+    table = _table("encrypted against simulated")
+    table.add_column("layer, op", overflow="fold", min_width=16)  # an op has a line of its own if there is no room
+    for name in ("level", "error", "of unit", "bits", "|slot|", "encryp-\nted", "outside", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            Text(plain(row.layer)),
-            Text(plain(row.op)),
+            Text(f"{plain(row.layer)} {plain(row.op)}"),
             str(row.level),
             f"{row.true_error:.1e}",
             f"{row.error:.1e}",
             f"{row.bits:.1f}",
-            f"{row.largest:.3g}",
-            f"{row.largest_encrypted:.3g}",
+            f"{row.largest:.2g}",
+            f"{row.largest_encrypted:.2g}",
             str(row.outside or ""),
-            f"{row.seconds:.2f}",
+            f"{row.seconds:.2f}" if row.seconds < SHORT else f"{row.seconds:.0f}",
             style="red" if row.outside else None,
         )
     return table
+
+
+def _table(title: str) -> Table:
+    """A table whose numbers are whole in 80 columns: names give way, by lines of their own."""
+    return Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 0))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}" if value < SHORT else f"{value:.0f}"

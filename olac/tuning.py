@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -18,17 +19,19 @@ from torch import fx
 from olac.approximation.checkpoint import Checkpoint
 from olac.approximation.common import SWEPT
 from olac.approximation.criterion import Classification
-from olac.calibration.collect import as_images
+from olac.calibration.batches import as_inputs, check_loader
 from olac.calibration.statistics import Calibration
 from olac.compiler import Prepared, Purpose, prepare
 from olac.errors import CalibrationError
 from olac.ir.graph import Graph
 from olac.ir.ops import Activation
-from olac.options import CompileOptions, Keywords, Stages, telling, with_choices
+from olac.options import CompileOptions, Keywords, Stages, with_choices
 from olac.passes.expand_max_pool import WidenMaxPool
 from olac.passes.fit_activations import FitActivations
 from olac.polynomials.modes import FitOptions
 from olac.program.program import ApproximatedModel, CompiledProgram
+from olac.progress import Shown, showing
+from olac.progress.stages import LOWERING
 from olac.selection.lower import lower
 from olac.system.choices import require_one_of
 from olac.system.internal import callers, callers_items, callers_own, guard
@@ -42,11 +45,13 @@ from olac.training.network import Range, plain_module
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+log = logging.getLogger(__name__)
+
 Tensor = torch.Tensor
 Target = Literal["squares", "options"]
 TARGETS: tuple[Target, ...] = ("squares", "options")
-SEEN = "the agreement was measured on images that training saw as well: give a val_loader to measure it on others"
-CHOSEN = "the agreement was measured on images of val_loader, by which the best epoch was chosen"
+SEEN = "the agreement was measured on inputs that training saw as well: give a val_loader to measure it on others"
+CHOSEN = "the agreement was measured on inputs of val_loader, by which the best epoch was chosen"
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class FineTuned:
     history: tuple[Epoch, ...]
 
     def compile(
-        self, options: CompileOptions | None = None, *, progress: Stages | None = None, **choices: Unpack[Keywords]
+        self, options: CompileOptions | None = None, *, progress: Shown = None, **choices: Unpack[Keywords]
     ) -> CompiledProgram:
         """A program for encrypted inputs, as `olac.compile` makes it; the polynomials stay as they are.
 
@@ -80,9 +85,9 @@ class FineTuned:
         Raises:
             InfeasibleError, SecurityError: as `olac.compile`.
         """
-        return lower(
-            self.approximated, self.calibration, with_choices(options or self.options, choices), progress=progress
-        )
+        chosen = with_choices(options or self.options, choices)
+        with showing(progress, "compiling", "compiled", log, {LOWERING: 1.0}) as say:
+            return lower(self.approximated, self.calibration, chosen, progress=say)
 
 
 class _Loader:
@@ -97,6 +102,7 @@ class _Loader:
     def __init__(self, given: Any, name: str) -> None:
         if isinstance(given, Iterator):
             raise CalibrationError(f"{name} can be read only once. Give a DataLoader or a list of batches.")
+        check_loader(given, name)
         self._given = [given] if isinstance(given, torch.Tensor | np.ndarray) else given
         self._name = name
         self._shape: torch.Size | None = None
@@ -106,14 +112,14 @@ class _Loader:
         count, digest = 0, hashlib.sha256()
         for index, item in enumerate(callers_items(self._given)):
             where = f"batch {index} of {self._name}"
-            images, labels = as_images(item, where), _labels(item, where)
+            images, labels = as_inputs(item, where), _labels(item, where)
             self.classes &= labels is not None and labels.ndim == 1 and not labels.is_floating_point()
             if labels is not None and (not labels.ndim or len(labels) != len(images)):
-                raise CalibrationError(f"{where} has {len(images)} images and labels of shape {tuple(labels.shape)}")
+                raise CalibrationError(f"{where} has {len(images)} inputs and labels of shape {tuple(labels.shape)}")
             self._shape = self._shape or images.shape[1:]
             if images.shape[1:] != self._shape:
                 raise CalibrationError(
-                    f"{where} has images of shape {tuple(images.shape[1:])}, not {tuple(self._shape)}"
+                    f"{where} has inputs of shape {tuple(images.shape[1:])}, not {tuple(self._shape)}"
                 )
             if not len(images):
                 continue
@@ -175,7 +181,7 @@ def finetune(
     training: TrainingOptions | None = None,
     device: str | torch.device = "cpu",
     options: CompileOptions | None = None,
-    progress: Stages | None = None,
+    progress: Shown = None,
     **choices: Unpack[Keywords],
 ) -> FineTuned:
     """Train a network of polynomials, from the one that `olac.approximate` makes of a model.
@@ -216,14 +222,17 @@ def finetune(
     loader = _Loader(train_loader, "train_loader")
     own = None if loss is None else callers_own(loss)
     validation = None if val_loader is None else _Validation.of(val_loader)
-    how = _How(int(epochs), training or TrainingOptions(), own, torch.device(device), telling(progress), chosen)
-    with guard("approximating the model"), contextlib.closing(seeded(loader, chosen.seed)) as batches:
-        held_out = None if validation is None else validation.images
-        purpose = Purpose("fine-tuning", epochs=int(epochs), loader=train_loader)
-        prepared = prepare(model, (images for images, _ in batches), chosen, progress, purpose, held_out)
-    if chosen.task == "auto" and loader.classes and prepared.criterion.task in ("regression", "multilabel"):
-        prepared = prepared.with_criterion(Classification())
-    return _tuned(prepared, loader, validation, how)
+    with showing(progress, "fine-tuning", "fine-tuned", log) as say:
+        how = _How(int(epochs), training or TrainingOptions(), own, torch.device(device), say, chosen)
+        with guard("approximating the model"), contextlib.closing(seeded(loader, chosen.seed)) as batches:
+            held_out = None if validation is None else validation.images
+            purpose = Purpose("fine-tuning", epochs=int(epochs), loader=train_loader)
+            prepared = prepare(model, (images for images, _ in batches), chosen, say, purpose, held_out)
+        if chosen.task == "auto" and loader.classes and prepared.criterion.task in ("regression", "multilabel"):
+            prepared = prepared.with_criterion(Classification())
+        made = _tuned(prepared, loader, validation, how)
+        say.result = f"{len(made.history)} epochs"
+    return made
 
 
 def _squares(fit: FitOptions) -> FitOptions:

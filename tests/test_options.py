@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 
 import olac
@@ -63,3 +64,9 @@ def test_activations_of_the_options_stay_unless_others_are_given() -> None:
     mine = {"act": None}
     assert with_choices(CompileOptions(activations=mine), {"activations": None}).activations == mine
     assert with_choices(CompileOptions(activations=mine), {"activations": {}}).activations == {}
+
+
+def test_labels_in_the_place_of_options() -> None:
+    labels: Any = np.zeros(4)
+    with pytest.raises(TypeError, match=r"an ndarray \(float64, shape \(4,\)\) was given for options.*Labels are not"):
+        with_choices(labels, {})

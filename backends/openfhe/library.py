@@ -5,16 +5,19 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import logging
 import os
 import platform
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 from olac.errors import BackendError
 from olac.system.forks import check_fork
+from olac.system.logs import warn
 from olac.system.threads import MOST, follow_threads, usable_threads
+
+log = logging.getLogger(__name__)
 
 CORE = "libOPENFHEcore.so.1"
 CONTROLS = "_ZN8lbcrypto23OpenFHEParallelControlsE"
@@ -69,7 +72,8 @@ def set_loops(module: Any, usual: int, threads: int) -> None:
     if found is not None:
         found.value = threads
     elif threads != usual:
-        warnings.warn(
+        warn(
+            log,
             f"this build of OpenFHE takes its number of threads when it is loaded and keeps {usual}: "
             "set OMP_NUM_THREADS before",
             stacklevel=2,

@@ -7,13 +7,13 @@ import logging
 import pkgutil
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from olac.backends import vector
 from olac.backends.vector import compiled
 from olac.errors import BackendError
+from olac.system.logs import warn
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,8 @@ def _prepare(progress: Progress | None) -> str:
             tell(f"compiling kernels for {store.purpose()}")
         tell(f"compiling kernel {name.removeprefix(f'{vector.__name__}.')}")
         if progress is None and store.compiled == before + 1:
-            warnings.warn(
+            warn(
+                log,
                 f"the vector engine's kernels are compiled for {store.purpose()}, once for each user and machine; "
                 "this takes up to a minute (olac warm-up does it beforehand)",
                 stacklevel=2,

@@ -16,13 +16,13 @@ import logging
 import pickle
 import platform
 import sys
-import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from olac.system.logs import warn
 from olac.system.user_cache import Damaged, NoCache, UserCache
 
 log = logging.getLogger(__name__)
@@ -83,10 +83,11 @@ class KernelStore:
             self._say(error)
             return None
         except Damaged as error:
-            warnings.warn(f"a compiled kernel is compiled anew: {error}", stacklevel=2)
+            warn(log, f"a compiled kernel is compiled anew: {error}", stacklevel=2)
             return None
         except Exception as error:  # what pickles raise that were made by something else
-            warnings.warn(
+            warn(
+                log,
                 f"a compiled kernel is compiled anew: {self.files.path(file)}: can't be loaded "
                 f"({type(error).__name__}: {error})",
                 stacklevel=2,
@@ -153,7 +154,7 @@ class KernelStore:
     def _say(self, error: NoCache) -> None:
         if not self.problem:
             self.problem = str(error)
-            warnings.warn(f"compiled kernels are not kept, so each process compiles them anew: {error}", stacklevel=2)
+            warn(log, f"compiled kernels are not kept, so each process compiles them anew: {error}", stacklevel=2)
 
     def _header(self, name: str, signature: str, sources: str) -> dict[str, Any]:
         return {"kernel": name, "types": signature, "sources": sources, "environment": self.environment}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 
 from olac.backends.base import Array, Ciphertext
 from olac.backends.openfhe.session import ENGINE as OPENFHE
@@ -14,6 +14,9 @@ from olac.ckks.parameters import Parameters
 from olac.ckks.words import Words
 from olac.errors import BackendError, plain
 from olac.ir.types import CipherState
+from olac.system.logs import warn
+
+log = logging.getLogger(__name__)
 
 
 class OpenFHESecret:
@@ -88,7 +91,8 @@ def _takes_openfhe(parameters: Parameters, secrets: str | None) -> bool:
         return True
     parameters.check_security(earlier=True)  # OpenFHE's context does it for its own
     if missing:
-        warnings.warn(
+        warn(
+            log,
             "olac makes the secret key, encrypts and decrypts by itself, as OpenFHE can't be loaded here. This is "
             "olac's own code: it was not reviewed from outside and does not run in constant time (SECURITY.md).",
             stacklevel=3,

@@ -72,8 +72,9 @@ def _killed(folder: Path) -> Kind:
 
 
 def _forks(folder: Path) -> Kind:
-    from benchmarks.faults.processes import Forks
+    from benchmarks.faults.processes import Forks, ready
 
+    ready(folder)
     return Forks(folder)
 
 

@@ -22,6 +22,7 @@ from benchmarks.faults.errands import ERRANDS, Errand, again, inspect, set_out
 from benchmarks.faults.injected import TRAP, armed, watch_files
 from benchmarks.faults.material import Material
 from benchmarks.faults.outcomes import Outcome, Verdict, judged, right, wrong
+from olac.backends.session import find_engine
 from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys, Server
 from olac.system.memory import current_rss_bytes
 
@@ -61,7 +62,7 @@ def in_child(function: Callable[[], Verdict], seconds: float = PATIENCE) -> Verd
 
 @dataclass
 class Killed:
-    """Errands that are killed at random moments. This process itself never uses OpenFHE: its children do."""
+    """Errands that are killed at random moments. This process itself never uses an engine: its children do."""
 
     folder: Path
     _seconds: dict[str, float] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class Killed:
     def material(self) -> Material:
         """The program without bootstraps."""
         watch_files()
-        return Material(self.folder / m.PLAIN, m.PLAIN)
+        return ready(self.folder)
 
     def _measure(self, errand: Errand) -> None:
         with tempfile.TemporaryDirectory() as name:
@@ -143,6 +144,13 @@ def _kill(errand: Errand, folder: Path, delay: float, at: int) -> None:
     os.close(reading)
     os.close(writing)
     assert not TRAP.armed
+
+
+def ready(folder: Path) -> Material:
+    """The program without bootstraps. The code of its engine is loaded, because each child would take long for it."""
+    made = Material(folder / m.PLAIN, m.PLAIN)
+    find_engine(made.program.engine).unavailable()
+    return made
 
 
 # Forks ---------------------------------------------------------------------------------------------------------------

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
 from benchmarks.results import ResultsError, ResultsFile, Row
 from benchmarks.zoo.outcomes import KINDS
+from olac.progress import Event, showing
 
 if TYPE_CHECKING:
     from benchmarks.zoo.cases import Case
+
+
+log = logging.getLogger("olac.benchmarks")
 
 
 def add_arguments(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
@@ -49,24 +52,15 @@ def run(options: argparse.Namespace, command: str) -> list[Row]:
 
     cases = chosen(options.kind, options.only)
     results = ResultsFile.open(options.json, command, options.append)
-    console, rows = Console(stderr=True), []
-    shown = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*shown, console=console, transient=True) as progress:
-        task = progress.add_task("models", total=len(cases))
-        for case in cases:
-            progress.update(task, description=case.title)
+    rows: list[Row] = []
+    with showing(None, "measuring", "measured", log) as say:
+        for number, case in enumerate(cases):
+            say(Event(case.title, case.title, number, len(cases), number / len(cases)))
             row = measure(case, options.approximate, options.seconds, options.memory)
             results.add(row)
             rows.append(row)
-            said = f"{case.kind} {case.title}: {row['outcome']}, {row['seconds']:.1f} s"
-            progress.console.print(said, highlight=False, markup=False)
-            progress.advance(task)
+            print(f"{case.kind} {case.title}: {row['outcome']}, {row['seconds']:.1f} s", file=sys.stderr, flush=True)
+        say.result = f"{len(rows)} cases"
     if options.markdown is not None:
         options.markdown.write_text(document(_ordered(results.rows)), encoding="utf-8")
     return rows

@@ -57,6 +57,20 @@ def beam(problem: PlacementProblem, one_bootstrap: float, most: int | None = Non
     return _plan(tables, found, one_bootstrap)
 
 
+def dearest_path(problem: PlacementProblem, one_bootstrap: float, some: bool = False) -> float:
+    """A lower bound on the cost of every plan: that of one path from an input to an output, if it stood alone.
+
+    Args:
+        some: whether plans without bootstraps are left out. The others pay for one bootstrap at least.
+    """
+    tables = _Tables(problem)
+
+    def path(price: float) -> float:
+        return float(tables.ahead(price)[list(tables.outputs), 0].max())
+
+    return max(path(one_bootstrap), one_bootstrap + path(0.0)) if some else path(one_bootstrap)
+
+
 @dataclass(frozen=True)
 class _Found:
     """A plan by indices of nodes.
@@ -113,8 +127,8 @@ class _Tables:
             if self.inputs[index]:
                 continue
             top = min(int(self.highest[list(self.operands[index])].min()), self.depth)
-            for level in range(problem.least(node.id), top + 1):
-                self.seconds[index, level] = problem.seconds(node, level)
+            least = problem.least(node.id)
+            self.seconds[index, least : top + 1] = problem.row(node, least, top)
         finite = self.seconds[np.isfinite(self.seconds)]
         prices = [abs(price) for options in self.options for _, price in options]
         self.largest = max(float(finite.max(initial=0.0)), *prices)

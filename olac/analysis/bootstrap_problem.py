@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from olac.ckks.bootstrapping import BootstrapModel
@@ -50,16 +50,22 @@ class PlacementProblem:
         bootstraps: the levels around one, and its slots.
         depth: levels of the chain, the most of a fresh input.
         seconds: of a node with operands at a level; must not fall with the level.
+        rows: the same at all levels from 0 to `depth`, if they are known at once; it saves time.
 
     Attributes:
         options: for each node the ways to compute it, which may be more than one before degrees are chosen.
     """
 
     def __init__(
-        self, graph: Graph, bootstraps: BootstrapModel, depth: int, seconds: Callable[[Node, int], float]
+        self,
+        graph: Graph,
+        bootstraps: BootstrapModel,
+        depth: int,
+        seconds: Callable[[Node, int], float],
+        rows: Callable[[Node], Sequence[float]] | None = None,
     ) -> None:
         self.graph, self.bootstraps, self.depth = graph, bootstraps, depth
-        self._seconds = seconds
+        self._seconds, self._rows = seconds, rows
         self._memo: dict[tuple[str, int], float] = {}
         self._fits: dict[str, bool] = {}
         self.options: dict[str, tuple[Option, ...]] = {
@@ -76,6 +82,12 @@ class PlacementProblem:
         if key not in self._memo:
             self._memo[key] = self._seconds(node, level)
         return self._memo[key]
+
+    def row(self, node: Node, least: int, most: int) -> Sequence[float]:
+        """Of a node with operands at the levels from `least` to `most`."""
+        if self._rows is not None:
+            return self._rows(node)[least : most + 1]
+        return [self.seconds(node, level) for level in range(least, most + 1)]
 
     def ciphertexts(self, name: str) -> int:
         """How many ciphertexts a value has."""

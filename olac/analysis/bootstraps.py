@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from olac.analysis.bootstrap_beam import beam
+import numpy as np
+import numpy.typing as npt
+
+from olac.analysis.bootstrap_beam import beam, dearest_path
 from olac.analysis.bootstrap_problem import BootstrapPlan, PlacementProblem
+from olac.analysis.levels import required_levels
 from olac.backends.cost import CostEvaluator
 from olac.ckks.parameters import Parameters
 from olac.errors import InfeasibleError
@@ -23,6 +27,7 @@ MOST_STATES = 64
 """Most states that the exact dynamic program keeps at one place (if bootstraps are limited: for each number of them).
 Networks with few values alive at once have far fewer. A graph with more is left to `olac.analysis.bootstrap_beam`."""
 
+Floats = npt.NDArray[np.float64]
 
 _Record: TypeAlias = tuple[tuple[tuple[str, int, int], ...], tuple[tuple[int, int, int], ...], list[int]]
 """Of one kernel: its primitives, its rotations, and the steps of these in their order."""
@@ -71,9 +76,19 @@ class Profiles:
         """A number that is the same for nodes that take the same."""
         return id(self._events.get(node.id))
 
-    def seconds(self, node: Node, level: int, price: Callable[[str, int], float]) -> float:
-        """Predicted seconds with operands at a level."""
-        return sum(count * price(primitive, level - below) for primitive, below, count in self._events.get(node.id, ()))
+    def seconds(self, node: Node, pricer: CostEvaluator, encoding: float = 1.0) -> Floats:
+        """Predicted seconds with operands at each level from 0 to the top; infinite at levels that are too low.
+
+        Args:
+            encoding: the share of the time to encode weights that counts.
+        """
+        top = pricer.parameters.depth
+        found = np.zeros(top + 1)
+        for primitive, below, count in self._events.get(node.id, ()):
+            prices = pricer.prices(primitive)[: top + 1 - below]
+            found[below:] += count * (encoding * prices if primitive == "encode" else prices)
+            found[:below] = np.inf
+        return found
 
 
 Counted = TypeVar("Counted", int, str)
@@ -101,19 +116,59 @@ def place_bootstraps(graph: Graph, profiles: Profiles, pricer: CostEvaluator, mo
     Raises:
         InfeasibleError: as `solve`.
     """
-    parameters = pricer.parameters
-    bootstraps = pricer.engine.bootstraps(parameters)
-    one_bootstrap = pricer.price("bootstrap", bootstraps.input_level)
-    alike: dict[tuple[int, int], float] = {}
+    return solve(*_problem(graph, profiles, pricer), most)
 
-    def seconds(node: Node, level: int) -> float:
-        key = profiles.kind(node), level
-        if key not in alike:
-            alike[key] = profiles.seconds(node, level, pricer.price)
-        return alike[key]
 
-    problem = PlacementProblem(graph, bootstraps, parameters.depth, seconds)
-    return solve(problem, one_bootstrap, most)
+def least_seconds(
+    graph: Graph, profiles: Profiles, pricer: CostEvaluator, encoding: float = 1.0, some: bool = False
+) -> float:
+    """A lower bound on the predicted time of every plan, in a small part of the time that a plan takes.
+
+    Args:
+        encoding: the share of the time to encode weights that counts.
+        some: whether plans without bootstraps are left out.
+
+    Raises:
+        InfeasibleError: places for bootstraps are further apart than the levels between two reach.
+    """
+    return dearest_path(*_problem(graph, profiles, pricer, encoding), some)
+
+
+def bootstraps_may_pay(graph: Graph, profiles: Profiles, pricer: CostEvaluator) -> bool:
+    """Whether the plan of least predicted time may have bootstraps; if not, the chain holds the graph without any.
+
+    Raises:
+        InfeasibleError: as `least_seconds`.
+    """
+    levels = required_levels(graph)
+    if max(levels.values()) > pricer.parameters.depth:
+        return True
+    problem, one_bootstrap = _problem(graph, profiles, pricer)
+    without = sum(
+        problem.seconds(node, levels[node.id] + problem.least(node.id))
+        for node in graph.nodes
+        if not isinstance(node.op, Input)
+    )
+    return dearest_path(problem, one_bootstrap, some=True) < without
+
+
+def _problem(
+    graph: Graph, profiles: Profiles, pricer: CostEvaluator, encoding: float = 1.0
+) -> tuple[PlacementProblem, float]:
+    """The problem in predicted seconds, and the price of one bootstrap."""
+    bootstraps = pricer.engine.bootstraps(pricer.parameters)
+    alike: dict[int, list[float]] = {}
+
+    def row(node: Node) -> list[float]:
+        kind = profiles.kind(node)
+        if kind not in alike:
+            alike[kind] = profiles.seconds(node, pricer, encoding).tolist()
+        return alike[kind]
+
+    problem = PlacementProblem(
+        graph, bootstraps, pricer.parameters.depth, lambda node, level: row(node)[level], rows=row
+    )
+    return problem, pricer.price("bootstrap", bootstraps.input_level)
 
 
 State = tuple[tuple[str, int], ...]

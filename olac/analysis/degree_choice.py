@@ -196,7 +196,7 @@ class _Search:
             _, agreement = self.images.error(self.graph, self.fitted)
             if agreement < choice.min_agreement:
                 raise InfeasibleError(
-                    f"the best plan within {choice.limit:g} has an agreement of {agreement:.1%} on unseen images, and "
+                    f"the best plan within {choice.limit:g} has an agreement of {agreement:.1%} on unseen inputs, and "
                     f"{choice.min_agreement:.1%} are asked for. Allow more, or ask for less."
                 )
         return plan
@@ -326,7 +326,7 @@ class _Search:
             if (further := self._further(choice)) is not None:
                 return further
             raise InfeasibleError(
-                f"at degree {self.most} the program has an agreement of {taken.agreement:.1%} on unseen images, "
+                f"at degree {self.most} the program has an agreement of {taken.agreement:.1%} on unseen inputs, "
                 f"and {asked:.1%} are asked for. Raise max_degree, or ask for less."
             )
         self.fitted = taken.fitted

@@ -64,7 +64,7 @@ class OutputNoise:
         clean = np.concatenate([graph.evaluate(part) for part in self._parts(images)])
         sound = np.isfinite(clean.reshape(len(clean), -1)).all(1)  # the agreement counts the others
         if not sound.any():
-            raise InfeasibleError("all held-out calibration images diverge. Raise the degrees of the activations.")
+            raise InfeasibleError("all held-out calibration inputs diverge. Raise the degrees of the activations.")
         # The largest of a few draws would be a matter of luck, so few images are taken several times.
         taken = np.arange(max(len(images), count)) % int(sound.sum())
         self._images, self._clean = images[sound][taken], clean[sound][taken]

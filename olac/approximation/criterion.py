@@ -78,7 +78,7 @@ class Classification(Criterion):
     """The largest output is the same. Outputs that are class numbers already (an argmax) must be equal."""
 
     task: ClassVar[str] = "classification"
-    meaning: ClassVar[str] = "images whose largest output is the same"
+    meaning: ClassVar[str] = "inputs whose largest output is the same"
 
     def scores(self, ours: Array, theirs: Array) -> Array:
         """1 if the classes are the same."""
@@ -144,7 +144,7 @@ class Regression(Criterion):
     @property
     def meaning(self) -> str:
         """See `Criterion.meaning`."""
-        return f"images whose outputs are all within {self.tolerance:.0%} of their standard deviation"
+        return f"inputs whose outputs are all within {self.tolerance:.0%} of their standard deviation"
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Embedding(Criterion):
     @property
     def meaning(self) -> str:
         """See `Criterion.meaning`."""
-        return f"images whose output has a cosine of at least {self.cosine:g} with the model's"
+        return f"inputs whose output has a cosine of at least {self.cosine:g} with the model's"
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Own(Criterion):
         made = np.asarray(self.function(ours, theirs), dtype=np.float64)
         if made.shape != (len(ours),) or not np.all((made >= 0) & (made <= 1)):
             raise ValueError(
-                f"the given task's function must give {len(ours)} scores of 0 to 1, one for each image; it gave an "
+                f"the given task's function must give {len(ours)} scores of 0 to 1, one for each input; it gave an "
                 f"array of shape {made.shape}" + ("" if made.shape != (len(ours),) else " with values outside 0 to 1")
             )
         return made

@@ -15,6 +15,7 @@ from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Activation, Input, Polynomial
 from olac.polynomials.fit import Fit
+from olac.progress import Event
 
 Tensor = torch.Tensor
 
@@ -63,7 +64,8 @@ def effects(
                 found = image_errors(outputs, clean, spread)[these].nan_to_num(nan=WORST, posinf=WORST)
                 errors[name][k] = torch.cat([errors[name][k], found.clamp_max(WORST)])
             if progress is not None:
-                progress(f"measuring activations: {number * len(fits) + count + 1} of {len(chunks) * len(fits)}")
+                done, total = number * len(fits) + count + 1, len(chunks) * len(fits)
+                progress(Event(f"measuring activations: {done} of {total}", "", done, total))
         start += len(part)
     return {name: [float(one.mean()) for one in row] for name, row in errors.items()}
 

@@ -26,6 +26,8 @@ from olac.ir.ops import Array
 from olac.ir.types import Range
 from olac.polynomials.fit import Fit
 from olac.polynomials.modes import Compensated
+from olac.progress import at_stage
+from olac.progress.stages import CHOOSING, FITTING, MEASURING, RECONSTRUCTING
 
 EFFECT_IMAGES, EFFECT_WITHIN = 192, 0.15
 """Most images on which the effect of single activations is measured, and how well it has to be known."""
@@ -81,7 +83,8 @@ class ImageFitter:
         held = _tensor(self.held_out)[: EFFECT_IMAGES // 2]
         others = _tensor(self.images)[: EFFECT_IMAGES - len(held)]
         images = fitting(graph, torch.cat([held, others]), 8, self.memory)
-        return effects(graph, images, fits, self.say, self.criterion.spread, EFFECT_WITHIN)
+        say = at_stage(self.say, MEASURING)
+        return effects(graph, images, fits, say, self.criterion.spread, EFFECT_WITHIN)
 
     def sensitivities(self, graph: Graph) -> dict[str, float]:
         """See `olac.approximation.effects`."""
@@ -101,7 +104,7 @@ class ImageFitter:
             replace(method, refit=False),
             choose=False,
             probes=probes,
-            progress=self.say,
+            progress=at_stage(self.say, CHOOSING),
             spread=self.criterion.spread,
             clean=self._clean.values(graph, images, held_out, self.memory),
         )
@@ -131,7 +134,8 @@ class ImageFitter:
         self._clean.forget()
         spread = self.criterion.spread
         swept = self._fitted(graph, 2)
-        made = sweep(graph, swept, held_out, degrees, method, progress=self.say, spread=spread).graph
+        say = at_stage(self.say, FITTING)
+        made = sweep(graph, swept, held_out, degrees, method, progress=say, spread=spread).graph
         settings: dict[str, Any] = {
             "epochs": method.passes_over(len(every)),
             "seconds": method.fit_seconds,
@@ -148,7 +152,7 @@ class ImageFitter:
             made,
             every,
             held_out,
-            progress=self.say,
+            progress=at_stage(self.say, RECONSTRUCTING),
             augment=self.augment,
             checkpoint=checkpoint,
             **settings,

@@ -54,6 +54,18 @@ from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
 from olac.ir.ops import Activation, Affine, Conv2d, Linear, LinearOp, MaxPool2d, Reshape
 from olac.polynomials.modes import EFFORTS, Agreement, Compensated, FitOptions, Within
+from olac.progress.stages import (
+    CALIBRATING,
+    CHECKING,
+    CHOOSING,
+    FITTING,
+    LOWERING,
+    MEASURING,
+    RECONSTRUCTING,
+    SIMPLIFYING,
+    STAGES,
+    TUNING,
+)
 from olac.system.memory import GB
 
 Tensor = torch.Tensor
@@ -317,9 +329,9 @@ class Work:
             Term("the weights of all graphs", 8 * GRAPHS * weights, "a narrower model"),
             Term("histograms", 8 * BINS * channels),
             Term(
-                f"{self.kept:,} images for fits and {self.held_out:,} that are held out",
+                f"{self.kept:,} inputs for fits and {self.held_out:,} that are held out",
                 images,
-                "fewer calibration images",
+                "fewer calibration inputs",
             ),
             Term("a batch of the loader", 12 * self.size * self.batch, "smaller batches of the loader"),
         )
@@ -338,11 +350,11 @@ class Work:
         if not self.calibrated:
             at_once = max(1, min(64, RUN_ELEMENTS // self.size))
             yield Term("calibrating", at_once * (2 * live + patches), smaller)
-        yield Term(f"checks of {CHUNK} images in double precision", 2 * CHUNK * (live + patches + largest), smaller)
+        yield Term(f"checks of {CHUNK} inputs in double precision", 2 * CHUNK * (live + patches + largest), smaller)
         choice = self.fit.choice
         if isinstance(choice, Within | Agreement):
             yield Term(
-                f"all values of {CHUNK} images, for the effects of activations",
+                f"all values of {CHUNK} inputs, for the effects of activations",
                 CHUNK * (values + 2 * live),
                 f"degree=3, or {smaller}",
             )
@@ -350,7 +362,7 @@ class Work:
             trial = min(TRIAL_IMAGES, swept)
             shared = trial * activations if trial * activations <= sweep_memory(self.limit) / 2 else trial * live
             yield Term(
-                f"values of {trial} images in trials of plans",
+                f"values of {trial} inputs in trials of plans",
                 shared + trial * (live + largest) + self.judging * (live + largest),
                 f"degree=3, or {smaller}",
             )
@@ -358,22 +370,22 @@ class Work:
             rest = self.judging * (2 * live + largest)
             refit = max((self._refit(layer, swept) for layer in self.layers), default=0.0)
             yield Term(
-                f"values of {swept:,} images in the sweep",
+                f"values of {swept:,} inputs in the sweep",
                 swept * (2 * live + largest) + rest + refit + 2 * weights,
-                f"fewer calibration images, or {smaller}",
+                f"fewer calibration inputs, or {smaller}",
             )
-            yield Term(f"all values of {CHUNK} images, for their bounds", CHUNK * values, smaller)
+            yield Term(f"all values of {CHUNK} inputs, for their bounds", CHUNK * values, smaller)
         if self.passes or self.epochs:
             trained = STATES * weights + 4 * sum(layer.map for layer in self.layers)
             units = max((self._units(layer) for layer in self.layers), default=0.0) + MOMENTS_IMAGES * 2 * live
             yield Term(
-                f"the units of steps, from {MOMENTS_IMAGES} images",
+                f"the units of steps, from {MOMENTS_IMAGES} inputs",
                 trained + max(units, MOMENTS_IMAGES * values),
                 f"reconstruct=0, or {smaller}",
             )
             step = BATCH * (activations + 1.5 * values + 2 * live)
             yield Term(
-                f"steps of {BATCH} images",
+                f"steps of {BATCH} inputs",
                 trained + step + 4 * self.size * ALTERED * JUDGED,
                 f"reconstruct=0, or {smaller}",
             )
@@ -398,51 +410,74 @@ class Work:
 
     # Time ------------------------------------------------------------------------------------------------------------
 
-    def evaluations(self) -> float:
-        """Evaluations of the model for one image, in all."""
+    def evaluations(self) -> dict[str, float]:
+        """Evaluations of the model for one image, by stage."""
         activations = sum(isinstance(node.op, Activation) for node in self.graph.nodes)
-        total = 0.0 if self.calibrated else CALIBRATED * self.images
+        total = {CALIBRATING: 0.0 if self.calibrated else CALIBRATED * self.images}
+        # The result, and plans that are judged by agreement, are tried on altered copies as well.
+        copies = 2 * COPIES
+        total[CHECKING] = copies + CHECKED * (CHUNK + self.held_out - self.judging)
         if isinstance(self.fit.choice, Within | Agreement):
-            total += min(EFFECT_IMAGES, self.kept) * CANDIDATES * activations / 2
+            total[MEASURING] = min(EFFECT_IMAGES, self.kept) * CANDIDATES * activations / 2
+            total[CHOOSING] = copies if isinstance(self.fit.choice, Agreement) else 0.0
             if self.fits_on_images:
-                total += TRIALS * (2 * min(TRIAL_IMAGES, self.kept) + self.judging)
+                total[CHOOSING] += TRIALS * (2 * min(TRIAL_IMAGES, self.kept) + self.judging)
         if self.fits_on_images:
             each = activations * len(tails(3)) + len(self.layers) * (len(RIDGES) + 1)
-            total += self.judging * each / 2 + 3 * self.swept + min(BOUND_IMAGES, self.kept)
+            total[FITTING] = self.judging * each / 2 + 3 * self.swept + min(BOUND_IMAGES, self.kept)
         visits = self.passes * self.kept
-        total += visits * FORWARD_BACKWARD + self.epochs * self.images * FORWARD_BACKWARD
         if visits:
             # Both networks at the beginning, and the weights after the first pass, at the end and in between.
-            total += (JUDGED + self.judging) * (4 + visits / INTERVAL)
-        # The result, and plans that are judged by agreement, are tried on altered copies as well.
-        total += 2 * COPIES * (2 if isinstance(self.fit.choice, Agreement) else 1)
-        return total + CHECKED * (CHUNK + self.held_out - self.judging)
+            judged = (JUDGED + self.judging) * (4 + visits / INTERVAL)
+            total[RECONSTRUCTING] = visits * FORWARD_BACKWARD + judged
+        if self.epochs:
+            total[TUNING] = self.epochs * self.images * FORWARD_BACKWARD
+        return total
 
-    def multiplications(self) -> float:
-        """Multiplications in single precision that systems and composed layers take, in all."""
+    def multiplications(self) -> dict[str, float]:
+        """Multiplications in single precision that systems and composed layers take, by stage."""
         method = self.fit.fitting
-        total = ENTRY * COPIES * _composed(self.graph, self.entries)
+        total = {SIMPLIFYING: ENTRY * COPIES * _composed(self.graph, self.entries), FITTING: 0.0, RECONSTRUCTING: 0.0}
         for layer in self.layers if self.fits_on_images else ():
             places = math.prod(layer.places)
             if isinstance(method, Compensated) and method.refit:
                 unknowns = min(layer.columns, self.swept * places)
                 samples = min(self.swept * places, PER_UNKNOWN * layer.columns)
                 if unknowns <= MOST_UNKNOWNS:
-                    total += layer.groups * (samples * unknowns * layer.columns / 2 + 2 * len(RIDGES) * unknowns**3)
+                    total[FITTING] += layer.groups * (
+                        samples * unknowns * layer.columns / 2 + 2 * len(RIDGES) * unknowns**3
+                    )
             if self.passes:
                 unknowns = min(layer.columns, MOMENTS_IMAGES * places)
-                total += layer.groups * (MOMENTS_IMAGES * places * layer.columns * unknowns + EIGEN * unknowns**3)
+                total[RECONSTRUCTING] += layer.groups * (
+                    MOMENTS_IMAGES * places * layer.columns * unknowns + EIGEN * unknowns**3
+                )
         return total
 
     def seconds(self, yardstick: Yardstick) -> float:
         """Seconds of everything, `fit_seconds` kept to."""
+        return sum(self.stage_seconds(yardstick).values())
+
+    def stage_seconds(self, yardstick: Yardstick) -> dict[str, float]:
+        """The same for each stage that takes some, in their order."""
         method, limit = self.fit.fitting, math.inf
         if isinstance(method, Compensated) and method.fit_seconds is not None:
             limit = method.fit_seconds
+        evaluations, multiplications = self.evaluations(), self.multiplications()
+        found: dict[str, float] = {}
+        for stage in STAGES:
+            found[stage] = evaluations.get(stage, 0.0) * yardstick.image
+            found[stage] += multiplications.get(stage, 0.0) * yardstick.flop
         stepping = self.passes * self.kept * FORWARD_BACKWARD * yardstick.image
-        others = self.evaluations() * yardstick.image - stepping + self.multiplications() * yardstick.flop
+        found[RECONSTRUCTING] += min(stepping, limit) - stepping
+        # Each stage loads what it needs when it begins.
+        loading = [stage for stage, seconds in found.items() if seconds > 0]
+        for stage in loading:
+            found[stage] += START_SECONDS / len(loading)
         lowered = sum(isinstance(n.op, Activation) for n in self.graph.nodes) + len(self.layers)
-        return START_SECONDS + others + min(stepping, limit) + self.lowers * LOWERING_SECONDS * lowered
+        if self.lowers:
+            found[LOWERING] = LOWERING_SECONDS * lowered
+        return {stage: seconds for stage, seconds in found.items() if seconds > 0}
 
 
 def measured(run: Callable[[Tensor], Tensor], images: Tensor) -> Yardstick:

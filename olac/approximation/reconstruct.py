@@ -39,6 +39,7 @@ from olac.approximation.tensors import Weights, channels_last, outputs_of, run, 
 from olac.approximation.whitened import Whitened
 from olac.ir.graph import Graph, GraphBuilder, Node
 from olac.ir.ops import Activation, Polynomial, PolynomialProduct
+from olac.progress import Event
 
 Tensor = torch.Tensor
 
@@ -221,7 +222,8 @@ def reconstruct(
                 numbers = {"number": number, "best": best, "gained": kept is not start}
                 checkpoint.save(_state(numbers, at_best, schedule, steps, order))
         if progress is not None:
-            progress(f"reconstructing: {schedule.share:.0%}, {number * BATCH} images seen, error {error:.3g}")
+            line = f"reconstructing: {schedule.share:.0%}, {number * BATCH} images seen, error {error:.3g}"
+            progress(Event(line, "", round(100 * schedule.share), 100))
     return with_constants(approximated, kept, set(whitened.theta), "reconstruct") if kept is not start else approximated
 
 

@@ -30,6 +30,7 @@ from olac.ir.ops import Activation, Add, Conv2d, Input, Linear, Polynomial
 from olac.ir.types import Stage
 from olac.polynomials.fit import TINY, centred
 from olac.polynomials.modes import Compensated
+from olac.progress import Event
 
 Tensor = torch.Tensor
 
@@ -152,7 +153,7 @@ def sweep(
             new[node.id] = replace(node, op=Polynomial(name, half_width))
             done += 1
             if progress is not None:
-                progress(f"fitting polynomials: {done} of {len(degrees)}")
+                progress(Event(f"fitting polynomials: {done} of {len(degrees)}", "", done, len(degrees)))
         else:
             new[node.id] = node
         if new[node.id].op is not node.op or disturbed:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 from torch import fx
 
+from olac.calibration.batches import first_batch
+from olac.calibration.held_out import number_of, smallest
 from olac.calibration.histogram import Histogram
 from olac.calibration.statistics import (
     HELD_OUT_EVERY,
@@ -30,9 +31,10 @@ from olac.ir.graph import Graph, Node
 from olac.ir.ops import Activation, Array
 from olac.ir.types import Range
 from olac.system.formats import without_unused
-from olac.system.internal import callers_items
 from olac.system.memory import ran_out
+from olac.system.shapes import PICTURE_CHANNELS
 
+MOST_PIXEL = 255.0
 RUN_ELEMENTS = 1 << 18
 """Input elements in one run of the model: the loader's batches are cut and joined to this size."""
 
@@ -41,68 +43,6 @@ OUTLIERS = ((1e-4, 10.0), (2e-2, 100.0))
 
 The second pair is for few images, of which a single one has more than the first share of the values.
 """
-
-
-def as_images(item: Any, where: str) -> torch.Tensor:
-    """A loader's item as images (n, ...) in float32 on the CPU: a tensor or array, or a tuple or dict that holds one.
-
-    Raises CalibrationError, naming `where`, for anything else, and for NaN and infinities.
-    """
-    if isinstance(item, Mapping):
-        keys = [key for key in ("images", "pixel_values") if key in item]
-        if not keys:
-            raise CalibrationError(f"{where} is a dict without 'images' or 'pixel_values'")
-        item = item[keys[0]]
-    elif isinstance(item, (tuple, list)):
-        if not item:
-            raise CalibrationError(f"{where} is empty")
-        item = item[0]
-    if not isinstance(item, torch.Tensor):
-        try:
-            array = np.asanyarray(item)
-            if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
-                raise CalibrationError(f"{where} is an array with masked values: fill them in (array.filled(value))")
-            item = torch.as_tensor(np.asarray(array))
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise CalibrationError(f"{where} is a {type(item).__name__}, not images") from error
-    if item.layout is not torch.strided or item.is_meta:
-        raise CalibrationError(f"{where} is a tensor without its values in memory; give it dense (images.to_dense())")
-    if item.dtype != torch.uint8 and not item.is_floating_point():
-        raise CalibrationError(f"{where} has type {item.dtype}; give floats (images.float()) or uint8")
-    if item.ndim < 2:
-        raise CalibrationError(f"{where} has shape {tuple(item.shape)}, without a batch axis before the image's")
-    images: torch.Tensor = item.detach().to("cpu", torch.float32)
-    if not torch.isfinite(images).all():
-        raise CalibrationError(f"{where} holds NaN or infinite values, or values beyond single precision")
-    return images
-
-
-def _batches(loader: Any) -> Iterator[torch.Tensor]:
-    if isinstance(loader, (torch.Tensor, np.ndarray)):
-        loader = [loader]
-    if not isinstance(loader, Iterable):
-        raise CalibrationError(f"a loader is an iterable of batches, not {type(loader).__name__}")
-    expected: tuple[int, ...] | None = None
-    for index, item in enumerate(callers_items(loader)):
-        images = as_images(item, f"batch {index}")
-        shape = tuple(images.shape[1:])
-        if expected is not None and shape != expected:
-            raise CalibrationError(f"batch {index} has images of shape {shape}, and the first has {expected}")
-        expected = shape
-        if len(images):
-            yield images
-
-
-def first_batch(loader: Any) -> tuple[torch.Tensor, Iterator[torch.Tensor]]:
-    """The first batch of a loader, and an iterator over all of them, the first included.
-
-    The loader is iterated once, so it may be a generator. Raises CalibrationError for an empty loader.
-    """
-    stream = _batches(loader)
-    first = next(stream, None)
-    if first is None:
-        raise CalibrationError("the calibration data is empty")
-    return first, itertools.chain([first], stream)
 
 
 class _Observer(fx.Interpreter):
@@ -207,6 +147,32 @@ class _Sample:
         return np.asarray(torch.stack(self._images).numpy(), dtype=np.float32)
 
 
+class _HeldOut:
+    """The images that are held out: all that are given, or a fair sample if they are more than a limit."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._images: list[tuple[int, torch.Tensor]] = []
+        self._numbers: list[int] = []
+
+    def add(self, batch: int, images: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        """Take images of the loader's batch with this number; returns those that have no place, with their batches."""
+        self._images += [(batch, image.clone()) for image in images]
+        if len(self._images) <= self._most:
+            return []
+        self._numbers += [number_of(image.numpy()) for _, image in self._images[len(self._numbers) :]]
+        kept = smallest(self._numbers, self._most)
+        gone = [self._images[i] for i in sorted(set(range(len(self._images))) - set(kept))]
+        self._images, self._numbers = [self._images[i] for i in kept], [self._numbers[i] for i in kept]
+        return gone
+
+    def take(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Give all images away, with their batches."""
+        self._images.reverse()
+        while self._images:
+            yield self._images.pop()
+
+
 class _Queue:
     """Collects images for runs of one size, whatever the sizes of the loader's batches.
 
@@ -231,7 +197,8 @@ class _Queue:
     def flush(self) -> None:
         """Run the images that are left."""
         if self._waiting:
-            first, last = self._waiting[0][0], self._waiting[-1][0]
+            numbers = [batch for batch, _ in self._waiting]
+            first, last = min(numbers), max(numbers)
             images = torch.cat([part for _, part in self._waiting])
             self._waiting, self._count = [], 0
             self._run(images, f"batch {first}" if first == last else f"batches {first} to {last}")
@@ -248,9 +215,10 @@ def calibrate(
 ) -> Calibration:
     """Run a model over calibration images and collect the statistics of its values.
 
-    Every 8th image from the first on, but at most 2,048 (512 if they are large), is held out of all statistics. If
-    there is one image only, it is used for both. Memory doesn't grow with the number of images, and the result doesn't
-    depend on the size of the batches.
+    Every 8th image from the first on is held out of all statistics. If these are more than 2,048 (512 if they are
+    large), it is a fair sample of them (`olac.calibration.held_out`), and the statistics cover the others. If there is
+    one image only, it is used for both. Memory doesn't grow with the number of images, and the result doesn't depend on
+    the size of the batches.
 
     Args:
         traced: the traced model, already lifted.
@@ -268,8 +236,8 @@ def calibrate(
     sample = _Sample(sample_limit(4 * elements, sample_images, sample_bytes))
     held: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
-    kept = seen = fitted = 0
-    most_held = held_out_limit(8 * elements)
+    seen = fitted = 0
+    waiting = _HeldOut(held_out_limit(8 * elements))
 
     def observe(images: torch.Tensor, where: str) -> None:
         observer.where = where
@@ -287,19 +255,21 @@ def calibrate(
         for index, images in enumerate(stream):
             if tuple(images.shape[1:]) != expected:
                 raise CalibrationError(
-                    f"batch {index} has images of shape {tuple(images.shape[1:])}, and the model takes {expected}"
+                    f"batch {index} has inputs of shape {tuple(images.shape[1:])}, and the model takes {expected}"
                 )
             out = (torch.arange(seen, seen + len(images)) % HELD_OUT_EVERY) == 0
-            # Only the first of these, up to the limit, are held out.
-            out &= torch.cumsum(out, 0) <= most_held - kept
-            kept += int(out.sum())
             fitted += int((~out).sum())
-            to_hold.add(index, images[out])
             to_fit.add(index, images[~out])
             sample.add(images[~out])
+            for batch, image in waiting.add(index, images[out]):
+                # Not sampled: the order in which they come depends on the size of the batches.
+                fitted += 1
+                to_fit.add(batch, image[None])
             seen += len(images)
             if progress is not None:
                 progress(seen)
+        for batch, image in waiting.take():
+            to_hold.add(batch, image[None])
         to_hold.flush()
         if fitted == 0:
             to_fit.add(0, held[0])
@@ -343,13 +313,13 @@ def with_held_out(traced: Traced, calibration: Calibration, images: torch.Tensor
     """
     if tuple(images.shape[1:]) != traced.input_shape:
         shape = tuple(images.shape[1:])
-        raise CalibrationError(f"images that are held out have shape {shape}, and the model takes {traced.input_shape}")
+        raise CalibrationError(f"inputs that are held out have shape {shape}, and the model takes {traced.input_shape}")
     most = min(len(images), held_out_limit(8 * max(1, images[0].numel())))
     chosen = images[torch.linspace(0, len(images) - 1, most).round().long()]
     with torch.no_grad():
         outputs = torch.cat([traced.module(part) for part in chosen.split(64)])
     if not torch.isfinite(outputs).all():
-        raise CalibrationError("the model's outputs for the images that are held out are NaN or infinite")
+        raise CalibrationError("the model's outputs for the inputs that are held out are NaN or infinite")
     return replace(calibration, held_out=_array(chosen), held_out_outputs=_array(outputs))
 
 
@@ -368,7 +338,7 @@ def check_calibration(calibration: Calibration, graph: Graph) -> None:
                 raise CalibrationError(f"the calibration never saw the activation {node.id}. {advice}")
     shape = graph.inputs[0].type.shape
     if calibration.held_out.shape[1:] != shape or calibration.sample.shape[1:] not in ((), shape):
-        raise CalibrationError(f"the calibration has images of another shape than the model, {shape}. {advice}")
+        raise CalibrationError(f"the calibration has inputs of another shape than the model, {shape}. {advice}")
 
 
 def outlier_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
@@ -386,10 +356,25 @@ def outlier_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
                 notes.append(
                     f"{node_id} ({path}): outliers stretch the range of its input to {seen.magnitude:.3g}, but all "
                     f"except {share:.2%} of values are below {usual:.3g}: polynomials on so wide a range are coarse. "
-                    "Look for broken calibration images"
+                    "Look for broken calibration inputs"
                 )
                 break
     return tuple(notes)
+
+
+def pixel_notes(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
+    """A note if inputs are images of whole numbers up to 255: pixels that were not scaled, in most cases by mistake."""
+    shape = graph.inputs[0].type.shape
+    images = calibration.held_out
+    low, high = float(images.min()), float(images.max())
+    if len(shape) != 3 or shape[0] not in PICTURE_CHANNELS or low < 0 or not MOST_PIXEL / 2 < high <= MOST_PIXEL:
+        return ()
+    if np.any(images != np.rint(images)):
+        return ()
+    return (
+        "the calibration images are whole numbers up to 255, as pixels are before they are scaled. If the model was "
+        "trained on scaled images, scale these and what is encrypted in the same way, such as images.float() / 255",
+    )
 
 
 def _array(tensor: torch.Tensor) -> Array:

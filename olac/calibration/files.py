@@ -173,6 +173,6 @@ def _check_shapes(arrays: Tensors, nodes: int, channels: int, by_channel: int) -
             raise ValueError(f"{name} has the shape {shapes[name]}, expected {shape}")
     held, outputs, sample = shapes["held_out"], shapes["held_out_outputs"], shapes["sample"]
     if len(held) < 2 or len(outputs) < 1 or held[0] < 1 or held[0] != outputs[0] or 0 in (*held, *outputs):
-        raise ValueError(f"{held} held-out images with outputs {outputs}")
+        raise ValueError(f"{held} held-out inputs with outputs {outputs}")
     if sample[0:1] != (0,) and (len(sample) < 2 or sample[1:] != held[1:]):
-        raise ValueError(f"a sample of shape {sample} beside held-out images of shape {held}")
+        raise ValueError(f"a sample of shape {sample} beside held-out inputs of shape {held}")

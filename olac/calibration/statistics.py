@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from olac.calibration import files
+from olac.calibration.held_out import fair_sample
 from olac.calibration.histogram import Histogram
 from olac.errors import CalibrationError
 from olac.ir.types import Range
@@ -42,7 +43,7 @@ class Calibration:
         ranges: for each node id the range of its value.
         held_out: (n, *input shape), images that no statistic covers, unless there was one image only.
         held_out_outputs: (n, *output shape), the original model's outputs for them.
-        sample: (m, *input shape), every `sample_every`-th of the images that the statistics cover.
+        sample: (m, *input shape), every `sample_every`-th of the images that were never held out.
         sample_every: a power of two, which doubles when the sample is full.
         fingerprint: SHA-256 of the model's graph and weights (`olac.calibration.collect.fingerprint`), or "" if
             unknown.
@@ -86,8 +87,15 @@ class Calibration:
         """The calibration that one pass over the images of both would give, except which images are held out or
         sampled.
 
-        Images held out by either stay held out, up to `held_out_limit`. CalibrationError for calibrations of other
-        models.
+        Images held out by either stay held out. If they are more than `held_out_limit`, a fair sample of them stays,
+        which does not depend on the order of merging, and the others are in no statistic.
+
+        Args:
+            other: a calibration of the same model with the same weights.
+            sample_images, sample_bytes: limits of the sample of images that the result keeps, as of `olac.calibrate`.
+
+        Raises:
+            CalibrationError: the calibrations are of different models.
         """
         if (
             self.fingerprint != other.fingerprint
@@ -108,13 +116,14 @@ class Calibration:
         most = sample_limit(sample[:1].nbytes, sample_images, sample_bytes)
         while len(sample) > most:
             sample, every = sample[::2], 2 * every
-        kept = held_out_limit(self.held_out[:1].nbytes)
+        held_out = np.concatenate([self.held_out, other.held_out])
+        kept = fair_sample(held_out, held_out_limit(held_out[:1].nbytes))
         return Calibration(
             images=self.images + other.images,
             histograms={i: h.copy().merge(other.histograms[i]) for i, h in self.histograms.items()},
             ranges={i: seen.union(other.ranges[i]) for i, seen in self.ranges.items()},
-            held_out=np.concatenate([self.held_out, other.held_out])[:kept],
-            held_out_outputs=np.concatenate([self.held_out_outputs, other.held_out_outputs])[:kept],
+            held_out=held_out[kept],
+            held_out_outputs=np.concatenate([self.held_out_outputs, other.held_out_outputs])[kept],
             sample=sample,
             sample_every=every,
             fingerprint=self.fingerprint,
@@ -126,12 +135,26 @@ class Calibration:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the calibration to one file (see `olac.calibration.files`)."""
+        """Write the calibration to one file (see `olac.calibration.files`).
+
+        Args:
+            path: the file to write, which is complete or absent.
+
+        Raises:
+            ArtifactError: the file can't be written.
+        """
         files.save_fields({each.name: getattr(self, each.name) for each in fields(self)}, Path(path))
 
     @staticmethod
     def load(path: str | Path) -> Calibration:
-        """Read a calibration; raises `ArtifactError` for anything that isn't one."""
+        """Read a calibration and check all of it.
+
+        Args:
+            path: a file that `save` wrote, of this or an earlier version.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, of another kind or a newer version.
+        """
         return Calibration(**files.load_fields(Path(path)))
 
 

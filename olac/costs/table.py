@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from olac.ckks.engines import OPENFHE, EngineModel, engine_model
 from olac.costs.work import BY_TECHNIQUE, PRIMITIVES, TECHNIQUES, CiphertextShape, work
 from olac.errors import ArtifactError
@@ -83,12 +86,23 @@ class CostTable:
 
     @classmethod
     def default(cls, engine: EngineModel = OPENFHE) -> CostTable:
-        """The table of an engine that is installed with olac."""
+        """The table of an engine that is installed with olac.
+
+        Args:
+            engine: which engine's.
+        """
         return _default_table(engine)
 
     @classmethod
     def load(cls, path: str | Path) -> CostTable:
-        """Reads what `olac calibrate-costs` wrote; raises `ArtifactError` for anything that isn't a table."""
+        """Read what `olac calibrate-costs` wrote.
+
+        Args:
+            path: a JSON file.
+
+        Raises:
+            ArtifactError: the file is missing, or is no table.
+        """
         source = Source.of_file(path)
         try:
             if source.size > MAX_TABLE_BYTES:
@@ -100,7 +114,14 @@ class CostTable:
 
     @classmethod
     def from_json(cls, text: str) -> CostTable:
-        """The inverse of `to_json`; raises ValueError for anything that isn't a table."""
+        """The inverse of `to_json`.
+
+        Args:
+            text: what `to_json` gave.
+
+        Raises:
+            ValueError: it is no table.
+        """
         try:
             document = json.loads(text)
             if document["format"] != FORMAT:
@@ -156,7 +177,13 @@ class CostTable:
     def seconds(self, primitive: str, shape: CiphertextShape, threads: int = 2) -> float:
         """Wall seconds of one call that may use `threads` threads.
 
-        Raises ValueError for an unknown primitive and for a ring or a number of threads that wasn't measured.
+        Args:
+            primitive: the name of a method of `olac.backends.base.Evaluator`, such as "rotate".
+            shape: ring, limbs and digits of the ciphertexts (`olac.costs.work.CiphertextShape`).
+            threads: that the call may use.
+
+        Raises:
+            ValueError: an unknown primitive, or a ring or a number of threads that wasn't measured.
         """
         call = primitive, shape, threads
         if call not in self._known:
@@ -171,6 +198,11 @@ class CostTable:
     @functools.cached_property
     def bootstraps(self) -> dict[Hashable, float]:
         """Prices of bootstraps by what they depend on: each search prices those of the same parameters again."""
+        return {}
+
+    @functools.cached_property
+    def by_level(self) -> dict[Hashable, npt.NDArray[np.float64]]:
+        """Prices of primitives at all levels of a chain, by what they depend on: chains of many budgets share them."""
         return {}
 
     def _seconds(self, primitive: str, shape: CiphertextShape, threads: int) -> float:

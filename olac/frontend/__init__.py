@@ -66,7 +66,7 @@ def check(
             return list(error.nodes)
         except CalibrationError as error:
             if isinstance(example, torch.Tensor) and _runs(model, example, constants or {}):
-                advice = "Give an example as compile gets it: (images, features) or (images, channels, height, width)"
+                advice = "Give an example as compile gets it: (n, features) or (n, channels, height, width)"
                 return [UnsupportedNode("", "", str(error), advice)]
             raise
     return []

@@ -60,7 +60,7 @@ def constant_array(lifter: Lifter, constant: Any, x: Value) -> Array:
     parts = np.moveaxis(array, at, 0).reshape(-1, x.frame.merged, *np.delete(array.shape, at))
     same = not np.isfinite(array).all() or bool((parts == parts[:1]).all())
     if not same or len(parts) != lifter.batch or images % x.frame.merged:
-        raise Unsupported("a constant differs between the images of a batch", "Use one constant for all images")
+        raise Unsupported("a constant differs between the inputs of a batch", "Use one constant for all inputs")
     return np.moveaxis(parts[0], 0, at) if x.frame.merged > 1 else parts[0, 0]
 
 

@@ -388,6 +388,9 @@ def load_exported(path: str | Path) -> nn.Module:
     torch reads them with weights_only, so objects in pickles are refused; but torch also evaluates the program's
     expressions of sizes, so a file from a stranger may still run code: load files of your own.
 
+    Args:
+        path: a file of `torch.export.save`.
+
     Raises:
         ArtifactError: the file is missing or damaged, holds compiled code or objects other than tensors, or is of a
             version that this torch can't read.

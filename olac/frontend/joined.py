@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from olac.frontend.unwrap import named_parts, unwrapped
+from olac.ir.names import Names, part_names
 from olac.system.internal import callers
 
 Inputs: TypeAlias = torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
@@ -53,7 +54,8 @@ class Joined(nn.Module):
                 else:
                     self._others[name] = one
             if len({len(one) for one in tensors}) != 1:
-                raise ValueError(f"the inputs have {', '.join(str(len(one)) for one in tensors)} images: give as many")
+                sizes = ", ".join(str(len(one)) for one in tensors)
+                raise ValueError(f"the inputs have batches of {sizes}: give as many of each")
             self._shapes = [tuple(one.shape[1:]) for one in tensors]
             training = model.training
             try:
@@ -79,7 +81,13 @@ class Joined(nn.Module):
     def join(self, *inputs: Any, **named: Any) -> torch.Tensor:
         """Inputs, in order or by name, as the one input (images, numbers); a single input as it is.
 
-        TypeError, ValueError: an input is missing, or has another shape than in the example.
+        Args:
+            inputs: tensors or arrays (images, *shape), in the order of `input_names`.
+            named: the same by name.
+
+        Raises:
+            TypeError: an input is missing, or there is one too many.
+            ValueError: an input has another shape than in the example.
         """
         given = dict(zip(self._names, inputs, strict=False)) | named
         if set(given) != set(self._names) or len(inputs) + len(named) != len(self._names):
@@ -96,12 +104,18 @@ class Joined(nn.Module):
         """Outputs of a program, an array or tensor (images, numbers), in the structure that the model gives.
 
         Without the axis of images if `outputs` has none. A single output as it is.
+
+        Args:
+            outputs: of `Client.decrypt`, `simulate` or this module.
+
+        Raises:
+            ValueError: outputs of another length.
         """
         if issubclass(self._kind, torch.Tensor):
             return outputs
         sizes = [math.prod(shape) for shape in self._parts.values()]
         if outputs.shape[-1] != sum(sizes):
-            raise ValueError(f"outputs of shape {tuple(outputs.shape)}: expected {sum(sizes)} numbers for each image")
+            raise ValueError(f"outputs of shape {tuple(outputs.shape)}: expected {sum(sizes)} numbers for each input")
         parts, at = {}, 0
         for (name, shape), size in zip(self._parts.items(), sizes, strict=True):
             parts[name] = outputs[..., at : at + size].reshape(*outputs.shape[:-1], *shape)
@@ -109,7 +123,11 @@ class Joined(nn.Module):
         return _in_structure(self._kind, parts)
 
     def in_order(self, example: Inputs) -> list[torch.Tensor]:
-        """The tensors of an example in the order of `input_names`."""
+        """The tensors of an example in the order of `input_names`.
+
+        Args:
+            example: as for the constructor.
+        """
         return _named(self.model, example)[1]
 
     def _call(self, inputs: dict[str, Any]) -> Any:
@@ -117,7 +135,11 @@ class Joined(nn.Module):
         return self.model(**inputs, **constants, **self._others)
 
     def forward(self, x: Any) -> Any:
-        """The model's outputs for one batch of joined inputs, joined."""
+        """The model's outputs for one batch of joined inputs, joined.
+
+        Args:
+            x: what `join` gave.
+        """
         if len(self._shapes) == 1:
             output = self._call({self._names[0]: x})
         else:
@@ -132,6 +154,11 @@ class Joined(nn.Module):
         parts = named_parts(output) or {}
         rows = [parts[name].float().reshape(-1, math.prod(shape)) for name, shape in self._parts.items()]
         return torch.cat(rows, 1)
+
+
+def names_of(model: Any) -> Names:
+    """The names of the numbers that a joined model gives, if it has several outputs; none for other models."""
+    return part_names(model._parts) if isinstance(model, Joined) and len(model._parts) > 1 else ()
 
 
 def is_several(example: Any) -> bool:
@@ -167,7 +194,7 @@ def _shapes_of(parts: Mapping[str, Any] | None, images: int) -> dict[str, tuple[
     wrong = [name for name, one in parts.items() if one.shape[:1] != (images,)]
     if wrong:
         shape = tuple(parts[wrong[0]].shape)
-        raise ValueError(f"the output {wrong[0]} has shape {shape}, without one row for each image")
+        raise ValueError(f"the output {wrong[0]} has shape {shape}, without one row for each input")
     return {name: tuple(one.shape[1:]) for name, one in parts.items()}
 
 

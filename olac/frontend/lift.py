@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from olac.errors import UnsupportedModelError, UnsupportedNode, VerificationError
+from olac.errors import UnsupportedModelError, UnsupportedNode, VerificationError, plain
 from olac.frontend.advice import GENERIC_ADVICE, advice_for
 from olac.frontend.custom import NotElementwiseError, plain_name
 from olac.frontend.frames import FIRST, Frame
@@ -79,6 +79,7 @@ def _find(value: Any, kind: type) -> bool:
     return isinstance(value, kind)
 
 
+NAMED_OUTPUTS = 6
 REFUSING = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, NotImplementedError)
 """What olac's handlers raise for arguments that they do not know; `check` lists them with everything else."""
 _ELEMENTWISE = "The result for an element may depend on this element and its channel only; see activations="
@@ -202,7 +203,7 @@ def _framed(result: Any, frame: Any, truth: bool = False) -> Any:
     if not isinstance(result, Value):
         return result
     if not isinstance(frame, Frame):
-        raise Unsupported("works along the batch axis", "Treat each image alone, with the batch axis first")
+        raise Unsupported("works along the batch axis", "Treat each input alone, with the batch axis first")
     return Value(result.id, result.shape, result.order, frame, truth)
 
 
@@ -332,6 +333,21 @@ def lift(traced: Traced, client_head: bool = True) -> Graph:
         within |= misplaced
 
 
+def _several_outputs(result: tuple[Any, ...] | list[Any] | dict[str, Any]) -> tuple[str, str]:
+    """The problem of an output of several parts, and what to do."""
+    kind, first = "tuple", "0"
+    named = ""
+    if isinstance(result, dict):
+        shown = [plain(name) for name in result][:NAMED_OUTPUTS]
+        more = ", ..." if len(result) > len(shown) else ""
+        kind, first, named = "dict", repr(shown[0]) if shown else "...", f" ({', '.join(shown)}{more})"
+    return (
+        f"forward returns a {kind} of {len(result)} values{named}",
+        f"Compile a module whose forward returns one of them, such as model(x)[{first}], or olac.Joined(model, "
+        "example), which gives all in one vector",
+    )
+
+
 def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[Graph | None, frozenset[str]]:
     """The graph, or None and the fx nodes that were left to the client although other operations read them.
 
@@ -365,24 +381,20 @@ def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[
             output = environment.get(result) if isinstance(result, fx.Node) else None
             given = result.meta.get("shape") if isinstance(result, fx.Node) else None
             if isinstance(result, (tuple, list, dict)):
-                report(
-                    node,
-                    f"forward returns a {'dict' if isinstance(result, dict) else 'tuple'} of {len(result)} values",
-                    "Return one tensor, or compile olac.Joined(model, example), which gives all in one vector",
-                )
+                report(node, *_several_outputs(result))
             elif isinstance(output, Absent):
                 report(node, "where the largest elements are is not supported", "Take argmax as the last step")
             elif not isinstance(output, (Value, Unknown)):
                 report(node, "the output does not depend on the input", "Return a tensor computed from the input")
             elif isinstance(output, Unknown) and not problems:
-                report(node, f"the output of shape {given} has no batch axis", "Return one row for each image")
+                report(node, f"the output of shape {given} has no batch axis", "Return one row for each input")
             elif isinstance(output, Value) and output.frame != FIRST:
                 merged = output.frame.merged > 1
                 report(
                     node,
                     f"the output of shape {given} has "
-                    + ("several rows for each image" if merged else "its batch axis elsewhere"),
-                    "Return one row for each image" + (", e.g. y.reshape(len(x), -1)" if merged else ""),
+                    + ("several rows for each input" if merged else "its batch axis elsewhere"),
+                    "Return one row for each input" + (", e.g. y.reshape(len(x), -1)" if merged else ""),
                 )
             elif isinstance(output, Value) and output.order is not None:
                 lifter.at(node, "output")
@@ -425,7 +437,10 @@ def _lifted(traced: Traced, client_head: bool, within: frozenset[str]) -> tuple[
     if not problems and traced.batch_problem is not None:
         problems.append(traced.batch_problem)
     if problems:
-        raise UnsupportedModelError(problems)
+        path, advice = traced.advice
+        raise UnsupportedModelError(
+            [replace(one, advice=advice) if advice and one.path == path else one for one in problems]
+        )
     placeholder = next(n for n in traced.module.graph.nodes if n.op == "placeholder")
     graph = lifter.builder.build([output.id], Stage.TRACED, inputs=[environment[placeholder].id])
     traced.lifted = lifted

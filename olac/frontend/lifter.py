@@ -325,7 +325,7 @@ class Lifter:
         given = [dims] if isinstance(dims, int) else list(dims)
         axes = [x.frame.axis(d % x.rank) for d in given]
         if any(a is None for a in axes):
-            raise Unsupported("works along the batch axis", "Treat each image alone")
+            raise Unsupported("works along the batch axis", "Treat each input alone")
         return [a for a in axes if a is not None]
 
 

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from olac.errors import CalibrationError, UnsupportedModelError, UnsupportedNode
 from olac.frontend.custom import Activations, Custom
 from olac.frontend.exported import fixed_batch, is_program
+from olac.frontend.first_layer import shape_advice
 from olac.frontend.forms import refused_forms
 from olac.frontend.frames import find_frames
 from olac.frontend.source import error_text, source_of_error
@@ -28,6 +29,7 @@ from olac.frontend.tracer import Tracer
 from olac.frontend.unwrap import one_output, plain_calls, unwrapped, unwrapped_copy, unwrapped_path
 from olac.system.internal import callers, guard
 from olac.system.memory import ran_out
+from olac.system.shapes import described
 
 BATCH = 2
 """Images that a model is traced with: more than one, so that a squeeze() does not drop the batch axis. A model that
@@ -56,6 +58,7 @@ class Traced:
         custom: the activations that the caller named; each of them is one node.
         batch_problem: evidence that images of a batch aren't independent; reported only if there are no other problems.
         notes: what a user should know of how the model was taken, for the report.
+        advice: the path of the first layer and what it takes, if the example has another shape (`shape_advice`).
         lifted: by fx node name the ids of the IR nodes made for it, in order; filled by `lift`.
         results: by fx node name the place of its value (a tuple of places if it has several); filled by `lift`.
     """
@@ -65,6 +68,7 @@ class Traced:
     problems: tuple[UnsupportedNode, ...] = ()
     batch_problem: UnsupportedNode | None = None
     notes: tuple[str, ...] = ()
+    advice: tuple[str, str] = ("", "")
     custom: Custom | None = None
     lifted: dict[str, tuple[str, ...]] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
@@ -97,7 +101,7 @@ def trace(
         if is_program(model):
             model = model.module()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"a torch.nn.Module is compiled, not {type(model).__name__}")
+            raise TypeError(f"a torch.nn.Module is compiled, not {described(model)}. {_model_advice(model)}")
         _check_example(example)
         custom = Custom(activations, model)
         inputs = _Inputs.of(unwrapped(model), constants or {})
@@ -149,7 +153,7 @@ def _trace(root: nn.Module, example: torch.Tensor, custom: Custom, inputs: _Inpu
         return inputs.call(root, batch)
 
     before = _parameters(root)
-    images = _images_for(plain, fixed_batch(root), example.detach().to("cpu", torch.float32))
+    images = _images_for(root, plain, fixed_batch(root), example.detach().to("cpu", torch.float32))
     _check_same_parameters(before, _parameters(root))
     size = len(images)
     note = one_output(plain(images.clone()))[1]
@@ -182,13 +186,14 @@ def _trace(root: nn.Module, example: torch.Tensor, custom: Custom, inputs: _Inpu
         raise UnsupportedModelError([*tracer.problems, node]) from error
     find_frames(module, size)
     traced = Traced(module, images, tuple(tracer.problems), custom=custom, notes=(note,) if note else ())
+    traced.advice = shape_advice(root, tuple(example.shape))
     traced.batch_problem = _compare(traced, batches, expected)
     if whole is not None and not _same(_outputs(plain, example[:size].cpu().float()), whole):
         node = UnsupportedNode(
             "",
             "",
-            "the model gives other outputs for uint8 images than for the same numbers as floats",
-            "Convert the images before they go to the model, and calibrate with the converted images",
+            "the model gives other outputs for uint8 inputs than for the same numbers as floats",
+            "Convert the inputs before they go to the model, and calibrate with the converted inputs",
         )
         raise UnsupportedModelError([*tracer.problems, node])
     return traced
@@ -289,7 +294,9 @@ def _expected(model: Callable[[torch.Tensor], Any], batch: torch.Tensor, size: i
     return torch.cat(parts) if all(isinstance(part, torch.Tensor) and part.ndim for part in parts) else None
 
 
-def _images_for(model: Callable[[torch.Tensor], Any], fixed: int | None, example: torch.Tensor) -> torch.Tensor:
+def _images_for(
+    root: nn.Module, model: Callable[[torch.Tensor], Any], fixed: int | None, example: torch.Tensor
+) -> torch.Tensor:
     """The images that a model is traced with: two; or one, all of the example or another number if it takes no two.
 
     `fixed` is the number of images that it was exported for, or None.
@@ -318,10 +325,29 @@ def _images_for(model: Callable[[torch.Tensor], Any], fixed: int | None, example
     if merged is not None:
         return merged
     assert first is not None
+    given = tuple(example.shape)
+    _, advice = shape_advice(root, given)
     raise CalibrationError(
-        f"the model fails on a batch of shape {(BATCH, *example.shape[1:])}: "
-        f"{type(first).__name__}: {error_text(first)}"
+        f"the model fails on a batch of shape {given}: {type(first).__name__}: {error_text(first)}"
+        + (f". {advice}" if advice else "")
     ) from first
+
+
+def _model_advice(given: Any) -> str:
+    """What to write for a model that is none."""
+    if isinstance(given, type):
+        return f"Make one: {given.__name__}(...)"
+    if isinstance(given, Mapping):
+        return "These may be its weights: make the model, then model.load_state_dict(weights)"
+    if isinstance(given, (str, bytes)):
+        return "Load the model from the file first"
+    if isinstance(given, (torch.Tensor, np.ndarray)) or hasattr(given, "__getitem__"):
+        return "The model comes first: olac.compile(model, loader)"
+    if hasattr(given, "get_params") and hasattr(given, "fit"):
+        return "Give olac.from_sklearn(estimator)"
+    if callable(given):
+        return "Put the function into the forward of a module"
+    return "Give the model itself"
 
 
 def _values_missing(module: nn.Module) -> str:
@@ -341,7 +367,7 @@ def _check_model(model: nn.Module, constants: Constants) -> None:
             unwrapped_path(model, path),
             "",
             f"{type(module).__name__} {what}",
-            "Run one batch through the model before it is trained and compiled: model(images)"
+            "Run one batch through the model before it is trained and compiled: model(inputs)"
             if "lazy" in what
             else "Load its weights first: model.to_empty(device='cpu'), then load_state_dict",
         )
@@ -371,15 +397,18 @@ def _check_model(model: nn.Module, constants: Constants) -> None:
 
 def _check_example(example: torch.Tensor) -> None:
     if not isinstance(example, torch.Tensor):
-        raise TypeError(f"the example is a torch.Tensor, not {type(example).__name__}")
+        advice = (
+            "torch.from_numpy(x).float()" if isinstance(example, np.ndarray) else "one batch, next(iter(loader))[0]"
+        )
+        raise TypeError(f"the example is a torch.Tensor, not {described(example)}. Give {advice}")
     if example.dtype != torch.uint8 and not example.is_floating_point():
         node = UnsupportedNode(
-            "x", "", f"inputs of type {example.dtype} are not supported", "Give real images, e.g. images.float()"
+            "x", "", f"inputs of type {example.dtype} are not supported", "Give real inputs, e.g. inputs.float()"
         )
         raise UnsupportedModelError([node])
     if example.ndim < 2 or example.numel() == 0:
         raise CalibrationError(
-            f"an example has shape (images, features) or (images, channels, height, width), not {tuple(example.shape)}"
+            f"an example has shape (n, features) or (n, channels, height, width), not {tuple(example.shape)}"
         )
 
 
@@ -410,9 +439,9 @@ def _compare(traced: Traced, batches: list[torch.Tensor], expected: list[Any]) -
             return UnsupportedNode(
                 "",
                 "",
-                "the outputs for an image depend on the size of its batch, on chance, on a forward hook, or on a test "
+                "the outputs for an input depend on the size of its batch, on chance, on a forward hook, or on a test "
                 "of the input's type",
-                "Make forward treat each image alone, without randomness, move what hooks do into modules, and leave "
+                "Make forward treat each input alone, without randomness, move what hooks do into modules, and leave "
                 "out tests such as isinstance(x, torch.Tensor), which a traced input fails",
             )
     return None

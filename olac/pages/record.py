@@ -23,7 +23,7 @@ FILES = JsonFiles(
     "olac-run",
     "the record of a run",
     RUN_RECORDS,
-    most_bytes=64_000_000,
+    most_bytes=16_000_000,
     mismatch="Record a run of this program: olac run --record, or olac debug --json.",
 )
 
@@ -53,8 +53,8 @@ class Timing:
         images: of the run.
         seconds: wall time of all nodes.
         peak_gb: the largest resident memory of the process.
-        keys_held, keys_read: rotation keys that were held at most, and how often one was read from its file; None if
-            all were held.
+        keys_held, keys_read: rotation keys that are held at most, and how often the server has read one from its file
+            so far; None if all are held.
         nodes: in the order of the run.
     """
 

@@ -102,11 +102,7 @@ def curve(
     seen = histogram.range(None)
     low, high = float(ranges[:, 0].min()), float(ranges[:, 1].max())
     points: Array = np.linspace(low, high, POINTS).astype(np.float64)
-    exact_values = np.array([one(points) for one in exact])
-    with np.errstate(over="ignore", invalid="ignore"):
-        fitted_values = np.nan_to_num(np.array([one(points) for one in fitted]), nan=MOST_VALUE).clip(
-            -MOST_VALUE, MOST_VALUE
-        )
+    exact_values, fitted_values = _values(exact, points), _values(fitted, points)
     if len(fitted) > 1:
         reach = 1e-9 * max(high - low, abs(low), abs(high))
         there = (points >= ranges[:, :1] - reach) & (points <= ranges[:, 1:] + reach)
@@ -128,6 +124,13 @@ def curve(
         _row(np.where(there, fitted_values, np.inf).min(0)),
         _row(np.where(there, fitted_values, -np.inf).max(0)),
     )
+
+
+def _values(functions: Sequence[Function], points: Array) -> Array:
+    """Values (functions, points), all of which can be drawn."""
+    with np.errstate(all="ignore"):
+        found = np.array([one(points) for one in functions], dtype=np.float64)
+    return np.asarray(np.nan_to_num(found, nan=MOST_VALUE).clip(-MOST_VALUE, MOST_VALUE))
 
 
 def _row(values: Array) -> tuple[float, ...]:

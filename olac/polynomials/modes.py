@@ -130,6 +130,9 @@ class _Tails(_Mode):
 class Compensated(_Tails):
     """One polynomial for each channel, in network order, compensating the errors of earlier layers.
 
+    The method is olac's own. Convolutions and linear layers are re-fitted by ridge regression, and then everything is
+    improved by gradients towards the model's own values, without labels (docs/strategies.md).
+
     Attributes:
         ridge: pull of re-fitted weights to the trained ones, in units of the inputs' mean square; None chooses one.
         refit: whether convolutions and linear layers are fitted again as well, in closed form and without labels.
@@ -148,23 +151,30 @@ class Compensated(_Tails):
     fit_seconds: float | None = None
 
     def passes_over(self, images: int) -> int:
-        """Passes of the reconstruction over this many images."""
+        """Passes of the reconstruction over this many images.
+
+        Args:
+            images: calibration images that are kept for fits.
+        """
         return EFFORTS[self.effort].passes_over(images) if self.reconstruct is None else self.reconstruct
 
 
 @dataclass(frozen=True, kw_only=True)
 class Channel(_Tails):
-    """One polynomial for each channel, from histograms."""
+    """One polynomial for each channel: least squares under the channel's histogram of calibration values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Empirical(_Tails):
-    """One polynomial for each layer, from histograms."""
+    """One polynomial for each layer: least squares under the layer's histogram of calibration values."""
 
 
 @dataclass(frozen=True)
 class Normal(_Tails):
-    """One polynomial for each layer, under a normal density: OLA's.
+    """One polynomial for each layer, under a normal density with the layer's mean and spread.
+
+    This is the fit of OLA (Lee et al., "Optimized layerwise approximation", arXiv 2310.10349), as far as its abstract
+    and secondary sources describe it; the definition of `r` is olac's reconstruction.
 
     Attributes:
         r: the density is r times as wide as the layer's own: larger is safer in the tails, smaller is closer in the
@@ -176,7 +186,10 @@ class Normal(_Tails):
 
 @dataclass(frozen=True)
 class Minimax(_Mode):
-    """Compositions of minimax polynomials; ReLU and its relatives.
+    """Compositions of minimax polynomials, for ReLU, LeakyReLU and PReLU: x (1 + sign(x)) / 2 with a composed sign.
+
+    The method and the degrees are those of Lee et al., "Precise approximation of convolutional neural networks for
+    homomorphically encrypted data", arXiv 2105.10879.
 
     Attributes:
         alpha: errors are at most 2^-alpha of the range.
@@ -189,7 +202,10 @@ class Minimax(_Mode):
 
 @dataclass(frozen=True, kw_only=True)
 class Quadratic(_Tails):
-    """The fixed quadratic of leveled ResNets, scaled to the layer; ReLU."""
+    """The fixed quadratic 0.234375 x^2 + 0.5 x + 0.1875, stretched from [-2, 2] to the layer's range; for ReLU.
+
+    The polynomial is that of Chielle et al., arXiv 2509.22857, whose networks are trained with it.
+    """
 
 
 FromHistograms: TypeAlias = Compensated | Channel | Empirical | Normal | Quadratic
@@ -211,14 +227,22 @@ METHODS: Mapping[MethodName, type[Method]] = {
 
 @dataclass(frozen=True)
 class Fixed(_Mode):
-    """One degree for all activations."""
+    """One degree for all activations.
+
+    Attributes:
+        degree: from 1 to 127.
+    """
 
     degree: int
 
 
 @dataclass(frozen=True)
 class Plan(_Mode):
-    """One degree for each activation, in network order."""
+    """One degree for each activation, in network order.
+
+    Attributes:
+        degrees: from 1 to 127 each; as many as the model has activations.
+    """
 
     degrees: tuple[int, ...]
     keywords: ClassVar[Mapping[str, str]] = {"degrees": "plan"}
@@ -271,7 +295,10 @@ class _Searched(_Mode):
 
 @dataclass(frozen=True, kw_only=True)
 class Within(_Searched):
-    """The most accurate degrees within one limit.
+    """The most accurate degrees within one limit, by a dynamic program over activations.
+
+    Give exactly one of `levels`, `seconds` and `bootstraps`. With effects="ola" the program minimises the variance of
+    the loss, as in arXiv 2310.10349; with "measured" it adds up what each polynomial does to the outputs.
 
     Attributes:
         levels: the sum of the levels of all activations.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from olac.ckks.engines import OPENFHE
-from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError
+from olac.errors import ArtifactError, OlacError, SecurityError, VerificationError, plain
 from olac.ir.graph import Graph, Node, Origin
 from olac.ir.lowerings import LOWERINGS, Lowering
+from olac.ir.names import Names, check_names
 from olac.ir.ops import OPS, Array, Input, Op
 from olac.ir.types import Stage, ValueType
 from olac.ir.verify import verify
@@ -41,8 +43,11 @@ from olac.program.parts import (
 from olac.program.report import Report, SelfCheck
 from olac.system.files import Output, Source, check_writable, write_files
 from olac.system.formats import PROGRAMS
+from olac.system.logs import event as log_event
 from olac.system.memory import memory_for
 from olac.system.tensors import TensorFiles
+
+log = logging.getLogger(__name__)
 
 FILES = TensorFiles("program", PROGRAMS, writer="LoweredProgram.save", hashes_tensors=False)
 MAX_PARTS = 1 << 16
@@ -65,6 +70,7 @@ def save_program(program: LoweredProgram, path: str | Path, *others: Output) -> 
     check_writable(path)
     data = program_bytes(program)
     write_files([Output(Path(path), [data], size=len(data)), *others])
+    log_event(log, f"{plain(path)}: program saved", file=str(path), fingerprint=program.fingerprint, bytes=len(data))
 
 
 def program_bytes(program: LoweredProgram) -> bytes:
@@ -95,7 +101,9 @@ def load_program(path: str | Path) -> LoweredProgram:
         SecurityError: its parameters don't have the security that they claim. If they have it only by the bounds of
             earlier versions, which were a little higher, there is a warning.
     """
-    return _load(Source.of_file(path))
+    program = _load(Source.of_file(path))
+    log_event(log, f"{plain(path)}: program loaded", file=str(path), fingerprint=program.fingerprint)
+    return program
 
 
 @memory_for("loading the program")
@@ -108,13 +116,15 @@ def _load(source: Source) -> LoweredProgram:
     version, manifest, constants = FILES.read(source)
     if version == 4:
         _add_fields_of_version_5(manifest)
+    if version < 6:
+        manifest.setdefault("output_names", [])
     for name, array in constants.items():
         if array.dtype != np.float64:
             raise ArtifactError(
                 f"{source.name}: the tensor {name} is of type {array.dtype}, expected float64. {REMAKE}"
             )
-    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report", "head"}
-    if set(manifest) - {"engine"} != wanted:
+    wanted = {"olac", "fingerprint", "graph", "parameters", "rotations", "report", "head", "output_names"}
+    if set(manifest) - {"engine", "public_key"} != wanted:
         raise ArtifactError(f"{source.name}: its manifest does not have the parts {sorted(wanted)}. {REMAKE}")
     try:
         program = _program(manifest, constants)
@@ -192,7 +202,9 @@ def _manifest(program: LoweredProgram) -> dict[str, Any]:
         "rotations": encode(program.rotations),
         "report": encode(replace(program.report, pass_seconds=())),
         "head": [tagged(step) for step in program.head.steps],
+        "output_names": encode(program.output_names),
         **engine,
+        **({"public_key": True} if program.public_key else {}),
     }
 
 
@@ -222,6 +234,8 @@ def _program(manifest: Mapping[str, Any], constants: Mapping[str, Array]) -> Low
         decode(manifest["report"], Report, "report"),
         head_of(manifest["head"]),
         engine_of(manifest.get("engine", OPENFHE.name)),
+        decode(manifest["output_names"], Names, "output_names"),
+        decode(manifest.get("public_key", False), bool, "public_key"),
     )
 
 
@@ -269,6 +283,7 @@ def _check(program: LoweredProgram) -> None:
         program.head.output_shape(program.output.type.shape)
     except ValueError as error:
         raise ValueError(f"the head does not take the program's outputs: {error}") from error
+    check_names(program.output_names, program.head, program.output.type.shape)
     steps = program.rotations
     most = parameters.slots - 1 if parameters.bootstrapping is not None else parameters.conjugation_step
     if list(steps) != sorted(set(steps)) or any(not 0 < step <= most for step in steps):

@@ -22,6 +22,7 @@ from olac.ckks.parameters import Parameters
 from olac.errors import ArtifactError, OlacError, SecurityError
 from olac.ir.head import OutputHead
 from olac.ir.layout import TensorLayout
+from olac.ir.names import Named, Names, check_names
 from olac.ir.ops import Array, Input
 from olac.ir.types import CipherState, Stage, ValueType
 from olac.program.parts import (
@@ -44,6 +45,8 @@ from olac.system.memory import memory_for
 FORMAT = "olac-client"
 MAX_BYTES = 1 << 25
 """A model's last scales may have as many numbers as its outputs, and each is about 20 bytes of text."""
+PUBLIC_KEY = "public_key"
+"""The field that files have only if it is true."""
 HEX_DIGITS = frozenset("0123456789abcdef")
 REMAKE = CLIENT_PROGRAMS.remake
 
@@ -80,7 +83,7 @@ class Port:
 
 
 @dataclass(frozen=True)
-class ClientProgram:
+class ClientProgram(Named):
     """What a client knows of a program: `CompiledProgram.client()` makes it, and `Client` works from it.
 
     Attributes:
@@ -91,6 +94,8 @@ class ClientProgram:
         input, output: what is encrypted and decrypted.
         head: what the client computes of decrypted outputs.
         engine: the name of the engine that the program was planned for.
+        output_names: of classes or numbers of the output, or none.
+        public_key: whether it was planned for inputs that are encrypted with a public key.
     """
 
     fingerprint: str
@@ -101,6 +106,8 @@ class ClientProgram:
     output: Port
     head: OutputHead = field(default_factory=OutputHead)
     engine: str = "openfhe"
+    output_names: Names = ()
+    public_key: bool = False
 
     @property
     def rotations(self) -> tuple[int, ...]:
@@ -113,7 +120,11 @@ class ClientProgram:
         return dict(self.levels)
 
     def keys_for(self, engine: EngineModel) -> KeyList:
-        """The evaluation keys that the program needs on an engine."""
+        """The evaluation keys that the program needs on an engine.
+
+        Args:
+            engine: what planners know of the engine.
+        """
         return keys_for(self.parameters, engine, self.rotations, self.rotation_levels, self.product_level)
 
     @property
@@ -132,7 +143,11 @@ class ClientProgram:
         return self.head.output_shape(self.output.type.shape)
 
     def encode(self, images: Array) -> Array:
-        """The values that are encrypted, times the input's unit, for images (n, *input shape)."""
+        """The values that are encrypted, times the input's unit, for images (n, *input shape).
+
+        Args:
+            images: float64, in true units.
+        """
         return self.input.op.encode(images)
 
     def client(self) -> ClientProgram:
@@ -144,6 +159,9 @@ class ClientProgram:
     @memory_for("saving the client's description")
     def save(self, path: str | Path) -> None:
         """Write the description to a file, completely or not at all.
+
+        Args:
+            path: the file to write.
 
         Raises:
             ArtifactError: the file can't be written.
@@ -167,6 +185,9 @@ class ClientProgram:
     def load(path: str | Path) -> ClientProgram:
         """Read a description and check all of it.
 
+        Args:
+            path: a file that `save` or `olac client` wrote.
+
         Raises:
             ArtifactError: the file is missing, damaged, of another kind or a newer version, or not valid.
             SecurityError: its parameters don't have the security that they claim.
@@ -175,7 +196,11 @@ class ClientProgram:
 
     @staticmethod
     def from_bytes(data: bytes) -> ClientProgram:
-        """Check and read the result of `to_bytes`, with the errors of `load`."""
+        """Check and read the result of `to_bytes`, with the errors of `load`.
+
+        Args:
+            data: what `to_bytes` gave.
+        """
         return _load(Source(data=bytes(data)))
 
     def __reduce__(self) -> tuple[Callable[[bytes], ClientProgram], tuple[bytes]]:
@@ -193,8 +218,10 @@ def _content(program: ClientProgram) -> dict[str, Any]:
     found: dict[str, Any] = {
         one.name: encode(getattr(program, one.name))
         for one in fields(program)
-        if one.name not in ("parameters", "head")
+        if one.name not in ("parameters", "head", PUBLIC_KEY)
     }
+    if program.public_key:
+        found[PUBLIC_KEY] = True
     return found | {
         "parameters": encode(program.parameters.fields()),
         "head": [tagged(step) for step in program.head.steps],
@@ -216,6 +243,8 @@ def _load(source: Source) -> ClientProgram:
     try:
         if _digest(content) != outer.get("sha256"):
             raise ArtifactError(f"{source.name}: its hash is wrong: it was damaged or changed. Get it again.")
+        if outer["version"] == 1 and isinstance(content, dict):
+            content.setdefault("output_names", [])
         program = _program(content)
         _check(program)
     except (ArtifactError, SecurityError) as error:
@@ -247,7 +276,10 @@ def _outer(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _program(data: Any) -> ClientProgram:
-    given = object_of(data, {one.name for one in fields(ClientProgram)}, "client")
+    names = {one.name for one in fields(ClientProgram)}
+    if isinstance(data, dict) and PUBLIC_KEY not in data:
+        names.remove(PUBLIC_KEY)
+    given = object_of(data, names, "client")
     return ClientProgram(
         decode(given["fingerprint"], str, "fingerprint"),
         parameters_of(given["parameters"]),
@@ -257,6 +289,8 @@ def _program(data: Any) -> ClientProgram:
         decode(given["output"], Port, "output"),
         head_of(given["head"]),
         engine_of(given["engine"]),
+        decode(given["output_names"], Names, "output_names"),
+        decode(given.get(PUBLIC_KEY, False), bool, PUBLIC_KEY),
     )
 
 
@@ -286,6 +320,7 @@ def _check(program: ClientProgram) -> None:
     if program.input.type.batch != program.output.type.batch:
         raise ValueError("input and output are of different batches")
     program.head.output_shape(program.output.type.shape)
+    check_names(program.output_names, program.head, program.output.type.shape)
 
 
 def _check_port(port: Port, parameters: Parameters, name: str) -> None:

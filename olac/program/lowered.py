@@ -15,6 +15,7 @@ from olac.ckks.parameters import Parameters
 from olac.errors import VerificationError
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead
+from olac.ir.names import Names
 from olac.ir.types import Stage
 from olac.program.report import Report
 from olac.system.formats import without_unused
@@ -35,7 +36,9 @@ def _canonical(value: Any) -> Any:
 class LoweredProgram:
     """The contents of a program file; `olac.CompiledProgram` adds what can be done with it.
 
-    `engine` is the name of the engine that the program was planned for, and that runs it by default.
+    `engine` is the name of the engine that the program was planned for, and that runs it by default. `output_names` are
+    those of classes or numbers that the client gets, or none; they do not count in the fingerprint. `public_key` says
+    whether the program was planned for inputs that are encrypted with a public key; it decides nothing of a run.
     """
 
     graph: Graph
@@ -44,6 +47,8 @@ class LoweredProgram:
     report: Report = field(default_factory=Report)
     head: OutputHead = field(default_factory=OutputHead)
     engine: str = OPENFHE.name
+    output_names: Names = ()
+    public_key: bool = False
 
     def __post_init__(self) -> None:
         engine_model(self.engine)

@@ -6,10 +6,10 @@ Nothing in a file is trusted: every field must have the type that its dataclass 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import types
 import typing
-import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -23,6 +23,9 @@ from olac.errors import VerificationError
 from olac.ir.head import STEPS, OutputHead, Step
 from olac.ir.lowerings import Lowering
 from olac.ir.types import ValueType
+from olac.system.logs import warn
+
+log = logging.getLogger(__name__)
 
 MAX_INTEGER = 1 << 62
 MAX_CIPHERTEXTS = 1 << 14
@@ -175,11 +178,12 @@ def warn_of_security(parameters: Parameters, name: str, stacklevel: int) -> None
         stacklevel: of the warning, as seen from here.
     """
     if parameters.security == 0:
-        warnings.warn(
-            f"{name} was compiled without security, for tests: its ciphertexts hide nothing", stacklevel=stacklevel
+        warn(
+            log, f"{name} was compiled without security, for tests: its ciphertexts hide nothing", stacklevel=stacklevel
         )
     elif not parameters.secure:
-        warnings.warn(
+        warn(
+            log,
             f"{name} was compiled for {parameters.security}-bit security by bounds that newer attacks "
             f"have lowered: it has {math.floor(parameters.security_bits)} bits. It runs as before; compile the "
             "model again for the full security.",

@@ -23,6 +23,7 @@ from olac.costs.table import CostTable
 from olac.errors import ArtifactError, InputError, plain
 from olac.ir.graph import Graph, Node
 from olac.ir.head import OutputHead, Outputs
+from olac.ir.names import Named, Names
 from olac.ir.ops import Array, Input
 from olac.kernels.base import Kernel
 from olac.kernels.execute import build_kernels
@@ -35,6 +36,7 @@ from olac.program.lowered import LoweredProgram
 from olac.program.report import Report
 from olac.system.internal import callers_own, guard
 from olac.system.memory import check_room, memory_for
+from olac.system.shapes import described, fitting, noun, shape_of
 
 if TYPE_CHECKING:
     from olac.pages.page import Page
@@ -55,9 +57,7 @@ def check_images(images: Any, shape: tuple[int, ...]) -> Array:
         if array.shape == shape:
             array = array[None]
         if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
-            raise InputError(
-                f"the program takes images of shape {shape} (or (n, {', '.join(map(str, shape))})), not {array.shape}"
-            )
+            raise InputError(wrong_shape(array.shape, shape, tensor=hasattr(images, "detach")))
         # After the check of the shape, so that no copy of a wrong array is made.
         if array.dtype != np.float64:
             check_room(array.size * np.dtype(np.float64).itemsize, "taking the input")
@@ -71,9 +71,25 @@ def check_images(images: Any, shape: tuple[int, ...]) -> Array:
     return made
 
 
+def wrong_shape(given: tuple[int, ...], shape: tuple[int, ...], *, tensor: bool = False, name: str = "x") -> str:
+    """What to say of an array that holds no inputs of a program.
+
+    Args:
+        given: its shape.
+        shape: of one input.
+        tensor: whether it is one of torch's.
+        name: of the array, in the line to write instead.
+    """
+    line = fitting(given, shape, name, tensor)
+    return (
+        f"the program takes {noun(shape, 2)} of shape {shape} (or (n, {', '.join(map(str, shape))})), not {given}"
+        + (f". Write {line}" if line else "")
+    )
+
+
 def _real_array(images: Any) -> Any:
     """An array of real numbers, as given; InputError for anything else. Errors do not show values."""
-    name = type(images).__name__
+    name = described(images)
     try:
         if hasattr(images, "detach"):  # a tensor; torch may not be installed
             images = images.detach().cpu()
@@ -81,7 +97,7 @@ def _real_array(images: Any) -> Any:
             images = images.numpy() if images.is_complex() else images.double().numpy()
         array = np.asanyarray(images)
     except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
-        raise InputError(f"an input of type {name} is not an array of numbers") from error
+        raise InputError(f"the input is {name}, not an array of real numbers: {_instead(images)}") from error
     if isinstance(array, np.ma.MaskedArray) and np.any(array.mask):
         raise InputError("the input is an array with masked values. Fill them in (array.filled(value)).")
     array = np.asarray(array)
@@ -89,11 +105,23 @@ def _real_array(images: Any) -> Any:
         array.dtype.kind == "O" and all(isinstance(value, Real | Decimal) for value in array.reshape(-1))
     )
     if not real:
-        raise InputError(f"an input of type {name} holds {array.dtype}, not real numbers")
+        raise InputError(f"the input is {name}, not an array of real numbers: {_instead(images)}")
     return array
 
 
-class _Simulated:
+def _instead(given: Any) -> str:
+    """What to write for inputs that are no array."""
+    if isinstance(given, Mapping):
+        key = next((key for key, one in given.items() if isinstance(key, str) and shape_of(one) is not None), "key")
+        return f"take them out of the batch, such as batch[{plain(key)!r}]"
+    if isinstance(given, (tuple, list)) and any(shape_of(one) for one in given):
+        return "take them out of the batch, such as batch[0]"
+    if hasattr(given, "__iter__") and not isinstance(given, str) and shape_of(given) is None:
+        return "take one batch after the other, such as next(iter(loader))[0]"
+    return "give a numpy array or a tensor of floats"
+
+
+class _Simulated(Named):
     """A graph whose outputs a head turns into those of the model, exactly."""
 
     graph: Graph
@@ -116,6 +144,15 @@ class _Simulated:
 
         They are those of an encrypted run without noise, and integers if the model's last step is an argmax. With `raw`
         they are what the head is applied to, (n, *raw shape).
+
+        Args:
+            images: in true units, an array or a tensor of any real type on any device.
+            observe: called with each node and its value, (n, *shape of the value). If it returns an array, that takes
+                the value's place.
+            raw: give what the head is applied to, such as logits.
+
+        Raises:
+            InputError: another shape, no real numbers, or values that are not finite.
         """
         with guard("simulating"):
             given = check_images(images, self.input_shape)
@@ -127,12 +164,18 @@ class _Simulated:
 class ApproximatedModel(_Simulated):
     """A model whose activations are polynomials (stage POLYNOMIAL): simulate() and a report, no parameters.
 
-    `curves` are for reports (see `CompiledProgram`).
+    Attributes:
+        graph: the model at stage POLYNOMIAL: linear operations, sums, products and polynomials.
+        report: what was decided and measured: fits, agreement, notes (`olac.program.report.Report`).
+        head: the model's last steps, which the client computes on decrypted outputs.
+        output_names: the names of the outputs, such as those of classes; empty without names.
+        curves: for reports (see `CompiledProgram`).
     """
 
     graph: Graph
     report: Report = field(default_factory=Report)
     head: OutputHead = field(default_factory=OutputHead)
+    output_names: Names = ()
     curves: Curves | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
@@ -150,8 +193,15 @@ class CompiledProgram(_Simulated, LoweredProgram):
     decrypted outputs. A program holds no secret, no torch and no openfhe object.
 
     Attributes:
+        graph: the model at stage LEVELLED, with a layout, a unit, a level and a scale for each value.
+        parameters: ring, primes, scale and security (`olac.ckks.parameters.Parameters`).
+        rotations: the steps, in slots, that need rotation keys.
+        report: what was decided and measured (`olac.program.report.Report`); `report.notes` is what you should know.
+        head: the model's last steps, which the client computes on decrypted outputs.
+        engine: the name of the engine that the program was planned for, which runs it by default.
         curves: for reports: the model's name and what calibration tells of its activations. Compiled programs have
             them, and `save` writes them to a file of their own. Programs that were read have none.
+        output_names: the names of the outputs, such as those of classes; empty without names.
     """
 
     curves: Curves | None = field(default=None, compare=False)
@@ -209,7 +259,11 @@ class CompiledProgram(_Simulated, LoweredProgram):
         return page
 
     def encode(self, images: Array) -> Array:
-        """The values that the graph computes with, for images (n, *input shape): slots times the input's unit."""
+        """The values that the graph computes with, for images (n, *input shape): slots times the input's unit.
+
+        Args:
+            images: float64, (n, *input shape), in true units.
+        """
         op = self.input.op
         assert isinstance(op, Input)
         return op.encode(images)
@@ -269,10 +323,16 @@ class CompiledProgram(_Simulated, LoweredProgram):
             Port(self.output.type),
             self.head,
             self.engine,
+            self.output_names,
+            self.public_key,
         )
 
     def keys_for(self, engine: EngineModel) -> KeyList:
-        """The evaluation keys that the program needs on an engine."""
+        """The evaluation keys that the program needs on an engine.
+
+        Args:
+            engine: what planners know of the engine, such as `program.planned_for`.
+        """
         return keys_for(self.parameters, engine, self.rotations, self.rotation_levels, self.product_level)
 
     @property
@@ -289,6 +349,9 @@ class CompiledProgram(_Simulated, LoweredProgram):
         They are of a server with the memory that the program was compiled for, if there is such a limit.
 
         Args:
+            threads: that the server will use; None for those that this process may use.
+            slowdown: how much slower than the table the machine is, as `olac.runtime.forecast` measures it; None for as
+                fast.
             costs: of any engine; None for the shipped table of the one that the program was planned for.
         """
         costs = costs or CostTable.default(self.planned_for)
@@ -301,8 +364,12 @@ class CompiledProgram(_Simulated, LoweredProgram):
         """Write the program to one file (see `olac.program.artifact`).
 
         Args:
+            path: the file to write, which is complete or absent.
             curves: also write the curves that the program has to PATH.report, with mode 0600. They tell of calibration
                 data, so they are never in the program, and stay with whoever compiled it: `olac report` shows them.
+
+        Raises:
+            ArtifactError: the file can't be written.
         """
         target = Path(path)
         # A device or a pipe has no place beside it.
@@ -313,7 +380,15 @@ class CompiledProgram(_Simulated, LoweredProgram):
 
     @staticmethod
     def load(path: str | Path) -> CompiledProgram:
-        """Read a program; raises `ArtifactError` for anything that isn't one."""
+        """Read a program and check all of it, its parameters' security included.
+
+        Args:
+            path: a file that `save` wrote, of this or an earlier version.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, of another kind or version, or not valid.
+            SecurityError: its parameters don't have the security that they claim.
+        """
         return CompiledProgram._of(artifact.load_program(Path(path)))
 
     def to_bytes(self) -> bytes:
@@ -322,7 +397,11 @@ class CompiledProgram(_Simulated, LoweredProgram):
 
     @staticmethod
     def from_bytes(data: bytes) -> CompiledProgram:
-        """Check and read the result of `to_bytes`; raises `ArtifactError` for anything that isn't a program."""
+        """Check and read the result of `to_bytes`, with the errors of `load`.
+
+        Args:
+            data: what `to_bytes` gave.
+        """
         return CompiledProgram._of(artifact.program_from_bytes(data))
 
     @staticmethod
@@ -331,7 +410,11 @@ class CompiledProgram(_Simulated, LoweredProgram):
 
     @staticmethod
     def check_kind(given: object) -> None:
-        """Raise `ArtifactError` unless an object is a program."""
+        """Raise `ArtifactError` unless an object is a program.
+
+        Args:
+            given: anything.
+        """
         if not isinstance(given, CompiledProgram):
             raise ArtifactError(
                 f"an object of type {type(given).__name__} was given, expected a program: olac.compile(...), or "

@@ -20,6 +20,7 @@ from olac.ir.ops import Activation, Array, Reshape
 from olac.polynomials.modes import MIN_AGREEMENT
 from olac.program.program import ApproximatedModel
 from olac.program.report import SelfCheck, percent
+from olac.system.shapes import noun
 
 FEW_IMAGES = 256
 """A note is made if a calibration has fewer images, because ranges and agreement are then little more than guesses."""
@@ -102,16 +103,17 @@ def data_shortfalls(graph: Graph, calibration: Calibration) -> tuple[str, ...]:
     alone = calibration.images == 1 and np.array_equal(calibration.sample, calibration.held_out.astype(np.float32))
     count = 1 if alone else calibration.images + len(calibration.held_out)
     if count < FEW_IMAGES:
+        given = noun(graph.inputs[0].type.shape, count)
         notes.append(
-            f"{count} calibration image{'s' if count != 1 else ''}: ranges, polynomials and the agreement rest on too "
-            f"little. Give at least {FEW_IMAGES}, as different from each other as the inputs will be"
+            f"{count} calibration {given}: ranges, polynomials and the agreement rest on too little. Give at least "
+            f"{FEW_IMAGES}, as different from each other as the inputs will be"
         )
     few = [node.id for node in graph.nodes if _few_values(calibration.histograms.get(node.id))]
     if few:
         named = ", ".join(few[:NAMED]) + (f" and {len(few) - NAMED} more" if len(few) > NAMED else "")
         notes.append(
             f"in some channels of {named} fewer than {FEW_VALUES} calibration values differ from all others, which are "
-            "the same: their polynomials are guesses. Calibrate with images in which these channels are active"
+            "the same: their polynomials are guesses. Calibrate with inputs in which these channels are active"
         )
     return tuple(notes)
 
@@ -132,7 +134,7 @@ def goal_shortfalls(check: SelfCheck) -> tuple[str, ...]:
         return ()
     return (
         f"the agreement is {percent(check.agreement)} ({check.meaning}), below {percent(check.goal)}: ask for more "
-        "(min_agreement), allow more levels (max_depth) or higher degrees (max_degree), or calibrate with more images",
+        "(min_agreement), allow more levels (max_depth) or higher degrees (max_degree), or calibrate with more inputs",
     )
 
 
@@ -141,9 +143,9 @@ def divergence_notes(diverged: int, copies: int) -> tuple[str, ...]:
     if not diverged:
         return ()
     return (
-        f"{diverged} of {copies} copies of calibration images that were altered a little have outputs that "
+        f"{diverged} of {copies} copies of calibration inputs that were altered a little have outputs that "
         "are far off, because values leave the ranges of polynomials. Inputs that nobody has seen may do the same: "
-        'calibrate with more images, take effort="thorough", or allow higher degrees (max_degree, max_depth)',
+        'calibrate with more inputs, take effort="thorough", or allow higher degrees (max_degree, max_depth)',
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,18 +22,23 @@ NAMED = 5
 Flags = npt.NDArray[np.bool_]
 
 
-def check_input(values: Array, type_: ValueType, allow_out_of_range: bool) -> str:
-    """A warning of values (n, *shape), as the graph takes them, that are outside their range; "" if none is.
+def check_input(values: Iterable[Array], type_: ValueType, allow_out_of_range: bool) -> str:
+    """A warning of values, as the graph takes them, that are outside their range; "" if none is.
 
     Raises InputError if values are far outside, unless that is allowed.
+
+    Args:
+        values: some images each, (n, *shape); at least one.
     """
-    away = _half_widths(values, type_, 0.0)
+    away: Array = np.zeros(type_.shape[0])
+    for some in values:
+        away = np.maximum(away, _half_widths(some, type_, 0.0))
     outside, far = away > 1.0 + RANGE_TOLERANCE, away > FAR
     if far.any() and not allow_out_of_range:
         raise InputError(
             f"{_named(far, type_)} of the input {_hold(far)} values more than {FAR:g} times as far from the middle of "
-            "the calibrated range as its ends: the outputs would be wrong. Prepare inputs as the calibration images "
-            "were, calibrate with more like them, or give allow_out_of_range=True (olac encrypt --force)."
+            "the calibrated range as its ends: the outputs would be wrong. Prepare inputs as those of the "
+            "calibration were, calibrate with more like them, or give allow_out_of_range=True (olac encrypt --force)."
         )
     if not outside.any():
         return ""
@@ -47,7 +54,7 @@ def check_output(values: Array, type_: ValueType) -> str:
         return ""
     return (
         f"{_named(far, type_)} of the outputs {_hold(far)} values more than {FAR:g} times as far from the middle of "
-        "the calibrated range as its ends: they may be wrong. The input may have been unlike the calibration images."
+        "the calibrated range as its ends: they may be wrong. The input may have been unlike the calibration inputs."
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,9 +29,10 @@ from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.kernels.base import Value
 from olac.program.program import AnyProgram, check_any_program
+from olac.progress import SHOWN_AFTER, Reporter, ShownCounts, counting, showing, with_counts
 from olac.runtime import envelope
 from olac.runtime.check_ranges import check_output
-from olac.runtime.encryptor import PublicKey, check_room_for, encrypted
+from olac.runtime.encryptor import PublicKey, check_room_for, encrypted, write_encrypted
 from olac.runtime.envelope import open_frame
 from olac.runtime.messages import (
     EncryptedInput,
@@ -41,10 +43,14 @@ from olac.runtime.messages import (
 )
 from olac.system.files import Output, Source, check_private, check_writable, write_files
 from olac.system.forks import check_fork
+from olac.system.logs import event as log_event
 from olac.system.memory import GB, available_bytes, current_rss_bytes, memory_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+log = logging.getLogger(__name__)
+MAKING = "making keys"
 
 MOST_DECIMALS = 15
 """Outputs are rounded to at most this many digits after the point, or before it."""
@@ -52,6 +58,11 @@ MOST_DECIMALS = 15
 
 class Client:
     """Encrypts for one program and decrypts its results.
+
+        with olac.Client(program) as client:
+            keys = client.generate_keys()  # for the server
+            client.save_secret_key("secret.key")
+            encrypted = client.encrypt(images)
 
     The secret key stays in this object unless `save_secret_key` writes it to a file.
 
@@ -93,11 +104,13 @@ class Client:
     # Keys ------------------------------------------------------------------------------------------------------------
 
     @memory_for("making the keys")
-    def generate_keys(self, progress: Callable[[int, int], None] | None = None) -> EvaluationKeys:
+    def generate_keys(self, progress: ShownCounts | Reporter = None) -> EvaluationKeys:
         """Make a new secret key, kept here, and the evaluation keys that a server needs.
 
         Args:
-            progress: called as progress(keys made, keys in all).
+            progress: None shows a bar if stderr is a terminal, and in a notebook; False shows nothing; True shows lines
+                where there is no terminal. A function is called with each `olac.progress.Event`, or, if it takes two
+                arguments, as progress(keys made, keys in all).
 
         Raises:
             InfeasibleError: the keys need more memory than there is; nothing was made.
@@ -115,7 +128,7 @@ class Client:
 
     @memory_for("making the keys")
     def more_keys(
-        self, held: AnyProgram | EvaluationKeys | KeyList, progress: Callable[[int, int], None] | None = None
+        self, held: AnyProgram | EvaluationKeys | KeyList, progress: ShownCounts | Reporter = None
     ) -> EvaluationKeys:
         """Make the evaluation keys that the program needs beside those that a server has, with the same secret key.
 
@@ -124,7 +137,7 @@ class Client:
 
         Args:
             held: what the server has: the keys, a program whose keys it has, or what clients know of that program.
-            progress: called as progress(keys made, keys in all).
+            progress: as in `generate_keys`.
 
         Raises:
             ArtifactError: what is held is for other parameters, or of another key pair.
@@ -168,10 +181,19 @@ class Client:
         session: ClientSession,
         identity: str,
         keys: KeyList,
-        progress: Callable[[int, int], None] | None,
+        progress: ShownCounts | Reporter,
     ) -> EvaluationKeys:
-        live = session.make_keys(keys.by_step, keys.relinearise, progress, bootstraps=keys.bootstraps)
-        return EvaluationKeys(self.program.parameters, identity, keys, self._engine, live=live)
+        plan = {MAKING: 1.0}
+        with showing(
+            with_counts(progress), "making keys", "made keys", log, plan, told=False, after=SHOWN_AFTER
+        ) as say:
+            tell = counting(say, MAKING)
+            live = session.make_keys(keys.by_step, keys.relinearise, tell, bootstraps=keys.bootstraps)
+            made = EvaluationKeys(self.program.parameters, identity, keys, self._engine, live=live)
+            size = sum(key_sizes(self._engine, self.program.parameters, keys))
+            say.result = f"{len(keys.names)} keys of {size / GB:.3f} GB"
+            log_event(log, f"keys made: {say.result}", keys=len(keys.names), bytes=size, engine=self._engine.model.name)
+        return made
 
     @property
     def identity(self) -> str:
@@ -219,6 +241,10 @@ class Client:
     def save_secret_key(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the secret key to a file that only its owner can read.
 
+        Args:
+            path: the file; its mode is 0600.
+            overwrite: replace a file that is there.
+
         Raises:
             ArtifactError: the file exists and `overwrite` is False, or it can't be written.
             MissingKeyError: there is no secret key yet.
@@ -229,6 +255,9 @@ class Client:
     @memory_for("saving the secret key")
     def secret_key_output(self, path: str | Path, *, overwrite: bool = False) -> Output:
         """What `save_secret_key` writes, for `olac.system.files.write_files`, which may write evaluation keys with it.
+
+        Args:
+            path, overwrite: as of `save_secret_key`.
 
         Raises:
             MissingKeyError: there is no secret key yet.
@@ -255,6 +284,7 @@ class Client:
 
         Args:
             program: any with the parameters that the key was made for, or what clients need of it.
+            path: the file.
             engine, secrets: as of `Client`. The file may be of other `secrets`.
 
         Raises:
@@ -305,14 +335,34 @@ class Client:
         right within it.
 
         Args:
+            images: in true units, an array or a tensor of any real type on any device.
             allow_out_of_range: encrypt, with a warning, values that are refused otherwise because they are far outside.
 
         Raises:
             InputError: another shape, no image, values that are not finite, or values further from the middle of the
                 calibrated range than `FAR` times its half width.
         """
-        live, count = encrypted(self._held(), self.program, images, allow_out_of_range)
+        count, sets = encrypted(self._held(), self.program, images, allow_out_of_range)
+        live = tuple(itertools.chain.from_iterable(sets))
         return EncryptedInput(self.program, self._identity, count, live=live, engine=self._engine)
+
+    @memory_for("encrypting")
+    def encrypt_to(self, path: str | Path, images: Any, *, allow_out_of_range: bool = False) -> None:
+        """Encrypt images into a file, the same as `encrypt(images).save(path)`, one set of ciphertexts after the other.
+
+        Memory holds one set, so there may be any number of images; they may be a map of a file
+        (`numpy.load(..., mmap_mode="r")`). All are checked before the first is encrypted.
+
+        Args:
+            path: of the file, which is complete or absent.
+            images, allow_out_of_range: as in `encrypt`.
+
+        Raises:
+            InputError: as `encrypt`.
+            ArtifactError: the file can't be written.
+        """
+        found = encrypted(self._held(), self.program, images, allow_out_of_range, kept=False)
+        write_encrypted(path, self.program, self._identity, self._engine, *found)
 
     @memory_for("decrypting")
     def decrypt(
@@ -328,6 +378,7 @@ class Client:
         Warns if they lie far outside the range that they were calibrated to have.
 
         Args:
+            result: of a run of the program on this client's input.
             raw: give what the program's head is applied to, such as logits, shape (images, *raw shape).
             of: the input that the result must be of. This finds results that were mixed up, not a server that lies.
             decimals: round outputs that are to be shared to this number of decimals; -1 rounds to tens. Rounding lowers
@@ -349,23 +400,26 @@ class Client:
         if of is not None:
             result.check_input(of)
         layout, state, type_ = program.output.layout, program.output.state, program.output.type
-        check_room_for(program, "decrypting", result.sets * layout.ciphertexts)
-        slots = []
-        for payload in result.payloads(session):
+        check_room_for(program, "decrypting", layout.ciphertexts)
+        payloads = result.payloads(session)
+
+        def decrypted() -> Array:
             try:
-                slots.append(session.decrypt(Ciphertext(payload, state)))
+                return session.decrypt(Ciphertext(next(payloads), state))
             except RuntimeError as error:
                 raise BackendError(
                     f"{result.name} does not decrypt: {self._engine.title} found noise in place of numbers. The "
                     "ciphertexts are damaged or were made with another key, or the input lay far outside the "
                     f"calibrated range, so that values overflowed. ({error})"
                 ) from error
-        batches = np.stack(slots).reshape(result.sets, layout.ciphertexts, -1)
-        images = np.concatenate([layout.unpack(batch) for batch in batches])[: result.images] * type_.unit
+
+        sets = (np.stack([decrypted() for _ in range(layout.ciphertexts)]) for _ in range(result.sets))
+        images = np.concatenate([layout.unpack(slots) for slots in sets])[: result.images] * type_.unit
         if not all(math.isfinite(v) for v in (float(images.min()), float(images.max()))):
             raise BackendError(f"{result.name} decrypts to values that are not finite")
         message = check_output(images, type_)
         if message:
+            # Not logged: it tells of decrypted values.
             warnings.warn(f"{result.name}: {message}", stacklevel=3)  # after the decorator
         outputs = images if raw else program.head.apply(images)
         # Integers of an argmax stay as they are. The sum makes 0.0 of -0.0.
@@ -375,6 +429,9 @@ class Client:
         """All slots of any value of a run, shape (ciphertexts, slots); NaN for ciphertexts that do not decrypt.
 
         For `olac debug`: like decrypted results, they must not be sent to a server.
+
+        Args:
+            value: ciphertexts of one value of a run, as `Server.run(observe=)` shows them.
         """
         session = self._held()
         rows = []

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,28 +17,31 @@ from olac.errors import ArtifactError, InfeasibleError, InputError, plain
 from olac.ir.head import Outputs
 from olac.ir.ops import Array
 from olac.pages.record import RunRecord
-from olac.program.program import CompiledProgram, check_images, load_any_program
+from olac.program.program import AnyProgram, CompiledProgram, check_images, load_any_program, wrong_shape
+from olac.progress import SHOWN_AFTER, Event, Reporter, Shown, ShownCounts, exact_duration, showing
 from olac.runtime.client import Client
 from olac.runtime.debug import Row, comparison
 from olac.runtime.encryptor import Encryptor, PublicKey
 from olac.runtime.envelope import PUBLIC_KEY, kind_of
 from olac.runtime.estimates import Forecast, forecast
 from olac.runtime.key_parts import load_keys, save_parts
-from olac.runtime.messages import MOST_IMAGES, EncryptedInput, EncryptedResult
+from olac.runtime.messages import MOST_IMAGES, EncryptedInput, EncryptedResult, sets_of
+from olac.runtime.progress import in_sets
 from olac.runtime.records import Recorder
-from olac.runtime.server import CHECKPOINT_SECONDS, Progress, Server
+from olac.runtime.server import CHECKPOINT_SECONDS, Asked, Server
 from olac.system.files import (
     Output,
     Source,
     check_apart,
     check_folder,
     check_writable,
-    is_same,
     make_folder,
-    remove_file,
     write_files,
 )
-from olac.system.memory import memory_for, ran_out
+from olac.system.memory import GB, memory_for, peak_rss_bytes, ran_out
+from olac.system.shapes import counted
+
+log = logging.getLogger(__name__)
 
 SECRET_KEY_NAME = "secret.key"
 EVALUATION_KEYS_NAME = "evaluation.keys"
@@ -46,7 +53,7 @@ def keygen(
     out_dir: str | Path,
     *,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ShownCounts | Reporter = None,
     engine: str | None = None,
     parts: bool = False,
 ) -> tuple[Path, Path]:
@@ -100,7 +107,7 @@ def more_keys(
     held: str | Path,
     output: str | Path,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ShownCounts | Reporter = None,
     engine: str | None = None,
 ) -> tuple[str, ...]:
     """Make the evaluation keys that a program needs beside those of an earlier one, with the same secret key.
@@ -145,28 +152,43 @@ def encrypt(
     output: str | Path,
     *,
     allow_out_of_range: bool = False,
+    announce: Callable[[Encrypted], None] | None = None,
+    progress: Shown = None,
 ) -> Path:
-    """Encrypt images from a .npy file of shape (n, *input shape) or `input shape`.
+    """Encrypt inputs from a .npy file of shape (n, *input shape) or `input shape`.
 
     Args:
         secret_key: or a public key, which can't decrypt.
         allow_out_of_range: as in `Client.encrypt`.
+        announce: called with what was encrypted, when it is written.
+        progress: how it is shown (`olac.progress.Shown`).
 
     Raises:
         ArtifactError: a file is missing or damaged.
         InputError: the array has another shape, type, values that are not finite or far outside the calibrated range.
     """
-    inputs = {"program": program, "secret key": secret_key, "file of images": images}
+    inputs = {"program": program, "secret key": secret_key, "file of inputs": images}
     check_apart({"encrypted input": output}, inputs)
     check_writable(output)
-    compiled = load_any_program(program)
-    array = read_npy(images, compiled.input_shape)
-    client: Client | Encryptor
-    if kind_of(secret_key) == PUBLIC_KEY:
-        client = Encryptor(compiled, PublicKey.load(compiled, secret_key))
-    else:
-        client = Client.load(compiled, secret_key)
-    client.encrypt(array, allow_out_of_range=allow_out_of_range).save(output)
+    with showing(progress, "encrypting", "encrypted", log, after=SHOWN_AFTER) as say:
+        say(Event("reading the program and the key", "reading"))
+        compiled = load_any_program(program)
+        array = open_npy(images, compiled.input_shape)
+        client: Client | Encryptor
+        if kind_of(secret_key) == PUBLIC_KEY:
+            client = Encryptor(compiled, PublicKey.load(compiled, secret_key))
+        else:
+            client = Client.load(compiled, secret_key)
+        say(Event(f"encrypting {counted(len(array), compiled.input_shape)}", "encrypting"))
+        try:
+            client.encrypt_to(output, array, allow_out_of_range=allow_out_of_range)
+        except InputError as error:
+            raise InputError(f"{plain(images)}: {error}") from error
+        made = Encrypted(compiled, len(array), Path(output))
+        if announce is not None:
+            announce(made)
+        else:
+            say.result = str(made)
     return Path(output)
 
 
@@ -177,12 +199,13 @@ def run(
     output: str | Path,
     *,
     max_memory: float | str | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Asked = None,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     preparing: Preparing | None = None,
     engine: str | None = None,
     announce: Callable[[Forecast], None] | None = None,
+    ended: Callable[[Ran], None] | None = None,
     record: str | Path | None = None,
 ) -> Path:
     """Run the program on an encrypted input; needs no secret key.
@@ -194,6 +217,7 @@ def run(
         announce: called with what the run will take, before it begins. With a limit of memory this machine is not
             measured for that.
         checkpoint, checkpoint_seconds: as in `Server.run`; the file is deleted when the result is written.
+        ended: called with what the run was, after the result is written.
         record: the file to write what the run took to, for reports (`olac.pages.record`).
 
     Raises:
@@ -209,23 +233,78 @@ def run(
     if checkpoint is not None:
         check_writable(checkpoint, special=False)
     compiled = CompiledProgram.load(program)
-    given = EncryptedInput.load(compiled, encrypted)
+    given = EncryptedInput.open(compiled, encrypted)
     keys = load_keys(compiled, evaluation_keys)
     if announce is not None:
         announce(forecast(compiled, keys.choose_engine(engine), measure=not (max_memory or compiled.max_memory)))
     # One run uses every weight once, so encoded weights are not kept.
     server = Server(compiled, keys, max_memory=max_memory, cache_bytes=0, engine=engine, preparing=preparing)
-    recorder = Recorder(progress)
-    result = server.run(
-        given, recorder, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, keep_checkpoint=True
-    )
-    result.save(output)
+    recorder = Recorder(progress if callable(progress) else None)
+    asked = progress if record is None else recorder
+    start = time.monotonic()
+    kept = server.run_to(output, given, asked, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds)
+    seconds = time.monotonic() - start
     if record is not None:
         recorder.record(server, given.images).save(record)
-    # Links may have been made in the meantime, and the result must not be deleted.
-    if checkpoint is not None and not is_same(Path(checkpoint), Path(output)):
-        remove_file(checkpoint)
+    if ended is not None:
+        shape, peak = compiled.input_shape, peak_rss_bytes() / GB
+        removed = kept is not None and not kept.exists()
+        ended(Ran(shape, given.images, given.sets, seconds, peak, Path(output), kept, removed))
     return Path(output)
+
+
+@dataclass(frozen=True)
+class Encrypted:
+    """What was encrypted; its text says so in one line.
+
+    Attributes:
+        program: that the input is for.
+        images: of the input.
+        output: the file of the encrypted input.
+    """
+
+    program: AnyProgram
+    images: int
+    output: Path
+
+    def __str__(self) -> str:
+        ciphertexts = sets_of(self.program, self.images) * self.program.input.layout.ciphertexts
+        many = f"{ciphertexts} ciphertext{'s' if ciphertexts != 1 else ''}"
+        size = EncryptedInput.bytes_of(self.program, self.images) / 1e6
+        return f"{plain(self.output)}: {counted(self.images, self.program.input_shape)} in {many}, {size:.1f} MB"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run was; its text says so in one line.
+
+    Attributes:
+        shape: of one input.
+        images, sets: of the input, and the sets of ciphertexts that hold them.
+        seconds: of the run, without loading and saving.
+        peak_gb: peak memory of this process.
+        output: the file of the result.
+        checkpoint: the file that held the run's state; None if there was none.
+        removed: whether that was deleted.
+    """
+
+    shape: tuple[int, ...]
+    images: int
+    sets: int
+    seconds: float
+    peak_gb: float
+    output: Path
+    checkpoint: Path | None = None
+    removed: bool = False
+
+    def __str__(self) -> str:
+        line = (
+            f"ran in {exact_duration(self.seconds)}: {in_sets(self.images, self.sets, self.shape, self.seconds)}, "
+            f"{self.peak_gb:.2f} GB at the peak; written to {plain(self.output)}"
+        )
+        if self.checkpoint is None:
+            return line
+        return f"{line}; the checkpoint {plain(self.checkpoint)} was {'deleted' if self.removed else 'kept'}"
 
 
 def decrypt(
@@ -237,6 +316,7 @@ def decrypt(
     encrypted: str | Path | None = None,
     raw: bool = False,
     decimals: int | None = None,
+    announce: Callable[[AnyProgram], None] | None = None,
 ) -> Outputs:
     """Decrypt a result, write it to a .npy file of shape (images, *output shape) and return it.
 
@@ -246,6 +326,7 @@ def decrypt(
         encrypted: the input that the result must be of, if that is to be checked.
         raw: leave out the model's last steps, which the client computes.
         decimals: as in `Client.decrypt`.
+        announce: called with the program, or what the file holds of it, before the result is decrypted.
 
     Raises:
         ArtifactError: a file is missing, damaged, or belongs to another program, key or input.
@@ -257,8 +338,10 @@ def decrypt(
     check_writable(output)
     compiled = load_any_program(program)
     client = Client.load(compiled, secret_key)
-    given = None if encrypted is None else EncryptedInput.load(compiled, encrypted)
-    values = client.decrypt(EncryptedResult.load(compiled, result), of=given, raw=raw, decimals=decimals)
+    if announce is not None:
+        announce(compiled)
+    given = None if encrypted is None else EncryptedInput.open(compiled, encrypted)
+    values = client.decrypt(EncryptedResult.open(compiled, result), of=given, raw=raw, decimals=decimals)
     write_npy(output, values)
     return values
 
@@ -270,7 +353,7 @@ def debug(
     images: str | Path,
     *,
     max_memory: float | str | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Asked = None,
     preparing: Preparing | None = None,
     record: str | Path | None = None,
 ) -> tuple[Row, ...]:
@@ -309,8 +392,22 @@ def read_npy(path: str | Path, shape: tuple[int, ...], most: int | None = None) 
         most: images to take, the first of the file; None for all.
 
     Raises:
+        ArtifactError, InfeasibleError: as `open_npy`.
+        InputError: as `open_npy`, or numbers are not finite.
+    """
+    images = open_npy(path, shape)
+    try:
+        return check_images(images[:most], shape)
+    except InputError as error:
+        raise InputError(f"{plain(path)}: {error}") from error
+
+
+def open_npy(path: str | Path, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """A map of the images in a .npy file of shape (n, *shape) or `shape`, as shape (n, *shape); nothing is read yet.
+
+    Raises:
         ArtifactError: the file is missing or no .npy file.
-        InputError: it holds something other than finite real numbers, or has another shape.
+        InputError: it holds something other than real numbers, or has another shape.
         InfeasibleError: memory ran out.
     """
     source = Source.of_file(path)
@@ -331,14 +428,12 @@ def read_npy(path: str | Path, shape: tuple[int, ...], most: int | None = None) 
         raise InputError(f"{source.name}: an array of type {plain(array.dtype)[:40]}, expected real numbers")
     # This is checked before anything of the array's size is made: a file with holes takes no room on a disk.
     if array.shape != shape and array.shape[1:] != shape:
-        raise InputError(f"{source.name}: an array of shape {array.shape}, expected {shape} or (n, *{shape})")
+        raise InputError(f"{source.name}: {wrong_shape(array.shape, shape)}, and save that")
     images = array[None] if array.shape == shape else array
     if len(images) > MOST_IMAGES:
-        raise InputError(f"{source.name}: {len(images)} images, at most {MOST_IMAGES} are possible. Split the file.")
-    try:
-        return check_images(images[:most], shape)
-    except InputError as error:
-        raise InputError(f"{source.name}: {error}") from error
+        many = counted(len(images), shape)
+        raise InputError(f"{source.name}: {many}, at most {MOST_IMAGES} are possible. Split the file.")
+    return images
 
 
 def write_npy(path: str | Path, values: Outputs) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,8 @@ from olac.program.program import check_images
 from olac.program.rows import Comparison, Outputs
 from olac.program.rows import Row as Row
 from olac.runtime.client import Client
-from olac.runtime.server import Progress, Server
+from olac.runtime.server import Asked, Server
+from olac.system.shapes import counted
 
 THRESHOLD = 0.05
 """Largest error of a slot that counts as right, in the layer's unit, or times the largest slot if that exceeds 1."""
@@ -43,16 +44,14 @@ class Fault:
         return f"{self.layer}: {self.problem}. {self.advice}"
 
 
-def debug(
-    client: Client, server: Server, images: object, progress: Callable[[Progress], None] | None = None
-) -> tuple[Row, ...]:
+def debug(client: Client, server: Server, images: object, progress: Asked = None) -> tuple[Row, ...]:
     """Run images encrypted and simulated, and compare all values.
 
     Args:
         client: with the secret key; of the program, or of what clients need of it.
         server: of the same program, with this client's evaluation keys.
         images: shape (n, *input shape) or one image; at most a batch.
-        progress: called after every node of the encrypted run.
+        progress: as in `Server.run`.
 
     Raises:
         InputError, ArtifactError, BackendError: as `Client.encrypt` and `Server.run`.
@@ -60,14 +59,13 @@ def debug(
     return comparison(client, server, images, progress).rows
 
 
-def comparison(
-    client: Client, server: Server, images: object, progress: Callable[[Progress], None] | None = None
-) -> Comparison:
+def comparison(client: Client, server: Server, images: object, progress: Asked = None) -> Comparison:
     """As `debug`, with a comparison of the outputs."""
     program = server.program
     given = check_images(images, program.input_shape)
     if len(given) > program.batch:
-        raise InputError(f"{len(given)} images are given, at most {program.batch} share ciphertexts and are compared")
+        many = counted(len(given), program.input_shape)
+        raise InputError(f"{many} are given, at most {program.batch} share ciphertexts and are compared")
     simulated: dict[str, Array] = {}
 
     def simulate(node: Node, value: Array) -> None:
@@ -163,7 +161,7 @@ def _range_advice(rows: Sequence[Row], left: str) -> str:
         return "Only slots that hold no element are out of range: a bug in olac, please report it with the program."
     if any(row.layer == left and row.op == Input.name for row in rows):
         return (
-            "The images themselves lie outside what was calibrated: prepare them as the calibration images, or "
+            "The inputs themselves lie outside what was calibrated: prepare them as the calibration inputs, or "
             "calibrate with more like them."
         )
-    return f"Values first leave [-1, 1] at {left}: calibrate with more images like these."
+    return f"Values first leave [-1, 1] at {left}: calibrate with more inputs like these."

@@ -215,6 +215,7 @@ class Payload:
         self.stream = stream
         self._digest = hashlib.sha256(header.start)
         self._left = header.payload_bytes
+        self._at = len(header.start)
 
     def read(self, size: int) -> bytes:
         """The next `size` bytes."""
@@ -226,20 +227,26 @@ class Payload:
         if size > self._left or len(data) != size:
             raise self.header.error(f"it ends {size - len(data)} bytes early", DAMAGED)
         self._left -= size
+        self._at += size
         self._digest.update(data)
+
+    def read_part(self, size: int) -> tuple[bytes, Part]:
+        """The next `size` bytes, and where they are; the part may be read again after `finish`."""
+        start, before = self._at, self._digest.copy()
+        data = self.read(size)
+        return data, Part(start, size, before, self._digest.digest())
 
     def parts(self, sizes: Iterable[int]) -> tuple[Part, ...]:
         """Read everything once and compare the hash; the parts of these sizes, which are all of the payload."""
-        buffer, parts, start = memoryview(bytearray(CHUNK)), [], len(self.header.start)
+        buffer, parts = memoryview(bytearray(CHUNK)), []
         for size in sizes:
-            before, left = self._digest.copy(), size
+            start, before, left = self._at, self._digest.copy(), size
             while left:
                 piece = buffer[: min(CHUNK, left)]
                 found = self.stream.readinto(piece)  # type: ignore[attr-defined]
                 self._take(piece[:found], len(piece))
                 left -= len(piece)
             parts.append(Part(start, size, before, self._digest.digest()))
-            start += size
         self.finish()
         return tuple(parts)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from dataclasses import dataclass
 
 from olac.analysis.estimate import Estimate
@@ -10,8 +10,11 @@ from olac.backends.session import Engine, Slowdown, available_engine, find_engin
 from olac.costs.table import CostTable
 from olac.errors import BackendError, ForkError, InfeasibleError
 from olac.program.program import CompiledProgram
+from olac.system.logs import warn
 from olac.system.memory import check_room, return_freed
 from olac.system.threads import usable_threads
+
+log = logging.getLogger(__name__)
 
 MEASURING_BYTES = 3e8
 """At the largest rings: a context, a few ciphertexts and the results of primitives."""
@@ -53,6 +56,7 @@ def forecast(
     be measured, the seconds are those of the table.
 
     Args:
+        program: the program.
         engine: that runs the program, or the name of its folder in `olac/backends`; None for the one that the program
             was planned for. If that one can't be used on this machine, a warning says so, and the prediction is for
             another; or, if no other takes the program, for the machine of the table.
@@ -89,5 +93,5 @@ def _usual(program: CompiledProgram) -> Engine:
     try:
         return available_engine(program.engine, program.parameters)
     except BackendError as error:
-        warnings.warn(str(error), stacklevel=3)
+        warn(log, str(error), stacklevel=3)
         return find_engine(program.engine)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import io
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from olac.ckks.parameters import Parameters
+from olac.errors import plain
 from olac.program.program import AnyProgram, check_any_program
 from olac.runtime.envelope import Owner, Payload, open_frame
 from olac.system.files import Output, Source, check_writable, write_files
+from olac.system.logs import event as log_event
 from olac.system.memory import memory_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+log = logging.getLogger(__name__)
 
 
 class Framed(ABC):
@@ -73,6 +79,7 @@ class Framed(ABC):
         check_writable(path, size=output.size)
         with memory_for(f"saving the {self.kind.replace('-', ' ')}"):
             write_files([output])
+        log_event(log, f"{plain(path)}: {self.kind} saved", file=str(path), kind=self.kind, bytes=output.size)
 
     def output(self, path: str | Path) -> Output:
         """What `save` writes, for `olac.system.files.write_files`, which may write the secret key together with it."""
@@ -89,14 +96,71 @@ class Framed(ABC):
 
     @classmethod
     def load(cls, program: AnyProgram, path: str | Path) -> Self:
-        """Read and check a file. The words of evaluation keys are read again when a server takes them.
+        """Read and check a file.
 
         Raises:
             ArtifactError: the file is missing, damaged, or of another kind, version or program.
         """
-        return cls._read(program, Source.of_file(path))
+        return cls._loaded(program, path)
+
+    @classmethod
+    def _loaded(cls, given: AnyProgram | Parameters, path: str | Path) -> Self:
+        made = cls._read(given, Source.of_file(path))
+        size = made.payload_bytes
+        log_event(log, f"{plain(path)}: {cls.kind} loaded", file=str(path), kind=cls.kind, bytes=size)
+        return made
 
     @classmethod
     def _read(cls, given: AnyProgram | Parameters, source: Source) -> Self:
         with memory_for(f"reading {cls.contents}"), open_frame(source, cls.kind, cls._owner(given)) as payload:
             return cls._of(given, payload)
+
+
+class FramedKeys(Framed):
+    """Public keys, which belong to parameters: they serve every program that has these.
+
+    Attributes:
+        parameters: those that they are for.
+    """
+
+    parameters: Parameters
+
+    @property
+    def _belongs_to(self) -> Parameters:
+        return self.parameters
+
+    @classmethod
+    def _owner(cls, given: AnyProgram | Parameters) -> Owner:
+        return parameters_of(given)
+
+    @classmethod
+    def from_bytes(cls, program: AnyProgram | Parameters, data: bytes) -> Self:
+        """Check a frame; raises `ArtifactError` for anything that is not for the parameters (of the program).
+
+        Args:
+            program: a program, what clients know of it, or parameters.
+            data: what `to_bytes` gave.
+        """
+        return cls._read(program, Source(data=data))
+
+    @classmethod
+    def load(cls, program: AnyProgram | Parameters, path: str | Path) -> Self:
+        """Read and check a file. Evaluation keys are read again when a server takes them.
+
+        Args:
+            program: with the parameters that the keys must be for, or these parameters. Evaluation keys of olac 0.1 or
+                older, which belong to one program, take that program.
+            path: the file.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, or of another kind or version, or for other parameters.
+        """
+        return cls._loaded(program, path)
+
+
+def parameters_of(given: AnyProgram | Parameters) -> Parameters:
+    """Parameters, as given or of a program; ArtifactError for what is neither."""
+    if isinstance(given, Parameters):
+        return given
+    check_any_program(given)
+    return given.parameters

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,10 @@ from olac.runtime.envelope import CHUNK, DIGEST_BYTES, PREFIX, parameter_fingerp
 from olac.runtime.messages import EvaluationKeys, key_sizes, keys_frame
 from olac.system.files import Output, Source, check_folder, make_folder, sync_folder, write_file, write_files
 from olac.system.formats import KEY_MANIFESTS
+from olac.system.logs import event as log_event
 from olac.system.memory import memory_for
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "keys.json"
 SUFFIX = ".key"
@@ -125,11 +129,19 @@ class KeyFolder:
         return found
 
     def missing(self, program: AnyProgram) -> tuple[str, ...]:
-        """The names of the parts that a program needs and that are not there, or not for as many levels."""
+        """The names of the parts that a program needs and that are not there, or not for as many levels.
+
+        Args:
+            program: the program, or what clients know of it.
+        """
         return program.keys_for(self.engine.model).lacking(self.listed).names
 
     def path(self, name: str) -> Path:
-        """The file of a part; ArtifactError for what is no name of a part of these parameters."""
+        """The file of a part; ArtifactError for what is no name of a part of these parameters.
+
+        Args:
+            name: of a part, such as those that `missing` gives.
+        """
         self._part(name)
         return self._path(name + SUFFIX)
 
@@ -145,7 +157,11 @@ class KeyFolder:
         return part
 
     def most_bytes(self, name: str) -> int:
-        """A bound of the bytes of a part's file."""
+        """A bound of the bytes of a part's file.
+
+        Args:
+            name: of a part, such as those that `missing` gives.
+        """
         size = sum(key_sizes(self.engine, self.parameters, self._part(name)))
         return PREFIX.size + MOST_HEADER_BYTES + size + DIGEST_BYTES
 
@@ -155,6 +171,9 @@ class KeyFolder:
         """Read a part, compare its SHA-256, and check that it is what its name says, for these keys.
 
         No library of CKKS sees its bytes, which are checked to be residues when a server takes them.
+
+        Args:
+            name: of a part, such as those that `missing` gives.
 
         Raises:
             ArtifactError: it is missing, damaged or another one.
@@ -179,6 +198,7 @@ class KeyFolder:
         Several threads or processes may receive parts at the same time. A part that is there already is replaced.
 
         Args:
+            name: of the part.
             pieces: of the whole file.
             sha256: that it must have, 64 hexadecimal digits; None if the sender does not say.
 
@@ -212,6 +232,10 @@ class KeyFolder:
     def take(self, name: str, path: str | Path) -> None:
         """Check a complete file on the disk of the folder, and give it the name of a part, as `receive` does.
 
+        Args:
+            name: of a part, such as those that `missing` gives.
+            path: the complete file.
+
         Raises:
             ArtifactError: as `receive`; the file is then where it was.
         """
@@ -232,6 +256,9 @@ class KeyFolder:
     @memory_for("loading the evaluation keys")
     def load(self, program: AnyProgram | None = None) -> EvaluationKeys:
         """The keys of all parts that are there, or of those that a program needs; each is checked as by `check`.
+
+        Args:
+            program: whose keys are taken; None for all parts.
 
         Raises:
             ArtifactError: a part is damaged or another one, or there is none.
@@ -254,6 +281,7 @@ class KeyFolder:
         """Write the parts of keys that are not there yet, and list all in the manifest.
 
         Args:
+            keys: of the pair of this folder.
             progress: called as progress(parts done, parts in all).
 
         Returns:
@@ -370,16 +398,27 @@ class _Stream:
 def load_keys(program: AnyProgram, path: str | Path) -> EvaluationKeys:
     """Evaluation keys from a file, or from a folder of parts those that a program needs.
 
+    Args:
+        program: a program, or what clients know of it.
+        path: a file or a folder.
+
     Raises:
         ArtifactError: as `EvaluationKeys.load` and `KeyFolder.load`.
     """
     if Path(path).is_dir():
-        return KeyFolder(program, path).load(program)
+        keys = KeyFolder(program, path).load(program)
+        log_event(log, f"{plain(path)}: evaluation-keys loaded", file=str(path), bytes=keys.payload_bytes)
+        return keys
     return EvaluationKeys.load(program, path)
 
 
 def save_parts(keys: EvaluationKeys, folder: str | Path) -> KeyFolder:
-    """Write keys to a folder, one file a key; see `KeyFolder.save`."""
+    """Write keys to a folder, one file a key; see `KeyFolder.save`.
+
+    Args:
+        keys: evaluation keys.
+        folder: is made if it does not exist.
+    """
     made = KeyFolder(keys.parameters, folder, keys.identity, keys.choose_engine(None))
     made.save(keys)
     return made

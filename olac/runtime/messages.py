@@ -7,10 +7,11 @@ and an engine, or the content of a frame (see `olac.runtime.envelope`). None of 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import secrets
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,12 +29,14 @@ from olac.ckks.words import WORD_BYTES, Words, as_bytes, check_words
 from olac.errors import ArtifactError, BackendError, ClosedError, plain
 from olac.ir.graph import Node
 from olac.program.client_program import Port
-from olac.program.program import AnyProgram, check_any_program
+from olac.program.program import AnyProgram
 from olac.runtime import envelope
-from olac.runtime.envelope import DAMAGED, WITHOUT_LEVELS, Header, Owner, Part, Payload
-from olac.runtime.framed import Framed
-from olac.system.files import Source
-from olac.system.memory import check_room
+from olac.runtime.envelope import DAMAGED, WITHOUT_LEVELS, Header, Part, Payload, open_frame
+from olac.runtime.framed import Framed, FramedKeys
+from olac.runtime.stored_words import StoredWords
+from olac.system.files import Output, Source, check_writable, write_files
+from olac.system.memory import check_room, memory_for
+from olac.system.shapes import described
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,8 +60,10 @@ class StoredKey:
     part: Part
 
 
-class EvaluationKeys(Framed):
+class EvaluationKeys(FramedKeys):
     """The public keys that a server needs: for relinearisation, for each rotation step and for bootstraps.
+
+    `Client.generate_keys` makes them, and `load`, `from_bytes` and `load_keys` read them.
 
     They belong to a key pair and to parameters. They serve every program with these parameters that takes none but
     these keys, so new weights need no new keys.
@@ -172,6 +177,9 @@ class EvaluationKeys(Framed):
     def choose_engine(self, wanted: Engine | str | None) -> Engine:
         """The engine that is wanted; None for the one that made the keys in this process or that they are for.
 
+        Args:
+            wanted: an engine or its name.
+
         Raises:
             ArtifactError: the engine that is wanted can't use these keys.
         """
@@ -194,6 +202,10 @@ class EvaluationKeys(Framed):
         self, progress: Callable[[int, int], None] | None = None, *, engine: Engine | str | None = None
     ) -> Keys:
         """The keys as an engine uses them while the result is there, read key by key if they came from outside.
+
+        Args:
+            progress: called as progress(keys so far, keys in all).
+            engine: that uses them; None for the one that they are for.
 
         Raises:
             ArtifactError: a key in the file changed after it was opened, its bytes are no residues, or another engine
@@ -229,6 +241,9 @@ class EvaluationKeys(Framed):
         """Those of keys from outside that are in a list, each as far as it reaches; they stay if these are closed.
 
         Servers of the same program share what they hold of them. Keys that were made in this process stay together.
+
+        Args:
+            wanted: the list.
         """
         part = self.listed.within(wanted.steps, wanted.relinearise is not None, wanted.bootstraps)
         if not self.outside or part == self.listed:
@@ -259,6 +274,9 @@ class EvaluationKeys(Framed):
         """These keys and others of the same pair, such as those of `Client.more_keys`; none of them may be closed.
 
         Of two keys for the same, the one that reaches further is taken. Keys that were made in this process are copied.
+
+        Args:
+            others: the other keys.
 
         Raises:
             ArtifactError: the others are of another pair, or for other parameters or another engine.
@@ -343,32 +361,6 @@ class EvaluationKeys(Framed):
         return super().to_bytes()
 
     @classmethod
-    def from_bytes(cls, program: AnyProgram | Parameters, data: bytes) -> Self:
-        """Check a frame; raises `ArtifactError` for anything that is not for the parameters (of the program)."""
-        return cls._read(program, Source(data=data))
-
-    @classmethod
-    def load(cls, program: AnyProgram | Parameters, path: str | Path) -> Self:
-        """Read and check a file. The keys are read again when a server takes them.
-
-        Args:
-            program: with the parameters that the keys must be for, or these parameters. Files of olac 0.1 or older,
-                which belong to one program, take that program.
-
-        Raises:
-            ArtifactError: the file is missing, damaged, or of another kind or version, or for other parameters.
-        """
-        return cls._read(program, Source.of_file(path))
-
-    @property
-    def _belongs_to(self) -> Parameters:
-        return self.parameters
-
-    @classmethod
-    def _owner(cls, given: AnyProgram | Parameters) -> Owner:
-        return parameters_of(given)
-
-    @classmethod
     def _of(cls, given: AnyProgram | Parameters, payload: Payload) -> Self:
         header = payload.header
         engine = _engine_of(header)
@@ -382,14 +374,6 @@ class EvaluationKeys(Framed):
         stored = tuple(StoredKey(header, part) for part in parts)
         name = header.source.name
         return cls(parameters, header.identity("keys"), listed, engine, stored=stored, name=name)
-
-
-def parameters_of(given: AnyProgram | Parameters) -> Parameters:
-    """Parameters, as given or of a program; ArtifactError for what is neither."""
-    if isinstance(given, Parameters):
-        return given
-    check_any_program(given)
-    return given.parameters
 
 
 Place = int | str
@@ -497,15 +481,18 @@ def sets_of(program: AnyProgram, images: int) -> int:
 class _Ciphertexts(Framed):
     """The ciphertexts of one value, as they are sent: noise degree 1, canonical scale, level as in its type.
 
-    Images beyond `program.batch` are in further sets of ciphertexts, one after the other.
+    Images beyond `program.batch` are in further sets of ciphertexts, one after the other. These are live, or words in
+    memory, or words that stay in a file (`open`).
 
     Attributes:
         called: what errors call an object of this kind.
+        made_by: what makes one, for errors.
         name: what errors call this one.
     """
 
     contents = "ciphertexts"
     called: ClassVar[str]
+    made_by: ClassVar[str]
 
     def __init__(
         self,
@@ -514,7 +501,7 @@ class _Ciphertexts(Framed):
         images: int,
         *,
         live: tuple[Any, ...] | None = None,
-        words: Words | None = None,
+        words: Words | StoredWords | None = None,
         name: str = "",
         engine: Engine | None = None,
     ) -> None:
@@ -530,8 +517,8 @@ class _Ciphertexts(Framed):
     def check_kind(cls, given: object) -> None:
         """Raise `ArtifactError` unless an object is of this kind, as for files."""
         if not isinstance(given, cls):
-            what = given.called if isinstance(given, _Ciphertexts) else f"an object of type {type(given).__name__}"
-            raise ArtifactError(f"{what} was given, expected {cls.called}. Check that the right one was given.")
+            what = given.called if isinstance(given, _Ciphertexts) else described(given)
+            raise ArtifactError(f"{what} was given, expected {cls.called}, which {cls.made_by} makes")
 
     @classmethod
     @abstractmethod
@@ -546,7 +533,7 @@ class _Ciphertexts(Framed):
         return count, 2, node.state.level + 1, program.parameters.ring_dimension
 
     @classmethod
-    def _bytes(cls, program: AnyProgram, images: int) -> int:
+    def bytes_of(cls, program: AnyProgram, images: int) -> int:
         count, _, limbs, _ = cls._shape(program, images)
         return count * ciphertext_bytes(program.parameters.log_ring, limbs)
 
@@ -558,22 +545,22 @@ class _Ciphertexts(Framed):
     @property
     def payload_bytes(self) -> int:
         """Bytes of the coefficients."""
-        return self._bytes(self.program, self.images)
+        return self.bytes_of(self.program, self.images)
 
     @property
     def _belongs_to(self) -> AnyProgram:
         return self.program
 
-    def payloads(self, session: Session) -> tuple[Any, ...]:
-        """The ciphertexts as a session uses them.
+    def payloads(self, session: Session) -> Iterator[Any]:
+        """The ciphertexts as a session uses them, one after the other.
 
         Raises:
-            ArtifactError: they are not as the value's type in the program says.
+            ArtifactError: they are not as the value's type in the program says, or the file that they are in changed.
         """
         if self._words is None and self.engine is session.engine:
-            return tuple(session.adopt(part) for part in self._checked())
+            return (session.adopt(part) for part in self._checked())
         level = self._shape(self.program, self.images)[2] - 1
-        return tuple(session.ciphertext(words, level) for words in self._all_words())
+        return (session.ciphertext(words, level) for words in self.words())
 
     def part(self, first: int, count: int) -> Self:
         """Some sets of ciphertexts, from set number `first` on, as a message of their own; nothing is copied."""
@@ -600,7 +587,7 @@ class _Ciphertexts(Framed):
         engine, parameters = self.engine, self.program.parameters
         count, _, limbs, _ = self._shape(self.program, self.images)
         if not 1 <= self.images <= MOST_IMAGES:
-            raise ArtifactError(f"{self.name}: {self.images} images, 1 to {MOST_IMAGES} are possible")
+            raise ArtifactError(f"{self.name}: {self.images} inputs, 1 to {MOST_IMAGES} are possible")
         if len(self._live) != count:
             raise ArtifactError(f"{self.name}: {len(self._live)} ciphertexts, expected {count}. {REPLACED}")
         for part in self._live:
@@ -614,8 +601,12 @@ class _Ciphertexts(Framed):
                 raise ArtifactError(f"{self.name}: a ciphertext under another key than the rest says. {REPLACED}")
         return self._live
 
-    def _all_words(self) -> Iterator[Words]:
-        """The words of one ciphertext after the other."""
+    def words(self) -> Iterator[Words]:
+        """The words of one ciphertext after the other, each of shape (2, limbs, N).
+
+        Raises:
+            ArtifactError: as `payloads`.
+        """
         if self._words is not None:
             return iter(self._words)
         engine, parameters, level = self.engine, self.program.parameters, self._shape(self.program, self.images)[2] - 1
@@ -625,30 +616,77 @@ class _Ciphertexts(Framed):
     def digest(self) -> str:
         """32 hexadecimal digits, other for other ciphertexts; the same if they are live, as bytes or in a file."""
         found = hashlib.sha256(f"{self.kind} {self.identity} {self.images} ".encode())
-        for words in self._all_words():
+        for words in self.words():
             found.update(as_bytes(words))
         return found.hexdigest()[:32]
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
-        shape, payload = self._shape(self.program, self.images), (as_bytes(words) for words in self._all_words())
-        fields = {"keys": self.identity, "images": self.images, "ciphertexts": shape[0], "limbs": shape[2]}
-        yield from envelope.frame(self.kind, self.program, fields | self._fields(), payload, self.payload_bytes)
+        yield from self._frame(self.program, self.identity, self.images, self.words(), self._fields())
+
+    @classmethod
+    def _frame(
+        cls, program: AnyProgram, identity: str, images: int, words: Iterable[Words], more: Mapping[str, Any]
+    ) -> Iterator[bytes | memoryview]:
+        shape, payload = cls._shape(program, images), map(as_bytes, words)
+        fields = {"keys": identity, "images": images, "ciphertexts": shape[0], "limbs": shape[2], **more}
+        yield from envelope.frame(cls.kind, program, fields, payload, cls.bytes_of(program, images))
+
+    @classmethod
+    def write(
+        cls, path: str | Path, program: AnyProgram, identity: str, images: int, words: Iterable[Words], **more: Any
+    ) -> None:
+        """Write what `save` writes, each ciphertext as soon as it is made. The file is complete or absent.
+
+        Args:
+            path: of the file.
+            program, identity, images: as in the constructor.
+            words: of all ciphertexts, one after the other; they are made while they are written.
+            more: further fields of the header.
+
+        Raises:
+            ArtifactError: the file can't be written.
+        """
+        size = cls.bytes_of(program, images)
+        check_writable(path, size=size)
+        # No file is begun before there is something to write: most runs are of one set.
+        made = iter(words)
+        every = itertools.chain([next(made)], made)
+        write_files([Output(Path(path), cls._frame(program, identity, images, every, more), size=size)])
+
+    @classmethod
+    def open(cls, program: AnyProgram, path: str | Path) -> Self:
+        """As `load`, but the ciphertexts stay in the file, which is read whenever they are needed.
+
+        The file is checked at once, and each ciphertext again when it is read. It has to stay as it is meanwhile.
+        Memory does not grow with the number of images.
+        """
+        with memory_for(f"reading {cls.contents}"), open_frame(Source.of_file(path), cls.kind, program) as payload:
+            return cls._parsed(program, payload, stays=True)
 
     @classmethod
     def _of(cls, program: AnyProgram, payload: Payload) -> Self:
+        return cls._parsed(program, payload, stays=False)
+
+    @classmethod
+    def _parsed(cls, program: AnyProgram, payload: Payload, stays: bool) -> Self:
         header = payload.header
         images = header.integer("images", 1, MOST_IMAGES)
-        shape, size = cls._shape(program, images), cls._bytes(program, images)
-        header.integer("ciphertexts", shape[0], shape[0])
-        header.integer("limbs", shape[2], shape[2])
+        (count, parts, limbs, length), size = cls._shape(program, images), cls.bytes_of(program, images)
+        header.integer("ciphertexts", count, count)
+        header.integer("limbs", limbs, limbs)
         identity, more = header.identity("keys"), cls._from_fields(header)
         header.expect_payload(size)
-        check_room(size, f"reading {header.source.name}")
-        words = np.frombuffer(payload.read(size), "<u8").reshape(shape)
-        payload.finish()
-        with header.named_in_errors():
-            for part in words:
-                check_words(part.reshape(-1, shape[3]), program.parameters.primes[: shape[2]] * 2, shape[3])
+        primes = program.parameters.primes[:limbs]
+        words: Words | StoredWords
+        if stays:
+            words = StoredWords.of(payload, count, (parts, limbs, length), primes)
+        else:
+            check_room(size, f"reading {header.source.name}")
+            words = np.frombuffer(payload.read(size), "<u8").reshape(count, parts, limbs, length)
+            payload.finish()
+            with header.named_in_errors():
+                for ciphertext in words:
+                    check_words(ciphertext.reshape(-1, length), primes * parts, length)
         return cls(program, identity, images, words=words, name=header.source.name, **more)
 
     def _fields(self) -> dict[str, Any]:
@@ -662,10 +700,14 @@ class _Ciphertexts(Framed):
 
 
 class EncryptedInput(_Ciphertexts):
-    """Encrypted images; where the last set of ciphertexts has room for more, the others are zeros."""
+    """Encrypted images; where the last set of ciphertexts has room for more, the others are zeros.
+
+    `Client.encrypt` and `Encryptor.encrypt` make it, and `load` reads it.
+    """
 
     kind = envelope.INPUT
     called = "an encrypted input"
+    made_by = "client.encrypt(x)"
 
     @classmethod
     def _node(cls, program: AnyProgram) -> Node | Port:
@@ -673,7 +715,7 @@ class EncryptedInput(_Ciphertexts):
 
 
 class EncryptedResult(_Ciphertexts):
-    """The encrypted outputs of some images; the first `images` count.
+    """The encrypted outputs of some images; the first `images` count. `Server.run` makes it, and `load` reads it.
 
     Attributes:
         input: the digest of the `EncryptedInput` that it is said to be of; None if an older olac wrote the file. It
@@ -682,6 +724,7 @@ class EncryptedResult(_Ciphertexts):
 
     kind = envelope.RESULT
     called = "an encrypted result"
+    made_by = "server.run(encrypted)"
 
     def __init__(
         self,
@@ -690,7 +733,7 @@ class EncryptedResult(_Ciphertexts):
         images: int,
         *,
         live: tuple[Any, ...] | None = None,
-        words: Words | None = None,
+        words: Words | StoredWords | None = None,
         name: str = "",
         engine: Engine | None = None,
         input: str | None = None,
@@ -699,7 +742,11 @@ class EncryptedResult(_Ciphertexts):
         self.input = input
 
     def check_input(self, given: EncryptedInput) -> None:
-        """Raise `ArtifactError` unless this is said to be the result of an input."""
+        """Raise `ArtifactError` unless this is said to be the result of an input.
+
+        Args:
+            given: the input.
+        """
         EncryptedInput.check_kind(given)
         if self.input is None:
             raise ArtifactError(f"{self.name} does not say which input it is of: an older olac made it. Run it anew.")

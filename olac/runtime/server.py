@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
+import logging
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -31,6 +30,7 @@ from olac.kernels.base import Value
 from olac.kernels.execute import execute
 from olac.kernels.sets import SetsEvaluator, apart, together
 from olac.program.program import CompiledProgram
+from olac.progress import SHOWN_AFTER, Reporter, showing
 from olac.runtime.checkpoints import Checkpoint
 from olac.runtime.messages import (
     EncryptedInput,
@@ -38,16 +38,22 @@ from olac.runtime.messages import (
     EvaluationKeys,
 )
 from olac.runtime.paging import KeyPager, install_pinned, pinned_steps
+from olac.runtime.progress import RUNNING, Steps, in_sets
 from olac.runtime.progress import Progress as Progress
-from olac.runtime.progress import Steps
-from olac.system.files import check_writable, remove_file
+from olac.system.files import check_writable, is_same, remove_file
 from olac.system.forks import check_fork, is_stale
 from olac.system.internal import callers, is_callers
+from olac.system.logs import event as log_event
+from olac.system.logs import warn
 from olac.system.memory import GB, available_bytes, bytes_of, check_threads, current_rss_bytes, memory_for, ran_out
 from olac.system.threads import set_threads
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+log = logging.getLogger(__name__)
+Asked = bool | Callable[[Progress], Any] | Reporter | None
+"""How a run is shown; see `olac.progress.Shown`."""
 
 NAMED_STEPS = 12
 MORE_KEYS = (
@@ -62,6 +68,9 @@ MOST_SETS = 32
 
 class Server:
     """Runs one program under one client's evaluation keys.
+
+        with olac.Server(program, keys, max_memory="8GB") as server:
+            result = server.run(encrypted)
 
     If not all keys of a file fit in memory, those for rotations outside of bootstraps are read from the file when a run
     needs them, and evicted when others need the room. Such a run and others in this process take turns, node by node.
@@ -295,7 +304,7 @@ class Server:
     def run(
         self,
         encrypted: EncryptedInput,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Asked = None,
         *,
         checkpoint: str | Path | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -308,7 +317,8 @@ class Server:
 
         Args:
             encrypted: from the client whose keys this server has.
-            progress: called after every node.
+            progress: None shows a bar if stderr is a terminal, and in a notebook; False shows nothing; True shows lines
+                where there is no terminal. A function is called with a `Progress` after every node.
             checkpoint: a file to which the ciphertexts that are still needed are written, after each bootstrap and
                 also from time to time. If it exists, the run continues from it. It is deleted when the run is done.
             checkpoint_seconds: the least time between checkpoints, apart from those after bootstraps.
@@ -323,22 +333,87 @@ class Server:
             ForkError: the process was forked after OpenFHE was used.
             ClosedError: after `close`.
         """
-        check_fork()
-        program = self.program
-        self._check_input(encrypted)
-        with self._turn(), self._open().running():
-            if checkpoint is None:
-                return self._run(encrypted, progress, observe, None)
-            check_writable(checkpoint, special=False)
-            keeper = _Keeper(program, encrypted, Path(checkpoint), checkpoint_seconds, self._engine)
-            result = self._run(encrypted, progress, observe, keeper)
-            if not keep_checkpoint:
-                remove_file(keeper.path)
-            return result
+        kept = None if checkpoint is None or not keep_checkpoint else Path(checkpoint)
+        with self._running_on(encrypted, progress, checkpoint, checkpoint_seconds, kept) as (say, keeper):
+            outputs = self._outputs(encrypted, say, observe, keeper)
+            live = tuple(part.payload for output in outputs for part in output)
+            return EncryptedResult(
+                self.program, self._identity, encrypted.images, live=live, engine=self._engine, input=encrypted.digest
+            )
 
-    def stream(
-        self, encrypted: Iterable[EncryptedInput], progress: Callable[[Progress], None] | None = None
-    ) -> Iterator[EncryptedResult]:
+    @memory_for("running the program")
+    def run_to(
+        self,
+        path: str | Path,
+        encrypted: EncryptedInput,
+        progress: Asked = None,
+        *,
+        checkpoint: str | Path | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> Path | None:
+        """Run the program as `run`, and write to a file what `run(...).save(path)` writes.
+
+        Outputs are written as soon as they are there. With an input that stays in its file (`EncryptedInput.open`),
+        memory holds as many sets of ciphertexts as are computed together, whatever the number of images. With a
+        checkpoint it holds all outputs, which are few bytes an image.
+
+        Args:
+            path: of the file, which is complete or absent.
+            encrypted, progress, checkpoint_seconds: as in `run`.
+            checkpoint: as in `run`; it is deleted when the result is written.
+
+        Returns:
+            the checkpoint if it held the state of this run, else None.
+
+        Raises:
+            ArtifactError: the result can't be written; or as `run`.
+            BackendError, ForkError, ClosedError: as `run`.
+        """
+        with self._running_on(encrypted, progress, checkpoint, checkpoint_seconds, Path(path)) as (say, keeper):
+            level = self.program.output.state.level
+            outputs = self._outputs(encrypted, say, None, keeper)
+            words = (
+                self._engine.words(self.program.parameters, part.payload, level)
+                for output in outputs
+                for part in output
+            )
+            EncryptedResult.write(path, self.program, self._identity, encrypted.images, words, input=encrypted.digest)
+            return keeper.path if keeper is not None and keeper.after else None
+
+    @contextmanager
+    def _running_on(
+        self,
+        encrypted: EncryptedInput,
+        progress: Asked,
+        checkpoint: str | Path | None,
+        checkpoint_seconds: float,
+        kept: Path | None,
+    ) -> Iterator[tuple[Reporter, _Keeper | None]]:
+        """The server is this run's alone, which is shown; its checkpoint is deleted at the end if it is not `kept`."""
+        check_fork()
+        self._check_input(encrypted)
+        fields = {
+            "program": self.program.fingerprint,
+            "images": encrypted.images,
+            "sets": encrypted.sets,
+            "engine": self._engine.model.name,
+        }
+        shown = showing(progress, RUNNING, "ran", log, told=False, after=SHOWN_AFTER, fields=fields)
+        # A display is opened when it is this run's turn.
+        with self._turn(), shown as say, self._open().running():
+            keeper = None
+            if checkpoint is not None:
+                check_writable(checkpoint, special=False)
+                keeper = _Keeper(self.program, encrypted, Path(checkpoint), checkpoint_seconds, self._engine)
+            yield say, keeper
+            # Links may have been made in the meantime, and a result must not be deleted.
+            if keeper is not None and (kept is None or not is_same(keeper.path, kept)):
+                remove_file(keeper.path)
+            say.result = in_sets(
+                encrypted.images, encrypted.sets, self.program.input_shape, sum(self.last_run.values())
+            )
+
+    def stream(self, encrypted: Iterable[EncryptedInput], progress: Asked = None) -> Iterator[EncryptedResult]:
         """The result of one input after the other, each as soon as it is there.
 
         An input with more sets of ciphertexts than memory holds at a time is given in parts; each result says how many
@@ -383,25 +458,24 @@ class Server:
         """Bytes of the ciphertexts of one set while it is computed."""
         return estimate(self.program, costs=CostTable.default(self._engine.model)).ciphertext_bytes
 
-    def _run(
+    def _outputs(
         self,
         encrypted: EncryptedInput,
-        progress: Callable[[Progress], None] | None,
+        say: Reporter,
         observe: Callable[[Node, Value], None] | None,
         keeper: _Keeper | None,
-    ) -> EncryptedResult:
+    ) -> Iterator[Value]:
+        """The outputs of one set of ciphertexts after the other; held on to if there is a checkpoint to keep."""
         session, program = self._open(), self.program
-        wanted, one = program.output.state, program.input.layout.ciphertexts
         found = None if keeper is None else keeper.load(session)
-        outputs: list[Value] = [] if found is None else list(found.outputs)
-        steps = Steps(program.graph, self._predicted, encrypted.sets)
-        while len(outputs) < encrypted.sets:
+        finished: list[Value] = [] if found is None else list(found.outputs)
+        yield from map(self._checked, finished)
+        done, steps = len(finished), Steps(program.graph, self._predicted, encrypted.sets)
+        while done < encrypted.sets:
             if found is None or not found.after:
-                left = encrypted.sets - len(outputs)
+                left = encrypted.sets - done
                 count = 1 if left == 1 else min(left, self._together())
-                payloads = encrypted.part(len(outputs), count).payloads(session)
-                given = [Ciphertext(payload, program.input.state) for payload in payloads]
-                fresh = [tuple(given[at : at + one]) for at in range(0, len(given), one)]
+                fresh = self._fresh(encrypted.part(done, count))
                 after, values, evaluator = None, {program.input.id: fresh}, session.evaluator
                 evaluator.restart()
             else:
@@ -411,16 +485,28 @@ class Server:
             found = None
             if self._pager is not None:
                 self._pager.restart(after, count)
-            keep = self._keeping(steps, tuple(outputs), count, progress, observe, keeper)
-            outputs += self._computed(evaluator, values, after, keep)
+            keep = self._keeping(steps, tuple(finished), done, count, say, observe, keeper)
+            outputs = self._computed(evaluator, values, after, keep)
+            fresh, values = [], {}  # their memory is free when the next are read
+            if keeper is not None:
+                finished += outputs
+            done += count
+            yield from map(self._checked, outputs)
         self.last_run = steps.seconds
-        for part in itertools.chain.from_iterable(outputs):
+
+    def _fresh(self, encrypted: EncryptedInput) -> list[Value]:
+        """The ciphertexts of each set of an input."""
+        node = self.program.input
+        given = [Ciphertext(payload, node.state) for payload in encrypted.payloads(self._open())]
+        one = node.layout.ciphertexts
+        return [tuple(given[at : at + one]) for at in range(0, len(given), one)]
+
+    def _checked(self, output: Value) -> Value:
+        wanted = self.program.output.state
+        for part in output:
             if part.state.level != wanted.level or abs(part.state.scale / wanted.scale - 1) > SCALE_TOLERANCE:
                 raise VerificationError(f"the output is at {part.state}, its type says {wanted}")
-        live = tuple(part.payload for output in outputs for part in output)
-        return EncryptedResult(
-            program, self._identity, encrypted.images, live=live, engine=self._engine, input=encrypted.digest
-        )
+        return output
 
     def _computed(
         self,
@@ -451,12 +537,13 @@ class Server:
         self,
         steps: Steps,
         finished: Sequence[Value],
+        done: int,
         sets: int,
-        progress: Callable[[Progress], None] | None,
+        say: Reporter,
         observe: Callable[[Node, Value], None] | None,
         keeper: _Keeper | None,
     ) -> Callable[[Node, Mapping[str, Value]], None]:
-        """What is done after each node of a run of some sets of ciphertexts."""
+        """What is done after each node of a run of some sets of ciphertexts, before which `done` sets were finished."""
         session, start = self._open(), time.perf_counter()
 
         def each_set(value: Value) -> list[Value]:
@@ -465,7 +552,7 @@ class Server:
         def keep(node: Node, values: Mapping[str, Value]) -> None:
             nonlocal start
             spent = time.perf_counter() - start
-            steps.add(node, spent, sets, len(finished))
+            steps.add(node, spent, sets, done)
             with session.resting():  # between two nodes no key is in use
                 if keeper is not None:
                     keeper.keep(node, {name: each_set(value) for name, value in values.items()}, finished)
@@ -473,19 +560,18 @@ class Server:
                     with callers():
                         for value in each_set(values[node.id]):
                             observe(node, value)
-                if progress is not None:
-                    reached = Progress(
-                        steps.done,
-                        steps.total,
-                        node.id,
-                        values[node.id][0].state.level,
-                        spent,
-                        current_rss_bytes() / GB,
-                        steps.eta_seconds,
-                        "" if keeper is None else keeper.after,
-                    )
-                    with callers():
-                        progress(reached)
+                level = values[node.id][0].state.level
+                log_event(
+                    log,
+                    f"{node.id} at level {level}",
+                    level=logging.DEBUG,
+                    node=node.id,
+                    levels=level,
+                    seconds=round(spent, 6),
+                )
+                if say.heard:
+                    after = "" if keeper is None else keeper.after
+                    say(steps.reached(node, level, spent, current_rss_bytes() / GB, after))
             start = time.perf_counter()
 
         return keep
@@ -518,7 +604,7 @@ class _Keeper:
             Checkpoint(node.id, values, tuple(outputs)).save(self._program, self._encrypted, self.path, self._engine)
         except (ArtifactError, BackendError, MemoryError) as error:
             # A run of hours must not end because the disk is full.
-            warnings.warn(f"no checkpoint after {node.id}: {error or 'memory ran out'}", stacklevel=2)
+            warn(log, f"no checkpoint after {node.id}: {error or 'memory ran out'}", node=node.id)
         else:
             self.after = node.id
         self._last = time.monotonic()

@@ -2,20 +2,76 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from olac import compiler
 from olac.calibration.statistics import SAMPLE_BYTES, SAMPLE_IMAGES, Calibration
-from olac.compiler import calibrate
 from olac.errors import BackendError, CalibrationError
+from olac.progress import ShownCounts, counting, showing, with_counts
 from olac.scaling.cluster import Executor, check_executor, check_positive, connected_ray, losses, own_error
 from olac.system.files import make_folder
 from olac.system.internal import callers
 
+log = logging.getLogger(__name__)
+
 Part = Callable[[], Iterable[Any]] | Iterable[Any]
+
+
+def calibrate(
+    model: Any,
+    calib_loader: Iterable[Any],
+    *,
+    activations: Mapping[Any, Any] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    sample_images: int = SAMPLE_IMAGES,
+    sample_bytes: int = SAMPLE_BYTES,
+    executor: Executor | None = None,
+    progress: Any = None,
+    **choices: Any,
+) -> Calibration:
+    """Run a model over calibration images; the result can replace the loader in `olac.approximate` and `compile`.
+
+    Args:
+        model, calib_loader, progress: as in `olac.approximate`. With an executor, `calib_loader` is a sequence of parts
+            and `progress` tells of parts, both as in `calibrate_parts`.
+        activations, constants: as in `CompileOptions`; give the same to `approximate` and `compile`.
+        sample_images, sample_bytes: limits of the sample of images that is kept for fits.
+        executor: None for one pass over the loader; "local" for the parts of a large set one after the other; "ray" for
+            the parts on the cluster that Ray is connected to.
+        choices: with an executor also tasks=, attempts=, threads= and folder= of `calibrate_parts`.
+
+    Raises:
+        UnsupportedModelError, CalibrationError: as in `olac.approximate`.
+        BackendError, ValueError: as in `calibrate_parts`.
+    """
+    options: dict[str, Any] = {
+        "activations": activations,
+        "constants": constants,
+        "sample_images": sample_images,
+        "sample_bytes": sample_bytes,
+        "progress": progress,
+    }
+    if executor is not None:
+        return calibrate_parts(model, _sequence(calib_loader), executor=executor, **options, **choices)
+    if choices:
+        names = ", ".join(f"{name}=" for name in choices)
+        raise TypeError(f"{names} go with executor=, which divides the calibration into parts (docs/scaling.md)")
+    return compiler.calibrate(model, calib_loader, **options)
+
+
+def _sequence(parts: Any) -> Sequence[Part]:
+    """The parts of a set; CalibrationError for one loader, which can't be divided."""
+    if isinstance(parts, (list, tuple)):
+        return parts
+    raise CalibrationError(
+        f"with executor= the calibration set is a list of parts, and a {type(parts).__name__} was given. Give a list "
+        "of functions, each of which gives the loader of one part."
+    )
 
 
 def calibrate_parts(
@@ -31,15 +87,15 @@ def calibrate_parts(
     constants: Mapping[str, Any] | None = None,
     sample_images: int = SAMPLE_IMAGES,
     sample_bytes: int = SAMPLE_BYTES,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ShownCounts = None,
 ) -> Calibration:
     """`olac.calibrate` of each part of a set, merged in the order of the parts.
 
     Both executors give the same on machines of one kind with the same `threads`. The result differs from that of one
     pass over the whole set in three ways:
 
-    - Which images are held out: every 8th of each part, up to the limit for all. Those of further parts beyond the
-      limit are in no statistic.
+    - Which images are held out: every 8th of each part, or a fair sample of them if the parts have more than the limit
+      for all (`Calibration.merge`). Those that are not in the sample are in no statistic.
     - Which images are sampled, if there are more than `sample_images`.
     - Rounding: images run in batches of up to 64, and convolutions round by the size of a batch. So a range may differ
       in the last digits of single precision, and a value next to the border of a bin may be counted in the next one.
@@ -60,7 +116,8 @@ def calibrate_parts(
         folder: where the calibration of each part is saved, for going on after an interruption: parts that are there
             are not calibrated again. Parts are known by their place alone, so give the same parts in the same order.
             Files hold images: treat them as private data.
-        progress: called as progress(parts done, parts in all).
+        progress: as of `Client.generate_keys`: a bar or lines, or a function of `olac.progress.Event`s, or of (parts
+            done, parts in all).
 
     Raises:
         UnsupportedModelError, CalibrationError: as `olac.calibrate`; or there are no parts, or files in the folder are
@@ -83,7 +140,8 @@ def calibrate_parts(
         else _on_ray(connected_ray(), model, parts, missing, options, tasks, attempts, threads)
     )
     whole: Calibration | None = None
-    with closing(made):
+    with showing(with_counts(progress), "calibrating", "calibrated", log, told=False) as say, closing(made):
+        tell = counting(say, "calibrating parts")
         for number in range(len(parts)):
             if number in missing:
                 one = next(made)
@@ -91,9 +149,8 @@ def calibrate_parts(
             else:
                 one = files.load(number)
             whole = one if whole is None else whole.merge(one, **limits)
-            if progress is not None:
-                with callers():
-                    progress(number + 1, len(parts))
+            tell(number + 1, len(parts))
+        say.result = f"{len(parts)} parts"
     assert whole is not None
     return whole
 
@@ -101,7 +158,7 @@ def calibrate_parts(
 def _calibrated(model: Any, part: Part, options: Mapping[str, Any]) -> Calibration:
     with callers():
         loader = part() if callable(part) else part
-    return calibrate(model, loader, **options)
+    return compiler.calibrate(model, loader, **options)
 
 
 class _Files:

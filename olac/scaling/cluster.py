@@ -6,6 +6,8 @@ Ray is asked for by name, so that `import olac.scaling` works without it.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from olac.errors import BackendError, OlacError
@@ -33,19 +35,44 @@ def connected_ray() -> Any:
     Raises:
         BackendError: Ray is not installed, or the caller has not connected it.
     """
-    try:
-        ray = importlib.import_module("ray")
-    except ImportError as error:
-        raise BackendError(
-            f'executor="ray" needs Ray, which can\'t be imported ({error}). Install it with '
-            '`pip install "olac[ray]"`, or take executor="local".'
-        ) from error
+    ray = _installed_ray()
     if not ray.is_initialized():
         raise BackendError(
             'Ray is not connected. Call ray.init() first: alone for a cluster on this machine, ray.init("auto") for '
             "the cluster that this machine belongs to."
         )
     return ray
+
+
+def _installed_ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise BackendError(
+            f'executor="ray" needs Ray, which can\'t be imported ({error}). Install it with '
+            '`pip install "olac[ray]"`, or take executor="local".'
+        ) from error
+
+
+@contextmanager
+def ray_for(executor: Executor) -> Iterator[None]:
+    """Ray is connected if the executor needs it; what was connected here is disconnected at the end.
+
+    Raises:
+        BackendError: Ray is not installed, or there is no cluster where its settings say.
+    """
+    ray = None if executor == "local" else _installed_ray()
+    if ray is None or ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise BackendError(f"Ray can't be connected: {error}. Check RAY_ADDRESS, and ray status.") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def losses(ray: Any) -> tuple[type[Exception], ...]:

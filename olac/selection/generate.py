@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from olac.analysis.bootstrap_problem import PlacementProblem
-from olac.analysis.bootstraps import place_bootstraps
+from olac.analysis.bootstraps import bootstraps_may_pay, least_seconds, place_bootstraps
 from olac.analysis.estimate import Sizes
 from olac.analysis.key_levels import key_levels
 from olac.analysis.noise import MAX_SCALE_BITS
@@ -17,7 +17,7 @@ from olac.ckks.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, Par
 from olac.ckks.primes import MOST_FIRST_BITS
 from olac.errors import InfeasibleError
 from olac.selection.job import INTEGER_BITS, Job
-from olac.selection.price import Candidate, Draft, Terms
+from olac.selection.price import NEARLY, Candidate, Draft, Terms
 
 MAX_DEPTH = 100
 
@@ -29,6 +29,9 @@ USUAL_KEYS = 64
 FAR = 1.5
 """The search for programs with bootstraps ends if the best of one budget costs this many times as much as the best
 program without them: another budget, or another lowering, changes the cost by less."""
+
+ROUNDING = 1 - 1e-9
+"""A bound and a price add up the same numbers in another order."""
 
 Refuse = Callable[[Parameters, str], None]
 """Called with parameters that can't hold a graph, and the reason."""
@@ -65,7 +68,7 @@ def _with_other_lanes(job: Job, chains: Sequence[Parameters], found: Sequence[Ca
     first = _representative(chains, job.terms)
 
     def priced(lanes: int) -> list[Candidate]:
-        job.say(f"lowering at ring 2^{first.log_ring}, {lanes} images in a ciphertext")
+        job.say(f"lowering at ring 2^{first.log_ring}, {lanes} inputs in a ciphertext")
         draft = job.levelled(first, lanes)
         return [job.price(parameters, draft) for parameters in chains]
 
@@ -181,21 +184,25 @@ def _least(job: Job, log_rings: tuple[int, ...]) -> tuple[float, float]:
     for chain in job.taken(chains):
         assert chain.bootstrapping is not None
         parameters = _on_slots(chain, max(chain.bootstrapping.budget))
-        engine, model = job.engine, job.engine.bootstraps(parameters)
-        keys = engine.keys_bytes(parameters, key_levels((), (), model).of(model.steps, parameters, model))
-        size = Sizes(
-            keys,
-            model.precomputed_bytes,
-            0,
-            model.working_bytes,
-            0,
-            model.keeps_plaintexts,
-            engine.library_bytes(parameters),
-        )
-        seconds = job.terms.pricer(parameters).price("bootstrap", model.input_level)
-        least = min(least, job.terms.cost(seconds * job.share(job.lanes(parameters.log_ring)).each, size.server_bytes))
-        held = min(held, size.server_bytes)
+        server_bytes = _bootstrap_bytes(job, parameters)
+        seconds = job.terms.pricer(parameters).price("bootstrap", job.engine.bootstraps(parameters).input_level)
+        least = min(least, job.terms.cost(seconds * job.share(job.lanes(parameters.log_ring)).each, server_bytes))
+        held = min(held, server_bytes)
     return least, held
+
+
+def _bootstrap_bytes(job: Job, parameters: Parameters) -> float:
+    """What a server holds for bootstraps alone."""
+    engine, model = job.engine, job.engine.bootstraps(parameters)
+    return Sizes(
+        engine.keys_bytes(parameters, key_levels((), (), model).of(model.steps, parameters, model)),
+        model.precomputed_bytes,
+        0,
+        model.working_bytes,
+        0,
+        model.keeps_plaintexts,
+        engine.library_bytes(parameters),
+    ).server_bytes
 
 
 def with_bootstraps(job: Job, chains: Sequence[Parameters], best: Candidate | None, refuse: Refuse) -> list[Candidate]:
@@ -213,12 +220,13 @@ def with_bootstraps(job: Job, chains: Sequence[Parameters], best: Candidate | No
     by_way: dict[_Way, list[Parameters]] = {}
     for parameters in chains:
         by_way.setdefault(_way(parameters), []).append(parameters)
+    some = best is not None  # if nothing is bootstrapped, `best` will do
     found: list[Candidate] = []
     for same in by_way.values():
-        here = _planned(job, same, refuse)
+        here = _planned(job, same, refuse, some)
         if not pinned:
             here += _on_fewer_slots(job, here)
-        here = [one for one in here if one.placements or best is None]  # if nothing is bootstrapped, `best` will do
+        here = [one for one in here if one.placements or not some]
         found += here
         first = job.best(here)
         if best is not None and first is not None and job.cost(first) > FAR * job.cost(best):
@@ -228,8 +236,7 @@ def with_bootstraps(job: Job, chains: Sequence[Parameters], best: Candidate | No
         log_ring, budget, log_slots = _way(first.parameters)
         if log_slots is not None:
             part = [_on_slots(parameters, log_slots) for parameters in by_way[log_ring, budget, None]]
-            again = _planned(job, part, lambda parameters, why: None)
-            found += [one for one in again if one.placements or best is None]
+            found += _planned(job, part, lambda parameters, why: None, some, found)
     return found
 
 
@@ -243,23 +250,72 @@ def _way(parameters: Parameters) -> _Way:
     return parameters.log_ring, setup.budget, setup.log_slots
 
 
-def _planned(job: Job, chains: Sequence[Parameters], refuse: Refuse) -> list[Candidate]:
-    """A candidate for each chain that can hold the graph; all of them share layouts and lowerings.
+def _planned(
+    job: Job, chains: Sequence[Parameters], refuse: Refuse, some: bool = False, rivals: Sequence[Candidate] = ()
+) -> list[Candidate]:
+    """A candidate for each chain that can hold the graph and may be the best; all of them share layouts and lowerings.
 
     These are made for the longest chain with the fewest digits: what matters is which keys bootstraps have anyway, and
-    all chains have the same.
+    all chains have the same. To place bootstraps takes most of the time, so the chains are tried in the order of what
+    they cost at least (`least_cost`), until no other can be the best.
+
+    Args:
+        refuse: called with each set of parameters that can't hold the graph.
+        some: whether candidates without bootstraps are left out.
+        rivals: other candidates, which the best has to beat.
     """
-    found: list[Candidate] = []
+    bounds: list[tuple[float, int]] = []
     draft: Draft | None = None
-    for number, parameters in enumerate(chains, 1):
-        job.say(f"placing bootstraps: {number} of {len(chains)} sets of parameters")
+    for number, parameters in enumerate(chains):
         try:
             _check_reach(job, parameters)
             draft = draft or _pack(job, min(chains, key=lambda one: (one.digits, -one.depth)))
-            found.append(_with_plan(job, draft, parameters))
+            bounds.append((least_cost(job, draft, parameters, some), number))
         except InfeasibleError as error:
             refuse(parameters, str(error))
-    return found
+    found: dict[int, Candidate] = {}
+    for bound, number in sorted(bounds):
+        parameters = chains[number]
+        if bound > _most_cost(job, [*rivals, *found.values()]):
+            break
+        assert draft is not None
+        if some and not bootstraps_may_pay(draft.graph, draft.profiles, job.terms.pricer(parameters)):
+            continue
+        job.say(f"placing bootstraps: {number + 1} of {len(chains)} sets of parameters")
+        one = _with_plan(job, draft, parameters)
+        if one.placements or not some:
+            found[number] = one
+    return [one for _, one in sorted(found.items())]  # of two that cost the same, the first of the chains is taken
+
+
+def least_cost(job: Job, draft: Draft, parameters: Parameters, some: bool = False) -> float:
+    """A lower bound on the cost (`Job.cost`) of a draft under parameters, whatever its plan of bootstraps.
+
+    It takes the dearest path through the graph, and a server holds at least what one bootstrap takes, if there is one.
+
+    Args:
+        some: whether plans without bootstraps are left out.
+
+    Raises:
+        InfeasibleError: places for bootstraps are further apart than the levels between two reach.
+    """
+    terms, engine = job.terms, job.engine
+    model, share = engine.bootstraps(parameters), job.share(draft.graph.inputs[0].layout.batch)
+    # A server that may keep encoded weights may do without the time to encode them.
+    encoding = 0.0 if model.keeps_plaintexts else 1.0 / (share.images * share.each)
+    some = some or draft.depth > parameters.depth
+    seconds = share.each * least_seconds(draft.graph, draft.profiles, terms.pricer(parameters), encoding, some)
+    # Clients that have keys already may do without some of those that bootstraps take.
+    held = _bootstrap_bytes(job, parameters) if some and terms.kept is None else 0.0
+    return ROUNDING * terms.cost(seconds, held)
+
+
+def _most_cost(job: Job, found: Sequence[Candidate]) -> float:
+    """The most that a candidate may cost to be preferred to those that there are."""
+    best = job.best(found)
+    if best is None or best.exceeds:
+        return float("inf")
+    return job.cost(best) if job.terms.max_memory is None else NEARLY * job.cost(best)
 
 
 def _check_reach(job: Job, parameters: Parameters) -> None:

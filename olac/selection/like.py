@@ -29,6 +29,8 @@ WITHOUT = "Or compile without like=; clients then make all keys anew."
 def with_like(options: CompileOptions) -> CompileOptions:
     """The options with what the program in `like` decides: parameters, engine, and degrees if nothing is said of them.
 
+    If that program was planned for public keys, so is the new one: its clients have some.
+
     Raises:
         ArtifactError: `like` is no program, and not what clients know of one.
         ValueError: the options ask for something else.
@@ -49,6 +51,7 @@ def with_like(options: CompileOptions) -> CompileOptions:
         options,
         parameters=like.parameters,
         engine=like.engine,
+        public_key=options.public_key or like.public_key,
         fit=_with_degrees(options.fit, like),
     )
 

@@ -10,14 +10,17 @@ from olac.calibration.statistics import Calibration
 from olac.ckks.engines import FALLBACK
 from olac.errors import InfeasibleError
 from olac.ir.graph import Graph
+from olac.ir.names import check_names
 from olac.options import AUTO_ENGINE, CompileOptions, Stages, telling
 from olac.passes.base import Pass, PassManager
 from olac.passes.pipeline import lowering_pipeline
 from olac.program.program import ApproximatedModel, CompiledProgram
+from olac.progress import Event, Reporter
+from olac.progress.stages import LOWERING
 from olac.selection.generate import chains_with_bootstraps, with_bootstraps, without_bootstraps
 from olac.selection.job import UNUSABLE, Job
 from olac.selection.like import check_scale, key_notes
-from olac.selection.notes import notes, say_memory
+from olac.selection.notes import notes, say_memory, summary
 from olac.selection.open_engine import for_this_machine
 from olac.selection.price import Candidate
 from olac.selection.refuse import Tried, check_pinned, first_refusal, refusal
@@ -34,10 +37,12 @@ def lower(
 ) -> CompiledProgram:
     """Choose parameters for an approximated model and lower it to ciphertexts."""
     say = telling(progress)
+    raw = approximated.graph[approximated.graph.outputs[0]].type.shape
+    names = check_names(options.class_names or approximated.output_names, approximated.head, raw)
     options, engine_notes = for_this_machine(options, progress)
     for note in engine_notes:
-        say(note)
-    say("choosing parameters")
+        say(Event(note, stays=True))
+    say(Event("choosing parameters", LOWERING))
     passes = tuple(pipeline or lowering_pipeline(convolutions=options.convolutions))
     PassManager(passes)  # refuses those that do not chain
     job = Job(approximated.graph, calibration, options, passes, approximated.head, say)
@@ -45,6 +50,8 @@ def lower(
     job, (chosen, error), refusals = _for_an_engine(job)
     job.dump(chosen.draft.dumps)
     say_memory(job, chosen)
+    if isinstance(progress, Reporter):
+        progress.result = summary(job, chosen)
     report = approximated.report
     report = replace(
         report,
@@ -60,7 +67,9 @@ def lower(
         report,
         approximated.head,
         job.engine.name,
-        approximated.curves,
+        names,
+        options.public_key,
+        curves=approximated.curves,
     )
     new = key_notes(program, options.like)
     return replace(program, report=replace(report, notes=(*report.notes, *new))) if new else program

@@ -38,6 +38,14 @@ def say_memory(job: Job, chosen: Candidate) -> None:
         job.say(f"a server will take {memory} (this machine has {total_bytes() / GB:.1f} GB); max_memory sets a limit")
 
 
+def summary(job: Job, chosen: Candidate) -> str:
+    """What was made, in a few words."""
+    return (
+        f"{job.engine.title}, ring 2^{chosen.parameters.log_ring}, {chosen.server_bytes / GB:.1f} GB and "
+        f"{chosen.seconds:.3g} s an image predicted"
+    )
+
+
 def _served(chosen: Candidate, engine: EngineModel) -> Sizes:
     """Of a server that keeps encoded weights if such a program ever does, even if this one was chosen without them."""
     return replace(chosen.keys.sizes, keeps_plaintexts=engine.bootstraps(chosen.parameters).keeps_plaintexts)
@@ -83,6 +91,6 @@ def bootstrap_notes(graph: Graph, images: Array) -> tuple[str, ...]:
     named = ", ".join(f"{size:.3g} at {name}" for size, name in beyond[:NAMED_BOOTSTRAPS])
     more = f" and {len(beyond) - NAMED_BOOTSTRAPS} more" if len(beyond) > NAMED_BOOTSTRAPS else ""
     return (
-        f"on {len(images)} unseen calibration images slots leave [-1, 1] at {len(beyond)} of {len(largest)} bootstraps "
-        f"({named}{more}), which lose precision there: calibrate with more images",
+        f"on {len(images)} unseen calibration inputs slots leave [-1, 1] at {len(beyond)} of {len(largest)} bootstraps "
+        f"({named}{more}), which lose precision there: calibrate with more inputs",
     )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from olac.backends.session import Preparing, find_engine
 from olac.ckks.engines import FALLBACK
 from olac.options import AUTO_ENGINE, CompileOptions, Stages, telling
+from olac.progress import Event, Reporter
 
 
 def for_this_machine(options: CompileOptions, progress: Stages | None) -> tuple[CompileOptions, tuple[str, ...]]:
@@ -29,13 +30,13 @@ def for_this_machine(options: CompileOptions, progress: Stages | None) -> tuple[
 
 def _steps(progress: Stages | None) -> Preparing | None:
     """A line for each new thing that is done; None if nobody is told."""
-    if progress is None:
+    if progress is None or (isinstance(progress, Reporter) and not progress.heard):
         return None
     say, said = telling(progress), set[str]()
 
     def preparing(what: str, done: int, total: int) -> None:
         if what not in said:
             said.add(what)
-            say(what)
+            say(Event(what, "getting the engine ready", done, total))
 
     return preparing

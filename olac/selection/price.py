@@ -111,6 +111,11 @@ class Draft:
     dumps: tuple[tuple[str, str], ...] = ()
 
     @cached_property
+    def depth(self) -> int:
+        """The levels that the graph takes without bootstraps."""
+        return max(required_levels(self.graph).values())
+
+    @cached_property
     def profiles(self) -> Profiles:
         """What the kernels take, at any level."""
         return Profiles(self.graph, self.parameters)

@@ -172,7 +172,7 @@ def why_so_fine(graph: Graph, loudest: Node) -> str:
         )
     if loudest.id == source.id:
         return (
-            "The model depends much on small differences in its input, which encryption blurs: calibrate with images "
+            "The model depends much on small differences in its input, which encryption blurs: calibrate with inputs "
             "that vary as real ones do, scale the input, or ask for less precision."
         )
     where = f"{loudest.id} ({loudest.origin.path or 'model'})"

@@ -17,6 +17,7 @@ from olac.runtime import Client, EncryptedInput, KeyFolder, save_parts
 from olac.runtime.commands import PARTS_NAME, SECRET_KEY_NAME, read_npy, write_npy
 from olac.serving.remote import RemoteServer
 from olac.system.files import check_apart, check_writable, make_folder
+from olac.system.shapes import counted
 
 AHEAD = 8
 """Batches that are on the server at once."""
@@ -52,7 +53,7 @@ def remote_run(
         OlacError: as `RemoteServer` and `olac.runtime.commands`.
     """
     folder = None if keys is None else Path(keys)
-    check_apart({"output": output}, {"file of images": images})
+    check_apart({"output": output}, {"file of inputs": images})
     check_writable(output)
     program = server.program
     given = read_npy(images, program.input_shape)
@@ -122,7 +123,7 @@ def _results(
         result = server.result(job, encrypted)
         waiting.popleft()
         done += encrypted.images
-        tell(f"{done} of {len(images)} images")
+        tell(f"{done} of {counted(len(images), server.program.input_shape)}")
         return client.decrypt(result, of=encrypted, raw=raw, decimals=decimals)
 
     try:

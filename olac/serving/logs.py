@@ -11,12 +11,8 @@ import logging
 import sys
 import time
 
-FIELDS = "olac_fields"
-
-
-def event(log: logging.Logger, message: str, *, level: int = logging.INFO, **fields: object) -> None:
-    """Log an event with its fields."""
-    log.log(level, message, extra={FIELDS: fields})
+from olac.system.logs import FIELDS as FIELDS
+from olac.system.logs import event as event
 
 
 class JsonFormatter(logging.Formatter):

@@ -214,6 +214,7 @@ class RemoteServer:
         """The names of the parts of a key pair that the program needs and the server does not have.
 
         Args:
+            identity: the name of the key pair (`Client.identity`).
             engine: that the keys are for; None for the one that the program was planned for.
 
         Raises:
@@ -230,6 +231,9 @@ class RemoteServer:
     def delete_keys(self, identity: str) -> None:
         """Delete all keys of a pair on the server.
 
+        Args:
+            identity: the name of the key pair (`Client.identity`).
+
         Raises:
             RemoteError: jobs need them, or the server can't be reached.
         """
@@ -239,6 +243,10 @@ class RemoteServer:
 
     def run(self, encrypted: EncryptedInput, progress: Callable[[RemoteJob], None] | None = None) -> EncryptedResult:
         """Run the program on a batch, as `Server.run`: `submit`, `result`, and the job is forgotten.
+
+        Args:
+            encrypted: the batch, from the client whose keys the server has.
+            progress: called with the job's state every second, and after its end.
 
         Raises:
             MissingKeyError: the server lacks keys: `upload_keys`.
@@ -254,6 +262,9 @@ class RemoteServer:
 
     def submit(self, encrypted: EncryptedInput) -> str:
         """Queue a batch; returns the job's ID, with which any later process can take the result.
+
+        Args:
+            encrypted: the batch, from the client whose keys the server has.
 
         Raises:
             MissingKeyError, RemoteError: as `run`.
@@ -283,7 +294,15 @@ class RemoteServer:
         return _name("job", _json(answer).get("id"))
 
     def state(self, job: str, wait: float = 0.0) -> RemoteJob:
-        """How a job is; waits at most so many seconds for its end."""
+        """How a job is; waits at most so many seconds for its end.
+
+        Args:
+            job: the ID that `submit` gave.
+            wait: seconds; 0 for an answer at once.
+
+        Raises:
+            RemoteError: the server can't be reached, or has no such job.
+        """
         answer = self._ask("GET", f"/v1/jobs/{_name('job', job)}", params={"wait": str(wait)})
         found = _json(answer)
         eta = found.get("eta_seconds")
@@ -307,6 +326,7 @@ class RemoteServer:
         """Wait for a job and take its result.
 
         Args:
+            job: the ID that `submit` gave.
             encrypted: the input that it has to be the result of.
             progress: called with the job's state every second, and after its end.
             forget: delete the job and its result on the server afterwards.
@@ -333,7 +353,14 @@ class RemoteServer:
         return result
 
     def cancel(self, job: str) -> None:
-        """A job is not wanted any more; one that has ended is forgotten."""
+        """A job is not wanted any more; one that has ended is forgotten.
+
+        Args:
+            job: the ID that `submit` gave.
+
+        Raises:
+            RemoteError: the server can't be reached.
+        """
         self._ask("DELETE", f"/v1/jobs/{_name('job', job)}", right=(200, 404))
 
     def _give_up(self, job: str) -> None:

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
+import threading
+import time
 from pathlib import Path
 
 from olac.errors import ArtifactError, plain
+from olac.serving.logs import event
 from olac.serving.names import RULES, is_name
 from olac.system.files import Source, check_private
+
+log = logging.getLogger(__name__)
 
 OPERATOR = "operator"
 LOCAL = "local"
@@ -22,6 +28,9 @@ LEAST, LEAST_HEX, LEAST_DIFFERENT = 22, 32, 8
 """Characters of 128 bits: at 6 bits each, at 4 bits each; and how many different ones a random token surely has."""
 MAKE = "python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one."
 MOST_BYTES = 1 << 22
+SETTLED_SECONDS = 2.0
+"""Two changes of a file that are closer than this may have the same time, so a younger file is read at each question.
+"""
 
 
 class Tokens:
@@ -68,34 +77,85 @@ class Tokens:
 
     @staticmethod
     def load(path: str | Path) -> Tokens:
-        """Read a file of lines `name:token`; empty lines and lines that begin with # don't count.
+        """The tokens of a file of lines `name:token`; empty lines and lines that begin with # don't count.
 
         Raises:
             ArtifactError: it is missing, others may read it, it holds no token, or a line is wrong. The message holds
                 no token.
         """
-        name = plain(path)
-        with Source.of_file(path).open() as stream:
-            check_private(stream, path, "file of tokens", "make new tokens")
-            data = stream.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise ArtifactError(f"{name}: more than {MOST_BYTES} bytes, which no file of tokens has. Check the path.")
-        found: dict[str, str] = {}
-        for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
-            text = line.strip()
-            if not text or text.startswith("#"):
-                continue
-            owner, colon, token = (part.strip() for part in text.partition(":"))
-            if not colon or owner in found:
-                problem = "has no colon" if not colon else "has a name that was there before"
-                raise ArtifactError(f"{name}: line {number} {problem}. Each line is name:token.")
-            found[owner] = token
-        if not found:
-            raise ArtifactError(f"{name}: holds no token. Each line is name:token. {MAKE}")
-        try:
-            return Tokens(found)
-        except ValueError as error:
-            raise ArtifactError(f"{name}: {error}") from error
+        return _TokenFile(path)
+
+
+class _TokenFile(Tokens):
+    """The tokens of a file, which is read again when it has changed; any thread may ask.
+
+    If the file is gone or wrong, the tokens that were read last stay, and an error is logged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path, self._lock, self._problem = Path(path), threading.Lock(), ""
+        self._version = _version_of(self._path)
+        self._digests = _read(self._path)._digests
+
+    def owner(self, token: str | None) -> str | None:
+        """As of `Tokens`, by the file as it is now."""
+        self._update()
+        return super().owner(token)
+
+    def _update(self) -> None:
+        with self._lock:
+            version = _version_of(self._path)
+            if version is not None and version == self._version:
+                return
+            problem = ""
+            try:
+                digests = _read(self._path)._digests
+            except ArtifactError as error:
+                problem = str(error)
+                if problem != self._problem:
+                    event(log, f"the tokens stay as they were before: {problem}", level=logging.ERROR)
+            else:
+                if digests != self._digests:
+                    self._digests = digests
+                    event(log, "tokens were read again", clients=len(digests))
+            self._version, self._problem = version, problem
+
+
+def _version_of(path: Path) -> tuple[int, ...] | None:
+    """Numbers that change with a file; None if there is no file, or if it may change again and keep them."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    if time.time() - max(found.st_mtime, found.st_ctime) < SETTLED_SECONDS:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read(path: Path) -> Tokens:
+    """The tokens that a file holds now; see `Tokens.load`."""
+    name = plain(path)
+    with Source.of_file(path).open() as stream:
+        check_private(stream, path, "file of tokens", "make new tokens")
+        data = stream.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ArtifactError(f"{name}: more than {MOST_BYTES} bytes, which no file of tokens has. Check the path.")
+    found: dict[str, str] = {}
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        owner, colon, token = (part.strip() for part in text.partition(":"))
+        if not colon or owner in found:
+            problem = "has no colon" if not colon else "has a name that was there before"
+            raise ArtifactError(f"{name}: line {number} {problem}. Each line is name:token.")
+        found[owner] = token
+    if not found:
+        raise ArtifactError(f"{name}: holds no token. Each line is name:token. {MAKE}")
+    try:
+        return Tokens(found)
+    except ValueError as error:
+        raise ArtifactError(f"{name}: {error}") from error
 
 
 def problem_of(token: str) -> str:

@@ -111,7 +111,7 @@ class Worker:
         if self._server is None:
             self._server = self._load()
         server, id_ = self._server, job["job"]
-        given = EncryptedInput.load(server.program, job["input"])
+        given = EncryptedInput.open(server.program, job["input"])
         start = time.monotonic()
 
         def progress(at: Progress) -> None:
@@ -127,14 +127,13 @@ class Worker:
                 memory=at.memory_gb * GB,
             )
 
-        result = server.run(
+        server.run_to(
+            job["result"],
             given,
             progress,
             checkpoint=job["checkpoint"],
             checkpoint_seconds=self._options.checkpoint_seconds,
-            keep_checkpoint=True,
         )
-        result.save(job["result"])
         size = Path(job["result"]).stat().st_size
         self.tell("done", job=id_, bytes=size, seconds=time.monotonic() - start)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from olac.errors import ArtifactError, plain
+from olac.system.internal import is_callers
 
 MAGIC = b"OLAC"
 SECRET_KEY = "secret-key"
@@ -121,7 +122,8 @@ class Output:
 
     Attributes:
         path: where; a symbolic link is followed.
-        pieces: its bytes, in pieces; each is written before the next is asked for.
+        pieces: its bytes, in pieces; each is written before the next is asked for. Errors that are raised where they
+            are made come out as they are, but for those of the file system that are olac's.
         private: only its owner may read it (mode 0600). Any other new file gets the mode that the umask gives, and a
             file that exists keeps its mode.
         overwrite: whether a file that exists may be replaced.
@@ -257,10 +259,10 @@ def write_files(outputs: Sequence[Output]) -> None:
                 rooms[one.target.path.parent] = rooms.get(one.target.path.parent, 0) + one.output.size
                 _check_room(one.output.path, one.target.path.parent, rooms[one.target.path.parent])
         for one in pending:
-            with _problems(one.output.path):
+            with _disk_problems(one.output.path):
                 one.write()
         for one in pending:
-            with _problems(one.output.path):
+            with _disk_problems(one.output.path):
                 one.take_place(keep=len(pending) > 1)
     except BaseException:
         for one in pending:
@@ -537,12 +539,23 @@ def _rename_new(temporary: Path, target: Path) -> None:
 
 @contextmanager
 def _problems(path: Path) -> Iterator[None]:
-    """Turn errors of the file system about an output into `ArtifactError`."""
+    """Turn errors of the file system about an output, and names that it does not take, into `ArtifactError`."""
     try:
-        yield
-    except FileExistsError as error:
-        raise ArtifactError(f"{plain(path)}: exists already and is not overwritten.") from error
-    except OSError as error:
-        raise ArtifactError(f"{plain(path)}: can't be written: {error.strerror or error}") from error
+        with _disk_problems(path):
+            yield
     except ValueError as error:  # a name that no file can have
         raise ArtifactError(f"{plain(path)}: can't be written: {error}") from error
+
+
+@contextmanager
+def _disk_problems(path: Path) -> Iterator[None]:
+    """Turn errors of the file system about an output into `ArtifactError`, but not those of the caller's own code."""
+    try:
+        yield
+    except OSError as error:
+        if is_callers(error):
+            raise
+        problem = f"can't be written: {error.strerror or error}"
+        if isinstance(error, FileExistsError):
+            problem = "exists already and is not overwritten."
+        raise ArtifactError(f"{plain(path)}: {problem}") from error

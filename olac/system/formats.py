@@ -6,12 +6,15 @@ before: files of such a version are still read then, with a warning.
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from olac.errors import ArtifactError
+from olac.system.logs import warn
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Versions:
                 f"{name}: format version {str(version)[:20]}, this olac reads version {reads}. {self._advice(version)}"
             )
         if version in self.ending:
-            warnings.warn(
+            warn(
+                log,
                 f"{name}: format version {version} is not read by olac {self.ending[version]} and later. {self.remake}",
                 stacklevel=2,
             )
@@ -62,9 +66,9 @@ class Versions:
         return self.remake
 
 
-PROGRAMS = Versions(current=5, oldest=4, remake="Compile the model again and save it anew.")
+PROGRAMS = Versions(current=6, oldest=4, remake="Compile the model again and save it anew.")
 CLIENT_PROGRAMS = Versions(
-    current=1, oldest=1, remake="Make it anew of the program: CompiledProgram.client().save(path)."
+    current=2, oldest=1, remake="Make it anew of the program: CompiledProgram.client().save(path)."
 )
 """What clients know of programs."""
 FRAMES = Versions(current=3, oldest=1)

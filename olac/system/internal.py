@@ -54,7 +54,7 @@ def _meant(doing: str, error: Exception) -> OlacError:
     if ran_out(error):
         return InfeasibleError(
             f"{doing} takes more memory than this process gets{where}. Free some, raise the limit, or take a smaller "
-            "model or fewer calibration images."
+            "model or fewer calibration inputs."
         )
     said = f": {_short(text)}" if text else ""
     return VerificationError(f"{doing} failed{where}: {type(error).__name__}{said} ({_line(error)})")

@@ -43,6 +43,16 @@ class PolynomialActivation(nn.Module):
         bound: see above; infinite for none.
         largest: magnitude of the results of a quadratic that must fold into a single square, and so take one level: its
             curvature is then at least what that needs (see `olac.polynomials.fit.quadratic`). 0 for no such demand.
+
+    Args:
+        coefficients: as the attribute; an array or a tensor.
+        half_width: as the attribute.
+        low, high: as the attributes; None for -half_width and half_width.
+        bound, largest: as the attributes.
+
+    Raises:
+        ValueError: coefficients that are not finite or not a matrix, a half width that is not positive, or an empty
+            range.
     """
 
     coefficients: nn.Parameter
@@ -62,7 +72,6 @@ class PolynomialActivation(nn.Module):
         bound: float = math.inf,
         largest: float = 0.0,
     ) -> None:
-        """ValueError for coefficients that are not finite or not a matrix, and for an empty range."""
         super().__init__()
         given = coefficients.detach().float().clone() if isinstance(coefficients, Tensor) else _single(coefficients)
         if given.ndim != 2 or given.shape[1] < 1 or not torch.isfinite(given).all():
@@ -90,7 +99,14 @@ class PolynomialActivation(nn.Module):
     def of(
         function: Callable[[Array], Array], degree: int, low: float, high: float, channels: int = 1
     ) -> PolynomialActivation:
-        """The least-squares polynomial of a function over float64 arrays, on low ... high."""
+        """The least-squares polynomial of a function over float64 arrays, on low ... high.
+
+        Args:
+            function: of float64 arrays, element by element.
+            degree: of the polynomial.
+            low, high: the ends of the range.
+            channels: rows of coefficients, all the same at first.
+        """
         half = max(abs(low), abs(high))
         x: Array = np.asarray(np.linspace(low, high, POINTS), dtype=np.float64)
         fitted = np.asarray(chebyshev.chebfit(x / half, function(x), degree), dtype=np.float64)
@@ -106,7 +122,11 @@ class PolynomialActivation(nn.Module):
         return self.__dict__ | {"excess": None, "target": None, "error": None}
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, channels, ...) to the same shape."""
+        """The polynomial of each value: (n, channels, ...) to the same shape.
+
+        Args:
+            x: the activation's input.
+        """
         coefficients, half, bound = self.current(), float(self.half_width), float(self.bound)
         if not self.training:
             return polynomial(x, coefficients, half)
@@ -157,11 +177,17 @@ class RangePenalty:
         for images, labels in loader:
             loss = F.cross_entropy(model(images), labels) + 0.1 * penalty()
 
-    Make it after the model was copied or moved. Without a pass in training mode before the call, the penalty is 0.
+    Make it after the model was copied or moved. Without a pass in training mode before the call, the penalty is 0. The
+    exponential form is the boundary loss of arXiv 2505.11589.
+
+    Args:
+        model: holds the `PolynomialActivation`s that are watched.
+
+    Raises:
+        ValueError: the model has none.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """ValueError if the model has no `PolynomialActivation`."""
         self._modules = [m for m in model.modules() if isinstance(m, PolynomialActivation)]
         if not self._modules:
             raise ValueError("the model has no PolynomialActivation")

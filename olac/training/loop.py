@@ -33,6 +33,8 @@ from olac.approximation.tensors import channels_last, outputs_of, run, tensors
 from olac.approximation.whitened import Whitened
 from olac.errors import CalibrationError
 from olac.ir.graph import Graph
+from olac.progress import Event
+from olac.progress.stages import TUNING
 from olac.training.activation import PolynomialActivation, RangePenalty
 from olac.training.network import Network, Range
 
@@ -176,7 +178,7 @@ class Trainer:
         with torch.no_grad():
             sound = sound_images(self._start, weights, original, clean, images)
             if not len(sound):
-                raise CalibrationError("the outputs of all images diverge. Begin with a higher degree.")
+                raise CalibrationError("the outputs of all inputs diverge. Begin with a higher degree.")
             known = {name: r for name, r in ranges.items() if isinstance(r, Range)}
             reached = {name: ((r.high + r.low) / 2, (r.high - r.low) / 2) for name, r in known.items()}
             whitened = Whitened(self._start, weights, sound, reached, refit, spread)
@@ -200,7 +202,8 @@ class Trainer:
         progress = self._resumed(schedule, steps)
         if progress is None:
             progress = _Progress(self._judge(self._start), steps.mean())
-            self._say(f"fine-tuning: begins with {progress.best.score:.2%}, {progress.best.diverged} diverged")
+            line = f"fine-tuning: begins with {progress.best.score:.2%}, {progress.best.diverged} diverged"
+            self._say(Event(line, TUNING))
         clock = _Clock(per_epoch * epochs, per_epoch * len(progress.history))
         for number in range(len(progress.history) + 1, epochs + 1):
             begun, start = f"fine-tuning: epoch {number} of {epochs}", time.monotonic()
@@ -208,7 +211,9 @@ class Trainer:
             def told(batches: int, images: int, loss: float, number: int = number, begun: str = begun) -> None:
                 if not batches % max(1, per_epoch // LINES):
                     left = clock.left(per_epoch * (number - 1) + batches)
-                    self._say(f"{begun}, {images} images, loss {loss:.3f}, {left} left")
+                    done, total = per_epoch * (number - 1) + batches, per_epoch * epochs
+                    line = f"{begun}, {images} images, loss {loss:.3f}, {left} left"
+                    self._say(Event(line, TUNING, done, total))
 
             images, loss, penalty = self._epoch(seeded(loader, self._seed + number), steps, told)
             judged = self._judge(self._graph(steps.mean()))
@@ -259,7 +264,7 @@ class Trainer:
             history = [Epoch(int(n), int(m), loss, p, s, int(d), t) for n, m, loss, p, s, d, t in rows]
             kept = {name: parts[f"kept/{name}"].to(self._device) for name in self._whitened.theta}
             progress = _Progress(Judgement(score, int(diverged), worth), kept, history)
-        self._say(f"fine-tuning: goes on after epoch {len(history)}")
+        self._say(Event(f"fine-tuning: goes on after epoch {len(history)}", TUNING))
         return progress
 
     def _step(self, x: Tensor, labels: Tensor | None, steps: Steps) -> tuple[float, float]:

@@ -38,7 +38,7 @@ def measured_ranges(original: Graph, approximated: Graph, images: Tensor) -> dic
     with torch.no_grad():
         sound = torch.cat([sound_images(approximated, ours, original, clean, part) for part in images.split(CHUNK)])
         if not len(sound):
-            raise CalibrationError("the outputs of all images diverge. Begin with a higher degree.")
+            raise CalibrationError("the outputs of all inputs diverge. Begin with a higher degree.")
         reached = expected_ranges(original, clean, degrees, images)
         largest = dict.fromkeys(degrees, TINY)
         for part in sound.split(CHUNK):

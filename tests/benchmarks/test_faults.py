@@ -25,8 +25,10 @@ from olac.program.program import CompiledProgram
 
 pytestmark = [pytest.mark.encrypted, pytest.mark.filterwarnings("ignore:.*compiled without security")]
 
-NETWORKS = 60
+NETWORKS = 40
 MUTATED = 300
+CALIBRATIONS = 100
+"""A calibration that is read is compiled with, which takes much longer than a look at any other file."""
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -60,8 +62,9 @@ def test_random_networks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", MUTATIONS)
 def test_mutated_files(kind: str, process: Worker) -> None:
-    ends = check(process, kind, MUTATED)
-    assert ends[Outcome.REFUSED] > MUTATED / 2 and ends[Outcome.RIGHT] > 0
+    count = CALIBRATIONS if kind == "mutated calibration" else MUTATED
+    ends = check(process, kind, count)
+    assert ends[Outcome.REFUSED] > count / 2 and ends[Outcome.RIGHT] > 0
 
 
 COMMANDS = [("failed writes", 54), ("failed allocations", 32), ("limited files", 18), ("killed", 18)]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from olac.calibration.collect import calibrate, first_batch
+from olac.calibration.batches import first_batch
+from olac.calibration.collect import calibrate, pixel_notes
 from olac.calibration.statistics import Calibration
 from olac.errors import CalibrationError, VerificationError
 from olac.frontend import lift, trace
@@ -168,7 +169,7 @@ def bad(position: int, value: float) -> list[torch.Tensor]:
         (iter(()), "empty"),
         (bad(0, float("nan")), "batch 0 holds NaN"),
         (bad(2, float("inf")), "batch 2 holds NaN or inf"),
-        ([images(4), torch.zeros(4, 1, 6, 8)], r"batch 1 has images of shape \(1, 6, 8\)"),
+        ([images(4), torch.zeros(4, 1, 6, 8)], r"batch 1 has inputs of shape \(1, 6, 8\)"),
         ([images(4), "text"], "batch 1"),
         ([images(4), None], "batch 1"),
         ([images(4), ()], "batch 1 is empty"),
@@ -176,7 +177,7 @@ def bad(position: int, value: float) -> list[torch.Tensor]:
         ([torch.zeros(4, 1, 6, 7, dtype=torch.int64)], "batch 0 has type torch.int64"),
         ([torch.zeros(4, 1, 6, 7, dtype=torch.complex64)], "complex"),
         ([torch.zeros(4)], "batch axis"),
-        (5, "iterable"),
+        (5, "batches are needed"),
     ],
 )
 def test_bad_data(loader: Any, message: str) -> None:
@@ -206,3 +207,17 @@ def test_another_graph() -> None:
     other = lift(trace(nn.Sequential(nn.Flatten(), nn.Linear(42, 1)), images(2)))
     with pytest.raises(VerificationError):
         calibrate(traced, other, images(3))
+
+
+def test_pixels_that_were_not_scaled_are_noted() -> None:
+    pixels = (255 * torch.rand(16, 1, 6, 7, generator=torch.Generator().manual_seed(0))).to(torch.uint8)
+
+    def notes(given: torch.Tensor) -> tuple[str, ...]:
+        _, graph, calibration = run(Net(), [given])
+        return pixel_notes(graph, calibration)
+
+    (note,) = notes(pixels)
+    assert "images.float() / 255" in note
+    assert not notes(pixels.float() / 255) and not notes(pixels // 4) and not notes(pixels.float() - 128)
+    _, graph, calibration = run(nn.Linear(4, 2), [pixels.flatten(1)[:, :4].float()])
+    assert not pixel_notes(graph, calibration)  # rows of a table may be whole numbers

@@ -72,7 +72,8 @@ def test_in_the_place_of_a_loader(tmp_path: Path) -> None:
     model, x = net(), images(100)
     lines: list[str] = []
     olac.calibrate(model, x.split(30), progress=lines.append).save(tmp_path / "c")
-    assert lines[0] == "tracing the model" and lines[-1] == "calibrating: 100 images"
+    assert lines[0] == "tracing the model" and lines[-2] == "calibrating: 100 images"
+    assert lines[-1].startswith("calibrated in ") and lines[-1].endswith(": 100 images")
     calibration = olac.Calibration.load(tmp_path / "c")
     given, direct = olac.approximate(model, calibration), olac.approximate(model, x.split(30))
     assert given.graph == direct.graph and given.report.check == direct.report.check

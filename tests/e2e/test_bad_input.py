@@ -55,7 +55,7 @@ def sound(model: nn.Module, approximated: ApproximatedModel, x: torch.Tensor, sh
 
 def notes_on_values(approximated: ApproximatedModel) -> list[str]:
     """Notes other than those on how few images there are, and on how well the program agrees."""
-    expected = ("the agreement is", "the decisions agree", "64 calibration images", "200 calibration images")
+    expected = ("the agreement is", "the decisions agree", "64 calibration", "200 calibration")
     return [n for n in approximated.report.notes if not n.startswith(expected) and " copies of calibration" not in n]
 
 
@@ -142,7 +142,7 @@ def test_images_of_different_shapes() -> None:
         yield images(4)
         yield torch.zeros(4, 1, 6, 5)
 
-    with pytest.raises(CalibrationError, match="batch 2 has images of shape"):
+    with pytest.raises(CalibrationError, match="batch 2 has inputs of shape"):
         olac.approximate(net(), loader())
 
 

@@ -60,14 +60,14 @@ def test_compiling_notes_what_leaves_the_range_at_bootstraps() -> None:
     assert not any("bootstraps" in note for note in program.report.notes)
     (note,) = (note for note in wide.report.notes if "bootstraps" in note)
     assert f"leave [-1, 1] at {len(bootstraps)} of {len(bootstraps)} bootstraps" in note
-    assert bootstraps[0] in note and note.endswith("calibrate with more images")
+    assert bootstraps[0] in note and note.endswith("calibrate with more inputs")
 
 
 def test_notes_name_the_furthest_first() -> None:
     graph = deep_program(blocks=6, gain=3.0).graph
     (note,) = bootstrap_notes(graph, np.ones((2, 8)))
     assert note.startswith(
-        "on 2 unseen calibration images slots leave [-1, 1] at 5 of 5 bootstraps (565 at sum4_boot, 455 at sum3_boot, "
+        "on 2 unseen calibration inputs slots leave [-1, 1] at 5 of 5 bootstraps (565 at sum4_boot, 455 at sum3_boot, "
     )
     assert " and 2 more)" in note
     assert bootstrap_notes(deep_program(blocks=1, gain=3.0).graph, np.ones((2, 8))) == ()
@@ -84,4 +84,4 @@ def test_debug_names_a_bootstrap_only_where_the_image_is_to_blame() -> None:
     assert min(row.bits for row in rows) > 5
     fault = first_fault(debug(client, server, 3 * images[0].numpy()))
     assert fault is not None and fault.layer.endswith("_boot")
-    assert fault.advice.startswith("The images themselves lie outside")
+    assert fault.advice.startswith("The inputs themselves lie outside")

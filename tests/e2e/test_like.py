@@ -16,14 +16,18 @@ from olac.backends.cost import CostEvaluator
 from olac.backends.recorder import RecorderEvaluator
 from olac.ckks.engines import OPENFHE, VECTOR, EngineModel
 from olac.ckks.key_list import KeyList
+from olac.ckks.parameters import Bootstrapping, Parameters
+from olac.ckks.primes import FLEXIBLE
 from olac.ckks.rotations import composition
 from olac.costs.table import CostTable
 from olac.errors import ArtifactError, InfeasibleError
+from olac.ir.ops import Bootstrap
 from olac.kernels.record import record
 from olac.program.client_program import ClientProgram
 from olac.program.program import CompiledProgram
-from olac.runtime import Client, Server
+from olac.runtime import Client, Server, load_keys, save_parts
 from olac.selection.price import with_keys
+from olac.system.memory import bytes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*compiled without security")
 
@@ -65,6 +69,49 @@ def test_new_weights_run_with_old_keys(tmp_path: Path) -> None:
             answer = again.decrypt(server.run(again.encrypt(DATA[:1])))
         np.testing.assert_allclose(answer, new.simulate(DATA[:1]), atol=0.02)
         np.testing.assert_allclose(answer, model(seed)(DATA[:1]).detach().numpy(), atol=0.1)
+
+
+@cache
+def deep() -> CompiledProgram:
+    """Runs out of levels, and was compiled for a process of 1 GB."""
+    setup = Bootstrapping(4)
+    parameters = Parameters(11, setup.depth, 40, 47, 3, FLEXIBLE, 0, setup)
+    return olac.compile(
+        model(0, depth=10),
+        [DATA],
+        method="channel",
+        degree=3,
+        parameters=parameters,
+        insecure=True,
+        engine="vector",
+        max_memory="1GB",
+    )
+
+
+@pytest.mark.encrypted
+def test_new_weights_run_with_old_keys_of_bootstraps_within_a_limit_of_memory(tmp_path: Path) -> None:
+    """Through files, as a service would: the client keeps its keys, and gets the description of the new version."""
+    old, trained = deep(), model(1, depth=10)
+    client = Client(old.client())
+    save_parts(client.generate_keys(), tmp_path / "keys")
+    client.save_secret_key(tmp_path / "secret.key")
+    least = f"{1.01 * old.estimate(1).server_gb:.3f}GB"
+    new = like(trained, old, max_memory=least)
+    assert (new.parameters, new.rotations, new.max_memory) == (old.parameters, old.rotations, bytes_of(least, "least"))
+    assert sum(isinstance(node.op, Bootstrap) for node in new.graph.nodes) >= 2
+    assert new.estimate(1).server_gb <= 1.01 * old.estimate(1).server_gb < 1.0
+    again = Client.load(new.client(), tmp_path / "secret.key")
+    keys = load_keys(new, tmp_path / "keys")
+    assert not again.more_keys(keys).listed
+    with Server(new, keys) as server:
+        answer = again.decrypt(server.run(again.encrypt(DATA[:1])))
+    np.testing.assert_allclose(answer, new.simulate(DATA[:1]), atol=0.01)
+    np.testing.assert_allclose(answer, trained(DATA[:1]).detach().numpy(), atol=0.1)
+
+
+def test_a_limit_of_memory_that_the_old_parameters_exceed() -> None:
+    with pytest.raises(InfeasibleError, match=r"(?s)max_memory = 0\.20 GB.*Allow at least 0\.\d\d GB.*without like="):
+        like(model(1, depth=10), deep(), max_memory="0.2GB")
 
 
 def test_what_clients_know_is_enough_to_compile_like() -> None:

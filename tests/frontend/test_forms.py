@@ -276,7 +276,7 @@ def changed_by_call(model: Any, x: Any) -> Any:
 NOT_CONSTANT: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "random": (lambda m, x: x + torch.rand_like(x), "rand_like is not supported. Remove randomness"),
     "random of a shape": (lambda m, x: x + torch.randn(x.shape[1]), "on chance"),
-    "full of a value": (lambda m, x: x + torch.full_like(x, x[0, 0]), "full_like is not supported|single images"),
+    "full of a value": (lambda m, x: x + torch.full_like(x, x[0, 0]), "full_like is not supported|single inputs"),
     "size of the batch": (lambda m, x: x + torch.full((x.shape[0], 4), float(x.shape[0])), "size of its batch"),
     "uninitialised": (lambda m, x: x + torch.empty_like(x), "a constant isn't finite"),
     "part assigned": (assigned, "assigns to a part of a tensor"),
@@ -362,7 +362,7 @@ def test_images_that_mean_something_else_as_floats() -> None:
         return model.layer(x.float() / 255 if x.dtype == torch.uint8 else x)
 
     pixels = torch.randint(0, 255, (3, 4), dtype=torch.uint8)
-    assert "other outputs for uint8 images" in problems(Apply(scaled), pixels)
+    assert "other outputs for uint8 inputs" in problems(Apply(scaled), pixels)
     assert not problems(Apply(scaled), pixels.float())
     assert not problems(Apply(lambda m, x: m.layer(x.float() / 255)), pixels)
 

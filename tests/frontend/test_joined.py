@@ -112,7 +112,7 @@ def test_wrong_inputs() -> None:
         joined.join(image, row[:, 1:])
     with pytest.raises(ValueError, match="expected 7 numbers"):
         joined.split(np.zeros((3, 6)))
-    with pytest.raises(ValueError, match="40, 39 images"):
+    with pytest.raises(ValueError, match="batches of 40, 39"):
         Joined(Net(), (image, row[1:]))
     with pytest.raises(TypeError, match="example is a float"):
         Joined(Net(), 3.0)  # type: ignore[arg-type]
@@ -266,7 +266,7 @@ def test_check_prints_and_warns_nothing(capfd: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize("example", [torch.tensor([0.5, 1.0]), torch.tensor(1.0), torch.zeros(0, 3)])
 def test_check_of_examples_that_compile_cannot_take(example: torch.Tensor) -> None:
     (node,) = check(nn.ReLU(), example)
-    assert "an example has shape" in node.problem and "(images, features)" in node.advice
+    assert "an example has shape" in node.problem and "(n, features)" in node.advice
 
 
 def test_several_outputs_are_refused_with_the_way_to_compile_them() -> None:
@@ -285,3 +285,22 @@ def test_a_comparison_of_two_inputs() -> None:
     joined = olac.Joined(Larger(), (a, b))
     assert olac.check(joined, joined.join(a, b)) == []
     assert torch.equal(joined(joined.join(a, b)), (a > b).float())
+
+
+def test_several_outputs_are_named_with_what_to_write_instead() -> None:
+    layer = nn.Linear(4, 2)
+
+    class Several(nn.Module):
+        def __init__(self, kind: type) -> None:
+            super().__init__()
+            self.layer, self.kind = layer, kind
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y = self.layer(x)
+            return {"last_hidden_state": y, "pooler_output": 2 * y} if self.kind is dict else (y, 2 * y)
+
+    (node,) = check(Several(dict), torch.rand(3, 4))
+    assert node.problem == "forward returns a dict of 2 values (last_hidden_state, pooler_output)"
+    assert "model(x)['last_hidden_state'], or olac.Joined(model, example)" in node.advice
+    (node,) = check(Several(tuple), torch.rand(3, 4))
+    assert node.problem == "forward returns a tuple of 2 values" and "model(x)[0]" in node.advice

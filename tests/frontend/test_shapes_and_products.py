@@ -413,7 +413,7 @@ REFUSED: dict[str, tuple[tuple[int, ...], Callable[[Any], Any], str]] = {
     "a matrix that differs between images": (
         TOKENS,
         lambda x: torch.bmm(x, torch.arange(len(x) * 18.0).reshape(-1, 6, 3)),
-        "differs between the images",
+        "differs between the inputs",
     ),
     "the product of the images": ((6,), lambda x: torch.mm(x, x.T), "over the batch axis"),
     "the batch merged with tokens before it": (
@@ -421,7 +421,7 @@ REFUSED: dict[str, tuple[tuple[int, ...], Callable[[Any], Any], str]] = {
         lambda x: x.permute(1, 0, 2).reshape(-1, 6).reshape(5, -1, 6).permute(1, 0, 2),
         "merges it with an axis before it",
     ),
-    "several rows for each image": (TOKENS, lambda x: x.reshape(-1, 6), "several rows for each image"),
+    "several rows for each image": (TOKENS, lambda x: x.reshape(-1, 6), "several rows for each input"),
     "pooling of images": (TOKENS, lambda x: F.avg_pool1d(x.permute(2, 1, 0), 2), "works along the batch axis"),
     "whole batch": (TOKENS, lambda x: x - x.mean(), "whole batch"),
     "norm of the batch": (TOKENS, lambda x: x / x.norm(), "whole batch"),

@@ -128,7 +128,7 @@ def test_a_hook_that_changes_the_output_is_found() -> None:
 
 
 def test_a_model_that_fails_on_the_example() -> None:
-    with pytest.raises(CalibrationError, match=r"\(2, 2, 6, 7\)"):
+    with pytest.raises(CalibrationError, match=r"\(3, 2, 6, 7\)"):
         trace(Net(), images(3, 2, 6, 7))
 
 

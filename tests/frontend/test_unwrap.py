@@ -254,7 +254,7 @@ def test_single_images_that_two_would_be_merged_into_one() -> None:
     [
         (lambda net, x: net[4](net[:3](x).squeeze(0).reshape(-1)), "(splits|works along) the batch axis"),
         (lambda net, x: net(x).sum(0, keepdim=True), "works along the batch axis"),
-        (lambda net, x: net(x)[:1], "takes single images"),
+        (lambda net, x: net(x)[:1], "takes single inputs"),
         (lambda net, x: net[4](net[:3](x).reshape(1, -1)).T, "its batch axis elsewhere|T is not supported"),
     ],
 )

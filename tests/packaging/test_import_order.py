@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.errors",),
     # Drawings and the text of numbers are made of plain numbers.
-    ("olac.system", "olac.plugins", "olac.pages.text", "olac.pages.svg", "olac.pages.drawings"),
+    ("olac.system", "olac.plugins", "olac.progress", "olac.pages.text", "olac.pages.svg", "olac.pages.drawings"),
     ("olac.ir", "olac.ckks", "olac.parameters"),
     ("olac.costs",),
     ("olac.backends.base",),
@@ -37,9 +37,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("olac.backends",),
     ("olac.selection", "olac.runtime"),
     ("olac.compiler",),
-    ("olac.serving",),
-    ("olac", "olac.tuning", "olac.cli", "olac.demo", "olac.__main__"),
-    ("olac.scaling",),
+    ("olac.serving", "olac.scaling"),
+    ("olac", "olac.tuning", "olac.outcome", "olac.cli", "olac.demo", "olac.__main__"),
 )
 
 # Names in LAYERS that stand for themselves alone, not for the modules below them.
@@ -61,6 +60,7 @@ RESERVED: dict[str, tuple[str, ...]] = {
     "starlette": ("olac.serving", "olac.scaling.serving"),
     "torch": (
         "olac.frontend",
+        "olac.calibration.batches",
         "olac.calibration.collect",
         "olac.approximation",
         "olac.training",

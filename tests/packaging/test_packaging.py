@@ -13,12 +13,15 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+import olac
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # The folder in the tree that each import name is found in.
 FOLDERS = {"olac": "olac", "olac.passes": "passes", "olac.backends": "backends"}
 
-DISTRIBUTED = ("setup.cfg", "pyproject.toml", "LICENSE", "README.md", *FOLDERS.values())
+BESIDE = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md")
+DISTRIBUTED = ("setup.cfg", "pyproject.toml", "MANIFEST.in", "docs", *BESIDE, *FOLDERS.values())
 
 
 def setup_cfg() -> configparser.RawConfigParser:
@@ -100,7 +103,7 @@ def wheel_names(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 def test_wheel_has_one_top_level(wheel_names: list[str]) -> None:
     tops = {name.split("/")[0] for name in wheel_names}
-    version = setup_cfg()["metadata"]["version"]
+    version = olac.__version__
     assert tops == {"olac", f"olac-{version}.dist-info"}
 
 
@@ -108,7 +111,7 @@ def test_wheel_holds_every_file_once(wheel_names: list[str]) -> None:
     installed = [name for name in wheel_names if name.startswith("olac/")]
     assert len(installed) == len(set(installed))
     modules = {path for name in FOLDERS for path in files_of(name, "**/*.py")}
-    data = files_of("olac", "py.typed") | files_of("olac", "data/*.json") | files_of("olac", "pages/templates/*")
+    data = files_of("olac", "py.typed") | files_of("olac", "data/*.json") | files_of("olac", "**/templates/*")
     assert set(installed) == modules | data
 
 
@@ -119,4 +122,7 @@ def test_wheel_from_sdist_is_the_same(source: Path, wheel_names: list[str], tmp_
         archive.extractall(tmp_path / "tree")
     assert not [name for name in members if "/olac/passes/" in name or "/olac/backends/" in name]
     (tree,) = (tmp_path / "tree").iterdir()
+    documents = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    for name in (*BESIDE, *documents):
+        assert (tree / name).is_file(), f"{name} is not in the source distribution: see MANIFEST.in"
     assert sorted(names_in_wheel(build("wheel", tree, tmp_path / "wheel"))) == sorted(wheel_names)

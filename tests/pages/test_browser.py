@@ -108,7 +108,7 @@ def test_nothing_is_wrong_on_phones_and_screens(
     page, problems, requests = context.new_page(), list[str](), list[str]()
     page.on("console", lambda message: problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("dialog", lambda dialog: (problems.append("a script ran"), dialog.dismiss()))
+    page.on("dialog", lambda dialog: problems.append(f"a script ran: {dialog.message}"))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(path.as_uri())
     page.evaluate("() => document.querySelectorAll('details').forEach(one => one.open = true)")

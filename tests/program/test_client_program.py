@@ -150,9 +150,32 @@ def test_a_changed_description_is_refused() -> None:
         assert bad != data
         with pytest.raises(ArtifactError, match="its hash is wrong"):
             ClientProgram.from_bytes(bad)
-    newer = data.replace(b'"version": 1', f'"version": {CLIENT_PROGRAMS.current + 1}'.encode(), 1)
-    with pytest.raises(ArtifactError, match=r"version 2.*Update olac"):
+    current, version = CLIENT_PROGRAMS.current, CLIENT_PROGRAMS.current + 1
+    newer = data.replace(f'"version": {current}'.encode(), f'"version": {version}'.encode(), 1)
+    with pytest.raises(ArtifactError, match=rf"version {version}.*Update olac"):
         ClientProgram.from_bytes(newer)
+
+
+def test_names_of_outputs_are_kept_and_checked() -> None:
+    names = ("a", "b", "c", "d", "e")
+    program = replace(small_program(), output_names=names)
+    assert program.fingerprint == small_program().fingerprint  # names decide nothing of what is computed
+    client = ClientProgram.from_bytes(program.client().to_bytes())
+    assert client == program.client() and client.output_names == names
+    assert CompiledProgram.from_bytes(program.to_bytes()).output_names == names
+    outputs = program.simulate(images())
+    assert client.named(outputs)[0] == dict(zip(names, outputs[0].tolist(), strict=True))
+    with pytest.raises(ArtifactError, match="4 class_names for 5 outputs"):
+        CompiledProgram.from_bytes(replace(program, output_names=names[1:]).to_bytes())
+
+
+def test_a_description_of_version_1_has_no_names() -> None:
+    outer = json.loads(small_program().client().to_bytes())
+    del outer["client"]["output_names"]
+    earlier = json.dumps(outer | {"version": 1, "sha256": _digest(outer["client"])}).encode()
+    assert ClientProgram.from_bytes(earlier) == small_program().client()
+    with pytest.raises(ArtifactError, match="expected the fields"):
+        ClientProgram.from_bytes(json.dumps(json.loads(earlier) | {"version": 2}).encode())
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"OLAC" + bytes(60), b"\xff\xfe", b"[" * 100_000, b"null"])
@@ -206,6 +229,9 @@ def _set(*path: Any, value: Any) -> Callable[[dict[str, Any]], object]:
         (_set("output", "type", "channels", value=[{"low": 0.0, "high": 1.0}]), "ranges for 5 channels"),
         (_set("head", value=[{"kind": "argmax", "axis": 3, "keepdim": False}]), "axis"),
         (_set("head", value=[{"kind": "code"}]), "unknown step"),
+        (_set("output_names", value=["a"]), "1 class_names for 5 outputs"),
+        (_set("output_names", value=["a", "b", "c", "d", "\x1b[2J"]), "can't be shown"),
+        (_set("output_names", value="abcde"), "output_names is a str"),
     ],
 )  # fmt: skip
 def test_descriptions_that_make_no_sense(change: Callable[[dict[str, Any]], object], message: str) -> None:

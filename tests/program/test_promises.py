@@ -145,9 +145,9 @@ def test_degrees_that_are_too_low_are_said_and_refused() -> None:
 def test_few_images_are_said_and_refused(count: int) -> None:
     model, loader = network(3), [inputs(count)]
     program = olac.approximate(model, loader, degree=3, **QUICK)
-    assert any(note.startswith(f"{count} calibration image") for note in program.report.notes)
+    assert any(note.startswith(f"{count} calibration row") for note in program.report.notes)
     begun: list[str] = []
-    with pytest.raises(CalibrationError, match=f"strict: {count} calibration image"):
+    with pytest.raises(CalibrationError, match=f"strict: {count} calibration row"):
         olac.approximate(model, loader, degree=3, strict=True, progress=begun.append, **QUICK)
     assert "fitting polynomials" not in begun  # notes that need no fit come before the fits
 
@@ -178,7 +178,7 @@ def test_the_report_says_how_sure_it_is() -> None:
         assert part in text
     sure = replace(check, agreement=1.0, low=0.87, images_to_goal=189)
     text = "\n".join(parameter_lines(replace(program, report=replace(program.report, check=sure))))
-    assert "189 such images show at least 98.0%: calibrate with about 3024 in all" in text
+    assert "189 such rows show at least 98.0%: calibrate with about 3024 in all" in text
 
 
 def test_errors_of_classes_are_those_of_their_scores() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from olac.backends.cost import Slowdown
 from olac.backends.openfhe.session import ENGINE
-from olac.cli import main
+from olac.cli import _seconds, main
 from olac.costs.table import CostTable
 from olac.errors import BackendError
 from olac.system.threads import set_threads, usable_threads
@@ -92,10 +92,10 @@ def test_a_measured_table_of_costs_predicts(
     seconds = 10 * small_program().estimate(costs=costs).seconds_per_image
     monkeypatch.setattr(type(ENGINE), "slowdown", lambda *_: Slowdown())
     assert main(["info", str(program), "--costs", str(table)]) == 0
-    assert f"predicted on this machine: {seconds:.2f} s" in capsys.readouterr().out
+    assert f"predicted on this machine: {_seconds(seconds)} " in capsys.readouterr().out
     monkeypatch.setattr(type(ENGINE), "slowdown", lambda *_: Slowdown(0.1, 0.1))
     assert main(["info", str(program), "--costs", str(table)]) == 0
-    assert f"predicted on this machine: {seconds / 10:.2f} s" in capsys.readouterr().out
+    assert f"predicted on this machine: {_seconds(seconds / 10)} " in capsys.readouterr().out
 
     def no_measurement(*_: object) -> None:
         raise BackendError("it can't be loaded")
@@ -103,7 +103,7 @@ def test_a_measured_table_of_costs_predicts(
     monkeypatch.setattr(type(ENGINE), "slowdown", no_measurement)
     assert main(["info", str(program), "--costs", str(table)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"predicted on the machine of the table ({costs.machine}): {seconds:.2f} s" in shown
+    assert f"predicted on the machine of the table ({costs.machine}): {_seconds(seconds)} " in shown
 
 
 def test_engines_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,7 @@ def test_values_out_of_range_at_a_bootstrap_are_named_with_where_they_come_from(
     fault = first_fault(rows)
     assert fault is not None and fault.layer == "sum0_boot"
     assert "slots reach 8.7 at a bootstrap" in fault.problem
-    assert fault.advice == "Values first leave [-1, 1] at fc0: calibrate with more images like these."
+    assert fault.advice == "Values first leave [-1, 1] at fc0: calibrate with more inputs like these."
     (boot,) = (row for row in rows if row.layer == "sum0_boot")
     assert boot.outside == 8 and boot.largest == pytest.approx(8.7)
 
@@ -99,7 +99,7 @@ def test_images_far_outside_are_named() -> None:
         rows = debug(client, server, 1e5 * _image())
     fault = first_fault(rows)
     assert fault is not None and fault.layer == "sum0_boot"
-    assert fault.advice.startswith("The images themselves lie outside")
+    assert fault.advice.startswith("The inputs themselves lie outside")
 
 
 def test_what_does_not_decrypt_is_no_number() -> None:
@@ -119,7 +119,7 @@ def test_faults_by_their_rows() -> None:
         (replace(RIGHT, error=math.nan), "does not decrypt", "Noise grew"),
         (replace(BOOT, largest_encrypted=1.5), "slots reach 1.5", "hold no element"),
         (replace(RIGHT, error=0.3, largest=2.0, outside=3), "off by 0.3", "first leave [-1, 1] at fc"),
-        (replace(RIGHT, op="input", error=0.3, largest=2.0, outside=3), "off by 0.3", "The images themselves"),
+        (replace(RIGHT, op="input", error=0.3, largest=2.0, outside=3), "off by 0.3", "The inputs themselves"),
     ]
     for row, problem, advice in cases:
         fault = first_fault([RIGHT, row] if row.op != "input" else [row])
@@ -138,7 +138,7 @@ def test_keys_of_others_are_refused() -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         deep_program(gain=3.0).save(tmp_path / "p.olac")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import pickle
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from olac.backends.base import Ciphertext
 from olac.ckks.parameters import SPARSE_WEIGHT
 from olac.cli import main
 from olac.errors import ArtifactError, BackendError, InputError, MissingKeyError
+from olac.program.client_program import ClientProgram
+from olac.program.program import CompiledProgram
 from olac.runtime import Client, EncryptedInput, Encryptor, EvaluationKeys, PublicKey, Server
 from tests.runtime.engines import engine as engine
 from tests.runtime.small_program import ERROR, current_engine, deep_program, images, small_program
@@ -90,6 +95,20 @@ def test_the_noise_is_what_plans_count(secrets: str, bootstrapped: bool, engine:
     assert wanted < 1.02 * PUBLIC_NOISE * rescale
 
 
+def test_a_program_that_was_not_planned_for_public_keys(engine: str) -> None:
+    program, (client, _) = small_program(), pair()
+    public = client.public_key()
+    for one in (program, program.client()):
+        with pytest.warns(UserWarning, match=r"less precise\. Compile it with public_key=True"):
+            Encryptor(one, public)
+    data = json.loads(program.client().to_bytes())
+    data["client"]["public_key"] = 1
+    text = json.dumps(data["client"], sort_keys=True, separators=(",", ":"))
+    data["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    with pytest.raises(ArtifactError, match="public_key"):
+        ClientProgram.from_bytes(json.dumps(data).encode())
+
+
 def test_public_keys_that_do_not_fit(tmp_path: Path, engine: str) -> None:
     program, (client, keys) = small_program(), pair()
     public = client.public_key()
@@ -154,9 +173,18 @@ def test_programs_are_planned_for_public_keys(engine: str) -> None:
         for given in (False, True)
     )
     assert usual.parameters.scale_bits + 2 <= public.parameters.scale_bits <= usual.parameters.scale_bits + 4
+    assert (usual.public_key, public.public_key) == (False, True)
+    for again in (CompiledProgram.from_bytes(public.to_bytes()), ClientProgram.from_bytes(public.client().to_bytes())):
+        assert again.public_key and again.fingerprint == public.fingerprint
+    assert b"public_key" not in usual.client().to_bytes()
+    like = olac.compile(model, [data], insecure=True, like=public)
+    assert like.public_key and like.parameters == public.parameters
     client = Client(public)
     server = Server(public, client.generate_keys())
     x = data[:1].numpy()
     wanted = public.simulate(x)
-    error = np.abs(client.decrypt(server.run(Encryptor(public, client.public_key()).encrypt(x))) - wanted).max()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encryptor = Encryptor(public, client.public_key())
+    error = np.abs(client.decrypt(server.run(encryptor.encrypt(x))) - wanted).max()
     assert error < 1e-3 * np.abs(model(data).detach().numpy()).max()

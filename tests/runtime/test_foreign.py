@@ -23,7 +23,7 @@ import torch
 from safetensors.numpy import save
 
 import olac
-from olac.calibration.collect import as_images
+from olac.calibration.batches import as_inputs
 from olac.cli import main
 from olac.costs.table import CostTable
 from olac.errors import (
@@ -113,7 +113,7 @@ def test_what_is_no_array_of_real_numbers(given: Any) -> None:
         check_images(given, (2,))
     assert "4000" not in str(caught.value) and "2020" not in str(caught.value)  # nothing of what it holds
     with pytest.raises(CalibrationError):
-        as_images(given, "batch 0")
+        as_inputs(given, "batch 0")
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,28 @@ def test_what_is_no_array_of_real_numbers(given: Any) -> None:
 def test_what_is_an_array_of_real_numbers(given: Any) -> None:
     made = check_images(given, (2,))
     assert made.dtype == np.float64 and type(made) is np.ndarray and (made == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((2, 8, 6, 3)), r"images of shape \(3, 8, 6\).*not \(2, 8, 6, 3\). Write x.transpose\(0, 3, 1, 2\)"),
+        (torch.zeros(8, 6, 3), r"Write x.permute\(2, 0, 1\)\[None\]"),
+        (np.zeros((2, 144)), r"Write x.reshape\(-1, 3, 8, 6\)"),
+        ({"scan": np.zeros((2, 3, 8, 6))}, r"a dict of 'scan': ndarray.*batch\['scan'\]"),
+        ((torch.zeros(2, 3, 8, 6), torch.zeros(2)), r"a tuple of Tensor \(float32, shape \(2, 3, 8, 6\)\).*batch\[0\]"),
+        (
+            torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(1))),
+            r"a DataLoader.*next\(iter\(loader\)\)\[0\]",
+        ),
+        (None, "the input is None"),
+        ("x.npy", "a str"),
+    ],
+    ids=lambda value: str(type(value).__name__),
+)
+def test_wrong_inputs_are_answered_with_a_line_to_write(given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_images(given, (3, 8, 6))
 
 
 def test_arrays_that_do_not_fit_in_memory() -> None:
@@ -194,7 +216,7 @@ def test_npy_files_with_holes_take_no_memory(folder: Path, capsys: pytest.Captur
         with bad.open("wb") as stream:
             stream.write(npy(header))
             stream.truncate(int(np.prod(shape)) + len(npy(header)))
-        with pytest.raises(InputError, match=r"images, at most|an array of shape"):
+        with pytest.raises(InputError, match=r", at most|the program takes"):
             commands.read_npy(bad, program.input_shape)
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {(1 << 40, *SHAPE)}, }}\n".encode()
     bad.write_bytes(npy(header))  # and the file ends here

@@ -26,6 +26,7 @@ from olac.runtime import Client, EncryptedInput, EncryptedResult, EvaluationKeys
 from olac.runtime import server as server_module
 from olac.runtime.envelope import DIGEST_BYTES
 from olac.runtime.paging import KeyPager, install_pinned, needed_order, pinned_steps
+from olac.runtime.records import Recorder
 from tests.runtime.bootstrapped_program import bootstrapped_program
 from tests.runtime.key_sizes import one_key_bytes
 from tests.runtime.small_program import images, small_program
@@ -122,6 +123,8 @@ def test_results_are_the_same_bit_for_bit(capacity: int, path: Path, most: list[
     assert max(most) == capacity
     assert server.pages.loads == capacity + server.pages.evictions > len(set(order)) - 1
     assert server.pages.evictions == evictions(order, capacity).total()
+    timing = Recorder().record(server, 1).timing
+    assert timing is not None and (timing.keys_held, timing.keys_read) == (capacity, server.pages.loads)
     assert server.run(given()).to_bytes() == frames().answer
     assert max(most) == capacity and others <= tags()
 

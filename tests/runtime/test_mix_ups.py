@@ -141,7 +141,7 @@ def test_live_objects_of_another_kind_are_refused_as_files_are() -> None:
     for given, called in no_results:
         with pytest.raises(ArtifactError, match=f"{called}.*expected an encrypted result"):
             one.client.decrypt(given)
-    no_inputs: list[tuple[Any, str]] = [(one.result, "an encrypted result was"), (anything, "ndarray was")]
+    no_inputs: list[tuple[Any, str]] = [(one.result, "an encrypted result was"), (anything, "ndarray .* was")]
     for given, called in no_inputs:
         with pytest.raises(ArtifactError, match=f"{called} given, expected an encrypted input"):
             one.server.run(given)
@@ -168,7 +168,7 @@ def test_live_objects_hold_what_files_would_have_to() -> None:
         (result(live * 2), "2 ciphertexts, expected 1"),
         (result(one.image._live), "limbs and noise degree 1, expected"),
         (result((doubled,)), "noise degree 2, expected"),
-        (result(live, 0), "0 images"),
+        (result(live, 0), "0 inputs"),
         (result(live, 2), "1 ciphertexts, expected 2"),
     ):
         with pytest.raises(ArtifactError, match=message):

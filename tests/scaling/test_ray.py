@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from olac.ckks.key_list import KeyList
+from olac.cli import main
 from olac.errors import BackendError, CalibrationError, MissingKeyError
 from olac.runtime import Client, EncryptedInput, EvaluationKeys, save_parts
 from olac.scaling import calibrate_parts, run_batches
@@ -77,6 +78,17 @@ def test_a_killed_actors_work_is_done_again(cluster: Any, sent: Sent) -> None:
     loaded = EvaluationKeys.from_bytes(sent.program, sent.keys.to_bytes())
     results = run_batches(sent.program, loaded, sent.parts({3: stop_and_kill}), executor="ray")
     assert [one.digest for one in results] == sent.wanted
+
+
+def test_the_command_writes_the_file_of_one_run(cluster: Any, sent: Sent, tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("p.olac", "evaluation.keys", "x.enc", "y.enc")]
+    sent.program.save(places[0])
+    sent.keys.save(places[1])
+    sent.given.save(places[2])
+    run = ["run", *map(str, places), "--executor", "ray", "--workers", "2"]
+    assert main([*run, "--checkpoint", str(tmp_path / "checkpoints")]) == 0
+    whole = next(run_batches(sent.program, sent.keys, sent.given))
+    assert places[-1].read_bytes() == whole.to_bytes()
 
 
 def test_a_lost_machines_work_is_done_again(cluster: Any, sent: Sent, tmp_path: Path) -> None:

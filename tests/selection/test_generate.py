@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from olac.analysis.bootstrap_problem import Placements
 from olac.analysis.levels import multiplicative_depth
 from olac.ckks.bootstrapping import bootstrap_model
 from olac.ckks.candidates import BUDGETS, candidates, deep_chains
+from olac.ckks.engines import OPENFHE, VECTOR, EngineModel
 from olac.ckks.parameters import BOOTSTRAP_FIRST_BITS, BOOTSTRAP_SCALE_BITS, Bootstrapping, Parameters
 from olac.ckks.primes import FLEXIBLE
+from olac.costs.table import CostTable
 from olac.errors import SecurityError
 from olac.kernels.record import record
 from olac.options import CompileOptions
 from olac.polynomials.modes import FitOptions
-from olac.selection.generate import _on_fewer_slots, _planned, with_bootstraps
+from olac.selection import generate
+from olac.selection.generate import _on_fewer_slots, _planned, least_cost, with_bootstraps
 from olac.selection.job import Job
 from olac.selection.price import Candidate, preferred
 from tests.networks import Growing, cubic_blocks, images_for, key_steps, normalized, residual_network
@@ -65,6 +71,13 @@ def check_price(job: Job, one: Candidate) -> None:
     assert one.seconds == pytest.approx(made.seconds_per_image, rel=0.05)
 
 
+@pytest.fixture
+def all_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bootstraps are placed on every chain, not only on those that may be the best."""
+    monkeypatch.setattr(generate, "least_cost", lambda *_: 0.0)
+
+
+@pytest.mark.usefixtures("all_chains")
 def test_plans_with_bootstraps_are_priced_as_whole_programs_are() -> None:
     graph, calibration, _ = cubic_blocks(3)
     chains = [
@@ -83,6 +96,7 @@ def test_plans_with_bootstraps_are_priced_as_whole_programs_are() -> None:
         check_price(job, one)
 
 
+@pytest.mark.usefixtures("all_chains")
 def test_bootstraps_work_on_a_part_of_the_slots_if_values_repeat() -> None:
     graph, calibration, _ = cubic_blocks(8)
     chains = [
@@ -112,6 +126,55 @@ def test_bootstraps_work_on_a_part_of_the_slots_if_values_repeat() -> None:
         check_price(job, one)
     fastest = preferred(full, None)[0]
     assert best.seconds < fastest.seconds and best.server_bytes < fastest.server_bytes
+
+
+@pytest.mark.parametrize(
+    ("blocks", "engine", "choices", "most"),
+    [
+        (3, OPENFHE, {}, None),
+        (3, VECTOR, {}, None),
+        (8, OPENFHE, {"max_memory": 1e9}, None),
+        (8, VECTOR, {"max_memory": 1e9}, None),
+        (8, OPENFHE, {"batch": 4}, None),
+        (8, VECTOR, {"batch": 4}, None),
+        (8, VECTOR, {"max_memory": 1e6}, None),
+        (8, VECTOR, {"max_memory": 1e9}, 1),
+    ],
+)
+def test_chains_that_are_left_out_are_not_the_best(
+    blocks: int, engine: EngineModel, choices: dict[str, Any], most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every chain costs at least its bound, and the best is the same as if bootstraps were placed on all of them."""
+    graph, calibration, _ = cubic_blocks(blocks)
+    setups = [Bootstrapping(rest, recipe=engine.recipe) for rest in (5, 6, 8, 24)]
+    chains = [
+        Parameters(13, setup.depth, 40, 46, digits, FLEXIBLE, 0, setup)
+        for digits, setup in itertools.product((2, 3, 4), setups)
+    ]
+    table = CostTable.default(engine)
+    options = CompileOptions(FitOptions(max_bootstraps=most), engine=engine.name, threads=1, costs=table)
+    job = job_of(graph, calibration, options, **choices)
+    tried, some = _planned(job, chains, never), _planned(job, chains, never, some=True)
+    bounds = [least_cost(job, one.draft, one.parameters) for one in tried]
+    bounds_of_some = [least_cost(job, one.draft, one.parameters, some=True) for one in some]
+    monkeypatch.setattr(generate, "least_cost", lambda *_: 0.0)
+    monkeypatch.setattr(generate, "bootstraps_may_pay", lambda *_: True)
+    every = _planned(job, chains, never)
+    placed = [one for one in every if one.placements]
+    assert len(every) == len(chains) and placed
+
+    def kept(found: Sequence[Candidate]) -> tuple[Parameters, Placements] | None:
+        best = job.best(found)
+        return None if best is None else (best.parameters, best.placements)
+
+    assert kept(tried) == kept(every)
+    assert kept(some) == kept(placed)
+    assert all(0 < bound <= job.cost(one) for bound, one in zip(bounds, tried, strict=True))
+    assert all(0 < bound <= job.cost(one) for bound, one in zip(bounds_of_some, some, strict=True))
+    if kept(every) is None:  # nothing fits, and a refusal says what comes nearest
+        assert len(tried) == len(every) and len(some) == len(placed)
+    elif most is None:
+        assert len(some) < len(placed)
 
 
 def test_values_that_take_all_slots_are_bootstrapped_on_all() -> None:

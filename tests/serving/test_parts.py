@@ -64,6 +64,55 @@ def test_files_of_tokens_that_are_refused(text: str, problem: str, tmp_path: Pat
     assert TOKENS["alice"] not in str(error.value)
 
 
+def test_a_file_of_tokens_is_read_again_when_it_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    alice, bob = (f"{name}:{TOKENS[name]}" for name in ("alice", "bob"))
+    path = tokens_file(tmp_path, alice)
+    found = Tokens.load(path)
+
+    def known() -> list[str]:
+        return [name for name in ("alice", "bob") if found.owner(TOKENS[name]) == name]
+
+    assert known() == ["alice"]
+    tokens_file(tmp_path, f"{alice}\n{bob}")
+    assert known() == ["alice", "bob"]
+    other = tmp_path / "other"
+    other.write_text(bob)
+    other.chmod(0o600)
+    other.replace(path)
+    assert known() == ["bob"], "a token that was removed is unknown at once"
+    assert not caplog.records
+    for text, mode, problem in (("", 0o600, "holds no token"), (alice, 0o644, "chmod 600"), ("alice", 0o600, "colon")):
+        tokens_file(tmp_path, text, mode)
+        assert known() == ["bob"], "a file that is wrong changes nothing"
+        (said,) = (record.getMessage() for record in caplog.records)
+        assert problem in said and TOKENS["alice"] not in said
+        caplog.clear()
+    path.unlink()
+    assert known() == known() == ["bob"]
+    assert len(caplog.records) == 1 and "does not exist" in caplog.text
+    tokens_file(tmp_path, alice)
+    assert known() == ["alice"]
+
+
+def test_a_file_of_tokens_that_stays_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tokens_file(tmp_path, f"alice:{TOKENS['alice']}")
+    later = path.stat().st_mtime + 10
+    monkeypatch.setattr("olac.serving.tokens.time.time", lambda: later)
+    found = Tokens.load(path)
+    reads: list[Path] = []
+
+    def read(path: Path) -> Tokens:
+        reads.append(path)
+        return Tokens(TOKENS)
+
+    monkeypatch.setattr("olac.serving.tokens._read", read)
+    assert found.owner(TOKENS["alice"]) == "alice" and not reads
+    path.write_text(path.read_text())
+    later += 10
+    assert found.owner(TOKENS["bob"]) == "bob" and found.owner(TOKENS["bob"]) == "bob"
+    assert len(reads) == 1
+
+
 def test_tokens_that_others_may_read_are_refused(tmp_path: Path) -> None:
     for read in (Tokens.load, read_token):
         with pytest.raises(ArtifactError, match="chmod 600"):

@@ -270,7 +270,7 @@ def test_arguments_that_mean_nothing_are_refused(more: dict[str, Any], message: 
 def test_labels_that_fit_no_loss_are_named() -> None:
     with pytest.raises(CalibrationError, match=r"shape \(\d+, 7\)"):
         olac.finetune(MODEL, loader(torch.zeros(len(X), 7)), epochs=1, effort="fast")
-    with pytest.raises(CalibrationError, match="256 images and labels of shape"):
+    with pytest.raises(CalibrationError, match="256 inputs and labels of shape"):
         olac.finetune(MODEL, [(X, LABELS[:-1])], epochs=1, effort="fast")
     with pytest.raises(CalibrationError, match="not among 4 classes"):
         olac.finetune(MODEL, [(X, LABELS + 1)], epochs=1, effort="fast")
@@ -284,7 +284,7 @@ def test_labels_that_fit_no_loss_are_named() -> None:
         ([], "val_loader is empty"),
         ([(HELD, HELD_LABELS), HELD], "some batches of val_loader have labels"),
         ([HELD[:, :, :4]], "held out have shape"),
-        ([HELD, HELD[:, :, :4]], "batch 1 of val_loader has images of shape"),
+        ([HELD, HELD[:, :, :4]], "batch 1 of val_loader has inputs of shape"),
     ],
 )
 def test_validation_images_that_can_not_be_used_are_refused(validation: list[Any], message: str) -> None:

@@ -113,7 +113,7 @@ def _without_batch(lifter: Lifter, mask: Any, like: Value) -> Any:
     if at < 0 or like.frame.merged > 1:
         return mask
     if not bool((mask == mask.narrow(at, 0, 1)).all()):
-        raise Unsupported("a mask differs between the images of a batch", "Use one mask for all images")
+        raise Unsupported("a mask differs between the inputs of a batch", "Use one mask for all inputs")
     return mask.select(at, 0)
 
 
@@ -132,7 +132,7 @@ def _multihead_attention(
     is_causal: bool = False,
 ) -> Any:
     if key_padding_mask is not None:
-        raise Unsupported("attention with a padding mask for each image", "Calibrate and run with full sequences")
+        raise Unsupported("attention with a padding mask for each input", "Calibrate and run with full sequences")
     if m.bias_k is not None or m.add_zero_attn:
         raise Unsupported("attention with bias_k or add_zero_attn", "Leave them out")
     given = (query, key, value)
@@ -168,7 +168,7 @@ def _one_of_batch(lifter: Lifter, mask: torch.Tensor, heads: int) -> torch.Tenso
     """A mask (batch * heads, tokens, tokens) as (heads, tokens, tokens)."""
     each = mask.reshape(-1, heads, *mask.shape[1:])
     if not bool((each == each[:1]).all()):
-        raise Unsupported("a mask differs between the images of a batch", "Use one mask for all images")
+        raise Unsupported("a mask differs between the inputs of a batch", "Use one mask for all inputs")
     return each[0]
 
 

@@ -166,7 +166,7 @@ def _repeat(lifter: Lifter, x: Value, *sizes: Any, **kwargs: Any) -> Any:
     given = [1] * (x.rank - len(given)) + given
     shape = lifter.shape
     if shape is None or len(given) != x.rank or given[x.frame.at] != 1:
-        raise Unsupported("repeats the batch axis", "Keep one row for each image")
+        raise Unsupported("repeats the batch axis", "Keep one row for each input")
     own = [given[d] for d in range(x.rank) if d != x.frame.at]
     if x.frame.merged > 1:
         own.insert(x.frame.at, 1)

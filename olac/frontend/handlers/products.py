@@ -107,7 +107,7 @@ def _einsum(lifter: Lifter, equation: str, *operands: Any) -> Value:
     batch = {text[one.frame.at] for one, text in zip(operands, texts, strict=True) if isinstance(one, Value)}
     merged = {one.frame.merged for one in operands if isinstance(one, Value)}
     if len(batch) != 1 or len(merged) != 1 or next(iter(batch)) not in result:
-        raise Unsupported("multiplies or sums over the batch axis", "Treat each image alone")
+        raise Unsupported("multiplies or sums over the batch axis", "Treat each input alone")
     (images,) = batch
     alone = merged == {1}  # the batch axis holds no axis of an image
     parts: list[Value | Array] = [
@@ -128,7 +128,7 @@ def _constant(lifter: Lifter, constant: Any, text: str, images: str, merged: boo
     at = text.index(images)
     first = array.take([0], axis=at)
     if merged or not ((array == first).all()):
-        raise Unsupported("a constant differs between the images of a batch", "Use one constant for all images")
+        raise Unsupported("a constant differs between the inputs of a batch", "Use one constant for all inputs")
     return first.squeeze(at)
 
 

@@ -42,7 +42,7 @@ def _pad_amounts(lifter: Lifter, x: Value, pad: Sequence[int]) -> tuple[tuple[in
     missing = x.rank - len(pairs)
     pairs = [(0, 0)] * missing + pairs
     if pairs[x.frame.at] != (0, 0):
-        raise Unsupported("pads the batch axis", "Treat each image alone")
+        raise Unsupported("pads the batch axis", "Treat each input alone")
     at = x.frame.at
     return (*pairs[:at], *([(0, 0)] if x.frame.merged > 1 else []), *pairs[at + 1 :])
 
@@ -114,7 +114,7 @@ def _getitem(lifter: Lifter, x: Any, index: Any) -> Any:
         dim += 1
         if axis is None:
             if not isinstance(item, slice) or item.indices(1 << 30) != (0, 1 << 30, 1):
-                raise Unsupported("takes single images of the batch", "Treat each image alone: x[:, ...]")
+                raise Unsupported("takes single inputs of the batch", "Treat each input alone: x[:, ...]")
             shape += [x.frame.merged] if x.frame.merged > 1 else []
             continue
         size = x.shape[axis]
@@ -233,7 +233,7 @@ def _half(lifter: Lifter, x: Value, *args: Any, **kwargs: Any) -> Any:
 def _expand(lifter: Lifter, x: Value, *args: Any, **kwargs: Any) -> Any:
     shape = lifter.shape
     if shape is None:
-        raise Unsupported("repeats the batch axis", "Keep one row for each image")
+        raise Unsupported("repeats the batch axis", "Keep one row for each input")
     return lifter.broadcast(x, shape)
 
 
