@@ -11,12 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.docs.pages import ROOT, Block, blocks_of, pages
+from tests.docs.pages import ROOT, Block, PageError, blocks_of, pages
 from tests.docs.registries import registries_kept
 from tests.docs.runner import run_page
 from tests.docs.torchvision_stand_in import torchvision_there
 
-BLOCKS = {path.relative_to(ROOT).as_posix(): blocks_of(path.read_text(encoding="utf-8")) for path in pages()}
+BLOCKS: dict[str, list[Block]] = {}
+REFUSED: dict[str, str] = {}
+"""Pages that can't be read, and why."""
+for _path in pages():
+    _name = _path.relative_to(ROOT).as_posix()
+    try:
+        BLOCKS[_name] = blocks_of(_path.read_text(encoding="utf-8"))
+    except PageError as error:
+        REFUSED[_name] = str(error)
 RUN = [name for name, blocks in BLOCKS.items() if any(block.is_code for block in blocks)]
 GUIDE_SECTIONS = 5
 """Worked examples of CONTRIBUTING.md, each with an assertion (tests/test_contributing.py)."""
@@ -31,6 +39,10 @@ def readme(folder: Path, printed: str) -> None:
 
 CHECKS: dict[str, Callable[[Path, str], None]] = {"README.md": readme}
 """What more has to hold after the blocks of a page."""
+
+
+def test_all_pages_can_be_read() -> None:
+    assert not REFUSED
 
 
 @pytest.mark.encrypted
