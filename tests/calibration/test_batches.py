@@ -146,7 +146,7 @@ def test_the_first_layer_says_what_it_takes(layer: nn.Module, given: torch.Tenso
         (lambda x: x, "forward of a module"),
         (None, "not None"),
     ],
-    ids=str,
+    ids=["class", "weights", "path", "array", "function", "nothing"],
 )
 def test_what_is_no_model(given: Any, advice: str) -> None:
     with pytest.raises(TypeError, match=advice):
