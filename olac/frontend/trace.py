@@ -306,7 +306,7 @@ def _images_for(
 
     Raises CalibrationError if the model fails on all of these.
     """
-    first: Exception | None = None
+    first: tuple[Exception, tuple[int, ...]] | None = None
     merged: torch.Tensor | None = None
     for count in dict.fromkeys((BATCH if fixed is None else fixed, BATCH, 1, len(example), *OTHER_SIZES)):
         images = _distinct(example, count)
@@ -315,7 +315,7 @@ def _images_for(
         except Exception as error:
             if ran_out(error):
                 raise
-            first = first or error
+            first = first or (error, tuple(images.shape))
             continue
         if count != BATCH or fixed == BATCH or not isinstance(output, torch.Tensor) or output.shape[:1] != (1,):
             if merged is None or output.shape[:1] == (count,):
@@ -325,12 +325,12 @@ def _images_for(
     if merged is not None:
         return merged
     assert first is not None
-    given = tuple(example.shape)
-    _, advice = shape_advice(root, given)
+    error, failed = first
+    _, advice = shape_advice(root, tuple(example.shape))
     raise CalibrationError(
-        f"the model fails on a batch of shape {given}: {type(first).__name__}: {error_text(first)}"
+        f"the model fails on a batch of shape {failed}: {type(error).__name__}: {error_text(error)}"
         + (f". {advice}" if advice else "")
-    ) from first
+    ) from error
 
 
 def _model_advice(given: Any) -> str:

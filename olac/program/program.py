@@ -199,6 +199,7 @@ class CompiledProgram(_Simulated, LoweredProgram):
         report: what was decided and measured (`olac.program.report.Report`); `report.notes` is what you should know.
         head: the model's last steps, which the client computes on decrypted outputs.
         engine: the name of the engine that the program was planned for, which runs it by default.
+        public_key: whether it was planned for inputs that are encrypted with a public key.
         curves: for reports: the model's name and what calibration tells of its activations. Compiled programs have
             them, and `save` writes them to a file of their own. Programs that were read have none.
         output_names: the names of the outputs, such as those of classes; empty without names.

@@ -125,7 +125,11 @@ NETWORKS: list[tuple[nn.Module, torch.Tensor, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "given", "shown"), NETWORKS, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(
+    ("layer", "given", "shown"),
+    NETWORKS,
+    ids=["nhwc", "no channels", "one image", "channels last", "not flat", "labels"],
+)
 def test_the_first_layer_says_what_it_takes(layer: nn.Module, given: torch.Tensor, shown: str) -> None:
     model = nn.Sequential(layer, nn.ReLU()).eval()
     with pytest.raises((CalibrationError, UnsupportedModelError)) as caught:  # torch runs some of them, as one input

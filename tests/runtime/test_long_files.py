@@ -162,7 +162,7 @@ def test_all_images_are_checked_before_a_file_is_begun(tmp_path: Path, recwarn: 
     (said,) = [str(one.message) for one in recwarn if "calibrated range" in str(one.message)]
     assert said.startswith("channels 0, 1 of the input hold values far outside") and recwarn[0].filename == __file__
     for wrong in (x[0, 0], x[:0]):
-        with pytest.raises(InputError, match=r"shape|0 images"):
+        with pytest.raises(InputError, match=r"shape|0 inputs"):
             one.client.encrypt_to(path, wrong)
 
 
