@@ -491,11 +491,13 @@ def _keygen(options: argparse.Namespace) -> None:
         found = forecast(program, options.engine)
         estimate = found.estimate
         size, memory = estimate.key_file_bytes, estimate.client_gb * GB
-        time_taken = f", about {estimate.keygen_seconds:.0f} s {plain(found.where)}"
+        time_taken = f"{_seconds(estimate.keygen_seconds)} {plain(found.where)} and "
     else:
         client = Client(program, options.engine)
         size, memory, time_taken = client.key_file_bytes, client.memory_bytes, ""
-    console.print(f"keys of {size / GB:.3f} GB{time_taken} and {memory / GB:.2f} GB of memory", markup=False)
+    console.print(
+        f"making keys of {size / GB:.3f} GB will take {time_taken}{memory / GB:.2f} GB of memory", markup=False
+    )
     with showing(None, "making keys", "made keys", log, {"making keys": 1.0}) as say:
         secret, evaluation = commands.keygen(
             options.program,
@@ -645,22 +647,21 @@ def _remote_run(options: argparse.Namespace) -> None:
     known = None if options.client is None else load_any_program(options.client)
     token = read_token(options.token_file)
     console = _Console()
-    with (
-        RemoteServer(options.url, options.program, client_program=known, token=token) as server,
-        showing(None, "running on a server", "ran on a server", log, closing=False) as say,
-    ):
-        values = remote_run(
-            server,
-            options.images,
-            options.output,
-            keys=options.keys,
-            tell=lambda line: say(Event(line, line)),
-            decimals=options.decimals,
-            raw=options.raw,
-            allow_out_of_range=options.force,
-        )
+    with showing(None, "running on a server", "ran on a server", log, closing=False) as say:
+        say(Event("waiting for the server", "waiting for the server"))  # for a while if it is away
+        with RemoteServer(options.url, options.program, client_program=known, token=token) as server:
+            values = remote_run(
+                server,
+                options.images,
+                options.output,
+                keys=options.keys,
+                tell=lambda line: say(Event(line, line)),
+                decimals=options.decimals,
+                raw=options.raw,
+                allow_out_of_range=options.force,
+            )
     console.print(
-        f"{plain(options.output)}: outputs of {len(values)} inputs, in the clear", soft_wrap=True, markup=False
+        f"{plain(options.output)}: the decrypted outputs of {len(values)} inputs", soft_wrap=True, markup=False
     )
 
 

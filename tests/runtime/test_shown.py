@@ -73,7 +73,7 @@ def test_a_run_is_silent_without_a_terminal_unless_asked(parties: Parties, capfd
     parties.server.run(parties.given, True)
     out, err = capfd.readouterr()
     assert out == "" and len(err.splitlines()) == 2
-    assert re.fullmatch(r"ran in \d+\.\d s: 1 image in 1 set of ciphertexts, \S+ s an image", err.splitlines()[-1])
+    assert re.fullmatch(r"ran in \d+\.\d s: 1 input in 1 set of ciphertexts, \S+ s an input", err.splitlines()[-1])
 
 
 def test_the_end_of_a_run(parties: Parties, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +83,7 @@ def test_the_end_of_a_run(parties: Parties, tmp_path: Path, capsys: pytest.Captu
     parties.keys.save(names[1])
     parties.given.save(names[2])
     line = (
-        r"ran in \d+\.\d s: 1 image in 1 set of ciphertexts, \S+ s an image, \d+\.\d\d GB at the peak; "
+        r"ran in \d+\.\d s: 1 input in 1 set of ciphertexts, \S+ s an input, \d+\.\d\d GB at the peak; "
         rf"written to {re.escape(names[3])}"
     )
     assert main(["run", *names[:4]]) == 0
@@ -153,4 +153,4 @@ def test_encrypting_says_what_it_wrote(parties: Parties, tmp_path: Path, capfd: 
     assert capfd.readouterr() == ("", "")
     commands.encrypt(*names, progress=True)
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.endswith(f": 1 image in 1 set of ciphertexts, written to {names[3]}")
+    assert last.endswith(f": {names[3]}: 1 input in 1 ciphertext, 0.4 MB")
