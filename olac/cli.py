@@ -676,7 +676,7 @@ def _memory(text: str) -> float:
 
 
 def _decrypt(options: argparse.Namespace) -> None:
-    from olac.outcome import outcome_lines
+    from olac.outcome import SHOWN_INPUTS, outcome_lines
     from olac.runtime import commands
 
     names: Names = ()
@@ -698,6 +698,8 @@ def _decrypt(options: argparse.Namespace) -> None:
     shown = ".4g" if options.decimals is None else f".{max(options.decimals, 0)}f"
     for line in outcome_lines(values, shown, names, plain(options.output)):
         print(line, file=_beside(options.output))
+    if len(values) <= SHOWN_INPUTS:  # else the last line names the file
+        print(f"written to {plain(options.output)}, shape {values.shape}", file=_beside(options.output))
 
 
 def _beside(output: Path) -> TextIO:
