@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import logging
 import math
@@ -396,6 +397,8 @@ def _add_engine(
 def _demo(options: argparse.Namespace) -> None:
     try:
         from olac.demo import run_demo
+
+        importlib.import_module("sklearn")  # the demo imports it later, for its pictures
     except ModuleNotFoundError as error:
         raise OlacError(f"the demo needs torch and scikit-learn ({error}): pip install 'olac[demo]'") from error
     if not 1 <= options.images <= 360:
