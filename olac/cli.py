@@ -286,8 +286,9 @@ def _parser() -> argparse.ArgumentParser:
     debug = commands.add_parser(
         "debug", help="client, with both keys: compare an encrypted run with a simulated one, layer by layer"
     )
-    for name in ("program", "secret_key", "evaluation_keys", "images"):
+    for name in ("program", "secret_key", "evaluation_keys"):
         debug.add_argument(name, type=Path)
+    debug.add_argument("images", type=Path, help="a .npy file; those of its images that one run takes are compared")
     debug.add_argument(
         "--threshold", type=_from_zero, default=0.05, help="largest error of a layer that is right, in the layer's unit"
     )
