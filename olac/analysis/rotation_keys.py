@@ -331,5 +331,5 @@ def memory_line(keys: KeyChoice, max_memory: float) -> str:
         return f"{max_memory / GB:.2f} GB: a server holds all keys, and a run takes {seconds}"
     return (
         f"{max_memory / GB:.2f} GB: of the {keys.pool} rotation keys beside those of bootstraps, a server holds "
-        f"{keys.held} at a time. It reads {keys.reads} keys from their file in each run, which takes {seconds} in all"
+        f"{keys.held} at a time. A run reads {keys.reads} keys from their file, and takes {seconds}"
     )
