@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import logging
 import math
@@ -285,8 +286,9 @@ def _parser() -> argparse.ArgumentParser:
     debug = commands.add_parser(
         "debug", help="client, with both keys: compare an encrypted run with a simulated one, layer by layer"
     )
-    for name in ("program", "secret_key", "evaluation_keys", "images"):
+    for name in ("program", "secret_key", "evaluation_keys"):
         debug.add_argument(name, type=Path)
+    debug.add_argument("images", type=Path, help="a .npy file; those of its images that one run takes are compared")
     debug.add_argument(
         "--threshold", type=_from_zero, default=0.05, help="largest error of a layer that is right, in the layer's unit"
     )
@@ -396,6 +398,8 @@ def _add_engine(
 def _demo(options: argparse.Namespace) -> None:
     try:
         from olac.demo import run_demo
+
+        importlib.import_module("sklearn")  # the demo imports it later, for its pictures
     except ModuleNotFoundError as error:
         raise OlacError(f"the demo needs torch and scikit-learn ({error}): pip install 'olac[demo]'") from error
     if not 1 <= options.images <= 360:
@@ -491,11 +495,13 @@ def _keygen(options: argparse.Namespace) -> None:
         found = forecast(program, options.engine)
         estimate = found.estimate
         size, memory = estimate.key_file_bytes, estimate.client_gb * GB
-        time_taken = f", about {estimate.keygen_seconds:.0f} s {plain(found.where)}"
+        time_taken = f"{_seconds(estimate.keygen_seconds)} {plain(found.where)} and "
     else:
         client = Client(program, options.engine)
         size, memory, time_taken = client.key_file_bytes, client.memory_bytes, ""
-    console.print(f"keys of {size / GB:.3f} GB{time_taken} and {memory / GB:.2f} GB of memory", markup=False)
+    console.print(
+        f"making keys of {size / GB:.3f} GB will take {time_taken}{memory / GB:.2f} GB of memory", markup=False
+    )
     with showing(None, "making keys", "made keys", log, {"making keys": 1.0}) as say:
         secret, evaluation = commands.keygen(
             options.program,
@@ -645,22 +651,21 @@ def _remote_run(options: argparse.Namespace) -> None:
     known = None if options.client is None else load_any_program(options.client)
     token = read_token(options.token_file)
     console = _Console()
-    with (
-        RemoteServer(options.url, options.program, client_program=known, token=token) as server,
-        showing(None, "running on a server", "ran on a server", log, closing=False) as say,
-    ):
-        values = remote_run(
-            server,
-            options.images,
-            options.output,
-            keys=options.keys,
-            tell=lambda line: say(Event(line, line)),
-            decimals=options.decimals,
-            raw=options.raw,
-            allow_out_of_range=options.force,
-        )
+    with showing(None, "running on a server", "ran on a server", log, closing=False) as say:
+        say(Event("waiting for the server", "waiting for the server"))  # for a while if it is away
+        with RemoteServer(options.url, options.program, client_program=known, token=token) as server:
+            values = remote_run(
+                server,
+                options.images,
+                options.output,
+                keys=options.keys,
+                tell=lambda line: say(Event(line, line)),
+                decimals=options.decimals,
+                raw=options.raw,
+                allow_out_of_range=options.force,
+            )
     console.print(
-        f"{plain(options.output)}: outputs of {len(values)} inputs, in the clear", soft_wrap=True, markup=False
+        f"{plain(options.output)}: the decrypted outputs of {len(values)} inputs", soft_wrap=True, markup=False
     )
 
 
@@ -675,7 +680,7 @@ def _memory(text: str) -> float:
 
 
 def _decrypt(options: argparse.Namespace) -> None:
-    from olac.outcome import outcome_lines
+    from olac.outcome import SHOWN_INPUTS, outcome_lines
     from olac.runtime import commands
 
     names: Names = ()
@@ -697,6 +702,8 @@ def _decrypt(options: argparse.Namespace) -> None:
     shown = ".4g" if options.decimals is None else f".{max(options.decimals, 0)}f"
     for line in outcome_lines(values, shown, names, plain(options.output)):
         print(line, file=_beside(options.output))
+    if len(values) <= SHOWN_INPUTS:  # else the last line names the file
+        print(f"written to {plain(options.output)}, shape {values.shape}", file=_beside(options.output))
 
 
 def _beside(output: Path) -> TextIO:

@@ -49,4 +49,4 @@ def _outcome(row: Outputs, shown: str, names: Names) -> str:
     )
 
 
-__all__ = ["outcome_lines"]
+__all__ = ["SHOWN_INPUTS", "outcome_lines"]

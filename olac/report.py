@@ -34,7 +34,8 @@ def parameter_lines(program: CompiledProgram) -> list[str]:
     log_qp = engine.log_qp(parameters)
     lines = [
         f"ring dimension {parameters.ring_dimension}, {parameters.depth} levels of {parameters.scale_bits} bits, "
-        f"{parameters.digits} key-switching digits, {parameters.technique}; planned for {engine.title}",
+        f"{parameters.digits} digit{'s' if parameters.digits != 1 else ''} of key switching, {parameters.technique}; "
+        f"planned for {engine.title}",
         f"log2(QP) = {log_qp:.1f}: {_security(parameters, log_qp)}",
         f"{len(program.rotations)} rotation keys",
     ]

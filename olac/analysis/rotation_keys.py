@@ -324,12 +324,12 @@ def _missed(uses: Uses, steps: Iterable[int], price: Callable[[str, int], float]
 
 def memory_line(keys: KeyChoice, max_memory: float) -> str:
     """One line about what a server does to stay within `max_memory` bytes (see `held_within`)."""
-    needed, seconds = keys.sizes.server_bytes, f"{keys.seconds:.2f} s a run"
+    needed, seconds = keys.sizes.server_bytes, f"{keys.seconds:.2f} s"
     if needed > max_memory:
         return f"{max_memory / GB:.2f} GB: a server takes at least {math.ceil(needed / GB * 100) / 100:.2f} GB"
     if keys.held == keys.pool:
-        return f"{max_memory / GB:.2f} GB: a server holds all keys, {seconds}"
+        return f"{max_memory / GB:.2f} GB: a server holds all keys, and a run takes {seconds}"
     return (
-        f"{max_memory / GB:.2f} GB: of the {keys.pool} rotation keys that no bootstrap needs a server holds "
-        f"{keys.held} at a time, and it reads {keys.reads} keys from their file in each run: {seconds}"
+        f"{max_memory / GB:.2f} GB: of the {keys.pool} rotation keys beside those of bootstraps, a server holds "
+        f"{keys.held} at a time. A run reads {keys.reads} keys from their file, and takes {seconds}"
     )

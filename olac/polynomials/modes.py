@@ -82,8 +82,16 @@ def _check(name: str, keyword: str, value: Any) -> None:
         require_one_of(name, value, get_args(Effects))
     elif keyword == "effort":
         require_one_of(name, value, EFFORTS)
-    elif value is not None and keyword in RULES and not RULES[keyword][0](value):
-        raise ValueError(f"{name} {value} {RULES[keyword][1]}")
+    elif value is not None and keyword in RULES:
+        passes, problem = RULES[keyword]
+        try:
+            right = passes(value)
+        except TypeError as error:  # a value that can't be compared, such as a string
+            raise TypeError(
+                f"{name} is {value!r}, and {'numbers are' if name == 'plan' else 'a number is'} needed"
+            ) from error
+        if not right:
+            raise ValueError(f"{name} {value} {problem}")
 
 
 @dataclass(frozen=True)

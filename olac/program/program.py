@@ -390,6 +390,11 @@ class CompiledProgram(_Simulated, LoweredProgram):
             ArtifactError: the file is missing, damaged, of another kind or version, or not valid.
             SecurityError: its parameters don't have the security that they claim.
         """
+        if is_client_file(path):
+            raise ArtifactError(
+                f"{plain(path)}: looks like what `olac client` writes for clients, which has no weights. Give the "
+                "program itself, which program.save(path) wrote."
+            )
         return CompiledProgram._of(artifact.load_program(Path(path)))
 
     def to_bytes(self) -> bytes:

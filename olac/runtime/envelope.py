@@ -283,7 +283,7 @@ def _read_header(source: Source, stream: BinaryIO, kind: str, owner: Owner) -> H
     prefix = stream.read(PREFIX.size)
     if prefix[: len(MAGIC)] != MAGIC:
         raise ArtifactError(
-            f"{source.name}: not a {kind} of olac (it begins with {prefix[:4]!r}, expected {MAGIC!r}). "
+            f"{source.name}: not a file of kind {kind!r} (it begins with {prefix[:4]!r}, expected {MAGIC!r}). "
             "Check that the right file was given."
         )
     if size < shortest:
@@ -344,4 +344,4 @@ def frame(
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return text if len(text) <= 40 else text[:36] + "..." + text[-1]

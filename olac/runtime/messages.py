@@ -36,7 +36,7 @@ from olac.runtime.framed import Framed, FramedKeys
 from olac.runtime.stored_words import StoredWords
 from olac.system.files import Output, Source, check_writable, write_files
 from olac.system.memory import check_room, memory_for
-from olac.system.shapes import described
+from olac.system.shapes import counted, described
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -512,6 +512,10 @@ class _Ciphertexts(Framed):
         self._live = live
         self._engine = engine
         self._words = words
+
+    def __repr__(self) -> str:
+        """What is encrypted, in one line; no values."""
+        return f"<{type(self).__name__} of {counted(self.images, self.program.input_shape)}>"
 
     @classmethod
     def check_kind(cls, given: object) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from olac.backends.session import Preparing
 from olac.errors import plain
-from olac.progress import Event, Reporter, duration, showing
+from olac.pages.text import duration
+from olac.progress import Event, Reporter, showing
 from olac.progress.display import is_terminal
 from olac.runtime import commands
 from olac.runtime.estimates import Forecast
@@ -115,7 +116,12 @@ def run(
 
 def _announce(say: Reporter) -> Callable[[Forecast], None]:
     def announce(found: Forecast) -> None:
-        tell(f"predicted {plain(found.where)}: {duration(found.estimate.first_seconds)}")
+        # The first set takes longer, as weights are encoded for it.
+        first, further = found.estimate.first_seconds, sum(found.estimate.node_seconds.values())
+        tell(
+            f"predicted {plain(found.where)}: {duration(first)}, and {duration(further)} for each further set of "
+            "ciphertexts"
+        )
         say("loading keys")
 
     return announce

@@ -12,9 +12,11 @@ from olac.ckks.engines import EngineModel
 from olac.ir.graph import Graph, Node
 from olac.ir.ops import Array, Bootstrap
 from olac.ir.states import WIDEST
+from olac.pages.text import duration
 from olac.selection.job import Job
 from olac.selection.price import Candidate
 from olac.system.memory import GB, total_bytes
+from olac.system.shapes import one_of
 
 NAMED_BOOTSTRAPS = 3
 NOTED_IMAGES = 256
@@ -41,8 +43,8 @@ def say_memory(job: Job, chosen: Candidate) -> None:
 def summary(job: Job, chosen: Candidate) -> str:
     """What was made, in a few words."""
     return (
-        f"{job.engine.title}, ring 2^{chosen.parameters.log_ring}, {chosen.server_bytes / GB:.1f} GB and "
-        f"{chosen.seconds:.3g} s an image predicted"
+        f"{job.engine.title}, ring 2^{chosen.parameters.log_ring}; predicted: {chosen.server_bytes / GB:.1f} GB for a "
+        f"server, {duration(chosen.seconds)} {one_of(chosen.graph.inputs[0].type.shape)}"
     )
 
 

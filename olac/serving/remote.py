@@ -400,7 +400,10 @@ class RemoteServer:
                 pause = max(pause, _retry_after(answer))
             if time.monotonic() + pause > end:
                 status = 0 if answer is None else answer.status_code
-                raise RemoteError(f"{plain(self._url)}: tried for {self._patience:.0f} s. {plain(problem)}", status)
+                advice = "" if status else ". Check the address, and that `olac serve` runs there"
+                raise RemoteError(
+                    f"{plain(self._url)}: tried for {self._patience:.0f} s. {plain(problem)}{advice}", status
+                )
             time.sleep(pause * (1 + 0.2 * secrets.randbelow(1000) / 1000))  # clients don't all come back at once
             pause = min(2 * pause, LONGEST_PAUSE)
 

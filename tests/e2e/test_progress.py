@@ -67,7 +67,9 @@ def test_the_last_line_says_what_was_made(
     told: tuple[olac.CompiledProgram, list[Event], list[logging.LogRecord]],
 ) -> None:
     program, events, records = told
-    made = r"compiled in \d+\.\d s: OpenFHE, ring 2\^12, \d+\.\d GB and \S+ s an image predicted"
+    made = (
+        r"compiled in \d+\.\d s: OpenFHE, ring 2\^12; predicted: \d+\.\d GB for a server, \S+ m?s an? (image|row|input)"
+    )
     assert re.fullmatch(made, events[-1]) and program.parameters.log_ring == 12
     messages = [record.getMessage() for record in records if record.name == "olac.compiler"]
     assert messages[0] == "compiling begins" and messages[-1] == events[-1]

@@ -64,6 +64,13 @@ def test_bad_options_are_refused(choices: dict[str, Any], why: str) -> None:
         FitOptions(**choices)
 
 
+@pytest.mark.parametrize("choices", [{"degree": "three"}, {"plan": (2, "7")}, {"tolerance": "0.1"}])
+def test_a_value_of_a_wrong_type_is_named(choices: dict[str, Any]) -> None:
+    (name,) = choices
+    with pytest.raises(TypeError, match=rf"{name} is .*, and .* needed"):
+        FitOptions(**choices)
+
+
 def test_the_ends_of_what_options_allow() -> None:
     for method in METHODS:
         assert FitOptions(method=method).method == method

@@ -143,6 +143,12 @@ def written(change: Callable[[dict[str, Any]], object]) -> bytes:
     return json.dumps(outer).encode()
 
 
+def test_a_description_in_place_of_the_program(tmp_path: Path) -> None:
+    small_program().client().save(tmp_path / "client.json")
+    with pytest.raises(ArtifactError, match=r"client.json: .*`olac client`.*no weights\. Give the program itself"):
+        CompiledProgram.load(tmp_path / "client.json")
+
+
 def test_a_changed_description_is_refused() -> None:
     data = small_program().client().to_bytes()
     ClientProgram.from_bytes(written(lambda client: None))

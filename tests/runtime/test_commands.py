@@ -56,7 +56,10 @@ def test_from_keys_to_a_decrypted_result(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["decrypt", files["p.olac"], secret, files["out.enc"], files["out.npy"]]) == 0
     expected = program.simulate(image)
     assert np.max(np.abs(np.load(files["out.npy"]) - expected)) < 1e-2
-    assert f"class {expected[0].argmax()}:" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert (
+        f"class {expected[0].argmax()}:" in shown and f"written to {files['out.npy']}, shape {expected.shape}" in shown
+    )
 
     wrong = [
         ("exists already", ["keygen", files["p.olac"], files["keys"]]),

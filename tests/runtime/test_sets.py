@@ -95,7 +95,9 @@ def test_progress_counts_each_set(pairs: None) -> None:
         observed.append(node.id)
 
     x = images(COUNT)
-    result = one.server.run(one.client.encrypt(x), seen.append, observe=observe)
+    encrypted = one.client.encrypt(x)
+    assert repr(encrypted) == f"<EncryptedInput of {COUNT} inputs>"
+    result = one.server.run(encrypted, seen.append, observe=observe)
     np.testing.assert_allclose(one.client.decrypt(result), one.program.simulate(x), atol=ERROR)
     nodes = [node.id for node in one.program.graph.nodes]
     assert [at.node for at in seen] == nodes * 2

@@ -62,7 +62,7 @@ def test_the_command_writes_and_prints_rounded_outputs(
     assert main(["decrypt", *names, "--decimals", "1"]) == 0
     wanted = parties.client.decrypt(parties.result, decimals=1)
     np.testing.assert_array_equal(np.load(names[3]), wanted)
-    printed = capsys.readouterr().out.split(":")[1].split()
+    printed = capsys.readouterr().out.splitlines()[0].split(":")[1].split()
     assert printed == [f"{value:.1f}" for value in wanted[0]]
 
 
