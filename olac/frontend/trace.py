@@ -325,12 +325,12 @@ def _images_for(
     if merged is not None:
         return merged
     assert first is not None
-    error, failed = first
+    why, failed = first
     _, advice = shape_advice(root, tuple(example.shape))
     raise CalibrationError(
-        f"the model fails on a batch of shape {failed}: {type(error).__name__}: {error_text(error)}"
+        f"the model fails on a batch of shape {failed}: {type(why).__name__}: {error_text(why)}"
         + (f". {advice}" if advice else "")
-    ) from error
+    ) from why
 
 
 def _model_advice(given: Any) -> str:
