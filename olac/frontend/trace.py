@@ -326,9 +326,11 @@ def _images_for(
         return merged
     assert first is not None
     why, failed = first
-    _, advice = shape_advice(root, tuple(example.shape))
+    given = tuple(example.shape)
+    _, advice = shape_advice(root, given)
+    parts = "" if failed == given else f" (of the given one, {given})"
     raise CalibrationError(
-        f"the model fails on a batch of shape {failed}: {type(why).__name__}: {error_text(why)}"
+        f"the model fails on a batch of shape {failed}{parts}: {type(why).__name__}: {error_text(why)}"
         + (f". {advice}" if advice else "")
     ) from why
 

@@ -193,7 +193,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     classes = np.load(paths["out.npy"])
     assert classes.dtype == np.int64
     np.testing.assert_array_equal(classes, program.simulate(given))
-    assert capsys.readouterr().out.splitlines() == [f"class {value}" for value in classes]
+    *shown, last = capsys.readouterr().out.splitlines()
+    assert shown == [f"class {value}" for value in classes] and last == f"written to {paths['out.npy']}, shape (2,)"
     assert main(["decrypt", "--raw", paths["p.olac"], secret, paths["out.enc"], paths["raw.npy"]]) == 0
     np.testing.assert_allclose(np.load(paths["raw.npy"]), program.simulate(given, raw=True), atol=1e-2)
     assert capsys.readouterr().out.startswith(f"class {classes[0]}: ")

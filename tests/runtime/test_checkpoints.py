@@ -176,7 +176,7 @@ def test_damaged_and_forged_checkpoints_are_refused(tmp_path: Path) -> None:
     cases = {
         "SHA-256": bytes(flipped),
         "its header says": data[:-7],
-        "not a checkpoint": b"",
+        "not a file of kind 'checkpoint'": b"",
         "that the program does not have": _forged(data, behind="nothing"),
         "does not hold what is needed": _forged(data, values=["x"]),
         "expected 32 hexadecimal digits": _forged(data, input=7),

@@ -301,7 +301,7 @@ def test_parts_that_are_wrong_never_take_their_names(saved: KeyFolder, tmp_path:
     for name, data, message in (
         (first, bytes(flipped), "SHA-256"),
         (first, good[:-1], r"its header says"),
-        (first, b"", "not a evaluation-keys"),
+        (first, b"", "not a file of kind 'evaluation-keys'"),
         (second, good, "it is the key 'relinearise"),
         (first, others.path(first).read_bytes(), "of the key pair"),
         (first, one.frame, "bytes were sent|it is the key"),
