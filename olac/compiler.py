@@ -161,7 +161,7 @@ def approximate(
         options: see `CompileOptions`.
         pipeline: other passes from stage TRACED to POLYNOMIAL.
         progress: None shows a bar if stderr is a terminal, and in a notebook; False shows nothing; True shows lines
-            where there is no terminal. A function is called with each `olac.progress.Event`, which is a line of text
+            if there is no terminal. A function is called with each `olac.progress.Event`, which is a line of text
             with data beside it.
         choices: single fields of `CompileOptions` or `FitOptions`, e.g. method="empirical", degree=7, max_depth=40; in
             place of strings also types, e.g. method=olac.Minimax(alpha=7), degrees=olac.Within(levels=40).

@@ -109,7 +109,7 @@ class Client:
 
         Args:
             progress: None shows a bar if stderr is a terminal, and in a notebook; False shows nothing; True shows lines
-                where there is no terminal. A function is called with each `olac.progress.Event`, or, if it takes two
+                if there is no terminal. A function is called with each `olac.progress.Event`, or, if it takes two
                 arguments, as progress(keys made, keys in all).
 
         Raises:

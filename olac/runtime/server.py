@@ -318,7 +318,7 @@ class Server:
         Args:
             encrypted: from the client whose keys this server has.
             progress: None shows a bar if stderr is a terminal, and in a notebook; False shows nothing; True shows lines
-                where there is no terminal. A function is called with a `Progress` after every node.
+                if there is no terminal. A function is called with a `Progress` after every node.
             checkpoint: a file to which the ciphertexts that are still needed are written, after each bootstrap and
                 also from time to time. If it exists, the run continues from it. It is deleted when the run is done.
             checkpoint_seconds: the least time between checkpoints, apart from those after bootstraps.
